@@ -1,0 +1,1 @@
+"""The wing that makes the record: engines, routing tap, recorders, replay. The only place that imports torch."""

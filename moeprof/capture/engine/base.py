@@ -1,0 +1,182 @@
+"""The Engine Protocol: a model that runs one step at a time.
+
+An engine *says what happened* and measures nothing else. Whoever drives it decides when to step, so two engines can be
+stepped in turn (lock-step pairs) and nothing hides in a background thread. Times come from one injectable clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from moeprof.core.trace import Request
+
+Phase = Literal["prefill", "decode", "mixed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceInStep:
+    """What one request did in one step.
+
+    Attributes:
+        request: row of the request in the schedule.
+        query_tokens: tokens of it computed in this step (prompt tokens in prefill, 1 in decode).
+        past_tokens: tokens of it already in the cache before the step.
+        is_prefill: True while prompt tokens (or recomputed tokens) are processed.
+        token: the id it produced (forced or chosen), or None when the step ended inside its prompt.
+        chosen: the id the model itself would have chosen, or None when unknown.
+        finished: True when this token was its last.
+    """
+
+    request: int
+    query_tokens: int
+    past_tokens: int
+    is_prefill: bool
+    token: int | None = None
+    chosen: int | None = None
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What happened in one engine step. Times are ``perf_counter`` seconds of the process.
+
+    Attributes:
+        start_s: before the batch was prepared.
+        end_s: after the new tokens were known on the host.
+        device_s: device time by events, or None (CPU, or not resolved yet).
+        sequences: who was in the batch, in the order of the flattened tokens.
+        kv_tokens_used: token slots of the KV cache in use after the step, or None when the engine cannot tell.
+        preempted: requests that lost their cache in this step (schedule rows).
+    """
+
+    start_s: float
+    end_s: float
+    device_s: float | None
+    sequences: tuple[SequenceInStep, ...]
+    kv_tokens_used: int | None = None
+    preempted: tuple[int, ...] = ()
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens computed (recomputed ones included)."""
+        return sum(s.query_tokens for s in self.sequences if s.is_prefill)
+
+    @property
+    def decode_tokens(self) -> int:
+        """Decode tokens computed."""
+        return sum(s.query_tokens for s in self.sequences if not s.is_prefill)
+
+    @property
+    def context_tokens(self) -> int:
+        """Keys attended to, summed over sequences: past plus query tokens."""
+        return sum(s.past_tokens + s.query_tokens for s in self.sequences)
+
+    @property
+    def phase(self) -> Phase:
+        """``mixed`` when prefill and decode tokens share the step."""
+        if self.prefill_tokens and self.decode_tokens:
+            return "mixed"
+        return "prefill" if self.prefill_tokens else "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout:
+    """Which tokens a forward pass holds; given to listeners *before* the forward runs.
+
+    Attributes:
+        query_tokens: tokens per sequence in flattened order, padding left out.
+        requests: schedule row per sequence.
+        is_prefill: phase per sequence.
+        token_mask: for padded batches, a list over the flattened [batch * width] positions, True = real; None when
+            nothing is padded. The order of True positions is the order of ``query_tokens``.
+    """
+
+    query_tokens: tuple[int, ...]
+    requests: tuple[int, ...]
+    is_prefill: tuple[bool, ...]
+    token_mask: list[bool] | None = None
+
+
+class ForwardListener(Protocol):
+    """Is told what a forward pass will hold, just before it runs (the routing tap uses it to label tokens)."""
+
+    def before_forward(self, layout: BatchLayout) -> None:
+        """Called once per forward, before it."""
+
+    def after_forward(self) -> None:
+        """Called once per forward, after it was launched (not synchronised)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine is, for the record.
+
+    Attributes:
+        kind: ``transformers``.
+        batching: ``continuous`` or ``static``.
+        attention: name of the attention path that ran.
+        experts: name of the experts implementation, or None for dense models.
+        dtype: for example ``bfloat16``.
+        device: for example ``cpu`` or ``cuda:0``.
+        kv_tokens: token slots of the KV cache.
+        kv_bytes: bytes allocated for it, or None.
+        max_batch_tokens: largest number of tokens in a step.
+        max_sequence_tokens: longest prompt + output that is accepted.
+        notes: reasons for choices that a reader should know (for example why batches are static).
+    """
+
+    kind: str
+    batching: Literal["continuous", "static"]
+    attention: str
+    experts: str | None
+    dtype: str
+    device: str
+    kv_tokens: int
+    kv_bytes: int | None
+    max_batch_tokens: int
+    max_sequence_tokens: int
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """A model that runs one step at a time."""
+
+    facts: EngineFacts
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request; it enters a batch in one of the next steps.
+
+        Raises:
+            EngineError: the request can never fit (prompt + output over ``facts.max_sequence_tokens``). The replay
+                loop refuses such requests before, so this is a second fence.
+        """
+
+    def step(self) -> Step | None:
+        """Run one step; None when there is nothing to do."""
+
+    def reset(self) -> None:
+        """Forget all requests and free their cache (between passes)."""
+
+    def close(self) -> None:
+        """Release the model, its hooks and its memory."""
+
+
+@dataclass(slots=True)
+class ListenerSet:
+    """The listeners of an engine; empty by default. Order of calls = order of adding."""
+
+    listeners: list[ForwardListener] = field(default_factory=list)
+
+    def before_forward(self, layout: BatchLayout) -> None:
+        """Tell all."""
+        for listener in self.listeners:
+            listener.before_forward(layout)
+
+    def after_forward(self) -> None:
+        """Tell all."""
+        for listener in self.listeners:
+            listener.after_forward()
+
+
+Model = Any  # a torch.nn.Module; typed loosely so that base.py needs no torch

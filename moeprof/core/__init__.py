@@ -1,0 +1,1 @@
+"""The nouns that both wings share: workload, trace, schedule, record, errors, units. No torch, no statistics."""

@@ -1,0 +1,84 @@
+"""The error tree. A user's mistake is a MoeprofError with an exit code; ours is an AssertionError.
+
+MoeprofError (1: something failed)
+ |- InputError (2: bad input or usage: where, what was found, what is allowed, what to do)
+ |   |- WorkloadError       a workload file or option
+ |   |- TraceError          a trace, prompts file or schedule
+ |   |- ModelError          a model that cannot be found, read or built
+ |   |   `- UnsupportedModelError   an architecture that moeprof refuses by name
+ |   |- RecordError         a record that is missing, damaged, or from a newer format
+ |   `- PriceError          a device without a price
+ |- EngineError (1: a model failed while running)
+ |   `- OutOfMemoryError    what was needed, what was there, which setting to change
+ |- RegressionFoundError (3)
+ |- UndecidedError (4: cannot tell)
+ `- InterruptedRunError (130 SIGINT, 143 SIGTERM)
+
+One boundary, ``moeprof.cli.main.main``, turns these into one line on stderr and the exit code.
+"""
+
+from __future__ import annotations
+
+
+class MoeprofError(Exception):
+    """Something failed that the user should read about in one line."""
+
+    exit_code = 1
+
+
+class InputError(MoeprofError):
+    """Bad input or usage."""
+
+    exit_code = 2
+
+
+class WorkloadError(InputError):
+    """A workload file, key, or command-line option is wrong."""
+
+
+class TraceError(InputError):
+    """A trace, prompts file or schedule is wrong."""
+
+
+class ModelError(InputError):
+    """A model cannot be found, read or built."""
+
+
+class UnsupportedModelError(ModelError):
+    """The architecture is known not to be measurable here; the message says why."""
+
+
+class RecordError(InputError):
+    """A record is missing, damaged, or written by a newer moeprof."""
+
+
+class PriceError(InputError):
+    """No price is known for this device."""
+
+
+class EngineError(MoeprofError):
+    """A model failed while running."""
+
+
+class OutOfMemoryError(EngineError):
+    """The device has too little memory; the message says how much was needed and what to change."""
+
+
+class RegressionFoundError(MoeprofError):
+    """A gate found a regression."""
+
+    exit_code = 3
+
+
+class UndecidedError(MoeprofError):
+    """The sample cannot decide the question."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(MoeprofError):
+    """The run was stopped by a signal; what was measured is kept."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,117 @@
+"""What a model is, counted exactly: the part of ``model.json`` that the analysis wing needs, without torch.
+
+Groups and formulas: METRICS section 2. ``params_by_group`` counts each parameter once, by identity (tied weights once).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+GROUPS = (
+    "embedding",
+    "attention",
+    "dense_mlp",
+    "router",
+    "shared_experts",
+    "routed_experts",
+    "norm",
+    "lm_head",
+    "other",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeLayerFacts:
+    """One MoE layer.
+
+    Attributes:
+        name: module path of the MoE block.
+        num_experts: E (routed).
+        top_k: k.
+        expert_params: parameters of one routed expert.
+        expert_bytes: bytes of one routed expert as stored.
+        shared_params: parameters of the layer's shared experts.
+        router_params: parameters of the layer's router.
+        executes_all_experts: True for code that runs every expert on every token (no sparsity gain).
+    """
+
+    name: str
+    num_experts: int
+    top_k: int
+    expert_params: int
+    expert_bytes: int
+    shared_params: int = 0
+    router_params: int = 0
+    executes_all_experts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model is.
+
+    Attributes:
+        name: the workload's name for it.
+        source: where it came from (hub id, folder, config + "random weights").
+        model_type: for example ``qwen3_moe``.
+        architecture: class name.
+        dtype: dtype of most weights.
+        total_params: all parameters, tied ones once.
+        active_params: A = total - idle routed experts.
+        active_params_no_embedding: B.
+        active_params_no_embedding_no_head: C.
+        params_by_group: parameters per group of GROUPS.
+        bytes_by_group: bytes as stored per group of GROUPS.
+        tied_embeddings: True when lm_head shares the embedding.
+        moe_layers: the MoE layers, empty for a dense model.
+        num_layers: decoder layers.
+        hidden_size: d.
+        vocab_size: rows of the embedding.
+        kv_bytes_per_token: KV bytes per token over all layers, or None when the cache is not of that kind.
+        attention_flops_per_pair: FLOPs per query-key pair over all layers: 4 * heads * head_dim * layers.
+        tokenizer_hash: of the tokenizer used, or None.
+        routing_policy: ``native``, or the override in force (then said on every page).
+        weights: ``checkpoint`` or ``random``.
+        notes: what a reader should know (quantised groups, executed != routed...).
+    """
+
+    name: str
+    source: str
+    model_type: str
+    architecture: str
+    dtype: str
+    total_params: int
+    active_params: int
+    active_params_no_embedding: int
+    active_params_no_embedding_no_head: int
+    params_by_group: dict[str, int]
+    bytes_by_group: dict[str, int]
+    tied_embeddings: bool
+    moe_layers: tuple[MoeLayerFacts, ...]
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    kv_bytes_per_token: int | None
+    attention_flops_per_pair: int | None
+    tokenizer_hash: str | None = None
+    routing_policy: str = "native"
+    weights: str = "checkpoint"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_moe(self) -> bool:
+        """True when it has routed experts."""
+        return bool(self.moe_layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> ModelFacts:
+        """The inverse of :meth:`to_json`; unknown keys (from a newer minor version) are ignored."""
+        known = {f.name for f in fields(ModelFacts)}
+        kept = {key: item for key, item in value.items() if key in known}
+        kept["moe_layers"] = tuple(MoeLayerFacts(**layer) for layer in kept["moe_layers"])
+        kept["notes"] = tuple(kept.get("notes", ()))
+        return ModelFacts(**kept)

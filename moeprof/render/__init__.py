@@ -1,0 +1,1 @@
+"""How a Document looks: terminal, markdown, html, json, csv."""
