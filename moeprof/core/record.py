@@ -5,7 +5,8 @@
       heartbeat            unix seconds, rewritten about once a second while the run lives
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
       <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/modelfacts.py)
-      <model>/launch-<l>/launch.json        engine facts, device, peaks, warm-up, calibration, overhead, self-check, memory
+      <model>/launch-<l>/launch.json        engine facts, device, peaks, warm-up, overhead, self-check, memory
+      <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
       <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, refused, invariants
       <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
       summary.json summary.csv report.md report.html
@@ -18,26 +19,24 @@ the pass; all missing values are null, never 0.
 requests: one row per request of the schedule that was sent, refused or failed
 steps:    one row per engine step
 telemetry: one row per sample (about 5 per second)
-routing.npz: counts_WPCLE int64 (windows, phases [prefill, decode], classes, MoE layers, experts), real_tokens_WPC int64,
-    window_start_s W, window_first_step W, distinct_SL int16 and max_load_SL int32 (per step, both phases together),
-    step_counts_SPLE uint16 (only the first S_kept steps, up to a cap stated in step_counts_cap_bytes; absent if over),
-    layer_names, class_names, top_k_L, dropped_PL int64 (picks that were not executed), identity_PL int64.
+routing.npz: see core/routing_counts.py; while a pass runs: routing.part-<w>.npz, one per closed window
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from moeprof.core.errors import RecordError
+from moeprof.core.record_tables import TABLES as TABLES
+from moeprof.core.record_tables import read_table as read_table
+from moeprof.core.routing_counts import Routing as Routing
+from moeprof.core.routing_counts import join_routing_parts as join_routing_parts
+from moeprof.core.routing_counts import merge_routing, routing_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,141 +44,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 HEARTBEAT_STALE_S = 10.0
 PHASES = ("prefill", "decode")
-
-# name -> arrow type; the order is the order on disk.
-REQUEST_COLUMNS = {
-    "request": "int64",  # row in the schedule
-    "request_id": "string",
-    "request_class": "string",
-    "arrival_s": "double",  # when the schedule wanted it
-    "sent_s": "double",  # when it was handed to the engine
-    "send_slack_s": "double",  # sent - max(arrival, end of the step running at arrival): the replayer's own lag
-    "first_scheduled_s": "double",  # start of the first step it was in
-    "first_token_s": "double",
-    "last_token_s": "double",
-    "input_tokens": "int64",
-    "cached_tokens": "int64",  # prompt tokens taken from the prefix cache
-    "recomputed_tokens": "int64",  # tokens computed again after a preemption
-    "num_preemptions": "int64",
-    "output_tokens": "int64",  # got
-    "asked_output_tokens": "int64",  # asked
-    "agreed_tokens": "int64",  # forced ids that the model itself would have chosen; null if not forced
-    "num_characters": "int64",  # prompt + asked output text; null if unknown
-    "status": "string",  # done | refused | failed | unfinished
-    "error": "string",
-    "token_times_s": "list<double>",  # one per output token
-}
-STEP_COLUMNS = {
-    "step": "int64",
-    "start_s": "double",
-    "end_s": "double",
-    "device_s": "double",
-    "cpu_s": "double",  # processor time of the process during the step
-    "phase": "string",  # prefill | decode | mixed
-    "prefill_tokens": "int64",
-    "decode_tokens": "int64",
-    "context_tokens": "int64",  # keys attended to, summed over sequences (past + query)
-    "prefill_context_tokens": "int64",  # the prefill sequences' part of it
-    "attention_pairs": "int64",  # sum over sequences of query-key pairs under the causal mask
-    "num_requests": "int64",
-    "num_prefill_requests": "int64",
-    "new_tokens": "int64",  # output tokens that came out
-    "num_waiting": "int64",  # sent but not yet in a batch
-    "kv_tokens_used": "int64",
-    "instrumented": "bool",  # False in blocks with hooks off (overhead measurement only)
-}
-TELEMETRY_COLUMNS = {
-    "t_s": "double",
-    "power_w": "double",
-    "energy_counter_j": "double",  # device's running total (NVML)
-    "cpu_energy_counter_j": "double",  # RAPL running total, unwrapped
-    "temperature_c": "double",
-    "sm_clock_mhz": "double",
-    "memory_clock_mhz": "double",
-    "device_utilisation_ratio": "double",
-    "device_memory_used_bytes": "int64",
-    "allocated_bytes": "int64",  # torch allocator
-    "reserved_bytes": "int64",
-    "throttle_reasons": "int64",  # NVML bit mask
-    "num_other_processes": "int64",
-    "host_rss_bytes": "int64",
-    "load_average_1min": "double",
-}
-TABLES = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS, "telemetry": TELEMETRY_COLUMNS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """Routing counts of one pass. Legend: W windows, P phases, C classes, L MoE layers, E experts, S steps.
-
-    Attributes:
-        counts_WPCLE: executed (token, expert) assignments of real tokens.
-        real_tokens_WPC: real tokens processed.
-        window_start_s: start of each window.
-        window_first_step: first step of each window.
-        distinct_SL: experts with at least one token, per step and layer.
-        max_load_SL: tokens of the busiest expert, per step and layer.
-        step_counts_SPLE: counts of the first steps, up to the cap; None when not kept.
-        layer_names: module path per MoE layer.
-        class_names: request classes, index = C.
-        top_k_L: picks per token and layer.
-        dropped_PL: assignments routed but not executed (capacity drops, zero-weight picks).
-        identity_PL: picks of zero-computation (identity) experts, counted apart.
-    """
-
-    counts_WPCLE: npt.NDArray[np.int64]
-    real_tokens_WPC: npt.NDArray[np.int64]
-    window_start_s: npt.NDArray[np.float64]
-    window_first_step: npt.NDArray[np.int64]
-    distinct_SL: npt.NDArray[np.int16]
-    max_load_SL: npt.NDArray[np.int32]
-    step_counts_SPLE: npt.NDArray[np.uint16] | None
-    layer_names: tuple[str, ...]
-    class_names: tuple[str, ...]
-    top_k_L: npt.NDArray[np.int64]
-    dropped_PL: npt.NDArray[np.int64]
-    identity_PL: npt.NDArray[np.int64]
-
-    @property
-    def num_experts(self) -> int:
-        """E."""
-        return int(self.counts_WPCLE.shape[-1])
-
-    def save(self, path: Path) -> None:
-        """Write as npz."""
-        arrays: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                "counts_WPCLE real_tokens_WPC window_start_s window_first_step distinct_SL max_load_SL top_k_L "
-                "dropped_PL identity_PL"
-            ).split()
-        }
-        if self.step_counts_SPLE is not None:
-            arrays["step_counts_SPLE"] = self.step_counts_SPLE
-        arrays["layer_names"] = np.array(self.layer_names, dtype=np.str_)
-        arrays["class_names"] = np.array(self.class_names, dtype=np.str_)
-        np.savez_compressed(path, **arrays)
-
-    @staticmethod
-    def load(path: Path) -> Routing:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            RecordError: the file is damaged.
-        """
-        import zipfile
-
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise RecordError(
-                f"{path}: damaged routing counts ({error}); the rest of the record may be fine"
-            ) from error
-        layer_names = tuple(str(x) for x in arrays.pop("layer_names"))
-        class_names = tuple(str(x) for x in arrays.pop("class_names"))
-        step_counts = arrays.pop("step_counts_SPLE", None)
-        return Routing(layer_names=layer_names, class_names=class_names, step_counts_SPLE=step_counts, **arrays)
 
 
 @dataclass(frozen=True)
@@ -223,7 +87,10 @@ class PassRecord:
     def routing(self) -> Routing | None:
         """Routing counts, or None for dense models and runs without the tap."""
         path = self.path / "routing.npz"
-        return Routing.load(path) if path.exists() else None
+        if path.exists():
+            return Routing.load(path)
+        parts = routing_parts(self.path)  # the pass was killed: join what it left
+        return merge_routing([Routing.load(part) for part in parts]) if parts else None
 
 
 @dataclass(frozen=True)
@@ -372,59 +239,3 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def arrow_schema(table: str) -> Any:
-    """The pyarrow schema of a record table."""
-    import pyarrow as pa
-
-    types = {
-        "int64": pa.int64(),
-        "double": pa.float64(),
-        "string": pa.string(),
-        "bool": pa.bool_(),
-        "list<double>": pa.list_(pa.float64()),
-    }
-    return pa.schema([(name, types[kind]) for name, kind in TABLES[table].items()])
-
-
-def read_table(folder: Path, table: str) -> pd.DataFrame:
-    """Read a table of a pass: parquet if the pass ended, else the flushed part of the stream, else empty.
-
-    Integer columns with nulls come back as pandas ``Int64``, so that null is never 0.
-
-    Raises:
-        RecordError: the file is damaged beyond a cut-off tail.
-    """
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parquet, stream = folder / f"{table}.parquet", folder / f"{table}.arrows"
-    try:
-        if parquet.exists():
-            data = pq.read_table(parquet)
-        elif stream.exists():
-            data = pa.Table.from_batches(_readable_batches(stream), schema=arrow_schema(table))
-        else:
-            data = arrow_schema(table).empty_table()
-    except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"{folder / table}: damaged table ({error})") from error
-    types = {pa.int64(): pd.Int64Dtype()}
-    return data.to_pandas(types_mapper=types.get)
-
-
-def _readable_batches(stream: Path) -> Iterator[Any]:
-    """Batches of an Arrow stream up to where the writer was killed."""
-    import pyarrow as pa
-
-    with stream.open("rb") as file:
-        try:
-            reader = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
-            return
-        while True:
-            try:
-                yield reader.read_next_batch()
-            except (StopIteration, pa.ArrowException, OSError):
-                return

@@ -84,7 +84,7 @@ class Trace:
         rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
 
         def pick(column: Sequence[Any] | None) -> Any:
-            return None if column is None else tuple(column[i] for i in rows)
+            return None if column is None else tuple(column[int(i)] for i in rows)
 
         return replace(
             self,
@@ -208,8 +208,9 @@ class Schedule:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        empty = [[] for _ in range(len(self))] if not with_content else None
-        outputs = self.output_ids
+        empty: list[list[int] | None] | None = None if with_content else [[] for _ in range(len(self))]
+        nothing: list[list[int] | None] = [None] * len(self)
+        forced = nothing if self.output_ids is None else [ids.tolist() for ids in self.output_ids]
         table = pa.table(
             {
                 "request_id": list(self.request_id),
@@ -218,7 +219,7 @@ class Schedule:
                 "input_tokens": self.input_tokens,
                 "output_tokens": self.output_tokens,
                 "output_ids": pa.array(
-                    empty or ([None] * len(self) if outputs is None else [ids.tolist() for ids in outputs]),
+                    empty or forced,
                     type=pa.list_(pa.int32()),
                 ),
                 "request_class": list(self.request_class),
@@ -264,7 +265,7 @@ class Schedule:
         rows = table.to_pydict()
         forced = meta["outputs"] == "forced"
         return Schedule(
-            pattern=meta["pattern"],  # type: ignore[arg-type]
+            pattern=meta["pattern"],
             concurrency=int(meta["concurrency"]) if meta["concurrency"] else None,
             request_id=tuple(rows["request_id"]),
             arrival_s=np.array(rows["arrival_s"], dtype=np.float64),
@@ -274,7 +275,7 @@ class Schedule:
             request_class=tuple(rows["request_class"]),
             session=tuple(rows["session"]),
             prefix_blocks=tuple(tuple(b) for b in rows["prefix_blocks"]),
-            outputs=meta["outputs"],  # type: ignore[arg-type]
+            outputs=meta["outputs"],
             num_characters=np.array(rows["num_characters"], dtype=np.int64),
             realism=meta["realism"],
         )

@@ -1,0 +1,129 @@
+"""Load a model onto the device: checkpoint or random weights, safetensors only, mapped to clear errors.
+
+Random weights are drawn straight on the device in the target dtype (no host copy). A checkpoint whose tensors do not
+match its config is an error: transformers would fill the gaps with random numbers and only warn.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moeprof.capture.model_source import ModelSource
+from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.workload import EngineSettings, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model on its device, in eval mode.
+
+    Attributes:
+        model: the transformers module.
+        dtype: what it computes in.
+        dtype_reason: why, when ``auto`` chose.
+        load_s: seconds from start to ready.
+    """
+
+    model: Any
+    dtype: torch.dtype
+    dtype_reason: str
+    load_s: float
+
+
+def load_model(spec: ModelSpec, source: ModelSource, settings: EngineSettings, device: torch.device) -> LoadedModel:
+    """Load ``source`` as ``spec`` asks.
+
+    Raises:
+        ModelError: unknown architecture, damaged or mismatching weights.
+        UnsupportedModelError: needs code or a library that is not there.
+    """
+    start = time.perf_counter()
+    config = _config(spec, source)
+    dtype, reason = choose_dtype(spec.dtype or settings.dtype, config, device)
+    kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if settings.experts != "auto":
+        kwargs["experts_implementation"] = settings.experts
+    try:
+        model = _build(spec, source, config, device, kwargs)
+    except SafetensorError as error:
+        raise ModelError(f"model {spec.name}: damaged weights file ({error}); fetch it again") from error
+    except ImportError as error:
+        raise UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}") from error
+    return LoadedModel(model=model.eval(), dtype=dtype, dtype_reason=reason, load_s=time.perf_counter() - start)
+
+
+def choose_dtype(asked: str, config: Any, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype to compute in, and why.
+
+    ``auto`` is the checkpoint's own, except on a CPU without instructions for it: emulated bf16 hides the physics
+    (a step then takes the same time whatever the router does).
+    """
+    if asked != "auto":
+        return getattr(torch, asked), "asked for"
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    own = getattr(torch, own) if isinstance(own, str) else own
+    if device.type != "cpu" or own == torch.float32:
+        return own, "the checkpoint's"
+    if own == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported():
+        return own, "the checkpoint's; this CPU has bf16 instructions"
+    return torch.float32, f"this CPU has no {str(own).removeprefix('torch.')} instructions"
+
+
+def _config(spec: ModelSpec, source: ModelSource) -> Any:
+    where = source.hub_id or source.folder
+    try:
+        if where is not None:
+            return AutoConfig.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        values = dict(source.config)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except (ValueError, KeyError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "trust_remote_code" in str(error):
+            first = "its code comes with the checkpoint; read it, then set `trust_remote_code: true` to run it"
+        raise UnsupportedModelError(
+            f"model {spec.name}: transformers {transformers.__version__} cannot build "
+            f"model_type {source.config.get('model_type')!r}: {first}"
+        ) from error
+
+
+def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any]) -> Any:
+    if spec.weights == "random":
+        torch.manual_seed(0)
+        with torch.device(device):
+            return _guard(spec, lambda: AutoModelForCausalLM.from_config(config, **kwargs))
+    model, info = _guard(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source.hub_id or source.folder,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map={"": device},
+            **kwargs,
+        ),
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {spec.name}: the weights lack {len(missing)} tensors that config.json asks for "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); config and weights do not match"
+        )
+    return model
+
+
+def _guard(spec: ModelSpec, build: Any) -> Any:
+    try:
+        return build()
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ModelError(f"model {spec.name}: cannot be loaded: {lines[0][:300]}") from error

@@ -1,0 +1,146 @@
+"""Where a model comes from, found without torch: a local folder, a hub id, or a config for random weights.
+
+The parent process uses this to check models, find tokenizers and predict memory before any worker starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from moeprof.core.errors import ModelError
+from moeprof.core.workload import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        folder: local folder with config.json (and weights unless random), or None for hub ids and named configs.
+        hub_id: Hugging Face id, or None.
+        config: the raw config.json.
+        tokenizer_file: tokenizer.json, or None when the model has none.
+        weights_bytes: bytes of the weight files, or None when not on disk yet.
+    """
+
+    folder: Path | None
+    hub_id: str | None
+    config: dict[str, Any]
+    tokenizer_file: Path | None
+    weights_bytes: int | None
+
+    @property
+    def description(self) -> str:
+        """For the record: hub id or the folder's name (never the whole path)."""
+        if self.hub_id is not None:
+            return self.hub_id
+        return self.folder.name if self.folder is not None else "named config"
+
+
+def find_model(spec: ModelSpec) -> ModelSource:
+    """Find the model of a spec.
+
+    Raises:
+        ModelError: it does not exist, has no config, no weights, or the hub cannot be reached.
+    """
+    if spec.config is not None:
+        return _from_config(spec)
+    assert spec.path is not None
+    folder = Path(spec.path)
+    if folder.is_dir():
+        return _from_folder(spec, folder)
+    if folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") != 1:
+        raise ModelError(f"model {spec.name}: no folder {spec.path}; give a local folder or a hub id like org/name")
+    return _from_hub(spec)
+
+
+def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
+    config = _read_config(spec.name, folder / "config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if spec.weights == "checkpoint" and not weights:
+        unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
+        found = f"found {unsafe[0]}, which may hold code" if unsafe else "found none"
+        raise ModelError(
+            f"model {spec.name}: no *.safetensors weights in {folder} ({found}); "
+            "add them, or say `weights: random` to measure the shape alone"
+        )
+    tokenizer = folder / "tokenizer.json"
+    return ModelSource(
+        folder=folder,
+        hub_id=None,
+        config=config,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
+        weights_bytes=sum(p.stat().st_size for p in weights) if spec.weights == "checkpoint" else None,
+    )
+
+
+def _from_hub(spec: ModelSpec) -> ModelSource:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    assert spec.path is not None
+    try:
+        config = hf_hub_download(spec.path, "config.json", revision=spec.revision)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model {spec.name}: {spec.path} is no local folder and the hub did not give it "
+            f"({type(error).__name__}); check the spelling, the network, or download it first and give the folder"
+        ) from error
+    try:
+        tokenizer: Path | None = Path(hf_hub_download(spec.path, "tokenizer.json", revision=spec.revision))
+    except (EntryNotFoundError, OSError):
+        tokenizer = None
+    return ModelSource(
+        folder=None,
+        hub_id=spec.path,
+        config=_read_config(spec.name, Path(config)),
+        tokenizer_file=tokenizer,
+        weights_bytes=None,
+    )
+
+
+def _from_config(spec: ModelSpec) -> ModelSource:
+    assert spec.config is not None
+    if spec.config.endswith(".json"):
+        file = Path(spec.config)
+        tokenizer = file.parent / "tokenizer.json"
+        return ModelSource(
+            folder=None,
+            hub_id=None,
+            config=_read_config(spec.name, file),
+            tokenizer_file=tokenizer if tokenizer.exists() else None,
+            weights_bytes=None,
+        )
+    configs = named_configs()
+    if spec.config not in configs:
+        close = difflib.get_close_matches(spec.config, configs, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ModelError(
+            f"model {spec.name}: no config named {spec.config!r}{hint} Known: {', '.join(sorted(configs))}; "
+            "or give the path of a config.json"
+        )
+    return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
+
+
+def named_configs() -> dict[str, dict[str, Any]]:
+    """The configs that ship with moeprof, by name."""
+    text = resources.files("moeprof").joinpath("data/configs.json").read_text(encoding="utf-8")
+    value: dict[str, dict[str, Any]] = json.loads(text)
+    return value
+
+
+def _read_config(name: str, file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"model {name}: no {file.name} in {file.parent}; is this a model folder?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"model {name}: {file} cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"model {name}: {file} names no model_type, so no architecture can be chosen")
+    return config

@@ -1,0 +1,104 @@
+"""Listens for what happened to each request: table ``requests``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moeprof.capture.engine.base import Step
+from moeprof.capture.streams import TableStream
+from moeprof.core.trace import Request, Schedule
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request on its way. Times are seconds from the start of the pass."""
+
+    request: Request
+    arrival_s: float
+    sent_s: float
+    slack_s: float
+    first_scheduled_s: float | None = None
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    num_preemptions: int = 0
+    agreed: int = 0
+    token_times_s: list[float] = field(default_factory=list)
+
+
+class RequestRecorder:
+    """One row per request, written when it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stream = TableStream(folder, "requests")
+        self._open: dict[int, _Open] = {}
+
+    def on_start(self, schedule: Schedule, origin_s: float) -> None:
+        """Remember the origin and the pattern."""
+        self._origin_s = origin_s
+        self._closed = schedule.pattern == "closed"
+        self._characters = schedule.num_characters
+
+    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
+        """In a closed loop a request arrives when its place becomes free, which is when it is sent."""
+        sent = sent_s - self._origin_s
+        entry = _Open(request, sent if self._closed else request.arrival_s, sent, slack_s)
+        if refused is None:
+            self._open[request.index] = entry
+        else:
+            self._write(entry, "refused", refused)
+
+    def on_step(self, step: Step, num_waiting: int) -> None:
+        """Collect token times; all tokens of a step come out at its end."""
+        start, end = step.start_s - self._origin_s, step.end_s - self._origin_s
+        for index in step.preempted:
+            if index in self._open:
+                self._open[index].num_preemptions += 1
+        for sequence in step.sequences:
+            entry = self._open[sequence.request]
+            if entry.first_scheduled_s is None:
+                entry.first_scheduled_s = start
+                entry.cached_tokens = sequence.past_tokens
+            entry.computed_tokens += sequence.query_tokens
+            if sequence.token is not None:
+                entry.token_times_s.append(end)
+                entry.agreed += sequence.token == sequence.chosen
+            if sequence.finished:
+                self._write(self._open.pop(sequence.request), "done", None)
+        self._stream.flush_if_due()
+
+    def on_end(self, end_s: float) -> None:
+        """Requests that did not finish are kept, marked."""
+        for entry in self._open.values():
+            self._write(entry, "unfinished", "the pass ended before the request did")
+        self._open.clear()
+        self._stream.close()
+
+    def _write(self, entry: _Open, status: str, error: str | None) -> None:
+        request, times = entry.request, entry.token_times_s
+        asked_tokens = len(request.input_ids) + len(times) - 1 - entry.cached_tokens
+        characters = int(self._characters[request.index])
+        self._stream.append(
+            {
+                "request": request.index,
+                "request_id": request.request_id,
+                "request_class": request.request_class,
+                "arrival_s": entry.arrival_s,
+                "sent_s": entry.sent_s,
+                "send_slack_s": entry.slack_s,
+                "first_scheduled_s": entry.first_scheduled_s,
+                "first_token_s": times[0] if times else None,
+                "last_token_s": times[-1] if times else None,
+                "input_tokens": len(request.input_ids),
+                "cached_tokens": entry.cached_tokens,
+                "recomputed_tokens": max(0, entry.computed_tokens - asked_tokens) if times else 0,
+                "num_preemptions": entry.num_preemptions,
+                "output_tokens": len(times),
+                "asked_output_tokens": request.output_tokens,
+                "agreed_tokens": None if request.output_ids is None else entry.agreed,
+                "num_characters": characters if characters >= 0 else None,
+                "status": status,
+                "error": error,
+                "token_times_s": times,
+            }
+        )

@@ -1,0 +1,137 @@
+"""THE loop: a schedule through an engine, watched by recorders.
+
+Three patterns, one loop. Open: a request is sent when its arrival comes, whatever the engine does, and latency counts
+from the arrival. Closed: a new request follows each finished one. Offline: all at once. A request that can never fit is
+refused before it reaches the engine, because an over-long one would stop the whole batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from moeprof.capture.engine.base import Engine, Step
+from moeprof.core.trace import Request, Schedule
+
+IDLE_NAP_S = 0.05  # upper bound of one wait, so that a stop is heard
+
+
+class Recorder(Protocol):
+    """Listens to a replay. Appends; computes no statistics, prints nothing, answers nobody."""
+
+    def on_start(self, schedule: Schedule, origin_s: float) -> None:
+        """The pass begins; all times given later minus ``origin_s`` are seconds from its start."""
+
+    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
+        """A request was handed over, or refused with a reason."""
+
+    def on_step(self, step: Step, num_waiting: int) -> None:
+        """A step ended."""
+
+    def on_end(self, end_s: float) -> None:
+        """The pass is over; write what is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayResult:
+    """How a pass went. Times are clock seconds.
+
+    Attributes:
+        status: ``done``, ``cut`` (deadline) or ``stopped`` (signal).
+        sent, refused, finished: numbers of requests.
+    """
+
+    status: Literal["done", "cut", "stopped"]
+    origin_s: float
+    end_s: float
+    sent: int
+    refused: int
+    finished: int
+
+
+class Pacer:
+    """Decides which requests are due. ``in_flight`` counts requests sent and not finished."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._waiting = deque(schedule.requests())
+        self._limit = schedule.concurrency if schedule.pattern == "closed" else None
+        self._timed = schedule.pattern == "open"
+
+    def due(self, now_s: float, in_flight: int) -> list[Request]:
+        """Requests to send at ``now_s`` (seconds from the start), in order."""
+        room = len(self._waiting) if self._limit is None else max(0, self._limit - in_flight)
+        ready = []
+        while self._waiting and len(ready) < room and (not self._timed or self._waiting[0].arrival_s <= now_s):
+            ready.append(self._waiting.popleft())
+        return ready
+
+    @property
+    def next_arrival_s(self) -> float | None:
+        """When the next request is due, or None when all are sent."""
+        return self._waiting[0].arrival_s if self._waiting else None
+
+
+def replay(
+    engine: Engine,
+    schedule: Schedule,
+    recorders: Sequence[Recorder],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    deadline_s: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ReplayResult:
+    """Run one pass. ``deadline_s`` is a clock time after which the pass is cut.
+
+    A closed-loop request "arrives" when its place becomes free, so its latency counts from when it was sent.
+    """
+    pacer, origin = Pacer(schedule), clock()
+    in_flight = sent = refused = finished = 0
+    step_end = origin
+    status: Literal["done", "cut", "stopped"] = "done"
+    for recorder in recorders:
+        recorder.on_start(schedule, origin)
+    while True:
+        for request in pacer.due(clock() - origin, in_flight):
+            reason = refusal(engine, request)
+            now = clock()
+            if reason is None:
+                engine.submit(request)
+                sent, in_flight = sent + 1, in_flight + 1
+            else:
+                refused += 1
+            ready = max(origin + request.arrival_s, step_end)
+            for recorder in recorders:
+                recorder.on_send(request, now, now - ready, reason)
+        step = engine.step() if in_flight else None
+        if step is not None:
+            step_end = step.end_s
+            ended = sum(sequence.finished for sequence in step.sequences)
+            in_flight, finished = in_flight - ended, finished + ended
+            for recorder in recorders:
+                recorder.on_step(step, max(0, in_flight + ended - len(step.sequences)))
+        elif pacer.next_arrival_s is None:
+            break
+        elif (wait := origin + pacer.next_arrival_s - clock()) > 0:
+            sleep(min(wait, IDLE_NAP_S))
+        if should_stop():
+            status = "stopped"
+            break
+        if deadline_s is not None and clock() >= deadline_s:
+            status = "cut"
+            break
+    end = clock()
+    for recorder in recorders:
+        recorder.on_end(end)
+    return ReplayResult(status=status, origin_s=origin, end_s=end, sent=sent, refused=refused, finished=finished)
+
+
+def refusal(engine: Engine, request: Request) -> str | None:
+    """Why the engine can never run this request, or None."""
+    total, limit = len(request.input_ids) + request.output_tokens, engine.facts.max_sequence_tokens
+    if not request.input_ids:
+        return "empty prompt"
+    return None if total <= limit else f"too long: {total} tokens of prompt and output, the engine holds {limit}"

@@ -1,0 +1,132 @@
+"""The tables of a pass: their columns, and how they are read while the pass runs, when it ended, and when it was killed.
+
+Times are seconds from the start of the pass; missing values are null, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moeprof.core.errors import RecordError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# name -> arrow type; the order is the order on disk.
+REQUEST_COLUMNS = {
+    "request": "int64",  # row in the schedule
+    "request_id": "string",
+    "request_class": "string",
+    "arrival_s": "double",  # when the schedule wanted it
+    "sent_s": "double",  # when it was handed to the engine
+    "send_slack_s": "double",  # sent - max(arrival, end of the step running at arrival): the replayer's own lag
+    "first_scheduled_s": "double",  # start of the first step it was in
+    "first_token_s": "double",
+    "last_token_s": "double",
+    "input_tokens": "int64",
+    "cached_tokens": "int64",  # prompt tokens taken from the prefix cache
+    "recomputed_tokens": "int64",  # tokens computed again after a preemption
+    "num_preemptions": "int64",
+    "output_tokens": "int64",  # got
+    "asked_output_tokens": "int64",  # asked
+    "agreed_tokens": "int64",  # forced ids that the model itself would have chosen; null if not forced
+    "num_characters": "int64",  # prompt + asked output text; null if unknown
+    "status": "string",  # done | refused | failed | unfinished
+    "error": "string",
+    "token_times_s": "list<double>",  # one per output token
+}
+STEP_COLUMNS = {
+    "step": "int64",
+    "start_s": "double",
+    "end_s": "double",
+    "device_s": "double",
+    "cpu_s": "double",  # processor time of the process during the step
+    "phase": "string",  # prefill | decode | mixed
+    "prefill_tokens": "int64",
+    "decode_tokens": "int64",
+    "context_tokens": "int64",  # keys attended to, summed over sequences (past + query)
+    "prefill_context_tokens": "int64",  # the prefill sequences' part of it
+    "attention_pairs": "int64",  # sum over sequences of query-key pairs under the causal mask
+    "num_requests": "int64",
+    "num_prefill_requests": "int64",
+    "new_tokens": "int64",  # output tokens that came out
+    "num_waiting": "int64",  # sent but not yet in a batch
+    "kv_tokens_used": "int64",
+    "instrumented": "bool",  # False in blocks with hooks off (overhead measurement only)
+}
+TELEMETRY_COLUMNS = {
+    "t_s": "double",
+    "power_w": "double",
+    "energy_counter_j": "double",  # device's running total (NVML)
+    "cpu_energy_counter_j": "double",  # RAPL running total, unwrapped
+    "temperature_c": "double",
+    "sm_clock_mhz": "double",
+    "memory_clock_mhz": "double",
+    "device_utilisation_ratio": "double",
+    "device_memory_used_bytes": "int64",
+    "allocated_bytes": "int64",  # torch allocator
+    "reserved_bytes": "int64",
+    "throttle_reasons": "int64",  # NVML bit mask
+    "num_other_processes": "int64",
+    "host_rss_bytes": "int64",
+    "load_average_1min": "double",
+}
+TABLES = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS, "telemetry": TELEMETRY_COLUMNS}
+
+
+def arrow_schema(table: str) -> Any:
+    """The pyarrow schema of a record table."""
+    import pyarrow as pa
+
+    types = {
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "string": pa.string(),
+        "bool": pa.bool_(),
+        "list<double>": pa.list_(pa.float64()),
+    }
+    return pa.schema([(name, types[kind]) for name, kind in TABLES[table].items()])
+
+
+def read_table(folder: Path, table: str) -> pd.DataFrame:
+    """Read a table of a pass: parquet if the pass ended, else the flushed part of the stream, else empty.
+
+    Integer columns with nulls come back as pandas ``Int64``, so that null is never 0.
+
+    Raises:
+        RecordError: the file is damaged beyond a cut-off tail.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parquet, stream = folder / f"{table}.parquet", folder / f"{table}.arrows"
+    try:
+        if parquet.exists():
+            data = pq.read_table(parquet)
+        elif stream.exists():
+            data = pa.Table.from_batches(_readable_batches(stream), schema=arrow_schema(table))
+        else:
+            data = arrow_schema(table).empty_table()
+    except (OSError, pa.ArrowException) as error:
+        raise RecordError(f"{folder / table}: damaged table ({error})") from error
+    types = {pa.int64(): pd.Int64Dtype()}
+    return data.to_pandas(types_mapper=types.get)
+
+
+def _readable_batches(stream: Path) -> Iterator[Any]:
+    """Batches of an Arrow stream up to where the writer was killed."""
+    import pyarrow as pa
+
+    with stream.open("rb") as file:
+        try:
+            reader = pa.ipc.open_stream(file)
+        except pa.ArrowInvalid:
+            return
+        while True:
+            try:
+                yield reader.read_next_batch()
+            except (StopIteration, pa.ArrowException, OSError):
+                return

@@ -1,0 +1,79 @@
+"""The only number formatter. SI inside the house; display units are made here and nowhere else."""
+
+from __future__ import annotations
+
+NOT_AVAILABLE = "n/a"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, with thousands separators, without an exponent where readable."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 10**digits:
+        return f"{value:,.0f}"
+    if size < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.10f}".rstrip("0").rstrip(".") if "e" in text else text
+
+
+def scaled(value: float, steps: list[tuple[float, str]]) -> str:
+    """The value in the largest unit that makes it at least one."""
+    for factor, unit in steps:
+        if abs(value) >= factor:
+            return f"{significant(value / factor)} {unit}"
+    factor, unit = steps[-1]
+    return f"{significant(value / factor)} {unit}"
+
+
+_SECONDS = [(3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us")]
+_BYTES = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")]
+_COUNTS = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")]
+
+
+def seconds(value: float) -> str:
+    """``0.0123`` -> ``12.3 ms``."""
+    return "0 s" if value == 0 else scaled(value, _SECONDS)
+
+
+def num_bytes(value: float) -> str:
+    """``1048576`` -> ``1 MiB``."""
+    return scaled(value, _BYTES)
+
+
+def count(value: float) -> str:
+    """``46702792704`` -> ``46.7 B``; below a thousand the plain number."""
+    return significant(value) if abs(value) < 1e3 else scaled(value, _COUNTS)
+
+
+def usd(value: float) -> str:
+    """``0.03124`` -> ``$0.0312``."""
+    return f"-${significant(-value)}" if value < 0 else f"${significant(value)}"
+
+
+def percent(value: float) -> str:
+    """A ratio as a percentage: ``0.123`` -> ``12.3 %``."""
+    return f"{significant(100 * value)} %"
+
+
+def rate(value: float, what: str) -> str:
+    """``1234.5, "tok"`` -> ``1,234 tok/s``."""
+    return f"{significant(value)} {what}/s"
+
+
+def display(value: float | int | None, unit: str) -> str:
+    """A metric's value in the unit of its card, for people."""
+    if value is None:
+        return NOT_AVAILABLE
+    if unit == "s":
+        return seconds(value)
+    if unit == "bytes":
+        return num_bytes(value)
+    if unit.startswith("USD"):
+        return usd(value) + unit.removeprefix("USD")
+    if unit in ("params", "tokens", "FLOP"):
+        return count(value)
+    if unit == "ratio":
+        return significant(value)
+    return f"{significant(value)} {unit}" if unit else significant(value)

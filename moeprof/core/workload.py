@@ -1,0 +1,287 @@
+"""The workload: a whole experiment in one YAML file, read strictly into frozen dataclasses.
+
+Traffic, models, engine settings, rounds, instruments, SLOs, prices. Unknown keys are errors; relative paths start at
+the workload's own folder. "auto" values stay "auto" here: what they became is in the record.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from moeprof.core import yamlfile
+from moeprof.core.errors import WorkloadError
+from moeprof.core.traffic import Traffic
+
+Outputs = Literal["forced", "forced_length", "free"]
+
+
+def _at_least(low: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
+
+
+def _more_than_zero(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise WorkloadError(f"{name}: found {value}; more than 0 is allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingPolicy:
+    """How tokens are routed: the model's own router, or an override that every page of the report names.
+
+    Attributes:
+        policy: ``native`` or an override.
+        path: popularity counts for ``profile``.
+        seed: of the drawn picks.
+        exponent: of ``zipf``.
+    """
+
+    policy: Literal["native", "profile", "balanced", "concentrated", "zipf"] = "native"
+    path: str | None = None
+    seed: int = 0
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.policy == "profile" and self.path is None:
+            raise WorkloadError("path: missing; routing policy profile needs a file of popularity counts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model of the experiment.
+
+    Attributes:
+        name: what reports call it; also its folder in the record.
+        path: Hugging Face hub id or local folder.
+        config: a named config (``moeprof explain configs``) or a config.json, for random weights at true shapes.
+        weights: ``checkpoint`` or ``random``.
+        revision: hub revision.
+        dtype: overrides ``engine.dtype`` for this model.
+        routing: routing policy.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+
+    name: str
+    path: str | None = None
+    config: str | None = None
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    routing: RoutingPolicy = field(default_factory=RoutingPolicy)
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise WorkloadError(f"name: found {self.name!r}; letters, digits, '.', '_' and '-' are allowed, 64 at most")
+        if (self.path is None) == (self.config is None):
+            raise WorkloadError("give either path (a checkpoint) or config (random weights), one of them")
+        if self.config is not None and self.weights == "checkpoint":
+            raise WorkloadError("weights: a model given by config has no checkpoint; say `weights: random`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the engine runs.
+
+    Attributes:
+        kind: ``transformers``.
+        dtype: ``auto`` = the checkpoint's where the device computes in it, float32 elsewhere.
+        max_batch_tokens: tokens in one step.
+        experts: experts implementation of transformers, or ``auto``.
+        kv_tokens: KV cache slots; None = what the schedule needs, bounded by memory. Equal for all models.
+        prefix_cache: reuse the KV of shared prefixes (changes token counts).
+        batching: ``auto`` chooses continuous where the architecture allows it.
+        max_batch: sequences in a static batch.
+    """
+
+    kind: Literal["transformers"] = "transformers"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_batch_tokens: int = 512
+    experts: str = "auto"
+    kv_tokens: int | None = None
+    prefix_cache: bool = False
+    batching: Literal["auto", "continuous", "static"] = "auto"
+    max_batch: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
+        _at_least(1, max_batch=self.max_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Service level objectives, in seconds. A request is good when it meets every one that is given."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _more_than_zero(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capital:
+    """Owned hardware instead of rent: price / (life x utilisation), per device."""
+
+    usd_per_device: float
+    years: float = 4.0
+    utilisation_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        _more_than_zero(usd_per_device=self.usd_per_device, years=self.years, utilisation_ratio=self.utilisation_ratio)
+        if self.utilisation_ratio > 1:
+            raise WorkloadError(f"utilisation_ratio: found {self.utilisation_ratio}; at most 1 is allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What the machine costs; without ``usd_per_device_hour`` or ``capital`` the price book is asked.
+
+    Attributes:
+        usd_per_device_hour: rent.
+        includes_power: whether that price includes power.
+        usd_per_kwh: power price, added when power is not included.
+        pue: power usage effectiveness.
+        capital: owned hardware.
+        api_usd_per_1m_output_tokens: an API price to break even with.
+        api_usd_per_1m_input_tokens: likewise for input.
+        source: where the price comes from, for the report.
+    """
+
+    usd_per_device_hour: float | None = None
+    includes_power: bool = True
+    usd_per_kwh: float | None = None
+    pue: float = 1.0
+    capital: Capital | None = None
+    api_usd_per_1m_output_tokens: float | None = None
+    api_usd_per_1m_input_tokens: float | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        _more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
+        _at_least(1, pue=self.pue)
+        if self.usd_per_device_hour is not None and self.capital is not None:
+            raise WorkloadError("capital: give rent (usd_per_device_hour) or capital, not both")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruments:
+    """What is watched.
+
+    Attributes:
+        routing: the routing tap.
+        overhead: measure the cost of the instruments in the run.
+        power: sample NVML / RAPL.
+        peaks: measure peak bandwidth and matmul rate.
+        capacity: offline pass after each open-loop round.
+        window_steps: steps per routing window.
+        step_counts_cap_mib: memory for per-step expert counts.
+        save_detailed: keep every pick of every token.
+        picks_cap_mib: bound for them.
+    """
+
+    routing: bool = True
+    overhead: bool = True
+    power: bool = True
+    peaks: bool = True
+    capacity: bool = True
+    window_steps: int = 64
+    step_counts_cap_mib: int = 64
+    save_detailed: bool = False
+    picks_cap_mib: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least(1, window_steps=self.window_steps)
+        _at_least(0, step_counts_cap_mib=self.step_counts_cap_mib, picks_cap_mib=self.picks_cap_mib)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """Warm-up: other prompts, until step times settle or the bound is reached."""
+
+    num_requests: int = 8
+    max_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        _at_least(0, num_requests=self.num_requests, max_seconds=self.max_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A whole experiment. See the classes above for each part."""
+
+    name: str
+    traffic: Traffic
+    models: tuple[ModelSpec, ...]
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    rounds: int = 3
+    launches: int = 1
+    seed: int = 0
+    outputs: Outputs = "forced"
+    warmup: Warmup = field(default_factory=Warmup)
+    device: str = "auto"
+    threads: int | None = None
+    max_minutes: float | None = None
+    slo: Slo = field(default_factory=Slo)
+    prices: Prices = field(default_factory=Prices)
+    instruments: Instruments = field(default_factory=Instruments)
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
+            raise WorkloadError(f"name: found {self.name!r}; letters, digits, '.', '_' and '-' are allowed, 64 at most")
+        if not self.models:
+            raise WorkloadError("models: found an empty list; at least one model is needed")
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise WorkloadError(f"models: the name {twice[0]!r} stands twice; each model needs its own")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
+        _at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
+        _at_least(0, seed=self.seed)
+        _more_than_zero(max_minutes=self.max_minutes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types, for the record."""
+        return asdict(self)
+
+
+def load_workload(path: Path) -> Workload:
+    """Read and check a workload; file paths in it are resolved against its folder.
+
+    Raises:
+        WorkloadError: see :func:`moeprof.core.yamlfile.load`.
+    """
+    return resolve_paths(yamlfile.load(path, Workload), path.resolve().parent)
+
+
+def resolve_paths(workload: Workload, folder: Path) -> Workload:
+    """A workload whose relative file paths start at ``folder``.
+
+    A model ``path`` that names an existing folder beside the workload is local; anything else is a hub id.
+    """
+
+    def model(spec: ModelSpec) -> ModelSpec:
+        changes: dict[str, Any] = {}
+        if spec.path is not None and (spec.path.startswith((".", "/", "~")) or (folder / spec.path).is_dir()):
+            changes["path"] = _absolute(spec.path, folder)
+        if spec.config is not None and spec.config.endswith(".json"):
+            changes["config"] = _absolute(spec.config, folder)
+        if spec.routing.path is not None:
+            changes["routing"] = replace(spec.routing, path=_absolute(spec.routing.path, folder))
+        return replace(spec, **changes)
+
+    traffic = workload.traffic.with_paths(lambda text: _absolute(text, folder))
+    return replace(workload, traffic=traffic, models=tuple(model(spec) for spec in workload.models))
+
+
+def _absolute(text: str, folder: Path) -> str:
+    path = Path(text).expanduser()
+    return str(path if path.is_absolute() else (folder / path).resolve())
