@@ -16,7 +16,9 @@ import pandas as pd
 
 from moeprof.analysis.tables import PassTables, Traffic
 from moeprof.core.modelfacts import ModelFacts, MoeLayerFacts
-from moeprof.core.record import FORMAT_VERSION, TABLES, Routing, arrow_schema, write_json
+from moeprof.core.record import FORMAT_VERSION, write_json
+from moeprof.core.record_tables import TABLES, arrow_schema
+from moeprof.core.routing_counts import Routing
 
 Array = npt.NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""What the metrics are given: the tables of one pass, and the service-level objectives.
+"""What the metrics are given: the tables of one pass.
 
 Metrics are functions of these values only. They open no file, read no clock, and draw random numbers only from a
 generator with a stated seed, so that the same record always gives the same bytes of report.
@@ -6,43 +6,22 @@ generator with a stated seed, so that the same record always gives the same byte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moeprof.core.record import PassRecord, Routing
+from moeprof.core.record import PassRecord
+from moeprof.core.routing_counts import Routing
 
 Traffic = Literal["open", "closed", "offline"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 ALL = "all"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slo:
-    """Service-level objectives in seconds; None = not asked for.
-
-    Attributes:
-        ttft_s: longest time from arrival to the first token.
-        tpot_s: longest mean time per output token after the first.
-        e2e_s: longest time from arrival to the last token.
-    """
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    e2e_s: float | None = None
-
-    @staticmethod
-    def from_mapping(value: Mapping[str, Any] | None) -> Slo | None:
-        """From the workload's ``slo`` mapping; None when there is none. Keys that are no objective are not read."""
-        if not value:
-            return None
-        return Slo(**{f.name: value.get(f.name) for f in fields(Slo)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

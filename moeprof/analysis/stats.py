@@ -1,0 +1,207 @@
+"""The statistics that every metric shares: percentiles with a minimum sample, intervals, one straight line.
+
+Percentiles are numpy's ``linear`` (Hyndman and Fan's type 7). An interval is 95 % and two-sided. Random numbers come
+from ``numpy.random.default_rng(seed)``; the same samples and the same seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Interval = tuple[float, float]
+CONFIDENCE = 0.95
+RESAMPLES = 400
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+MAX_BLOCKS = 500
+_HISTOGRAM_BINS = 1_000
+
+
+def minimum_samples(percentile: float, confidence: float = 0.99) -> int:
+    """The fewest independent samples for which a percentile is reported.
+
+    The smallest n with P(at least two of n samples lie above the true percentile) >= confidence, so that the second
+    largest sample bounds it: 11, 64, 130, 662, 6636 for p50, p90, p95, p99, p99.9. Source: the early-stopping rule of
+    MLPerf (mlcommons/endpoints; LoadGen's early stopping).
+    """
+    below = percentile / 100
+
+    def none_or_one_above(n: int) -> float:
+        return below ** (n - 1) * (below + n * (1 - below))
+
+    low, high = 1, 2
+    while none_or_one_above(high) > 1 - confidence:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if none_or_one_above(middle) > 1 - confidence else (low, middle)
+    return high
+
+
+MINIMUM_SAMPLES = {p: minimum_samples(p) for p in PERCENTILES}
+
+
+def percentile_label(percentile: float) -> str:
+    """50.0 -> ``p50``, 99.9 -> ``p99_9`` (a name holds no dot)."""
+    return f"p{percentile:g}".replace(".", "_")
+
+
+def weighted_percentiles(
+    values: FloatArray, weights: FloatArray, percentiles: Sequence[float] | FloatArray
+) -> FloatArray:
+    """``np.percentile(np.repeat(values, weights), percentiles, method="linear")`` without the copy.
+
+    Args:
+        values: shape [N], any order.
+        weights: how often each value occurs, whole numbers, shape [N].
+        percentiles: in 0..100.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered, reach = values[order], np.cumsum(weights[order])
+    position = np.asarray(percentiles) / 100 * (reach[-1] - 1)
+    low = ordered[np.searchsorted(reach, np.floor(position), side="right")]
+    high = ordered[np.searchsorted(reach, np.ceil(position), side="right")]
+    return cast(FloatArray, low + (high - low) * (position - np.floor(position)))
+
+
+def t_quantile(probability: float, degrees: float) -> float:
+    """Quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))
+
+
+def t_interval(samples: Sequence[float] | FloatArray) -> Interval | None:
+    """95 % t-interval of the mean; None with fewer than two samples."""
+    values = np.asarray(samples, dtype=np.float64)
+    if len(values) < 2:
+        return None
+    half = t_quantile(0.5 + CONFIDENCE / 2, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def block_mean_interval(series: FloatArray, max_blocks: int = 30) -> Interval | None:
+    """95 % interval of the mean of an autocorrelated series by batch means (Law and Kelton, section 9.5.3).
+
+    The series is cut into at most ``max_blocks`` runs of equal length; their means are taken as independent.
+    None with fewer than ten values.
+    """
+    if len(series) < 10:
+        return None
+    means = np.array([part.mean() for part in np.array_split(series, min(max_blocks, len(series) // 5))])
+    found = t_interval(means)
+    assert found is not None
+    shift = float(series.mean()) - float(means.mean())
+    return found[0] + shift, found[1] + shift
+
+
+def jackknife_interval(estimate: float, without_group: FloatArray) -> Interval | None:
+    """95 % interval by the delete-a-group jackknife (Kott 2001): no random numbers, symmetric around the estimate.
+
+    Args:
+        estimate: from all groups.
+        without_group: the estimate with each group left out, shape [G].
+    """
+    groups = len(without_group)
+    if groups < 2 or not np.all(np.isfinite(without_group)):
+        return None
+    variance = (groups - 1) / groups * float(((without_group - without_group.mean()) ** 2).sum())
+    half = t_quantile(0.5 + CONFIDENCE / 2, groups - 1) * math.sqrt(variance)
+    return estimate - half, estimate + half
+
+
+def blocks_of(num: int) -> IntArray:
+    """Number ``num`` samples in time order into blocks of about num^(1/3), at most MAX_BLOCKS blocks."""
+    length = max(math.ceil(num ** (1 / 3)), math.ceil(num / MAX_BLOCKS), 1)
+    return cast(IntArray, np.arange(num, dtype=np.int64) // length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSample:
+    """Values with how often each occurs and the block (a stretch of time) it belongs to; all shape [N]."""
+
+    values: FloatArray
+    weights: FloatArray
+    blocks: IntArray
+
+    def resampled_counts(self, seed: int) -> FloatArray:
+        """How often each block is drawn, shape [RESAMPLES, blocks]."""
+        num = int(self.blocks.max()) + 1
+        generator = np.random.default_rng(seed)
+        return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(np.float64)
+
+
+def bootstrap_mean(sample: BlockSample, seed: int = 0) -> Interval | None:
+    """95 % percentile interval of the mean by resampling blocks; None with fewer than ten blocks."""
+    if not len(sample.values) or int(sample.blocks.max()) < 9:
+        return None
+    total = np.bincount(sample.blocks, weights=sample.weights * sample.values)
+    weight = np.bincount(sample.blocks, weights=sample.weights)
+    drawn = sample.resampled_counts(seed)
+    return percentile_interval((drawn @ total) / (drawn @ weight))
+
+
+def bootstrap_percentiles(sample: BlockSample, percentiles: Sequence[float], seed: int = 0) -> FloatArray | None:
+    """Percentiles of block resamples, shape [RESAMPLES, percentiles]; None with fewer than ten blocks.
+
+    Values are first put into at most 2,000 bins (fine in the upper tail), so that a resample is one row of a matrix
+    product instead of a sort: a million values cost a second's fraction. Blocks do not overlap (Carlstein 1986).
+    """
+    if not len(sample.values) or int(sample.blocks.max()) < 9:
+        return None
+    grid = np.unique(sample.values)
+    if len(grid) > 2 * _HISTOGRAM_BINS:
+        steps = np.linspace(0, 1, _HISTOGRAM_BINS)
+        shares = np.concatenate([steps, 0.98 + 0.02 * steps])
+        grid = np.unique(weighted_percentiles(sample.values, sample.weights, np.sort(100 * shares)))
+    bins = np.minimum(np.searchsorted(grid, sample.values), len(grid) - 1)
+    num_blocks = int(sample.blocks.max()) + 1
+    cells = np.bincount(sample.blocks * len(grid) + bins, weights=sample.weights, minlength=num_blocks * len(grid))
+    reach = np.cumsum(sample.resampled_counts(seed) @ cells.reshape(num_blocks, len(grid)), axis=1)
+    picked = [_first_reaching(reach, np.ceil(p / 100 * (reach[:, -1] - 1)) + 1) for p in percentiles]
+    return grid[np.stack(picked, axis=1)]
+
+
+def _first_reaching(reach: FloatArray, wanted: FloatArray) -> IntArray:
+    return cast(IntArray, np.minimum((reach < wanted[:, None]).sum(axis=1), reach.shape[1] - 1))
+
+
+def percentile_interval(samples: FloatArray) -> Interval:
+    """The middle 95 % of resampled values."""
+    low, high = np.quantile(samples, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearFit:
+    """Least squares ``y = intercept + slope * x``; r2 = 1 - residual / total sum of squares."""
+
+    intercept: float
+    slope: float
+    r2: float
+
+
+def linear_fit(x: npt.ArrayLike, y: npt.ArrayLike) -> LinearFit | None:
+    """Fit a line; None when x or y does not vary, or fewer than three points are given."""
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(xs) < 3 or np.ptp(xs) == 0 or np.ptp(ys) == 0:
+        return None
+    dx, dy = xs - xs.mean(), ys - ys.mean()
+    slope = float(dx @ dy / (dx @ dx))
+    residual = dy - slope * dx
+    return LinearFit(
+        intercept=float(ys.mean() - slope * xs.mean()), slope=slope, r2=1 - float(residual @ residual / (dy @ dy))
+    )
+
+
+def leave_group_out(groups: npt.NDArray[Any], estimate: Callable[[npt.NDArray[Any]], float]) -> FloatArray:
+    """``estimate(sum over the other groups)`` for each group. ``groups``: sums per group, group axis first."""
+    total = groups.sum(axis=0)
+    return np.array([estimate(total - group) for group in groups], dtype=np.float64)
