@@ -243,7 +243,7 @@ def write_pass(folder: Path, tables: PassTables, *, info: Mapping[str, Any] | No
 
     path = folder / tables.name
     path.mkdir(parents=True)
-    for name in TABLES:
+    for name in ("requests", "steps", "telemetry"):
         table = pa.Table.from_pandas(getattr(tables, name), schema=arrow_schema(name), preserve_index=False)
         pq.write_table(table, path / f"{name}.parquet")
     if tables.routing is not None:

@@ -25,7 +25,7 @@ MINIMUM_STEPS = 100
 TREND_ALPHA = 0.05
 STEP_TREND_FLOOR = 0.03
 LOAD_TREND_FLOOR = 0.25
-MAX_TREND_POINTS = 100
+MAX_TREND_POINTS = 50
 _MINIMUM_STRATUM = 5
 
 
@@ -79,7 +79,7 @@ def find_steady(tables: PassTables) -> Steady:
         return Steady(
             window_s=None, reason=f"no steady state: {len(rows)} steps after the ramp, {MINIMUM_STEPS} are needed"
         )
-    load, step = mann_kendall(_thin(in_flight[rows])), _step_trend(tables, rows)
+    load, step = mann_kendall(thin(in_flight[rows])), _step_trend(tables, rows)
     window = (float(starts[rows[0]]), float(ends[rows[-1]]))
     if load.matters(LOAD_TREND_FLOOR):
         reason = f"no steady state: requests in flight change by {_percent(load)} over the window"
@@ -132,7 +132,7 @@ def mser_cut(series: FloatArray, batch: int = 5) -> int | None:
 def _step_trend(tables: PassTables, rows: npt.NDArray[np.int64]) -> Trend | None:
     relative = relative_step_time(tables, rows)
     relative = relative[np.isfinite(relative)]
-    return mann_kendall(_thin(relative)) if len(relative) >= MINIMUM_STEPS // 2 else None
+    return mann_kendall(thin(relative)) if len(relative) >= MINIMUM_STEPS // 2 else None
 
 
 def relative_step_time(tables: PassTables, rows: npt.NDArray[np.int64]) -> FloatArray:
@@ -154,7 +154,7 @@ def relative_step_time(tables: PassTables, rows: npt.NDArray[np.int64]) -> Float
     return result
 
 
-def _thin(series: FloatArray) -> FloatArray:
+def thin(series: FloatArray) -> FloatArray:
     """At most MAX_TREND_POINTS means of consecutive values: the test is quadratic, and means are less correlated."""
     return np.array([part.mean() for part in np.array_split(series, min(MAX_TREND_POINTS, len(series)))])
 
