@@ -1,0 +1,223 @@
+"""Counts what a model is: parameters, bytes, shapes. Exact, by parameter identity, on any device including meta.
+
+Formulas: METRICS section 2. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle;
+B = A without the input embedding (kept when tied: the head reads it); C = B without the head.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from moeprof.capture.attention_shapes import attention_shapes
+from moeprof.capture.parameter_groups import NUM_EXPERTS_NAMES, ExpertLayer, Grouper, find_expert_layers, is_under
+from moeprof.capture.quantised import quantisation_method, stored_bytes_by_group
+from moeprof.core.errors import UnsupportedModelError
+from moeprof.core.modelfacts import GROUPS, ModelFacts, MoeLayerFacts
+
+
+def model_facts(
+    model: nn.Module,
+    *,
+    name: str,
+    source: str,
+    weights: str = "checkpoint",
+    tokenizer_hash: str | None = None,
+    routing_policy: str = "native",
+    notes: Sequence[str] = (),
+) -> ModelFacts:
+    """Count a model.
+
+    Args:
+        model: a transformers model, real or on the meta device, quantised or not.
+        name: the workload's name for it.
+        source: where it came from.
+        weights: ``checkpoint`` or ``random``.
+        tokenizer_hash: of the tokenizer used.
+        routing_policy: ``native`` or the override in force.
+        notes: more for the reader.
+
+    Raises:
+        UnsupportedModelError: the config speaks of experts and none are found, top-k is unknown, or the weights are
+            quantised in a way whose bytes cannot be counted.
+    """
+    method = quantisation_method(model)
+    facts = _count(model, model, method, name) if method is None else _count(_plain_twin(model), model, method, name)
+    return replace(
+        facts,
+        source=source,
+        weights=weights,
+        tokenizer_hash=tokenizer_hash,
+        routing_policy=routing_policy,
+        notes=(*notes, *facts.notes),
+    )
+
+
+def _plain_twin(model: nn.Module) -> nn.Module:
+    from moeprof.capture.meta_models import build_plain_twin  # it imports this file
+
+    return build_plain_twin(model)
+
+
+def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str) -> ModelFacts:
+    """Facts of ``model``, with bytes as they lie in ``stored`` (the same model unless quantised)."""
+    layers = find_expert_layers(model)
+    groups = parameter_groups(model, layers)
+    params, size = _sums(model, groups)
+    config: Any = getattr(model, "config", None)
+    _refuse_unknown_experts(config, layers, name, sum(params.values()))
+    if method is not None:
+        size = stored_bytes_by_group(model, stored, groups, layers, method)
+    tied = _is_tied(model)
+    total = sum(params.values())
+    active = total - sum(layer.stored_params - _picks(layer, name) * layer.expert_params for layer in layers)
+    embedding, head = params["embedding"], params["lm_head"]
+    no_embedding = active if tied else active - embedding
+    shapes = attention_shapes(model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    table = _input_embedding(model)
+    return ModelFacts(
+        name=name,
+        source="",
+        model_type=str(getattr(config, "model_type", "unknown")),
+        architecture=type(model).__name__,
+        dtype=_dtype_name(model),
+        total_params=total,
+        active_params=active,
+        active_params_no_embedding=no_embedding,
+        active_params_no_embedding_no_head=no_embedding - (embedding if tied else head),
+        params_by_group=params,
+        bytes_by_group=size,
+        tied_embeddings=tied,
+        moe_layers=tuple(_layer_facts(layer, model, groups, params, size) for layer in layers),
+        num_layers=int(getattr(text, "num_hidden_layers", None) or getattr(text, "num_layers", 0) or 0),
+        hidden_size=int(getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0),
+        vocab_size=0 if table is None else int(table.shape[0]),
+        kv_bytes_per_token=_kv_bytes(shapes.kv_elements_per_token, model),
+        attention_flops_per_pair=shapes.flops_per_pair,
+        notes=(*_quantised_note(method), *shapes.notes, *_layer_notes(layers)),
+    )
+
+
+def parameter_groups(model: nn.Module, layers: Sequence[ExpertLayer] | None = None) -> dict[str, str]:
+    """Group of each parameter by its first path; tied parameters appear once, as the input embedding."""
+    layers = tuple(layers) if layers is not None else find_expert_layers(model)
+    table, head = _input_embedding(model), _output_weights(model)
+    grouper = Grouper(model, layers)
+    groups: dict[str, str] = {}
+    for path, parameter in model.named_parameters():
+        if table is not None and parameter is table:
+            groups[path] = "embedding"
+        elif any(parameter is h for h in head):
+            groups[path] = "lm_head"
+        else:
+            groups[path] = grouper.group(path)
+    return groups
+
+
+def _sums(model: nn.Module, groups: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
+    params, size = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+    for path, parameter in model.named_parameters():
+        params[groups[path]] += parameter.numel()
+        size[groups[path]] += parameter.numel() * parameter.element_size()
+    return params, size
+
+
+def _layer_facts(
+    layer: ExpertLayer, model: nn.Module, groups: dict[str, str], params: dict[str, int], size: dict[str, int]
+) -> MoeLayerFacts:
+    block = dict(model.get_submodule(layer.name).named_parameters(prefix=layer.name))
+    inside = Counter[str]()
+    for path, parameter in block.items():
+        inside[groups.get(path, "other")] += parameter.numel()
+    router = sum(p.numel() for path, p in model.named_parameters() if any(is_under(path, r) for r in layer.routers))
+    # Quantised experts have one format within a model, so bytes follow parameters within the group.
+    routed = params["routed_experts"]
+    expert_bytes = layer.expert_params * size["routed_experts"] // routed if routed else 0
+    return MoeLayerFacts(
+        name=layer.name,
+        num_experts=layer.num_experts,
+        top_k=layer.top_k or 0,
+        expert_params=layer.expert_params,
+        expert_bytes=expert_bytes,
+        shared_params=inside["shared_experts"],
+        router_params=router,
+        executes_all_experts=layer.executes_all_experts,
+    )
+
+
+def _picks(layer: ExpertLayer, name: str) -> int:
+    if layer.top_k is None:
+        raise UnsupportedModelError(
+            f"model {name}: {layer.name} has {layer.num_experts} experts, but nothing says how many a token uses "
+            "(no top_k on router, block or config); moeprof cannot count its active parameters"
+        )
+    return min(layer.top_k, layer.num_experts)
+
+
+def _quantised_note(method: str | None) -> tuple[str, ...]:
+    if method is None:
+        return ()
+    return (f"weights quantised by {method}: parameters are the architecture's, bytes are as stored",)
+
+
+def _layer_notes(layers: Sequence[ExpertLayer]) -> tuple[str, ...]:
+    notes = []
+    if any(layer.executes_all_experts for layer in layers):
+        notes.append("its code runs every expert on every token: routed sparsely, executed densely")
+    extra = sum(layer.stored_params - layer.num_experts * layer.expert_params for layer in layers)
+    if extra:
+        notes.append(f"{extra} parameters are allocated for experts that compute nothing")
+    return tuple(notes)
+
+
+def _refuse_unknown_experts(config: Any, layers: Sequence[ExpertLayer], name: str, total: int) -> None:
+    """A config with experts and a model without: counting it as dense would be wrong."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if layers or getattr(text, "is_moe", None) is False or getattr(text, "enable_moe_block", None) is False:
+        return
+    named = {key: getattr(text, key, None) for key in NUM_EXPERTS_NAMES}
+    declared = next(((k, v) for k, v in named.items() if isinstance(v, int) and v > 1), None)
+    if declared is not None:
+        raise UnsupportedModelError(
+            f"model {name} ({getattr(text, 'model_type', '?')}): its config says {declared[0]}={declared[1]}, but no "
+            f"module holds routed experts in a form moeprof knows (stacked 3-D weights, or a list of equal experts "
+            f"beside a router); it has {total} parameters in total, its active parameters cannot be counted"
+        )
+
+
+def _input_embedding(model: nn.Module) -> torch.Tensor | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    module = getter() if getter is not None else None
+    return getattr(module, "weight", None)
+
+
+def _output_weights(model: nn.Module) -> list[torch.Tensor]:
+    getter = getattr(model, "get_output_embeddings", None)
+    module = getter() if getter is not None else None
+    return list(module.parameters()) if module is not None else []
+
+
+def _is_tied(model: nn.Module) -> bool:
+    table = _input_embedding(model)
+    return table is not None and any(p is table for p in _output_weights(model))
+
+
+def _dtype_name(model: nn.Module) -> str:
+    """The dtype that most parameters have."""
+    counts = Counter[torch.dtype]()
+    for parameter in model.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.") if counts else "none"
+
+
+def _kv_bytes(elements: int | None, model: nn.Module) -> int | None:
+    if elements is None:
+        return None
+    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+    return elements * dtype.itemsize
