@@ -1,0 +1,144 @@
+"""Latency: how long requests, tokens and steps took (METRICS section 1).
+
+Latencies count from *arrival*, when the schedule wanted the request sent, so that a slow server cannot hide behind a
+client that waits for it; ``*_from_sent`` stand beside them. Requests that did not end well have no latency; they are
+counted in ``num_requests_*`` and in the denominator of goodput.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moeprof.analysis.metrics.samples import (
+    SPANS,
+    Samples,
+    Scope,
+    Window,
+    itl_samples,
+    lag_samples,
+    scopes,
+    span_samples,
+    step_samples,
+    tpot_samples,
+)
+from moeprof.analysis.metrics.summary import ALL_PERCENTILES, SHORT_PERCENTILES, over_rounds, summarise
+from moeprof.analysis.tables import ALL, PassTables, all_classes, column, is_done
+from moeprof.core.metric import MetricValue
+
+if TYPE_CHECKING:
+    from moeprof.core.workload import Slo
+
+LAG_P99_LIMIT_S = 0.5
+LAG_MEDIAN_LIMIT_S = 0.010
+STEP_PHASES = (ALL, "prefill", "decode", "mixed")
+BY_CLASS = ("ttft", "itl", "tpot", "e2e")
+Reader = Callable[[PassTables, Window, str], Samples]
+
+
+def _reader(quantity: str) -> Reader:
+    if quantity in SPANS:
+        return lambda tables, window, request_class: span_samples(tables, window, quantity, request_class)
+    return {"itl": itl_samples, "tpot": tpot_samples, "schedule_lag": lag_samples}[quantity]
+
+
+QUANTITIES = (*SPANS, "itl", "tpot", "schedule_lag")
+
+
+def latency_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
+    """All latency families of the rounds of one launch, by window, request class and step phase.
+
+    Args:
+        rounds: passes with the same traffic.
+        slo: objectives; each gives the share of all requests that met it.
+    """
+    if not rounds:
+        return []
+    values: list[MetricValue] = []
+    total, steady = scopes(rounds)
+    notes = _left_out(rounds)
+    for scope in (total, steady):
+        for quantity in QUANTITIES:
+            values += _quantity(quantity, scope, rounds[0].traffic, ALL, notes)
+        for phase in STEP_PHASES:
+            values += _steps(scope, rounds[0].traffic, phase)
+    for request_class in all_classes(rounds):
+        for quantity in BY_CLASS:
+            values += _quantity(quantity, total, rounds[0].traffic, request_class, notes)
+    flag = schedule_lag_flag(rounds)
+    if flag is not None:
+        lagging = {f"schedule_lag_{statistic}_s" for statistic in ("mean", "p50", "p99")}
+        values = [replace(v, valid=False, reasons=(*v.reasons, flag)) if v.name in lagging else v for v in values]
+    return values + _slo_shares(rounds, slo)
+
+
+def _quantity(
+    quantity: str, scope: Scope, traffic: str, request_class: str, notes: tuple[str, ...]
+) -> list[MetricValue]:
+    read = _reader(quantity)
+    labels = {"traffic": traffic, "window": scope.label}
+    if request_class != ALL:
+        labels["request_class"] = request_class
+    return summarise(
+        quantity,
+        [read(tables, window, request_class) for tables, window in scope.parts],
+        labels,
+        missing_reason=scope.missing_reason,
+        percentiles=ALL_PERCENTILES if request_class == ALL else SHORT_PERCENTILES,
+        notes=() if quantity in ("itl", "schedule_lag") else notes,
+    )
+
+
+def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:
+    labels = {"traffic": traffic, "window": scope.label, "phase": phase}
+    values: list[MetricValue] = []
+    for quantity, device in (("step", False), ("step_device", True)):
+        samples = [step_samples(tables, window, phase, device=device) for tables, window in scope.parts]
+        reason = scope.missing_reason
+        if scope.parts and device and not any(len(part.values) for part in samples):
+            reason = "no device times were recorded for such steps"
+        values += summarise(quantity, samples, labels, missing_reason=reason)
+    return values
+
+
+def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:
+    num = sum(int((~is_done(tables.requests)).sum()) for tables in rounds)
+    asked = sum(len(tables.requests) for tables in rounds)
+    return (f"{num} of {asked} requests did not end well and are left out",) if num else ()
+
+
+def schedule_lag_flag(rounds: Sequence[PassTables]) -> str | None:
+    """Why the schedule was not kept, or None: the replayer's own lag has p99 > 0.5 s or median > 10 ms."""
+    lag = np.concatenate([lag_samples(tables, None).values for tables in rounds]) if rounds else np.empty(0)
+    if not len(lag):
+        return None
+    median, p99 = np.percentile(lag, [50, 99])
+    if p99 > LAG_P99_LIMIT_S or median > LAG_MEDIAN_LIMIT_S:
+        return (
+            f"the replayer itself was late: median {1e3 * median:.1f} ms (limit 10 ms), p99 {p99:.3f} s (limit 0.5 s)"
+        )
+    return None
+
+
+def _slo_shares(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
+    values = []
+    for quantity in ("ttft", "tpot", "e2e"):
+        limit_s = None if slo is None else getattr(slo, f"{quantity}_s")
+        shares = [] if limit_s is None else [_share_within(tables, quantity, limit_s) for tables in rounds]
+        reason = f"the workload states no slo for {quantity}"
+        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason))
+    return values
+
+
+def _share_within(tables: PassTables, quantity: str, limit_s: float) -> float | None:
+    """Met / all requests; a request of one token has no gap to be slow in, so its tpot is met."""
+    if not len(tables.requests):
+        return None
+    met = int((_reader(quantity)(tables, None, ALL).values <= limit_s).sum())
+    if quantity == "tpot":
+        met += int((is_done(tables.requests) & (column(tables.requests, "output_tokens") < 2)).sum())
+    return met / len(tables.requests)

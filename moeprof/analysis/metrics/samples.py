@@ -1,0 +1,151 @@
+"""From the tables of a pass to samples: values, how often each occurs, and what each is a sample *of*.
+
+The independent thing behind a value is its ``unit``: a request, or a step. Gaps between tokens that end in one step are
+one sample however many requests share it; rounds replay the same requests, so they add no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from moeprof.analysis.steady import find_steady
+from moeprof.analysis.tables import ALL, BoolArray, FloatArray, IntArray, PassTables, column, is_done, token_times
+
+Window = tuple[float, float] | None
+NO_SAMPLES = "no samples"
+# quantity -> (where it starts, where it ends), both columns of table ``requests``
+SPANS = {
+    "queue": ("arrival_s", "first_scheduled_s"),
+    "ttft": ("arrival_s", "first_token_s"),
+    "e2e": ("arrival_s", "last_token_s"),
+    "queue_from_sent": ("sent_s", "first_scheduled_s"),
+    "ttft_from_sent": ("sent_s", "first_token_s"),
+    "e2e_from_sent": ("sent_s", "last_token_s"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Samples of one quantity in one round; all shape [N].
+
+    Attributes:
+        values: in SI units.
+        weights: how often each value occurs.
+        units: number of the request or step behind the value, in time order.
+    """
+
+    values: FloatArray
+    weights: FloatArray
+    units: IntArray
+
+    @staticmethod
+    def of(values: FloatArray, units: IntArray, keep: BoolArray) -> Samples:
+        """One value per unit, where ``keep`` and not null."""
+        rows = np.flatnonzero(keep & np.isfinite(values))
+        return Samples(values=values[rows], weights=np.ones(len(rows)), units=units[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which part of the rounds a metric speaks of.
+
+    Attributes:
+        label: ``total`` or ``steady``.
+        parts: a pass and its window (None = the whole pass), one per round.
+        reason: why there is no part, when there is none.
+    """
+
+    label: str
+    parts: tuple[tuple[PassTables, Window], ...]
+    reason: str | None = None
+
+    @property
+    def missing_reason(self) -> str:
+        """Why a value of this scope is null."""
+        return self.reason or NO_SAMPLES
+
+
+def scopes(rounds: Sequence[PassTables]) -> tuple[Scope, Scope]:
+    """The total window, and the steady one: of the rounds that have one."""
+    found = [(tables, find_steady(tables)) for tables in rounds]
+    steady = tuple((tables, result.window_s) for tables, result in found if result.window_s is not None)
+    reason = None if steady else next((result.reason for _, result in found), "no steady state: no round")
+    return (
+        Scope(label="total", parts=tuple((tables, None) for tables in rounds)),
+        Scope(label="steady", parts=steady, reason=reason),
+    )
+
+
+def within(times: FloatArray, window: Window) -> BoolArray:
+    """True for times inside the window; null times are outside."""
+    if window is None:
+        return cast(BoolArray, np.isfinite(times))
+    return (times > window[0]) & (times <= window[1])
+
+
+def of_class(tables: PassTables, request_class: str) -> BoolArray:
+    """True for requests of this class (``all`` = every request)."""
+    if request_class == ALL:
+        return np.ones(len(tables.requests), dtype=np.bool_)
+    return np.asarray(tables.requests["request_class"] == request_class, dtype=np.bool_)
+
+
+def request_rows(tables: PassTables) -> IntArray:
+    """Row in the schedule per request: the same number in every round."""
+    return cast(IntArray, tables.requests["request"].to_numpy(dtype=np.int64))
+
+
+def span_samples(tables: PassTables, window: Window, quantity: str, request_class: str = ALL) -> Samples:
+    """A time span of requests that ended well; a request belongs to the window in which the span ends."""
+    start, end = (column(tables.requests, name) for name in SPANS[quantity])
+    keep = is_done(tables.requests) & within(end, window) & of_class(tables, request_class)
+    return Samples.of(end - start, request_rows(tables), keep)
+
+
+def tpot_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
+    """(last token - first token) / (tokens - 1) of requests with at least two output tokens."""
+    first, last = column(tables.requests, "first_token_s"), column(tables.requests, "last_token_s")
+    tokens = column(tables.requests, "output_tokens")
+    several = tokens >= 2
+    keep = is_done(tables.requests) & several & within(last, window) & of_class(tables, request_class)
+    return Samples.of((last - first) / np.where(several, tokens - 1, np.nan), request_rows(tables), keep)
+
+
+def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
+    """Gaps between consecutive output tokens of a request. A first token closes no gap; it opens the next.
+
+    Equal gaps that end at the same time are one value with a weight. Unit = the time at which gaps end, numbered.
+    """
+    times, rows = token_times(tables.requests)
+    gaps, ends = np.diff(times), times[1:]
+    keep = (rows[1:] == rows[:-1]) & within(ends, window) & of_class(tables, request_class)[rows[1:]]
+    gaps, ends = gaps[keep], ends[keep]
+    order = np.lexsort((gaps, ends))
+    gaps, ends = gaps[order], ends[order]
+    new_end = np.ones(len(ends), dtype=np.bool_)
+    new_end[1:] = np.diff(ends) > 0
+    new_value = new_end.copy()
+    new_value[1:] |= np.diff(gaps) > 0
+    first = np.flatnonzero(new_value)
+    weights = np.diff(np.append(first, len(gaps))).astype(np.float64)
+    return Samples(values=gaps[first], weights=weights, units=(np.cumsum(new_end) - 1)[first].astype(np.int64))
+
+
+def lag_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
+    """How late the replayer itself was, of every request that was sent."""
+    keep = within(column(tables.requests, "sent_s"), window) & of_class(tables, request_class)
+    return Samples.of(column(tables.requests, "send_slack_s"), request_rows(tables), keep)
+
+
+def step_samples(tables: PassTables, window: Window, phase: str, *, device: bool = False) -> Samples:
+    """Wall (or device) time of steps of one phase, or of all."""
+    ends = column(tables.steps, "end_s")
+    values = column(tables.steps, "device_s") if device else ends - column(tables.steps, "start_s")
+    keep = within(ends, window)
+    if phase != ALL:
+        keep &= np.asarray(tables.steps["phase"] == phase, dtype=np.bool_)
+    return Samples.of(values, np.arange(len(values), dtype=np.int64), keep)

@@ -1,0 +1,131 @@
+"""Statistics of samples: mean and percentiles of one quantity over the rounds of a launch, each with its interval.
+
+The mean is the mean of the rounds' means with a 95 % t-interval over rounds (block bootstrap when there is one round).
+A percentile is taken over all rounds together; its interval resamples blocks of neighbouring requests or steps, the
+same blocks in every round. Both speak for this launch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.metrics.samples import Samples
+from moeprof.core.metric import MetricValue, missing
+
+ALL_PERCENTILES = stats.PERCENTILES
+SHORT_PERCENTILES = (50.0, 99.0)
+NO_INTERVAL = "no interval: one round and few samples"
+
+
+def summarise(
+    quantity: str,
+    samples: Sequence[Samples],
+    labels: dict[str, str],
+    *,
+    missing_reason: str,
+    percentiles: Sequence[float] = ALL_PERCENTILES,
+    notes: tuple[str, ...] = (),
+) -> list[MetricValue]:
+    """``<quantity>_mean_s`` and ``<quantity>_p<p>_s``.
+
+    Args:
+        quantity: for example ``ttft``.
+        samples: one per round.
+        labels: of every value.
+        missing_reason: why there is no value, when there is no sample.
+        percentiles: which; those without enough samples become null with the reason.
+        notes: sentences added to every value.
+    """
+    filled = [part for part in samples if len(part.values)]
+    names = [f"{quantity}_mean_s", *(f"{quantity}_{stats.percentile_label(p)}_s" for p in percentiles)]
+    if not filled:
+        return [missing(name, missing_reason, **labels) for name in names]
+    pooled, num_units = pool(filled)
+    means = [float(np.average(part.values, weights=part.weights)) for part in filled]
+    interval = stats.t_interval(means) or stats.bootstrap_mean(pooled)
+    values = [_value(names[0], float(np.mean(means)), num_units, interval, labels, notes)]
+    points = stats.weighted_percentiles(pooled.values, pooled.weights, percentiles)
+    drawn = stats.bootstrap_percentiles(pooled, percentiles)
+    for i, (name, percentile) in enumerate(zip(names[1:], percentiles, strict=True)):
+        needed = stats.minimum_samples(percentile)
+        if num_units < needed:
+            reason = f"{num_units} independent samples, p{percentile:g} needs {needed}"
+            values.append(MetricValue(name=name, value=None, n=num_units, labels=labels, reasons=(reason,)))
+            continue
+        interval = None if drawn is None else stats.percentile_interval(drawn[:, i])
+        values.append(_value(name, float(points[i]), num_units, interval, labels, notes))
+    return values
+
+
+def pool(samples: Sequence[Samples]) -> tuple[stats.BlockSample, int]:
+    """All rounds as one sample in blocks of neighbouring units, and the number of distinct units."""
+    units = np.concatenate([part.units for part in samples])
+    distinct, position = np.unique(units, return_inverse=True)
+    pooled = stats.BlockSample(
+        values=np.concatenate([part.values for part in samples]),
+        weights=np.concatenate([part.weights for part in samples]),
+        blocks=stats.blocks_of(len(distinct))[position],
+    )
+    return pooled, len(distinct)
+
+
+def percentile_ratio(name: str, samples: Sequence[Samples], labels: dict[str, str], missing_reason: str) -> MetricValue:
+    """p99 / p50 of a quantity: how much worse the tail is than the middle."""
+    filled = [part for part in samples if len(part.values)]
+    if not filled:
+        return missing(name, missing_reason, **labels)
+    pooled, num_units = pool(filled)
+    if num_units < stats.MINIMUM_SAMPLES[99.0]:
+        reason = f"{num_units} independent samples, p99 needs {stats.MINIMUM_SAMPLES[99.0]}"
+        return MetricValue(name=name, value=None, n=num_units, labels=labels, reasons=(reason,))
+    middle, tail = stats.weighted_percentiles(pooled.values, pooled.weights, (50.0, 99.0))
+    if middle <= 0:
+        return missing(name, "the median is zero", **labels)
+    drawn = stats.bootstrap_percentiles(pooled, (50.0, 99.0))
+    interval = None if drawn is None else stats.percentile_interval(drawn[:, 1] / drawn[:, 0])
+    return _value(name, float(tail / middle), num_units, interval, labels, ())
+
+
+def over_rounds(
+    name: str, per_round: Sequence[float | None], labels: dict[str, str], missing_reason: str, *, n: int | None = None
+) -> MetricValue:
+    """The mean over rounds of one number per round, with the t-interval over rounds; n = rounds unless given."""
+    known = [value for value in per_round if value is not None]
+    if not known:
+        return missing(name, missing_reason, **labels)
+    interval = stats.t_interval(known)
+    reasons = () if interval else ("no interval: one round",)
+    low, high = interval or (None, None)
+    return MetricValue(
+        name=name,
+        value=float(np.mean(known)),
+        n=len(known) if n is None else n,
+        ci_low=low,
+        ci_high=high,
+        labels=labels,
+        reasons=reasons,
+    )
+
+
+def mean_of_series(name: str, series: Sequence[float], labels: dict[str, str], missing_reason: str) -> MetricValue:
+    """The mean of a series in time order, with the interval of batch means; n = its length."""
+    values = np.asarray(series, dtype=np.float64)
+    if not len(values):
+        return missing(name, missing_reason, **labels)
+    return _value(name, float(values.mean()), len(values), stats.block_mean_interval(values), labels, ())
+
+
+def _value(
+    name: str,
+    value: float,
+    n: int,
+    interval: stats.Interval | None,
+    labels: dict[str, str],
+    notes: tuple[str, ...],
+) -> MetricValue:
+    low, high = interval or (None, None)
+    reasons = notes if interval else (*notes, NO_INTERVAL)
+    return MetricValue(name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, reasons=reasons)

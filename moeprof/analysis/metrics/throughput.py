@@ -1,0 +1,138 @@
+"""Rates: requests and tokens per second, goodput, and what became of every request (METRICS section 1).
+
+A rate is what was completed in a window over the length of the window, idle time included. Token counts come from
+engine ids: an output token counts at its own time, a prompt when its first token came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moeprof.analysis.metrics.samples import Window, scopes, within
+from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.tables import BoolArray, PassTables, column, is_done, token_times
+from moeprof.core.metric import MetricValue, missing
+
+if TYPE_CHECKING:
+    from moeprof.core.workload import Slo
+
+STATUSES = ("done", "refused", "failed", "unfinished")
+
+
+def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
+    """Rates, goodput and request counts of the rounds of one launch.
+
+    Args:
+        rounds: passes with the same traffic.
+        slo: objectives for goodput; without any, goodput is null.
+    """
+    if not rounds:
+        return []
+    values = [_requested(rounds)]
+    for scope in scopes(rounds):
+        labels = {"traffic": rounds[0].traffic, "window": scope.label}
+        for name, count in COUNTS.items():
+            rates = [_rate(tables, window, count) for tables, window in scope.parts]
+            values.append(over_rounds(name, rates, labels, scope.missing_reason))
+    return [*values, *_goodput(rounds, slo), *_outcomes(rounds)]
+
+
+def _requested(rounds: Sequence[PassTables]) -> MetricValue:
+    """Requests of the schedule over the time of the last arrival."""
+    name, labels = "request_rate_requested_per_s", {"traffic": rounds[0].traffic, "window": "total"}
+    if rounds[0].traffic != "open":
+        return missing(name, f"{rounds[0].traffic} traffic asks for no rate", **labels)
+    arrivals = column(rounds[0].requests, "arrival_s")
+    if len(arrivals) < 2 or np.nanmax(arrivals) <= 0:
+        return missing(name, "fewer than two arrivals", **labels)
+    rate = len(arrivals) / float(np.nanmax(arrivals))
+    return MetricValue(name=name, value=rate, n=len(arrivals), exact=True, labels=labels)
+
+
+def _rate(tables: PassTables, window: Window, count: Callable[[PassTables, Window], float]) -> float | None:
+    start_s, end_s = tables.window_s if window is None else window
+    return count(tables, window) / (end_s - start_s) if end_s > start_s else None
+
+
+def _finished(tables: PassTables, window: Window) -> float:
+    return float((is_done(tables.requests) & within(column(tables.requests, "last_token_s"), window)).sum())
+
+
+def _outputs(tables: PassTables, window: Window) -> float:
+    return float(within(token_times(tables.requests)[0], window).sum())
+
+
+def _inputs(tables: PassTables, window: Window) -> float:
+    begun = within(column(tables.requests, "first_token_s"), window)
+    return float(column(tables.requests, "input_tokens")[begun].sum())
+
+
+def _all_tokens(tables: PassTables, window: Window) -> float:
+    return _inputs(tables, window) + _outputs(tables, window)
+
+
+COUNTS: dict[str, Callable[[PassTables, Window], float]] = {
+    "request_rate_achieved_per_s": _finished,
+    "output_tokens_per_s": _outputs,
+    "input_tokens_per_s": _inputs,
+    "total_tokens_per_s": _all_tokens,
+}
+
+
+def meets_slo(tables: PassTables, slo: Slo) -> BoolArray:
+    """True for requests that ended well and met every stated objective. One output token has no tpot to miss."""
+    table = tables.requests
+    arrival, first, last = (column(table, name) for name in ("arrival_s", "first_token_s", "last_token_s"))
+    good, tokens = is_done(table), column(table, "output_tokens")
+    if slo.ttft_s is not None:
+        good = good & (first - arrival <= slo.ttft_s)
+    if slo.tpot_s is not None:
+        good = good & ((last - first) / np.maximum(tokens - 1, 1) <= slo.tpot_s)
+    if slo.e2e_s is not None:
+        good = good & (last - arrival <= slo.e2e_s)
+    return good
+
+
+def _goodput(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
+    """Failures and refusals stay in the denominator."""
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
+    names = ("goodput_requests_per_s", "goodput_ratio")
+    if slo is None or (slo.ttft_s, slo.tpot_s, slo.e2e_s) == (None, None, None):
+        return [missing(name, "the workload states no slo", **labels) for name in names]
+    good = [int(meets_slo(tables, slo).sum()) for tables in rounds]
+    rates = [
+        num / tables.duration_s if tables.duration_s > 0 else None for num, tables in zip(good, rounds, strict=True)
+    ]
+    shares = [
+        num / len(tables.requests) if len(tables.requests) else None for num, tables in zip(good, rounds, strict=True)
+    ]
+    return [
+        over_rounds(names[0], rates, labels, "empty window"),
+        over_rounds(names[1], shares, labels, "no requests"),
+    ]
+
+
+def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
+    """What became of every request, summed over rounds, and how asked and got compare."""
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
+    statuses = [str(status) for tables in rounds for status in tables.requests["status"]]
+    counts = {"num_requests": len(statuses)}
+    counts |= {f"num_requests_{status}": statuses.count(status) for status in STATUSES}
+    values = [MetricValue(name=name, value=count, exact=True, labels=labels) for name, count in counts.items()]
+    for name, part, whole, reason in (
+        ("output_length_ratio", "output_tokens", "asked_output_tokens", "no tokens were asked for"),
+        ("forced_agreement_ratio", "agreed_tokens", "output_tokens", "the outputs were not forced"),
+    ):
+        shares = [_share(tables, part, whole) for tables in rounds]
+        values.append(over_rounds(name, shares, labels, reason))
+    return values
+
+
+def _share(tables: PassTables, part: str, whole: str) -> float | None:
+    parts, wholes = column(tables.requests, part), column(tables.requests, whole)
+    known = is_done(tables.requests) & np.isfinite(parts) & np.isfinite(wholes)
+    total = float(wholes[known].sum())
+    return float(parts[known].sum()) / total if total else None
