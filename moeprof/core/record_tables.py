@@ -1,4 +1,4 @@
-"""The tables of a pass: their columns, and how they are read while the pass runs, when it ended, and when it was killed.
+"""The tables of a pass: their columns, and how to read them while it runs, when it ended, and when it was killed.
 
 Times are seconds from the start of the pass; missing values are null, never 0.
 """
@@ -73,7 +73,23 @@ TELEMETRY_COLUMNS = {
     "host_rss_bytes": "int64",
     "load_average_1min": "double",
 }
-TABLES = {"requests": REQUEST_COLUMNS, "steps": STEP_COLUMNS, "telemetry": TELEMETRY_COLUMNS}
+OVERHEAD_COLUMNS = {
+    "pair": "int64",
+    "phase": "string",
+    "tokens": "int64",
+    "bare_s": "double",
+    "instrumented_s": "double",
+    "bare_cpu_s": "double",
+    "instrumented_cpu_s": "double",
+}
+TABLES = {
+    "requests": REQUEST_COLUMNS,
+    "steps": STEP_COLUMNS,
+    "telemetry": TELEMETRY_COLUMNS,
+    "warmup": STEP_COLUMNS,
+    "calibration": STEP_COLUMNS,
+    "overhead": OVERHEAD_COLUMNS,
+}
 
 
 def arrow_schema(table: str) -> Any:

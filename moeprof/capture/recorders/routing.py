@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.capture.engine.base import Step
+from moeprof.capture.recorders.picks import PicksWriter
+from moeprof.capture.routing_tap import RoutingTap
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing, join_routing_parts
 from moeprof.core.trace import Request, Schedule
@@ -26,14 +28,14 @@ class RoutingRecorder:
     def __init__(
         self,
         folder: Path,
-        tap: Any,
+        tap: RoutingTap,
         *,
         layer_names: tuple[str, ...],
         class_names: tuple[str, ...],
         top_k: tuple[int, ...],
         window_steps: int,
         step_counts_cap_bytes: int,
-        picks: Any = None,
+        picks: PicksWriter | None = None,
     ) -> None:
         self._folder, self._tap, self._picks = folder, tap, picks
         self._layer_names, self._class_names = layer_names, class_names
@@ -43,9 +45,10 @@ class RoutingRecorder:
         self._kept_bytes = self._part = self._step = 0
 
     def on_start(self, schedule: Schedule, origin_s: float) -> None:
-        """Forget what warm-up left in the tap."""
+        """Label requests by class and forget what warm-up left in the tap."""
         self._origin_s = origin_s
-        self._tap.collect()
+        self._tap.bind(schedule.request_class)
+        self._tap.discard()
         self._open_window(0.0)
 
     def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
@@ -54,14 +57,15 @@ class RoutingRecorder:
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Take the step's counts from the tap."""
         seen = self._tap.collect()
+        assert seen is not None, "the tap listens to every forward while a pass is watched"
         counts_LPCE = self._by_phase(seen.counts_LGE)
         tokens_PC = seen.tokens_G.reshape(len(PHASES), len(self._class_names))
         if self._counts is None:
             self._counts = np.zeros(counts_LPCE.shape, dtype=np.int64)
         self._counts += counts_LPCE
         self._tokens += tokens_PC
-        self._dropped += seen.dropped_LP.T
-        self._identity += seen.identity_LP.T
+        self._dropped += self._per_phase(seen.dropped_LG)
+        self._identity += self._per_phase(seen.identity_LG)
         load_LE = counts_LPCE.sum(axis=(1, 2))
         self._distinct.append((load_LE > 0).sum(axis=1))
         self._max_load.append(load_LE.max(axis=1))
@@ -84,6 +88,10 @@ class RoutingRecorder:
     def _by_phase(self, counts_LGE: npt.NDArray[Any]) -> npt.NDArray[Any]:
         layers, _, experts = counts_LGE.shape
         return counts_LGE.reshape(layers, len(PHASES), len(self._class_names), experts)
+
+    def _per_phase(self, count_LG: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        summed: npt.NDArray[np.int64] = count_LG.reshape(len(self._layer_names), len(PHASES), -1).sum(axis=2).T
+        return summed
 
     def _keep_step(self, counts_LPCE: npt.NDArray[Any]) -> None:
         """Per-step counts, until the cap; a step with a load over 65,535 ends the keeping."""

@@ -1,0 +1,228 @@
+"""The experiment: order of launches, rounds and models; the record's header; signals. The parent process, no torch.
+
+Rounds are interleaved across models that fit in memory together (A B, B A, ...), each in its own fresh process; models
+that do not fit alternate with reloads. A model that fails is marked and the others go on. Ctrl-C and SIGTERM end the
+current pass after its current step and keep what was measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from moeprof.capture.header import Header
+from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.capture.schedules import Scheduled
+from moeprof.capture.signals import SignalWatch
+from moeprof.capture.telemetry import Meter, Telemetry
+from moeprof.capture.workers import Worker, WorkerFailedError
+from moeprof.core.errors import InterruptedRunError
+from moeprof.core.workload import ModelSpec, Workload
+
+
+class Audience(Protocol):
+    """Whoever shows progress; told what happens, answers nothing."""
+
+    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+        """``event`` is ``launch``, ``loading``, ``pass``, ``progress``, ``pass_done``, ``failed``..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything decided before the first worker starts.
+
+    Attributes:
+        workload: with ``auto`` values resolved.
+        folder: the record.
+        private: a folder outside the record for schedules with content.
+        schedules: model name -> its schedules.
+        device: ``cpu`` or ``cuda:N``.
+        together: True when all models fit in memory at once.
+        meters: power and clocks.
+        deadline_s: ``perf_counter`` time at which ``--max-minutes`` ends, or None.
+    """
+
+    workload: Workload
+    folder: Path
+    private: Path
+    schedules: dict[str, Scheduled]
+    device: str
+    together: bool
+    meters: list[Meter]
+    deadline_s: float | None
+
+
+class Experiment:
+    """Runs a set-up and fills the record."""
+
+    def __init__(self, setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> None:
+        self._setup, self._header, self._audience, self._signals = setup, header, audience, signals
+        self._failed: set[str] = set()
+
+    def run(self) -> str:
+        """All launches; returns ``done``, ``failed`` or ``interrupted``."""
+        try:
+            for launch in range(self._setup.workload.launches):
+                self._launch(launch)
+                if self._over:
+                    break
+        finally:
+            status = "interrupted" if self._signals.number else "failed" if self._failed else "done"
+            self._header.finish(status, failed=self._failed)
+        return status
+
+    @property
+    def _over(self) -> bool:
+        deadline = self._setup.deadline_s
+        return bool(self._signals.number) or (deadline is not None and time.perf_counter() >= deadline)
+
+    def _launch(self, launch: int) -> None:
+        """One launch of each model; which model loads first alternates between launches."""
+        models = [spec for spec in self._setup.workload.models if spec.name not in self._failed]
+        models = models[::-1] if launch % 2 else models
+        if self._setup.together:
+            self._resident(models, launch)
+        else:
+            self._reloading(models, launch)
+
+    def _resident(self, models: list[ModelSpec], launch: int) -> None:
+        """All models live at once; rounds go A B, then B A."""
+        workers: dict[str, Worker] = {}
+        try:
+            for spec in models:
+                workers[spec.name] = Worker(self._plan(spec, launch))
+            for name in list(workers):
+                self._try(workers, name, Order(command="prepare"))
+            for number in range(self._setup.workload.rounds):
+                for name in list(workers)[:: -1 if number % 2 else 1]:
+                    self._round(workers, name, number)
+            for name in list(workers):
+                self._overhead(workers, name)
+        finally:
+            self._close(workers)
+
+    def _reloading(self, models: list[ModelSpec], launch: int) -> None:
+        """One model at a time; each round loads it again."""
+        for number in range(self._setup.workload.rounds):
+            for spec in models[:: -1 if number % 2 else 1]:
+                if spec.name in self._failed or self._over:
+                    continue
+                plan = self._plan(spec, launch)
+                workers = {spec.name: Worker(replace(plan, continues=number > 0, measure_peaks=number == 0))}
+                try:
+                    self._try(workers, spec.name, Order(command="prepare"))
+                    self._round(workers, spec.name, number)
+                    if number == self._setup.workload.rounds - 1:
+                        self._overhead(workers, spec.name)
+                finally:
+                    self._close(workers)
+
+    def _round(self, workers: dict[str, Worker], name: str, number: int) -> None:
+        """The workload's own traffic, then the capacity pass of an open-loop run."""
+        self._pass(workers, name, f"round-{number}", offline=False)
+        schedule = self._setup.schedules[name].measured
+        if schedule.pattern == "open" and self._setup.workload.instruments.capacity:
+            self._pass(workers, name, f"capacity-{number}", offline=True)
+
+    def _pass(self, workers: dict[str, Worker], name: str, pass_name: str, *, offline: bool) -> None:
+        if name not in workers or self._over:
+            return
+        self._audience.hear(name, "pass", {"pass": pass_name, "launch": workers[name].plan.launch_folder.name})
+        order = Order(command="pass", name=pass_name, offline=offline, deadline_s=self._setup.deadline_s)
+        self._try(workers, name, order)
+
+    def _overhead(self, workers: dict[str, Worker], name: str) -> None:
+        if name in workers and self._setup.workload.instruments.overhead and not self._over:
+            self._try(workers, name, Order(command="overhead"))
+
+    def _try(self, workers: dict[str, Worker], name: str, order: Order) -> None:
+        """Give an order; a failing model is marked, its worker ended, and the others go on."""
+        if name not in workers or self._signals.number:
+            return
+        worker = workers[name]
+        watch = _PassWatch(self, worker, order)
+        try:
+            result = worker.do(order, watch.hear, lambda: bool(self._signals.number))
+            if order.command == "pass":
+                self._audience.hear(name, "pass_done", {"pass": order.name} | result)
+        except WorkerFailedError as error:
+            self._failed.add(name)
+            self._header.model_failed(name, str(error), error.details)
+            self._audience.hear(name, "failed", {"error": str(error)})
+            workers.pop(name).kill()
+        finally:
+            watch.close()
+
+    def _close(self, workers: dict[str, Worker]) -> None:
+        for name, worker in workers.items():
+            try:
+                worker.close(lambda report: None)
+            except WorkerFailedError as error:
+                self._failed.add(name)
+                self._header.model_failed(name, str(error), error.details)
+
+    def _plan(self, spec: ModelSpec, launch: int) -> LaunchPlan:
+        setup, scheduled = self._setup, self._setup.schedules[spec.name]
+        workload = setup.workload
+        self._audience.hear(spec.name, "launch", {"launch": launch})
+        return LaunchPlan(
+            model=spec,
+            engine=workload.engine,
+            instruments=workload.instruments,
+            warmup=workload.warmup,
+            device=setup.device,
+            threads=workload.threads,
+            model_folder=setup.folder / spec.name,
+            launch_folder=setup.folder / spec.name / f"launch-{launch}",
+            schedule_file=setup.private / scheduled.file_name,
+            warmup_file=setup.private / f"warmup-{scheduled.file_name}",
+            class_names=scheduled.measured.classes,
+            tokenizer_hash=scheduled.tokenizer_hash,
+            measure_peaks=True,
+        )
+
+    # -- used by _PassWatch ----------------------------------------------------------------------------------------
+
+    def open_telemetry(self, worker: Worker, pass_name: str, origin_s: float) -> Telemetry:
+        """Start sampling for a pass that has just begun."""
+        folder = worker.plan.launch_folder / pass_name
+        return Telemetry(folder, origin_s, self._setup.meters, worker.pid)
+
+    def tell(self, name: str, event: str, data: dict[str, Any]) -> None:
+        """Pass a worker's report on."""
+        self._audience.hear(name, event, data)
+
+
+class _PassWatch:
+    """What the parent does while a worker carries out one order."""
+
+    def __init__(self, experiment: Experiment, worker: Worker, order: Order) -> None:
+        self._experiment, self._worker, self._order = experiment, worker, order
+        self._telemetry: Telemetry | None = None
+
+    def hear(self, report: Report) -> None:
+        """Start sampling when the pass starts; pass progress on."""
+        name = self._worker.plan.model.name
+        if report.event == "started":
+            if self._order.command == "pass":
+                self._telemetry = self._experiment.open_telemetry(
+                    self._worker, report.data["pass"], report.data["origin_s"]
+                )
+        elif self._telemetry is not None:
+            self._telemetry.note(report.data)
+        self._experiment.tell(name, report.event, report.data)
+
+    def close(self) -> None:
+        """End sampling."""
+        if self._telemetry is not None:
+            self._telemetry.close()
+
+
+def raise_if_stopped(status: str, signals: SignalWatch, folder: Path) -> None:
+    """Turn an interrupted run into its exit code, and say how to read what was kept."""
+    if signals.number:
+        raise InterruptedRunError(
+            f"stopped; what was measured is kept: moeprof report {folder}", signal_number=signals.number
+        )

@@ -1,0 +1,96 @@
+"""Memory of a worker: device allocator where there is one, resident set of the process always.
+
+On a CPU there is no allocator to ask, so activation peak, reserved and fragmentation are null with that reason.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import psutil
+import torch
+
+NO_ALLOCATOR = "torch keeps no allocator statistics on a CPU"
+
+
+class Watch:
+    """Notes memory at the moments that matter: after loading, after the cache, in each pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cuda = device.type == "cuda"
+        self._start_bytes = psutil.Process().memory_info().rss
+        self._facts: dict[str, Any] = {}
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def loaded(self) -> None:
+        """Weights are there."""
+        self._facts["after_load_bytes"] = self._now()
+        self._facts["load_peak_bytes"] = self._peak()
+
+    def engine_ready(self, kv_bytes: int | None) -> None:
+        """The KV cache is there. Peaks count from here on."""
+        self._facts["kv_cache_bytes"] = kv_bytes
+        self._base_bytes = self._now()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def pass_ended(self) -> dict[str, Any]:
+        """What the pass took at its worst."""
+        if not self._cuda:
+            return {"host_rss_peak_bytes": rss_peak_bytes()}
+        stats = torch.cuda.memory_stats(self._device)
+        return {
+            "peak_allocated_bytes": stats["allocated_bytes.all.peak"],
+            "peak_reserved_bytes": stats["reserved_bytes.all.peak"],
+            "host_rss_peak_bytes": rss_peak_bytes(),
+        }
+
+    def allocator(self) -> dict[str, Any]:
+        """Allocated and reserved bytes now; empty on a CPU."""
+        if not self._cuda:
+            return {}
+        return {
+            "allocated_bytes": torch.cuda.memory_allocated(self._device),
+            "reserved_bytes": torch.cuda.memory_reserved(self._device),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The ``memory`` part of launch.json."""
+        facts = dict(self._facts) | {"host_rss_peak_bytes": rss_peak_bytes(), "host_rss_start_bytes": self._start_bytes}
+        if self._cuda:
+            peaks = self.pass_ended()
+            facts |= {
+                "kind": "device",
+                "device_total_bytes": torch.cuda.mem_get_info(self._device)[1],
+                "peak_allocated_bytes": peaks["peak_allocated_bytes"],
+                "peak_reserved_bytes": peaks["peak_reserved_bytes"],
+                "activation_peak_bytes": max(0, peaks["peak_allocated_bytes"] - self._base_bytes)
+                if "kv_cache_bytes" in self._facts
+                else None,
+                "reasons": {},
+            }
+        else:
+            names = ("peak_allocated_bytes", "peak_reserved_bytes", "activation_peak_bytes")
+            facts |= {
+                "kind": "host",
+                "device_total_bytes": psutil.virtual_memory().total,
+                **dict.fromkeys(names),
+                "reasons": dict.fromkeys(names, NO_ALLOCATOR),
+            }
+        return facts
+
+    def _now(self) -> int:
+        return int(torch.cuda.memory_allocated(self._device) if self._cuda else psutil.Process().memory_info().rss)
+
+    def _peak(self) -> int:
+        return int(torch.cuda.max_memory_allocated(self._device) if self._cuda else rss_peak_bytes())
+
+
+def rss_peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,60 @@
+"""Every pick of every token (``--save-detailed``): ``picks/part-<n>.npz``, in the order tokens were computed.
+
+Each part holds picks_TLK (smallest integer type), request_T, position_T (token position in its sequence) and step_T.
+The tap bounds the bytes; what was left out is counted in ``picks/left_out.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moeprof.capture.engine.base import Step
+from moeprof.capture.routing_tap import RoutingStep
+from moeprof.core.record import write_json
+
+PART_BYTES = 8 * 2**20
+
+
+class PicksWriter:
+    """Buffers picks and writes them in parts of about eight megabytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "picks"
+        self._folder.mkdir()
+        self._buffer: list[tuple[npt.NDArray[Any], ...]] = []
+        self._bytes = self._part = self._left_out = 0
+
+    def append(self, step_number: int, step: Step, seen: RoutingStep) -> None:
+        """Add a step's picks, with whose tokens they are."""
+        self._left_out += seen.picks_left_out_tokens
+        if seen.picks_TLK is None:
+            return
+        requests = [np.full(s.query_tokens, s.request, dtype=np.int32) for s in step.sequences]
+        positions = [np.arange(s.past_tokens, s.past_tokens + s.query_tokens, dtype=np.int32) for s in step.sequences]
+        request_T = np.concatenate(requests)
+        self._buffer.append(
+            (seen.picks_TLK, request_T, np.concatenate(positions), np.full(len(request_T), step_number, dtype=np.int32))
+        )
+        self._bytes += seen.picks_TLK.nbytes
+        if self._bytes >= PART_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the rest and say what was left out."""
+        self._flush()
+        write_json(self._folder / "left_out.json", {"tokens": self._left_out, "reason": "instruments.picks_cap_mib"})
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        names = ("picks_TLK", "request_T", "position_T", "step_T")
+        arrays: dict[str, Any] = {
+            name: np.concatenate([row[i] for row in self._buffer]) for i, name in enumerate(names)
+        }
+        np.savez_compressed(self._folder / f"part-{self._part}.npz", **arrays)
+        self._buffer.clear()
+        self._bytes, self._part = 0, self._part + 1

@@ -1,0 +1,176 @@
+"""From a workload to a finished record: find models, build schedules, predict memory and price, run, write the header."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moeprof.capture import fit as fitting
+from moeprof.capture.environment import choose_device, environment
+from moeprof.capture.estimate import estimate_weights_bytes
+from moeprof.capture.experiment import Audience, Experiment, Setup
+from moeprof.capture.gpu import Gpu, open_gpu
+from moeprof.capture.header import Header
+from moeprof.capture.meters import idle_power_w, open_meters
+from moeprof.capture.model_source import ModelSource, find_model
+from moeprof.capture.schedules import Scheduled, make_schedules
+from moeprof.capture.signals import SignalWatch
+from moeprof.core.errors import InputError
+from moeprof.core.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A workload checked against this machine; nothing has been loaded yet.
+
+    Attributes:
+        workload: with device and KV space resolved.
+        sources: model name -> where it is.
+        schedules: model name -> its schedules.
+        fit: the memory prediction.
+        environment: what machine this is.
+        gpu: the GPU, or None.
+        device: ``cpu`` or ``cuda:N``.
+    """
+
+    workload: Workload
+    sources: dict[str, ModelSource]
+    schedules: dict[str, Scheduled]
+    fit: fitting.Fit
+    environment: dict[str, Any]
+    gpu: Gpu | None
+    device: str
+
+
+def prepare(workload: Workload) -> Prepared:
+    """Everything that can be known before weights load.
+
+    Raises:
+        InputError: a model, trace, or the memory is wrong; see the callees.
+    """
+    sources = {spec.name: find_model(spec) for spec in workload.models}
+    schedules = make_schedules(workload, sources)
+    gpu = open_gpu(workload.device) if workload.device != "cpu" else None
+    device = choose_device(workload.device, gpu)
+    weights = {spec.name: estimate_weights_bytes(spec, sources[spec.name], workload.engine) for spec in workload.models}
+    fit = fitting.predict(
+        workload.models,
+        sources,
+        [scheduled.measured for scheduled in schedules.values()],
+        asked_kv_tokens=workload.engine.kv_tokens,
+        free_bytes=fitting.free_memory_bytes(device, gpu),
+        weights_bytes=weights,
+    )
+    engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
+    return Prepared(
+        workload=replace(workload, device=device, engine=engine),
+        sources=sources,
+        schedules=schedules,
+        fit=fit,
+        environment=environment(gpu, device, workload.threads),
+        gpu=gpu,
+        device=device,
+    )
+
+
+def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
+    """A fresh folder for the record; never one that has something in it.
+
+    Raises:
+        InputError: it is there already, or cannot be written.
+    """
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = output_dir or root / f"{stamp}-{workload.name}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
+    return folder
+
+
+def execute(
+    prepared: Prepared,
+    folder: Path,
+    audience: Audience,
+    signals: SignalWatch,
+    *,
+    workload_text: str,
+    pricing: dict[str, Any],
+    keep_content: bool = True,
+) -> str:
+    """Run it. Returns the record's status: ``done``, ``failed`` or ``interrupted``."""
+    workload = prepared.workload
+    meters = open_meters(prepared.gpu if prepared.device != "cpu" else None) if workload.instruments.power else []
+    deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
+    content = {
+        "workload": workload.to_json(),
+        "workload_text": workload_text,
+        "environment": prepared.environment,
+        "schedules": _schedules_json(prepared.schedules),
+        "fit": {"together": prepared.fit.together, "kv_tokens": prepared.fit.kv_tokens,
+                "wanted_kv_tokens": prepared.fit.wanted_kv_tokens, "free_bytes": prepared.fit.free_bytes},
+        "pricing": pricing,
+        "content_kept": keep_content,
+        "idle_power_w": idle_power_w(meters),
+    }  # fmt: skip
+    header = Header(folder, content, [spec.name for spec in workload.models])
+    with _private_folder() as private:
+        for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
+            scheduled.measured.save(private / scheduled.file_name)
+            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
+            scheduled.measured.save(folder / scheduled.file_name, with_content=keep_content)
+        setup = Setup(
+            workload=workload,
+            folder=folder,
+            private=private,
+            schedules=prepared.schedules,
+            device=prepared.device,
+            together=prepared.fit.together,
+            meters=meters,
+            deadline_s=deadline,
+        )
+        return Experiment(setup, header, audience, signals).run()
+
+
+def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
+    return {
+        name: {
+            "file": scheduled.file_name,
+            "sha256": scheduled.measured.sha256(),
+            "tokenizer_hash": scheduled.tokenizer_hash,
+            "bundled_tokenizer": scheduled.bundled,
+            "num_requests": len(scheduled.measured),
+            "pattern": scheduled.measured.pattern,
+            "concurrency": scheduled.measured.concurrency,
+            "outputs": scheduled.measured.outputs,
+            "realism": scheduled.measured.realism,
+            "input_tokens": int(scheduled.measured.input_tokens.sum()),
+            "output_tokens": int(scheduled.measured.output_tokens.sum()),
+            "span_s": float(scheduled.measured.arrival_s.max()) if len(scheduled.measured) else 0.0,
+            "classes": list(scheduled.measured.classes),
+            "notes": [{"code": n.code, "count": n.count, "text": n.text} for n in scheduled.measured.notes],
+        }
+        for name, scheduled in schedules.items()
+    }
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Schedules with content for the workers, outside the record; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="moeprof-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

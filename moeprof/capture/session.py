@@ -1,0 +1,204 @@
+"""One model in one process: load, check, warm up, run passes, measure the instruments' own cost, write launch.json."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moeprof.capture import memory
+from moeprof.capture.engine.base import ListenerSet
+from moeprof.capture.engine.select import build_engine
+from moeprof.capture.invariants import check_pass
+from moeprof.capture.loading import load_model
+from moeprof.capture.model_source import find_model
+from moeprof.capture.overhead import measure_overhead
+from moeprof.capture.parameters import model_facts
+from moeprof.capture.peaks import measure_peaks
+from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.capture.progress import ProgressRecorder
+from moeprof.capture.recorders.requests import RequestRecorder
+from moeprof.capture.recorders.steps import StepRecorder
+from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.tapping import Tapping
+from moeprof.capture.warmup import calibrate, warm_up
+from moeprof.core.errors import OutOfMemoryError
+from moeprof.core.record import write_json
+from moeprof.core.trace import Schedule, first_requests
+
+CALIBRATION_S = 6.0
+OVERHEAD_S = 6.0
+OVERHEAD_REQUESTS = 16
+
+
+class Session:
+    """A loaded model with its engine and instruments."""
+
+    def __init__(self, plan: LaunchPlan, should_stop: Callable[[], bool], send: Callable[[Report], None]) -> None:
+        self._plan, self._should_stop, self._send = plan, should_stop, send
+        self._device = torch.device(plan.device)
+        self._launch: dict[str, Any] = {}
+
+    def __enter__(self) -> Session:
+        plan = self._plan
+        if plan.threads is not None:
+            torch.set_num_threads(plan.threads)
+        plan.launch_folder.mkdir(parents=True, exist_ok=True)
+        self._schedule = Schedule.load(plan.schedule_file)
+        self._warmup = Schedule.load(plan.warmup_file)
+        self._memory = memory.Watch(self._device)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        write_json(self._plan.launch_folder / "launch.json", self._launch)
+
+    # -- orders ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, order: Order) -> dict[str, Any]:
+        """Load, count, check, warm up, calibrate."""
+        plan = self._plan
+        self._say("loading")
+        if plan.measure_peaks and plan.instruments.peaks:
+            self._launch["peaks"] = measure_peaks(self._device, plan.threads).to_json()
+        source = find_model(plan.model)
+        loaded = load_model(plan.model, source, plan.engine, self._device)
+        self._model = loaded.model
+        self._memory.loaded()
+        self._tapping = Tapping(self._model, plan)
+        self._listeners = ListenerSet()
+        self._engine = build_engine(self._model, plan.engine, self._listeners)
+        self._memory.engine_ready(self._engine.facts.kv_bytes)
+        facts = model_facts(
+            self._model,
+            name=plan.model.name,
+            source=source.description,
+            tokenizer_hash=plan.tokenizer_hash,
+            routing_policy=plan.model.routing.policy,
+            weights=plan.model.weights,
+        )
+        write_json(plan.model_folder / "model.json", facts.to_json())
+        self._launch |= {
+            "engine": asdict(self._engine.facts),
+            "dtype_reason": loaded.dtype_reason,
+            "load_s": loaded.load_s,
+            "threads": torch.get_num_threads(),
+            "reloaded": plan.continues,
+            "self_check": self._tapping.self_check(self._engine, self._listeners, self._warmup),
+        }
+        self._warm_up()
+        self._write()
+        return {"engine": self._launch["engine"], "self_check": self._launch["self_check"]}
+
+    def run_pass(self, order: Order) -> dict[str, Any]:
+        """One pass over the schedule with all instruments; writes the pass folder."""
+        folder = self._plan.launch_folder / order.name
+        folder.mkdir()
+        schedule = self._schedule.as_offline() if order.offline else self._schedule
+        recorders: list[Recorder] = [RequestRecorder(folder), StepRecorder(folder), *self._tapping.recorders(folder)]
+        recorders.append(ProgressRecorder(self._send, order.name, self._memory))
+        gc.collect()
+        gc.freeze()  # a collection in the middle of a step would be billed to the model
+        info: dict[str, Any] = {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
+        write_json(folder / "pass.json", info)
+        with self._tapping.watching(self._listeners):
+            result = replay(
+                self._engine, schedule, recorders, should_stop=self._should_stop, deadline_s=order.deadline_s
+            )
+        gc.unfreeze()
+        self._engine.reset()
+        info |= {
+            "status": result.status,
+            "origin_perf_s": result.origin_s,
+            "duration_s": result.end_s - result.origin_s,
+            "sent": result.sent,
+            "refused": result.refused,
+            "finished": result.finished,
+            "memory": self._memory.pass_ended(),
+            "invariants": check_pass(folder, complete=result.status == "done"),
+        }
+        write_json(folder / "pass.json", info)
+        return info
+
+    def measure_overhead(self, order: Order) -> dict[str, Any]:
+        """The instruments' own cost, in lock-step with a bare engine on the same weights."""
+        plan = self._plan
+        few = first_requests(self._schedule, OVERHEAD_REQUESTS).as_offline()
+        # Both engines get a small cache: sequences of the sample, and no more, so that a second one always fits.
+        kv_tokens = int(sum(len(i) + n + 32 for i, n in zip(few.input_ids, few.output_tokens.tolist(), strict=True)))
+        settings = replace(plan.engine, kv_tokens=min(kv_tokens, self._engine.facts.kv_tokens))
+        self._engine.close()
+        bare = build_engine(self._model, settings, ListenerSet())
+        self._engine = watched = build_engine(self._model, settings, self._listeners)
+        self._say("overhead")
+        with tempfile.TemporaryDirectory() as scratch:
+            recorders = self._scratch_recorders(Path(scratch))
+            pairs = measure_overhead(
+                bare,
+                watched,
+                few,
+                recorders,
+                lambda: self._tapping.watching(self._listeners),
+                plan.launch_folder,
+                max_seconds=OVERHEAD_S,
+                should_stop=self._should_stop,
+            )
+        bare.close()
+        self._launch["overhead_pairs"] = pairs
+        self._write()
+        return {"pairs": pairs}
+
+    def finish(self) -> None:
+        """Remove hooks, write what the launch learnt."""
+        self._launch["memory"] = self._memory.summary()
+        self._tapping.close()
+        self._engine.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        plan = self._plan
+        self._say("warming up")
+        with self._tapping.watching(self._listeners):
+            result = warm_up(
+                self._engine,
+                self._warmup,
+                plan.launch_folder,
+                max_seconds=plan.warmup.max_seconds,
+                should_stop=self._should_stop,
+            )
+            self._launch["warmup"] = asdict(result)
+            self._say("calibrating")
+            calibrate(
+                self._engine, self._warmup, plan.launch_folder, max_seconds=CALIBRATION_S, should_stop=self._should_stop
+            )
+
+    def _scratch_recorders(self, folder: Path) -> Sequence[Recorder]:
+        return [RequestRecorder(folder), StepRecorder(folder), *self._tapping.recorders(folder)]
+
+    def _say(self, what: str) -> None:
+        self._send(Report(event="progress", data={"doing": what}))
+
+    def _write(self) -> None:
+        self._launch["memory"] = self._memory.summary()
+        write_json(self._plan.launch_folder / "launch.json", self._launch)
+
+
+@contextmanager
+def as_out_of_memory(plan: LaunchPlan) -> Iterator[None]:
+    """Turn the allocator's error into ours: what was needed, what was there, which setting to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first = str(error).splitlines()[0] if str(error) else "the allocator gave up"
+        raise OutOfMemoryError(
+            f"model {plan.model.name}: out of memory on {plan.device}: {first} "
+            f"Lower engine.kv_tokens (now {plan.engine.kv_tokens}) or engine.max_batch_tokens "
+            f"(now {plan.engine.max_batch_tokens}), or choose a smaller model"
+        ) from error

@@ -1,0 +1,96 @@
+"""The routing instruments of one model: find its MoE layers, override their routing if asked, tap them, check the tap.
+
+A dense model has none of this; everything here is then empty, and the same code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moeprof.capture.engine.base import Engine, ListenerSet
+from moeprof.capture.moe_structure import find_moe_layers
+from moeprof.capture.plan import LaunchPlan
+from moeprof.capture.recorders.picks import PicksWriter
+from moeprof.capture.recorders.routing import RoutingRecorder
+from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.routing_check import self_check
+from moeprof.capture.routing_override import override_routing
+from moeprof.capture.routing_tap import RoutingTap
+from moeprof.core.trace import Schedule, first_requests
+
+SELF_CHECK_REQUESTS = 2
+
+
+class Tapping:
+    """Owns the hooks of one model."""
+
+    def __init__(self, model: Any, plan: LaunchPlan) -> None:
+        self._plan = plan
+        self.layers = find_moe_layers(model)
+        self._override = override_routing(self.layers, plan.model.routing) if self.layers else None
+        self._tap: RoutingTap | None = None
+        self._passed = True
+        if self.layers and plan.instruments.routing:
+            self._tap = RoutingTap(
+                model,
+                self.layers,
+                plan.class_names,
+                save_picks=plan.instruments.save_detailed,
+                picks_cap_bytes=plan.instruments.picks_cap_mib * 2**20,
+            )
+            self._tap.disable()
+
+    @contextmanager
+    def watching(self, listeners: ListenerSet) -> Iterator[None]:
+        """The tap's hooks are on the model, and the engine tells it what each forward holds."""
+        if self._tap is None:
+            yield
+            return
+        self._tap.enable()
+        listeners.listeners.append(self._tap)
+        try:
+            yield
+        finally:
+            listeners.listeners.remove(self._tap)
+            self._tap.disable()
+
+    def recorders(self, folder: Path) -> list[Recorder]:
+        """The routing recorder of a pass; empty for dense models."""
+        if self._tap is None:
+            return []
+        instruments = self._plan.instruments
+        return [
+            RoutingRecorder(
+                folder,
+                self._tap,
+                layer_names=tuple(layer.name for layer in self.layers),
+                class_names=self._tap.class_names,
+                top_k=tuple(layer.top_k for layer in self.layers),
+                window_steps=instruments.window_steps,
+                step_counts_cap_bytes=instruments.step_counts_cap_mib * 2**20,
+                picks=PicksWriter(folder) if instruments.save_detailed else None,
+            )
+        ]
+
+    def self_check(self, engine: Engine, listeners: ListenerSet, schedule: Schedule) -> dict[str, Any]:
+        """Run two warm-up requests and check every claim the tap makes; the answer goes into the record."""
+        if self._tap is None:
+            return {"passed": None, "notes": ["no routed experts" if not self.layers else "the tap is off"]}
+        few = first_requests(schedule, SELF_CHECK_REQUESTS).as_offline()
+        self._tap.bind(few.request_class)
+        with self.watching(listeners):
+            result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))
+        engine.reset()
+        self._tap.discard()
+        return asdict(result)
+
+    def close(self) -> None:
+        """Take all hooks off the model."""
+        if self._tap is not None:
+            self._tap.close()
+        if self._override is not None:
+            self._override.close()

@@ -1,0 +1,98 @@
+"""A worker: a fresh process that holds one model and does what the parent orders, one order at a time.
+
+Fresh, because memory, allocator state and code caches of one model must not flatter or burden the next. The parent owns
+order, signals, watchdog and NVML; the worker owns torch. Idle workers block on the pipe and cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.core.errors import MoeprofError
+
+LISTEN_EVERY_S = 0.2
+
+
+class Ear:
+    """Hears ``stop`` (or the parent's death) while a pass runs, without a system call per step."""
+
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._connection, self._clock = connection, clock
+        self._next_s = 0.0
+        self._stopped = False
+
+    def should_stop(self) -> bool:
+        """True once the parent asked to stop or is gone."""
+        now = self._clock()
+        if not self._stopped and now >= self._next_s:
+            self._next_s = now + LISTEN_EVERY_S
+            self._stopped = self._heard()
+        return self._stopped
+
+    def _heard(self) -> bool:
+        try:
+            return self._connection.poll(0) and self._connection.recv().command == "stop"
+        except (EOFError, OSError):
+            return True
+
+
+def worker_main(plan: LaunchPlan, connection: Connection) -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if plan.threads is not None:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(plan.threads)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")  # libraries' notices are not the user's; ours are in the record
+
+    ear = Ear(connection)
+
+    def send(report: Report) -> None:
+        try:
+            connection.send(report)
+        except (BrokenPipeError, OSError):
+            raise SystemExit(1) from None  # the parent is gone; the record on disk stays readable
+
+    try:
+        _serve(plan, connection, ear, send)
+    except MoeprofError as error:
+        send(Report(event="failed", data={"error": str(error), "exit_code": error.exit_code}))
+    except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
+        text = str(error).splitlines()[0] if str(error) else ""
+        details = traceback.format_exc()
+        send(
+            Report(
+                event="failed", data={"error": f"{type(error).__name__}: {text}", "exit_code": 1, "traceback": details}
+            )
+        )
+
+
+def _serve(plan: LaunchPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
+    from moeprof.capture.session import Session, as_out_of_memory
+
+    with as_out_of_memory(plan), Session(plan, ear.should_stop, send) as session:
+        handlers = {
+            "prepare": session.prepare,
+            "pass": session.run_pass,
+            "overhead": session.measure_overhead,
+        }
+        while True:
+            try:
+                order: Order = connection.recv()
+            except (EOFError, OSError):
+                return
+            if order.command in ("close", "stop"):
+                session.finish()
+                send(Report(event="done", data={}))
+                return
+            send(Report(event="done", data=handlers[order.command](order)))
