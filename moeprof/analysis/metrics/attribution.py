@@ -1,0 +1,250 @@
+"""Latency variance, attributed to routing (METRICS section 1).
+
+A decode step reads the weights of every expert that at least one of its tokens chose, so its time should grow with the
+distinct experts U, and, where the busiest expert is waited for, with the largest load M. The model, among steps with
+equal tokens: ``step_s = a_T + b_C*context + b_U*sum_l U_l + b_M*sum_l M_l``. The gain in R2 by U and M can never be
+negative, so it is compared with what shuffled routing gains: blocks of consecutive steps are permuted among steps with
+equal tokens, which keeps the slow drifts of both sides (block permutation of the residualised terms; Kennedy 1995,
+Winkler et al. 2014). Rounds that ran the same batches are shuffled alike, since they repeat the same routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.metrics.routing_terms import StepTerms, step_terms
+from moeprof.analysis.metrics.step_blocks import Blocks, block_length
+from moeprof.analysis.tables import FloatArray, IntArray, PassTables
+from moeprof.core.metric import MetricValue, missing
+
+PHASES = ("prefill", "decode")
+TERMS = ("context_token", "distinct_expert", "max_load_token")
+ALPHA = 0.05
+PERMUTATIONS = 199
+MINIMUM_BLOCKS = 12
+MAX_POINTS = 2_000
+SHARE = "variance_explained_by_routing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """What a chart of step time against distinct experts draws; at most MAX_POINTS, evenly thinned; shape [N]."""
+
+    distinct: FloatArray
+    step_s: FloatArray
+    tokens: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """How much of the variance of step time at equal tokens the router explains.
+
+    Attributes:
+        phase: ``prefill`` or ``decode``.
+        num_steps: steps used.
+        coefficients: seconds per unit of each of TERMS.
+        intervals: 95 % block bootstrap of the coefficients.
+        r2: of the whole fit, within equal token counts.
+        r2_without_routing: of context alone.
+        share: R2 gain of the routing terms minus the mean gain of shuffled ones; may be slightly below 0.
+        p_value: share of shuffles that gain at least as much.
+        min_detectable: the share that this run would have shown in four runs of five.
+        line: a plain line of step time against distinct experts over all steps, for the chart.
+        points: the steps, for the chart.
+        cannot_tell: why no share is claimed, or None when it is.
+    """
+
+    phase: str
+    num_steps: int = 0
+    coefficients: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, stats.Interval] = field(default_factory=dict)
+    r2: float | None = None
+    r2_without_routing: float | None = None
+    share: float | None = None
+    p_value: float | None = None
+    min_detectable: float | None = None
+    line: stats.LinearFit | None = None
+    points: Points | None = None
+    cannot_tell: str | None = None
+
+
+def attributions(rounds: Sequence[PassTables], seed: int = 0) -> tuple[Attribution, ...]:
+    """Attribution per phase of the rounds of one launch."""
+    return tuple(attribute(rounds, phase, seed=seed) for phase in PHASES)
+
+
+def attribute(
+    rounds: Sequence[PassTables], phase: str, *, routed: Sequence[PassTables] | None = None, seed: int = 0
+) -> Attribution:
+    """Attribute the variance of step time of one phase to routing.
+
+    Args:
+        rounds: whose step times are explained.
+        phase: ``prefill`` or ``decode``.
+        routed: another model's passes over the same batches, whose routing is then a placebo; by default ``rounds``.
+        seed: of shuffles and resamples.
+    """
+    terms = step_terms(rounds, rounds if routed is None else routed, phase)
+    if isinstance(terms, str):
+        return Attribution(phase=phase, cannot_tell=terms)
+    shown = Attribution(
+        phase=phase,
+        num_steps=len(terms.step_s),
+        line=stats.linear_fit(terms.distinct, terms.step_s),
+        points=_points(terms),
+    )
+    time = terms.within_strata(terms.step_s)
+    context = terms.within_strata(terms.context)
+    routing = np.stack([terms.within_strata(terms.distinct), terms.within_strata(terms.max_load)], axis=1)
+    if not np.any(np.abs(time) > 1e-12) or not np.any(np.abs(routing) > 1e-9):
+        what = "step time does not vary" if np.any(routing) else "the touched experts do not vary"
+        return replace(shown, cannot_tell=f"cannot tell: {what} among steps with equal tokens")
+    blocks = Blocks.of(terms, block_length(time, routing[:, 0]))
+    if blocks.count < MINIMUM_BLOCKS:
+        reason = f"cannot tell: {blocks.count} independent stretches of steps, {MINIMUM_BLOCKS} are needed"
+        return replace(shown, cannot_tell=reason)
+    return _judge(shown, time, context, routing, blocks, seed)
+
+
+def _judge(
+    shown: Attribution, time: FloatArray, context: FloatArray, routing: FloatArray, blocks: Blocks, seed: int
+) -> Attribution:
+    total = float(time @ time)
+    rest, terms = _without(context, time), _without(context, routing)
+    base = 1 - float(rest @ rest) / total
+    gain = _gain(rest, terms) / total
+    rng = np.random.default_rng(seed)
+    shuffled = np.array(
+        [_gain(rest, _without(context, terms[blocks.shuffle(rng)])) / total for _ in range(PERMUTATIONS)]
+    )
+    share, p_value = gain - float(shuffled.mean()), (1 + int((shuffled >= gain).sum())) / (1 + PERMUTATIONS)
+    critical = float(np.quantile(shuffled, 1 - ALPHA) - shuffled.mean())
+    detectable = critical + 0.84 * float(shuffled.std(ddof=1))  # 0.84: the 80 % quantile of a normal
+    columns = np.column_stack([context, routing])
+    coefficients = np.linalg.lstsq(columns, time, rcond=None)[0]
+    undecided = None
+    if p_value > ALPHA or share < detectable:
+        undecided = (
+            f"cannot tell: share {100 * share:.1f} %, p = {p_value:.3f}; "
+            f"the smallest share this run could show is {100 * detectable:.1f} %"
+        )
+    return replace(
+        shown,
+        coefficients=dict(zip(TERMS, coefficients.tolist(), strict=True)),
+        intervals=_coefficient_intervals(columns, time, blocks.of_row, seed),
+        r2=base + gain,
+        r2_without_routing=base,
+        share=share,
+        p_value=p_value,
+        min_detectable=detectable,
+        cannot_tell=undecided,
+    )
+
+
+def _without(context: FloatArray, values: FloatArray) -> FloatArray:
+    """Residuals of a regression (through 0) on context."""
+    power = float(context @ context)
+    if power == 0:
+        return values
+    slopes = context @ values / power
+    return values - (np.outer(context, slopes) if values.ndim == 2 else context * slopes)
+
+
+def _gain(rest: FloatArray, terms: FloatArray) -> float:
+    """Sum of squares of ``rest`` that the columns of ``terms`` explain (columns may be collinear or zero)."""
+    scale = np.sqrt((terms**2).sum(axis=0))
+    unit = terms / np.where(scale > 0, scale, 1)
+    shared = unit.T @ rest
+    return float((shared @ np.linalg.pinv(unit.T @ unit, rcond=1e-9) * shared).sum())
+
+
+def _coefficient_intervals(
+    columns: FloatArray, time: FloatArray, blocks: IntArray, seed: int
+) -> dict[str, stats.Interval]:
+    num, width = int(blocks.max()) + 1, columns.shape[1]
+    scale = np.where(columns.std(axis=0) > 0, columns.std(axis=0), 1)
+    unit = columns / scale
+    grams, shared = np.zeros((num, width, width)), np.zeros((num, width))
+    np.add.at(grams, blocks, unit[:, :, None] * unit[:, None, :])
+    np.add.at(shared, blocks, unit * time[:, None])
+    drawn = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=stats.RESAMPLES)
+    gram = np.tensordot(drawn, grams, axes=1)
+    found = (np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ (drawn @ shared)[:, :, None])[:, :, 0] / scale
+    return {name: stats.percentile_interval(found[:, i]) for i, name in enumerate(TERMS)}
+
+
+def _points(terms: StepTerms) -> Points:
+    rows = np.unique(np.linspace(0, len(terms.step_s) - 1, MAX_POINTS).astype(np.int64))
+    return Points(distinct=terms.distinct[rows], step_s=terms.step_s[rows], tokens=terms.tokens[rows])
+
+
+def attribution_metrics(
+    rounds: Sequence[PassTables], found: Sequence[Attribution] | None = None, seed: int = 0
+) -> list[MetricValue]:
+    """Attribution as metrics; ``found`` are the results of :func:`attributions` when they are at hand."""
+    if not rounds:
+        return []
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
+    results = attributions(rounds, seed) if found is None else found
+    return [value for result in results for value in _values(result, {**labels, "phase": result.phase})]
+
+
+def placebo_metrics(
+    dense: Sequence[PassTables], moe: Sequence[PassTables], seed: int = 0
+) -> tuple[list[MetricValue], tuple[Attribution, ...]]:
+    """The MoE's routing as an explanation of the dense model's step times: it must explain nothing.
+
+    Only for offline or closed-loop passes over one schedule, where step i of both models is the same batch.
+    """
+    results = tuple(attribute(dense, phase, routed=moe, seed=seed) for phase in PHASES)
+    values = []
+    for result in results:
+        labels = {"traffic": dense[0].traffic, "window": "total", "phase": result.phase} if dense else {}
+        values += [_share(result, f"placebo_{SHARE}_ratio", labels), _p_value(result, f"placebo_{SHARE}_p", labels)]
+    return values, results
+
+
+def _values(found: Attribution, labels: dict[str, str]) -> list[MetricValue]:
+    values = [_share(found, f"{SHARE}_ratio", labels), _p_value(found, f"{SHARE}_p", labels)]
+    why, n = found.cannot_tell or "", found.num_steps
+    for name, number in ((f"{SHARE}_min_detectable_ratio", found.min_detectable), ("step_fit_r2_ratio", found.r2)):
+        values.append(
+            missing(name, why, **labels)
+            if number is None
+            else MetricValue(name=name, value=number, n=n, labels=labels, reasons=("no interval: it describes a fit",))
+        )
+    for term in TERMS:
+        name = f"step_time_per_{term}_s"
+        if term not in found.coefficients:
+            values.append(missing(name, why, **labels))
+            continue
+        low, high = found.intervals[term]
+        values.append(
+            MetricValue(name=name, value=found.coefficients[term], n=n, ci_low=low, ci_high=high, labels=labels)
+        )
+    return values
+
+
+def _share(found: Attribution, name: str, labels: dict[str, str]) -> MetricValue:
+    if found.share is None:
+        return missing(name, found.cannot_tell or "cannot tell", **labels)
+    reasons = (found.cannot_tell,) if found.cannot_tell else ("no interval: judged by permutation, see its p",)
+    return MetricValue(
+        name=name,
+        value=found.share,
+        n=found.num_steps,
+        labels=labels,
+        valid=found.cannot_tell is None,
+        reasons=reasons,
+        null={"permutation": 0.0},
+    )
+
+
+def _p_value(found: Attribution, name: str, labels: dict[str, str]) -> MetricValue:
+    if found.p_value is None:
+        return missing(name, found.cannot_tell or "cannot tell", **labels)
+    return MetricValue(name=name, value=found.p_value, n=found.num_steps, exact=True, labels=labels)
