@@ -1,0 +1,217 @@
+"""The only door to NVML: power, energy, clocks, temperature, throttling, memory and neighbours of one GPU.
+
+A GPU is found by its UUID, because NVML counts by PCI address and CUDA by speed and by CUDA_VISIBLE_DEVICES. Whatever
+cannot be read is None with a reason; nothing here raises for a missing driver, GPU or permission.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from moeprof.capture.cpu_energy import CpuEnergy as CpuEnergy
+
+T = TypeVar("T")
+
+# pynvml's exception class -> reason code. What is not here is `nvml_error`.
+REASONS = {
+    "NVMLError_DriverNotLoaded": "no_driver",
+    "NVMLError_LibraryNotFound": "no_driver",
+    "NVMLError_LibRmVersionMismatch": "driver_mismatch",
+    "NVMLError_NoPermission": "no_permission",
+    "NVMLError_NotSupported": "not_supported",
+    "NVMLError_FunctionNotFound": "driver_too_old",
+    "NVMLError_NotFound": "no_such_gpu",
+    "NVMLError_InvalidArgument": "no_such_gpu",
+    "NVMLError_GpuIsLost": "gpu_lost",
+    "NVMLError_Uninitialized": "not_initialised",
+    "NVMLError_Timeout": "timeout",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReading:
+    """One look at a GPU. None = could not be read, see ``reasons``.
+
+    Attributes:
+        power_w: average over the driver's period (about 0.1 to 1 s).
+        energy_counter_j: running total since the driver was loaded.
+        temperature_c: of the chip.
+        sm_clock_mhz: clock of the processors.
+        memory_clock_mhz: clock of the memory.
+        utilisation_ratio: share of time with a kernel running.
+        memory_used_bytes: by all processes.
+        memory_total_bytes: of the device.
+        throttle_reasons: NVML bit mask.
+        num_other_processes: compute processes that are neither this one nor its children.
+        reasons: reason code per field that is None.
+    """
+
+    power_w: float | None = None
+    energy_counter_j: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    utilisation_ratio: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    throttle_reasons: int | None = None
+    num_other_processes: int | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """An open GPU, or the reason why there is none.
+
+    Attributes:
+        uuid: as NVML spells it, or None.
+        name: product name, or None.
+        driver: driver version, or None.
+        reason: reason code when there is no GPU to read, else None.
+    """
+
+    uuid: str | None = None
+    name: str | None = None
+    driver: str | None = None
+    reason: str | None = None
+    _nvml: Any = None
+    _handle: Any = None
+
+    def read(self) -> GpuReading:
+        """Look once. About a millisecond; never raises."""
+        if self.reason is not None:
+            return GpuReading(reasons=dict.fromkeys(_READERS, self.reason))
+        values: dict[str, Any] = {}
+        reasons: dict[str, str] = {}
+        for name, reader in _READERS.items():
+            value, reason = _try(self._nvml, lambda reader=reader: reader(self._nvml, self._handle))  # type: ignore[misc]
+            values[name] = value
+            if value is None:
+                reasons[name] = reason or "other_namespace"
+        return GpuReading(**values, reasons=reasons)
+
+    def facts(self) -> dict[str, Any]:
+        """What the record keeps of it: identity, driver, power limit, highest clock, persistence; None = not told."""
+        nvml, handle = self._nvml, self._handle
+        asked: dict[str, Callable[[], Any]] = {
+            "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+            "max_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
+        }
+        known = {"uuid": self.uuid, "name": self.name, "driver": self.driver, "reason": self.reason}
+        if self.reason is not None:
+            return known | dict.fromkeys(asked)
+        return known | {name: _try(nvml, call)[0] for name, call in asked.items()}
+
+    def close(self) -> None:
+        """Give NVML back."""
+        if self._nvml is not None:
+            _try(self._nvml, self._nvml.nvmlShutdown)
+
+
+def open_gpu(device: str = "auto", nvml: Any = None) -> Gpu | None:
+    """The GPU that torch will call ``device`` (``auto``, ``cuda``, ``cuda:1``), found without torch; None without one.
+
+    A GPU that is there and cannot be told from its neighbours is returned too, with its reason and no readings.
+    """
+    number = device.partition(":")[2]
+    gpu = find_gpu(None, nvml, position=int(number) if number.isdecimal() else 0)
+    return None if gpu.reason in ("no_driver", "driver_mismatch", "no_such_gpu", "hidden") else gpu
+
+
+def find_gpu(uuid: str | None, nvml: Any = None, *, position: int = 0) -> Gpu:
+    """Open a GPU.
+
+    Args:
+        uuid: with or without the ``GPU-`` prefix (torch leaves it out), or None to go by position.
+        nvml: the pynvml module, or a fake of it.
+        position: among the devices that CUDA_VISIBLE_DEVICES shows.
+    """
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    _, reason = _try(nvml, nvml.nvmlInit)
+    if reason is not None:
+        return Gpu(reason=reason)
+    handle, reason = _try(nvml, lambda: _handle(nvml, uuid, position))
+    if handle is None or isinstance(handle, str):
+        _try(nvml, nvml.nvmlShutdown)
+        return Gpu(reason=handle or reason)
+    return Gpu(
+        uuid=_try(nvml, lambda: _text(nvml.nvmlDeviceGetUUID(handle)))[0],
+        name=_try(nvml, lambda: _text(nvml.nvmlDeviceGetName(handle)))[0],
+        driver=_try(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()))[0],
+        _nvml=nvml,
+        _handle=handle,
+    )
+
+
+def _handle(nvml: Any, uuid: str | None, position: int) -> Any:
+    """NVML's handle, or a reason code where a position cannot be translated."""
+    if uuid is not None:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(nvml.nvmlDeviceGetCount())] if shown is None else shown.replace(" ", "").split(",")
+    if position >= len(names) or names[position] in ("", "-1", "NoDevFiles"):
+        return "hidden"
+    name = names[position]
+    if name.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    if not name.isdecimal():
+        return "no_such_gpu"
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if _counts_like_cuda(nvml) else "ambiguous_index"
+
+
+def _counts_like_cuda(nvml: Any) -> bool:
+    """CUDA puts the fastest device first unless told otherwise, NVML goes by PCI address: alike when all are equal."""
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return True
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    return len({_text(nvml.nvmlDeviceGetName(handle)) for handle in handles}) == 1
+
+
+def _try(nvml: Any, call: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The value of a call, or None and a reason code."""
+    try:
+        return call(), None
+    except nvml.NVMLError as error:
+        return None, REASONS.get(type(error).__name__, "nvml_error")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _throttle_reasons(nvml: Any, handle: Any) -> int:
+    # The call was renamed in driver 535; the old name is still there, so it is the one that always works.
+    return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def _other_processes(nvml: Any, handle: Any) -> int | None:
+    """Compute processes of others; None in a container that shows process ids of the host."""
+    import psutil
+
+    listed = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    me = psutil.Process()
+    ours = {me.pid, *(child.pid for child in me.children(recursive=True)), *(p.pid for p in me.parents())}
+    others = listed - ours
+    return None if any(not psutil.pid_exists(pid) for pid in others) else len(others)
+
+
+_READERS: dict[str, Callable[[Any, Any], Any]] = {
+    "power_w": lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+    "energy_counter_j": lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
+    "temperature_c": lambda nvml, handle: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+    "sm_clock_mhz": lambda nvml, handle: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+    "memory_clock_mhz": lambda nvml, handle: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+    "utilisation_ratio": lambda nvml, handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+    "memory_used_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+    "memory_total_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+    "throttle_reasons": _throttle_reasons,
+    "num_other_processes": _other_processes,
+}

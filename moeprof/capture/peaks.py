@@ -1,0 +1,194 @@
+"""What the device can really do: memory bandwidth and matrix rate, measured when a run starts.
+
+Bandwidth is the best of copying (each byte counted twice: read and written), reading, and a matrix-vector product, on
+buffers several times larger than the last cache. The matrix rate is that of a large product of random numbers in the
+run's dtype (zeros would draw less power and run faster).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CACHES_IN_BUFFER = 2  # smallest buffer, in last-level caches
+SMALLEST_BUFFER_BYTES = 256 * 2**20
+MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One timed run.
+
+    Attributes:
+        kind: ``copy``, ``read``, ``matrix_vector`` or ``matmul``.
+        amount: bytes moved, or FLOPs.
+        seconds: time of the best repetition.
+    """
+
+    kind: str
+    amount: float
+    seconds: float
+
+    @property
+    def per_s(self) -> float:
+        """Bytes or FLOPs per second."""
+        return self.amount / self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """Measured limits of a device.
+
+    Attributes:
+        device: for example ``cpu`` or ``cuda:0``.
+        dtype: of the matrices.
+        threads: CPU threads used.
+        bandwidth_bytes_per_s: best of the bandwidth trials, or None with ``bandwidth_reason``.
+        bandwidth_method: kind of the best trial.
+        bandwidth_reason: why there is none.
+        flops_per_s: best of the matrix products, or None with ``flops_reason``.
+        flops_reason: why there is none.
+        cache_bytes: last-level cache, or None when unknown. Models that fit into it are not bound by bandwidth.
+        buffer_bytes: size of the buffer.
+        trials: all of them.
+        spent_s: how long it took.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+    bandwidth_bytes_per_s: float | None
+    bandwidth_method: str | None
+    bandwidth_reason: str | None
+    flops_per_s: float | None
+    flops_reason: str | None
+    cache_bytes: int | None
+    buffer_bytes: int | None
+    trials: tuple[Trial, ...]
+    spent_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def measure_peaks(
+    device: torch.device, threads: int, *, dtype: torch.dtype = torch.float32, budget_s: float = 2.0
+) -> Peaks:
+    """Measure a device.
+
+    Args:
+        device: ``cpu`` or a CUDA device.
+        threads: CPU threads, the run's own number; restored afterwards.
+        dtype: of the matrix product, the run's own.
+        budget_s: about how long to take; each trial runs at least once.
+    """
+    before, started = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(threads)
+    try:
+        cache = cache_bytes(device)
+        size = _buffer_bytes(device, cache)
+        bandwidth = () if size is None else _bandwidth_trials(device, size, budget_s / 2)
+        matmul = _matmul_trials(device, dtype, budget_s / 2)
+    finally:
+        torch.set_num_threads(before)
+    best = max(bandwidth, key=lambda trial: trial.per_s, default=None)
+    return Peaks(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        threads=threads,
+        bandwidth_bytes_per_s=best.per_s if best else None,
+        bandwidth_method=best.kind if best else None,
+        bandwidth_reason=None if best else "too little free memory for a buffer larger than the cache",
+        flops_per_s=max((trial.per_s for trial in matmul), default=None),
+        flops_reason=None if matmul else f"no matrix product in {dtype} on {device.type}",
+        cache_bytes=cache,
+        buffer_bytes=size,
+        trials=(*bandwidth, *matmul),
+        spent_s=time.perf_counter() - started,
+    )
+
+
+def cache_bytes(device: torch.device, root: Path = CACHES) -> int | None:
+    """The largest cache of the device, or None when it does not say."""
+    if device.type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or None
+    sizes = [_parse_size(file) for file in root.glob("index*/size")]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _parse_size(file: Path) -> int | None:
+    """``32768K`` -> bytes."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
+    digits = text.rstrip("KMG")
+    return int(digits) * factor if digits.isdecimal() else None
+
+
+def _buffer_bytes(device: torch.device, cache: int | None) -> int | None:
+    """Large enough to miss the cache, small enough to fit; None when that cannot be."""
+    wanted = max(SMALLEST_BUFFER_BYTES, CACHES_IN_BUFFER * (cache or 0))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return wanted if wanted <= free // 4 else None
+
+
+def _bandwidth_trials(device: torch.device, size: int, budget_s: float) -> tuple[Trial, ...]:
+    """Copy between the halves of one buffer, read all of it, multiply it with a vector."""
+    rows = 2 * max(1, size // 4 // 4096 // 2)
+    buffer = torch.ones(rows, 4096, dtype=torch.float32, device=device)
+    low, high = buffer[: rows // 2], buffer[rows // 2 :]
+    vector = torch.ones(4096, dtype=torch.float32, device=device)
+    num_bytes = buffer.numel() * 4
+    share = budget_s / 3
+    return (
+        _trial("copy", num_bytes, lambda: high.copy_(low), device, share),
+        _trial("read", num_bytes, lambda: buffer.sum(), device, share),
+        _trial("matrix_vector", num_bytes, lambda: torch.mv(buffer, vector), device, share),
+    )
+
+
+def _matmul_trials(device: torch.device, dtype: torch.dtype, budget_s: float) -> tuple[Trial, ...]:
+    """Square products of random numbers, larger ones as long as the budget allows."""
+    trials: list[Trial] = []
+    sizes = MATMUL_SIZES.get(device.type, MATMUL_SIZES["cpu"])
+    deadline = time.perf_counter() + budget_s
+    for n in sizes:
+        if trials and trials[-1].seconds * (n / sizes[len(trials) - 1]) ** 3 > deadline - time.perf_counter():
+            break
+        try:
+            a = torch.randn(n, n, device=device).to(dtype)
+            b = torch.randn(n, n, device=device).to(dtype)
+            trials.append(_trial("matmul", 2.0 * n**3, lambda a=a, b=b: a @ b, device, budget_s / len(sizes)))  # type: ignore[misc]
+        except (RuntimeError, NotImplementedError):
+            break
+    return tuple(trials)
+
+
+def _trial(kind: str, amount: float, work: Callable[[], Any], device: torch.device, budget_s: float) -> Trial:
+    """The shortest of the runs that fit the budget, at least one; the shortest is never the warm-up unless alone."""
+    started = time.perf_counter()
+    best = _timed(work, device)
+    while time.perf_counter() - started < budget_s:
+        best = min(best, _timed(work, device))
+    return Trial(kind=kind, amount=amount, seconds=best)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one run, from idle to idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
