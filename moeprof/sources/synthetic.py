@@ -16,7 +16,7 @@ import numpy.typing as npt
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import FloatArray, IntArray, Trace
 from moeprof.sources.numbers import round_half_up
-from moeprof.sources.traffic import DEFAULT_NUM_REQUESTS, Arrivals, Lengths, Prefix, RequestClass, Traffic
+from moeprof.sources.traffic import DEFAULT_NUM_REQUESTS, Arrivals, LengthPair, Lengths, Prefix, RequestClass, Traffic
 
 RATIO_BLOCK_TOKENS = 16
 MAX_BLOCKS_PER_PREFIX = 2**20  # ids of prefix p start at p * this
@@ -46,25 +46,22 @@ def synthesise(traffic: Traffic, *, seed: int) -> Trace:
     """A length-only trace of the given synthetic traffic.
 
     Raises:
-        WorkloadError: the traffic is not valid.
         TraceError: an empirical trace cannot be read, or has no lengths.
     """
-    traffic.validate()
-    assert traffic.arrivals is not None and traffic.input_lengths is not None and traffic.output_lengths is not None
+    assert traffic.arrivals is not None
     number = traffic.num_requests or DEFAULT_NUM_REQUESTS
     rngs = streams(seed)
     of_class = draw_classes(rngs.classes, traffic.classes, number)
-    input_tokens = _lengths_by_class(rngs.input_lengths, traffic.input_lengths, traffic.classes, of_class, "input")
-    output_rng = rngs.output_lengths
-    if _same_trace(traffic.input_lengths, traffic.output_lengths):
-        # Rows of one trace are drawn whole, so that long prompts keep their own outputs.
-        output_rng = streams(seed).input_lengths
-    output_tokens = _lengths_by_class(output_rng, traffic.output_lengths, traffic.classes, of_class, "output")
+    pairs = [traffic.lengths, *(item.lengths for item in traffic.classes)]
+    # Rows of one empirical trace are drawn whole, so that long prompts keep their own outputs.
+    paired = all(_same_trace(pair.input, pair.output) for pair in pairs if pair != LengthPair())
     trace = Trace(
         source="synthetic",
         arrival_s=draw_arrivals(rngs.arrivals, traffic.arrivals, number),
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+        input_tokens=_lengths_by_class(rngs.input_lengths, traffic, of_class, "input"),
+        output_tokens=_lengths_by_class(
+            streams(seed).input_lengths if paired else rngs.output_lengths, traffic, of_class, "output"
+        ),
         request_class=tuple(traffic.classes[i].name for i in of_class) if traffic.classes else None,
     )
     return trace if traffic.prefix is None else with_prefixes(trace, traffic.prefix, rngs.prefixes)
@@ -78,11 +75,11 @@ def draw_arrivals(rng: np.random.Generator, arrivals: Arrivals, number: int) -> 
     if not arrivals.is_open:
         return np.zeros(number, dtype=np.float64)
     assert arrivals.rate is not None
+    index = np.arange(number, dtype=np.float64)
     if arrivals.pattern == "constant":
-        even: FloatArray = np.arange(number) / arrivals.rate
-        return even
+        return index / arrivals.rate
     if arrivals.pattern == "burst":
-        return (np.arange(number) // arrivals.burst_size) * (arrivals.burst_size / arrivals.rate)
+        return np.floor(index / arrivals.burst_size) * (arrivals.burst_size / arrivals.rate)
     shape = 1.0 if arrivals.pattern == "poisson" else arrivals.burstiness
     gaps = rng.gamma(shape, 1.0, number)
     total = float(gaps.sum())
@@ -139,22 +136,24 @@ def with_prefixes(trace: Trace, prefix: Prefix, rng: np.random.Generator) -> Tra
 
 
 def _lengths_by_class(
-    rng: np.random.Generator,
-    common: Lengths,
-    classes: tuple[RequestClass, ...],
-    of_class: npt.NDArray[np.int64],
-    side: str,
+    rng: np.random.Generator, traffic: Traffic, of_class: npt.NDArray[np.int64], side: str
 ) -> IntArray:
-    tokens = draw_lengths(rng, common, len(of_class), side)
-    for i, item in enumerate(classes):
-        own = item.input_lengths if side == "input" else item.output_lengths
+    common: Lengths | None = getattr(traffic.lengths, side)
+    if common is not None:
+        tokens = draw_lengths(rng, common, len(of_class), side)
+    else:
+        tokens = np.ones(len(of_class), dtype=np.int64)  # every class has its own, checked by Traffic
+    for i, item in enumerate(traffic.classes):
+        own: Lengths | None = getattr(item.lengths, side)
         if own is not None:
             rows = np.flatnonzero(of_class == i)
             tokens[rows] = draw_lengths(rng, own, len(rows), side)
     return tokens
 
 
-def _same_trace(one: Lengths, other: Lengths) -> bool:
+def _same_trace(one: Lengths | None, other: Lengths | None) -> bool:
+    if one is None or other is None:
+        return False
     return one.distribution == other.distribution == "empirical" and one.path == other.path
 
 

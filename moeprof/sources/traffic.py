@@ -1,14 +1,13 @@
 """What a workload's ``traffic:`` section says, as plain types: a trace or a synthetic pattern, and the text to send.
 
-Names follow the YAML keys. ``Traffic.validate`` checks the values and names the key that is wrong; types, unknown keys
-and paths are the workload parser's business (paths here are already resolved).
+Fields are the YAML keys. Each class checks its own values when it is made and names the key that is wrong; types and
+unknown keys are the YAML reader's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moeprof.core.errors import WorkloadError
@@ -44,7 +43,7 @@ class TraceSource:
         too_long: what happens to longer requests: dropped, cut, or all lengths scaled until the longest fits.
     """
 
-    path: Path
+    path: str
     format: str | None = None
     start_s: float = 0.0
     duration_s: float | None = None
@@ -56,16 +55,15 @@ class TraceSource:
     max_total_tokens: int | None = None
     too_long: TooLong = "drop"
 
-    def validate(self, key: str = "traffic.trace") -> None:
-        """Check the ranges; a WorkloadError names the key."""
-        _at_least(f"{key}.start_s", self.start_s, 0)
-        _positive(f"{key}.duration_s", self.duration_s)
-        _positive(f"{key}.time_scale", self.time_scale)
-        _positive(f"{key}.length_scale", self.length_scale)
+    def __post_init__(self) -> None:
+        _at_least("start_s", self.start_s, 0)
+        _positive("duration_s", self.duration_s)
+        _positive("time_scale", self.time_scale)
+        _positive("length_scale", self.length_scale)
         for name in ("max_input_tokens", "max_output_tokens"):
-            _at_least(f"{key}.{name}", getattr(self, name), 1)
-        _at_least(f"{key}.max_total_tokens", self.max_total_tokens, 2)
-        _one_of(f"{key}.too_long", self.too_long, TOO_LONG)
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_total_tokens", self.max_total_tokens, 2)
+        _one_of("too_long", self.too_long, TOO_LONG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +89,16 @@ class Arrivals:
         """True when requests are sent at their own times."""
         return self.pattern not in ("concurrency", "offline")
 
-    def validate(self, key: str = "traffic.arrivals") -> None:
-        """Check the ranges; a WorkloadError names the key."""
-        _one_of(f"{key}.pattern", self.pattern, PATTERNS)
-        _positive(f"{key}.rate", self.rate)
-        _positive(f"{key}.burstiness", self.burstiness)
-        _at_least(f"{key}.concurrency", self.concurrency, 1)
-        _at_least(f"{key}.burst_size", self.burst_size, 1)
+    def __post_init__(self) -> None:
+        _one_of("pattern", self.pattern, PATTERNS)
+        _positive("rate", self.rate)
+        _positive("burstiness", self.burstiness)
+        _at_least("concurrency", self.concurrency, 1)
+        _at_least("burst_size", self.burst_size, 1)
         if self.is_open and self.rate is None:
-            raise WorkloadError(f"{key}.rate: missing; pattern {self.pattern} needs requests per second")
+            raise WorkloadError(f"rate: missing; pattern {self.pattern} needs requests per second")
         if self.pattern == "concurrency" and self.concurrency is None:
-            raise WorkloadError(f"{key}.concurrency: missing; pattern concurrency needs the requests in flight")
+            raise WorkloadError("concurrency: missing; pattern concurrency needs the requests in flight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,26 +123,22 @@ class Lengths:
     high: int | None = None
     median: float | None = None
     p99: float | None = None
-    path: Path | None = None
+    path: str | None = None
     format: str | None = None
 
-    def validate(self, key: str) -> None:
-        """Check the ranges, and that the distribution has what it needs.
-
-        Raises WorkloadError, which names the key.
-        """
-        _one_of(f"{key}.distribution", self.distribution, DISTRIBUTIONS)
+    def __post_init__(self) -> None:
+        _one_of("distribution", self.distribution, DISTRIBUTIONS)
         for name in NEEDED[self.distribution]:
             if getattr(self, name) is None:
-                raise WorkloadError(f"{key}.{name}: missing; distribution {self.distribution} needs it")
+                raise WorkloadError(f"{name}: missing; distribution {self.distribution} needs it")
         for name in ("value", "low", "high", "median", "p99"):
-            _at_least(f"{key}.{name}", getattr(self, name), 1)
+            _at_least(name, getattr(self, name), 1)
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise WorkloadError(f"{key}.low: {self.low}, above high ({self.high})")
+            raise WorkloadError(f"low: {self.low}, above high ({self.high})")
         if self.median is not None and self.p99 is not None and self.p99 < self.median:
-            raise WorkloadError(f"{key}.p99: {self.p99:g}, below the median ({self.median:g})")
+            raise WorkloadError(f"p99: {self.p99:g}, below the median ({self.median:g})")
         if self.distribution == "lognormal" and self.median is not None and (self.high or self.median) < self.median:
-            raise WorkloadError(f"{key}.high: {self.high}, below the median ({self.median:g})")
+            raise WorkloadError(f"high: {self.high}, below the median ({self.median:g})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +155,26 @@ class Prefix:
     tokens: int | None = None
     ratio: float | None = None
 
-    def validate(self, key: str = "traffic.prefix") -> None:
-        """Check the ranges; a WorkloadError names the key."""
-        _at_least(f"{key}.count", self.count, 1)
-        _at_least(f"{key}.tokens", self.tokens, 1)
+    def __post_init__(self) -> None:
+        _at_least("count", self.count, 1)
+        _at_least("tokens", self.tokens, 1)
         if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise WorkloadError(f"{key}.ratio: {self.ratio:g}; above 0 and at most 1 is allowed")
+            raise WorkloadError(f"ratio: {self.ratio:g}; above 0 and at most 1 is allowed")
         if (self.tokens is None) == (self.ratio is None):
-            raise WorkloadError(f"{key}: give tokens or ratio, one of them")
+            raise WorkloadError("give tokens or ratio, one of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthPair:
+    """Prompt and output lengths.
+
+    Attributes:
+        input: tokens of the prompts; beside a trace None (the trace has them).
+        output: tokens of the outputs; beside a trace only for text whose rows name no output length.
+    """
+
+    input: Lengths | None = None
+    output: Lengths | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,14 +184,17 @@ class RequestClass:
     Attributes:
         name: its tag in every report; text of the same name is used where the source has it.
         weight: share of requests, relative to the others.
-        input_lengths: its own prompt lengths, or None for the traffic's.
-        output_lengths: its own output lengths, or None for the traffic's.
+        lengths: its own lengths; what is None here is as in the traffic.
     """
 
     name: str
     weight: float = 1.0
-    input_lengths: Lengths | None = None
-    output_lengths: Lengths | None = None
+    lengths: LengthPair = field(default_factory=LengthPair)
+
+    def __post_init__(self) -> None:
+        _positive("weight", self.weight)
+        if not self.name:
+            raise WorkloadError("name: is empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,23 +202,20 @@ class Prompts:
     """Where the text of length-only requests comes from.
 
     Attributes:
-        source: ``packaged`` (ships with moeprof), ``stdlib`` (Python's own), ``file`` (yours), ``random_ids``.
+        source: ``stdlib`` (what every Python carries), ``packaged`` (small, ships with moeprof, the same everywhere),
+            ``file`` (yours), ``random_ids`` (marked as unreal in every report).
         path: for ``file``: .jsonl with prompt, text or messages in each row, or any text (passages between %% lines).
         classes: names of the text classes to use, empty for all the source has.
     """
 
-    source: PromptSource = "packaged"
-    path: Path | None = None
+    source: PromptSource = "stdlib"
+    path: str | None = None
     classes: tuple[str, ...] = ()
 
-    def validate(self, key: str = "traffic.prompts") -> None:
-        """Check that ``file`` has a path.
-
-        Raises WorkloadError, which names the key.
-        """
-        _one_of(f"{key}.source", self.source, PROMPT_SOURCES)
+    def __post_init__(self) -> None:
+        _one_of("source", self.source, PROMPT_SOURCES)
         if (self.source == "file") != (self.path is not None):
-            raise WorkloadError(f"{key}.path: needed with source file, and only there")
+            raise WorkloadError("path: needed with source file, and only there")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,70 +225,67 @@ class Traffic:
     Attributes:
         trace: the recorded trace, or None for synthetic traffic.
         arrivals: for synthetic traffic; beside a trace they replace its times.
-        input_lengths: for synthetic traffic.
-        output_lengths: for synthetic traffic; beside a trace, the output lengths of rows that have none.
-        prompts: the text.
+        lengths: for synthetic traffic; beside a trace, ``output`` for text whose rows name no output length.
+        prompts: the text of length-only requests and of the warm-up.
         prefix: shared prefixes of synthetic traffic, or None.
-        classes: request classes; empty: a trace keeps its own, other traffic has those of the text.
+        classes: classes of synthetic requests; empty: those of the text. A trace has its own.
         num_requests: the first so many requests of the window; None: all of a trace, 64 of synthetic traffic.
     """
 
     trace: TraceSource | None = None
     arrivals: Arrivals | None = None
-    input_lengths: Lengths | None = None
-    output_lengths: Lengths | None = None
-    prompts: Prompts = Prompts()
+    lengths: LengthPair = field(default_factory=LengthPair)
+    prompts: Prompts = field(default_factory=Prompts)
     prefix: Prefix | None = None
     classes: tuple[RequestClass, ...] = ()
     num_requests: int | None = None
 
-    def validate(self, key: str = "traffic") -> None:
-        """Check everything below, and that the parts fit each other.
-
-        Raises WorkloadError, which names the key.
-        """
-        _at_least(f"{key}.num_requests", self.num_requests, 1)
-        if self.trace is None:
-            for name in ("arrivals", "input_lengths", "output_lengths"):
-                if getattr(self, name) is None:
-                    raise WorkloadError(f"{key}: without a trace it needs {name.replace('_', ' ')}")
-        elif self.input_lengths is not None or self.prefix is not None or self.classes:
-            raise WorkloadError(f"{key}: input lengths, prefix and classes are for synthetic traffic; there is a trace")
+    def __post_init__(self) -> None:
+        _at_least("num_requests", self.num_requests, 1)
+        names = [item.name for item in self.classes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise WorkloadError(f"classes: the name {twice[0]!r} stands twice")
         if self.trace is not None:
-            self.trace.validate(f"{key}.trace")
-        if self.arrivals is not None:
-            self.arrivals.validate(f"{key}.arrivals")
-        for lengths, name in ((self.input_lengths, "lengths.input"), (self.output_lengths, "lengths.output")):
-            if lengths is not None:
-                lengths.validate(f"{key}.{name}")
-        if self.prefix is not None:
-            self.prefix.validate(f"{key}.prefix")
-        self.prompts.validate(f"{key}.prompts")
-        _check_classes(f"{key}.classes", self.classes)
+            if self.lengths.input is not None or self.prefix is not None or self.classes:
+                raise WorkloadError("lengths.input, prefix and classes are for synthetic traffic; here is a trace")
+            return
+        if self.arrivals is None:
+            raise WorkloadError("give trace (recorded), or arrivals and lengths (synthetic)")
+        for side in ("input", "output"):
+            of_class = [getattr(item.lengths, side) for item in self.classes]
+            if getattr(self.lengths, side) is None and (not of_class or None in of_class):
+                raise WorkloadError(f"lengths.{side}: missing; synthetic traffic needs it")
 
+    def with_paths(self, absolute: Callable[[str], str]) -> Traffic:
+        """The same traffic with every file path passed through ``absolute``."""
 
-def _check_classes(key: str, classes: Sequence[RequestClass]) -> None:
-    names = [item.name for item in classes]
-    for item in classes:
-        if not item.name or names.count(item.name) > 1:
-            raise WorkloadError(f"{key}: class name {item.name!r} is empty or stands there twice")
-        _positive(f"{key}.{item.name}.weight", item.weight)
-        if item.input_lengths is not None:
-            item.input_lengths.validate(f"{key}.{item.name}.lengths.input")
-        if item.output_lengths is not None:
-            item.output_lengths.validate(f"{key}.{item.name}.lengths.output")
+        def lengths(pair: LengthPair) -> LengthPair:
+            return LengthPair(input=one(pair.input), output=one(pair.output))
+
+        def one(item: Lengths | None) -> Lengths | None:
+            return item if item is None or item.path is None else replace(item, path=absolute(item.path))
+
+        prompts = self.prompts
+        return replace(
+            self,
+            trace=None if self.trace is None else replace(self.trace, path=absolute(self.trace.path)),
+            lengths=lengths(self.lengths),
+            prompts=prompts if prompts.path is None else replace(prompts, path=absolute(prompts.path)),
+            classes=tuple(replace(item, lengths=lengths(item.lengths)) for item in self.classes),
+        )
 
 
 def _positive(key: str, value: float | None) -> None:
     if value is not None and not 0 < value < float("inf"):
-        raise WorkloadError(f"{key}: {value:g}; a number above 0 is allowed")
+        raise WorkloadError(f"{key}: found {value:g}; more than 0 is allowed")
 
 
 def _at_least(key: str, value: float | None, least: float) -> None:
     if value is not None and not least <= value < float("inf"):
-        raise WorkloadError(f"{key}: {value:g}; {least:g} or more is allowed")
+        raise WorkloadError(f"{key}: found {value:g}; {least:g} or more is allowed")
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise WorkloadError(f"{key}: {value!r}; one of {', '.join(allowed)} is allowed")
+        raise WorkloadError(f"{key}: found {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,251 @@
+"""From a workload's traffic to the exact requests that every model gets: ids, arrival times, order; and the warm-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from moeprof.core.errors import TraceError
+from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
+from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, prompt_ids, tokenise_text
+from moeprof.sources.prompts import WindowSource, window_source
+from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
+from moeprof.sources.tokenizer import TextTokenizer
+from moeprof.sources.traffic import Arrivals, Traffic
+from moeprof.sources.transforms import first_requests, transform
+
+Outputs = Literal["forced", "forced_length", "free"]
+DEFAULT_NUM_WARMUPS = 8
+ALL_CLASSES = "all"
+REPEATED_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltSchedule:
+    """What an experiment sends.
+
+    Attributes:
+        measured: the requests that count.
+        warmup: requests of the same lengths with other text, sent before.
+        text: the text of ``measured``, for models with another tokenizer; None for random ids.
+        warmup_text: the text of ``warmup``; None for random ids.
+    """
+
+    measured: Schedule
+    warmup: Schedule
+    text: ScheduleText | None
+    warmup_text: ScheduleText | None
+
+    def for_tokenizer(self, tokenizer: TextTokenizer) -> BuiltSchedule:
+        """The same text under another model's tokenizer.
+
+        Raises:
+            TraceError: the schedule is of random ids, which have no text.
+        """
+        if self.text is None or self.warmup_text is None:
+            raise TraceError(
+                "prompts.source random_ids has no text, so models with different tokenizers cannot be sent the same; "
+                "use another source, or models of one tokenizer"
+            )
+        return BuiltSchedule(
+            measured=retokenise(self.measured, self.text, tokenizer),
+            warmup=retokenise(self.warmup, self.warmup_text, tokenizer),
+            text=self.text,
+            warmup_text=self.warmup_text,
+        )
+
+
+def build_schedule(
+    traffic: Traffic,
+    *,
+    tokenizer: TextTokenizer,
+    seed: int,
+    outputs: Outputs = "forced",
+    num_warmups: int = DEFAULT_NUM_WARMUPS,
+) -> BuiltSchedule:
+    """The measured schedule and its warm-up; the same arguments give the same bytes.
+
+    Args:
+        traffic: the workload's ``traffic:``.
+        tokenizer: the reference tokenizer; lengths are counted in it.
+        seed: of every random stream.
+        outputs: who chooses the output; without text to continue with, ``forced`` becomes ``forced_length``, noted.
+        num_warmups: requests of the warm-up.
+
+    Raises:
+        TraceError: the trace or prompts cannot be used; the message names file and row.
+    """
+    rngs = streams(seed)
+    trace = traffic_trace(traffic, seed=seed)
+    source_rng, class_rng = rngs.content.spawn(2)
+    source = window_source(traffic.prompts, tokenizer, source_rng)
+    if trace.prompt_text is None and trace.messages is None:
+        content = deal_windows(trace, source, tokenizer, class_rng)
+    else:
+        content = tokenise_text(with_output_lengths(trace, traffic, rngs.output_lengths), tokenizer)
+        if traffic.trace is not None:
+            content = limit_text(content, traffic.trace, tokenizer)
+    realism, notes = _realism(source, len(trace))
+    measured = _schedule(content, traffic.arrivals, outputs, "request")
+    measured = replace(measured, realism=realism, notes=(*measured.notes, *notes))
+    warmup = _warmup(measured, source, tokenizer, rngs.warmup, num_warmups)
+    return BuiltSchedule(
+        measured=measured, warmup=_schedule_like(warmup, measured), text=content.text, warmup_text=warmup.text
+    )
+
+
+def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
+    """The requests of a traffic before any text: recorded and changed as asked, or made up.
+
+    Raises:
+        TraceError: the trace cannot be read or changed so.
+    """
+    from moeprof.sources import read_trace
+
+    if traffic.trace is None:
+        return synthesise(traffic, seed=seed)
+    rng = streams(seed).arrivals
+    recorded = transform(read_trace(Path(traffic.trace.path), traffic.trace.format), traffic.trace, rng=rng)
+    trace = first_requests(recorded, traffic.num_requests)
+    if traffic.arrivals is None:
+        return trace
+    text = f"the trace's own times were replaced by pattern {traffic.arrivals.pattern}"
+    return replace(trace, arrival_s=draw_arrivals(rng, traffic.arrivals, len(trace))).with_notes(
+        Note(code="arrivals_replaced", count=len(trace), text=text)
+    )
+
+
+def with_output_lengths(trace: Trace, traffic: Traffic, rng: np.random.Generator) -> Trace:
+    """A text trace whose rows without output text and length get one from ``lengths.output``.
+
+    Raises:
+        TraceError: there are such rows and no distribution.
+    """
+    said = trace.output_text or (None,) * len(trace)
+    unknown = (trace.output_tokens < 0) & np.array([text is None for text in said])
+    if not unknown.any():
+        return trace
+    if traffic.lengths.output is None:
+        row = int(np.argmax(unknown))
+        raise TraceError(
+            f"request {row} of the {trace.source} trace has neither an output nor output_tokens; give "
+            "traffic.lengths.output to draw lengths for such rows"
+        )
+    output_tokens = trace.output_tokens.copy()
+    output_tokens[unknown] = draw_lengths(rng, traffic.lengths.output, int(unknown.sum()), "output")
+    text = "requests without an output length got one from lengths.output"
+    return replace(trace, output_tokens=output_tokens).with_notes(
+        Note(code="output_lengths_drawn", count=int(unknown.sum()), text=text)
+    )
+
+
+def retokenise(schedule: Schedule, text: ScheduleText, tokenizer: TextTokenizer) -> Schedule:
+    """The same requests, times and text under another tokenizer: its own ids, so its own lengths.
+
+    Continuations are the same text too, so a forced or asked output has as many tokens as that text has here.
+    Comparisons between the two go by character.
+
+    Raises:
+        TraceError: the chat template refuses the messages.
+    """
+    pairs = zip(text.prompts, text.messages, strict=True)
+    inputs = tuple(prompt_ids(tokenizer, prompt, messages) for prompt, messages in pairs)
+    said = [None if output is None else tokenizer.encode(output) for output in text.outputs]
+    output_tokens = [
+        int(asked) if ids is None else max(1, len(ids)) for ids, asked in zip(said, schedule.output_tokens, strict=True)
+    ]
+    forced = None
+    if schedule.output_ids is not None:
+        forced = tuple(ids for ids in said if ids is not None)
+        assert len(forced) == len(said)
+        if not all(len(ids) for ids in (*inputs, *forced)):
+            raise TraceError(f"{tokenizer.name}: a prompt or output of the schedule has no token under this tokenizer")
+    return replace(
+        schedule,
+        input_ids=inputs,
+        output_tokens=np.array(output_tokens, dtype=np.int64),
+        output_ids=forced,
+        notes=(
+            *schedule.notes,
+            Note(code="retokenised", count=len(schedule), text="the reference's text under this model's own tokenizer"),
+        ),
+    )
+
+
+def _realism(source: WindowSource, number: int) -> tuple[str, tuple[Note, ...]]:
+    """What the prompts are made of; ``repeated`` when more than half of the windows show text a second time."""
+    notes = source.notes()
+    reused = sum(note.count for note in notes if note.code == "text_reused")
+    return ("repeated" if reused > REPEATED_SHARE * number else source.realism), notes
+
+
+def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, name: str) -> Schedule:
+    trace = content.trace
+    notes = trace.notes
+    given = tuple(ids for ids in content.output_ids if ids is not None)
+    if outputs == "forced" and len(given) < len(trace):
+        outputs = "forced_length"
+        text = "requests have no output text to force: all keep their output length, the models choose the tokens"
+        notes = (*notes, Note(code="no_output_text", count=len(trace) - len(given), text=text))
+    forced = outputs == "forced"
+    pattern = _pattern(trace, arrivals)
+    unknown = np.full(len(trace), -1, dtype=np.int64)
+    width = len(str(len(trace) - 1))
+    return Schedule(
+        pattern=pattern,
+        concurrency=arrivals.concurrency if arrivals is not None and pattern == "closed" else None,
+        request_id=tuple(f"{name}-{i:0{width}d}" for i in range(len(trace))),
+        arrival_s=trace.arrival_s if pattern == "open" else np.zeros(len(trace), dtype=np.float64),
+        input_ids=content.input_ids,
+        output_tokens=trace.output_tokens,
+        output_ids=given if forced else None,
+        request_class=trace.request_class or tuple(name or ALL_CLASSES for name in content.text_class),
+        session=trace.session or (NO_SESSION,) * len(trace),
+        prefix_blocks=trace.prefix_blocks or ((),) * len(trace),
+        outputs=outputs,
+        num_characters=content.text.num_characters() if forced and content.text is not None else unknown,
+        notes=notes,
+    )
+
+
+def _pattern(trace: Trace, arrivals: Arrivals | None) -> Pattern:
+    if arrivals is not None:
+        if arrivals.pattern == "concurrency":
+            return "closed"
+        return "open" if arrivals.is_open else "offline"
+    return "offline" if any(note.code == "no_times" for note in trace.notes) else "open"
+
+
+def _warmup(
+    measured: Schedule,
+    source: WindowSource,
+    tokenizer: TextTokenizer,
+    rng: np.random.Generator,
+    number: int,
+) -> Content:
+    """Requests with the lengths of measured ones drawn by chance, and the text that comes after theirs."""
+    rows = rng.choice(len(measured), size=number, replace=number > len(measured))
+    trace = Trace(
+        source="warmup",
+        arrival_s=np.zeros(number, dtype=np.float64),
+        input_tokens=measured.input_tokens[rows],
+        output_tokens=measured.output_tokens[rows],
+        request_class=tuple(measured.request_class[int(row)] for row in rows),
+    )
+    return deal_windows(trace, source, tokenizer, rng)
+
+
+def _schedule_like(content: Content, measured: Schedule) -> Schedule:
+    """A warm-up schedule that is driven like the measured one: as many in flight, or all at once."""
+    warmup = _schedule(content, None, measured.outputs, "warmup")
+    pattern: Pattern = "closed" if measured.pattern == "closed" else "offline"
+    return replace(
+        warmup,
+        pattern=pattern,
+        concurrency=measured.concurrency,
+        arrival_s=np.zeros(len(warmup), dtype=np.float64),
+        realism=measured.realism,
+    )
