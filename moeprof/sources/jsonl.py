@@ -186,7 +186,7 @@ def write(trace: Trace, path: Path, *, force: bool = False) -> None:
 
 def lines(trace: Trace) -> Iterator[str]:
     """The rows of a trace as JSON texts, without line ends."""
-    has_times = bool((trace.arrival_s > 0).any()) or not any(note.code == "no_times" for note in trace.notes)
+    has_times = bool((trace.arrival_s > 0).any())
     for i in range(len(trace)):
         row: dict[str, Any] = {"arrival_s": float(trace.arrival_s[i])} if has_times else {}
         for key, column in (("input_tokens", trace.input_tokens), ("output_tokens", trace.output_tokens)):

@@ -1,0 +1,285 @@
+"""``moeprof trace``: look at a trace, translate it, make one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from moeprof.core import units
+from moeprof.core.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from moeprof.core.trace import Trace
+    from moeprof.sources.describe import LengthStats, TraceStats
+    from moeprof.sources.traffic import Lengths, RequestClass
+
+trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
+
+Format = Literal["table", "json", "csv", "md"]
+SourceArgument = Annotated[Path, typer.Argument(help="Trace file (.gz is read as well).", show_default=False)]
+InputFormat = Annotated[
+    str | None, typer.Option("--from", help="Format of the trace; by default its content tells.", show_default=False)
+]
+NEEDS_PROMPT = "needs the text's tokenizer"
+PLOT_WIDTH = 60
+
+
+@trace_app.command()
+def inspect(
+    path: SourceArgument,
+    input_format: InputFormat = None,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = "table",
+) -> None:
+    """Show a trace's rate, burstiness, lengths, classes, sessions and prefix reuse, with a plot."""
+    from moeprof.sources import read_trace
+    from moeprof.sources.describe import describe, flat_values
+
+    trace = read_trace(path, input_format)
+    stats = describe(trace)
+    if format == "json":
+        typer.echo(json.dumps(asdict(stats), indent=1, ensure_ascii=False, allow_nan=False))
+    elif format == "csv":
+        typer.echo(_csv(flat_values(stats)), nl=False)
+    elif format == "md":
+        typer.echo(_markdown(path, _shown(stats), stats))
+    else:
+        _print_table(path, trace, stats)
+
+
+@trace_app.command()
+def convert(
+    path: SourceArgument,
+    output: Annotated[Path, typer.Argument(help="JSONL file to write.", show_default=False)],
+    input_format: InputFormat = None,
+    start_s: Annotated[float, typer.Option(help="Start of the time window, seconds.")] = 0.0,
+    duration_s: Annotated[float | None, typer.Option(help="Length of the time window, seconds.")] = None,
+    time_scale: Annotated[float, typer.Option(help="Multiply times: 0.5 is twice as fast.")] = 1.0,
+    length_scale: Annotated[float, typer.Option(help="Multiply prompt and output lengths.")] = 1.0,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(help="Longest output.")] = None,
+    max_total_tokens: Annotated[int | None, typer.Option(help="Longest prompt plus output.")] = None,
+    too_long: Annotated[Literal["drop", "truncate", "scale"], typer.Option(help="What longer ones become.")] = "drop",
+    jitter: Annotated[bool, typer.Option("--jitter", help="Spread times that stand on a coarse grid.")] = False,
+    request_rate: Annotated[float | None, typer.Option(help="Scale times to so many requests per second.")] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Keep the first so many requests.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --jitter.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
+    from moeprof.sources import read_trace, write_trace
+    from moeprof.sources.synthetic import streams
+    from moeprof.sources.traffic import TraceSource
+    from moeprof.sources.transforms import first_requests, rescale_rate, transform
+
+    source = TraceSource(
+        path=str(path),
+        format=input_format,
+        start_s=start_s,
+        duration_s=duration_s,
+        time_scale=time_scale,
+        length_scale=length_scale,
+        jitter=jitter,
+        max_input_tokens=max_input_tokens,
+        max_output_tokens=max_output_tokens,
+        max_total_tokens=max_total_tokens,
+        too_long=too_long,
+    )
+    _above_zero("--request-rate", request_rate)
+    _above_zero("--num-prompts", num_prompts)
+    trace = transform(read_trace(path, input_format), source, rng=streams(seed).arrivals)
+    trace = first_requests(trace, num_prompts)
+    if request_rate is not None:
+        trace = rescale_rate(trace, request_rate)
+    write_trace(trace, output, force=force)
+    _say_notes(trace)
+    typer.echo(f"Wrote {output} ({len(trace)} requests)", err=True)
+
+
+@trace_app.command()
+def synth(
+    output: Annotated[
+        Path | None, typer.Argument(help="JSONL file to write; without it the rows go to stdout.", show_default=False)
+    ] = None,
+    pattern: Annotated[
+        Literal["poisson", "gamma", "constant", "burst", "concurrency", "offline"] | None,
+        typer.Option(help="Default: gamma with --burstiness, concurrency with --max-concurrency, else poisson."),
+    ] = None,
+    request_rate: Annotated[float | None, typer.Option(help="Requests per second (open loop).")] = None,
+    burstiness: Annotated[float, typer.Option(help="Shape of gamma gaps: below 1 is burstier than Poisson.")] = 1.0,
+    burst_size: Annotated[int, typer.Option(help="Requests that arrive together (burst).")] = 8,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight (closed loop).")] = None,
+    num_prompts: Annotated[int, typer.Option(help="Number of requests.")] = 64,
+    input_len: Annotated[
+        str, typer.Option(help="256, 16-512 (uniform), lognormal:256:2048 (median:p99) or empirical:TRACE.")
+    ] = "256",
+    output_len: Annotated[str, typer.Option(help="As --input-len.")] = "64",
+    num_prefixes: Annotated[int, typer.Option(help="Different shared prefixes.")] = 1,
+    prefix_len: Annotated[int | None, typer.Option(help="Prompt tokens that are a shared prefix.")] = None,
+    prefix_ratio: Annotated[float | None, typer.Option(help="Share of each prompt that is a shared prefix.")] = None,
+    request_class: Annotated[
+        list[str] | None, typer.Option(help="NAME=WEIGHT; repeat it for each class.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random streams.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Make a synthetic trace: arrivals, lengths, shared prefixes and classes, each from its own seeded stream."""
+    from moeprof.sources import jsonl, traffic, write_trace
+    from moeprof.sources.synthetic import synthesise
+
+    arrivals = traffic.Arrivals(
+        pattern=pattern or _pattern(burstiness, max_concurrency, request_rate),
+        rate=request_rate,
+        burstiness=burstiness,
+        burst_size=burst_size,
+        concurrency=max_concurrency,
+    )
+    lengths = traffic.LengthPair(input=_lengths("--input-len", input_len), output=_lengths("--output-len", output_len))
+    classes = tuple(_request_class(text) for text in request_class or ())
+    prefix = None
+    if prefix_len is not None or prefix_ratio is not None:
+        prefix = traffic.Prefix(count=num_prefixes, tokens=prefix_len, ratio=prefix_ratio)
+    wanted = traffic.Traffic(
+        arrivals=arrivals, lengths=lengths, prefix=prefix, classes=classes, num_requests=num_prompts
+    )
+    made = synthesise(wanted, seed=seed)
+    if output is None:
+        sys.stdout.writelines(line + "\n" for line in jsonl.lines(made))
+        return
+    write_trace(made, output, force=force)
+    typer.echo(f"Wrote {output} ({len(made)} requests)", err=True)
+
+
+def _pattern(burstiness: float, max_concurrency: int | None, request_rate: float | None) -> Any:
+    if max_concurrency is not None and request_rate is None:
+        return "concurrency"
+    return "poisson" if burstiness == 1 else "gamma"
+
+
+def _lengths(option: str, text: str) -> Lengths:
+    from moeprof.sources.traffic import Lengths
+
+    kind, _, rest = text.partition(":")
+    try:
+        if kind == "empirical" and rest:
+            return Lengths(distribution="empirical", path=rest)
+        if kind == "lognormal":
+            median, p99 = rest.split(":")
+            return Lengths(distribution="lognormal", median=float(median), p99=float(p99))
+        low, dash, high = text.partition("-")
+        if dash and low:
+            return Lengths(distribution="uniform", low=int(low), high=int(high))
+        return Lengths(distribution="fixed", value=int(text))
+    except ValueError as error:
+        allowed = "256, 16-512, lognormal:256:2048 or empirical:TRACE"
+        raise WorkloadError(f"{option}: found {text!r}; allowed: {allowed}") from error
+    except WorkloadError as error:
+        raise WorkloadError(f"{option}: {error}") from error
+
+
+def _request_class(text: str) -> RequestClass:
+    from moeprof.sources.traffic import RequestClass
+
+    name, _, weight = text.partition("=")
+    try:
+        return RequestClass(name=name, weight=float(weight or 1))
+    except ValueError as error:
+        raise WorkloadError(f"--request-class: found {text!r}; NAME=WEIGHT is allowed, as in code=0.5") from error
+
+
+def _above_zero(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise WorkloadError(f"{option}: found {value:g}; more than 0 is allowed")
+
+
+def _say_notes(trace: Trace) -> None:
+    for note in trace.notes:
+        typer.echo(f"note: {note.text} ({note.count:,})", err=True)
+
+
+def _csv(rows: list[tuple[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["name", "value"])
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _shown(stats: TraceStats) -> list[tuple[str, str]]:
+    """Label and text of what people want to know."""
+    na = units.NOT_AVAILABLE
+    rate, peak, cv = stats.request_rate_per_s, stats.peak_rate_per_s, stats.gap_cv
+    rows = [
+        ("requests", f"{stats.num_requests:,}"),
+        ("span", units.seconds(stats.span_s) if stats.span_s else f"{na} (all arrive at once)"),
+        ("request rate", na if rate is None else f"{units.significant(rate)} per second"),
+        ("peak rate", na if peak is None else f"{units.significant(peak)} per second (1/{PLOT_WIDTH} of the span)"),
+        ("gap CV", na if cv is None else f"{units.significant(cv, 4)} (Poisson: 1)"),
+        ("burstiness", na if stats.burstiness is None else f"{units.significant(stats.burstiness)} (gamma shape)"),
+        ("input tokens", _length_text(stats.input)),
+        ("output tokens", _length_text(stats.output)),
+    ]
+    if stats.num_characters is not None:
+        rows.append(("prompt text", f"{units.count(stats.num_characters)} characters"))
+    if stats.classes:
+        rows.append(("classes", ", ".join(f"{_plain(name)} {count:,}" for name, count in stats.classes.items())))
+    if stats.num_sessions:
+        rows.append(("sessions", f"{stats.num_sessions:,} with {stats.num_session_requests:,} requests"))
+    if stats.reused_prefix_ratio is not None:
+        reused = units.percent(stats.reused_prefix_ratio)
+        rows.append(("prefix reuse", f"{reused} of prompt tokens ({stats.num_prefix_blocks:,} distinct blocks)"))
+    return rows
+
+
+def _length_text(stats: LengthStats | None) -> str:
+    if stats is None:
+        return f"{units.NOT_AVAILABLE} ({NEEDS_PROMPT})"
+    return (
+        f"p50 {stats.p50:,.0f}  p90 {stats.p90:,.0f}  p99 {stats.p99:,.0f}  max {stats.max:,}  mean {stats.mean:,.1f}"
+    )
+
+
+def _plain(text: str) -> str:
+    """Names from a file, without control characters."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _markdown(path: Path, rows: list[tuple[str, str]], stats: TraceStats) -> str:
+    cells = [(name, text.replace("|", "\\|")) for name, text in rows]
+    lines = [f"**{path.name}** ({stats.source})", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {text} |" for name, text in cells]
+    return "\n".join(lines + [""] * bool(stats.notes) + [f"- {note.text} ({note.count:,})" for note in stats.notes])
+
+
+def _print_table(path: Path, trace: Trace, stats: TraceStats) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from moeprof.sources.plot import bars, length_histogram
+
+    console = Console(highlight=False)
+    ascii_only = not console.is_terminal or "utf" not in console.encoding.lower()
+    width = max(10, min(PLOT_WIDTH, console.width - 2))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _shown(stats):
+        table.add_row(name, Text(text))
+    console.print(Text(f"{_plain(path.name)} ({stats.source})"), soft_wrap=True)
+    console.print(table)
+    console.print(Text(f"\nrequests over {units.seconds(stats.span_s)}"))
+    console.print(Text(bars(stats.arrivals, width=width, ascii_only=ascii_only)), soft_wrap=True)
+    for name, tokens in (("input", trace.input_tokens), ("output", trace.output_tokens)):
+        if (tokens >= 0).all():
+            counts, low, high = length_histogram(tokens)
+            console.print(Text(f"{name} tokens, {low:,} to {high:,} (logarithmic)"))
+            console.print(Text(bars(counts, width=width, ascii_only=ascii_only)), soft_wrap=True)
+    for note in stats.notes:
+        console.print(Text(f"note: {_plain(note.text)} ({note.count:,})"))

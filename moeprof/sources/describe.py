@@ -1,0 +1,146 @@
+"""What a trace is like: rates, burstiness, lengths, classes, sessions, prefix reuse. Pure functions of a Trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
+
+NUM_BINS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthStats:
+    """Percentiles of a length in tokens (linear interpolation, as numpy has it)."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceStats:
+    """A trace in numbers; None: it does not have this.
+
+    Attributes:
+        source: the format's name.
+        num_requests: N.
+        span_s: from the first to the last arrival.
+        request_rate_per_s: (N - 1) / span, None when all arrive at once.
+        gap_cv: standard deviation over mean of the gaps; 1 for Poisson traffic.
+        burstiness: 1 / gap_cv ** 2, the shape of gamma gaps with this CV; below 1 is burstier than Poisson.
+        peak_rate_per_s: largest rate in one of 60 equal parts of the span.
+        input: prompt lengths, None for text (a tokenizer decides).
+        output: output lengths, None for text without them.
+        num_characters: characters of prompt text, None for length-only traces.
+        classes: requests per class.
+        num_sessions: sessions with more than one request are what matters; all are counted.
+        num_session_requests: requests that belong to a session.
+        num_prefix_blocks: distinct prefix blocks.
+        reused_prefix_ratio: share of prompt tokens in blocks that an earlier request had: the most that a prefix cache
+            of any size could save.
+        arrivals: requests in each of 60 equal parts of the span.
+        notes: what the reader and the transforms said.
+    """
+
+    source: str
+    num_requests: int
+    span_s: float
+    request_rate_per_s: float | None
+    gap_cv: float | None
+    burstiness: float | None
+    peak_rate_per_s: float | None
+    input: LengthStats | None
+    output: LengthStats | None
+    num_characters: int | None
+    classes: dict[str, int]
+    num_sessions: int
+    num_session_requests: int
+    num_prefix_blocks: int
+    reused_prefix_ratio: float | None
+    arrivals: tuple[int, ...]
+    notes: tuple[Note, ...]
+
+
+def describe(trace: Trace) -> TraceStats:
+    """The numbers of a trace."""
+    span_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
+    arrivals = np.histogram(trace.arrival_s, bins=NUM_BINS)[0] if span_s > 0 else np.array([len(trace)])
+    gap_cv = _gap_cv(trace)
+    in_session = [s for s in trace.session or () if s != NO_SESSION]
+    return TraceStats(
+        source=trace.source,
+        num_requests=len(trace),
+        span_s=span_s,
+        request_rate_per_s=(len(trace) - 1) / span_s if span_s > 0 else None,
+        gap_cv=gap_cv,
+        burstiness=1 / gap_cv**2 if gap_cv else None,
+        peak_rate_per_s=float(arrivals.max()) / (span_s / NUM_BINS) if span_s > 0 else None,
+        input=length_stats(trace.input_tokens),
+        output=length_stats(trace.output_tokens),
+        num_characters=_num_characters(trace),
+        classes=dict(Counter(trace.request_class or ()).most_common()),
+        num_sessions=len(set(in_session)),
+        num_session_requests=len(in_session),
+        num_prefix_blocks=len({block for blocks in trace.prefix_blocks or () for block in blocks}),
+        reused_prefix_ratio=reused_prefix_ratio(trace),
+        arrivals=tuple(arrivals.tolist()),
+        notes=trace.notes,
+    )
+
+
+def length_stats(tokens: IntArray) -> LengthStats | None:
+    """Percentiles of the lengths, None when some are unknown."""
+    if (tokens < 0).any():
+        return None
+    p50, p90, p99 = np.percentile(tokens, [50, 90, 99]).tolist()
+    return LengthStats(mean=float(tokens.mean()), p50=p50, p90=p90, p99=p99, max=int(tokens.max()))
+
+
+def reused_prefix_ratio(trace: Trace) -> float | None:
+    """Share of prompt tokens that lie in leading blocks seen in an earlier request; None without prefix blocks."""
+    if trace.prefix_blocks is None or trace.prefix_block_tokens is None:
+        return None
+    seen: set[int] = set()
+    reused = 0
+    for blocks, num_input in zip(trace.prefix_blocks, trace.input_tokens.tolist(), strict=True):
+        known = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
+        reused += min(num_input, known * trace.prefix_block_tokens)
+        seen.update(blocks)
+    return reused / int(trace.input_tokens.sum())
+
+
+def _gap_cv(trace: Trace) -> float | None:
+    gaps = np.diff(trace.arrival_s)
+    if len(gaps) < 2 or gaps.mean() == 0:
+        return None
+    return float(gaps.std() / gaps.mean())
+
+
+def _num_characters(trace: Trace) -> int | None:
+    if trace.prompt_text is not None:
+        return sum(map(len, trace.prompt_text))
+    if trace.messages is not None:
+        return sum(len(content) for messages in trace.messages for _, content in messages)
+    return None
+
+
+def flat_values(stats: TraceStats) -> list[tuple[str, Any]]:
+    """(name, value) pairs for a table of two columns; None is an empty cell."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in asdict(stats).items():
+        if name == "notes":
+            rows += [(f"note_{note['code']}", note["count"]) for note in value]
+        elif name == "classes":
+            rows += [(f"class_{key}", count) for key, count in value.items()]
+        elif isinstance(value, dict):
+            rows += [(f"{name}_{key}_tokens", item) for key, item in value.items()]
+        elif name != "arrivals":
+            rows.append((f"{name}_tokens" if name in ("input", "output") else name, value))
+    return rows
