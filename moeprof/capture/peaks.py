@@ -27,7 +27,7 @@ class Trial:
     """One timed run.
 
     Attributes:
-        kind: ``copy``, ``read``, ``matrix_vector`` or ``matmul``.
+        kind: ``copy``, ``read``, ``matrix_vector`` or ``matmul_<dtype>``.
         amount: bytes moved, or FLOPs.
         seconds: time of the best repetition.
     """
@@ -48,13 +48,11 @@ class Peaks:
 
     Attributes:
         device: for example ``cpu`` or ``cuda:0``.
-        dtype: of the matrices.
         threads: CPU threads used.
         bandwidth_bytes_per_s: best of the bandwidth trials, or None with ``bandwidth_reason``.
         bandwidth_method: kind of the best trial.
         bandwidth_reason: why there is none.
-        flops_per_s: best of the matrix products, or None with ``flops_reason``.
-        flops_reason: why there is none.
+        flops_per_s: best of the matrix products per dtype; a dtype that the device cannot multiply is left out.
         cache_bytes: last-level cache, or None when unknown. Models that fit into it are not bound by bandwidth.
         buffer_bytes: size of the buffer.
         trials: all of them.
@@ -62,13 +60,11 @@ class Peaks:
     """
 
     device: str
-    dtype: str
     threads: int
     bandwidth_bytes_per_s: float | None
     bandwidth_method: str | None
     bandwidth_reason: str | None
-    flops_per_s: float | None
-    flops_reason: str | None
+    flops_per_s: dict[str, float]
     cache_bytes: int | None
     buffer_bytes: int | None
     trials: tuple[Trial, ...]
@@ -80,14 +76,18 @@ class Peaks:
 
 
 def measure_peaks(
-    device: torch.device, threads: int, *, dtype: torch.dtype = torch.float32, budget_s: float = 2.0
+    device: torch.device,
+    threads: int,
+    *,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+    budget_s: float = 2.0,
 ) -> Peaks:
     """Measure a device.
 
     Args:
         device: ``cpu`` or a CUDA device.
         threads: CPU threads, the run's own number; restored afterwards.
-        dtype: of the matrix product, the run's own.
+        dtypes: of the matrix products; those that models run in.
         budget_s: about how long to take; each trial runs at least once.
     """
     before, started = torch.get_num_threads(), time.perf_counter()
@@ -96,24 +96,27 @@ def measure_peaks(
         cache = cache_bytes(device)
         size = _buffer_bytes(device, cache)
         bandwidth = () if size is None else _bandwidth_trials(device, size, budget_s / 2)
-        matmul = _matmul_trials(device, dtype, budget_s / 2)
+        matmul = {name_of(dtype): _matmul_trials(device, dtype, budget_s / 2 / len(dtypes)) for dtype in dtypes}
     finally:
         torch.set_num_threads(before)
     best = max(bandwidth, key=lambda trial: trial.per_s, default=None)
     return Peaks(
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
         threads=threads,
         bandwidth_bytes_per_s=best.per_s if best else None,
         bandwidth_method=best.kind if best else None,
         bandwidth_reason=None if best else "too little free memory for a buffer larger than the cache",
-        flops_per_s=max((trial.per_s for trial in matmul), default=None),
-        flops_reason=None if matmul else f"no matrix product in {dtype} on {device.type}",
+        flops_per_s={name: max(trial.per_s for trial in trials) for name, trials in matmul.items() if trials},
         cache_bytes=cache,
         buffer_bytes=size,
-        trials=(*bandwidth, *matmul),
+        trials=(*bandwidth, *(trial for trials in matmul.values() for trial in trials)),
         spent_s=time.perf_counter() - started,
     )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def cache_bytes(device: torch.device, root: Path = CACHES) -> int | None:
@@ -168,7 +171,9 @@ def _matmul_trials(device: torch.device, dtype: torch.dtype, budget_s: float) ->
         try:
             a = torch.randn(n, n, device=device).to(dtype)
             b = torch.randn(n, n, device=device).to(dtype)
-            trials.append(_trial("matmul", 2.0 * n**3, lambda a=a, b=b: a @ b, device, budget_s / len(sizes)))  # type: ignore[misc]
+            trials.append(
+                _trial(f"matmul_{name_of(dtype)}", 2.0 * n**3, lambda a=a, b=b: a @ b, device, budget_s / len(sizes))
+            )  # type: ignore[misc]
         except (RuntimeError, NotImplementedError):
             break
     return tuple(trials)
