@@ -178,7 +178,8 @@ def _executed(tap: RoutingTap, watcher: _Watcher) -> Check:
     if layer.num_experts < 2:
         return Check(name=name, passed=None, detail="one expert only")
     with torch.inference_mode():
-        moved = layer.experts(hidden, (picks + 1) % layer.num_experts, weights)
-        same = bool(torch.equal(layer.experts(hidden, picks, weights), moved))
+        # forward itself, not the call: hooks (the tap, a routing override) stay out of it
+        moved = layer.experts.forward(hidden, (picks + 1) % layer.num_experts, weights)
+        same = bool(torch.equal(layer.experts.forward(hidden, picks, weights), moved))
     detail = "other picks give the same output" if same else "other picks give another output"
     return Check(name=name, passed=not same, detail=f"{layer.name}: {detail}")

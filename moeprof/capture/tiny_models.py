@@ -143,7 +143,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
     },
     "hunyuan_v1_moe": {"num_key_value_heads": 2, "head_dim": 8},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "num_hidden_layers": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 4},
     "lfm2_moe": _SPARSE_TAIL,
     "longcat_flash": {"moe_topk": TOP_K, "num_layers": 2, "num_hidden_layers": 4},
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
