@@ -110,7 +110,11 @@ class Experiment:
                 if spec.name in self._failed or self._over:
                     continue
                 plan = self._plan(spec, launch)
-                workers = {spec.name: Worker(replace(plan, continues=number > 0, measure_peaks=number == 0))}
+                workers = {
+                    spec.name: Worker(
+                        replace(plan, continues=number > 0, measure_peaks=plan.measure_peaks and number == 0)
+                    )
+                }
                 try:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
@@ -180,7 +184,7 @@ class Experiment:
             warmup_file=setup.private / f"warmup-{scheduled.file_name}",
             class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
-            measure_peaks=True,
+            measure_peaks=launch == 0 and spec is workload.models[0],
         )
 
     # -- used by _PassWatch ----------------------------------------------------------------------------------------

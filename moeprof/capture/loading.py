@@ -26,37 +26,53 @@ class LoadedModel:
 
     Attributes:
         model: the transformers module.
-        dtype: what it computes in.
-        dtype_reason: why, when ``auto`` chose.
         load_s: seconds from start to ready.
     """
 
     model: Any
-    dtype: torch.dtype
-    dtype_reason: str
     load_s: float
 
 
-def load_model(spec: ModelSpec, source: ModelSource, settings: EngineSettings, device: torch.device) -> LoadedModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What will be loaded: the config object, the dtype and why, before any weight is read."""
+
+    config: Any
+    dtype: torch.dtype
+    dtype_reason: str
+
+
+def read_blueprint(spec: ModelSpec, source: ModelSource, settings: EngineSettings, device: torch.device) -> Blueprint:
+    """Read the config and choose the dtype.
+
+    Raises:
+        UnsupportedModelError: transformers does not know the architecture.
+    """
+    config = _config(spec, source)
+    dtype, reason = choose_dtype(spec.dtype or settings.dtype, config, device)
+    return Blueprint(config=config, dtype=dtype, dtype_reason=reason)
+
+
+def load_model(
+    spec: ModelSpec, source: ModelSource, blueprint: Blueprint, settings: EngineSettings, device: torch.device
+) -> LoadedModel:
     """Load ``source`` as ``spec`` asks.
 
     Raises:
-        ModelError: unknown architecture, damaged or mismatching weights.
-        UnsupportedModelError: needs code or a library that is not there.
+        ModelError: damaged or mismatching weights.
+        UnsupportedModelError: needs a library that is not there.
     """
     start = time.perf_counter()
-    config = _config(spec, source)
-    dtype, reason = choose_dtype(spec.dtype or settings.dtype, config, device)
-    kwargs: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    kwargs: dict[str, Any] = {"dtype": blueprint.dtype, "attn_implementation": "sdpa"}
     if settings.experts != "auto":
         kwargs["experts_implementation"] = settings.experts
     try:
-        model = _build(spec, source, config, device, kwargs)
+        model = _build(spec, source, blueprint.config, device, kwargs)
     except SafetensorError as error:
         raise ModelError(f"model {spec.name}: damaged weights file ({error}); fetch it again") from error
     except ImportError as error:
         raise UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}") from error
-    return LoadedModel(model=model.eval(), dtype=dtype, dtype_reason=reason, load_s=time.perf_counter() - start)
+    return LoadedModel(model=model.eval(), load_s=time.perf_counter() - start)
 
 
 def choose_dtype(asked: str, config: Any, device: torch.device) -> tuple[torch.dtype, str]:

@@ -5,8 +5,10 @@ On a CPU there is no allocator to ask, so activation peak, reserved and fragment
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +27,13 @@ class Watch:
         self._facts: dict[str, Any] = {}
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
+
+    def forget_peak(self) -> None:
+        """What came before (measuring the device) is not the model's."""
+        if self._cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        _forget_rss_peak()
 
     def loaded(self) -> None:
         """Weights are there."""
@@ -91,6 +100,18 @@ class Watch:
 
 
 def rss_peak_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process since :meth:`Watch.forget_peak`, or since its start where that cannot be."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _forget_rss_peak() -> None:
+    """Linux resets the high-water mark when 5 is written here; elsewhere the mark stays."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -6,7 +6,8 @@ import statistics
 import time
 from typing import Any
 
-from moeprof.capture.gpu import CpuEnergy, Gpu
+from moeprof.capture.cpu_energy import CpuEnergy
+from moeprof.capture.gpu import Gpu
 from moeprof.capture.telemetry import Meter
 
 IDLE_SAMPLES = 10
@@ -49,7 +50,7 @@ class CpuMeter:
 def open_meters(gpu: Gpu | None) -> list[Meter]:
     """All meters of this machine."""
     meters: list[Meter] = [] if gpu is None else [GpuMeter(gpu)]
-    cpu = CpuEnergy.open()
+    cpu = CpuEnergy()
     return meters if cpu.reason is not None else [*meters, CpuMeter(cpu)]
 
 

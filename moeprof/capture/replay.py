@@ -63,7 +63,7 @@ class Pacer:
     def due(self, now_s: float, in_flight: int) -> list[Request]:
         """Requests to send at ``now_s`` (seconds from the start), in order."""
         room = len(self._waiting) if self._limit is None else max(0, self._limit - in_flight)
-        ready = []
+        ready: list[Request] = []
         while self._waiting and len(ready) < room and (not self._timed or self._waiting[0].arrival_s <= now_s):
             ready.append(self._waiting.popleft())
         return ready

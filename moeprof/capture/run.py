@@ -16,7 +16,7 @@ from moeprof.capture import fit as fitting
 from moeprof.capture.environment import choose_device, environment
 from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
-from moeprof.capture.gpu import Gpu, open_gpu
+from moeprof.capture.gpu import Gpu, find_gpu
 from moeprof.capture.header import Header
 from moeprof.capture.meters import idle_power_w, open_meters
 from moeprof.capture.model_source import ModelSource, find_model
@@ -57,7 +57,7 @@ def prepare(workload: Workload) -> Prepared:
     """
     sources = {spec.name: find_model(spec) for spec in workload.models}
     schedules = make_schedules(workload, sources)
-    gpu = open_gpu(workload.device) if workload.device != "cpu" else None
+    gpu = _gpu(workload.device)
     device = choose_device(workload.device, gpu)
     weights = {spec.name: estimate_weights_bytes(spec, sources[spec.name], workload.engine) for spec in workload.models}
     fit = fitting.predict(
@@ -78,6 +78,14 @@ def prepare(workload: Workload) -> Prepared:
         gpu=gpu,
         device=device,
     )
+
+
+def _gpu(asked: str) -> Gpu | None:
+    """The first visible GPU, or None on a machine without (or when the workload wants the CPU)."""
+    if asked == "cpu":
+        return None
+    gpu = find_gpu(None)
+    return gpu if gpu.reason is None else None
 
 
 def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:

@@ -7,7 +7,6 @@ without a tokenizer uses the bundled one if its vocabulary is large enough.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,8 @@ from moeprof.capture.model_source import ModelSource
 from moeprof.core.errors import ModelError
 from moeprof.core.trace import Schedule
 from moeprof.core.workload import ModelSpec, Workload
-from moeprof.sources.schedule import build_schedule, retokenise
+from moeprof.sources.schedule import BuiltSchedule, build_schedule
+from moeprof.sources.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +48,36 @@ def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[
     """
     by_hash: dict[str, Scheduled] = {}
     by_model: dict[str, Scheduled] = {}
-    texts = None
+    reference: BuiltSchedule | None = None
     for spec in workload.models:
-        file, bundled = _tokenizer(spec, sources[spec.name])
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if digest not in by_hash:
-            if texts is None:
-                built = build_schedule(
+        file, bundled = _tokenizer(sources[spec.name])
+        tokenizer = load_tokenizer(file)
+        if tokenizer.sha256 not in by_hash:
+            if reference is None:
+                built = reference = build_schedule(
                     workload.traffic,
-                    tokenizer=file,
+                    tokenizer=tokenizer,
                     seed=workload.seed,
                     outputs=workload.outputs,
-                    warmup_requests=workload.warmup.num_requests,
+                    num_warmups=workload.warmup.num_requests,
                 )
-                measured, warmup, texts = built.measured, built.warmup, built
                 name = "schedule.parquet"
             else:
-                other = retokenise(texts, tokenizer=file)
-                measured, warmup = other.measured, other.warmup
-                name = f"schedule-{digest[:8]}.parquet"
-            by_hash[digest] = Scheduled(
-                tokenizer_hash=digest, bundled=bundled, measured=measured, warmup=warmup, file_name=name
+                built = reference.for_tokenizer(tokenizer)
+                name = f"schedule-{tokenizer.sha256[:8]}.parquet"
+            by_hash[tokenizer.sha256] = Scheduled(
+                tokenizer_hash=tokenizer.sha256,
+                bundled=bundled,
+                measured=built.measured,
+                warmup=built.warmup,
+                file_name=name,
             )
-        by_model[spec.name] = by_hash[digest]
-        _check_vocabulary(spec, sources[spec.name].config, by_hash[digest].measured)
+        by_model[spec.name] = by_hash[tokenizer.sha256]
+        _check_vocabulary(spec, sources[spec.name].config, by_model[spec.name].measured)
     return by_model
 
 
-def _tokenizer(spec: ModelSpec, source: ModelSource) -> tuple[Path, bool]:
+def _tokenizer(source: ModelSource) -> tuple[Path, bool]:
     if source.tokenizer_file is not None:
         return source.tokenizer_file, False
     return Path(str(resources.files("moeprof").joinpath("data/tokenizer/tokenizer.json"))), True

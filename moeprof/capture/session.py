@@ -17,7 +17,7 @@ from moeprof.capture import memory
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.invariants import check_pass
-from moeprof.capture.loading import load_model
+from moeprof.capture.loading import load_model, read_blueprint
 from moeprof.capture.model_source import find_model
 from moeprof.capture.overhead import measure_overhead
 from moeprof.capture.parameters import model_facts
@@ -35,6 +35,7 @@ from moeprof.core.trace import Schedule, first_requests
 
 CALIBRATION_S = 6.0
 OVERHEAD_S = 6.0
+PEAKS_S = 1.5
 OVERHEAD_REQUESTS = 16
 
 
@@ -65,10 +66,11 @@ class Session:
         """Load, count, check, warm up, calibrate."""
         plan = self._plan
         self._say("loading")
-        if plan.measure_peaks and plan.instruments.peaks:
-            self._launch["peaks"] = measure_peaks(self._device, plan.threads).to_json()
         source = find_model(plan.model)
-        loaded = load_model(plan.model, source, plan.engine, self._device)
+        blueprint = read_blueprint(plan.model, source, plan.engine, self._device)
+        if plan.measure_peaks and plan.instruments.peaks:
+            self._measure_peaks()
+        loaded = load_model(plan.model, source, blueprint, plan.engine, self._device)
         self._model = loaded.model
         self._memory.loaded()
         self._tapping = Tapping(self._model, plan)
@@ -86,7 +88,7 @@ class Session:
         write_json(plan.model_folder / "model.json", facts.to_json())
         self._launch |= {
             "engine": asdict(self._engine.facts),
-            "dtype_reason": loaded.dtype_reason,
+            "dtype_reason": blueprint.dtype_reason,
             "load_s": loaded.load_s,
             "threads": torch.get_num_threads(),
             "reloaded": plan.continues,
@@ -161,6 +163,13 @@ class Session:
         self._engine.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _measure_peaks(self) -> None:
+        """Before the weights, so that its buffers find room; then forget its memory."""
+        self._say("measuring the device")
+        peaks = measure_peaks(self._device, torch.get_num_threads(), budget_s=PEAKS_S)
+        self._launch["peaks"] = peaks.to_json()
+        self._memory.forget_peak()
 
     def _warm_up(self) -> None:
         plan = self._plan

@@ -18,7 +18,6 @@ from moeprof.capture.recorders.picks import PicksWriter
 from moeprof.capture.recorders.routing import RoutingRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing_check import self_check
-from moeprof.capture.routing_override import override_routing
 from moeprof.capture.routing_tap import RoutingTap
 from moeprof.core.trace import Schedule, first_requests
 
@@ -31,7 +30,7 @@ class Tapping:
     def __init__(self, model: Any, plan: LaunchPlan) -> None:
         self._plan = plan
         self.layers = find_moe_layers(model)
-        self._override = override_routing(self.layers, plan.model.routing) if self.layers else None
+        self._override = self._overridden(plan)
         self._tap: RoutingTap | None = None
         self._passed = True
         if self.layers and plan.instruments.routing:
@@ -43,6 +42,14 @@ class Tapping:
                 picks_cap_bytes=plan.instruments.picks_cap_mib * 2**20,
             )
             self._tap.disable()
+
+    def _overridden(self, plan: LaunchPlan) -> Any:
+        """Hooks that replace the router's picks; before the tap's, so that the tap sees what is executed."""
+        if not self.layers or plan.model.routing.policy == "native":
+            return None
+        from moeprof.capture.routing_override import override_routing
+
+        return override_routing(self.layers, plan.model.routing)
 
     @contextmanager
     def watching(self, listeners: ListenerSet) -> Iterator[None]:

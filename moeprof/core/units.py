@@ -77,3 +77,51 @@ def display(value: float | int | None, unit: str) -> str:
     if unit == "ratio":
         return significant(value)
     return f"{significant(value)} {unit}" if unit else significant(value)
+
+
+_LARGEST_SHOWN_IN = {"s": [(7200.0, 3600.0, "h"), (600.0, 60.0, "min"), *((f, f, u) for f, u in _SECONDS[2:])]}
+
+
+def axis_scale(unit: str, largest: float) -> tuple[float, str]:
+    """How one axis shows a unit: divide values by the factor, write the name beside the axis.
+
+    ``("s", 0.2)`` -> ``(0.001, "ms")``; ``("bytes", 3e9)`` -> ``(2**30, "GiB")``; ``("ratio", 1)`` -> ``(1, "")``.
+    """
+    if unit == "s":
+        steps = _LARGEST_SHOWN_IN["s"]
+    elif unit == "bytes":
+        steps = [(factor, factor, name) for factor, name in _BYTES]
+    elif unit in ("params", "tokens", "FLOP"):
+        steps = [(factor * 10, factor, f"{name} {unit}") for factor, name in _COUNTS]
+        steps.append((0.0, 1.0, unit))
+    else:
+        return 1.0, "" if unit == "ratio" else unit
+    for least, factor, name in steps:
+        if abs(largest) >= least:
+            return factor, name
+    return steps[-1][1], steps[-1][2]
+
+
+def tick(value: float, step: float) -> str:
+    """A tick of an axis with as many decimals as its step needs: ``(0.5, 0.25)`` -> ``0.50``."""
+    if step >= 1e6 or abs(value) >= 1e9 or step < 1e-6:
+        return "0" if value == 0 else f"{value:.3g}"
+    decimals = 0
+    while decimals < 6 and abs(step * 10**decimals - round(step * 10**decimals)) > 1e-6:
+        decimals += 1
+    text = f"{value:,.{decimals}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def short(value: float | int | None, unit: str) -> str:
+    """As :func:`display` without what a heading already says: ``$0.031``, not ``$0.031 / 1M tokens``."""
+    return usd(value) if value is not None and unit.startswith("USD") else display(value, unit)
+
+
+def interval(low: float, high: float, unit: str) -> str:
+    """An interval in display units, the unit written once where both ends share it: ``1.2 - 1.4 ms``."""
+    left, right = short(low, unit), short(high, unit)
+    left_number, _, left_unit = left.partition(" ")
+    if left_unit and left_unit == right.partition(" ")[2]:
+        left = left_number
+    return f"{left} \u2013 {right}"

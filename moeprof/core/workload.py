@@ -278,8 +278,7 @@ def resolve_paths(workload: Workload, folder: Path) -> Workload:
             changes["routing"] = replace(spec.routing, path=_absolute(spec.routing.path, folder))
         return replace(spec, **changes)
 
-    traffic = workload.traffic.with_paths(lambda text: _absolute(text, folder))
-    return replace(workload, traffic=traffic, models=tuple(model(spec) for spec in workload.models))
+    return replace(workload, traffic=workload.traffic.with_paths(lambda text: _absolute(text, folder)), models=tuple(model(spec) for spec in workload.models))
 
 
 def _absolute(text: str, folder: Path) -> str:

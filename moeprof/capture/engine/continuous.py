@@ -14,7 +14,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig
@@ -246,14 +246,15 @@ class ContinuousEngine:
         stream = self._io.compute_stream
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def _event_pair(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
+    def _event_pair(self) -> tuple[Any, Any] | None:
         if self._model.device.type != "cuda":
             return None
-        pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        event = cast("type[Any]", torch.cuda.Event)
+        pair = (event(enable_timing=True), event(enable_timing=True))
         pair[0].record(self._io.compute_stream)
         return pair
 
-    def _close_events(self, events: tuple[torch.cuda.Event, torch.cuda.Event] | None) -> None:
+    def _close_events(self, events: tuple[Any, Any] | None) -> None:
         if events is not None:
             events[1].record(self._io.compute_stream)
 

@@ -1,7 +1,7 @@
 """Every pick of every token (``--save-detailed``): ``picks/part-<n>.npz``, in the order tokens were computed.
 
 Each part holds picks_TLK (smallest integer type), request_T, position_T (token position in its sequence) and step_T.
-The tap bounds the bytes; what was left out is counted in ``picks/left_out.json``.
+The tap bounds the bytes; tokens that were left out are counted in ``picks/left_out.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.capture.engine.base import Step
-from moeprof.capture.routing_tap import RoutingStep
+from moeprof.capture.routing_tap import RoutingBlock
 from moeprof.core.record import write_json
 
 PART_BYTES = 8 * 2**20
@@ -28,18 +28,20 @@ class PicksWriter:
         self._buffer: list[tuple[npt.NDArray[Any], ...]] = []
         self._bytes = self._part = self._left_out = 0
 
-    def append(self, step_number: int, step: Step, seen: RoutingStep) -> None:
-        """Add a step's picks, with whose tokens they are."""
-        self._left_out += seen.picks_left_out_tokens
-        if seen.picks_TLK is None:
+    def append(self, first_step: int, steps: list[Step], block: RoutingBlock) -> None:
+        """Add a block's picks, with whose tokens they are."""
+        self._left_out += block.picks_left_out_tokens
+        if block.picks_TLK is None:
             return
-        requests = [np.full(s.query_tokens, s.request, dtype=np.int32) for s in step.sequences]
-        positions = [np.arange(s.past_tokens, s.past_tokens + s.query_tokens, dtype=np.int32) for s in step.sequences]
-        request_T = np.concatenate(requests)
-        self._buffer.append(
-            (seen.picks_TLK, request_T, np.concatenate(positions), np.full(len(request_T), step_number, dtype=np.int32))
+        kept = [(first_step + i, step) for i, step in enumerate(steps) if block.picks_tokens_S[i]]
+        sequences = [(number, sequence) for number, step in kept for sequence in step.sequences]
+        request_T = np.concatenate([np.full(s.query_tokens, s.request, dtype=np.int32) for _, s in sequences])
+        position_T = np.concatenate(
+            [np.arange(s.past_tokens, s.past_tokens + s.query_tokens, dtype=np.int32) for _, s in sequences]
         )
-        self._bytes += seen.picks_TLK.nbytes
+        step_T = np.concatenate([np.full(s.query_tokens, number, dtype=np.int32) for number, s in sequences])
+        self._buffer.append((block.picks_TLK, request_T, position_T, step_T))
+        self._bytes += block.picks_TLK.nbytes
         if self._bytes >= PART_BYTES:
             self._flush()
 

@@ -1,13 +1,15 @@
 """Listens for where tokens went: ``routing.npz``.
 
-After each step the tap's counts [layers, phase x class, experts] come to the host. They are added to the current
-window, and the step's distinct experts and largest load are kept per layer. Each closed window goes to disk at once, so
-a kill loses at most one window; the end of the pass joins the parts. Legend: W windows, P phases, C classes, L layers,
-E experts, S steps.
+The tap counts some dozens of forwards at a time, so that watching costs next to nothing per step; each such block
+[steps, layers, phase x class, experts] is cut into windows. A closed window goes to disk at once, so a kill loses at
+most one window and one block; the end of the pass joins the parts.
+Legend: P phases, C classes, G = P x C, L layers, E experts, S steps.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,30 @@ import numpy.typing as npt
 
 from moeprof.capture.engine.base import Step
 from moeprof.capture.recorders.picks import PicksWriter
-from moeprof.capture.routing_tap import RoutingTap
+from moeprof.capture.routing_tap import RoutingBlock, RoutingTap
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing, join_routing_parts
 from moeprof.core.trace import Request, Schedule
 
 
+@dataclass(slots=True)
+class _Window:
+    """What a window has seen so far; lists hold one entry per block slice."""
+
+    first_step: int
+    start_s: float
+    counts: list[npt.NDArray[Any]] = field(default_factory=list)  # [L, P, C, E]
+    tokens: list[npt.NDArray[Any]] = field(default_factory=list)  # [P, C]
+    dropped: list[npt.NDArray[Any]] = field(default_factory=list)  # [P, L]
+    identity: list[npt.NDArray[Any]] = field(default_factory=list)  # [P, L]
+    distinct: list[npt.NDArray[Any]] = field(default_factory=list)  # [S, L]
+    max_load: list[npt.NDArray[Any]] = field(default_factory=list)  # [S, L]
+    steps: list[npt.NDArray[np.uint16]] = field(default_factory=list)  # [S, P, L, E]
+    num_steps: int = 0
+
+
 class RoutingRecorder:
-    """Collects the tap's counts."""
+    """Collects the tap's counts into windows of ``window_steps`` steps."""
 
     def __init__(
         self,
@@ -40,93 +58,95 @@ class RoutingRecorder:
         self._folder, self._tap, self._picks = folder, tap, picks
         self._layer_names, self._class_names = layer_names, class_names
         self._top_k_L = np.array(top_k, dtype=np.int64)
-        self._window_steps = window_steps
-        self._cap_bytes = step_counts_cap_bytes
-        self._kept_bytes = self._part = self._step = 0
+        self._window_steps, self._room_bytes = window_steps, step_counts_cap_bytes
+        self._part = 0
 
     def on_start(self, schedule: Schedule, origin_s: float) -> None:
         """Label requests by class and forget what warm-up left in the tap."""
-        self._origin_s = origin_s
+        self._origin_s, self._step = origin_s, 0
+        self._pending: deque[Step] = deque()
+        self._window = _Window(0, 0.0)
         self._tap.bind(schedule.request_class)
         self._tap.discard()
-        self._open_window(0.0)
 
     def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
         """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
-        """Take the step's counts from the tap."""
-        seen = self._tap.collect()
-        assert seen is not None, "the tap listens to every forward while a pass is watched"
-        counts_LPCE = self._by_phase(seen.counts_LGE)
-        tokens_PC = seen.tokens_G.reshape(len(PHASES), len(self._class_names))
-        if self._counts is None:
-            self._counts = np.zeros(counts_LPCE.shape, dtype=np.int64)
-        self._counts += counts_LPCE
-        self._tokens += tokens_PC
-        self._dropped += self._per_phase(seen.dropped_LG)
-        self._identity += self._per_phase(seen.identity_LG)
-        load_LE = counts_LPCE.sum(axis=(1, 2))
-        self._distinct.append((load_LE > 0).sum(axis=1))
-        self._max_load.append(load_LE.max(axis=1))
-        self._keep_step(counts_LPCE)
-        if self._picks is not None:
-            self._picks.append(self._step, step, seen)
-        self._step += 1
-        if len(self._distinct) >= self._window_steps:
-            self._close_window()
-            self._open_window(step.end_s - self._origin_s)
+        """Remember the step; take blocks that are ready."""
+        self._pending.append(step)
+        for block in self._tap.collect_blocks():
+            self._add(block)
 
     def on_end(self, end_s: float) -> None:
-        """Close the last window and join the parts."""
-        if self._distinct:
+        """Take what is left, close the last window, join the parts."""
+        for block in self._tap.collect_blocks(everything=True):
+            self._add(block)
+        if self._window.num_steps:
             self._close_window()
         if self._picks is not None:
             self._picks.close()
         join_routing_parts(self._folder)
 
-    def _by_phase(self, counts_LGE: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        layers, _, experts = counts_LGE.shape
-        return counts_LGE.reshape(layers, len(PHASES), len(self._class_names), experts)
+    def _add(self, block: RoutingBlock) -> None:
+        size = len(block.tokens_SG)
+        steps = [self._pending.popleft() for _ in range(size)]
+        if self._picks is not None:
+            self._picks.append(self._step, steps, block)
+        start = 0
+        while start < size:
+            end = min(size, start + self._window_steps - self._window.num_steps)
+            self._add_slice(block, start, end)
+            self._step += end - start
+            if self._window.num_steps >= self._window_steps:
+                self._close_window()
+                self._window = _Window(self._step, steps[end - 1].end_s - self._origin_s)
+            start = end
 
-    def _per_phase(self, count_LG: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        summed: npt.NDArray[np.int64] = count_LG.reshape(len(self._layer_names), len(PHASES), -1).sum(axis=2).T
+    def _add_slice(self, block: RoutingBlock, start: int, end: int) -> None:
+        window, groups = self._window, (len(PHASES), len(self._class_names))
+        counts_SLGE = block.counts_SLGE[start:end]
+        num, layers, _, experts = counts_SLGE.shape
+        counts_SLPCE = counts_SLGE.reshape(num, layers, *groups, experts)
+        window.counts.append(counts_SLPCE.sum(axis=0, dtype=np.int64))
+        window.tokens.append(block.tokens_SG[start:end].sum(axis=0).reshape(groups))
+        window.dropped.append(self._by_phase(block.dropped_SLG[start:end]))
+        window.identity.append(self._by_phase(block.identity_SLG[start:end]))
+        load_SLE = counts_SLGE.sum(axis=2)
+        window.distinct.append((load_SLE > 0).sum(axis=2))
+        window.max_load.append(load_SLE.max(axis=2))
+        self._keep_steps(counts_SLPCE)
+        window.num_steps += num
+
+    def _by_phase(self, count_SLG: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        by_layer = count_SLG.sum(axis=0, dtype=np.int64).reshape(len(self._layer_names), len(PHASES), -1)
+        summed: npt.NDArray[Any] = by_layer.sum(axis=2).T
         return summed
 
-    def _keep_step(self, counts_LPCE: npt.NDArray[Any]) -> None:
-        """Per-step counts, until the cap; a step with a load over 65,535 ends the keeping."""
-        step_PLE = counts_LPCE.sum(axis=2).transpose(1, 0, 2)
-        size = step_PLE.size * 2
-        if self._kept_bytes + size <= self._cap_bytes and step_PLE.max(initial=0) <= np.iinfo(np.uint16).max:
-            self._kept_bytes += size
-            self._step_counts.append(step_PLE.astype(np.uint16))
-        else:
-            self._cap_bytes = 0
-
-    def _open_window(self, start_s: float) -> None:
-        self._window_start_s, self._window_first_step = start_s, self._step
-        self._counts: npt.NDArray[np.int64] | None = None
-        self._tokens = np.zeros((len(PHASES), len(self._class_names)), dtype=np.int64)
-        self._dropped = np.zeros((len(PHASES), len(self._layer_names)), dtype=np.int64)
-        self._identity = np.zeros_like(self._dropped)
-        self._distinct: list[npt.NDArray[Any]] = []
-        self._max_load: list[npt.NDArray[Any]] = []
-        self._step_counts: list[npt.NDArray[np.uint16]] = []
+    def _keep_steps(self, counts_SLPCE: npt.NDArray[Any]) -> None:
+        """Per-step counts until the cap is reached; from then on none, so that row s is always step s."""
+        step_SPLE = counts_SLPCE.sum(axis=3).transpose(0, 2, 1, 3)
+        size = step_SPLE.size * np.dtype(np.uint16).itemsize
+        if size > self._room_bytes or step_SPLE.max(initial=0) > np.iinfo(np.uint16).max:
+            self._room_bytes = 0
+            return
+        self._room_bytes -= size
+        self._window.steps.append(step_SPLE.astype(np.uint16))
 
     def _close_window(self) -> None:
-        assert self._counts is not None
+        window = self._window
         Routing(
-            counts_WPCLE=self._counts.transpose(1, 2, 0, 3)[None],
-            real_tokens_WPC=self._tokens[None],
-            window_start_s=np.array([self._window_start_s]),
-            window_first_step=np.array([self._window_first_step], dtype=np.int64),
-            distinct_SL=np.stack(self._distinct).astype(np.int16),
-            max_load_SL=np.stack(self._max_load).astype(np.int32),
-            step_counts_SPLE=np.stack(self._step_counts) if self._step_counts else None,
+            counts_WPCLE=np.sum(window.counts, axis=0).transpose(1, 2, 0, 3)[None],
+            real_tokens_WPC=np.sum(window.tokens, axis=0)[None],
+            window_start_s=np.array([window.start_s]),
+            window_first_step=np.array([window.first_step], dtype=np.int64),
+            distinct_SL=np.concatenate(window.distinct).astype(np.int16),
+            max_load_SL=np.concatenate(window.max_load).astype(np.int32),
+            step_counts_SPLE=np.concatenate(window.steps) if window.steps else None,
             layer_names=self._layer_names,
             class_names=self._class_names,
             top_k_L=self._top_k_L,
-            dropped_PL=self._dropped,
-            identity_PL=self._identity,
+            dropped_PL=np.sum(window.dropped, axis=0),
+            identity_PL=np.sum(window.identity, axis=0),
         ).save(self._folder / f"routing.part-{self._part}.npz", compress=False)
         self._part += 1

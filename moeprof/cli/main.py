@@ -1,0 +1,72 @@
+"""The command line: a literal table of commands and the one place where errors become exit codes.
+
+Results go to stdout, talk to stderr. Commands are imported here but heavy libraries are not: no command imports torch
+before it runs a model (a test holds it).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from moeprof.cli.doctor import doctor
+from moeprof.cli.explain import explain
+from moeprof.cli.init import init
+from moeprof.cli.report import report
+from moeprof.cli.run import run
+from moeprof.cli.trace import trace_app
+from moeprof.core.errors import MoeprofError
+
+app = typer.Typer(
+    name="moeprof",
+    help="What does sparsity really buy you? Replay request traces through MoE and dense models; price a million tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (run, report, doctor, explain, init):
+    app.command()(command)
+app.add_typer(trace_app, name="trace")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from moeprof import __version__
+
+        typer.echo(f"moeprof {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code (see core/errors.py)."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except MoeprofError as error:
+        print(f"moeprof: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.TyperException as error:
+        print(f"moeprof: {error.format_message()}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("moeprof: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: that is not an error
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def entry_point() -> None:
+    """The ``moeprof`` console script."""
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Progress of a run: a live line per model on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moeprof.capture.experiment import Audience
+from moeprof.core import units
+from moeprof.core.workload import Workload
+
+PLAIN_EVERY_S = 5.0
+
+
+class Silence:
+    """Shows nothing."""
+
+    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """Plain lines on stderr, for pipes and CI logs."""
+
+    def __init__(self, usd_per_second: float) -> None:
+        self._usd_per_second, self._start_s, self._next_s = usd_per_second, time.monotonic(), 0.0
+
+    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+        """One line for what matters; progress at most every few seconds."""
+        text = describe(event, data)
+        if text is None:
+            return
+        now = time.monotonic()
+        if event == "progress" and "pass" in data:
+            if now < self._next_s:
+                return
+            self._next_s = now + PLAIN_EVERY_S
+            text += f", {units.usd((now - self._start_s) * self._usd_per_second)} so far"
+        print(f"{model}: {text}", file=sys.stderr, flush=True)
+
+
+class Live:
+    """A rich progress bar per pass."""
+
+    def __init__(self, progress: Any, usd_per_second: float) -> None:
+        self._progress, self._usd_per_second = progress, usd_per_second
+        self._start_s = time.monotonic()
+        self._tasks: dict[str, Any] = {}
+
+    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+        """Move the model's bar."""
+        if model not in self._tasks:
+            self._tasks[model] = self._progress.add_task(model, total=None, what="", name=model)
+        task = self._tasks[model]
+        if event == "started":
+            self._progress.reset(task, total=data["total"])
+        spent = units.usd((time.monotonic() - self._start_s) * self._usd_per_second)
+        text = describe(event, data)
+        if text is not None:
+            self._progress.update(task, what=f"{text}  {spent}" if event == "progress" and "pass" in data else text)
+        if event == "progress" and "done" in data:
+            self._progress.update(task, completed=data["done"] + data["refused"])
+
+
+def describe(event: str, data: dict[str, Any]) -> str | None:
+    """What happened, in a few words; None for what nobody needs to read."""
+    if event == "failed":
+        return f"FAILED: {data['error']}"
+    if event == "progress" and "doing" in data:
+        return str(data["doing"])
+    if event == "progress":
+        seconds = max(data["elapsed_s"], 1e-9)
+        waiting = data["sent"] - data["done"]
+        speed = units.rate(data["output_tokens"] / seconds, "tok")
+        return f"{data['pass']}: {data['done']}/{data['total']} done, {waiting} in flight, {speed}"
+    if event == "pass_done":
+        refused = f", {data['refused']} refused" if data["refused"] else ""
+        return f"{data['pass']}: {data['finished']} done{refused} in {units.seconds(data['duration_s'])}"
+    return None
+
+
+@contextmanager
+def make_audience(workload: Workload, pricing: Any, *, quiet: bool) -> Iterator[Audience]:
+    """The right audience for this stderr."""
+    usd_per_second = pricing.usd_per_hour / 3600
+    if quiet:
+        yield Silence()
+    elif not sys.stderr.isatty():
+        yield Lines(usd_per_second)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.fields[name]}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[what]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield Live(progress, usd_per_second)

@@ -1,0 +1,90 @@
+"""``moeprof run``: replay, record, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moeprof.cli.options import Overrides, apply
+from moeprof.core.errors import EngineError
+
+Text = Annotated[str | None, typer.Option()]
+
+
+def run(
+    workload: Annotated[Path, typer.Argument(help="Workload file (YAML).", show_default=False)],
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for the record; must be new or empty.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show schedule, memory, time and cost; run nothing.")
+    ] = False,
+    request_rate: Annotated[float | None, typer.Option(help="Requests per second (synthetic open loop).")] = None,
+    burstiness: Annotated[float | None, typer.Option(help="Shape of gamma arrivals; 1 is Poisson.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight (closed loop).")] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Requests to send.")] = None,
+    num_warmups: Annotated[int | None, typer.Option(help="Warm-up requests.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of arrivals, lengths and content.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Passes over the schedule.")] = None,
+    launches: Annotated[int | None, typer.Option(help="Fresh processes per model.")] = None,
+    ignore_eos: Annotated[bool | None, typer.Option(help="Force the asked output lengths.")] = None,
+    goodput: Annotated[list[str] | None, typer.Option(help="SLO in ms, as ttft:500 or tpot:50; may repeat.")] = None,
+    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="End the run cleanly after so long.")] = None,
+    save_detailed: Annotated[bool, typer.Option("--save-detailed", help="Keep every pick of every token.")] = False,
+    no_content: Annotated[bool, typer.Option("--no-content", help="Keep token ids out of the record.")] = False,
+    label: Annotated[str | None, typer.Option(help="A note for the record.")] = None,
+    write: Annotated[str, typer.Option(help="Files to write: md,html,json,csv.")] = "md,html,json,csv",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Replay a workload through its models, keep the record, and say what a million tokens cost."""
+    from moeprof.capture.run import execute, new_run_folder, prepare
+    from moeprof.capture.signals import SignalWatch
+    from moeprof.cli.dry_run import show_plan
+    from moeprof.cli.printing import print_document, write_reports
+    from moeprof.cli.progress import make_audience
+    from moeprof.core.errors import InterruptedRunError
+    from moeprof.core.prices import price_of
+    from moeprof.core.record import open_record
+    from moeprof.core.workload import load_workload
+    from moeprof.render import parse_formats
+
+    formats = parse_formats(write)
+    options = Overrides(
+        request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
+        num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos,
+        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, device=device, threads=threads,
+        max_minutes=max_minutes, save_detailed=save_detailed, label=label,
+    )  # fmt: skip
+    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    resolved = apply(load_workload(workload), options)
+    prepared = prepare(resolved)
+    pricing = price_of(prepared.workload.prices, prepared.environment["device_name"])
+    if dry_run:
+        show_plan(prepared, pricing)
+        return
+    folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
+    with SignalWatch() as signals, make_audience(prepared.workload, pricing, quiet=quiet) as audience:
+        status = execute(
+            prepared,
+            folder,
+            audience,
+            signals,
+            workload_text=text,
+            pricing=pricing.to_json(),
+            keep_content=not no_content,
+        )
+    record = open_record(folder)
+    document = write_reports(record, formats)
+    print_document(document)
+    print(f"record: {folder}", file=sys.stderr)
+    if "html" in formats:
+        print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    if signals.number:
+        raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
+    if status == "failed":
+        failed = [model for model in record.models if model.status == "failed"]
+        raise EngineError("; ".join(f"{model.name} failed: {model.error}" for model in failed))
