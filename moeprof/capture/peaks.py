@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,9 @@ def _matmul_trials(device: torch.device, dtype: torch.dtype, budget_s: float) ->
         if trials and trials[-1].seconds * (n / sizes[len(trials) - 1]) ** 3 > deadline - time.perf_counter():
             break
         try:
-            a = torch.randn(n, n, device=device).to(dtype)
-            b = torch.randn(n, n, device=device).to(dtype)
-            trials.append(
-                _trial(f"matmul_{name_of(dtype)}", 2.0 * n**3, lambda a=a, b=b: a @ b, device, budget_s / len(sizes))
-            )  # type: ignore[misc]
+            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+            multiply = partial(torch.matmul, a, b)
+            trials.append(_trial(f"matmul_{name_of(dtype)}", 2.0 * n**3, multiply, device, budget_s / len(sizes)))
         except (RuntimeError, NotImplementedError):
             break
     return tuple(trials)
