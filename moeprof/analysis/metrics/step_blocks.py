@@ -57,7 +57,8 @@ def block_length(time: FloatArray, distinct: FloatArray) -> int:
     together = _autocorrelation(time, limit) * _autocorrelation(distinct, limit)
     quiet = np.flatnonzero(np.abs(together) < 0.05)
     lag = int(quiet[0]) if len(quiet) else limit
-    return max(math.ceil(len(time) ** (1 / 3)), 3 * lag)
+    least: int = math.ceil(np.cbrt(len(time)))
+    return max(least, 3 * lag)
 
 
 def _autocorrelation(series: FloatArray, lags: int) -> FloatArray:

@@ -1,0 +1,216 @@
+"""Does routing move: over time (drift), and between request classes (specialisation)? METRICS section 3.
+
+Distances between two samples are never zero by chance (JS of 64 tokens over 128 experts is about 0.1), so each stands
+beside what shuffled windows or shuffled class labels give, and beside the multinomial law of as many picks.
+Legend: G groups of consecutive windows, C classes, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from moeprof.analysis.metrics.routing_load import Counts, shares
+from moeprof.analysis.tables import FloatArray, IntArray
+
+MAX_GROUPS = 24
+MINIMUM_GROUPS = 6
+PERMUTATIONS = 199
+DRAWS = 50
+WINDOW_DRAWS = 5  # per group of windows: the mean over layers averages further
+
+
+def js_divergence(first: Counts, second: Counts) -> FloatArray:
+    """Jensen-Shannon divergence, base 2 (0..1), of two vectors of counts or shares along the last axis; NaN if empty.
+
+    Source: Lin 1991, equal weights.
+    """
+    p, q = shares(first), shares(second)
+    middle = (p + q) / 2
+
+    def relative(a: FloatArray) -> FloatArray:
+        ratio = np.where(a > 0, a / np.where(middle > 0, middle, 1.0), 1.0)
+        return cast(FloatArray, (a * np.log2(ratio)).sum(axis=-1))
+
+    return (relative(p) + relative(q)) / 2
+
+
+def total_variation(first: Counts, second: Counts) -> FloatArray:
+    """Half the sum of absolute differences of shares, 0..1, along the last axis; NaN if one side is empty."""
+    return cast(FloatArray, np.abs(shares(first) - shares(second)).sum(axis=-1) / 2)
+
+
+def group_windows(counts_W: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], IntArray]:
+    """Neighbouring windows added up to at most MAX_GROUPS groups, and the first window of each. Axis 0 is windows."""
+    num = len(counts_W)
+    first = np.unique(np.linspace(0, num, min(num, MAX_GROUPS), endpoint=False).astype(np.int64))
+    return np.add.reduceat(counts_W, first, axis=0), first
+
+
+def _p_value(observed: float, chance: FloatArray) -> float:
+    return (1 + int((chance >= observed).sum())) / (1 + len(chance))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How routing moved during a pass, one phase, mean over layers.
+
+    Attributes:
+        phase: ``all``, ``prefill`` or ``decode``.
+        halves_js: JS between the first and the second half of the windows; None with fewer than two windows.
+        null_js: what it is by chance: random halves (``permutation``), random picks (``multinomial``).
+        p_value: the larger of the two tests' p-values.
+        window_start_s: start of each group of windows, shape [G].
+        window_js: JS of each group against all others, shape [G].
+        window_null_js: the same for random picks, shape [G].
+    """
+
+    phase: str
+    halves_js: float | None
+    null_js: dict[str, float]
+    p_value: float | None
+    window_start_s: FloatArray
+    window_js: FloatArray
+    window_null_js: FloatArray
+
+
+def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, seed: int = 0) -> Drift:
+    """Measure drift over groups of windows. Groups without tokens are left out."""
+    used = counts_GLE.sum(axis=(1, 2)) > 0
+    groups, start_s = counts_GLE[used].astype(np.float64), start_s[used]
+    rng = np.random.default_rng(seed)
+    rest = groups.sum(axis=0) - groups
+    window_js = _over_layers(js_divergence(groups, rest))
+    window_null = np.array(
+        [_chance_js(own, other, rng, WINDOW_DRAWS).mean() for own, other in zip(groups, rest, strict=True)]
+    )
+    halves, null_js, p_value = None, {}, None
+    if len(groups) >= 2:
+        early = np.arange(len(groups)) < len(groups) // 2
+        first, second = groups[early].sum(axis=0), groups[~early].sum(axis=0)
+        halves = float(_over_layers(js_divergence(first, second)))
+        chance = _chance_js(first, second, rng)
+        null_js, p_value = {"multinomial": float(chance.mean())}, _p_value(halves, chance)
+        if len(groups) >= MINIMUM_GROUPS:
+            shuffled = _shuffled_halves(groups, rng)
+            null_js["permutation"] = float(shuffled.mean())
+            p_value = max(p_value, _p_value(halves, shuffled))
+    return Drift(
+        phase=phase,
+        halves_js=halves,
+        null_js=null_js,
+        p_value=p_value,
+        window_start_s=start_s,
+        window_js=window_js,
+        window_null_js=window_null,
+    )
+
+
+def _over_layers(values_xL: FloatArray) -> FloatArray:
+    return cast(FloatArray, values_xL.mean(axis=-1))
+
+
+def _chance_js(first_LE: FloatArray, second_LE: FloatArray, rng: np.random.Generator, draws: int = DRAWS) -> FloatArray:
+    """JS (mean over layers) of two draws from the pooled shares with the same numbers of picks, shape [draws]."""
+    pooled = shares(first_LE + second_LE)
+    own = _draw(first_LE.sum(axis=1).astype(np.int64), pooled, rng, draws)
+    other = _draw(second_LE.sum(axis=1).astype(np.int64), pooled, rng, draws)
+    return _over_layers(js_divergence(own, other))
+
+
+def _draw(num_L: IntArray, shares_LE: FloatArray, rng: np.random.Generator, draws: int = DRAWS) -> FloatArray:
+    """Multinomial counts, shape [draws, L, E]."""
+    return rng.multinomial(num_L, np.nan_to_num(shares_LE), size=(draws, len(num_L))).astype(np.float64)
+
+
+def _shuffled_halves(groups_GLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    num = len(groups_GLE)
+    order = np.argsort(rng.random((PERMUTATIONS, num)), axis=1)
+    first = np.tensordot((order < num // 2).astype(np.float64), groups_GLE, axes=1)
+    return _over_layers(js_divergence(first, groups_GLE.sum(axis=0) - first))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Specialisation:
+    """How differently request classes are routed, one phase, mean over layers.
+
+    Attributes:
+        phase: ``prefill``, ``decode`` or ``all``.
+        class_names: classes with tokens.
+        against_pool_C: total variation of each class's shares against all classes together.
+        between_CC: total variation between each two classes.
+        null_against_pool_C, null_between_CC: name of the null -> the same by chance.
+        p_against_pool_C, p_between: larger p-value of the nulls, per class, and of the mean over pairs.
+    """
+
+    phase: str
+    class_names: tuple[str, ...]
+    against_pool_C: FloatArray
+    between_CC: FloatArray
+    null_against_pool_C: dict[str, FloatArray]
+    null_between_CC: dict[str, FloatArray]
+    p_against_pool_C: FloatArray
+    p_between: float
+
+
+def specialisation(
+    phase: str, class_names: tuple[str, ...], counts_GCLE: npt.NDArray[np.int64], seed: int = 0
+) -> Specialisation | None:
+    """Measure specialisation; None when fewer than two classes have tokens.
+
+    The permutation swaps class labels within each group of windows, so tokens that belong together stay together; the
+    multinomial law keeps each class's number of picks. Both must be beaten.
+    """
+    used = np.flatnonzero(counts_GCLE.sum(axis=(0, 2, 3)) > 0)
+    if len(used) < 2:
+        return None
+    groups = counts_GCLE[:, used].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    pool, between = _distances(groups.sum(axis=0))
+    chances = {"multinomial": _multinomial_classes(groups.sum(axis=0), rng)}
+    if len(groups) >= MINIMUM_GROUPS:
+        chances["permutation"] = _shuffled_classes(groups, rng)
+    found = {name: _distances(counts) for name, counts in chances.items()}
+    pairs = np.triu_indices(len(used), k=1)
+    observed = float(between[pairs].mean())
+    return Specialisation(
+        phase=phase,
+        class_names=tuple(class_names[i] for i in used),
+        against_pool_C=pool,
+        between_CC=between,
+        null_against_pool_C={name: np.nanmean(one, axis=0) for name, (one, _) in found.items()},
+        null_between_CC={name: np.nanmean(two, axis=0) for name, (_, two) in found.items()},
+        p_against_pool_C=np.max(
+            [[_p_value(float(pool[i]), one[:, i]) for i in range(len(used))] for one, _ in found.values()], axis=0
+        ),
+        p_between=max(_p_value(observed, two[:, pairs[0], pairs[1]].mean(axis=1)) for _, two in found.values()),
+    )
+
+
+def _distances(counts_CLE: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Total variation against the pool [..., C] and between classes [..., C, C], mean over layers."""
+    pool = _over_layers(total_variation(counts_CLE, counts_CLE.sum(axis=-3, keepdims=True)))
+    columns = [
+        _over_layers(total_variation(counts_CLE, counts_CLE[..., i : i + 1, :, :])) for i in range(counts_CLE.shape[-3])
+    ]
+    return pool, np.stack(columns, axis=-1)
+
+
+def _multinomial_classes(counts_CLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    pooled = shares(counts_CLE.sum(axis=0))
+    drawn = [_draw(own.sum(axis=1).astype(np.int64), pooled, rng) for own in counts_CLE]
+    return np.stack(drawn, axis=1)
+
+
+def _shuffled_classes(groups_GCLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    num_groups, num_classes = groups_GCLE.shape[:2]
+    rows = np.arange(num_groups)[:, None]
+    return np.stack(
+        [
+            groups_GCLE[rows, np.argsort(rng.random((num_groups, num_classes)), axis=1)].sum(axis=0)
+            for _ in range(PERMUTATIONS)
+        ]
+    )
