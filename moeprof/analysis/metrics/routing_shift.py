@@ -78,8 +78,8 @@ class Drift:
 
 
 def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, seed: int = 0) -> Drift:
-    """Measure drift over groups of windows. Groups without tokens are left out."""
-    used = counts_GLE.sum(axis=(1, 2)) > 0
+    """Measure drift over groups of windows. Groups in which a layer routed nothing are left out."""
+    used = (counts_GLE.sum(axis=2) > 0).all(axis=1)
     groups, start_s = counts_GLE[used].astype(np.float64), start_s[used]
     rng = np.random.default_rng(seed)
     rest = groups.sum(axis=0) - groups
@@ -164,7 +164,7 @@ def specialisation(
     The permutation swaps class labels within each group of windows, so tokens that belong together stay together; the
     multinomial law keeps each class's number of picks. Both must be beaten.
     """
-    used = np.flatnonzero(counts_GCLE.sum(axis=(0, 2, 3)) > 0)
+    used = np.flatnonzero((counts_GCLE.sum(axis=(0, 3)) > 0).all(axis=1))
     if len(used) < 2:
         return None
     groups = counts_GCLE[:, used].astype(np.float64)
