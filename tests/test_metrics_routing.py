@@ -270,6 +270,18 @@ def test_figures_are_split_by_class_and_judged_for_specialisation() -> None:
     assert p_value is not None and p_value > 0.05  # both classes are drawn alike
 
 
+def test_a_short_pass_of_one_window_still_has_intervals_from_its_steps() -> None:
+    tables, counts = _routed_pass()
+    one_window = make_routing(counts, steps_per_window=1_000)
+    values = routing_metrics([make_pass(requests=make_requests(2), steps=tables.steps, routing=one_window)], FACTS)
+    found = one(values, "router_load_cv", phase="decode")
+    assert (found.n, found.ci_low is None) == (24, False)
+    assert one(values, "router_drift_js", phase="decode").null.keys() == {"multinomial", "permutation"}
+    bare = make_routing(counts, steps_per_window=1_000, keep_step_counts=False)
+    values = routing_metrics([make_pass(requests=make_requests(2), steps=tables.steps, routing=bare)], FACTS)
+    assert one(values, "router_load_cv", phase="decode").reasons == ("no interval: 1 stretches of time, 5 are needed",)
+
+
 def test_a_dense_model_and_a_run_without_a_tap_say_why_there_is_nothing() -> None:
     dense = routing_metrics([make_pass()], make_facts(num_experts=0))
     assert {v.reasons for v in dense} == {("a dense model has no router",)}
@@ -324,4 +336,4 @@ def test_a_large_model_is_analysed_in_seconds() -> None:
     began = time.perf_counter()
     routing_metrics([tables], make_facts(num_layers=layers, num_experts=experts, top_k=8))
     assert time.perf_counter() - began < 15
-    assert len(drift_by_phase(routing)) == 3
+    assert len(drift_by_phase(tables, routing)) == 3

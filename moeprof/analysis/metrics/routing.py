@@ -1,8 +1,9 @@
 """The router: load, distinct experts, drift, specialisation, by phase, layer and request class (METRICS section 3).
 
 Rounds replay the same tokens, so they add nothing to what is known about the router: figures come from the first round
-that has routing counts. The record holds counts per window, not per request; intervals leave out one group of
-neighbouring windows at a time (jackknife). Legend: W windows, P phases, C classes, G groups, L layers, E experts.
+that has routing counts. The record holds counts per step and window, not per request; intervals leave out one stretch
+of time (neighbouring steps or windows) at a time (jackknife), and n is the number of stretches.
+Legend: W windows, P phases, C classes, G stretches, L layers, E experts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts) -> list[Met
     values: list[MetricValue] = []
     for phase in (ALL, *PHASES):
         values += _phase_metrics(tables, routing, phase, {**labels, "phase": phase})
-    values += _class_metrics(routing, labels) + shift_metrics(routing, labels)
+    values += _class_metrics(routing, labels) + shift_metrics(tables, routing, labels)
     values += [missing(name, _why_no_picks(name), **labels, phase=ALL) for name in NEED_PICKS]
     notes = _notes(facts)
     return [replace(v, reasons=(*v.reasons, *notes)) for v in values] if notes else values
@@ -166,9 +167,9 @@ def _jackknifed(
         return missing(name, "a layer routed nothing", **labels)
     interval = stats.jackknife_interval(value, left) if len(left) >= MINIMUM_GROUPS else None
     low, high = interval or (None, None)
-    reasons = () if interval else (f"no interval: {own.num_windows} windows, {MINIMUM_GROUPS} are needed",)
+    reasons = () if interval else (f"no interval: {own.num_stretches} stretches of time, {MINIMUM_GROUPS} are needed",)
     return MetricValue(
-        name=name, value=value, n=own.num_windows, ci_low=low, ci_high=high, labels=labels, null=null, reasons=reasons
+        name=name, value=value, n=own.num_stretches, ci_low=low, ci_high=high, labels=labels, null=null, reasons=reasons
     )
 
 

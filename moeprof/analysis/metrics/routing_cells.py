@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.metrics.routing_shift import group_windows
+from moeprof.analysis.metrics.routing_shift import MAX_GROUPS, group_windows
 from moeprof.analysis.tables import ALL, IntArray, PassTables
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing
+
+STEPS_PER_GROUP = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +25,15 @@ class Cell:
 
     Attributes:
         counts_LE: assignments over the whole pass.
-        counts_GLE: assignments per group of neighbouring windows.
+        counts_GLE: the same per stretch of time (group of neighbouring steps or windows).
         tokens: real tokens behind them.
-        num_windows: windows behind the groups.
+        num_stretches: G.
     """
 
     counts_LE: IntArray
     counts_GLE: npt.NDArray[np.int64]
     tokens: int
-    num_windows: int
+    num_stretches: int
 
 
 def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
@@ -40,12 +42,30 @@ def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
     names = routing.class_names
     classes = list(range(len(names))) if request_class == ALL else [names.index(request_class)]
     counts = routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=(1, 2))
+    groups, first = time_groups(routing, phase) if request_class == ALL else group_windows(counts)
     return Cell(
         counts_LE=counts.sum(axis=0),
-        counts_GLE=group_windows(counts)[0],
+        counts_GLE=groups,
         tokens=int(routing.real_tokens_WPC[:, phases][:, :, classes].sum()),
-        num_windows=len(counts),
+        num_stretches=len(first),
     )
+
+
+def time_groups(routing: Routing, phase: str = ALL) -> tuple[npt.NDArray[np.int64], IntArray]:
+    """Counts of a phase over stretches of time, shape [G, L, E], and the first step of each stretch.
+
+    Stretches are runs of steps where every step's counts were kept (a short pass may have one window only), else
+    windows. A few steps belong to each stretch, so that it holds more than one batch.
+    """
+    phases = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
+    kept = routing.step_counts_SPLE
+    if kept is None or len(kept) < max(len(routing.distinct_SL), 2 * STEPS_PER_GROUP):
+        groups, first = group_windows(routing.counts_WPCLE[:, phases].sum(axis=(1, 2)))
+        return groups, routing.window_first_step[first]
+    num = min(MAX_GROUPS, len(kept) // STEPS_PER_GROUP)
+    edges = np.unique(np.linspace(0, len(kept), num, endpoint=False).astype(np.int64))
+    by_step = kept[:, phases[0]].astype(np.int64) if len(phases) == 1 else kept.sum(axis=1, dtype=np.int64)
+    return np.add.reduceat(by_step, edges, axis=0), edges
 
 
 def first_with_routing(rounds: Sequence[PassTables]) -> tuple[PassTables, Routing] | None:

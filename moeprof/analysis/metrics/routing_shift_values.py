@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis.metrics.routing_cells import cell, first_with_routing
+from moeprof.analysis.metrics.routing_cells import cell, first_with_routing, time_groups
 from moeprof.analysis.metrics.routing_load import max_over_mean, shares
 from moeprof.analysis.metrics.routing_nulls import uniform_expectation
 from moeprof.analysis.metrics.routing_shift import Drift, Specialisation, drift, group_windows, specialisation
-from moeprof.analysis.tables import ALL, FloatArray, IntArray, PassTables
+from moeprof.analysis.tables import ALL, FloatArray, IntArray, PassTables, column
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing
@@ -19,13 +19,13 @@ from moeprof.core.routing_counts import Routing
 NO_INTERVAL = "no interval: judged against its nulls, see its p"
 
 
-def drift_by_phase(routing: Routing, seed: int = 0) -> tuple[Drift, ...]:
+def drift_by_phase(tables: PassTables, routing: Routing, seed: int = 0) -> tuple[Drift, ...]:
     """Drift of all tokens, of prefill, and of decode."""
-    found = []
+    starts, found = column(tables.steps, "start_s"), []
     for phase in (ALL, *PHASES):
-        rows = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
-        groups, first = group_windows(routing.counts_WPCLE[:, rows].sum(axis=(1, 2)))
-        found.append(drift(phase, groups, routing.window_start_s[first], seed))
+        groups, first_step = time_groups(routing, phase)
+        known = first_step < len(starts)  # a killed pass may have lost its last steps
+        found.append(drift(phase, groups[known], starts[first_step[known]], seed))
     return tuple(found)
 
 
@@ -40,14 +40,16 @@ def specialisation_by_phase(routing: Routing, seed: int = 0) -> tuple[Specialisa
     return tuple(found)
 
 
-def shift_metrics(routing: Routing, labels: dict[str, str], seed: int = 0) -> list[MetricValue]:
+def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], seed: int = 0) -> list[MetricValue]:
     """``router_drift_js``, ``domain_specialisation`` and ``domain_total_variation``, each with its p."""
     values: list[MetricValue] = []
-    for moved in drift_by_phase(routing, seed):
+    for moved in drift_by_phase(tables, routing, seed):
         where, num = {**labels, "phase": moved.phase}, len(moved.window_js)
         if moved.halves_js is None or moved.p_value is None:
             names = ("router_drift_js", "router_drift_js_p")
-            values += [missing(name, f"{num} windows with tokens; drift needs two", **where) for name in names]
+            values += [
+                missing(name, f"{num} stretches of time with tokens; drift needs two", **where) for name in names
+            ]
             continue
         values += _pair("router_drift_js", moved.halves_js, moved.p_value, moved.null_js, num, where)
     for found in specialisation_by_phase(routing, seed):
