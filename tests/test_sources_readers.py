@@ -227,13 +227,14 @@ def test_every_format_of_the_index_is_a_reader() -> None:
 def test_the_fast_and_the_careful_way_read_the_same_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moeprof.sources import jsonl
 
-    rows = "".join(f'{{"arrival_s": {i / 7!r}, "input_tokens": {i + 1}, "output_tokens": 2}}\n' for i in range(50))
-    path = write(tmp_path, rows, "j.jsonl")
+    row = '{{"arrival_s": {!r}, "input_tokens": {}, "output_tokens": 2, "request_class": "\u00fc{}"}}\n'
+    path = write(tmp_path, "".join(row.format(i / 7, i + 1, i) for i in range(50)), "j.jsonl")
     fast = read_trace(path)
     monkeypatch.setattr(jsonl, "_read_fast", lambda file: None)
     careful = read_trace(path)
     assert np.array_equal(fast.arrival_s, careful.arrival_s)
     assert np.array_equal(fast.input_tokens, careful.input_tokens)
+    assert fast.request_class == careful.request_class
 
 
 def test_what_is_written_reads_back_the_same_and_nothing_is_overwritten(tmp_path: Path) -> None:

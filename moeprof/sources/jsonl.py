@@ -33,7 +33,8 @@ from moeprof.sources.text import checked_messages, checked_text
 
 ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "input_tokens", "session_id": "session"}
 TEXT_KEYS = ("prompt", "messages")
-LENGTH_ONLY = frozenset({"arrival_s", "input_tokens", "output_tokens"})
+NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
+FAST_TEXT_KEYS = ("request_class", "session")
 DEFAULT_BLOCK_TOKENS = 512
 
 
@@ -49,7 +50,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: the first row that cannot be understood.
     """
-    if file.keys and file.keys <= LENGTH_ONLY:
+    if file.keys and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
         columns = _read_fast(file)
         if columns is not None:
             return assemble("jsonl", file, **columns)
@@ -68,6 +69,7 @@ def _read_fast(file: SourceFile) -> dict[str, Any] | None:
     import pyarrow.json as pa_json
 
     kinds = {"arrival_s": pa.float64(), "input_tokens": pa.int64(), "output_tokens": pa.int64()}
+    kinds |= dict.fromkeys(FAST_TEXT_KEYS, pa.string())
     names = [name for name in kinds if name in file.keys]
     options = pa_json.ParseOptions(
         explicit_schema=pa.schema([(name, kinds[name]) for name in names]), unexpected_field_behavior="error"
@@ -79,12 +81,13 @@ def _read_fast(file: SourceFile) -> dict[str, Any] | None:
     arrays = {name: table[name].combine_chunks() for name in names}
     if {"input_tokens", "output_tokens"} - set(names) or any(array.null_count for array in arrays.values()):
         return None
-    columns = {name: np.asarray(array) for name, array in arrays.items()}
+    columns = {name: np.asarray(array) for name, array in arrays.items() if name in NUMBER_KEYS}
     if not all(np.isfinite(column).all() and (np.abs(column) < 2**31).all() for column in columns.values()):
         return None
     if min(columns["input_tokens"].min(), columns["output_tokens"].min()) < 0:
         return None
-    return {"arrival_s": columns.get("arrival_s"), **{k: v for k, v in columns.items() if k != "arrival_s"}}
+    texts = {name: tuple(array.to_pylist()) for name, array in arrays.items() if name in FAST_TEXT_KEYS}
+    return {"arrival_s": None} | columns | texts
 
 
 def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class TokenStream:
     _buffer: list[Ids] = field(default_factory=list)
     _buffered: int = 0
     _has_ids: bool = False
+    _cache: dict[int, Ids] = field(default_factory=dict)
 
     def take(self, count: int) -> Ids:
         """The next ``count`` ids.
@@ -90,12 +91,18 @@ class TokenStream:
                 raise TraceError("the text source holds no text; give a file with passages, or another source")
             self.num_passes += 1
             self._waiting = self.rng.permutation(len(self.passages)).tolist()[::-1]
-        text = self.passages[self._waiting.pop()].load() if self._waiting else ""
-        if text.strip():
-            ids = self.tokenizer.encode(text.strip("\n") + PASSAGE_END)
+        if self._waiting:
+            ids = self._encoded(self._waiting.pop())
             self._buffer.append(ids)
             self._buffered += len(ids)
             self._has_ids = self._has_ids or len(ids) > 0
+
+    def _encoded(self, index: int) -> Ids:
+        # Kept, because a long trace goes over its text many times: 4 bytes per token of the corpus.
+        if index not in self._cache:
+            text = self.passages[index].load().strip("\n")
+            self._cache[index] = self.tokenizer.encode(text + PASSAGE_END if text.strip() else "")
+        return self._cache[index]
 
 
 class RealText:
