@@ -1,0 +1,141 @@
+"""Energy of a pass (METRICS section 6): the counter's difference, checked against sampled power.
+
+A figure stands only when the window is bracketed by samples, much longer than the counter's period, sampled without
+long gaps, and both ways of measuring agree. Otherwise it is null with a reason code: ``no_counter``,
+``window_too_short``, ``window_not_bracketed``, ``sample_gap``, ``counter_reset``, ``counter_disagrees``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.tables import FloatArray, PassTables, column
+from moeprof.core.metric import MetricValue, missing
+
+COUNTER_PERIOD_S = 0.1
+SHORTEST_WINDOW_S = 20 * COUNTER_PERIOD_S
+LONGEST_GAP_S = 3.0
+LONGEST_EDGE_S = 0.5  # the window may begin this much before the first sample; mean power fills it
+MOST_DISAGREEMENT = 0.05
+PER_PASS = ("energy_j", "power_mean_w", "energy_j_per_output_token", "energy_j_per_total_token")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassEnergy:
+    """Energy of one pass.
+
+    Attributes:
+        joules: over the whole window, or None.
+        reason: code when there is none, else None.
+        source: ``nvml`` (device), ``rapl`` (processor packages: everything that runs on them), or ``none``.
+    """
+
+    joules: float | None
+    reason: str | None
+    source: str
+
+
+def pass_energy(tables: PassTables) -> PassEnergy:
+    """Energy over the window of a pass: of the device where it has a counter, else of the processor packages."""
+    if not len(tables.telemetry):
+        return PassEnergy(joules=None, reason="no_counter", source="none")
+    for source, name in (("nvml", "energy_counter_j"), ("rapl", "cpu_energy_counter_j")):
+        counter = column(tables.telemetry, name)
+        known = np.isfinite(counter)
+        if known.any():
+            joules = _counted(column(tables.telemetry, "t_s")[known], counter[known], tables, source)
+            if isinstance(joules, str):
+                return PassEnergy(joules=None, reason=joules, source=source)
+            return PassEnergy(joules=joules, reason=None, source=source)
+    return PassEnergy(joules=None, reason="no_counter", source="none")
+
+
+def _counted(times: FloatArray, counter: FloatArray, tables: PassTables, source: str) -> float | str:
+    """J, or a reason code."""
+    start_s, end_s = tables.window_s
+    if end_s - start_s < SHORTEST_WINDOW_S:
+        return "window_too_short"
+    if len(times) < 2 or times[0] > start_s + LONGEST_EDGE_S or times[-1] < end_s - LONGEST_EDGE_S:
+        return "window_not_bracketed"
+    inside = (times >= start_s - LONGEST_GAP_S) & (times <= end_s + LONGEST_GAP_S)
+    if np.diff(times[inside]).max(initial=0.0) > LONGEST_GAP_S:
+        return "sample_gap"
+    if (np.diff(counter) < 0).any():
+        return "counter_reset"
+    joules = _between(times, counter, start_s, end_s)
+    if source == "nvml" and not _power_agrees(joules, tables):
+        return "counter_disagrees"
+    return joules
+
+
+def _between(times: FloatArray, counter: FloatArray, start_s: float, end_s: float) -> float:
+    """Counter difference over the window, interpolated; an edge without a sample is filled with the mean power."""
+    low, high = max(start_s, float(times[0])), min(end_s, float(times[-1]))
+    covered = float(np.interp(high, times, counter) - np.interp(low, times, counter))
+    return covered * (end_s - start_s) / (high - low)
+
+
+def _power_agrees(joules: float, tables: PassTables) -> bool:
+    """The trapezoid of sampled power is within 5 % of the counter; without power samples there is nothing to check."""
+    power, times = column(tables.telemetry, "power_w"), column(tables.telemetry, "t_s")
+    known = np.isfinite(power)
+    if known.sum() < 2:
+        return False
+    times, power = times[known], power[known]
+    start_s, end_s = tables.window_s
+    low, high = max(start_s, float(times[0])), min(end_s, float(times[-1]))
+    if high <= low:
+        return False
+    grid = np.unique(np.concatenate([[low, high], times[(times > low) & (times < high)]]))
+    sampled = float(np.trapezoid(np.interp(grid, times, power), grid)) * (end_s - start_s) / (high - low)
+    return abs(sampled - joules) <= MOST_DISAGREEMENT * max(joules, sampled)
+
+
+def energy_metrics(rounds: Sequence[PassTables], idle_power_w: float | None = None) -> list[MetricValue]:
+    """Energy, mean power, and energy per token of the rounds; the device's idle power apart.
+
+    Args:
+        rounds: passes with the same traffic.
+        idle_power_w: measured before anything ran, or None.
+    """
+    idle = "no power meter"
+    values = [
+        missing("idle_power_w", idle) if idle_power_w is None else MetricValue(name="idle_power_w", value=idle_power_w)
+    ]
+    if not rounds:
+        return values
+    energies = [pass_energy(tables) for tables in rounds]
+    labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    failed = next((energy for energy in energies if energy.joules is None), None)
+    if failed is not None:
+        return [*values, *(missing(name, str(failed.reason), **labels) for name in PER_PASS)]
+    labels |= {"energy_source": energies[0].source}
+    joules = [float(energy.joules or 0.0) for energy in energies]
+    outputs = [output_tokens(tables) for tables in rounds]
+    totals = [out + input_tokens(tables) for out, tables in zip(outputs, rounds, strict=True)]
+    return [
+        *values,
+        over_rounds(PER_PASS[0], joules, labels, ""),
+        over_rounds(PER_PASS[1], [j / t.duration_s for j, t in zip(joules, rounds, strict=True)], labels, ""),
+        over_rounds(PER_PASS[2], _per(joules, outputs), labels, "no output tokens"),
+        over_rounds(PER_PASS[3], _per(joules, totals), labels, "no tokens"),
+    ]
+
+
+def _per(joules: Sequence[float], tokens: Sequence[float]) -> list[float | None]:
+    return [j / t if t else None for j, t in zip(joules, tokens, strict=True)]
+
+
+def output_tokens(tables: PassTables) -> float:
+    """Output tokens produced in the pass, those of failed requests included."""
+    return float(np.nansum(column(tables.steps, "new_tokens")))
+
+
+def input_tokens(tables: PassTables) -> float:
+    """Prompt tokens computed in the pass; cached and recomputed ones are counted apart."""
+    recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
+    return float(np.nansum(column(tables.steps, "prefill_tokens"))) - recomputed

@@ -1,0 +1,185 @@
+"""Where the memory went (METRICS section 4): weights by group, cache, activations, and what idle experts occupy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.step_work import distinct_experts
+from moeprof.analysis.tables import FloatArray, IntArray, PassTables, column
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.modelfacts import GROUPS, ModelFacts
+
+HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
+DENSE = "dense model: no routed experts"
+NO_ROUTING = "routing was not recorded"
+UNMEASURED = "not measured"
+
+
+def memory_metrics(
+    launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]
+) -> list[MetricValue]:
+    """Memory of one launch.
+
+    Args:
+        launch_info: launch.json; ``memory`` and ``engine`` are read.
+        facts: the model.
+        rounds: passes with the same traffic.
+    """
+    memory = launch_info.get("memory") or {}
+    values = [_exact("weights_bytes", sum(facts.bytes_by_group.values()))]
+    values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in GROUPS]
+    values += _measured(memory, launch_info.get("engine") or {})
+    values.append(_cache_peak(facts, rounds))
+    values.append(_fragmentation(memory))
+    values.append(_peak(memory))
+    values.append(_max_concurrent(memory, facts, rounds))
+    return [*values, *_experts(facts, rounds)]
+
+
+def _measured(memory: Mapping[str, Any], engine: Mapping[str, Any]) -> list[MetricValue]:
+    """What the allocator and the system told, as it stands in launch.json."""
+    cache = memory.get("kv_cache_bytes")
+    found = {
+        "kv_cache_bytes": engine.get("kv_bytes") if cache is None else cache,
+        "activation_peak_bytes": memory.get("activation_peak_bytes"),
+        "reserved_bytes": memory.get("peak_reserved_bytes"),
+        "load_peak_bytes": memory.get("load_peak_bytes"),
+        "host_rss_peak_bytes": memory.get("host_rss_peak_bytes"),
+    }
+    keys = {"reserved_bytes": "peak_reserved_bytes"}
+    return [
+        MetricValue(name=name, value=value)
+        if value is not None
+        else missing(name, _reason(memory, keys.get(name, name)))
+        for name, value in found.items()
+    ]
+
+
+def _reason(memory: Mapping[str, Any], key: str) -> str:
+    return str((memory.get("reasons") or {}).get(key, UNMEASURED))
+
+
+def _cache_peak(facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
+    """The most cache that tokens occupied at the end of a step, over all rounds."""
+    name = "kv_cache_peak_used_bytes"
+    if facts.kv_bytes_per_token is None:
+        return missing(name, "KV bytes per token are unknown")
+    used = [column(tables.steps, "kv_tokens_used") for tables in rounds if len(tables.steps)]
+    known = np.concatenate(used) if used else np.empty(0)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return missing(name, "the engine does not tell how much of its cache is in use")
+    return MetricValue(name=name, value=int(known.max()) * facts.kv_bytes_per_token)
+
+
+def _fragmentation(memory: Mapping[str, Any]) -> MetricValue:
+    name, allocated, reserved = (
+        "fragmentation_ratio",
+        memory.get("peak_allocated_bytes"),
+        memory.get("peak_reserved_bytes"),
+    )
+    if allocated is None or not reserved:
+        return missing(name, _reason(memory, "peak_reserved_bytes"))
+    return MetricValue(name=name, value=1 - allocated / reserved)
+
+
+def _peak(memory: Mapping[str, Any]) -> MetricValue:
+    """What the run needed: reserved on a device, resident set on a CPU."""
+    on_host = memory.get("kind") == "host"
+    key = "host_rss_peak_bytes" if on_host else "peak_reserved_bytes"
+    value = memory.get(key)
+    labels = {"memory": "host" if on_host else "device"}
+    if value is None:
+        return missing("peak_memory_bytes", _reason(memory, key), **labels)
+    return MetricValue(name="peak_memory_bytes", value=value, labels=labels)
+
+
+def _max_concurrent(memory: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
+    """floor((device memory - weights) / (mean prompt + output tokens * KV bytes per token))."""
+    name, total = "max_concurrent_sequences", memory.get("device_total_bytes")
+    if total is None:
+        return missing(name, _reason(memory, "device_total_bytes"))
+    if not facts.kv_bytes_per_token:
+        return missing(name, "KV bytes per token are unknown")
+    lengths = [column(t.requests, "input_tokens") + column(t.requests, "asked_output_tokens") for t in rounds]
+    known = np.concatenate(lengths) if lengths else np.empty(0)
+    known = known[np.isfinite(known)]
+    if not len(known) or known.mean() <= 0:
+        return missing(name, "no requests")
+    room = total - sum(facts.bytes_by_group.values())
+    if room <= 0:
+        return missing(name, "the weights alone fill the device")
+    return MetricValue(name=name, value=math.floor(room / (float(known.mean()) * facts.kv_bytes_per_token)))
+
+
+def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
+    names = ("idle_expert_bytes_per_step", "cold_expert_bytes", *HOT_SHARES)
+    if not facts.is_moe:
+        return [missing(name, DENSE) for name in names]
+    counts = expert_counts(facts, rounds)
+    if counts is None or not rounds:
+        return [missing(name, NO_ROUTING) for name in names]
+    labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    idle = [_idle_bytes(tables, facts) for tables in rounds]
+    values = [over_rounds(names[0], idle, labels, NO_ROUTING)]
+    values.append(MetricValue(name=names[1], value=cold_expert_bytes(facts, counts), exact=True, labels=labels))
+    for name, share in HOT_SHARES.items():
+        hot = hot_set_bytes(facts, counts, share)
+        empty = missing(name, "no tokens were routed", **labels)
+        values.append(empty if hot is None else MetricValue(name=name, value=hot, exact=True, labels=labels))
+    return values
+
+
+def expert_counts(facts: ModelFacts, rounds: Sequence[PassTables]) -> tuple[IntArray, ...] | None:
+    """Tokens per expert over all rounds, one array [E] per MoE layer; None without complete routing."""
+    total: list[IntArray] = [np.zeros(layer.num_experts, dtype=np.int64) for layer in facts.moe_layers]
+    for tables in rounds:
+        if tables.routing is None:
+            return None
+        counts_LE = tables.routing.counts_WPCLE.sum(axis=(0, 1, 2))
+        rows = {name: i for i, name in enumerate(tables.routing.layer_names)}
+        for i, layer in enumerate(facts.moe_layers):
+            if layer.name not in rows:
+                return None
+            total[i] = total[i] + counts_LE[rows[layer.name], : layer.num_experts]
+    return tuple(total)
+
+
+def cold_expert_bytes(facts: ModelFacts, counts: Sequence[IntArray]) -> int:
+    """Bytes of experts that no token was sent to in the whole window."""
+    layers = zip(facts.moe_layers, counts, strict=True)
+    return sum(int((count == 0).sum()) * layer.expert_bytes for layer, count in layers)
+
+
+def hot_set_bytes(facts: ModelFacts, counts: Sequence[IntArray], share: float) -> int | None:
+    """The fewest expert bytes that serve this share of assignments, most tokens per byte first; None without any."""
+    size = np.concatenate(
+        [np.full(len(c), layer.expert_bytes) for layer, c in zip(facts.moe_layers, counts, strict=True)]
+    )
+    tokens: FloatArray = np.concatenate(counts).astype(np.float64)
+    total = tokens.sum()
+    if total == 0:
+        return None
+    order = np.argsort(-tokens / np.maximum(size, 1), kind="stable")
+    served = np.cumsum(tokens[order])
+    needed = int(np.searchsorted(served, share * total * (1 - 1e-12))) + 1
+    return int(size[order][:needed].sum())
+
+
+def _idle_bytes(tables: PassTables, facts: ModelFacts) -> float | None:
+    """Mean over steps of routed expert bytes that no token of the step touched."""
+    distinct = distinct_experts(tables, facts)
+    if isinstance(distinct, str):
+        return None
+    size = np.array([layer.expert_bytes for layer in facts.moe_layers], dtype=np.float64)
+    experts = np.array([layer.num_experts for layer in facts.moe_layers], dtype=np.float64)
+    return float(((experts - distinct[0]) @ size).mean())
+
+
+def _exact(name: str, value: int, **labels: str) -> MetricValue:
+    return MetricValue(name=name, value=value, exact=True, labels=labels)

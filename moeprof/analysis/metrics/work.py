@@ -1,0 +1,154 @@
+"""How near the limits of the device a run came (METRICS section 5): bandwidth, matrix rate, roofline.
+
+Ratios are sums over sums, never means of ratios. The limits are the ones measured on the device when the run started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.step_work import StepWork, step_work
+from moeprof.analysis.tables import ALL, FloatArray, PassTables
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.modelfacts import ModelFacts
+
+PHASES = (ALL, "prefill", "decode")
+PER_STEP = ("bytes_per_step", "flops_per_step", "touched_params_per_step")
+OF_LIMITS = ("mbu_ratio", "mfu_ratio", "roofline_s", "time_over_roofline_ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the device can do; each None has its reason.
+
+    Attributes:
+        bandwidth_bytes_per_s: measured.
+        flops_per_s: measured, in the run's dtype.
+        bandwidth_reason, flops_reason: why one is None.
+    """
+
+    bandwidth_bytes_per_s: float | None
+    flops_per_s: float | None
+    bandwidth_reason: str = ""
+    flops_reason: str = ""
+
+
+def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
+    """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache."""
+    peaks = launch_info.get("peaks") or {}
+    dtype = str((launch_info.get("engine") or {}).get("dtype", facts.dtype)).removeprefix("torch.")
+    bandwidth, bandwidth_reason = peaks.get("bandwidth_bytes_per_s"), str(peaks.get("bandwidth_reason") or "")
+    cache, weights = peaks.get("cache_bytes"), sum(facts.bytes_by_group.values())
+    if cache is not None and weights <= cache:
+        bandwidth, bandwidth_reason = None, f"the weights ({weights} bytes) fit the last-level cache ({cache} bytes)"
+    flops = (peaks.get("flops_per_s") or {}).get(dtype)
+    unmeasured = "peaks were not measured"
+    return Limits(
+        bandwidth_bytes_per_s=bandwidth,
+        flops_per_s=flops,
+        bandwidth_reason="" if bandwidth else bandwidth_reason or unmeasured,
+        flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if peaks else unmeasured),
+    )
+
+
+def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
+    """Bytes, FLOPs and touched parameters per step, MBU, MFU and the distance to the roofline, by phase.
+
+    Args:
+        launch_info: launch.json; ``engine`` and ``peaks`` are read.
+        facts: the model.
+        rounds: passes with the same traffic.
+    """
+    if not rounds:
+        return []
+    engine = launch_info.get("engine") or {}
+    works = [step_work(tables, facts, engine) for tables in rounds]
+    limits = limits_of(launch_info, facts)
+    values = _peak_values(limits)
+    for phase in PHASES:
+        labels = {"traffic": rounds[0].traffic} | ({} if phase == ALL else {"phase": phase})
+        reason = next((work for work in works if isinstance(work, str)), None)
+        if reason is not None:
+            values += [missing(name, reason, **labels) for name in (*PER_STEP, *OF_LIMITS)]
+            continue
+        parts = [
+            _sums(work, tables, phase, limits)
+            for work, tables in zip(works, rounds, strict=True)
+            if isinstance(work, StepWork)
+        ]
+        values += _of_phase(parts, labels, limits, phase)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the steps of one phase of one round."""
+
+    steps: int
+    num_bytes: float
+    flops: float
+    touched: float
+    seconds: float
+    roofline_s: float | None
+
+
+def _sums(work: StepWork, tables: PassTables, phase: str, limits: Limits) -> _Sums:
+    mask = work.phase_mask(tables, phase)
+    roofline = roofline_S(work, limits)
+    return _Sums(
+        steps=int(mask.sum()),
+        num_bytes=float(work.bytes_S[mask].sum()),
+        flops=float(work.flops_S[mask].sum()),
+        touched=float(work.touched_params_S[mask].sum()),
+        seconds=float(work.time_S[mask].sum()),
+        roofline_s=None if roofline is None else float(roofline[mask].sum()),
+    )
+
+
+def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N802 - the suffix is the shape
+    """Seconds a step takes at least: bytes over bandwidth or FLOPs over matrix rate; None unless both are known."""
+    if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
+        return None
+    roofline: FloatArray = np.maximum(work.bytes_S / limits.bandwidth_bytes_per_s, work.flops_S / limits.flops_per_s)
+    return roofline
+
+
+def _of_phase(parts: Sequence[_Sums], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
+    none = f"no pure {phase} steps" if phase != ALL else "no steps"
+    bandwidth, rate = limits.bandwidth_bytes_per_s, limits.flops_per_s
+    both = limits.bandwidth_reason or limits.flops_reason or none
+    filled = [part for part in parts if part.steps]
+    return [
+        over_rounds("bytes_per_step", [p.num_bytes / p.steps for p in filled], labels, none),
+        over_rounds("flops_per_step", [p.flops / p.steps for p in filled], labels, none),
+        over_rounds("touched_params_per_step", [p.touched / p.steps for p in filled], labels, none),
+        over_rounds(
+            "mbu_ratio",
+            [p.num_bytes / p.seconds / bandwidth for p in filled] if bandwidth else [],
+            labels,
+            limits.bandwidth_reason or none,
+        ),
+        over_rounds(
+            "mfu_ratio",
+            [p.flops / p.seconds / rate for p in filled] if rate else [],
+            labels,
+            limits.flops_reason or none,
+        ),
+        over_rounds("roofline_s", [p.roofline_s / p.steps for p in filled if p.roofline_s is not None], labels, both),
+        over_rounds(
+            "time_over_roofline_ratio", [p.seconds / p.roofline_s for p in filled if p.roofline_s], labels, both
+        ),
+    ]
+
+
+def _peak_values(limits: Limits) -> list[MetricValue]:
+    pairs = (
+        ("peak_bandwidth_bytes_per_s", limits.bandwidth_bytes_per_s, limits.bandwidth_reason),
+        ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
+    )
+    return [MetricValue(name=n, value=v) if v is not None else missing(n, reason) for n, v, reason in pairs]
