@@ -159,7 +159,7 @@ def test_a_million_output_tokens_take_seconds() -> None:
     times = [ends[start : start + 500] for start in starts]
     requests = make_requests(2_000, arrival_s=ends[starts] - 0.1, token_times_s=times, output_tokens=500)
     tables = make_pass(requests=requests, steps=make_steps(20_000, step_s=np.diff(ends, prepend=0)))
-    began = time.perf_counter()
+    began = time.process_time()
     latency_metrics([tables], None)
     throughput_metrics([tables], None)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10

@@ -167,9 +167,18 @@ def _jackknifed(
         return missing(name, "a layer routed nothing", **labels)
     interval = stats.jackknife_interval(value, left) if len(left) >= MINIMUM_GROUPS else None
     low, high = interval or (None, None)
-    reasons = () if interval else (f"no interval: {own.num_stretches} stretches of time, {MINIMUM_GROUPS} are needed",)
+    reasons = (
+        () if interval else (f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed",)
+    )
     return MetricValue(
-        name=name, value=value, n=own.num_stretches, ci_low=low, ci_high=high, labels=labels, null=null, reasons=reasons
+        name=name,
+        value=value,
+        n=len(own.counts_GLE),
+        ci_low=low,
+        ci_high=high,
+        labels=labels,
+        null=null,
+        reasons=reasons,
     )
 
 

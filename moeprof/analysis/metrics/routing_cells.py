@@ -25,15 +25,13 @@ class Cell:
 
     Attributes:
         counts_LE: assignments over the whole pass.
-        counts_GLE: the same per stretch of time (group of neighbouring steps or windows).
+        counts_GLE: the same per stretch of time (neighbouring steps or windows) that has any.
         tokens: real tokens behind them.
-        num_stretches: G.
     """
 
     counts_LE: IntArray
     counts_GLE: npt.NDArray[np.int64]
     tokens: int
-    num_stretches: int
 
 
 def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
@@ -42,12 +40,11 @@ def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
     names = routing.class_names
     classes = list(range(len(names))) if request_class == ALL else [names.index(request_class)]
     counts = routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=(1, 2))
-    groups, first = time_groups(routing, phase) if request_class == ALL else group_windows(counts)
+    groups, _ = time_groups(routing, phase) if request_class == ALL else group_windows(counts)
     return Cell(
         counts_LE=counts.sum(axis=0),
-        counts_GLE=groups,
+        counts_GLE=groups[groups.sum(axis=(1, 2)) > 0],
         tokens=int(routing.real_tokens_WPC[:, phases][:, :, classes].sum()),
-        num_stretches=len(first),
     )
 
 

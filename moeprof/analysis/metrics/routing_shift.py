@@ -62,7 +62,8 @@ class Drift:
         phase: ``all``, ``prefill`` or ``decode``.
         halves_js: JS between the first and the second half of the windows; None with fewer than two windows.
         null_js: what it is by chance: random halves (``permutation``), random picks (``multinomial``).
-        p_value: the larger of the two tests' p-values.
+        p_value: the larger of the two tests' p-values; None with fewer than six stretches, since picks of one request
+            are alike and the multinomial law alone would call that drift.
         window_start_s: start of each group of windows, shape [G].
         window_js: JS of each group against all others, shape [G].
         window_null_js: the same for random picks, shape [G].
@@ -87,17 +88,18 @@ def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, se
     window_null = np.array(
         [_chance_js(own, other, rng, WINDOW_DRAWS).mean() for own, other in zip(groups, rest, strict=True)]
     )
-    halves, null_js, p_value = None, {}, None
+    halves, p_value = None, None
+    null_js: dict[str, float] = {}
     if len(groups) >= 2:
         early = np.arange(len(groups)) < len(groups) // 2
         first, second = groups[early].sum(axis=0), groups[~early].sum(axis=0)
         halves = float(_over_layers(js_divergence(first, second)))
         chance = _chance_js(first, second, rng)
-        null_js, p_value = {"multinomial": float(chance.mean())}, _p_value(halves, chance)
+        null_js["multinomial"] = float(chance.mean())
         if len(groups) >= MINIMUM_GROUPS:
             shuffled = _shuffled_halves(groups, rng)
             null_js["permutation"] = float(shuffled.mean())
-            p_value = max(p_value, _p_value(halves, shuffled))
+            p_value = max(_p_value(halves, chance), _p_value(halves, shuffled))
     return Drift(
         phase=phase,
         halves_js=halves,
@@ -143,7 +145,8 @@ class Specialisation:
         against_pool_C: total variation of each class's shares against all classes together.
         between_CC: total variation between each two classes.
         null_against_pool_C, null_between_CC: name of the null -> the same by chance.
-        p_against_pool_C, p_between: larger p-value of the nulls, per class, and of the mean over pairs.
+        p_against_pool_C, p_between: larger p-value of the nulls, per class, and of the mean over pairs; None with
+            fewer than six stretches, where labels cannot be shuffled.
     """
 
     phase: str
@@ -152,8 +155,8 @@ class Specialisation:
     between_CC: FloatArray
     null_against_pool_C: dict[str, FloatArray]
     null_between_CC: dict[str, FloatArray]
-    p_against_pool_C: FloatArray
-    p_between: float
+    p_against_pool_C: FloatArray | None
+    p_between: float | None
 
 
 def specialisation(
@@ -176,6 +179,11 @@ def specialisation(
     found = {name: _distances(counts) for name, counts in chances.items()}
     pairs = np.triu_indices(len(used), k=1)
     observed = float(between[pairs].mean())
+    p_pool, p_between = None, None
+    if "permutation" in found:
+        per_null = [[_p_value(float(pool[i]), one[:, i]) for i in range(len(used))] for one, _ in found.values()]
+        p_pool = np.max(per_null, axis=0)
+        p_between = max(_p_value(observed, two[:, pairs[0], pairs[1]].mean(axis=1)) for _, two in found.values())
     return Specialisation(
         phase=phase,
         class_names=tuple(class_names[i] for i in used),
@@ -183,10 +191,8 @@ def specialisation(
         between_CC=between,
         null_against_pool_C={name: np.nanmean(one, axis=0) for name, (one, _) in found.items()},
         null_between_CC={name: np.nanmean(two, axis=0) for name, (_, two) in found.items()},
-        p_against_pool_C=np.max(
-            [[_p_value(float(pool[i]), one[:, i]) for i in range(len(used))] for one, _ in found.values()], axis=0
-        ),
-        p_between=max(_p_value(observed, two[:, pairs[0], pairs[1]].mean(axis=1)) for _, two in found.values()),
+        p_against_pool_C=p_pool,
+        p_between=p_between,
     )
 
 

@@ -10,13 +10,21 @@ import numpy as np
 from moeprof.analysis.metrics.routing_cells import cell, first_with_routing, time_groups
 from moeprof.analysis.metrics.routing_load import max_over_mean, shares
 from moeprof.analysis.metrics.routing_nulls import uniform_expectation
-from moeprof.analysis.metrics.routing_shift import Drift, Specialisation, drift, group_windows, specialisation
+from moeprof.analysis.metrics.routing_shift import (
+    MINIMUM_GROUPS,
+    Drift,
+    Specialisation,
+    drift,
+    group_windows,
+    specialisation,
+)
 from moeprof.analysis.tables import ALL, FloatArray, IntArray, PassTables, column
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing
 
 NO_INTERVAL = "no interval: judged against its nulls, see its p"
+CANNOT_JUDGE = f"cannot tell: fewer than {MINIMUM_GROUPS} stretches of time to shuffle"
 
 
 def drift_by_phase(tables: PassTables, routing: Routing, seed: int = 0) -> tuple[Drift, ...]:
@@ -45,7 +53,7 @@ def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], 
     values: list[MetricValue] = []
     for moved in drift_by_phase(tables, routing, seed):
         where, num = {**labels, "phase": moved.phase}, len(moved.window_js)
-        if moved.halves_js is None or moved.p_value is None:
+        if moved.halves_js is None:
             names = ("router_drift_js", "router_drift_js_p")
             values += [
                 missing(name, f"{num} stretches of time with tokens; drift needs two", **where) for name in names
@@ -56,7 +64,8 @@ def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], 
         where = {**labels, "phase": found.phase}
         for i, name in enumerate(found.class_names):
             null = {key: float(chance[i]) for key, chance in found.null_against_pool_C.items()}
-            value, p_value = float(found.against_pool_C[i]), float(found.p_against_pool_C[i])
+            value = float(found.against_pool_C[i])
+            p_value = None if found.p_against_pool_C is None else float(found.p_against_pool_C[i])
             values += _pair("domain_specialisation", value, p_value, null, None, {**where, "request_class": name})
         pairs = np.triu_indices(len(found.class_names), k=1)
         null = {key: float(chance[pairs].mean()) for key, chance in found.null_between_CC.items()}
@@ -66,8 +75,12 @@ def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], 
 
 
 def _pair(
-    name: str, value: float, p_value: float, null: dict[str, float], n: int | None, labels: dict[str, str]
+    name: str, value: float, p_value: float | None, null: dict[str, float], n: int | None, labels: dict[str, str]
 ) -> list[MetricValue]:
+    """A distance and its p; without a p the distance stands, and says that nothing can be claimed from it."""
+    if p_value is None:
+        alone = MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(CANNOT_JUDGE,))
+        return [alone, missing(f"{name}_p", CANNOT_JUDGE, **labels)]
     return [
         MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(NO_INTERVAL,)),
         MetricValue(name=f"{name}_p", value=p_value, n=n, exact=True, labels=labels),
