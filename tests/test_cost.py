@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeprof.analysis.cards_cost import CARDS
-from moeprof.analysis.cost import CostSplit, cost_split, cost_splits
-from moeprof.analysis.metrics.cost import cost_metrics
+from moeprof.analysis.cost import cost_metrics
+from moeprof.analysis.cost_bill import CostSplit, cost_split, cost_splits
 from moeprof.analysis.pricing import Pricing, resolve_pricing
 from moeprof.analysis.tables import PassTables
 from moeprof.core.errors import PriceError
@@ -32,7 +32,7 @@ def steps_of(*rows: tuple[str, float, int, int], **columns: Any) -> Any:
 def split_of(*rows: tuple[str, float, int, int], **more: Any) -> CostSplit:
     calibration, peaks = more.pop("calibration", None), more.pop("peaks", None)
     pricing, facts = more.pop("pricing", CENT_A_SECOND), more.pop("facts", DENSE)
-    return cost_split(make_pass(steps=steps_of(*rows), **more), pricing, facts, calibration, peaks)
+    return cost_split(make_pass(steps=steps_of(*rows), **more), pricing, calibration, facts=facts, peaks=peaks)
 
 
 def by_name(values: list[MetricValue]) -> dict[str, MetricValue]:
@@ -124,7 +124,7 @@ def test_input_and_output_prices_always_add_up_to_the_bill(
     steps = steps_of(*clean)
     tables = make_pass(steps=steps, window_s=(0.0, float(steps["end_s"].max()) + idle_s))
     pricing = Pricing(usd_per_device_hour=usd)
-    split = cost_split(tables, pricing, DENSE, calibration_steps() if calibrated else None, peaks)
+    split = cost_split(tables, pricing, calibration_steps() if calibrated else None, facts=DENSE, peaks=peaks)
     billed = sum(
         tokens * price
         for tokens, price in (
@@ -185,7 +185,7 @@ def test_unknown_characters_are_null_with_a_reason() -> None:
 
 def test_recomputed_tokens_are_not_sold_and_their_cost_is_shown_as_lost() -> None:
     tables = one_request_pass(recomputed_tokens=20)
-    split = cost_split(tables, CENT_A_SECOND, DENSE)
+    split = cost_split(tables, CENT_A_SECOND)
     assert split.input_tokens == 80
     assert split.wasted_usd == pytest.approx(0.01 * 20 / 100)
     assert split.usd_per_input_token == pytest.approx(0.01 / 80)
@@ -194,12 +194,12 @@ def test_recomputed_tokens_are_not_sold_and_their_cost_is_shown_as_lost() -> Non
 def test_work_for_a_failed_request_is_shown_as_lost() -> None:
     requests = make_requests(2, input_tokens=50, output_tokens=2, status=["done", "failed"])
     tables = make_pass(requests=requests, steps=steps_of(("prefill", 1.0, 100, 0), ("decode", 3.0, 0, 3)))
-    split = cost_split(tables, CENT_A_SECOND, DENSE)
+    split = cost_split(tables, CENT_A_SECOND)
     assert split.wasted_usd == pytest.approx(0.01 * 50 / 100 + 0.03 * 2 / 4)
 
 
 def test_cost_by_phase_over_time_is_kept_per_step() -> None:
-    (split,) = cost_splits([one_request_pass()], CENT_A_SECOND, DENSE)
+    (split,) = cost_splits([one_request_pass()], CENT_A_SECOND)
     assert split.busy.prefill_S.tolist() == pytest.approx([1.0, 0.0])
     assert split.busy.decode_S.tolist() == pytest.approx([0.0, 3.0])
 
@@ -208,7 +208,7 @@ def test_power_is_added_where_the_price_excludes_it() -> None:
     telemetry = make_telemetry(51, power_w=3600.0, energy_counter_j=3600.0 * 0.2 * np.arange(51))
     pricing = Pricing(usd_per_device_hour=36.0, includes_power=False, usd_per_kwh=0.5, pue=2.0)
     steps = make_steps(10, step_s=1.0)
-    split = cost_split(make_pass(steps=steps, telemetry=telemetry), pricing, DENSE)
+    split = cost_split(make_pass(steps=steps, telemetry=telemetry), pricing)
     assert split.power_usd == pytest.approx(0.01)  # 36 kJ = 0.01 kWh, twice, at 0.5
     assert split.run_cost_usd == pytest.approx(0.1 + 0.01)
 

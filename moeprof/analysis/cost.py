@@ -1,198 +1,179 @@
-"""What a pass cost, and what a million tokens cost (METRICS section 7). The split always adds up to the bill.
+"""Dollars as metrics (METRICS section 7): the additive split, the conventional figures, the rent of idle experts.
 
-``C = billed seconds * devices * price``, idle time included, plus power where it is billed apart. Prompts and outputs
-share C in proportion to the busy seconds that are theirs, so ``input_tokens * usd_per_input_token + output_tokens *
-usd_per_output_token = C``. Where one token count is zero its price is null and the other side carries C.
+A price over several rounds is a sum over a sum, so that mean tokens times price is the mean bill, always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
-from moeprof.analysis.cost_split import BusySplit, split_busy
-from moeprof.analysis.metrics.energy import input_tokens, output_tokens, pass_energy
+from moeprof.analysis.cost_bill import MILLION
+from moeprof.analysis.cost_bill import CostSplit as CostSplit
+from moeprof.analysis.cost_bill import cost_splits as cost_splits
+from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.summary import over_rounds
 from moeprof.analysis.pricing import Pricing
-from moeprof.analysis.tables import PassTables, column, is_done
+from moeprof.analysis.tables import PassTables
+from moeprof.core.metric import MetricValue, missing
 from moeprof.core.modelfacts import ModelFacts
 
-MILLION = 1e6
-NO_POWER = "power is billed apart and its energy was not measured ({}): the cost is without power"
+OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostSplit:
-    """The bill of one pass, and who owes what.
-
-    Attributes:
-        name: of the pass.
-        run_cost_usd: C.
-        power_usd: the part of C that is power billed apart, or None when it is included or unknown.
-        billed_s: length of the window.
-        busy_s: seconds of steps in it.
-        input_tokens: prompt tokens computed (cached and recomputed ones not included).
-        output_tokens: output tokens produced, first tokens (made in prefill) included.
-        cached_tokens: prompt tokens taken from a prefix cache.
-        recomputed_tokens: tokens computed again after a preemption.
-        usd_input, usd_output: shares of C; they add up to it. Both None when nothing was processed.
-        usd_per_input_token, usd_per_output_token: None when there were no such tokens.
-        input_bounds_usd: smallest and largest share of the input under the split's assumptions.
-        wasted_usd: share of C for tokens of requests that did not end well and for recomputed tokens.
-        requests_done: requests that ended well.
-        characters: prompt and output characters of these, or None when unknown.
-        busy: seconds by step and phase, and how mixed steps were split.
-        reasons: why the figures should be doubted.
-    """
-
-    name: str
-    run_cost_usd: float
-    power_usd: float | None
-    billed_s: float
-    busy_s: float
-    input_tokens: float
-    output_tokens: float
-    cached_tokens: float
-    recomputed_tokens: float
-    usd_input: float | None
-    usd_output: float | None
-    input_bounds_usd: tuple[float, float] | None
-    wasted_usd: float | None
-    requests_done: int
-    characters: float | None
-    busy: BusySplit
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def usd_per_input_token(self) -> float | None:
-        """Price of a prompt token that was computed."""
-        return None if self.usd_input is None or not self.input_tokens else self.usd_input / self.input_tokens
-
-    @property
-    def usd_per_output_token(self) -> float | None:
-        """Price of an output token."""
-        return None if self.usd_output is None or not self.output_tokens else self.usd_output / self.output_tokens
-
-    @property
-    def busy_ratio(self) -> float | None:
-        """Busy over billed seconds."""
-        return self.busy_s / self.billed_s if self.billed_s > 0 else None
-
-    @property
-    def busy_cost_usd(self) -> float | None:
-        """C if only busy seconds were billed."""
-        return None if self.busy_ratio is None else self.run_cost_usd * self.busy_ratio
-
-
-def cost_split(
-    tables: PassTables,
-    pricing: Pricing,
-    facts: ModelFacts,
-    calibration: pd.DataFrame | None = None,
-    peaks: tuple[float, float] | None = None,
-) -> CostSplit:
-    """The bill of one pass.
-
-    Args:
-        tables: the pass.
-        pricing: what an hour costs.
-        facts: the model.
-        calibration: pure steps from the end of warm-up, or None.
-        peaks: (bytes/s, FLOP/s) of the device, or None.
-    """
-    busy = split_busy(tables, facts, calibration, peaks)
-    power_usd, reasons = _power(tables, pricing)
-    total = tables.duration_s * pricing.usd_per_second + (power_usd or 0.0)
-    inputs, outputs = max(input_tokens(tables), 0.0), output_tokens(tables)
-    prefill_s, busy_s = float(busy.prefill_S.sum()), float((busy.prefill_S + busy.decode_S).sum())
-    usd_input, usd_output = _shares(total, prefill_s, busy_s, inputs, outputs)
-    recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
-    done = is_done(tables.requests)
-    characters = column(tables.requests, "num_characters")[done]
-    known = len(characters) > 0 and bool((np.isfinite(characters) & (characters >= 0)).all())
-    if busy.clamped_steps:
-        reasons = (*reasons, f"{busy.clamped_steps} of {busy.mixed_steps} mixed steps were split at a border")
-    return CostSplit(
-        name=tables.name,
-        run_cost_usd=total,
-        power_usd=power_usd,
-        billed_s=tables.duration_s,
-        busy_s=busy_s,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        cached_tokens=float(np.nansum(column(tables.requests, "cached_tokens"))),
-        recomputed_tokens=recomputed,
-        usd_input=usd_input,
-        usd_output=usd_output,
-        input_bounds_usd=_bounds(total, busy, busy_s, inputs, outputs),
-        wasted_usd=_wasted(tables, inputs, outputs, recomputed, usd_input, usd_output),
-        requests_done=int(done.sum()),
-        characters=float(characters.sum()) if known else None,
-        busy=busy,
-        reasons=reasons,
-    )
-
-
-def _power(tables: PassTables, pricing: Pricing) -> tuple[float | None, tuple[str, ...]]:
-    """Energy * PUE * price where the rent excludes power."""
-    if pricing.includes_power:
-        return None, ()
-    energy = pass_energy(tables)
-    if energy.joules is None:
-        return None, (NO_POWER.format(energy.reason),)
-    assert pricing.usd_per_kwh is not None, "a Pricing without power has usd_per_kwh"
-    return energy.joules / 3.6e6 * pricing.pue * pricing.usd_per_kwh, ()
-
-
-def _shares(
-    total: float, prefill_s: float, busy_s: float, inputs: float, outputs: float
-) -> tuple[float | None, float | None]:
-    """C by phase; a side without tokens owes nothing, and nobody owes when nothing was processed."""
-    if inputs <= 0 and outputs <= 0:
-        return None, None
-    if inputs <= 0 or outputs <= 0:
-        return (total, 0.0) if inputs > 0 else (0.0, total)
-    share = prefill_s / busy_s if busy_s > 0 else inputs / (inputs + outputs)
-    usd_input = total * share
-    return usd_input, total - usd_input
-
-
-def _bounds(total: float, busy: BusySplit, busy_s: float, inputs: float, outputs: float) -> tuple[float, float] | None:
-    if busy_s <= 0 or inputs <= 0 or outputs <= 0:
-        return None
-    return total * busy.least_prefill_s / busy_s, total * busy.most_prefill_s / busy_s
-
-
-def _wasted(
-    tables: PassTables,
-    inputs: float,
-    outputs: float,
-    recomputed: float,
-    usd_input: float | None,
-    usd_output: float | None,
-) -> float | None:
-    """At the pass's own prices per computed token: prompts and outputs of requests that failed or did not finish."""
-    if usd_input is None or usd_output is None:
-        return None
-    table = tables.requests
-    lost = ~is_done(table) & np.isfinite(column(table, "first_token_s"))
-    prompts = column(table, "input_tokens") - np.nan_to_num(column(table, "cached_tokens"))
-    lost_inputs = float(np.nansum(prompts[lost])) + recomputed
-    lost_outputs = float(np.nansum(column(table, "output_tokens")[lost]))
-    computed = inputs + recomputed
-    per_input = usd_input / computed if computed else 0.0
-    per_output = usd_output / outputs if outputs else 0.0
-    return per_input * lost_inputs + per_output * lost_outputs
-
-
-def cost_splits(
+def cost_metrics(
     rounds: Sequence[PassTables],
     pricing: Pricing,
     facts: ModelFacts,
     calibration: pd.DataFrame | None = None,
+    *,
     peaks: tuple[float, float] | None = None,
-) -> tuple[CostSplit, ...]:
-    """:func:`cost_split` of each round."""
-    return tuple(cost_split(tables, pricing, facts, calibration, peaks) for tables in rounds)
+    device_memory_bytes: int | None = None,
+    splits: Sequence[CostSplit] | None = None,
+) -> list[MetricValue]:
+    """All cost metrics of passes with the same traffic.
+
+    Args:
+        rounds: the passes.
+        pricing: what an hour costs.
+        facts: the model.
+        calibration: pure steps from the end of warm-up (columns of table ``steps``), or None.
+        peaks: (bytes/s, FLOP/s) of the device, the last resort for splitting mixed steps.
+        device_memory_bytes: for the rent of cold experts.
+        splits: from :func:`cost_splits`, when the caller has them already.
+    """
+    if not rounds:
+        return []
+    splits = splits if splits is not None else cost_splits(rounds, pricing, calibration, facts=facts, peaks=peaks)
+    labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    values = [_with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
+    values.append(_split_method(splits, labels))
+    values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over request rates", **labels))
+    values.append(_break_even(splits, pricing, labels))
+    values.append(_cold_rent(rounds, pricing, facts, device_memory_bytes, labels))
+    return values
+
+
+def _per_million(usd: float | None, count: float | None) -> _Share | None:
+    return None if usd is None or count is None else (MILLION * usd, count)
+
+
+def _busy(split: CostSplit, usd: float | None) -> float | None:
+    """A share of C when only busy seconds are billed."""
+    return None if usd is None or split.busy_ratio is None else usd * split.busy_ratio
+
+
+def _tokens(split: CostSplit) -> float:
+    return split.input_tokens + split.output_tokens
+
+
+def _bound(split: CostSplit, side: str, end: int) -> _Share | None:
+    """Price at one end of the split's bounds; the output's bounds mirror the input's."""
+    if split.input_bounds_usd is None:
+        return None
+    if side == "input":
+        return _per_million(split.input_bounds_usd[end], split.input_tokens)
+    return _per_million(split.run_cost_usd - split.input_bounds_usd[1 - end], split.output_tokens)
+
+
+def _plain(value: float | None) -> _Share | None:
+    return None if value is None else (value, 1.0)
+
+
+_Share = tuple[float, float]  # numerator, denominator
+_NO_INPUT, _NO_OUTPUT = "no prompt tokens were computed", "no output tokens were produced"
+_NO_TOKENS, _NO_DONE = "no tokens were processed", "no request ended well"
+_NO_BOUNDS = "one side has no tokens, so there is nothing to split"
+
+# name -> (numerator and denominator of one pass, reason when there is none)
+_FIGURES: dict[str, tuple[Callable[[CostSplit], _Share | None], str]] = {
+    "run_cost_usd": (lambda s: _plain(s.run_cost_usd), ""),
+    "usd_per_1m_input_tokens": (lambda s: _per_million(s.usd_input, s.input_tokens), _NO_INPUT),
+    "usd_per_1m_output_tokens": (lambda s: _per_million(s.usd_output, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_total_tokens": (lambda s: _per_million(s.run_cost_usd, _tokens(s)), _NO_TOKENS),
+    "usd_per_1m_output_tokens_all_in": (lambda s: _per_million(s.run_cost_usd, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_characters": (lambda s: _per_million(s.run_cost_usd, s.characters), "character counts are unknown"),
+    "usd_per_request": (lambda s: (s.run_cost_usd, s.requests_done), _NO_DONE),
+    "busy_ratio": (lambda s: (s.busy_s, s.billed_s), "empty window"),
+    "usd_per_1m_input_tokens_busy": (lambda s: _per_million(_busy(s, s.usd_input), s.input_tokens), _NO_INPUT),
+    "usd_per_1m_output_tokens_busy": (lambda s: _per_million(_busy(s, s.usd_output), s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_total_tokens_busy": (lambda s: _per_million(s.busy_cost_usd, _tokens(s)), _NO_TOKENS),
+    "usd_per_1m_output_tokens_all_in_busy": (lambda s: _per_million(s.busy_cost_usd, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_input_tokens_low": (lambda s: _bound(s, "input", 0), _NO_BOUNDS),
+    "usd_per_1m_input_tokens_high": (lambda s: _bound(s, "input", 1), _NO_BOUNDS),
+    "usd_per_1m_output_tokens_low": (lambda s: _bound(s, "output", 0), _NO_BOUNDS),
+    "usd_per_1m_output_tokens_high": (lambda s: _bound(s, "output", 1), _NO_BOUNDS),
+    "wasted_cost_usd": (lambda s: _plain(s.wasted_usd), _NO_TOKENS),
+    "cost_input_tokens": (lambda s: _plain(s.input_tokens), ""),
+    "cost_output_tokens": (lambda s: _plain(s.output_tokens), ""),
+    "cost_cached_tokens": (lambda s: _plain(s.cached_tokens), ""),
+    "cost_recomputed_tokens": (lambda s: _plain(s.recomputed_tokens), ""),
+}
+
+
+def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
+    """Sum over sum of the rounds; the interval is that of the rounds' own figures."""
+    figure, reason = _FIGURES[name]
+    parts = [part for part in map(figure, splits) if part is not None]
+    whole = sum(part[1] for part in parts)
+    if not parts or whole <= 0:
+        return missing(name, reason, **labels)
+    value = over_rounds(name, [up / down for up, down in parts if down > 0], labels, reason)
+    return replace(value, value=sum(part[0] for part in parts) / whole)
+
+
+def _with_doubts(value: MetricValue, splits: Sequence[CostSplit]) -> MetricValue:
+    """A dollar figure without its power is not valid; a split at a border is only doubted."""
+    doubts = tuple(dict.fromkeys(reason for split in splits for reason in split.reasons))
+    if not doubts or "usd" not in value.name:
+        return value
+    whole = not any("without power" in reason for reason in doubts)
+    return replace(value, reasons=(*value.reasons, *doubts), valid=value.valid and whole)
+
+
+def _split_method(splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
+    """How much had to be split, and by what."""
+    steps = sum(len(split.busy.prefill_S) for split in splits)
+    mixed = sum(split.busy.mixed_steps for split in splits)
+    methods = "+".join(sorted({split.busy.method for split in splits}))
+    name = "mixed_steps_ratio"
+    if not steps:
+        return missing(name, "no steps", **labels)
+    return MetricValue(name=name, value=mixed / steps, exact=True, labels={**labels, "split_method": methods})
+
+
+def _break_even(splits: Sequence[CostSplit], pricing: Pricing, labels: dict[str, str]) -> MetricValue:
+    """Busy cost over what an API would ask for the same tokens: rent pays above this share of busy time."""
+    name = "break_even_utilisation_ratio"
+    asked_in, asked_out = pricing.api_usd_per_1m_input_tokens, pricing.api_usd_per_1m_output_tokens
+    if asked_in is None and asked_out is None:
+        return missing(name, "no API price was given", **labels)
+    if labels["traffic"] == "open":
+        return missing(name, OPEN_LOOP, **labels)
+    ratios: list[float | None] = []
+    for split in splits:
+        asked = (split.input_tokens * (asked_in or 0.0) + split.output_tokens * (asked_out or 0.0)) / MILLION
+        ratios.append(split.busy_cost_usd / asked if asked > 0 and split.busy_cost_usd is not None else None)
+    return over_rounds(name, ratios, labels, _NO_TOKENS)
+
+
+def _cold_rent(
+    rounds: Sequence[PassTables],
+    pricing: Pricing,
+    facts: ModelFacts,
+    device_memory_bytes: int | None,
+    labels: dict[str, str],
+) -> MetricValue:
+    """Share of the device's memory that experts without a single token occupied, at the device's price."""
+    name = "cold_expert_usd_per_hour"
+    if not facts.is_moe:
+        return missing(name, DENSE, **labels)
+    counts = expert_counts(facts, rounds)
+    if counts is None:
+        return missing(name, NO_ROUTING, **labels)
+    if not device_memory_bytes:
+        return missing(name, "the device's memory is unknown", **labels)
+    share = cold_expert_bytes(facts, counts) / (device_memory_bytes * pricing.num_devices)
+    return MetricValue(name=name, value=share * pricing.usd_per_second * 3600, exact=True, labels=labels)

@@ -57,16 +57,17 @@ class StandAlone:
 
 def split_busy(
     tables: PassTables,
-    facts: ModelFacts,
     calibration: pd.DataFrame | None = None,
+    *,
+    facts: ModelFacts | None = None,
     peaks: tuple[float, float] | None = None,
 ) -> BusySplit:
     """Split the steps of a pass.
 
     Args:
         tables: the pass; time outside its window is cut off.
-        facts: the model, for the roofline.
         calibration: pure steps measured at the end of warm-up, columns of table ``steps``; or None.
+        facts: the model, for the roofline.
         peaks: (bandwidth in bytes/s, matrix rate in FLOP/s) for the roofline, or None.
     """
     steps = tables.steps
@@ -114,7 +115,7 @@ def _stand_alone(
     steps: pd.DataFrame,
     mixed: pd.DataFrame,
     t: FloatArray,
-    facts: ModelFacts,
+    facts: ModelFacts | None,
     calibration: pd.DataFrame | None,
     peaks: tuple[float, float] | None,
 ) -> StandAlone:
@@ -124,7 +125,7 @@ def _stand_alone(
         models = None if table is None else _learn(table)
         if models is not None:
             return StandAlone(prefill=models[0](mixed), decode=models[1](mixed), method=method)
-    if peaks is not None and facts.kv_bytes_per_token is not None:
+    if peaks is not None and facts is not None and facts.kv_bytes_per_token is not None:
         return _by_roofline(mixed, t, facts, peaks)
     prefill, decode = column(mixed, "prefill_tokens"), column(mixed, "decode_tokens")
     share = prefill / (prefill + decode)
