@@ -12,7 +12,7 @@ from moeprof.analysis.cards_resources import CARDS
 from moeprof.analysis.metrics.energy import energy_metrics, pass_energy
 from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.work import limits_of, work_metrics
+from moeprof.analysis.metrics.work import limits_of, peaks_of, work_metrics
 from moeprof.analysis.step_work import StepWork, step_work
 from moeprof.analysis.tables import PassTables
 from moeprof.core.metric import MetricValue
@@ -121,6 +121,8 @@ def test_limits_that_were_not_measured_are_null_with_a_reason() -> None:
     assert get(values, "mbu_ratio").reasons == ("peaks were not measured",)
     assert get(values, "bytes_per_step").value is not None
     other = limits_of({**LAUNCH, "engine": {"dtype": "float16"}}, make_facts())
+    assert peaks_of(LAUNCH, make_facts()) == (1e9, 1e12)
+    assert peaks_of({}, make_facts()) is None
     assert other.flops_reason == "no matrix rate was measured in float16"
 
 
@@ -131,7 +133,7 @@ def test_without_routing_the_work_of_a_moe_is_unknown_and_of_a_dense_model_is_no
 
 
 def test_steps_that_the_hooks_did_not_see_are_left_out() -> None:
-    tables = routed_pass(instrumented=[True] * 5 + [False] * 5)
+    tables = routed_pass(instrumented=[True] * 4 + [None] + [False] * 5)
     assert len(of_work(make_facts(), tables).bytes_S) == 5
 
 

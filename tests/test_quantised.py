@@ -74,8 +74,23 @@ def test_weights_hidden_out_of_sight_are_refused_and_never_counted_as_small() ->
         del layer.mlp.experts.gate_up_proj
         packed = torch.zeros(4, 8, 2, dtype=torch.uint8)  # the other matrix, at 4 bits
         layer.mlp.experts.down_proj = nn.Parameter(packed, requires_grad=False)
-    with pytest.raises(UnsupportedModelError, match=r"'mxfp4'.* of routed_experts, less than 4 bits each"):
+    with pytest.raises(UnsupportedModelError, match=r"'mxfp4'.* of routed_experts, less than 4.25 bits each"):
         model_facts(model, name="m", source="t")
+
+
+def test_mxfp4_weights_that_kernels_keep_as_attributes_are_counted() -> None:
+    model = quantised_model("mxfp4")
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        for name, packed, scales in (("gate_up_proj", 4 * 8 * 8 // 2, 8), ("down_proj", 4 * 8 * 4 // 2, 4)):
+            delattr(experts, name)
+            data = torch.zeros(packed, dtype=torch.uint8)
+            setattr(experts, name, SimpleNamespace(storage=SimpleNamespace(data=data)))
+            config = SimpleNamespace(weight_scale=torch.zeros(scales, dtype=torch.uint8))
+            setattr(experts, f"{name}_precision_config", config)
+    counted = model_facts(model, name="m", source="t")
+    assert counted.params_by_group["routed_experts"] == 768
+    assert counted.bytes_by_group["routed_experts"] == 768 // 2 + 768 // 32
 
 
 def test_an_unknown_method_is_refused_by_name() -> None:

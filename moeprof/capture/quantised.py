@@ -31,7 +31,7 @@ COUNTED_METHODS = (
 
 
 # No method stores a weight in less than this; fewer bytes than that mean that tensors hide where we did not look.
-LEAST_BITS = {"mxfp4": 4, "fp8": 8, "fbgemm_fp8": 8}
+LEAST_BITS = {"mxfp4": 4.25, "fp8": 8, "fbgemm_fp8": 8}  # MXFP4: 4 bits and a byte of scale per 32
 LEAST_BITS_OTHERWISE = 2
 
 
@@ -96,7 +96,7 @@ def _refuse_hidden_storage(twin: nn.Module, groups: dict[str, str], size: dict[s
         if size[group] * 8 < count * bits:
             raise UnsupportedModelError(
                 f"quantisation method {method!r}: {size[group]} bytes were found for {count} parameters of {group}, "
-                f"less than {bits} bits each, so some storage is out of sight; load the model dequantised"
+                f"less than {bits:g} bits each, so some storage is out of sight; load the model dequantised"
             )
 
 
@@ -117,8 +117,11 @@ def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _tensors_of_kernel_object(value: Any) -> Iterator[torch.Tensor]:
-    """Weights that MXFP4 kernels keep as attributes: an object whose storage.data is a tensor, or its scales."""
-    for holder in (value, getattr(value, "weight_scale", None)):
+    """Weights that MXFP4 kernels keep as attributes: an object whose storage.data is a tensor, and its scales."""
+    scale = getattr(value, "weight_scale", None)
+    if isinstance(scale, torch.Tensor) and not isinstance(value, nn.Module):
+        yield scale
+    for holder in (value, scale):
         data = getattr(getattr(holder, "storage", None), "data", None)
         if isinstance(data, torch.Tensor) and not isinstance(holder, torch.Tensor):
             yield data
@@ -149,5 +152,5 @@ def _group_of(path: str, groups: dict[str, str], grouper: Grouper) -> str:
     if path in groups:
         return groups[path]
     owner = path.rpartition(".")[0]
-    same_module = next((group for p, group in groups.items() if is_under(p, owner)), None)
+    same_module = next((group for p, group in groups.items() if owner and is_under(p, owner)), None)
     return same_module or grouper.group(path)

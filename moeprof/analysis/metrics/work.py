@@ -56,6 +56,14 @@ def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
     )
 
 
+def peaks_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[float, float] | None:
+    """(bytes/s, FLOP/s) for the cost split's last resort; None unless both limits apply to this model."""
+    limits = limits_of(launch_info, facts)
+    if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
+        return None
+    return limits.bandwidth_bytes_per_s, limits.flops_per_s
+
+
 def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
     """Bytes, FLOPs and touched parameters per step, MBU, MFU and the distance to the roofline, by phase.
 
