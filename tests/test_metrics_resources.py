@@ -114,6 +114,7 @@ def test_weights_that_fit_the_cache_have_no_bandwidth_limit() -> None:
     assert get(values, "mbu_ratio").value is None
     assert "fit the last-level cache" in get(values, "mbu_ratio").reasons[0]
     assert get(values, "mfu_ratio").value is not None
+    assert get(values, "peak_bandwidth_bytes_per_s").value == 1e9
 
 
 def test_limits_that_were_not_measured_are_null_with_a_reason() -> None:

@@ -102,14 +102,12 @@ def energy_metrics(rounds: Sequence[PassTables], idle_power_w: float | None = No
         rounds: passes with the same traffic.
         idle_power_w: measured before anything ran, or None.
     """
-    idle = "no power meter"
-    values = [
-        missing("idle_power_w", idle) if idle_power_w is None else MetricValue(name="idle_power_w", value=idle_power_w)
-    ]
     if not rounds:
-        return values
-    energies = [pass_energy(tables) for tables in rounds]
+        return []
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    idle = MetricValue(name="idle_power_w", value=idle_power_w, labels=labels)
+    values = [missing("idle_power_w", "no power meter", **labels) if idle_power_w is None else idle]
+    energies = [pass_energy(tables) for tables in rounds]
     failed = next((energy for energy in energies if energy.joules is None), None)
     if failed is not None:
         return [*values, *(missing(name, str(failed.reason), **labels) for name in PER_PASS)]

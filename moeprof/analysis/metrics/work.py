@@ -27,7 +27,8 @@ class Limits:
     """What the device can do; each None has its reason.
 
     Attributes:
-        bandwidth_bytes_per_s: measured.
+        bandwidth_bytes_per_s: measured, where it is a limit at all.
+        measured_bandwidth_bytes_per_s: measured, whether it limits this model or not.
         flops_per_s: measured, in the run's dtype.
         bandwidth_reason, flops_reason: why one is None.
     """
@@ -36,13 +37,15 @@ class Limits:
     flops_per_s: float | None
     bandwidth_reason: str = ""
     flops_reason: str = ""
+    measured_bandwidth_bytes_per_s: float | None = None
 
 
 def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
     """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache."""
     peaks = launch_info.get("peaks") or {}
     dtype = str((launch_info.get("engine") or {}).get("dtype", facts.dtype)).removeprefix("torch.")
-    bandwidth, bandwidth_reason = peaks.get("bandwidth_bytes_per_s"), str(peaks.get("bandwidth_reason") or "")
+    measured = peaks.get("bandwidth_bytes_per_s")
+    bandwidth, bandwidth_reason = measured, str(peaks.get("bandwidth_reason") or "")
     cache, weights = peaks.get("cache_bytes"), sum(facts.bytes_by_group.values())
     if cache is not None and weights <= cache:
         bandwidth, bandwidth_reason = None, f"the weights ({weights} bytes) fit the last-level cache ({cache} bytes)"
@@ -52,6 +55,7 @@ def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
         bandwidth_reason="" if bandwidth else bandwidth_reason or unmeasured,
+        measured_bandwidth_bytes_per_s=measured,
         flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if peaks else unmeasured),
     )
 
@@ -77,7 +81,7 @@ def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequ
     engine = launch_info.get("engine") or {}
     works = [step_work(tables, facts, engine) for tables in rounds]
     limits = limits_of(launch_info, facts)
-    values = _peak_values(limits)
+    values = _peak_values(limits, {"traffic": rounds[0].traffic})
     for phase in PHASES:
         labels = {"traffic": rounds[0].traffic} | ({} if phase == ALL else {"phase": phase})
         reason = next((work for work in works if isinstance(work, str)), None)
@@ -154,9 +158,13 @@ def _of_phase(parts: Sequence[_Sums], labels: dict[str, str], limits: Limits, ph
     ]
 
 
-def _peak_values(limits: Limits) -> list[MetricValue]:
+def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
+    """What the device was measured to do; the same for all traffic of a launch."""
     pairs = (
-        ("peak_bandwidth_bytes_per_s", limits.bandwidth_bytes_per_s, limits.bandwidth_reason),
+        ("peak_bandwidth_bytes_per_s", limits.measured_bandwidth_bytes_per_s, limits.bandwidth_reason),
         ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
     )
-    return [MetricValue(name=n, value=v) if v is not None else missing(n, reason) for n, v, reason in pairs]
+    return [
+        MetricValue(name=name, value=value, labels=labels) if value is not None else missing(name, reason, **labels)
+        for name, value, reason in pairs
+    ]
