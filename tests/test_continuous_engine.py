@@ -1,4 +1,4 @@
-"""The real engine on a tiny Qwen3-MoE: tokens equal to ``generate``, forced tokens, chunks, KV pressure, long prompts."""
+"""The real engine on a tiny Qwen3-MoE: tokens equal to ``generate``, forced tokens, KV pressure, long prompts."""
 
 from __future__ import annotations
 

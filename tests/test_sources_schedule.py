@@ -11,10 +11,10 @@ import pytest
 
 from moeprof.core.errors import ModelError, TraceError
 from moeprof.core.trace import Schedule
+from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Prefix, Prompts, TraceSource, Traffic
 from moeprof.sources.corpus import load_corpus
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
 from moeprof.sources.tokenizer import TextTokenizer, from_backend, load_tokenizer, render_chat
-from moeprof.sources.traffic import Arrivals, LengthPair, Lengths, Prefix, Prompts, TraceSource, Traffic
 from tests.shared_data import shared
 
 PACKAGED = Prompts(source="packaged")

@@ -10,8 +10,8 @@ import pytest
 
 from moeprof.core.errors import TraceError, WorkloadError
 from moeprof.core.trace import Trace
+from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Prefix, Prompts, RequestClass, TraceSource, Traffic
 from moeprof.sources.synthetic import synthesise
-from moeprof.sources.traffic import Arrivals, LengthPair, Lengths, Prefix, Prompts, RequestClass, TraceSource, Traffic
 
 FIXED = LengthPair(input=Lengths(value=100), output=Lengths(value=10))
 LOGNORMAL = Lengths(distribution="lognormal", median=256, p99=2048)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Trace
+from moeprof.core.traffic import TraceSource
 from moeprof.sources import transforms
 from moeprof.sources.assemble import detect_grid
-from moeprof.sources.traffic import TraceSource
 from tests.shared_data import shared
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from moeprof.analysis import cards_cost, cards_resources, cards_routing, cards_time
+from moeprof.analysis import cards_cost, cards_resources, cards_routing, cards_time, cards_validity
 from moeprof.core.metric import Card
 
 CARDS: tuple[Card, ...] = (
+    *cards_cost.CARDS,
     *cards_time.CARDS,
     *cards_routing.CARDS,
-    *cards_cost.CARDS,
     *cards_resources.CARDS,
+    *cards_validity.CARDS,
 )
 STATISTIC = r"(mean|median|std|min|max|worst|p\d+(_\d+)?)"
 

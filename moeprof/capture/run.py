@@ -1,4 +1,4 @@
-"""From a workload to a finished record: find models, build schedules, predict memory and price, run, write the header."""
+"""From a workload to a finished record: find models, build schedules, predict memory, run, write the header."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The schedules of an experiment: one per tokenizer, made once, saved, hashed, given to every model that shares it.
 
 The first model's tokenizer is the reference: text is cut to token counts under it. Models with the same tokenizer hash
-get the same ids; others get the same text in their own ids, and are compared per character and per request only. A model
-without a tokenizer uses the bundled one if its vocabulary is large enough.
+get the same ids; others get the same text in their own ids, and are compared per character and per request only. A
+model without a tokenizer uses the bundled one if its vocabulary is large enough.
 """
 
 from __future__ import annotations

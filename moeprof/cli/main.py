@@ -22,7 +22,7 @@ from moeprof.core.errors import MoeprofError
 
 app = typer.Typer(
     name="moeprof",
-    help="What does sparsity really buy you? Replay request traces through MoE and dense models; price a million tokens.",
+    help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

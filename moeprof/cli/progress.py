@@ -1,4 +1,4 @@
-"""Progress of a run: a live line per model on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
+"""Progress of a run: a live line per model on a terminal, a plain line now and then elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from moeprof.analysis.pricing import Pricing
 from moeprof.capture.experiment import Audience
 from moeprof.core import units
-from moeprof.core.workload import Workload
 
 PLAIN_EVERY_S = 5.0
 
@@ -83,9 +83,9 @@ def describe(event: str, data: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def make_audience(workload: Workload, pricing: Any, *, quiet: bool) -> Iterator[Audience]:
+def make_audience(pricing: Pricing, *, quiet: bool) -> Iterator[Audience]:
     """The right audience for this stderr."""
-    usd_per_second = pricing.usd_per_hour / 3600
+    usd_per_second = pricing.usd_per_second
     if quiet:
         yield Silence()
     elif not sys.stderr.isatty():

@@ -41,13 +41,13 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
+    from moeprof.analysis.pricing import resolve_pricing
     from moeprof.capture.run import execute, new_run_folder, prepare
     from moeprof.capture.signals import SignalWatch
     from moeprof.cli.dry_run import show_plan
-    from moeprof.cli.printing import print_document, write_reports
+    from moeprof.cli.printing import print_document, summarise_record, write_files
     from moeprof.cli.progress import make_audience
     from moeprof.core.errors import InterruptedRunError
-    from moeprof.core.prices import price_of
     from moeprof.core.record import open_record
     from moeprof.core.workload import load_workload
     from moeprof.render import parse_formats
@@ -62,12 +62,13 @@ def run(
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = apply(load_workload(workload), options)
     prepared = prepare(resolved)
-    pricing = price_of(prepared.workload.prices, prepared.environment["device_name"])
+    machine = prepared.environment
+    pricing = resolve_pricing(resolved.prices, machine["device_name"], num_vcpus=machine["cpu_cores"])
     if dry_run:
         show_plan(prepared, pricing)
         return
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, make_audience(prepared.workload, pricing, quiet=quiet) as audience:
+    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
         status = execute(
             prepared,
             folder,
@@ -78,8 +79,9 @@ def run(
             keep_content=not no_content,
         )
     record = open_record(folder)
-    document = write_reports(record, formats)
-    print_document(document)
+    summary, document = summarise_record(record, pricing)
+    write_files(summary, document, folder, formats)
+    print_document(document, summary)
     print(f"record: {folder}", file=sys.stderr)
     if "html" in formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)

@@ -17,8 +17,8 @@ from moeprof.core.errors import WorkloadError
 
 if TYPE_CHECKING:
     from moeprof.core.trace import Trace
+    from moeprof.core.traffic import Lengths, RequestClass
     from moeprof.sources.describe import LengthStats, TraceStats
-    from moeprof.sources.traffic import Lengths, RequestClass
 
 trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
 
@@ -73,9 +73,9 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
+    from moeprof.core.traffic import TraceSource
     from moeprof.sources import read_trace, write_trace
     from moeprof.sources.synthetic import streams
-    from moeprof.sources.traffic import TraceSource
     from moeprof.sources.transforms import first_requests, rescale_rate, transform
 
     source = TraceSource(
@@ -130,7 +130,8 @@ def synth(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Make a synthetic trace: arrivals, lengths, shared prefixes and classes, each from its own seeded stream."""
-    from moeprof.sources import jsonl, traffic, write_trace
+    from moeprof.core import traffic
+    from moeprof.sources import jsonl, write_trace
     from moeprof.sources.synthetic import synthesise
 
     arrivals = traffic.Arrivals(
@@ -163,7 +164,7 @@ def _pattern(burstiness: float, max_concurrency: int | None, request_rate: float
 
 
 def _lengths(option: str, text: str) -> Lengths:
-    from moeprof.sources.traffic import Lengths
+    from moeprof.core.traffic import Lengths
 
     kind, _, rest = text.partition(":")
     try:
@@ -184,7 +185,7 @@ def _lengths(option: str, text: str) -> Lengths:
 
 
 def _request_class(text: str) -> RequestClass:
-    from moeprof.sources.traffic import RequestClass
+    from moeprof.core.traffic import RequestClass
 
     name, _, weight = text.partition("=")
     try:

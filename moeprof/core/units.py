@@ -72,7 +72,7 @@ def display(value: float | int | None, unit: str) -> str:
         return num_bytes(value)
     if unit.startswith("USD"):
         return usd(value) + unit.removeprefix("USD")
-    if unit in ("params", "tokens", "FLOP"):
+    if unit in ("params", "parameters", "tokens", "FLOP"):
         return count(value)
     if unit == "ratio":
         return significant(value)
@@ -91,7 +91,7 @@ def axis_scale(unit: str, largest: float) -> tuple[float, str]:
         steps = _LARGEST_SHOWN_IN["s"]
     elif unit == "bytes":
         steps = [(factor, factor, name) for factor, name in _BYTES]
-    elif unit in ("params", "tokens", "FLOP"):
+    elif unit in ("params", "parameters", "tokens", "FLOP"):
         steps = [(factor * 10, factor, f"{name} {unit}") for factor, name in _COUNTS]
         steps.append((0.0, 1.0, unit))
     else:

@@ -191,7 +191,7 @@ class Instruments:
     power: bool = True
     peaks: bool = True
     capacity: bool = True
-    window_steps: int = 64
+    window_steps: int = 16
     step_counts_cap_mib: int = 64
     save_detailed: bool = False
     picks_cap_mib: int = 256
@@ -278,7 +278,11 @@ def resolve_paths(workload: Workload, folder: Path) -> Workload:
             changes["routing"] = replace(spec.routing, path=_absolute(spec.routing.path, folder))
         return replace(spec, **changes)
 
-    return replace(workload, traffic=workload.traffic.with_paths(lambda text: _absolute(text, folder)), models=tuple(model(spec) for spec in workload.models))
+    return replace(
+        workload,
+        traffic=workload.traffic.with_paths(lambda text: _absolute(text, folder)),
+        models=tuple(model(spec) for spec in workload.models),
+    )
 
 
 def _absolute(text: str, folder: Path) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.core.errors import TraceError
+from moeprof.core.traffic import Prompts
 from moeprof.sources.file import SourceFile, json_rows, open_source, read_bytes
 from moeprof.sources.numbers import shown
 from moeprof.sources.text import checked_messages, checked_text, plain_text
-from moeprof.sources.traffic import Prompts
 
 SEPARATOR = "%%"
 PACKAGED_CLASSES = ("code", "prose")

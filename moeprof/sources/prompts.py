@@ -14,9 +14,9 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Note
+from moeprof.core.traffic import Prompts
 from moeprof.sources.corpus import Corpus, Passage, load_corpus
 from moeprof.sources.tokenizer import Ids, TextTokenizer
-from moeprof.sources.traffic import Prompts
 
 PASSAGE_END = "\n\n"
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
+from moeprof.core.traffic import Arrivals, Traffic
 from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, prompt_ids, tokenise_text
 from moeprof.sources.prompts import WindowSource, window_source
 from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
 from moeprof.sources.tokenizer import TextTokenizer
-from moeprof.sources.traffic import Arrivals, Traffic
 from moeprof.sources.transforms import first_requests, transform
 
 Outputs = Literal["forced", "forced_length", "free"]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import FloatArray, IntArray, Trace
+from moeprof.core.traffic import DEFAULT_NUM_REQUESTS, Arrivals, LengthPair, Lengths, Prefix, RequestClass, Traffic
 from moeprof.sources.numbers import round_half_up
-from moeprof.sources.traffic import DEFAULT_NUM_REQUESTS, Arrivals, LengthPair, Lengths, Prefix, RequestClass, Traffic
 
 RATIO_BLOCK_TOKENS = 16
 MAX_BLOCKS_PER_PREFIX = 2**20  # ids of prefix p start at p * this

@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "moeprof_per_sequence"
@@ -45,7 +45,7 @@ def per_sequence_attention(
     out_1HQD = torch.empty_like(query_1HQD)
     for q0, q1, k0, k1 in edges.spans:
         num_q, num_k = q1 - q0, k1 - k0
-        out_1HQD[:, :, q0:q1] = F.scaled_dot_product_attention(
+        out_1HQD[:, :, q0:q1] = scaled_dot_product_attention(
             query_1HQD[:, :, q0:q1],
             key[:, :, k0:k1],
             value[:, :, k0:k1],

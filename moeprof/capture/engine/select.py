@@ -30,7 +30,9 @@ def build_engine(
         return StaticEngine(
             model,
             max_batch=settings.max_batch,
-            max_sequence_tokens=_longest(model, kv_tokens // settings.max_batch),
+            max_sequence_tokens=_longest(model, kv_tokens),
+            max_batch_tokens=settings.max_batch_tokens,
+            kv_tokens=kv_tokens,
             eos_ids=eos_ids,
             listeners=listeners or ListenerSet(),
             reason=reason or "asked for",

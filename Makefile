@@ -1,0 +1,42 @@
+# `make quickstart` and `make test` are all one needs; the rest is for people who change things. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-517 lint types check bench accept clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch .venv/ready
+
+quickstart: .venv/ready ## set up and run the main job on the demo models
+	$(BIN)/moeprof run workloads/quickstart.yaml
+
+test: .venv/ready ## set up and pass the tests
+	$(BIN)/pytest
+
+test-517: ## the engine's tests under the oldest supported transformers
+	bash .ci/transformers-517
+
+lint: .venv/ready ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready ## types
+	$(BIN)/mypy
+
+check: lint types test ## everything before a commit
+
+bench: .venv/ready ## the speed targets as ratios measured side by side
+	$(BIN)/python -m benchmarks.bench
+
+accept: .venv/ready ## a minute of the real Azure trace at full length, offline (minutes; needs ../shared)
+	$(BIN)/moeprof run workloads/azure-conv-full.yaml
+
+clean: ## remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info

@@ -1,0 +1,28 @@
+"""Cards of what the run says about itself."""
+
+from __future__ import annotations
+
+from moeprof.core.metric import Card
+
+LOCKSTEP = "lock-step pairs of an instrumented and a bare engine on the same weights and requests"
+
+CARDS: tuple[Card, ...] = (
+    Card(
+        name="instrumentation_overhead_ratio",
+        title="overhead of the instruments",
+        unit="ratio",
+        better="lower",
+        formula="sum of step times with instruments / sum without, undisturbed pairs",
+        source=f"measured in the run: {LOCKSTEP}",
+        section="validity",
+    ),
+    Card(
+        name="instrumentation_overhead_median_ratio",
+        title="overhead of the instruments, median step",
+        unit="ratio",
+        better="lower",
+        formula="median over pairs of step time with instruments / without",
+        source=f"measured in the run: {LOCKSTEP}",
+        section="validity",
+    ),
+)

@@ -1,0 +1,177 @@
+"""Reasons to doubt the figures of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from moeprof.analysis.document import Doubt, Severity
+from moeprof.analysis.metrics.latency import schedule_lag_flag
+from moeprof.analysis.pick import number, pick
+from moeprof.analysis.summary import ModelSummary
+from moeprof.analysis.tables import column
+
+SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a warning
+STOLEN = 1.3  # wall time over processor time of a step on a CPU
+STOLEN_SHARE = 0.05
+BUSY = 0.95
+
+
+def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
+    return Doubt(code=code, flag=flag, severity=severity, model=model.name, text=text)
+
+
+def _failed(model: ModelSummary) -> Iterator[Doubt]:
+    if model.record.status == "failed":
+        yield _doubt(model, "failed", "schedule", "error", f"it failed: {model.record.error}")
+
+
+def _self_check(model: ModelSummary) -> Iterator[Doubt]:
+    check = model.launch.get("self_check") or {}
+    if check.get("passed") is False:
+        broken = next((c["detail"] for c in check.get("checks", []) if c["passed"] is False), "see launch.json")
+        yield _doubt(model, "tap_check_failed", "routing", "error", f"the routing tap failed its self-check: {broken}")
+    for note in check.get("notes", []):
+        if model.facts is not None and model.facts.is_moe:
+            yield _doubt(model, "routing_note", "routing", "note", str(note))
+
+
+def _invariants(model: ModelSummary) -> Iterator[Doubt]:
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            for name, check in (passed.info.get("invariants") or {}).items():
+                if not check["passed"]:
+                    text = f"{passed.name}: {name.replace('_', ' ')} do not add up ({check['text']})"
+                    yield _doubt(model, "invariant", "routing", "error", text)
+
+
+def _routing_policy(model: ModelSummary) -> Iterator[Doubt]:
+    if model.facts is None:
+        return
+    if model.facts.weights == "random":
+        yield _doubt(
+            model,
+            "random_weights",
+            "realism",
+            "warning",
+            "weights are random: time and memory are real, routing and text are not",
+        )
+    for note in model.facts.notes:
+        yield _doubt(model, "model_note", "routing", "note", note)
+
+
+def _lag(model: ModelSummary) -> Iterator[Doubt]:
+    flag = schedule_lag_flag(model.rounds) if model.rounds else None
+    if flag is not None:
+        yield _doubt(model, "schedule_lag", "schedule", "warning", f"the replayer fell behind its schedule: {flag}")
+
+
+def _requests(model: ModelSummary) -> Iterator[Doubt]:
+    for passes in (model.rounds, model.capacity):
+        if not passes:
+            continue
+        status = [str(s) for tables in passes for s in tables.requests["status"]]
+        for name in ("refused", "failed", "unfinished"):
+            if name in status:
+                count = f"{status.count(name)} of {len(status)} requests were {name} ({passes[0].traffic} passes)"
+                text = f"{count}; they are in no latency figure"
+                yield _doubt(model, name, "schedule", "warning", text)
+        again = sum(int(tables.requests["recomputed_tokens"].sum()) for tables in passes)
+        if again:
+            where = f"({passes[0].traffic} passes); raise engine.kv_tokens"
+            text = f"{again} tokens were computed again under KV pressure {where}"
+            yield _doubt(model, "recomputed", "schedule", "warning", text)
+
+
+def _steady(model: ModelSummary) -> Iterator[Doubt]:
+    values = [v for v in model.metrics if v.name == "ttft_mean_s" and v.labels.get("window") == "steady"]
+    if (
+        values
+        and values[0].value is None
+        and model.rounds
+        and model.rounds[0].traffic == values[0].labels.get("traffic")
+    ):
+        yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
+
+
+def _overhead(model: ModelSummary) -> Iterator[Doubt]:
+    value = pick(model, "instrumentation_overhead_ratio")
+    if value is None or value.value is None:
+        reason = value.reasons[0] if value is not None and value.reasons else "not measured"
+        yield _doubt(model, "overhead_unknown", "overhead", "note", f"the instruments' own cost is unknown: {reason}")
+    elif not value.valid:
+        text = f"the instruments cost {100 * (value.value - 1):.1f} % of step time; latencies are not to be used"
+        yield _doubt(model, "overhead_high", "overhead", "error", text)
+
+
+def _spread(model: ModelSummary) -> Iterator[Doubt]:
+    speeds = [float(column(t.steps, "new_tokens").sum() / t.duration_s) for t in model.priced if t.duration_s > 0]
+    if len(speeds) > 1 and max(speeds) > SPREAD * min(speeds) and model.priced[0].traffic != "open":
+        apart = 100 * (max(speeds) / min(speeds) - 1)
+        text = f"rounds of the same work differ by {apart:.0f} %: the machine was not steady"
+        yield _doubt(model, "rounds_differ", "isolation", "warning", text)
+
+
+def _stolen(model: ModelSummary) -> Iterator[Doubt]:
+    """On a CPU, steps whose wall time is far above processor time were interrupted by something else."""
+    if not str((model.launch.get("engine") or {}).get("device", "")).startswith("cpu") or not model.priced:
+        return
+    if (model.launch.get("threads") or 1) > 1:
+        return  # processor time of several threads says nothing about waiting
+    steps = [tables.steps for tables in (*model.rounds, *model.capacity)]
+    wall = np.concatenate([column(s, "end_s") - column(s, "start_s") for s in steps])
+    cpu = np.concatenate([column(s, "cpu_s") for s in steps])
+    share = float((wall > STOLEN * np.maximum(cpu, 1e-9)).mean()) if len(wall) else 0.0
+    if share > STOLEN_SHARE:
+        text = f"in {100 * share:.0f} % of the steps something else took the processor"
+        yield _doubt(model, "stolen_time", "isolation", "warning", text)
+
+
+def _warmup(model: ModelSummary) -> Iterator[Doubt]:
+    warmup = model.launch.get("warmup") or {}
+    if warmup and not warmup.get("settled"):
+        yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
+
+
+def _engine(model: ModelSummary) -> Iterator[Doubt]:
+    engine = model.launch.get("engine") or {}
+    if engine.get("batching") == "static":
+        reason = (engine.get("notes") or ["chosen in the workload"])[0]
+        text = f"ran in static batches ({reason}): slower under open-loop load than continuous batching would be"
+        yield _doubt(model, "static_batches", "latency", "warning", text)
+    elif engine.get("notes"):
+        yield _doubt(model, "engine_note", "latency", "note", "; ".join(engine["notes"]))
+
+
+def _busy(model: ModelSummary) -> Iterator[Doubt]:
+    busy = number(model, "busy_ratio", own_traffic=True) if model.rounds else None
+    if busy is not None and busy < BUSY and model.rounds[0].traffic == "open":
+        share = f"busy {100 * busy:.0f} % of the time"
+        text = f"{share} at this traffic: dollars at this traffic compare utilisation, not models"
+        yield _doubt(model, "not_saturated", "cost", "note", text)
+
+
+def _gpu(model: ModelSummary) -> Iterator[Doubt]:
+    for tables in (*model.rounds, *model.capacity):
+        if "num_other_processes" in tables.telemetry and (tables.telemetry["num_other_processes"].fillna(0) > 0).any():
+            yield _doubt(model, "other_processes", "isolation", "warning", "other processes used the device")
+            return
+
+
+MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
+    _failed,
+    _self_check,
+    _invariants,
+    _routing_policy,
+    _lag,
+    _requests,
+    _steady,
+    _overhead,
+    _spread,
+    _stolen,
+    _warmup,
+    _engine,
+    _busy,
+    _gpu,
+)

@@ -1,0 +1,90 @@
+"""The sentence at the top, the line under it, and what must be said before anything is read."""
+
+from __future__ import annotations
+
+from moeprof.analysis.pick import number
+from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.core import units
+
+
+def headline(summary: Summary) -> str:
+    """One sentence per model with dollars and speed, and what the router does."""
+    done = [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
+    if not done:
+        return "No model produced tokens, so there is no price."
+    sentences = [_price(model) for model in done]
+    router = [sentence for model in done if (sentence := _router(model))]
+    return " ".join([*_ratio(done), *sentences, *router])
+
+
+def _ratio(models: list[ModelSummary]) -> list[str]:
+    """The first MoE against the first dense model, by dollars for all tokens of the same work."""
+    moe = next((m for m in models if m.facts is not None and m.facts.is_moe), None)
+    dense = next((m for m in models if m.facts is not None and not m.facts.is_moe), None)
+    if moe is None or dense is None:
+        return []
+    a, b = number(moe, "usd_per_1m_total_tokens"), number(dense, "usd_per_1m_total_tokens")
+    if a is None or b is None or moe.priced[0].traffic == "open":
+        return []
+    return [f"On the same requests {moe.name} costs {a / b:.2f}x {dense.name}."]
+
+
+def _price(model: ModelSummary) -> str:
+    price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
+    speed = number(model, "output_tokens_per_s")
+    parts = []
+    if price_in is not None:
+        parts.append(f"{units.usd(price_in)} per 1M input")
+    if price_out is not None:
+        parts.append(f"{units.usd(price_out)} per 1M output tokens")
+    text = f"{model.name}: {' and '.join(parts)}"
+    return f"{text} at {units.rate(speed, 'tok')}." if speed is not None else f"{text}."
+
+
+def _router(model: ModelSummary) -> str:
+    touched = number(model, "distinct_experts_per_step", phase="decode")
+    worst = number(model, "router_load_max_over_mean", phase="decode")
+    if touched is None or worst is None or model.facts is None:
+        return ""
+    experts = model.facts.moe_layers[0].num_experts
+    return (
+        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
+        f"the busiest carries {units.significant(worst)}x the mean."
+    )
+
+
+def subtitle(summary: Summary) -> str:
+    """Device, price with its source, and traffic."""
+    environment, experiment = summary.record.environment, summary.record.experiment
+    schedules = list((experiment.get("schedules") or {}).values())
+    parts = [str(environment.get("device_name", "unknown device"))]
+    hourly = summary.pricing.usd_per_second * 3600
+    parts.append(f"{units.usd(hourly)} per hour ({summary.pricing.source})")
+    if schedules:
+        first = schedules[0]
+        parts.append(f"{first['num_requests']} requests, {PATTERNS.get(first['pattern'], first['pattern'])}")
+    if any(model.capacity for model in summary.models):
+        parts.append("dollars and tok/s from the capacity pass")
+    return "; ".join(parts)
+
+
+PATTERNS = {"open": "open loop", "closed": "closed loop", "offline": "offline"}
+
+
+def banners(summary: Summary) -> tuple[str, ...]:
+    """Things that change how everything must be read."""
+    found = []
+    if summary.record.status in ("interrupted", "started"):
+        found.append(
+            f"This run is {'still going' if summary.record.status == 'started' else 'incomplete: it was interrupted'}."
+        )
+    for model in summary.models:
+        if model.facts is None:
+            continue
+        if model.facts.routing_policy != "native":
+            found.append(f"{model.name}: routing is not the model's own (policy {model.facts.routing_policy}).")
+        if model.facts.weights == "random":
+            found.append(f"{model.name}: random weights; the shape is measured, not a trained model.")
+        if (model.launch.get("self_check") or {}).get("passed") is False:
+            found.append(f"{model.name}: the routing tap failed its self-check; its router figures are not valid.")
+    return tuple(found)

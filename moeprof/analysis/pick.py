@@ -1,0 +1,54 @@
+"""Finding a metric among a model's values, the way a reader means it.
+
+"TTFT" means the workload's own traffic, "dollars" the priced passes (the capacity pass of an open-loop run); both mean
+the total window unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from moeprof.analysis.cards import card_for
+from moeprof.analysis.summary import ModelSummary
+from moeprof.core.metric import MetricValue
+
+PRICED_SECTIONS = ("cost", "throughput", "work", "energy")
+HIGH_PERCENTILES = ("p99_9", "p99", "p95", "p90")
+
+
+def pick(model: ModelSummary, name: str, *, own_traffic: bool | None = None, **labels: str) -> MetricValue | None:
+    """The value of ``name`` with these labels and no others but traffic and window.
+
+    Args:
+        model: whose.
+        name: full metric name.
+        own_traffic: True = the workload's own traffic, False = the priced passes, None = by the metric's section.
+        labels: phase, layer, request_class, group...
+    """
+    if own_traffic is None:
+        own_traffic = card_for(name).section not in PRICED_SECTIONS
+    passes = model.rounds if own_traffic else model.priced
+    traffic = passes[0].traffic if passes else None
+    wanted = {"window": "total", **labels}
+    for value in model.metrics:
+        if value.name != name or value.labels.get("traffic", traffic) != traffic:
+            continue
+        rest = {key: label for key, label in value.labels.items() if key != "traffic"}
+        if "window" not in rest:
+            rest["window"] = wanted["window"]
+        if rest == wanted:
+            return value
+    return None
+
+
+def number(model: ModelSummary, name: str, *, own_traffic: bool | None = None, **labels: str) -> float | None:
+    """The bare number, or None."""
+    value = pick(model, name, own_traffic=own_traffic, **labels)
+    return None if value is None or value.value is None else float(value.value)
+
+
+def highest_percentile(models: tuple[ModelSummary, ...], quantity: str) -> str:
+    """The highest percentile of ``quantity`` that some model's sample supports, as a metric name."""
+    for label in HIGH_PERCENTILES:
+        name = f"{quantity}_{label}_s"
+        if any(number(model, name) is not None for model in models):
+            return name
+    return f"{quantity}_{HIGH_PERCENTILES[-1]}_s"

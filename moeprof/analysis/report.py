@@ -1,0 +1,158 @@
+"""From a summary to a Document: which figures stand where, and the sentence at the top."""
+
+from __future__ import annotations
+
+from moeprof.analysis import report_charts as charts
+from moeprof.analysis import report_facts as facts
+from moeprof.analysis.cards import CARDS, card_for
+from moeprof.analysis.document import Document, MetricTable, ModelColumn, Row, Section
+from moeprof.analysis.doubts import find_doubts
+from moeprof.analysis.headline import banners, headline, subtitle
+from moeprof.analysis.pick import highest_percentile, pick
+from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.core import units
+from moeprof.core.metric import Card
+
+# label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
+FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("USD / 1M input tokens", "usd_per_1m_input_tokens", {}),
+    ("USD / 1M output tokens", "usd_per_1m_output_tokens", {}),
+    ("USD / 1M tokens", "usd_per_1m_total_tokens", {}),
+    ("output tokens / s", "output_tokens_per_s", {}),
+    ("TTFT p50", "ttft_p50_s", {}),
+    ("TTFT", "ttft+", {}),
+    ("ITL p50", "itl_p50_s", {}),
+    ("ITL", "itl+", {}),
+    ("goodput", "goodput_ratio", {"own": "yes"}),
+    ("busy at this traffic", "busy_ratio", {"own": "yes"}),
+    ("router load, max / mean (decode)", "router_load_max_over_mean", {"phase": "decode"}),
+    ("experts touched per decode step", "distinct_experts_per_step", {"phase": "decode"}),
+    ("router entropy (decode)", "router_entropy_ratio", {"phase": "decode"}),
+    ("active / total parameters", "active_params_ratio", {}),
+    ("parameters touched per step", "touched_params_per_step", {}),
+    ("peak memory", "peak_memory_bytes", {}),
+    ("energy / output token", "energy_j_per_output_token", {}),
+    ("memory bandwidth used (MBU)", "mbu_ratio", {}),
+)
+SECTIONS = (
+    ("cost", "Cost"),
+    ("throughput", "Throughput"),
+    ("latency", "Latency"),
+    ("routing", "Router"),
+    ("parameters", "Parameters"),
+    ("memory", "Memory"),
+    ("work", "Work and limits"),
+    ("energy", "Energy"),
+    ("validity", "Validity"),
+)
+
+
+def build_document(summary: Summary) -> Document:
+    """The whole report of one run."""
+    record, models = summary.record, summary.models
+    sections = [_section(name, title, summary) for name, title in SECTIONS]
+    used = {row.card.name for section in sections for block in section.blocks
+            if isinstance(block, MetricTable) for row in block.rows}  # fmt: skip
+    return Document(
+        title=str(record.workload.get("name", record.run)),
+        run=record.run,
+        status=record.status,
+        started_at=str(record.experiment.get("started_at", "")),
+        headline=headline(summary),
+        subtitle=subtitle(summary),
+        banners=banners(summary),
+        models=tuple(_column(model) for model in models),
+        first_screen=tuple(_first_rows(models)),
+        sections=(*(s for s in sections if s.blocks), facts.machine_section(summary)),
+        doubts=find_doubts(summary),
+        cards=tuple(card for card in CARDS if card.name in used),
+        workload_text=str(record.experiment.get("workload_text", "")),
+    )
+
+
+def _column(model: ModelSummary) -> ModelColumn:
+    known = model.facts
+    if known is None:
+        return ModelColumn(name=model.name, status=model.record.status, subtitle="", error=model.record.error)
+    parts = [f"{units.count(known.total_params)} total"]
+    if known.is_moe:
+        layer = known.moe_layers[0]
+        parts = [f"{units.count(known.active_params)} of {units.count(known.total_params)} active"]
+        parts.append(f"top-{layer.top_k} of {layer.num_experts}")
+    else:
+        parts.append("dense")
+    parts.append(str((model.launch.get("engine") or {}).get("dtype", known.dtype)))
+    return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
+
+
+def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+    rows = []
+    for label, name, labels in FIRST_SCREEN:
+        if name.endswith("+"):
+            name = highest_percentile(models, name[:-1])
+            label = f"{label} {name.split('_')[1].replace('_', '.')}"
+        row = _row(label, name, models, labels)
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[str, str]) -> Row | None:
+    """A row, or None when no model has such a metric."""
+    own = True if labels.get("own") else None
+    rest = {key: value for key, value in labels.items() if key != "own"}
+    values = tuple(pick(model, name, own_traffic=own, **rest) for model in models)
+    if all(value is None for value in values):
+        return None
+    return Row(label=label, card=card_for(name), name=name, values=values)
+
+
+def _section(name: str, title: str, summary: Summary) -> Section:
+    """Charts of the section, then every metric of it, one table per traffic, window and cut."""
+    tables = _tables(name, summary.models)
+    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *tables))
+
+
+def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]:
+    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map."""
+    grouped: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[object]]] = {}
+    cards: dict[str, Card] = {}
+    for position, model in enumerate(models):
+        for value in model.metrics:
+            card = cards.setdefault(value.name, card_for(value.name))
+            if card.section != section or "layer" in value.labels or "experts" in value.labels:
+                continue
+            heading = _heading(value.labels)
+            key = (value.name, tuple(sorted(value.labels.items())))
+            cells = grouped.setdefault(heading, {}).setdefault(key, [None] * len(models))
+            cells[position] = value
+    return [
+        MetricTable(
+            title=heading,
+            rows=tuple(
+                Row(label=_label(name, dict(labels)), card=cards[name], name=name, values=tuple(cells))  # type: ignore[arg-type]
+                for (name, labels), cells in rows.items()
+            ),
+        )
+        for heading, rows in grouped.items()
+    ]
+
+
+def _heading(labels: dict[str, str]) -> str:
+    parts = []
+    if "traffic" in labels:
+        parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline (capacity)"}[labels["traffic"]])
+    if labels.get("window") == "steady":
+        parts.append("steady window")
+    if "phase" in labels and labels["phase"] != "all":
+        parts.append(labels["phase"])
+    if "request_class" in labels:
+        parts.append(f"class {labels['request_class']}")
+    return ", ".join(parts) or "whole run"
+
+
+def _label(name: str, labels: dict[str, str]) -> str:
+    rest = [
+        f"{key} {value}" for key, value in labels.items() if key not in ("traffic", "window", "phase", "request_class")
+    ]
+    return name + (f" ({', '.join(rest)})" if rest else "")

@@ -1,0 +1,80 @@
+"""Tables of plain facts: the machine, the traffic, the models and their engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moeprof.analysis.document import FactTable, Section
+from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.core import units
+
+
+def machine_section(summary: Summary) -> Section:
+    """Everything needed to judge whether another run is comparable."""
+    blocks = [_machine(summary), _traffic(summary), *(_engine(model) for model in summary.models if model.launch)]
+    return Section(name="machine", title="Machine, traffic and engine", blocks=tuple(blocks))
+
+
+def _machine(summary: Summary) -> FactTable:
+    environment = summary.record.environment
+    packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items() if v)
+    gpu = environment.get("gpu") or {}
+    rows = {
+        "device": environment.get("device_name"),
+        "driver": gpu.get("driver"),
+        "processor": f"{environment.get('cpu')}, {environment.get('cpu_cores')} logical",
+        "instruction sets": ", ".join(environment.get("cpu_flags") or ()),
+        "memory": units.num_bytes(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
+        "threads": environment.get("threads"),
+        "system": f"{environment.get('system')}, Python {environment.get('python')}",
+        "packages": packages,
+        "moeprof": environment.get("moeprof"),
+        "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
+    }
+    return _facts("Machine", rows)
+
+
+def _traffic(summary: Summary) -> FactTable:
+    schedules = list((summary.record.experiment.get("schedules") or {}).values())
+    rows: dict[str, Any] = {}
+    for schedule in schedules[:1]:
+        rows = {
+            "pattern": schedule["pattern"],
+            "concurrency": schedule.get("concurrency"),
+            "requests": f"{schedule['num_requests']:,} over {units.seconds(schedule['span_s'])}",
+            "input tokens": f"{schedule['input_tokens']:,}",
+            "output tokens": f"{schedule['output_tokens']:,} ({schedule['outputs'].replace('_', ' ')})",
+            "classes": ", ".join(schedule.get("classes") or ()),
+            "prompts": schedule["realism"].replace("_", " "),
+            "schedule sha256": schedule["sha256"],
+        }
+    rows["rounds"] = summary.record.workload.get("rounds")
+    rows["launches"] = summary.record.workload.get("launches")
+    return _facts("Traffic", rows)
+
+
+def _engine(model: ModelSummary) -> FactTable:
+    engine, warmup = model.launch.get("engine") or {}, model.launch.get("warmup") or {}
+    check = model.launch.get("self_check") or {}
+    rows = {
+        "source": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
+        "batching": engine.get("batching"),
+        "attention": engine.get("attention"),
+        "experts": engine.get("experts") if model.facts is not None and model.facts.is_moe else None,
+        "dtype": f"{engine.get('dtype')} ({model.launch.get('dtype_reason')})",
+        "KV cache": f"{engine.get('kv_tokens'):,} tokens" if engine.get("kv_tokens") else None,
+        "tokens per step": f"at most {engine.get('max_batch_tokens')}",
+        "notes": "; ".join(engine.get("notes") or ()),
+        "warm-up": f"{warmup.get('num_requests')} requests, {units.seconds(warmup.get('seconds', 0.0))}, "
+        + ("settled" if warmup.get("settled") else "not settled"),
+        "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.get("notes", []))}[
+            check.get("passed")
+        ],
+    }
+    return _facts(f"Engine: {model.name}", rows)
+
+
+def _facts(title: str, rows: dict[str, Any]) -> FactTable:
+    return FactTable(
+        title=title, rows=tuple((key, str(value)) for key, value in rows.items() if value not in (None, ""))
+    )

@@ -1,0 +1,81 @@
+"""``moeprof doctor``: what this machine can measure, and what it cannot, with the reason."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def doctor(
+    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+    coverage: Annotated[
+        bool,
+        typer.Option("--coverage", help="Run a tiny model of every MoE architecture through the engine (a minute)."),
+    ] = False,
+) -> None:
+    """Look at device, driver, energy counters, price and versions; say what would be n/a and why."""
+    from moeprof.cli.tables import print_records
+
+    if coverage:
+        print_records(_coverage(), format)
+        return
+    print_records(_findings(), format)
+
+
+def _coverage() -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from moeprof.capture.coverage import coverage
+    from moeprof.capture.engine.select import build_engine
+    from moeprof.core.workload import EngineSettings
+
+    settings = EngineSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64)
+    return [asdict(row) for row in coverage(lambda model, listeners: build_engine(model, settings, listeners))]
+
+
+def _findings() -> list[dict[str, Any]]:
+    from moeprof.capture.cpu_energy import CpuEnergy
+    from moeprof.capture.environment import choose_device, environment
+    from moeprof.capture.gpu import find_gpu
+
+    gpu = find_gpu(None)
+    usable = gpu if gpu.reason is None else None
+    device = choose_device("auto", usable)
+    facts = environment(usable, device, None)
+    reading = gpu.read()
+    rapl = CpuEnergy().reason
+    rows = [
+        _row("device", facts["device_name"], "the GPU" if device != "cpu" else "no GPU that this torch can use"),
+        _row("gpu", gpu.name, gpu.reason),
+        _row("driver", gpu.driver, gpu.reason),
+        _row("energy counter", _yes(reading.energy_counter_j), reading.reasons.get("energy_counter_j")),
+        _row("power", _yes(reading.power_w), reading.reasons.get("power_w")),
+        _row("clocks", _yes(reading.sm_clock_mhz), reading.reasons.get("sm_clock_mhz")),
+        _row("cpu energy (RAPL)", "readable" if rapl is None else None, rapl),
+        _row("processor", f"{facts['cpu']}, {facts['cpu_cores']} logical", ", ".join(facts["cpu_flags"]) or None),
+        _price(facts),
+    ]
+    rows += [_row(name, version, None if version else "not installed") for name, version in facts["packages"].items()]
+    return rows
+
+
+def _row(what: str, found: Any, note: str | None) -> dict[str, Any]:
+    return {"what": what, "found": "n/a" if found is None else found, "note": note or ""}
+
+
+def _yes(value: Any) -> str | None:
+    return None if value is None else "readable"
+
+
+def _price(facts: dict[str, Any]) -> dict[str, Any]:
+    from moeprof.analysis.pricing import resolve_pricing
+    from moeprof.core.errors import PriceError
+    from moeprof.core.units import usd
+    from moeprof.core.workload import Prices
+
+    try:
+        pricing = resolve_pricing(Prices(), facts["device_name"], num_vcpus=facts["cpu_cores"])
+    except PriceError as error:
+        return _row("price", None, str(error))
+    return _row("price", f"{usd(pricing.usd_per_second * 3600)} per hour", pricing.source)

@@ -1,0 +1,63 @@
+"""``moeprof run --dry-run``: schedule, lengths, memory fit, expected minutes and dollars, before weights load."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeprof.analysis.pricing import Pricing
+from moeprof.capture.run import Prepared
+from moeprof.cli.tables import print_records
+from moeprof.core import units
+from moeprof.core.trace import Schedule
+
+START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
+
+
+def show_plan(prepared: Prepared, pricing: Pricing) -> None:
+    """Print the plan to stdout."""
+    workload, fit = prepared.workload, prepared.fit
+    schedule = prepared.schedules[workload.models[0].name].measured
+    rows = [
+        ("device", f"{prepared.environment['device_name']} ({prepared.device})"),
+        ("price", f"{units.usd(pricing.usd_per_second * 3600)} per hour, {pricing.source}"),
+        ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
+        ("input tokens", _lengths(schedule.input_tokens)),
+        ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
+        ("classes", ", ".join(schedule.classes)),
+        ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all requests at once)"),
+    ]
+    for spec in workload.models:
+        need = fit.needed_bytes(spec.name)
+        text = "unknown until it loads" if need is None else f"about {units.num_bytes(need)}"
+        rows.append((f"memory, {spec.name}", f"{text} of {units.num_bytes(fit.free_bytes)} free"))
+    together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
+    rows.append(("models", together))
+    seconds = _expected_s(prepared, schedule)
+    if seconds is not None:
+        cost = units.usd(seconds * pricing.usd_per_second)
+        rows.append(("expected", f"at least {units.seconds(seconds)}, {cost}"))
+    else:
+        rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
+    rows += [("note", note.text) for note in schedule.notes]
+    print_records([{"what": what, "plan": plan} for what, plan in rows], "table")
+
+
+def _span(schedule: Schedule) -> str:
+    if schedule.pattern == "open":
+        return f", over {units.seconds(float(schedule.arrival_s.max()))}"
+    return f", {schedule.concurrency} in flight" if schedule.concurrency else ""
+
+
+def _lengths(values: np.ndarray) -> str:
+    p50, p99 = np.percentile(values, [50, 99])
+    return f"{int(values.sum()):,} in all, p50 {p50:.0f}, p99 {p99:.0f}, longest {int(values.max())}"
+
+
+def _expected_s(prepared: Prepared, schedule: Schedule) -> float | None:
+    """Open-loop passes last as long as their arrivals; the capacity pass is taken to be no longer."""
+    if schedule.pattern != "open":
+        return None
+    workload = prepared.workload
+    passes = 2 if workload.instruments.capacity else 1
+    per_model = START_S + workload.rounds * passes * float(schedule.arrival_s.max())
+    return per_model * len(workload.models) * workload.launches

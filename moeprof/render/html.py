@@ -1,0 +1,164 @@
+"""report.html: a Document as one file that works offline, in light and dark, on paper and without a script.
+
+The page is a template, a style and a small script, all inlined; charts are drawn here as SVG. Everything that comes
+from a record is data: the template escapes it, markup is made only by ``Markup.format``, and a Content-Security-Policy
+lets no script run but ours, named by its hash. Same Document, same bytes: no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from moeprof.analysis.document import (
+    Block,
+    Chart,
+    Document,
+    Doubt,
+    FactTable,
+    HeatMap,
+    MetricTable,
+    Paragraph,
+    Row,
+    Section,
+    StackedBars,
+)
+from moeprof.core.metric import Card
+from moeprof.render.html_cells import Cell, ModelCard, anchor, cell, main_row, table_row
+from moeprof.render.svg_bars import draw_bars
+from moeprof.render.svg_chart import NUM_MODEL_COLOURS, draw_chart
+from moeprof.render.svg_heatmap import draw_heatmap
+
+LAST_SECTIONS = ("workload", "machine", "environment")  # reference matter, after the doubts
+SEVERITIES = ("error", "warning", "note")
+NUM_FACTS = 3
+FILTER_FROM = 16  # tables with this many rows get a filter and start folded
+Item = tuple[str, dict[str, object]]
+
+
+def render_html(document: Document) -> str:
+    """The whole page as text, self-contained: nothing is loaded from anywhere."""
+    environment = _environment()
+    script = _source("script.js")
+    sections = [(s, _groups(s, document)) for s in document.sections]
+    return environment.get_template("report.html.j2").render(
+        doc=document,
+        style=Markup(_source("style.css")),
+        dark=Markup(_source("dark.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        model_cards=_model_cards(document),
+        first_rows=[table_row(row) for row in document.first_screen],
+        sections=[pair for pair in sections if pair[0].name not in LAST_SECTIONS],
+        last_sections=[pair for pair in sections if pair[0].name in LAST_SECTIONS],
+        doubts=sorted(document.doubts, key=lambda d: SEVERITIES.index(d.severity)),
+        doubt_counts=_doubt_counts(document.doubts),
+        cards=_cards(document),
+        colours={m.name: f"m{i % NUM_MODEL_COLOURS}" for i, m in enumerate(document.models)},
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("moeprof.render"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["anchor"] = anchor
+    return environment
+
+
+@cache
+def _source(name: str) -> str:
+    """A style or script, without the indentation that only we need."""
+    environment = _environment()
+    assert environment.loader is not None
+    text = environment.loader.get_source(environment, name)[0]
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+def _groups(section: Section, document: Document) -> list[Item]:
+    """The blocks of a section as (kind, what the template needs); neighbouring charts share one grid."""
+    items: list[Item] = []
+    names = [m.name for m in document.models]
+    for is_figure, blocks in groupby(section.blocks, key=lambda b: isinstance(b, Chart | StackedBars)):
+        drawn = [_item(block, names) for block in blocks]
+        items += [("figures", {"figures": drawn})] if is_figure else drawn
+    return items
+
+
+def _item(block: Block, models: Sequence[str]) -> Item:
+    if isinstance(block, Chart):
+        return "chart", {"block": block, "drawing": draw_chart(block, models)}
+    if isinstance(block, StackedBars):
+        return "bars", {"block": block, "drawing": draw_bars(block)}
+    if isinstance(block, HeatMap):
+        return "heat", {"block": block, "drawing": draw_heatmap(block)}
+    if isinstance(block, MetricTable):
+        rows = [table_row(row) for row in block.rows]
+        return "metrics", {"title": block.title, "rows": rows, "folded": len(rows) >= FILTER_FROM}
+    if isinstance(block, FactTable):
+        return "facts", {"block": block}
+    assert isinstance(block, Paragraph)
+    return "paragraph", {"text": block.text}
+
+
+def _model_cards(document: Document) -> list[ModelCard]:
+    """The answer per model: the large figure, and the next rows of the first screen as small ones."""
+    large = main_row(document.first_screen)
+    others = [row for row in document.first_screen if row is not large][:NUM_FACTS]
+    figures = [None if large is None else large.values[i] for i in range(len(document.models))]
+    highest = max((f.value for f in figures if f is not None and f.value is not None), default=None)
+    return [
+        ModelCard(
+            index=i,
+            name=model.name,
+            subtitle=model.subtitle,
+            status=model.status,
+            error=model.error,
+            main=None if large is None else (_title(large), cell(figures[i], large.card.unit)),
+            share=_share(figures[i].value if figures[i] is not None else None, highest),
+            facts=tuple((_title(row), _short_cell(row, i)) for row in others),
+        )
+        for i, model in enumerate(document.models)
+    ]
+
+
+def _title(row: Row) -> str:
+    per = row.card.unit.removeprefix("USD").strip(" /") if row.card.unit.startswith("USD") else ""
+    return f"{row.label}, per {per}" if per and per not in row.label else row.label
+
+
+def _short_cell(row: Row, i: int) -> Cell:
+    return cell(row.values[i], row.card.unit)
+
+
+def _share(value: float | None, highest: float | None) -> float | None:
+    """Length of the bar under a large figure, in percent of the largest."""
+    return None if value is None or not highest else round(100 * value / highest, 1)
+
+
+def _doubt_counts(doubts: Sequence[Doubt]) -> list[tuple[str, int]]:
+    counts = [(severity, sum(d.severity == severity for d in doubts)) for severity in SEVERITIES]
+    return [pair for pair in counts if pair[1]]
+
+
+def _cards(document: Document) -> list[tuple[str, list[Card]]]:
+    """Every card that any table refers to, by section, each once."""
+    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable)]
+    rows = [*document.first_screen, *(row for table in tables for row in table.rows)]
+    cards = {card.name: card for card in (*document.cards, *(row.card for row in rows))}
+    order = {section: i for i, section in enumerate(dict.fromkeys(card.section for card in cards.values()))}
+    ordered = sorted(cards.values(), key=lambda card: order[card.section])
+    return [(section, list(group)) for section, group in groupby(ordered, key=lambda card: card.section)]

@@ -1,0 +1,88 @@
+"""A Document as Markdown for a pull request: headline, first table, doubts; the rest folded."""
+
+from __future__ import annotations
+
+import re
+
+from moeprof.analysis.document import (
+    Block,
+    Chart,
+    Document,
+    FactTable,
+    HeatMap,
+    MetricTable,
+    Paragraph,
+    Row,
+    StackedBars,
+)
+from moeprof.core import units
+from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+def render_markdown(document: Document) -> str:
+    """The whole report as GitHub-flavoured Markdown."""
+    lines = [f"# {escape(document.title)}", "", f"**{escape(document.headline)}**", "", escape(document.subtitle), ""]
+    lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
+    lines += [f"- {escape(m.name)}: **{m.status}** {escape(m.error)}" for m in document.models if m.error]
+    lines += _first_table(document)
+    lines += ["", "## Reasons to doubt this", ""]
+    lines += [f"- {'**' + escape(d.model) + '**: ' if d.model else ''}{escape(d.text)}" for d in document.doubts] or [
+        "None of the checks found one."
+    ]
+    for section in document.sections:
+        body = [line for block in section.blocks for line in _block(block, document)]
+        if body:
+            lines += ["", f"<details><summary><b>{escape(section.title)}</b></summary>", "", *body, "", "</details>"]
+    lines += ["", f"Record: `{document.run}`, {document.status}, started {document.started_at}."]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text from a record as text: no markup, no HTML, one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _first_table(document: Document) -> list[str]:
+    if not document.first_screen:
+        return []
+    heads = [f"{escape(m.name)}<br><sub>{escape(m.subtitle)}</sub>" for m in document.models]
+    lines = ["| |" + "|".join(heads) + "|", "|:--|" + "--:|" * len(heads)]
+    for row in document.first_screen:
+        cells = []
+        for value in row.values:
+            interval = interval_text(value, row.card)
+            cells.append(
+                escape(short_text(value, row.card)) + (f"<br><sub>{escape(interval)}</sub>" if interval else "")
+            )
+        lines.append(f"|{escape(row.label)}|" + "|".join(cells) + "|")
+    return lines + [f"\n<sub>{escape(note)}</sub>" for note in row_reasons(document.first_screen)]
+
+
+def _block(block: Block, document: Document) -> list[str]:
+    if isinstance(block, Paragraph):
+        return [escape(block.text), ""]
+    if isinstance(block, FactTable):
+        rows = [f"|{escape(key)}|{escape(value)}|" for key, value in block.rows]
+        return [f"**{escape(block.title)}**", "", "| | |", "|:--|:--|", *rows, ""]
+    if isinstance(block, MetricTable):
+        heads = "|".join(escape(m.name) for m in document.models)
+        lines = [f"**{escape(block.title)}**", "", f"|metric|{heads}|", "|:--|" + "--:|" * len(document.models)]
+        return [*lines, *(_metric_row(row) for row in block.rows), ""]
+    if isinstance(block, StackedBars):
+        return _bars(block)
+    assert isinstance(block, Chart | HeatMap)
+    return [f"*{escape(block.title)}*: see report.html", ""]
+
+
+def _metric_row(row: Row) -> str:
+    return f"|{escape(row.label)}|" + "|".join(escape(full_text(value, row.card)) for value in row.values) + "|"
+
+
+def _bars(bars: StackedBars) -> list[str]:
+    lines = [f"**{escape(bars.title)}**", "", "| |" + "|".join(escape(b) for b in bars.bars) + "|"]
+    lines.append("|:--|" + "--:|" * len(bars.bars))
+    for part, values in bars.parts:
+        lines.append(f"|{escape(part)}|" + "|".join(units.display(v, bars.unit) for v in values) + "|")
+    return [*lines, ""]
