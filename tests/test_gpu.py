@@ -126,15 +126,16 @@ def test_one_field_that_is_refused_leaves_the_others() -> None:
     assert reading.power_w == 350.0
 
 
-def test_processes_of_others_are_counted_and_our_own_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = fake_nvml()
-    other = max(psutil.pids()) + 1
-    nvml.nvmlDeviceGetComputeRunningProcesses.return_value = [
-        SimpleNamespace(pid=os.getpid()),
-        SimpleNamespace(pid=other),
-    ]
-    monkeypatch.setattr(psutil, "pid_exists", lambda pid: True)
-    assert find_gpu("1", nvml).read().num_other_processes == 1
+def test_processes_of_others_are_counted_and_our_family_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml, me = fake_nvml(), os.getpid()
+    parents = {me: [], 101: [me], 102: [7], 103: [102, 7]}  # a child, a stranger, and the stranger's child
+
+    def process(pid: int = me) -> Any:
+        return SimpleNamespace(pid=pid, parents=lambda: [SimpleNamespace(pid=parent) for parent in parents[pid]])
+
+    monkeypatch.setattr(psutil, "Process", process)
+    nvml.nvmlDeviceGetComputeRunningProcesses.return_value = [SimpleNamespace(pid=pid) for pid in parents]
+    assert find_gpu("1", nvml).read().num_other_processes == 2
 
 
 def test_process_ids_of_another_namespace_are_not_guessed() -> None:

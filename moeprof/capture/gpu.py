@@ -193,14 +193,27 @@ def _throttle_reasons(nvml: Any, handle: Any) -> int:
 
 
 def _other_processes(nvml: Any, handle: Any) -> int | None:
-    """Compute processes of others; None in a container that shows process ids of the host."""
+    """Compute processes of others; None in a container that is shown process ids of the host.
+
+    Only the few listed processes are looked at: walking the whole process table five times a second would disturb.
+    """
+    listed = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    ours = [_is_ours(pid) for pid in listed]
+    return None if None in ours else ours.count(False)
+
+
+def _is_ours(pid: int) -> bool | None:
+    """True for this process, its descendants and its ancestors; None when no such process can be seen."""
     import psutil
 
-    listed = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     me = psutil.Process()
-    ours = {me.pid, *(child.pid for child in me.children(recursive=True)), *(p.pid for p in me.parents())}
-    others = listed - ours
-    return None if any(not psutil.pid_exists(pid) for pid in others) else len(others)
+    if pid == me.pid:
+        return True
+    try:
+        family = {parent.pid for parent in psutil.Process(pid).parents()}
+    except psutil.NoSuchProcess:
+        return None
+    return me.pid in family or pid in {parent.pid for parent in me.parents()}
 
 
 _READERS: dict[str, Callable[[Any, Any], Any]] = {
