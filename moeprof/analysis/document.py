@@ -197,6 +197,7 @@ class Document:
         doubts: "Reasons to doubt this".
         cards: the cards of all metrics in the report, for the glossary.
         workload_text: the YAML as the user wrote it.
+        notes: sentences that stand under the headline: each model's dollars, what each router does.
     """
 
     title: str

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import math
+
+from moeprof.analysis import stats
 from moeprof.analysis.pick import number
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.core import units
 
 
 def headline(summary: Summary) -> str:
-    """One sentence per model with dollars and speed, and what the router does."""
-    done = [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
+    """One sentence with the answer: the first MoE against the first dense model, or the first model's dollars."""
+    done = _priced_models(summary)
     if not done:
         return "No model produced tokens, so there is no price."
-    sentences = [_price(model) for model in done]
-    router = [sentence for model in done if (sentence := _router(model))]
-    return " ".join([*_ratio(done), *sentences, *router])
+    moe = next((m for m in done if m.facts is not None and m.facts.is_moe), None)
+    dense = next((m for m in done if m.facts is not None and not m.facts.is_moe), None)
+    if moe is None or dense is None or moe.priced[0].traffic == "open":
+        return _price(done[0])
+    ratio, interval = _cost_ratio(moe, dense)
+    between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else ""
+    prices = [number(m, "usd_per_1m_output_tokens") for m in (moe, dense)]
+    if None in prices:
+        return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs."
+    each = " against ".join(units.usd(price) for price in prices if price is not None)
+    return (
+        f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs: "
+        f"{each} per 1M output tokens."
+    )
 
 
-def _ratio(models: list[ModelSummary]) -> list[str]:
-    """The first MoE against the first dense model, by dollars for all tokens of the same work."""
-    moe = next((m for m in models if m.facts is not None and m.facts.is_moe), None)
-    dense = next((m for m in models if m.facts is not None and not m.facts.is_moe), None)
-    if moe is None or dense is None:
-        return []
-    a, b = number(moe, "usd_per_1m_total_tokens"), number(dense, "usd_per_1m_total_tokens")
-    if a is None or b is None or moe.priced[0].traffic == "open":
-        return []
-    return [f"On the same requests {moe.name} costs {a / b:.2f}x {dense.name}."]
+def findings(summary: Summary) -> tuple[str, ...]:
+    """Sentences that stand under the headline: each model's dollars and speed, and what each router does."""
+    done = _priced_models(summary)
+    found = [_price(model) for model in done] if len(done) > 1 else []
+    return tuple([*found, *(text for model in done if (text := _router(model)))])
+
+
+def _priced_models(summary: Summary) -> list[ModelSummary]:
+    return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
+
+
+def _cost_ratio(moe: ModelSummary, dense: ModelSummary) -> tuple[float, tuple[float, float] | None]:
+    """Dollars for the same requests, summed over passes; 95 % t-interval over rounds of the log ratio."""
+    bills = [[split.run_cost_usd for split in model.splits] for model in (moe, dense)]
+    pairs = list(zip(*bills, strict=False))
+    interval = stats.t_interval([math.log(a / b) for a, b in pairs])
+    total = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    return total, None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
 
 
 def _price(model: ModelSummary) -> str:
@@ -38,7 +60,7 @@ def _price(model: ModelSummary) -> str:
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
-    return f"{text} at {units.rate(speed, 'tok')}." if speed is not None else f"{text}."
+    return f"{text} at {units.rate(speed, 'output tokens')}." if speed is not None else f"{text}."
 
 
 def _router(model: ModelSummary) -> str:
@@ -48,8 +70,8 @@ def _router(model: ModelSummary) -> str:
         return ""
     experts = model.facts.moe_layers[0].num_experts
     return (
-        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
-        f"the busiest carries {units.significant(worst)}x the mean."
+        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts in a layer; "
+        f"the busiest expert carries {units.significant(worst)} times the mean."
     )
 
 

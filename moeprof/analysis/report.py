@@ -7,7 +7,7 @@ from moeprof.analysis import report_facts as facts
 from moeprof.analysis.cards import CARDS, card_for
 from moeprof.analysis.document import Document, MetricTable, ModelColumn, Row, Section
 from moeprof.analysis.doubts import find_doubts
-from moeprof.analysis.headline import banners, headline, subtitle
+from moeprof.analysis.headline import banners, findings, headline, subtitle
 from moeprof.analysis.pick import highest_percentile, pick
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.core import units
@@ -59,6 +59,7 @@ def build_document(summary: Summary) -> Document:
         status=record.status,
         started_at=str(record.experiment.get("started_at", "")),
         headline=headline(summary),
+        notes=findings(summary),
         subtitle=subtitle(summary),
         banners=banners(summary),
         models=tuple(_column(model) for model in models),

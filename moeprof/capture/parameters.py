@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from moeprof.capture.attention_shapes import attention_shapes
-from moeprof.capture.parameter_groups import NUM_EXPERTS_NAMES, ExpertLayer, Grouper, find_expert_layers, is_under
+from moeprof.capture.parameter_groups import NUM_EXPERTS_NAMES, ExpertLayer, Grouper, find_expert_layers
 from moeprof.capture.quantised import quantisation_method, stored_bytes_by_group
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.modelfacts import GROUPS, ModelFacts, MoeLayerFacts
@@ -135,7 +135,7 @@ def _layer_facts(
     inside = Counter[str]()
     for path, parameter in block.items():
         inside[groups.get(path, "other")] += parameter.numel()
-    router = sum(p.numel() for path, p in model.named_parameters() if any(is_under(path, r) for r in layer.routers))
+    router = sum(_numel_at(model, path) for path in layer.routers)
     # Quantised experts have one format within a model, so bytes follow parameters within the group.
     routed = params["routed_experts"]
     expert_bytes = layer.expert_params * size["routed_experts"] // routed if routed else 0
@@ -149,6 +149,13 @@ def _layer_facts(
         router_params=router,
         executes_all_experts=layer.executes_all_experts,
     )
+
+
+def _numel_at(model: nn.Module, path: str) -> int:
+    """Parameters at a path that names a module or one parameter."""
+    home, _, attribute = path.rpartition(".")
+    found = getattr(model.get_submodule(home), attribute)
+    return found.numel() if isinstance(found, torch.Tensor) else sum(p.numel() for p in found.parameters())
 
 
 def _picks(layer: ExpertLayer, name: str) -> int:

@@ -23,7 +23,8 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 
 def render_markdown(document: Document) -> str:
     """The whole report as GitHub-flavoured Markdown."""
-    lines = [f"# {escape(document.title)}", "", f"**{escape(document.headline)}**", "", escape(document.subtitle), ""]
+    lines = [f"# {escape(document.title)}", "", f"**{escape(document.headline)}**", ""]
+    lines += [*(escape(note) for note in document.notes), "", escape(document.subtitle), ""]
     lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
     lines += [f"- {escape(m.name)}: **{m.status}** {escape(m.error)}" for m in document.models if m.error]
     lines += _first_table(document)

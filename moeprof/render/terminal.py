@@ -21,6 +21,8 @@ STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 def print_document(document: Document, console: Console) -> None:
     """Print the first screen to ``console``."""
     console.print(Text(document.headline, style="bold"))
+    for note in document.notes:
+        console.print(Text(note))
     if document.subtitle:
         console.print(Text(document.subtitle, style="dim"))
     for banner in document.banners:
