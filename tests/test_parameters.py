@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
 
@@ -79,6 +81,31 @@ def test_kv_bytes_and_attention_flops_follow_from_heads() -> None:
     counted = facts(qwen3_moe())
     assert counted.kv_bytes_per_token == 2 * (1 + 1) * 4 * 2  # layers * (k + v) * head_dim * bf16
     assert counted.attention_flops_per_pair == 4 * 2 * 4 * 2  # 4 * heads * head_dim * layers
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    num_experts=st.integers(2, 40),
+    top_k=st.integers(1, 2),
+    layers=st.integers(1, 3),
+    hidden=st.integers(2, 20).map(lambda n: 4 * n),
+    width=st.integers(1, 50),
+)
+def test_idle_parameters_are_those_of_unpicked_experts(
+    num_experts: int, top_k: int, layers: int, hidden: int, width: int
+) -> None:
+    counted = facts(
+        qwen3_moe(
+            num_experts=num_experts,
+            num_experts_per_tok=top_k,
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            moe_intermediate_size=width,
+        )
+    )
+    assert counted.total_params - counted.active_params == layers * (num_experts - top_k) * 3 * hidden * width
+    assert counted.params_by_group["router"] == layers * num_experts * hidden
+    assert counted.params_by_group["other"] == 0
 
 
 def test_tied_embeddings_are_counted_once_and_stay_active() -> None:
