@@ -6,13 +6,14 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from moeprof.analysis.cost import CostSplit, cost_metrics, cost_splits
+from moeprof.analysis.launches import over_launches
 from moeprof.analysis.metrics.attribution import Attribution, attribution_metrics, attributions, placebo_metrics
 from moeprof.analysis.metrics.energy import energy_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
@@ -22,7 +23,7 @@ from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.routing import routing_metrics
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
-from moeprof.analysis.metrics.work import limits_of, work_metrics
+from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.analysis.pricing import Pricing
 from moeprof.analysis.tables import PassTables
 from moeprof.core.errors import RecordError
@@ -100,58 +101,71 @@ def _model(
     if not record.facts:
         return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
     facts = ModelFacts.from_json(record.facts)
-    launch = {**peaks, **(record.launches[0].info if record.launches else {})}
-    rounds = _tables(record, lambda launch: launch.rounds)
-    capacity = _tables(record, lambda launch: launch.capacity)
-    found = attributions(capacity or rounds)
-    calibration, limits = _calibration(record), _limits(launch, facts)
+    parts = [_launch(launch, facts, pricing, slo, peaks, idle_power_w) for launch in record.launches]
+    if not parts:
+        values = tuple(parameter_metrics(facts))
+        return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
+    first = next((part for part in parts if part.rounds), parts[0])
+    measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
+    return ModelSummary(
+        record=record,
+        facts=facts,
+        launch=first.launch,
+        rounds=tuple(tables for part in parts for tables in part.rounds),
+        capacity=tuple(tables for part in parts for tables in part.capacity),
+        metrics=(*parameter_metrics(facts), *over_launches(measured)),
+        attributions=first.attributions,
+        splits=tuple(split for part in parts for split in part.splits),
+    )
+
+
+def _launch(
+    record: LaunchRecord,
+    facts: ModelFacts,
+    pricing: Pricing,
+    slo: Slo,
+    peaks: Mapping[str, Any],
+    idle_power_w: float | None,
+) -> _Part:
+    """Everything that one fresh process tells."""
+    info = {**peaks, **record.info}
+    rounds, capacity = _tables(record.rounds), _tables(record.capacity)
+    calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
+    values: list[MetricValue] = []
     splits: tuple[CostSplit, ...] = ()
-    values = [*parameter_metrics(facts)]
     for passes in (rounds, capacity):
         if passes:
             values += latency_metrics(passes, slo if passes is rounds else None)
             values += throughput_metrics(passes, slo if passes is rounds else None)
-            splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=limits)
-            values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=_memory_total(launch))
+            splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=peaks_of(info, facts))
+            values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
             values += energy_metrics(passes, idle_power_w)
-            values += work_metrics(launch, facts, passes)
+            values += work_metrics(info, facts, passes)
     main = capacity or rounds
+    found = attributions(main) if main else ()
     if main:
-        values += variance_metrics(main)
-        values += attribution_metrics(main, found)
+        values += [*variance_metrics(main), *attribution_metrics(main, found)]
     if rounds:
-        values += routing_metrics(rounds, facts)
-        values += memory_metrics(launch, facts, rounds)
-    values += overhead_metrics(_overhead_tables(record))
-    return ModelSummary(
-        record=record,
-        facts=facts,
-        launch=launch,
-        rounds=rounds,
-        capacity=capacity,
-        metrics=tuple(values),
-        attributions=found,
-        splits=splits,
-    )
+        values += [*routing_metrics(rounds, facts), *memory_metrics(info, facts, rounds)]
+    overhead = _table(record, "overhead")
+    values += overhead_metrics([] if overhead is None else [overhead])
+    return _Part(info, rounds, capacity, values, found, splits)
 
 
-def _limits(launch: Mapping[str, Any], facts: ModelFacts) -> tuple[float, float] | None:
-    """Measured bandwidth and matrix rate, for splitting mixed steps by the roofline where nothing better is known."""
-    limits = limits_of(launch, facts)
-    if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
-        return None
-    return limits.bandwidth_bytes_per_s, limits.flops_per_s
+@dataclass(frozen=True)
+class _Part:
+    """One launch of a model."""
 
-
-def _memory_total(launch: Mapping[str, Any]) -> int | None:
-    total = (launch.get("memory") or {}).get("device_total_bytes")
-    return None if total is None else int(total)
+    launch: Mapping[str, Any]
+    rounds: tuple[PassTables, ...]
+    capacity: tuple[PassTables, ...]
+    metrics: list[MetricValue]
+    attributions: tuple[Attribution, ...]
+    splits: tuple[CostSplit, ...]
 
 
 def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     """The MoE's routing as an explanation of a dense model's step times, where both ran the same batches."""
-    from dataclasses import replace
-
     moe = next((m for m in models if m.facts is not None and m.facts.is_moe and m.priced), None)
     if moe is None or moe.priced[0].traffic == "open":
         return models
@@ -164,21 +178,14 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     return tuple(done)
 
 
-def _tables(record: ModelRecord, passes: Callable[[LaunchRecord], tuple[PassRecord, ...]]) -> tuple[PassTables, ...]:
-    """Passes with at least one step, of all launches, in order. A pass that never began is left out."""
-    found = [PassTables.from_record(p) for launch in record.launches for p in passes(launch)]
-    return tuple(tables for tables in found if len(tables.steps))
+def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
+    """Passes with at least one step, in order. A pass that never began is left out."""
+    return tuple(tables for tables in map(PassTables.from_record, passes) if len(tables.steps))
 
 
-def _calibration(record: ModelRecord) -> pd.DataFrame | None:
-    tables = [read_table(launch.path, "calibration") for launch in record.launches]
-    tables = [table for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else None
-
-
-def _overhead_tables(record: ModelRecord) -> tuple[pd.DataFrame, ...]:
-    tables = [read_table(launch.path, "overhead") for launch in record.launches]
-    return tuple(table for table in tables if len(table))
+def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
+    table = read_table(launch.path, name)
+    return table if len(table) else None
 
 
 def _device_peaks(record: Record) -> dict[str, Any]:
