@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -170,7 +171,32 @@ def _cost(summary: Summary) -> list[Block]:
         parts=parts,
         unit="USD",
     )
-    return [bars]
+    return [bars, _cost_over_time(models, summary.pricing.usd_per_second)]
+
+
+def _cost_over_time(models: list[ModelSummary], usd_per_second: float) -> Chart:
+    """Dollars of busy time so far, by phase, in the first priced pass of each model."""
+    series = []
+    for model in models:
+        end_s, busy = column(model.priced[0].steps, "end_s"), model.splits[0].busy
+        rows = np.unique(np.linspace(0, len(end_s) - 1, CDF_POINTS).astype(np.int64))
+        sides: tuple[tuple[str, FloatArray, Literal["line", "dashed"]], ...] = (
+            ("prompts", busy.prefill_S, "dashed"),
+            ("outputs", busy.decode_S, "line"),
+        )
+        for side, seconds, style in sides:
+            spent = np.cumsum(seconds)[rows] * usd_per_second
+            series.append(Series(name=f"{model.name}, {side}", x=_floats(end_s[rows]), y=_floats(spent), style=style))
+    return Chart(
+        name="cost-over-time",
+        title="Dollars spent so far, by phase",
+        caption="Busy time of the first priced pass; mixed steps are split between prompts and outputs.",
+        x_label="time since the start of the pass",
+        x_unit="s",
+        y_label="spent",
+        y_unit="USD",
+        series=tuple(series),
+    )
 
 
 def _timelines(summary: Summary) -> list[Block]:

@@ -7,6 +7,7 @@ from typing import Any
 from moeprof.analysis.document import FactTable, Section
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.core import units
+from moeprof.core.hardware import find_datasheet
 
 
 def machine_section(summary: Summary) -> Section:
@@ -29,9 +30,33 @@ def _machine(summary: Summary) -> FactTable:
         "system": f"{environment.get('system')}, Python {environment.get('python')}",
         "packages": packages,
         "moeprof": environment.get("moeprof"),
+        "datasheet": _datasheet(str(environment.get("device_name"))),
+        "measured peaks": _peaks(summary),
         "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
     }
     return _facts("Machine", rows)
+
+
+def _datasheet(device_name: str) -> str | None:
+    """Dense figures, beside what was measured; None for devices without a row."""
+    found = find_datasheet(device_name)
+    if found is None:
+        return None
+    return (
+        f"{found.bf16_flops_per_s / 1e12:.0f} TFLOP/s dense bf16, {found.bandwidth_bytes_per_s / 1e12:.2f} TB/s "
+        f"({found.source}, {found.date})"
+    )
+
+
+def _peaks(summary: Summary) -> str | None:
+    peaks = next((model.launch["peaks"] for model in summary.models if "peaks" in model.launch), None)
+    if peaks is None:
+        return None
+    parts = []
+    if peaks.get("bandwidth_bytes_per_s"):
+        parts.append(f"{peaks['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s ({peaks['bandwidth_method'].replace('_', ' ')})")
+    parts += [f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in (peaks.get("flops_per_s") or {}).items()]
+    return ", ".join(parts) + f", {peaks.get('threads')} threads"
 
 
 def _traffic(summary: Summary) -> FactTable:
