@@ -35,8 +35,13 @@ check: lint types test ## everything before a commit
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
 
-accept: .venv/ready ## a minute of the real Azure trace at full length, offline (minutes; needs ../shared)
-	$(BIN)/moeprof run workloads/azure-conv-full.yaml
+AZURE := ../shared/data/traces/AzureLLMInferenceTrace_conv.csv
+accept: .venv/ready ## a minute of the real Azure trace: open loop at a quarter length, offline at full length (minutes)
+	rm -rf reports/accept-open reports/accept-full
+	$(BIN)/moeprof run workloads/azure-conv.yaml --output-dir reports/accept-open
+	$(BIN)/python .ci/check_azure.py reports/accept-open $(AZURE) 0.25
+	$(BIN)/moeprof run workloads/azure-conv-full.yaml --output-dir reports/accept-full
+	$(BIN)/python .ci/check_azure.py reports/accept-full $(AZURE) 1.0
 
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info
