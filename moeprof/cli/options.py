@@ -73,7 +73,11 @@ def apply(workload: Workload, options: Overrides) -> Workload:
         changes["slo"] = replace(workload.slo, **_slo(options.goodput))
     if options.usd_per_device_hour is not None:
         changes["prices"] = replace(
-            workload.prices, usd_per_device_hour=options.usd_per_device_hour, capital=None, source="the command line"
+            workload.prices,
+            usd_per_device_hour=options.usd_per_device_hour,
+            capital=None,
+            source="given on the command line",
+            applies_to="any",
         )
     if options.save_detailed:
         changes["instruments"] = replace(workload.instruments, save_detailed=True)

@@ -63,7 +63,9 @@ def run(
     resolved = apply(load_workload(workload), options)
     prepared = prepare(resolved)
     machine = prepared.environment
-    pricing = resolve_pricing(resolved.prices, machine["device_name"], num_vcpus=machine["cpu_cores"])
+    pricing = resolve_pricing(
+        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
+    )
     if dry_run:
         show_plan(prepared, pricing)
         return

@@ -152,6 +152,7 @@ class Prices:
         api_usd_per_1m_output_tokens: an API price to break even with.
         api_usd_per_1m_input_tokens: likewise for input.
         source: where the price comes from, for the report.
+        applies_to: the kind of device that rent or capital are meant for; another kind asks the price book.
     """
 
     usd_per_device_hour: float | None = None
@@ -162,6 +163,13 @@ class Prices:
     api_usd_per_1m_output_tokens: float | None = None
     api_usd_per_1m_input_tokens: float | None = None
     source: str | None = None
+    applies_to: Literal["any", "cpu", "cuda"] = "any"
+
+    def for_device(self, device: str) -> Prices:
+        """These prices, without rent and capital when they are meant for another kind of device."""
+        if self.applies_to == "any" or device.startswith(self.applies_to):
+            return self
+        return replace(self, usd_per_device_hour=None, capital=None, source=None)
 
     def __post_init__(self) -> None:
         _more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
