@@ -95,15 +95,15 @@ def test_what_nobody_collects_stays_bounded(model: Model) -> None:
 
 
 def test_kept_picks_are_those_of_real_tokens_and_what_is_over_the_cap_is_counted(model: Model) -> None:
-    # One token takes 2 layers x 2 picks x 2 bytes = 8 bytes: three tokens fit into 24 bytes, a fourth does not.
-    tap = RoutingTap(model, find_moe_layers(model), save_picks=True, picks_cap_bytes=24)
+    # One token takes 2 layers x 2 picks x 1 byte = 4 bytes: three tokens fit into 12 bytes, a fourth does not.
+    tap = RoutingTap(model, find_moe_layers(model), save_picks=True, picks_cap_bytes=12)
     run(tap, model, layout((1, 2), mask=[False, True, True, True]), [[3, 3], [0, 1], [1, 2], [2, 3]], [[0, 1]] * 4)
     run(tap, model, layout((1,)), [[0, 1]], [[0, 1]])
     first, second = tap.collect(), tap.collect()
     tap.close()
     assert first is not None and first.picks_TLK is not None and second is not None
     assert first.picks_TLK[:, 0].tolist() == [[0, 1], [1, 2], [2, 3]] and first.picks_left_out_tokens == 0
-    assert first.picks_TLK.dtype == np.int16
+    assert first.picks_TLK.dtype == np.uint8
     assert second.picks_TLK is None and second.picks_left_out_tokens == 1
     assert second.counts_LGE.sum() == 4
 

@@ -158,6 +158,11 @@ class Counter:
         tokens_G = np.bincount(groups, weights=tokens, minlength=self.num_groups).astype(np.int64)
         return Label(layout, len(group_T), layer_L1 + group_T * self.row, tokens_G, real_T)
 
+    @property
+    def picks_dtype(self) -> torch.dtype:
+        """The smallest integer type that holds every id of a row."""
+        return torch.uint8 if self.row <= 2**8 else torch.int16 if self.row <= 2**15 else torch.int32
+
     def parts(self, forwards: Sequence[Forward]) -> Iterator[list[Forward]]:
         """Cut forwards into blocks whose counts stay small."""
         size = max(1, MAX_COUNT_BYTES // (4 * max(1, self.cells_per_forward)))
@@ -179,7 +184,7 @@ class Counter:
         one = torch.ones(1, dtype=torch.int32, device=self.device)
         counts.scatter_add_(0, index.view(-1), one.expand(index.numel()))
         kept, left_out = self._choose_picks(forwards)
-        small = picks.to(torch.int16 if self.row < 2**15 else torch.int32) if kept else None
+        small = picks.to(self.picks_dtype) if kept else None
         ready: Any = None
         if self.device.type == "cuda":
             counts, small = _to_host(counts), None if small is None else _to_host(small)
@@ -225,7 +230,7 @@ class Counter:
         kept, left_out = [], 0
         for forward in forwards:
             num_tokens = int(forward.label.tokens_G.sum())
-            num_bytes = num_tokens * len(self.layers) * self.top_k * (2 if self.row < 2**15 else 4)
+            num_bytes = num_tokens * len(self.layers) * self.top_k * self.picks_dtype.itemsize
             kept.append(num_bytes <= self.picks_room_bytes)
             if kept[-1]:
                 self.picks_room_bytes -= num_bytes
