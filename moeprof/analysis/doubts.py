@@ -48,6 +48,25 @@ def _status(summary: Summary) -> Iterator[Doubt]:
         yield Doubt(code="incomplete", flag="schedule", severity="error", model=None, text=text)
 
 
+def _cut(summary: Summary) -> Iterator[Doubt]:
+    """What ``max_minutes`` left out: requests of a pass that was cut, and rounds that never began."""
+    workload = summary.record.workload
+    asked = int(workload.get("rounds", 1)) * int(workload.get("launches", 1))
+    for model in summary.models:
+        passes = [passed for launch in model.record.launches for passed in launch.passes]
+        parts = []
+        for passed in (p for p in passes if p.info.get("status") == "cut"):
+            schedules = summary.record.experiment.get("schedules") or {}
+            total = (schedules.get(model.name) or {}).get("num_requests", "all")
+            parts.append(f"{passed.name} sent {passed.info.get('sent', 0)} of {total} requests")
+        missing = asked - sum(not passed.is_capacity for passed in passes)
+        if missing > 0 and workload.get("max_minutes") is not None and model.record.status == "done":
+            parts.append(f"{missing} of {asked} rounds never began")
+        if parts:
+            text = f"max_minutes ({workload.get('max_minutes')}) ended the run early: {', '.join(parts)}"
+            yield Doubt(code="cut", flag="schedule", severity="error", model=model.name, text=text)
+
+
 def _launches(summary: Summary) -> Iterator[Doubt]:
     launches = int(summary.record.workload.get("launches", 1))
     if launches == 1:
@@ -103,6 +122,7 @@ def _distinct(schedules: dict[str, Any]) -> list[dict[str, Any]]:
 
 RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _status,
+    _cut,
     _launches,
     _realism,
     _schedule_notes,
