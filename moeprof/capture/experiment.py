@@ -18,7 +18,6 @@ from moeprof.capture.schedules import Scheduled
 from moeprof.capture.signals import SignalWatch
 from moeprof.capture.telemetry import Meter, Telemetry
 from moeprof.capture.workers import Worker, WorkerFailedError
-from moeprof.core.errors import InterruptedRunError
 from moeprof.core.workload import ModelSpec, Workload
 
 
@@ -63,13 +62,14 @@ class Experiment:
 
     def run(self) -> str:
         """All launches; returns ``done``, ``failed`` or ``interrupted``."""
+        status = "interrupted"  # stays so when something unforeseen ends the loop
         try:
             for launch in range(self._setup.workload.launches):
                 self._launch(launch)
                 if self._over:
                     break
-        finally:
             status = "interrupted" if self._signals.number else "failed" if self._failed else "done"
+        finally:
             self._header.finish(status, failed=self._failed)
         return status
 
@@ -152,10 +152,12 @@ class Experiment:
             if order.command == "pass":
                 self._audience.hear(name, "pass_done", {"pass": order.name} | result)
         except WorkerFailedError as error:
+            workers.pop(name).kill()
+            if self._signals.number:
+                return  # a signal to the whole group ends workers too: that is no failure of the model
             self._failed.add(name)
             self._header.model_failed(name, str(error), error.details)
             self._audience.hear(name, "failed", {"error": str(error)})
-            workers.pop(name).kill()
         finally:
             watch.close()
 
@@ -222,11 +224,3 @@ class _PassWatch:
         """End sampling."""
         if self._telemetry is not None:
             self._telemetry.close()
-
-
-def raise_if_stopped(status: str, signals: SignalWatch, folder: Path) -> None:
-    """Turn an interrupted run into its exit code, and say how to read what was kept."""
-    if signals.number:
-        raise InterruptedRunError(
-            f"stopped; what was measured is kept: moeprof report {folder}", signal_number=signals.number
-        )

@@ -46,6 +46,7 @@ class Session:
         self._plan, self._should_stop, self._send = plan, should_stop, send
         self._device = torch.device(plan.device)
         self._launch: dict[str, Any] = {}
+        self._prepared = False
 
     def __enter__(self) -> Session:
         plan = self._plan
@@ -94,6 +95,7 @@ class Session:
             "reloaded": plan.continues,
             "self_check": self._tapping.self_check(self._engine, self._listeners, self._warmup),
         }
+        self._prepared = True
         self._warm_up()
         self._write()
         return {"engine": self._launch["engine"], "self_check": self._launch["self_check"]}
@@ -157,7 +159,9 @@ class Session:
         return {"pairs": pairs}
 
     def finish(self) -> None:
-        """Remove hooks, write what the launch learnt."""
+        """Remove hooks, write what the launch learnt. A run that was stopped early has nothing to finish."""
+        if not self._prepared:
+            return
         self._launch["memory"] = self._memory.summary()
         self._tapping.close()
         self._engine.close()

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from types import FrameType
 
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.core.errors import MoeprofError
@@ -27,6 +28,13 @@ class Ear:
         self._connection, self._clock = connection, clock
         self._next_s = 0.0
         self._stopped = False
+        self.at_work = False
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """A SIGTERM to the whole group: end after the current step like the parent asks to, or at once when idle."""
+        self._stopped = True
+        if not self.at_work:
+            raise SystemExit(0)
 
     def should_stop(self) -> bool:
         """True once the parent asked to stop or is gone."""
@@ -46,7 +54,6 @@ class Ear:
 def worker_main(plan: LaunchPlan, connection: Connection) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if plan.threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(plan.threads)
@@ -56,6 +63,7 @@ def worker_main(plan: LaunchPlan, connection: Connection) -> None:
     warnings.simplefilter("ignore")  # libraries' notices are not the user's; ours are in the record
 
     ear = Ear(connection)
+    signal.signal(signal.SIGTERM, ear.on_sigterm)
 
     def send(report: Report) -> None:
         try:
@@ -95,4 +103,7 @@ def _serve(plan: LaunchPlan, connection: Connection, ear: Ear, send: Callable[[R
                 session.finish()
                 send(Report(event="done", data={}))
                 return
-            send(Report(event="done", data=handlers[order.command](order)))
+            ear.at_work = order.command != "prepare"  # loading hears nothing, so it ends at once
+            result = handlers[order.command](order)
+            ear.at_work = False
+            send(Report(event="done", data=result))

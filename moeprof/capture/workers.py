@@ -79,9 +79,13 @@ class Worker:
                 raise WorkerFailedError(f"model {self.plan.model.name}: no step ended for {clock() - heard:.0f} s")
 
     def close(self, hear: Callable[[Report], None]) -> None:
-        """Let it finish and write launch.json."""
-        if self._process.is_alive():
-            self.do(Order(command="close"), hear, lambda: False)
+        """Let it finish and write launch.json. One that ended well by itself (told to stop between passes) is fine."""
+        try:
+            if self._process.is_alive():
+                self.do(Order(command="close"), hear, lambda: False)
+        except WorkerFailedError:
+            if self._process.exitcode != 0:
+                raise
         self._process.join(STOP_GRACE_S)
         self.kill()
 
