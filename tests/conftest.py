@@ -1,0 +1,46 @@
+"""Fixtures for the whole suite: one thread, a pair of tiny models, one real run shared by all who read it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import WORKLOAD, Ran, run_main, write_models
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared with the workers that tests start
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
+
+
+@pytest.fixture(autouse=True)
+def no_hooks_stay(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A model that a fixture gave to a test has no forward hooks when the test is over."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    for name, value in getattr(request.node, "funcargs", {}).items():
+        if isinstance(value, torch.nn.Module):
+            left = [
+                path for path, module in value.named_modules() if module._forward_pre_hooks or module._forward_hooks
+            ]
+            assert not left, f"the test left hooks on {name}: {left[:3]}"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``moe/``, ``dense/`` and ``workload.yaml``. Read only: tests that change it copy it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_models(folder)
+    (folder / "workload.yaml").write_text(WORKLOAD, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """One real open-loop run of both models, two rounds: its record, and what the command line said."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, run_main(["run", tiny / "workload.yaml", "--output-dir", folder])
