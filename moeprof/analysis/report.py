@@ -34,6 +34,7 @@ FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("energy / output token", "energy_j_per_output_token", {}),
     ("memory bandwidth used (MBU)", "mbu_ratio", {}),
 )
+APART = {"layer", "experts", "launch"}  # too many for tables: they stay in summary.json and the heat map
 SECTIONS = (
     ("cost", "Cost"),
     ("throughput", "Throughput"),
@@ -121,7 +122,7 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
     for position, model in enumerate(models):
         for value in model.metrics:
             card = cards.setdefault(value.name, card_for(value.name))
-            if card.section != section or "layer" in value.labels or "experts" in value.labels:
+            if card.section != section or APART & set(value.labels):
                 continue
             heading = _heading(value.labels)
             key = (value.name, tuple(sorted(value.labels.items())))
