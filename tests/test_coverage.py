@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from moeprof.capture.coverage import CoverageRow, coverage, coverage_table
 from moeprof.capture.engine.base import Engine, ListenerSet
@@ -14,6 +15,8 @@ from moeprof.capture.engine.static import StaticEngine
 from moeprof.capture.tiny_models import moe_causal_lm_types
 
 torch.set_num_threads(1)
+# In transformers 5.17 Aria's experts are a grouped product that gets no picks; later they are as elsewhere.
+REFUSED = {"doge", "aria_text"} if transformers.__version__.startswith("5.17.") else {"doge"}
 
 
 def make_engine(model: Any, listeners: ListenerSet) -> Engine:
@@ -57,7 +60,7 @@ def test_the_architectures_that_break_the_rule_have_an_adapter(rows: dict[str, C
         "longcat_flash",
         "zaya",
     }
-    assert {name for name, row in rows.items() if row.verdict == "refused"} == {"doge"}
+    assert {name for name, row in rows.items() if row.verdict == "refused"} == REFUSED
     assert "hash" in rows["deepseek_v4"].reason
     llama4 = rows["llama4_text"].check
     assert llama4 is not None and llama4.executes_all_experts
@@ -66,4 +69,4 @@ def test_the_architectures_that_break_the_rule_have_an_adapter(rows: dict[str, C
 def test_the_table_names_every_class_and_counts_the_verdicts(rows: dict[str, CoverageRow]) -> None:
     table = coverage_table(list(rows.values()))
     assert len(table.splitlines()) == len(rows) + 1
-    assert table.splitlines()[-1].endswith("refused") or "1 refused" in table.splitlines()[-1]
+    assert f"{len(REFUSED)} refused" in table.splitlines()[-1]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -109,6 +110,8 @@ def moe_causal_lm_types() -> tuple[str, ...]:
     return tuple(sorted(by_class.values()))
 
 
+# Older transformers (5.17) have a name per model for the same kind of layer.
+_INDEXED = "indexed_attention" if "indexed_attention" in ALLOWED_LAYER_TYPES else "qwen_sparse_attention"
 # What the generic shrinking cannot know, by model type.
 _SPARSE_TAIL = {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_hidden_layers": 4}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -149,7 +152,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
     "qwen4_exp_text": {
-        "layer_types": ["linear_attention", "indexed_attention"],
+        "layer_types": ["linear_attention", _INDEXED],
         "num_hidden_layers": 2,
         "hc_lowrank": 8,
         "indexer_n_heads": 2,

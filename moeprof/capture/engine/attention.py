@@ -11,16 +11,20 @@ Shape legend: H query heads, G key/value heads, Q queries of the step, K keys of
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 NAME = "moeprof_per_sequence"
 STOCK = "sdpa"
+# transformers 5.17: update() takes the indices by name, returns [K, G, D]; later it takes kwargs, returns [1, G, K, D]
+_UPDATE_TAKES_KWARGS = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters
 
 
 def per_sequence_attention(
@@ -40,7 +44,7 @@ def per_sequence_attention(
     """
     cache = kwargs["cache"]
     edges: StepEdges = cache.moeprof_edges
-    key, value = cache.update(key_states=key_1GQD, value_states=value_1GQD, layer_idx=module.layer_idx, kwargs=kwargs)
+    key, value = _updated(cache, key_1GQD, value_1GQD, cast("int", module.layer_idx), kwargs)
     grouped = query_1HQD.shape[1] != key.shape[1]
     out_1HQD = torch.empty_like(query_1HQD)
     for q0, q1, k0, k1 in edges.spans:
@@ -49,12 +53,29 @@ def per_sequence_attention(
             query_1HQD[:, :, q0:q1],
             key[:, :, k0:k1],
             value[:, :, k0:k1],
-            attn_mask=edges.chunk_mask(num_q, num_k) if 1 < num_q < num_k else None,
+            attn_mask=edges.chunk_mask(num_q, num_k, query_1HQD.dtype) if 1 < num_q < num_k else None,
             is_causal=num_q == num_k > 1,
             scale=scaling,
             enable_gqa=grouped,
         )
     return out_1HQD.transpose(1, 2), None
+
+
+def _updated(
+    cache: Any, key_1GQD: torch.Tensor, value_1GQD: torch.Tensor, layer: int, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the new keys and values; all keys and values of the step's sequences, [1, G, K, D] each."""
+    if _UPDATE_TAKES_KWARGS:
+        key, value = cache.update(key_states=key_1GQD, value_states=value_1GQD, layer_idx=layer, kwargs=kwargs)
+        return key, value
+    key, value = cache.update(
+        key_states=key_1GQD,
+        value_states=value_1GQD,
+        layer_idx=layer,
+        read_index=kwargs["read_index"],
+        write_index=kwargs["write_index"],
+    )
+    return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
 
 
 class StepEdges:
@@ -71,12 +92,15 @@ class StepEdges:
         self._device = device
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
-    def chunk_mask(self, num_q: int, num_k: int) -> torch.Tensor:
-        """Causal mask of a prompt chunk that continues cached tokens, bool [num_q, num_k]; made once per step."""
+    def chunk_mask(self, num_q: int, num_k: int, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores of a prompt chunk that continues cached tokens, [num_q, num_k]: 0 or -inf.
+
+        Made once per step. A boolean mask would be turned into this one by every layer anew.
+        """
         mask = self._masks.get((num_q, num_k))
         if mask is None:
-            mask = torch.ones(num_q, num_k, dtype=torch.bool, device=self._device).tril(num_k - num_q)
-            self._masks[num_q, num_k] = mask
+            hidden = torch.full((num_q, num_k), float("-inf"), dtype=dtype, device=self._device)
+            mask = self._masks[num_q, num_k] = hidden.triu(num_k - num_q + 1)
         return mask
 
 

@@ -2,7 +2,8 @@
 
 ``generate`` switches kernels between prefill and decode, ``generate_batch`` runs a background thread; both hide what we
 measure. The processor underneath has three methods, prepare_next_batch -> _generation_step -> update_batch, and this
-file is the only one that touches them (transformers 5.17 and 5.23 differ; ``_settings`` holds the differences).
+file is the only one that touches them. Where transformers 5.17 and 5.23 differ, the differences have a name here:
+``_settings`` and ``_forget_all``, and ``_updated`` in attention.py.
 
 What a step is: prompt chunks and decode tokens of many requests, flattened into one row of at most
 ``max_batch_tokens``, one forward, one new token for each sequence whose prompt is complete.
@@ -114,7 +115,7 @@ class ContinuousEngine:
         _drain(self._manager.input_queue)
         _drain(self._manager.output_router.output_queue)
         self._batch.reset()
-        self._batch.cache.reset()
+        _forget_all(self._batch.cache)
         for table in (self._requests, self._produced, self._computed):
             table.clear()
         self._seen_active.clear()
@@ -275,6 +276,15 @@ def _settings(kv_tokens: int, max_batch_tokens: int, prefix_cache: bool) -> Cont
         "seed": 0,
     }
     return ContinuousBatchingConfig(**{key: value for key, value in wanted.items() if key in known})
+
+
+def _forget_all(cache: Any) -> None:
+    """Free the cache, shared prefixes included."""
+    if hasattr(cache, "reset"):
+        cache.reset()
+        return
+    cache.free_all_requests()  # transformers 5.17 keeps prefixes; asking for room for everything drops them
+    cache._block_manager.has_enough_free_blocks(cache.num_blocks)
 
 
 def _drain(queue: Any) -> None:

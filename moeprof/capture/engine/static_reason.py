@@ -16,6 +16,8 @@ REASONS = {
     "conv": "convolution layers keep a state",
     "chunked_attention": "chunked attention",
     "indexed_attention": "sparse attention with an index",
+    "deepseek_sparse_attention": "sparse attention with an index",  # its name in transformers 5.17
+    "qwen_sparse_attention": "sparse attention with an index",  # likewise
     "minimax_m3_sparse": "sparse attention with an index",
     "compressed_sparse_attention": "compressed sparse attention",
     "heavily_compressed_attention": "compressed attention",
@@ -33,10 +35,10 @@ def needs_static(model: Any) -> str | None:
         return REASONS.get(others[0], f"layers of type {others[0]}")
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state between forwards"
+    if _has_indexer(model):
+        return "sparse attention with an index"
     if _global(config, "kv_lora_rank"):
         return "latent attention caches a compressed key"
-    if any("indexer" in name.rpartition(".")[2].lower() for name, _ in model.named_modules()):
-        return "sparse attention with an index"
     if not getattr(model, "_supports_sdpa", False):
         return "its attention has no form for scaled_dot_product_attention"
     if not model._supports_default_dynamic_cache():
@@ -65,9 +67,14 @@ def needs_equal_lengths(model: Any) -> str | None:
     kinds = {str(kind) for kind in layer_types(config)}
     if kinds & {"compressed_sparse_attention", "heavily_compressed_attention"}:
         return "compressed attention is not invariant to padding: batches of equal prompt length only"
-    if kinds & {"indexed_attention", "minimax_m3_sparse"}:
+    if kinds & {"indexed_attention", "minimax_m3_sparse"} or _has_indexer(model):
         return "indexed attention is not invariant to padding: batches of equal prompt length only"
     return None
+
+
+def _has_indexer(model: Any) -> bool:
+    """Older configurations (transformers 5.17) do not name the kind of layer; its index is a module all the same."""
+    return any("indexer" in name.rpartition(".")[2].lower() for name, _ in model.named_modules())
 
 
 def layer_types(config: Any) -> list[str]:
