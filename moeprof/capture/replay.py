@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from moeprof.capture.engine.base import Engine, Step
+from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request, Schedule
 
 IDLE_NAP_S = 0.05  # upper bound of one wait, so that a stop is heard
@@ -53,25 +54,29 @@ class ReplayResult:
 
 
 class Pacer:
-    """Decides which requests are due. ``in_flight`` counts requests sent and not finished."""
+    """Decides which requests are due, on the engine's clock. ``in_flight`` counts requests sent and not finished."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, origin_s: float) -> None:
         self._waiting = deque(schedule.requests())
         self._limit = schedule.concurrency if schedule.pattern == "closed" else None
-        self._timed = schedule.pattern == "open"
+        self._timed, self._origin_s = schedule.pattern == "open", origin_s
 
     def due(self, now_s: float, in_flight: int) -> list[Request]:
-        """Requests to send at ``now_s`` (seconds from the start), in order."""
+        """Requests to send at clock time ``now_s``, in order."""
         room = len(self._waiting) if self._limit is None else max(0, self._limit - in_flight)
         ready: list[Request] = []
-        while self._waiting and len(ready) < room and (not self._timed or self._waiting[0].arrival_s <= now_s):
+        while self._waiting and len(ready) < room and (not self._timed or self.wait_s(now_s) <= 0):
             ready.append(self._waiting.popleft())
         return ready
 
     @property
-    def next_arrival_s(self) -> float | None:
-        """When the next request is due, or None when all are sent."""
-        return self._waiting[0].arrival_s if self._waiting else None
+    def is_empty(self) -> bool:
+        """True when all requests have been handed out."""
+        return not self._waiting
+
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until the next request arrives; 0 or less when it has."""
+        return self._origin_s + self._waiting[0].arrival_s - now_s
 
 
 def replay(
@@ -88,14 +93,15 @@ def replay(
 
     A closed-loop request "arrives" when its place becomes free, so its latency counts from when it was sent.
     """
-    pacer, origin = Pacer(schedule), clock()
+    origin = clock()
+    pacer = Pacer(schedule, origin)
     in_flight = sent = refused = finished = 0
     step_end = origin
     status: Literal["done", "cut", "stopped"] = "done"
     for recorder in recorders:
         recorder.on_start(schedule, origin)
     while True:
-        for request in pacer.due(clock() - origin, in_flight):
+        for request in pacer.due(clock(), in_flight):
             reason = refusal(engine, request)
             now = clock()
             if reason is None:
@@ -113,10 +119,12 @@ def replay(
             in_flight, finished = in_flight - ended, finished + ended
             for recorder in recorders:
                 recorder.on_step(step, max(0, in_flight + ended - len(step.sequences)))
-        elif pacer.next_arrival_s is None:
+        elif in_flight:
+            raise EngineError(f"the engine has {in_flight} requests in flight and nothing to run: it lost them")
+        elif pacer.is_empty:
             break
-        elif (wait := origin + pacer.next_arrival_s - clock()) > 0:
-            sleep(min(wait, IDLE_NAP_S))
+        elif (wait_s := pacer.wait_s(clock())) > 0:
+            sleep(min(wait_s, IDLE_NAP_S))
         if should_stop():
             status = "stopped"
             break
