@@ -1,0 +1,212 @@
+"""Who competes for replay throughput: our engine as a run drives it, and the two ways of transformers, tuned.
+
+All get the same weights, dtype, threads and prompts, and produce the same number of tokens per request. Ours is driven
+by ``replay`` with the tap on and all recorders writing to disk, as in a pass of a run; the others only produce tokens.
+What they choose once (engine, manager) is made before the clock starts, and every contender is called once to warm up.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from moeprof.capture.engine import attention
+from moeprof.capture.engine.base import ListenerSet
+from moeprof.capture.engine.continuous import ContinuousEngine
+from moeprof.capture.moe_structure import find_moe_layers
+from moeprof.capture.recorders.requests import RequestRecorder
+from moeprof.capture.recorders.routing import RoutingRecorder
+from moeprof.capture.recorders.steps import StepRecorder
+from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.routing_tap import RoutingTap
+from moeprof.core.trace import Schedule
+
+PAD_ID = 0
+WINDOW_STEPS = 16
+STEP_COUNTS_CAP_BYTES = 64 * 2**20
+
+
+class Contender(Protocol):
+    """Produces the output of a whole schedule."""
+
+    name: str
+
+    def run(self) -> tuple[float, int]:
+        """Seconds taken and output tokens produced."""
+
+    def close(self) -> None:
+        """Give memory back and leave the model as it was."""
+
+
+class Watched:
+    """A tap and recorders on a model, as a pass has them."""
+
+    def __init__(self, model: Any, schedule: Schedule, listeners: ListenerSet) -> None:
+        self._layers = find_moe_layers(model)
+        self._listeners = listeners
+        self._tap = RoutingTap(model, self._layers, schedule.classes)
+        self._tap.disable()
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Hooks are on the model inside."""
+        self._tap.enable()
+        self._listeners.listeners.append(self._tap)
+        try:
+            yield
+        finally:
+            self._listeners.listeners.remove(self._tap)
+            self._tap.disable()
+
+    def recorders(self, folder: Path) -> list[Recorder]:
+        """Every recorder of a pass, writing into ``folder``."""
+        routing = RoutingRecorder(
+            folder,
+            self._tap,
+            layer_names=tuple(layer.name for layer in self._layers),
+            class_names=self._tap.class_names,
+            top_k=tuple(layer.top_k for layer in self._layers),
+            window_steps=WINDOW_STEPS,
+            step_counts_cap_bytes=STEP_COUNTS_CAP_BYTES,
+        )
+        return [RequestRecorder(folder), StepRecorder(folder), routing]
+
+    def close(self) -> None:
+        """Take the hooks off for good."""
+        self._tap.close()
+
+
+class Ours:
+    """The continuous engine under ``replay``, tap and recorders on."""
+
+    def __init__(self, model: Any, schedule: Schedule, *, max_batch_tokens: int) -> None:
+        self.name = f"moeprof max_batch_tokens={max_batch_tokens}"
+        self._model, self._schedule = model, schedule
+        listeners = ListenerSet()
+        self._engine = ContinuousEngine(
+            model, kv_tokens=kv_tokens(schedule), max_batch_tokens=max_batch_tokens, listeners=listeners
+        )
+        self._attention = attention.STOCK if self._engine.facts.attention == attention.STOCK else attention.NAME
+        self._watched = Watched(model, schedule, listeners)
+
+    def run(self) -> tuple[float, int]:
+        """The pass's duration as a record states it: to the end of the last step; parquet is written after."""
+        self._model.set_attn_implementation(self._attention)
+        with tempfile.TemporaryDirectory() as folder, self._watched.on(), collector_asleep():
+            result = replay(self._engine, self._schedule, self._watched.recorders(Path(folder)))
+        self._engine.reset()
+        assert result.finished == len(self._schedule)
+        return result.end_s - result.origin_s, int(self._schedule.output_tokens.sum())
+
+    def close(self) -> None:
+        """Release the cache and the hooks."""
+        self._watched.close()
+        self._engine.close()
+
+
+class Generate:
+    """``generate`` on left-padded batches; prompts sorted by length, so that padding is least."""
+
+    def __init__(self, model: Any, schedule: Schedule, *, batch: int, attn: str) -> None:
+        self.name = f"generate batch={batch} {attn}"
+        self._model, self._attn = model, attn
+        self._config = GenerationConfig(
+            do_sample=False, eos_token_id=None, pad_token_id=PAD_ID, max_new_tokens=output_tokens(schedule)
+        )
+        order = sorted((ids.tolist() for ids in schedule.input_ids), key=len)
+        self._batches = [_left_padded(order[i : i + batch]) for i in range(0, len(order), batch)]
+
+    def run(self) -> tuple[float, int]:
+        """All batches, one after the other."""
+        self._model.set_attn_implementation(self._attn)
+        produced = 0
+        with collector_asleep(), torch.inference_mode():
+            start_s = time.perf_counter()
+            for ids, mask in self._batches:
+                out = self._model.generate(ids, attention_mask=mask, generation_config=self._config)
+                produced += int(out.shape[0] * (out.shape[1] - ids.shape[1]))
+            return time.perf_counter() - start_s, produced
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class GenerateBatch:
+    """``generate_batch`` with its manager kept between calls, so that only the second call is timed."""
+
+    def __init__(self, model: Any, schedule: Schedule, *, page: int, max_batch_tokens: int, attn: str) -> None:
+        self.name = f"generate_batch page={page} max_batch_tokens={max_batch_tokens} {attn}"
+        self._model, self._attn = model, attn
+        self._prompts = [ids.tolist() for ids in schedule.input_ids]
+        self._new_tokens = output_tokens(schedule)
+        blocks = sum(-(-(len(ids) + self._new_tokens) // page) + 1 for ids in self._prompts)
+        self._generation = GenerationConfig(
+            do_sample=False, eos_token_id=-1, pad_token_id=PAD_ID, max_new_tokens=self._new_tokens
+        )
+        self._settings = ContinuousBatchingConfig(
+            page_size=page,
+            num_blocks=blocks,
+            max_batch_tokens=max_batch_tokens,
+            allow_block_sharing=False,
+            auto_switch_to_flash=False,
+        )
+
+    def run(self) -> tuple[float, int]:
+        """One call with all prompts."""
+        self._model.set_attn_implementation(self._attn)
+        with collector_asleep():
+            start_s = time.perf_counter()
+            out = self._model.generate_batch(
+                self._prompts,
+                generation_config=self._generation,
+                continuous_batching_config=self._settings,
+                persistent_manager=True,
+            )
+            taken_s = time.perf_counter() - start_s
+        return taken_s, sum(len(one.generated_tokens) for one in out.values())
+
+    def close(self) -> None:
+        """Destroy the manager that transformers keeps on the model."""
+        manager = getattr(self._model, "_cached_continuous_batching_manager", None)
+        if manager is not None:
+            manager.destroy()
+            self._model._cached_continuous_batching_manager = None
+
+
+def kv_tokens(schedule: Schedule) -> int:
+    """Cache slots in which all requests fit at once, with a page to spare for each."""
+    return int(schedule.input_tokens.sum() + schedule.output_tokens.sum() + 32 * len(schedule))
+
+
+def output_tokens(schedule: Schedule) -> int:
+    """The one output length of all requests (``generate`` gains nothing by a request that ends early)."""
+    lengths = set(schedule.output_tokens.tolist())
+    assert len(lengths) == 1, "a fair schedule has one output length"
+    return int(lengths.pop())
+
+
+@contextmanager
+def collector_asleep() -> Iterator[None]:
+    """No garbage collection inside, for every contender alike."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[PAD_ID] * (width - len(one)) + one for one in prompts])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
+    return ids, mask

@@ -1,0 +1,118 @@
+"""Targets, rows and the table: what was measured against what was promised. Pure; no clock, no I/O.
+
+A row holds the samples of repeated measurements. Its value is their median, its interval their range; for six and more
+samples the range covers the median with over 95 % confidence (sign test). A noisy machine must not fail a target that
+is met, nor hide one that is missed clearly, so a target says which end of the interval decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a value must be.
+
+    Attributes:
+        at_least: the median must reach it, or None.
+        low_at_least: the low end must reach it, or None.
+        at_most: the median must not exceed it, or None.
+        low_at_most: the low end must not exceed it, or None.
+        unit: printed after the numbers; "" for ratios.
+    """
+
+    at_least: float | None = None
+    low_at_least: float | None = None
+    at_most: float | None = None
+    low_at_most: float | None = None
+    unit: str = ""
+
+    def met(self, value: float, low: float) -> bool:
+        """Whether a median and the low end of its interval meet the target."""
+        checks = (
+            self.at_least is None or value >= self.at_least,
+            self.low_at_least is None or low >= self.low_at_least,
+            self.at_most is None or value <= self.at_most,
+            self.low_at_most is None or low <= self.low_at_most,
+        )
+        return all(checks)
+
+    @property
+    def text(self) -> str:
+        """For people: ``>= 1.00 (low >= 0.97)``."""
+        middle, low = self._bounds(self.at_least, self.at_most), self._bounds(self.low_at_least, self.low_at_most)
+        return f"{middle} (low {low})" if middle and low else middle or f"low {low}"
+
+    def _bounds(self, least: float | None, most: float | None) -> str:
+        signed = ((">=", least), ("<=", most))
+        return " ".join(f"{sign} {shown(bound, self.unit)}" for sign, bound in signed if bound is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: what was measured.
+        target: what it must be.
+        samples: one value per repeat, or one value that already is a median.
+        interval: low and high end where the samples' range is not it.
+        details: how, in a few words.
+    """
+
+    what: str
+    target: Target
+    samples: tuple[float, ...]
+    interval: tuple[float, float] | None = None
+    details: str = ""
+
+    @property
+    def value(self) -> float:
+        """The median."""
+        return median(self.samples)
+
+    @property
+    def low(self) -> float:
+        """Low end of the interval."""
+        return min(self.samples) if self.interval is None else self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """High end of the interval."""
+        return max(self.samples) if self.interval is None else self.interval[1]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the target is met."""
+        return self.target.met(self.value, self.low)
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, ...]:
+    """Pair by pair: both sides of a pair ran one after the other, so noise of the machine hit both alike."""
+    return tuple(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def shown(value: float, unit: str) -> str:
+    """Three significant places, then the unit."""
+    text = f"{value:.3f}" if value < 10 else f"{value:.1f}"
+    return f"{text.rstrip('0').rstrip('.') if unit else text} {unit}".strip()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned text, one line per row, details below each."""
+    lines = [("what", "target", "measured", "low - high", "verdict")]
+    for row in rows:
+        unit = row.target.unit
+        interval = f"{shown(row.low, unit)} - {shown(row.high, unit)}"
+        lines.append((row.what, row.target.text, shown(row.value, unit), interval, "ok" if row.ok else "MISSED"))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    printed = []
+    for number, line in enumerate(lines):
+        printed.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if number and rows[number - 1].details:
+            printed.append(f"    {rows[number - 1].details}")
+    missed = sum(not row.ok for row in rows)
+    return "\n".join([*printed, "", f"{len(rows) - missed} of {len(rows)} targets met"])
