@@ -26,10 +26,47 @@ def test_weighted_percentiles_equal_those_of_the_repeated_values(pairs: list[tup
     assert stats.weighted_percentiles(values, weights, [p])[0] == pytest.approx(expected)
 
 
-def test_the_t_interval_of_two_rounds_is_wide_and_of_one_round_is_none() -> None:
-    low, high = stats.t_interval([9.0, 11.0]) or (0.0, 0.0)  # half width: 12.706 * 1.4142 / 1.4142
-    assert (low, high) == (pytest.approx(10 - 12.706, abs=1e-3), pytest.approx(10 + 12.706, abs=1e-3))
-    assert stats.t_interval([9.0]) is None
+def test_the_interval_of_two_rounds_is_wide_and_of_one_round_is_none() -> None:
+    # the standard error is 1.4142 / 1.4142 = 1, t of one degree 12.706, so the factor is exp(12.706 / 10)
+    assert stats.mean_interval([9.0, 11.0]) == pytest.approx((10 / 3.563, 10 * 3.563), rel=1e-3)
+    assert stats.mean_interval([9.0]) is None
+    assert stats.mean_interval([]) is None
+
+
+def test_close_rounds_have_the_plain_t_interval_and_negative_values_always_do() -> None:
+    half = 4.3027 * 0.01 / np.sqrt(3)
+    assert stats.mean_interval([9.99, 10.0, 10.01]) == pytest.approx((10 - half, 10 + half), rel=1e-5)
+    assert stats.mean_interval([-0.01, 0.0, 0.01]) == pytest.approx((-half, half), rel=1e-4)
+
+
+def test_equal_rounds_have_an_interval_without_width() -> None:
+    assert stats.mean_interval([1.0, 1.0, 1.0], bounded=True) == (1.0, 1.0)
+    assert stats.mean_interval([0.0, 0.0]) == (0.0, 0.0)
+    low, high = stats.mean_interval([0.1, 0.1, 0.1]) or (0.0, 0.0)
+    assert low == high == pytest.approx(0.1)
+
+
+@given(st.lists(st.floats(0, 1).map(lambda x: round(x, 6)), min_size=2, max_size=8).filter(any), st.booleans())
+def test_an_interval_never_leaves_the_range_of_the_quantity_and_holds_the_mean(v: list[float], bounded: bool) -> None:
+    low, high = stats.mean_interval(v, bounded=bounded) or (-1.0, -1.0)
+    assert 0 < low <= np.mean(v) * (1 + 1e-12)
+    assert np.mean(v) <= high * (1 + 1e-12)
+    assert not bounded or high <= 1
+
+
+def test_a_share_that_is_not_one_is_taken_as_not_bounded() -> None:
+    assert stats.mean_interval([0.9, 1.1], bounded=True) == stats.mean_interval([0.9, 1.1])
+
+
+@pytest.mark.parametrize(("spread", "bounded"), [(0.1, False), (0.5, False), (0.5, True)])
+def test_the_interval_of_three_rounds_covers_the_mean_in_ninety_five_percent(spread: float, bounded: bool) -> None:
+    rng = np.random.default_rng(0)
+    if bounded:  # shares around 0.976
+        drawn, mean = rng.beta(80, 2, size=(1_000, 3)), 80 / 82
+    else:
+        drawn, mean = rng.lognormal(0, spread, size=(1_000, 3)), np.exp(spread**2 / 2)
+    found = [stats.mean_interval(row, bounded=bounded) or (0.0, 0.0) for row in drawn]
+    assert sum(low <= mean <= high for low, high in found) >= 925
 
 
 def test_bootstrap_intervals_cover_a_known_median_and_mean() -> None:
@@ -74,7 +111,7 @@ def test_batch_means_cover_the_mean_of_a_correlated_series() -> None:
 def test_the_jackknife_of_a_mean_is_the_t_interval_of_it() -> None:
     groups = np.array([1.0, 2.0, 3.0, 6.0])
     without = stats.leave_group_out(groups, lambda total: float(total) / 3)
-    assert stats.jackknife_interval(3.0, without) == pytest.approx(stats.t_interval(groups))
+    assert stats.jackknife_interval(3.0, without) == pytest.approx(stats.mean_interval(groups))
 
 
 def test_a_line_through_exact_points_is_found_and_a_flat_x_is_refused() -> None:

@@ -111,6 +111,7 @@ _FIGURES: dict[str, tuple[Callable[[CostSplit], _Share | None], str]] = {
     "cost_cached_tokens": (lambda s: _plain(s.cached_tokens), ""),
     "cost_recomputed_tokens": (lambda s: _plain(s.recomputed_tokens), ""),
 }
+_SHARES = ("busy_ratio",)  # figures that cannot leave [0, 1]
 
 
 def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
@@ -120,7 +121,8 @@ def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> Met
     whole = sum(part[1] for part in parts)
     if not parts or whole <= 0:
         return missing(name, reason, **labels)
-    value = over_rounds(name, [up / down for up, down in parts if down > 0], labels, reason)
+    per_round = [up / down for up, down in parts if down > 0]
+    value = over_rounds(name, per_round, labels, reason, bounded=name in _SHARES)
     return replace(value, value=sum(part[0] for part in parts) / whole)
 
 

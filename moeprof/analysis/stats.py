@@ -78,43 +78,68 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def t_interval(samples: Sequence[float] | FloatArray) -> Interval | None:
-    """95 % t-interval of the mean; None with fewer than two samples."""
+def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = False) -> Interval | None:
+    """95 % interval of the mean that stays where the quantity lives.
+
+    The t-interval of the mean on a transformed scale, its standard error s carried over by the delta method: logarithm
+    where no value is negative, ``mean * exp(+- t * s / mean)``; logit where ``bounded``; untransformed where a value is
+    negative. It always holds the mean, never leaves (0, inf) or (0, 1), and equals the t-interval where s is small.
+
+    Args:
+        samples: one value per round or launch.
+        bounded: the quantity is a share that cannot leave [0, 1]. Should a value do so, it is taken as not bounded.
+
+    Returns:
+        None with fewer than two samples; (value, value) where all are equal.
+    """
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 2:
         return None
-    half = t_quantile(0.5 + CONFIDENCE / 2, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if np.ptp(values) > 0 else 0.0
+    return _around(float(values.mean()), error, len(values) - 1, values, bounded)
 
 
-def block_mean_interval(series: FloatArray, max_blocks: int = 30) -> Interval | None:
+def _around(estimate: float, error: float, degrees: int, values: FloatArray, bounded: bool) -> Interval:
+    """The interval of an estimate with this standard error; ``values`` decide on the scale."""
+    half = t_quantile(0.5 + CONFIDENCE / 2, degrees) * error
+    if half == 0:
+        return estimate, estimate
+    least, most = min(float(values.min()), estimate), max(float(values.max()), estimate)
+    if least < 0 or estimate == 0:
+        return estimate - half, estimate + half
+    if bounded and most <= 1 and estimate < 1:
+        odds, factor = estimate / (1 - estimate), math.exp(half / (estimate * (1 - estimate)))
+        return odds / (odds + factor), odds * factor / (1 + odds * factor)
+    factor = math.exp(half / estimate)
+    return estimate / factor, estimate * factor
+
+
+def block_mean_interval(series: FloatArray, max_blocks: int = 30, *, bounded: bool = False) -> Interval | None:
     """95 % interval of the mean of an autocorrelated series by batch means (Law and Kelton, section 9.5.3).
 
-    The series is cut into at most ``max_blocks`` runs of equal length; their means are taken as independent.
-    None with fewer than ten values.
+    The series is cut into at most ``max_blocks`` runs of equal length; their means are taken as independent, and the
+    interval is that of :func:`mean_interval`. None with fewer than ten values.
     """
     if len(series) < 10:
         return None
     means = np.array([part.mean() for part in np.array_split(series, min(max_blocks, len(series) // 5))])
-    found = t_interval(means)
-    assert found is not None
-    shift = float(series.mean()) - float(means.mean())
-    return found[0] + shift, found[1] + shift
+    error = float(means.std(ddof=1)) / math.sqrt(len(means)) if np.ptp(series) > 0 else 0.0
+    return _around(float(series.mean()), error, len(means) - 1, means, bounded)
 
 
-def jackknife_interval(estimate: float, without_group: FloatArray) -> Interval | None:
-    """95 % interval by the delete-a-group jackknife (Kott 2001): no random numbers, symmetric around the estimate.
+def jackknife_interval(estimate: float, without_group: FloatArray, *, bounded: bool = False) -> Interval | None:
+    """95 % interval by the delete-a-group jackknife (Kott 2001): no random numbers, on the scale of mean_interval.
 
     Args:
         estimate: from all groups.
         without_group: the estimate with each group left out, shape [G].
+        bounded: as in :func:`mean_interval`.
     """
     groups = len(without_group)
     if groups < 2 or not np.all(np.isfinite(without_group)):
         return None
     variance = (groups - 1) / groups * float(((without_group - without_group.mean()) ** 2).sum())
-    half = t_quantile(0.5 + CONFIDENCE / 2, groups - 1) * math.sqrt(variance)
-    return estimate - half, estimate + half
+    return _around(estimate, math.sqrt(variance), groups - 1, without_group, bounded)
 
 
 def blocks_of(num: int) -> IntArray:

@@ -130,7 +130,7 @@ def _slo_shares(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricVal
         limit_s = None if slo is None else getattr(slo, f"{quantity}_s")
         shares = [] if limit_s is None else [_share_within(tables, quantity, limit_s) for tables in rounds]
         reason = f"the workload states no slo for {quantity}"
-        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason))
+        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason, bounded=True))
     return values
 
 

@@ -1,6 +1,7 @@
 """Statistics of samples: mean and percentiles of one quantity over the rounds of a launch, each with its interval.
 
-The mean is the mean of the rounds' means with a 95 % t-interval over rounds (block bootstrap when there is one round).
+The mean is the mean of the rounds' means with a 95 % interval over rounds (block bootstrap when there is one round),
+a t-interval on a scale that the quantity cannot leave: see stats.mean_interval.
 A percentile is taken over all rounds together; its interval resamples blocks of neighbouring requests or steps, the
 same blocks in every round. Both speak for this launch only.
 """
@@ -45,7 +46,7 @@ def summarise(
         return [missing(name, missing_reason, **labels) for name in names]
     pooled, num_units = pool(filled)
     means = [float(np.average(part.values, weights=part.weights)) for part in filled]
-    interval = stats.t_interval(means) or stats.bootstrap_mean(pooled)
+    interval = stats.mean_interval(means) or stats.bootstrap_mean(pooled)
     values = [_value(names[0], float(np.mean(means)), num_units, interval, labels, notes)]
     points = stats.weighted_percentiles(pooled.values, pooled.weights, percentiles)
     drawn = stats.bootstrap_percentiles(pooled, percentiles)
@@ -90,13 +91,28 @@ def percentile_ratio(name: str, samples: Sequence[Samples], labels: dict[str, st
 
 
 def over_rounds(
-    name: str, per_round: Sequence[float | None], labels: dict[str, str], missing_reason: str, *, n: int | None = None
+    name: str,
+    per_round: Sequence[float | None],
+    labels: dict[str, str],
+    missing_reason: str,
+    *,
+    n: int | None = None,
+    bounded: bool = False,
 ) -> MetricValue:
-    """The mean over rounds of one number per round, with the t-interval over rounds; n = rounds unless given."""
+    """The mean over rounds of one number per round, with its interval over rounds.
+
+    Args:
+        name: of the metric.
+        per_round: one number per round; None where the round has none.
+        labels: of the value.
+        missing_reason: why there is no value, when no round has one.
+        n: independent samples, when they are not the rounds.
+        bounded: the quantity is a share that cannot leave [0, 1].
+    """
     known = [value for value in per_round if value is not None]
     if not known:
         return missing(name, missing_reason, **labels)
-    interval = stats.t_interval(known)
+    interval = stats.mean_interval(known, bounded=bounded)
     reasons = () if interval else ("no interval: one round",)
     low, high = interval or (None, None)
     return MetricValue(

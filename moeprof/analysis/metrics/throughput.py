@@ -111,7 +111,7 @@ def _goodput(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]
     ]
     return [
         over_rounds(names[0], rates, labels, "empty window"),
-        over_rounds(names[1], shares, labels, "no requests"),
+        over_rounds(names[1], shares, labels, "no requests", bounded=True),
     ]
 
 
@@ -127,7 +127,7 @@ def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
         ("forced_agreement_ratio", "agreed_tokens", "output_tokens", "the outputs were not forced"),
     ):
         shares = [_share(tables, part, whole) for tables in rounds]
-        values.append(over_rounds(name, shares, labels, reason))
+        values.append(over_rounds(name, shares, labels, reason, bounded=True))
     return values
 
 
