@@ -16,6 +16,16 @@ SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a
 STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
 BUSY = 0.95
+SHORT_PASS_S = 0.5
+CLOCK_SPREAD = 1.1
+# NVML nvmlClocksThrottleReason* bits that mean less speed than asked for (idle and applications clocks are no fault)
+THROTTLES = {
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
@@ -152,6 +162,69 @@ def _busy(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "not_saturated", "cost", "note", text)
 
 
+def _capacity(model: ModelSummary) -> Iterator[Doubt]:
+    """Dollars without a full capacity pass bill idle time or half the work."""
+    if model.rounds and model.priced[0].traffic == "open":
+        text = "no capacity pass: dollars bill the idle time of this traffic, so they speak of utilisation"
+        yield _doubt(model, "no_capacity_pass", "cost", "warning", text)
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            if passed.info.get("status") not in ("done", None):
+                sent, finished = passed.info.get("sent"), passed.info.get("finished")
+                text = f"{passed.name} was {passed.info['status']}: {finished} of {sent} sent requests finished"
+                yield _doubt(model, "pass_cut", "schedule", "error", text)
+
+
+def _harness(model: ModelSummary) -> Iterator[Doubt]:
+    """In an offline pass the engine always has work, so idle time is the replayer's own and it is billed."""
+    if not model.priced or model.priced[0].traffic == "open":
+        return
+    busy = number(model, "busy_ratio", own_traffic=False)
+    if busy is not None and busy < BUSY:
+        text = (
+            f"the engine was busy {100 * busy:.0f} % of the priced passes: the rest of the bill is the replayer's own"
+        )
+        yield _doubt(model, "harness_time", "cost", "warning", text)
+    shortest = min(tables.duration_s for tables in model.priced)
+    if shortest < SHORT_PASS_S:
+        text = f"the shortest priced pass took {shortest:.2f} s: send more requests for steadier dollars"
+        yield _doubt(model, "short_pass", "cost", "note", text)
+
+
+def _split(model: ModelSummary) -> Iterator[Doubt]:
+    methods = {split.busy.method for split in model.splits}
+    poor = sorted(methods & {"roofline", "tokens"})
+    if poor:
+        text = f"mixed steps were split by {poor[0]}, not by calibration steps: the input/output split is rough"
+        yield _doubt(model, "rough_split", "cost", "warning", text)
+
+
+def _energy(model: ModelSummary) -> Iterator[Doubt]:
+    value = pick(model, "energy_j") if model.priced else None
+    if value is not None and value.value is None:
+        reason = value.reasons[0] if value.reasons else "not measured"
+        yield _doubt(model, "energy_unknown", "energy", "note", f"energy was not measured: {reason}")
+
+
+def _placebo(model: ModelSummary) -> Iterator[Doubt]:
+    for value in model.metrics:
+        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value < 0.05:
+            text = "the MoE's routing 'explains' this dense model's steps: do not trust the attribution of variance"
+            yield _doubt(model, "placebo_explains", "latency", "warning", text)
+
+
+def _throttled(model: ModelSummary) -> Iterator[Doubt]:
+    telemetry = [tables.telemetry for tables in (*model.rounds, *model.capacity) if len(tables.telemetry)]
+    reasons = {int(r) for t in telemetry for r in t["throttle_reasons"].dropna()}
+    slowing = sorted(name for bit, name in THROTTLES.items() if any(reason & bit for reason in reasons))
+    if slowing:
+        yield _doubt(model, "throttled", "isolation", "warning", f"the device slowed itself down: {', '.join(slowing)}")
+    clocks = [c for t in telemetry for c in t["sm_clock_mhz"].dropna()]
+    if clocks and max(clocks) > CLOCK_SPREAD * min(clocks):
+        text = f"the device's clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+        yield _doubt(model, "clock_moved", "isolation", "warning", text)
+
+
 def _gpu(model: ModelSummary) -> Iterator[Doubt]:
     for tables in (*model.rounds, *model.capacity):
         if "num_other_processes" in tables.telemetry and (tables.telemetry["num_other_processes"].fillna(0) > 0).any():
@@ -173,5 +246,11 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _warmup,
     _engine,
     _busy,
+    _capacity,
+    _harness,
+    _split,
+    _energy,
+    _placebo,
+    _throttled,
     _gpu,
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from moeprof.analysis import stats
 from moeprof.analysis.pick import number
 from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.analysis.tables import is_done
 from moeprof.core import units
 
 
@@ -17,18 +16,33 @@ def headline(summary: Summary) -> str:
         return "No model produced tokens, so there is no price."
     moe = next((m for m in done if m.facts is not None and m.facts.is_moe), None)
     dense = next((m for m in done if m.facts is not None and not m.facts.is_moe), None)
-    if moe is None or dense is None or moe.priced[0].traffic == "open":
+    if moe is None or dense is None or why_incomparable(moe, dense) is not None:
         return _price(done[0])
-    ratio, interval = _cost_ratio(moe, dense)
+    ratio, interval = cost_ratio(moe, dense)
     between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else ""
     prices = [number(m, "usd_per_1m_output_tokens") for m in (moe, dense)]
-    if None in prices:
-        return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs."
     each = " against ".join(units.usd(price) for price in prices if price is not None)
-    return (
-        f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs: "
-        f"{each} per 1M output tokens."
-    )
+    tail = f": {each} per 1M output tokens." if len(each.split(" against ")) == 2 else "."
+    if interval is not None and interval[0] <= 1 <= interval[1]:
+        return (
+            f"On the same requests no difference in cost is shown between {moe.name} and {dense.name}: "
+            f"{ratio:.2f}x{between}{tail}"
+        )
+    return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs{tail}"
+
+
+def why_incomparable(first: ModelSummary, second: ModelSummary) -> str | None:
+    """Why dollars of two models must not be set against each other, or None (METRICS section 7, busy and billed)."""
+    traffics = {tables.traffic for model in (first, second) for tables in model.priced}
+    if len(traffics) != 1:
+        return "their dollars come from different traffic"
+    if "open" in traffics:
+        return "open-loop dollars compare utilisation, not models"
+    tokens = [{int(tables.requests["output_tokens"].sum()) for tables in model.priced} for model in (first, second)]
+    done = [{int(is_done(tables.requests).sum()) for tables in model.priced} for model in (first, second)]
+    if tokens[0] != tokens[1] or done[0] != done[1] or len(done[0]) != 1:
+        return "they did not do the same work"
+    return None
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
@@ -42,13 +56,14 @@ def _priced_models(summary: Summary) -> list[ModelSummary]:
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
 
 
-def _cost_ratio(moe: ModelSummary, dense: ModelSummary) -> tuple[float, tuple[float, float] | None]:
-    """Dollars for the same requests, summed over passes; 95 % t-interval over rounds of the log ratio."""
-    bills = [[split.run_cost_usd for split in model.splits] for model in (moe, dense)]
-    pairs = list(zip(*bills, strict=False))
-    interval = stats.t_interval([math.log(a / b) for a, b in pairs])
-    total = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
-    return total, None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, stats.Interval | None]:
+    """Dollars for the same requests; 95 % t-interval of the log ratio, over launches, or over rounds of one launch."""
+    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
+    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
+    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
+    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
+    flat = [pair for unit in pairs for pair in unit]
+    return sum(a for a, _ in flat) / sum(b for _, b in flat), stats.mean_interval(ratios)
 
 
 def _price(model: ModelSummary) -> str:
@@ -70,8 +85,8 @@ def _router(model: ModelSummary) -> str:
         return ""
     experts = model.facts.moe_layers[0].num_experts
     return (
-        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts in a layer; "
-        f"the busiest expert carries {units.significant(worst)} times the mean."
+        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
+        f"its busiest expert carries {units.significant(worst)} times the mean (both as means over layers)."
     )
 
 
@@ -85,8 +100,8 @@ def subtitle(summary: Summary) -> str:
     if schedules:
         first = schedules[0]
         parts.append(f"{first['num_requests']} requests, {PATTERNS.get(first['pattern'], first['pattern'])}")
-    if any(model.capacity for model in summary.models):
-        parts.append("dollars and tok/s from the capacity pass")
+    if summary.models and all(model.capacity or not model.rounds for model in summary.models):
+        parts.append("* from the capacity pass: the same requests, offline")
     return "; ".join(parts)
 
 

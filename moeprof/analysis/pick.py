@@ -10,6 +10,7 @@ from moeprof.analysis.cards import card_for
 from moeprof.analysis.summary import ModelSummary
 from moeprof.core.metric import MetricValue
 
+PROVENANCE = {"traffic", "energy_source", "memory", "split_method"}  # say how a figure came about, not which it is
 PRICED_SECTIONS = ("cost", "throughput", "work", "energy")
 HIGH_PERCENTILES = ("p99_9", "p99", "p95", "p90")
 
@@ -31,7 +32,7 @@ def pick(model: ModelSummary, name: str, *, own_traffic: bool | None = None, **l
     for value in model.metrics:
         if value.name != name or value.labels.get("traffic", traffic) != traffic:
             continue
-        rest = {key: label for key, label in value.labels.items() if key != "traffic"}
+        rest = {key: label for key, label in value.labels.items() if key not in PROVENANCE}
         if "window" not in rest:
             rest["window"] = wanted["window"]
         if rest == wanted:

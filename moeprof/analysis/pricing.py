@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moeprof.core.errors import PriceError
+from moeprof.core.errors import PriceError, RecordError
 from moeprof.core.prices import HOW_TO_GIVE, find_price
 from moeprof.core.workload import Prices
 
@@ -67,9 +67,19 @@ class Pricing:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Pricing:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            RecordError: it is not what :meth:`to_json` made.
+        """
         capital = value.get("capital")
-        return Pricing(**{**value, "capital": None if capital is None else CapitalCost(**capital)})
+        try:
+            pricing = Pricing(**{**value, "capital": None if capital is None else CapitalCost(**capital)})
+        except TypeError as error:
+            raise RecordError(f"experiment.json: damaged pricing ({error})") from error
+        if (pricing.usd_per_device_hour is None) == (pricing.capital is None):
+            raise RecordError("experiment.json: damaged pricing, neither rent nor capital (or both)")
+        return pricing
 
 
 def resolve_pricing(prices: Prices, device_name: str, *, num_devices: int = 1, num_vcpus: int | None = None) -> Pricing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moeprof.analysis import report_charts as charts
 from moeprof.analysis import report_facts as facts
 from moeprof.analysis.cards import CARDS, card_for
@@ -15,21 +17,21 @@ from moeprof.core.metric import Card
 
 # label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
 FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("USD / 1M input tokens", "usd_per_1m_input_tokens", {}),
-    ("USD / 1M output tokens", "usd_per_1m_output_tokens", {}),
-    ("USD / 1M tokens", "usd_per_1m_total_tokens", {}),
-    ("output tokens / s", "output_tokens_per_s", {}),
+    ("price of 1M input tokens", "usd_per_1m_input_tokens", {}),
+    ("price of 1M output tokens", "usd_per_1m_output_tokens", {}),
+    ("price of 1M tokens", "usd_per_1m_total_tokens", {}),
+    ("output speed", "output_tokens_per_s", {}),
     ("TTFT p50", "ttft_p50_s", {}),
     ("TTFT", "ttft+", {}),
     ("ITL p50", "itl_p50_s", {}),
     ("ITL", "itl+", {}),
     ("goodput", "goodput_ratio", {"own": "yes"}),
     ("busy at this traffic", "busy_ratio", {"own": "yes"}),
-    ("router load, max / mean (decode)", "router_load_max_over_mean", {"phase": "decode"}),
+    ("router load in decode, max / mean", "router_load_max_over_mean", {"phase": "decode"}),
     ("experts touched per decode step", "distinct_experts_per_step", {"phase": "decode"}),
-    ("router entropy (decode)", "router_entropy_ratio", {"phase": "decode"}),
+    ("router entropy in decode", "router_entropy_ratio", {"phase": "decode"}),
     ("active / total parameters", "active_params_ratio", {}),
-    ("parameters touched per step", "touched_params_per_step", {}),
+    ("parameters touched per decode step", "touched_params_per_step", {"phase": "decode"}),
     ("peak memory", "peak_memory_bytes", {}),
     ("energy / output token", "energy_j_per_output_token", {}),
     ("memory bandwidth used (MBU)", "mbu_ratio", {}),
@@ -95,8 +97,16 @@ def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
             label = f"{label} {name.split('_')[1].replace('_', '.')}"
         row = _row(label, name, models, labels)
         if row is not None:
-            rows.append(row)
+            rows.append(replace(row, label=row.label + _traffic_tag(row, models)))
     return rows
+
+
+def _traffic_tag(row: Row, models: tuple[ModelSummary, ...]) -> str:
+    """Says which passes a figure comes from, where a run has two kinds of them."""
+    if not any(model.capacity for model in models):
+        return ""
+    traffics = {value.labels["traffic"] for value in row.values if value is not None and "traffic" in value.labels}
+    return " *" if traffics == {"offline"} else ""
 
 
 def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[str, str]) -> Row | None:
@@ -143,7 +153,7 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
 def _heading(labels: dict[str, str]) -> str:
     parts = []
     if "traffic" in labels:
-        parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline (capacity)"}[labels["traffic"]])
+        parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline"}[labels["traffic"]])
     if labels.get("window") == "steady":
         parts.append("steady window")
     if "phase" in labels and labels["phase"] != "all":

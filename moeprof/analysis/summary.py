@@ -26,6 +26,7 @@ from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.analysis.pricing import Pricing
 from moeprof.analysis.tables import PassTables
+from moeprof.analysis.validity import judged
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.modelfacts import ModelFacts
@@ -45,7 +46,7 @@ class ModelSummary:
         capacity: offline passes of an open-loop run.
         metrics: every value.
         attributions: step time against routing, per phase, for the chart.
-        splits: cost split of the passes that headline dollars come from, for the chart.
+        launch_splits: cost split of the passes that headline dollars come from, per launch.
     """
 
     record: ModelRecord
@@ -55,7 +56,12 @@ class ModelSummary:
     capacity: tuple[PassTables, ...]
     metrics: tuple[MetricValue, ...]
     attributions: tuple[Attribution, ...] = ()
-    splits: tuple[CostSplit, ...] = ()
+    launch_splits: tuple[tuple[CostSplit, ...], ...] = ()
+
+    @property
+    def splits(self) -> tuple[CostSplit, ...]:
+        """Of all launches."""
+        return tuple(split for splits in self.launch_splits for split in splits)
 
     @property
     def name(self) -> str:
@@ -115,7 +121,7 @@ def _model(
         capacity=tuple(tables for part in parts for tables in part.capacity),
         metrics=(*parameter_metrics(facts), *over_launches(measured)),
         attributions=first.attributions,
-        splits=tuple(split for part in parts for split in part.splits),
+        launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
     )
 
 
@@ -135,21 +141,21 @@ def _launch(
     splits: tuple[CostSplit, ...] = ()
     for passes in (rounds, capacity):
         if passes:
-            values += latency_metrics(passes, slo if passes is rounds else None)
-            values += throughput_metrics(passes, slo if passes is rounds else None)
+            values += latency_metrics(passes, slo) + throughput_metrics(passes, slo)
             splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=peaks_of(info, facts))
             values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
             values += energy_metrics(passes, idle_power_w)
             values += work_metrics(info, facts, passes)
+            values += variance_metrics(passes)
     main = capacity or rounds
     found = attributions(main) if main else ()
     if main:
-        values += [*variance_metrics(main), *attribution_metrics(main, found)]
+        values += attribution_metrics(main, found)
     if rounds:
         values += [*routing_metrics(rounds, facts), *memory_metrics(info, facts, rounds)]
     overhead = _table(record, "overhead")
     values += overhead_metrics([] if overhead is None else [overhead])
-    return _Part(info, rounds, capacity, values, found, splits)
+    return _Part(info, rounds, capacity, judged(values, record), found, splits)
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,12 @@ class _Part:
     metrics: list[MetricValue]
     attributions: tuple[Attribution, ...]
     splits: tuple[CostSplit, ...]
+
+    @property
+    def traffic(self) -> str | None:
+        """Of the passes that dollars come from."""
+        main = self.capacity or self.rounds
+        return main[0].traffic if main else None
 
 
 def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:

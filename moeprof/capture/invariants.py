@@ -27,6 +27,13 @@ def check_pass(folder: Path, *, complete: bool) -> dict[str, Any]:
             "output tokens of requests", int(ran["output_tokens"].sum()), int(steps["new_tokens"].sum())
         ),
     }
+    phantom = ran[(ran["recomputed_tokens"] > 0) & (ran["num_preemptions"] == 0)]
+    checks["recomputed_only_after_preemption"] = {
+        "passed": phantom.empty,
+        "text": "no token was computed twice without a preemption"
+        if phantom.empty
+        else f"request {phantom['request_id'].iloc[0]}: {phantom['recomputed_tokens'].iloc[0]} tokens too many",
+    }
     if complete:
         checks["computed_tokens"] = _equal("input + output - 1 + recomputed - cached", expected, computed)
     path = folder / "routing.npz"

@@ -49,7 +49,7 @@ def _text(name: str, summary: Summary, document: Document) -> str:
         return render_html(document)
     from moeprof.render.data import render_csv, render_json
 
-    return render_json(summary) if name == "json" else render_csv(summary)
+    return render_json(summary, document.doubts) if name == "json" else render_csv(summary)
 
 
 def print_document(document: Document, summary: Summary, form: str = "table") -> None:

@@ -28,9 +28,9 @@ def report(
 
     formats = parse_formats(write) if write else ()
     record = open_record(run)
-    folder = _folder(run, output_dir) if formats else run
     pricing = repriced(record, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue)
     summary, document = summarise_record(record, pricing)
+    folder = _folder(run, output_dir) if formats else run
     for path in write_files(summary, document, folder, formats):
         print(f"Wrote {path}", file=sys.stderr)
     print_document(document, summary, format)

@@ -29,6 +29,11 @@ def scaled(value: float, steps: list[tuple[float, str]]) -> str:
 
 _SECONDS = [(3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us")]
 _BYTES = [(2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")]
+BYTE_UNITS = ("bytes", "B")
+RATE_UNITS = {
+    "B/s": [(1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1.0, "B/s")],
+    "FLOP/s": [(1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s")],
+}
 _COUNTS = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")]
 
 
@@ -68,8 +73,10 @@ def display(value: float | int | None, unit: str) -> str:
         return NOT_AVAILABLE
     if unit == "s":
         return seconds(value)
-    if unit == "bytes":
+    if unit in BYTE_UNITS:
         return num_bytes(value)
+    if unit in RATE_UNITS:
+        return scaled(value, RATE_UNITS[unit])
     if unit.startswith("USD"):
         return usd(value) + unit.removeprefix("USD")
     if unit in ("params", "parameters", "tokens", "FLOP"):
@@ -89,7 +96,7 @@ def axis_scale(unit: str, largest: float) -> tuple[float, str]:
     """
     if unit == "s":
         steps = _LARGEST_SHOWN_IN["s"]
-    elif unit == "bytes":
+    elif unit in BYTE_UNITS:
         steps = [(factor, factor, name) for factor, name in _BYTES]
     elif unit in ("params", "parameters", "tokens", "FLOP"):
         steps = [(factor * 10, factor, f"{name} {unit}") for factor, name in _COUNTS]

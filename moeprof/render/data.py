@@ -5,22 +5,39 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from moeprof.analysis.cards import card_for
+from moeprof.analysis.document import Doubt
 from moeprof.analysis.summary import Summary
 from moeprof.core.record import FORMAT_VERSION
 
+FLAGS = (
+    "latency",
+    "schedule",
+    "steady_state",
+    "energy",
+    "memory",
+    "routing",
+    "realism",
+    "isolation",
+    "overhead",
+    "cost",
+)
 COLUMNS = ("model", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "exact", "valid", "reasons")
 
 
-def summary_json(summary: Summary) -> dict[str, Any]:
-    """The content of summary.json."""
+def summary_json(summary: Summary, doubts: Sequence[Doubt]) -> dict[str, Any]:
+    """The content of summary.json: every metric of every model, and validity flags with their reason codes."""
     return {
         "format_version": FORMAT_VERSION,
         "run": summary.record.run,
         "status": summary.record.status,
         "pricing": summary.pricing.to_json(),
+        "validity": _flags(doubts),
+        "doubts": [asdict(doubt) for doubt in doubts],
         "models": {
             model.name: {
                 "status": model.record.status,
@@ -32,9 +49,21 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def render_json(summary: Summary) -> str:
+def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
+    """METRICS section 10: each flag, valid or not, and why. An error makes it invalid; the rest weakens it."""
+    flags = {}
+    for flag in FLAGS:
+        own = [doubt for doubt in doubts if doubt.flag == flag]
+        flags[flag] = {
+            "valid": not any(doubt.severity == "error" for doubt in own),
+            "reasons": sorted({doubt.code for doubt in own if doubt.severity != "note"}),
+        }
+    return flags
+
+
+def render_json(summary: Summary, doubts: Sequence[Doubt]) -> str:
     """summary.json as text."""
-    return json.dumps(summary_json(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(summary_json(summary, doubts), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render_csv(summary: Summary) -> str:

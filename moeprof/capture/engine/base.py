@@ -46,7 +46,8 @@ class Step:
         end_s: after the new tokens were known on the host.
         device_s: device time by events, or None (CPU, or not resolved yet).
         sequences: who was in the batch, in the order of the flattened tokens.
-        kv_tokens_used: token slots of the KV cache in use after the step, or None when the engine cannot tell.
+        kv_tokens_used: token slots of the KV cache in use when the forward ends, finished sequences included;
+            None when the engine cannot tell.
         preempted: requests that lost their cache in this step (schedule rows).
     """
 

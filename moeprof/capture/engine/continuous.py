@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from moeprof.capture.engine import attention
+from moeprof.capture.engine.attention_plan import StepEdges
 from moeprof.capture.engine.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
@@ -96,6 +97,7 @@ class ContinuousEngine:
             self._batch._generation_step(self._model)
             self._close_events(events)
             self.listeners.after_forward()
+            kv_tokens_used = sum(state.position_offset for state in self._batch.scheduler.active_requests.values())
             self._batch.update_batch()  # waits for the device: the new tokens are needed on the host
         end_s = self._clock()
         sequences = self._sequences(batch, layout, pasts)
@@ -106,7 +108,7 @@ class ContinuousEngine:
             end_s=end_s,
             device_s=events[0].elapsed_time(events[1]) / 1e3 if events else None,
             sequences=sequences,
-            kv_tokens_used=sum(state.position_offset for state in self._batch.scheduler.active_requests.values()),
+            kv_tokens_used=kv_tokens_used,
             preempted=preempted,
         )
 
@@ -198,9 +200,9 @@ class ContinuousEngine:
         )
         return layout, [future.state.position_offset - q for future, q in zip(batch, query, strict=True)]
 
-    def _edges(self, layout: BatchLayout, pasts: list[int]) -> attention.StepEdges:
+    def _edges(self, layout: BatchLayout, pasts: list[int]) -> StepEdges:
         keys = [past + query for past, query in zip(pasts, layout.query_tokens, strict=True)]
-        return attention.StepEdges(list(layout.query_tokens), keys, self._model.device)
+        return StepEdges(list(layout.query_tokens), keys, self._model.device)
 
     def _sequences(self, batch: list[Any], layout: BatchLayout, pasts: list[int]) -> tuple[SequenceInStep, ...]:
         result, position = [], 0
