@@ -30,7 +30,7 @@ from moeprof.analysis.document import (
     StackedBars,
 )
 from moeprof.core.metric import Card
-from moeprof.render.html_cells import Cell, ModelCard, anchor, cell, main_row, table_row
+from moeprof.render.html_cells import ModelCard, anchor, cell, main_row, per_what, table_row
 from moeprof.render.svg_bars import draw_bars
 from moeprof.render.svg_chart import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.svg_heatmap import draw_heatmap
@@ -119,7 +119,8 @@ def _model_cards(document: Document) -> list[ModelCard]:
     large = main_row(document.first_screen)
     others = [row for row in document.first_screen if row is not large][:NUM_FACTS]
     figures = [None if large is None else large.values[i] for i in range(len(document.models))]
-    highest = max((f.value for f in figures if f is not None and f.value is not None), default=None)
+    lengths = [None if figure is None else figure.value for figure in figures]
+    highest = max((length for length in lengths if length is not None), default=None)
     return [
         ModelCard(
             index=i,
@@ -128,20 +129,16 @@ def _model_cards(document: Document) -> list[ModelCard]:
             status=model.status,
             error=model.error,
             main=None if large is None else (_title(large), cell(figures[i], large.card.unit)),
-            share=_share(figures[i].value if figures[i] is not None else None, highest),
-            facts=tuple((_title(row), _short_cell(row, i)) for row in others),
+            share=_share(lengths[i], highest),
+            facts=tuple((_title(row), cell(row.values[i], row.card.unit)) for row in others),
         )
         for i, model in enumerate(document.models)
     ]
 
 
 def _title(row: Row) -> str:
-    per = row.card.unit.removeprefix("USD").strip(" /") if row.card.unit.startswith("USD") else ""
-    return f"{row.label}, per {per}" if per and per not in row.label else row.label
-
-
-def _short_cell(row: Row, i: int) -> Cell:
-    return cell(row.values[i], row.card.unit)
+    per = per_what(row)
+    return f"{row.label}, per {per}" if per else row.label
 
 
 def _share(value: float | None, highest: float | None) -> float | None:

@@ -49,12 +49,19 @@ def anchor(card_name: str) -> str:
     return "card-" + "".join(c if c.isalnum() or c in "_-" else "X" for c in card_name)
 
 
+def per_what(row: Row) -> str:
+    """What dollars are per, where the label does not say it already: ``1M tokens``."""
+    unit = row.card.unit
+    per = unit.removeprefix("USD").removeprefix(" / ") if unit.startswith("USD") else ""
+    return "" if per and per.partition(" ")[0] in row.label else per
+
+
 def table_row(row: Row) -> TableRow:
     """A row of the Document as the page shows it."""
     return TableRow(
         label=row.label,
         name=row.name,
-        per=row.card.unit.removeprefix("USD").removeprefix(" / ") if row.card.unit.startswith("USD") else "",
+        per=per_what(row),
         direction=DIRECTIONS[row.card.better],
         better=row.card.better,
         anchor=anchor(row.card.name),

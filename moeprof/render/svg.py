@@ -62,7 +62,14 @@ def nice_step(span: float, about: int) -> float:
 
 
 def linear_axis(
-    values: Sequence[float], unit: str, start: float, end: float, *, about: int = 5, round_ends: bool = True
+    values: Sequence[float],
+    unit: str,
+    start: float,
+    end: float,
+    *,
+    about: int = 5,
+    round_ends: bool = True,
+    from_zero: bool = True,
 ) -> Axis:
     """A linear axis over the values; it starts at zero unless all of them lie far from it.
 
@@ -73,10 +80,11 @@ def linear_axis(
         end: position of the high end.
         about: number of ticks aimed at.
         round_ends: move the ends out to ticks.
+        from_zero: False for quantities whose natural origin is their smallest value.
     """
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    low = min(low, 0.0) if low < ZERO_BELOW * high or low == high else low
-    high = max(high, 0.0)
+    if from_zero and (low < ZERO_BELOW * high or low == high):
+        low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         high = low + 1.0
     factor, shown = axis_scale(unit, max(abs(low), abs(high)))

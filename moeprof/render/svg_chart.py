@@ -60,7 +60,8 @@ def colour_of(name: str, models: Sequence[str], others: list[str]) -> str:
 def draw_chart(chart: Chart, models: Sequence[str]) -> Drawing:
     """The chart as SVG with its legend; series of a model take the model's colour."""
     others: list[str] = []
-    colours = [colour_of(s.name, models, others) for s in chart.series]
+    own = [m for m in models if chart.name.endswith(f"-{m}")]  # a chart of one model: all its series are that model's
+    colours = [colour_of(s.name if not own else max(own, key=len), models, others) for s in chart.series]
     kept = [_finite(s, chart.log_x) for s in chart.series]
     legend = tuple(
         LegendEntry(colour=c, style=s.style, name=s.name, note=_note(s, k, chart.log_x))

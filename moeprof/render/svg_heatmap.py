@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
 import struct
 import zlib
@@ -49,7 +48,7 @@ class MapDrawing:
     strip: Markup
     counts: str
     loads: str
-    nulls: tuple[float, ...]
+    nulls: tuple[float | None, ...]
     summary: str
 
 
@@ -74,10 +73,10 @@ def draw_heatmap(heat: HeatMap) -> HeatMapDrawing | None:
     num_layers = max((len(v.loads) for v in heat.variants), default=0)
     if not num_experts:
         return None
-    loads = [load for v in heat.variants for row in v.loads for load in row]
-    octaves = max(1, min(MAX_OCTAVES, math.ceil(math.log2(max(*loads, 1.0)) - 1e-9)))
+    loads = [load for v in heat.variants for row in v.loads for load in row if math.isfinite(load)]
+    octaves = max(1, min(MAX_OCTAVES, math.ceil(math.log2(max([1.0, *loads])) - 1e-9)))
     height = 28 if num_layers <= 12 else 16 if num_layers <= 30 else 11
-    highest = max(max(loads), *(n for v in heat.variants for n in v.null_high), 1.0)
+    highest = max([1.1, *loads, *(n for v in heat.variants for n in v.null_high if math.isfinite(n))])
     return HeatMapDrawing(
         variants=tuple(_variant(v, num_experts, octaves, height, highest) for v in heat.variants),
         num_layers=num_layers,
@@ -93,21 +92,27 @@ def draw_heatmap(heat: HeatMap) -> HeatMapDrawing | None:
 
 def _variant(v: HeatMapVariant, num_experts: int, octaves: int, height: int, highest: float) -> MapDrawing:
     pixels = [[_index(load, octaves) for load in row] + [ABSENT] * (num_experts - len(row)) for row in v.loads]
-    busiest = max((max(row), i) for i, row in enumerate(v.loads) if row)
+    busiest = max((_busiest(row), i) for i, row in enumerate(v.loads))
     return MapDrawing(
         label=v.label,
         image="data:image/png;base64," + base64.b64encode(png(pixels, _palette())).decode(),
         strip=_strip(v, height, highest),
         counts=_packed(v.counts),
-        loads="" if _follow_from_counts(v) else _packed([[round(100 * x) for x in row] for row in v.loads]),
-        nulls=tuple(float(significant(n)) for n in v.null_high),
+        loads="" if _follow_from_counts(v) else _packed(_hundredths(v)),
+        nulls=tuple(round(n, 3) if math.isfinite(n) else None for n in v.null_high),
         summary=f"{v.label}: {len(v.loads)} layers by {num_experts} experts; the busiest expert, in row {busiest[1]}, "
         f"gets {significant(busiest[0])} times the mean of its layer",
     )
 
 
+def _busiest(row: Sequence[float]) -> float:
+    return max((load for load in row if math.isfinite(load)), default=0.0)
+
+
 def _index(load: float, octaves: int) -> int:
     """Palette index of a load; loads beyond the scale take its last shade, and the scale says so."""
+    if not math.isfinite(load):
+        return ABSENT  # a layer that got no token in this cut has no mean
     if load <= 0:
         return NO_TOKENS
     level = round(max(-1.0, min(1.0, math.log2(load) / octaves)) * LEVELS)
@@ -148,11 +153,15 @@ def _follow_from_counts(v: HeatMapVariant) -> bool:
     """True when every load is its count over the layer's mean count, so that counts alone need to be written."""
     for loads, counts in zip(v.loads, v.counts, strict=False):
         total = sum(counts)
-        if len(loads) != len(counts) or (total == 0 and any(loads)):
+        if len(loads) != len(counts):
             return False
-        if total and any(abs(x - n * len(counts) / total) > 0.005 for x, n in zip(loads, counts, strict=True)):
+        if total and any(not abs(x - n * len(counts) / total) <= 0.005 for x, n in zip(loads, counts, strict=True)):
             return False
     return len(v.loads) == len(v.counts)
+
+
+def _hundredths(v: HeatMapVariant) -> list[list[int]]:
+    return [[round(100 * load) if math.isfinite(load) else 0 for load in row] for row in v.loads]
 
 
 def _packed(rows: Sequence[Sequence[int]]) -> str:
@@ -169,17 +178,19 @@ def base36(value: int) -> str:
 
 
 def _strip(v: HeatMapVariant, height: int, highest: float) -> Markup:
-    """Per layer: a dot at the busiest expert's load, a bar from 1x to it, and a tick at the chance level."""
-    axis = linear_axis([0.0, highest], "", 6.0, STRIP - 10, about=3, round_ends=False)
+    """Per layer: a dot at the busiest expert's load (never under 1x), a bar to it, and a tick at the chance level."""
+    axis = linear_axis([1.0, highest], "", 8.0, STRIP - 12, about=3, round_ends=False, from_zero=False)
     total = height * len(v.loads)
     one = number(axis.place(1.0))
     grid = "".join(f"M{number(axis.place(x))} 0V{total}" for x, _ in axis.ticks)
     bars = dots = nulls = ""
     for i, row in enumerate(v.loads):
-        y, x = number((i + 0.5) * height), number(axis.place(max(row, default=0.0)))
+        if not _busiest(row):
+            continue
+        y, x = number((i + 0.5) * height), number(axis.place(max(1.0, _busiest(row))))
         bars += f"M{one} {y}H{x}"
         dots += f"M{x} {y}h0"
-        if i < len(v.null_high):
+        if i < len(v.null_high) and math.isfinite(v.null_high[i]):
             nulls += f"M{number(axis.place(v.null_high[i]))} {number(i * height + 2.0)}v{height - 4}"
     parts = [element("path", class_=kind, d=d) for kind, d in (("grid", grid), ("bar", bars), ("null", nulls)) if d]
     parts.append(element("path", class_="dot", d=dots))
@@ -189,11 +200,10 @@ def _strip(v: HeatMapVariant, height: int, highest: float) -> Markup:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Layer names without what all of them share: ``model.layers.3.mlp`` -> ``3``."""
-    head = re.sub(r"\d+\Z", "", os.path.commonprefix(list(names)))
-    tail = re.sub(r"\d+\Z", "", os.path.commonprefix([name[::-1] for name in names]))
-    cut = [name[len(head) : len(name) - len(tail)] for name in names]
-    return cut if len(names) > 1 and all(cut) else list(names)
+    """Layer names by their number where that tells them apart: ``model.layers.3.mlp`` -> ``3``."""
+    numbers = [re.findall(r"\d+", name) for name in names]
+    told = [found[0] for found in numbers if found]
+    return told if len(set(told)) == len(names) else list(names)
 
 
 def _layer_labels(layers: Sequence[str], height: int) -> Markup:

@@ -8,6 +8,7 @@ Clouds: dots that would lie on each other are drawn once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def as_steps(points: Sequence[Point]) -> list[Point]:
     if not points:
         return []
     corners = [points[0]]
-    for (_, y_before), (x, y) in zip(points, points[1:], strict=False):
+    for (_, y_before), (x, y) in pairwise(points):
         corners += [(x, y_before), (x, y)]
     return corners
 
@@ -66,7 +67,7 @@ def simplify(points: Sequence[Point], tolerance: float = TOLERANCE) -> list[Poin
             middle = first + 1 + worst
             keep[middle] = True
             stack += [(first, middle), (middle, last)]
-    return [points[i] for i in np.flatnonzero(keep)]
+    return [point for point, kept in zip(points, keep, strict=True) if kept]
 
 
 def _distances(xy: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -79,7 +80,7 @@ def _distances(xy: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray
 
 def line_path(points: Sequence[Point]) -> str:
     """The ``d`` of a line, thinned; empty without points."""
-    rising = all(a[0] <= b[0] for a, b in zip(points, points[1:], strict=False))
+    rising = all(a[0] <= b[0] for a, b in pairwise(points))
     kept = simplify(extremes_per_column(points) if rising else points)
     if len(kept) == 1:
         return f"M{number(kept[0][0])} {number(kept[0][1])}h0"

@@ -147,7 +147,7 @@ for (const map of all(".map")) {
     const load = data.loads ? row[expert] / 100 : total ? row[expert] * row.length / total : 0;
     const lines = [[`layer ${data.layers[layer]}, expert ${expert}`], [`${shown(load)}x the mean of its layer`]];
     if (data.counts && data.counts[layer] && expert in data.counts[layer]) lines.push([`${data.counts[layer][expert].toLocaleString("en")} tokens`]);
-    if (layer in data.nulls) lines.push([`uniform chance: busiest expert above ${shown(data.nulls[layer])}x in 5 % of layers`]);
+    if (data.nulls[layer]) lines.push([`by chance alone the busiest expert gets about ${shown(data.nulls[layer])}x`]);
     const box = cells.getBoundingClientRect();
     const width = box.width / getComputedStyle(cells).getPropertyValue("--e");
     const height = box.height / getComputedStyle(cells).getPropertyValue("--l");
