@@ -80,26 +80,17 @@ def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
 
 
 def _from_hub(spec: ModelSpec) -> ModelSource:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from moeprof.capture.hub import hub_file
 
     assert spec.path is not None
-    try:
-        config = hf_hub_download(spec.path, "config.json", revision=spec.revision)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"model {spec.name}: {spec.path} is no local folder and the hub did not give it "
-            f"({type(error).__name__}); check the spelling, the network, or download it first and give the folder"
-        ) from error
-    try:
-        tokenizer: Path | None = Path(hf_hub_download(spec.path, "tokenizer.json", revision=spec.revision))
-    except (EntryNotFoundError, OSError):
-        tokenizer = None
+    config = hub_file(spec.name, spec.path, "config.json", spec.revision)
+    if config is None:
+        raise ModelError(f"model {spec.name}: {spec.path} on the hub has no config.json; is it a transformers model?")
     return ModelSource(
         folder=None,
         hub_id=spec.path,
-        config=_read_config(spec.name, Path(config)),
-        tokenizer_file=tokenizer,
+        config=_read_config(spec.name, config),
+        tokenizer_file=hub_file(spec.name, spec.path, "tokenizer.json", spec.revision),
         weights_bytes=None,
     )
 
