@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import RecordError
+from moeprof.core.record_shape import check_experiment, check_facts, check_launch, check_pass
 from moeprof.core.record_tables import TABLES as TABLES
 from moeprof.core.record_tables import read_table as read_table
 from moeprof.core.routing_counts import Routing as Routing
@@ -65,8 +67,7 @@ class PassRecord:
     @cached_property
     def info(self) -> dict[str, Any]:
         """pass.json; empty when the pass was killed before it could be written."""
-        path = self.path / "pass.json"
-        return read_json(path) if path.exists() else {}
+        return _read_checked(self.path / "pass.json", check_pass)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -107,8 +108,7 @@ class LaunchRecord:
     @cached_property
     def info(self) -> dict[str, Any]:
         """launch.json; empty when the launch died early."""
-        path = self.path / "launch.json"
-        return read_json(path) if path.exists() else {}
+        return _read_checked(self.path / "launch.json", check_launch)
 
     @cached_property
     def passes(self) -> tuple[PassRecord, ...]:
@@ -140,8 +140,7 @@ class ModelRecord:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """model.json (see core/modelfacts.py); empty when loading failed."""
-        path = self.path / "model.json"
-        return read_json(path) if path.exists() else {}
+        return _read_checked(self.path / "model.json", check_facts)
 
     @cached_property
     def launches(self) -> tuple[LaunchRecord, ...]:
@@ -196,14 +195,14 @@ def open_record(path: Path) -> Record:
     if not file.exists():
         raise RecordError(f"{path}: not a moeprof run (no experiment.json)")
     experiment = read_json(file)
-    missing = [key for key in ("format_version", "workload", "environment", "models") if key not in experiment]
-    if missing:
-        raise RecordError(f"{file}: damaged, without {', '.join(missing)}")
-    version = experiment["format_version"]
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    version = experiment.get("format_version")
+    if type(version) is not int or version < 1:  # True is an int too
+        raise RecordError(f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there")
+    if version > FORMAT_VERSION:  # before its shape, which may be another
         raise RecordError(
             f"{file}: format {version}, this moeprof reads up to {FORMAT_VERSION}; upgrade moeprof to read it"
         )
+    check_experiment(file, experiment)
     return Record(path, experiment, _status(path, experiment))
 
 
@@ -216,6 +215,15 @@ def _status(path: Path, experiment: dict[str, Any]) -> str:
     except (OSError, ValueError):
         return "interrupted"
     return "started" if time.time() - beat < HEARTBEAT_STALE_S else "interrupted"
+
+
+def _read_checked(path: Path, check: Callable[[Path, dict[str, Any]], None]) -> dict[str, Any]:
+    """The content of a JSON file that may be absent, checked."""
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    check(path, value)
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

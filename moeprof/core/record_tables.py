@@ -112,7 +112,7 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
     Integer columns with nulls come back as pandas ``Int64``, so that null is never 0.
 
     Raises:
-        RecordError: the file is damaged beyond a cut-off tail.
+        RecordError: the file is damaged beyond a cut-off tail, or lacks a column.
     """
     import pandas as pd
     import pyarrow as pa
@@ -126,6 +126,10 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
             data = pa.Table.from_batches(_readable_batches(stream), schema=arrow_schema(table))
         else:
             data = arrow_schema(table).empty_table()
+        missing = [name for name in TABLES[table] if name not in data.column_names]
+        if missing:
+            raise RecordError(f"{folder / table}: damaged table, without column {missing[0]}")
+        data = data.select(list(TABLES[table])).cast(arrow_schema(table))
     except (OSError, pa.ArrowException) as error:
         raise RecordError(f"{folder / table}: damaged table ({error})") from error
     types = {pa.int64(): pd.Int64Dtype()}

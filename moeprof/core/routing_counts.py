@@ -6,6 +6,7 @@ Legend: W windows, P phases, C request classes, L MoE layers, E experts, S steps
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from moeprof.core.errors import RecordError
 
 MAX_WINDOWS = 256
+_NAMES = ("layer_names", "class_names")
+_STEP_COUNTS = "step_counts_SPLE"
 _ARRAYS = (
     "counts_WPCLE",
     "real_tokens_WPC",
@@ -86,9 +89,9 @@ class Routing:
             RecordError: the file is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in (*_ARRAYS, *_NAMES, *(set(data.files) & {_STEP_COUNTS}))}
+        except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RecordError(
                 f"{path}: damaged routing counts ({error}); the rest of the record may be fine"
             ) from error
