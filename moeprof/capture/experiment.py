@@ -74,6 +74,10 @@ class Experiment:
         return status
 
     @property
+    def _stopped(self) -> bool:
+        return bool(self._signals.number)
+
+    @property
     def _over(self) -> bool:
         deadline = self._setup.deadline_s
         return bool(self._signals.number) or (deadline is not None and time.perf_counter() >= deadline)
@@ -143,7 +147,7 @@ class Experiment:
 
     def _try(self, workers: dict[str, Worker], name: str, order: Order) -> None:
         """Give an order; a failing model is marked, its worker ended, and the others go on."""
-        if name not in workers or self._signals.number:
+        if name not in workers or self._stopped:
             return
         worker = workers[name]
         watch = _PassWatch(self, worker, order)
@@ -156,7 +160,7 @@ class Experiment:
             if self._signals.number:
                 return  # a signal to the whole group ends workers too: that is no failure of the model
             self._failed.add(name)
-            self._header.model_failed(name, str(error), error.details)
+            self._header.model_failed(name, str(error), error.details, error.exit_code)
             self._audience.hear(name, "failed", {"error": str(error)})
         finally:
             watch.close()
@@ -167,7 +171,7 @@ class Experiment:
                 worker.close(lambda report: None)
             except WorkerFailedError as error:
                 self._failed.add(name)
-                self._header.model_failed(name, str(error), error.details)
+                self._header.model_failed(name, str(error), error.details, error.exit_code)
 
     def _plan(self, spec: ModelSpec, launch: int) -> LaunchPlan:
         setup, scheduled = self._setup, self._setup.schedules[spec.name]

@@ -18,7 +18,9 @@ class Header:
 
     def __init__(self, folder: Path, content: dict[str, Any], models: list[str]) -> None:
         self._folder = folder
-        self._models = {name: {"name": name, "folder": name, "status": "started", "error": None} for name in models}
+        self._models: dict[str, dict[str, Any]] = {
+            name: {"name": name, "folder": name, "status": "started", "error": None} for name in models
+        }
         self._content = {
             "format_version": FORMAT_VERSION,
             "status": "started",
@@ -36,9 +38,9 @@ class Header:
         """Write the time."""
         (self._folder / "heartbeat").write_text(f"{time.time():.1f}\n", encoding="ascii")
 
-    def model_failed(self, name: str, error: str, details: str | None) -> None:
-        """Mark a model; the traceback goes beside its record."""
-        self._models[name] |= {"status": "failed", "error": error}
+    def model_failed(self, name: str, error: str, details: str | None, exit_code: int) -> None:
+        """Mark a model; the traceback goes beside its record. ``exit_code`` 2 means that its input was bad."""
+        self._models[name] |= {"status": "failed", "error": error, "exit_code": exit_code}
         if details:
             (self._folder / name).mkdir(exist_ok=True)
             (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -99,8 +100,8 @@ def _config(spec: ModelSpec, source: ModelSource) -> Any:
             return AutoConfig.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         values = dict(source.config)
         return AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, KeyError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
+        first = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in str(error):
             first = "its code comes with the checkpoint; read it, then set `trust_remote_code: true` to run it"
         raise UnsupportedModelError(

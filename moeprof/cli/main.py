@@ -19,6 +19,7 @@ from moeprof.cli.report import report
 from moeprof.cli.run import run
 from moeprof.cli.trace import trace_app
 from moeprof.core.errors import MoeprofError
+from moeprof.core.plaintext import one_line
 
 app = typer.Typer(
     name="moeprof",
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except MoeprofError as error:
-        print(f"moeprof: {error}", file=sys.stderr)
+        print(f"moeprof: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        print(f"moeprof: {error.format_message()}", file=sys.stderr)
+        print(f"moeprof: {one_line(error.format_message())}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("moeprof: stopped", file=sys.stderr)

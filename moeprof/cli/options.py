@@ -98,7 +98,7 @@ def _traffic(traffic: Traffic, options: Overrides) -> Traffic:
     if options.request_rate is None and options.burstiness is None:
         return traffic
     old = traffic.arrivals
-    rate = options.request_rate or (old.rate if old is not None else None)
+    rate = options.request_rate if options.request_rate is not None else old.rate if old is not None else None
     if rate is None:
         raise WorkloadError("--burstiness: the workload has no request rate; give --request-rate too")
     if options.burstiness is not None:

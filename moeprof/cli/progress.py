@@ -11,6 +11,7 @@ from typing import Any
 from moeprof.analysis.pricing import Pricing
 from moeprof.capture.experiment import Audience
 from moeprof.core import units
+from moeprof.core.plaintext import one_line
 
 PLAIN_EVERY_S = 5.0
 
@@ -68,7 +69,7 @@ class Live:
 def describe(event: str, data: dict[str, Any]) -> str | None:
     """What happened, in a few words; None for what nobody needs to read."""
     if event == "failed":
-        return f"FAILED: {data['error']}"
+        return f"FAILED: {one_line(str(data['error']))}"
     if event == "progress" and "doing" in data:
         return str(data["doing"])
     if event == "progress":

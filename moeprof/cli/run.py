@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moeprof.cli.options import Overrides, apply
-from moeprof.core.errors import EngineError
+from moeprof.core.errors import EngineError, InputError
 
 Text = Annotated[str | None, typer.Option()]
 
@@ -91,4 +91,6 @@ def run(
         raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
     if status == "failed":
         failed = [model for model in record.models if model.status == "failed"]
-        raise EngineError("; ".join(f"{model.name} failed: {model.error}" for model in failed))
+        all_bad_input = all(model.get("exit_code") == InputError.exit_code for model in record.experiment["models"])
+        kind = InputError if all_bad_input else EngineError  # bad input is 2 only where nothing could run
+        raise kind("; ".join(f"{model.name} failed: {model.error}" for model in failed))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moeprof.core.plaintext import printable
+
 
 def print_records(rows: Sequence[Mapping[str, Any]], form: str) -> None:
     """Print ``rows`` (all with the same keys) to stdout."""
@@ -43,4 +45,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))

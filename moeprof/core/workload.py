@@ -20,13 +20,13 @@ Outputs = Literal["forced", "forced_length", "free"]
 
 def _at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value < low:
+        if value is not None and not low <= value < float("inf"):
             raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
 
 
 def _more_than_zero(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < float("inf"):
             raise WorkloadError(f"{name}: found {value}; more than 0 is allowed")
 
 

@@ -16,6 +16,7 @@ from moeprof.analysis.document import (
     StackedBars,
 )
 from moeprof.core import units
+from moeprof.core.plaintext import printable
 from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -42,7 +43,7 @@ def render_markdown(document: Document) -> str:
 
 def escape(text: str) -> str:
     """Text from a record as text: no markup, no HTML, one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def _first_table(document: Document) -> list[str]:
