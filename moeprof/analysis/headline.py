@@ -19,7 +19,7 @@ def headline(summary: Summary) -> str:
     if moe is None or dense is None or why_incomparable(moe, dense) is not None:
         return _price(done[0])
     ratio, interval = cost_ratio(moe, dense)
-    between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else ""
+    between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else " (one pass, so no interval)"
     prices = [number(m, "usd_per_1m_output_tokens") for m in (moe, dense)]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
     tail = f": {each} per 1M output tokens." if len(each.split(" against ")) == 2 else "."
