@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 
 from moeprof.capture.gpu import Gpu
@@ -37,7 +38,7 @@ class Fit:
         weights_bytes: by model; None when unknown.
         kv_bytes_per_token: by model; None when unknown.
         kv_tokens: KV slots that every model gets.
-        wanted_kv_tokens: slots that would hold every request of the schedule at once.
+        wanted_kv_tokens: slots that would hold all requests that can be in flight at once.
         together: True when all models fit at once.
     """
 
@@ -125,8 +126,8 @@ def _room(per_token: dict[str, int | None], weights_bytes: dict[str, int | None]
 
 
 def _all_at_once(schedule: Schedule) -> int:
-    """Slots that hold every request at once, in whole pages, and some spare."""
-    lengths = schedule.input_tokens + schedule.output_tokens
+    """Slots for as many requests as can be in flight at once (the longest ones), in whole pages, and some spare."""
+    lengths = np.sort(schedule.input_tokens + schedule.output_tokens)[::-1][: schedule.concurrency]
     pages = int(((lengths + PAGE_TOKENS - 1) // PAGE_TOKENS + 1).sum()) + SPARE_PAGES
     # The scheduler keeps a share of the cache free before it admits prompts; without this it would hold some back.
     return int(pages * PAGE_TOKENS * 1.2)

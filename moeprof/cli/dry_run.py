@@ -24,7 +24,7 @@ def show_plan(prepared: Prepared, pricing: Pricing) -> None:
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
         ("classes", ", ".join(schedule.classes)),
-        ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all requests at once)"),
+        ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"),
     ]
     for spec in workload.models:
         need = fit.needed_bytes(spec.name)
