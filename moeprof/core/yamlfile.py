@@ -161,7 +161,10 @@ def _pairs(node: yaml.Node, place: Place) -> list[tuple[str, yaml.Node, Place]]:
 
 def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
     if kind is Any:
-        return yaml.SafeLoader("").construct_object(node, deep=True)
+        try:
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        except yaml.MarkedYAMLError as error:
+            raise place.error(f"cannot be used: {error.problem or error}") from error
     text = _text(node, place)
     if kind is str:
         return text
@@ -175,7 +178,8 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
     if kind is int:
         if number != int(number):
             raise place.error(f"found {text}; a whole number is allowed")
-        return int(number)
+        digits = text.replace("_", "")
+        return int(digits) if digits.lstrip("+-").isdecimal() else int(number)  # a float keeps 15 digits, a seed all
     return number
 
 
