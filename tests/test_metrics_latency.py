@@ -135,9 +135,10 @@ def test_failures_stay_in_the_denominator_of_goodput() -> None:
 
 
 def test_shares_have_intervals_within_zero_and_one() -> None:
-    agreed = dict(agreed_tokens=[4, 4, 4, 3])
     rounds = [
-        make_pass(name=f"round-{i}", requests=make_requests(4, ttft_s=[0.1, 0.1, 0.1, last], **agreed))
+        make_pass(
+            name=f"round-{i}", requests=make_requests(4, ttft_s=[0.1, 0.1, 0.1, last], agreed_tokens=[4, 4, 4, 3])
+        )
         for i, last in enumerate((0.1, 0.1, 0.9))
     ]
     values = [*throughput_metrics(rounds, slo(ttft_s=0.5)), *latency_metrics(rounds, slo(ttft_s=0.5))]

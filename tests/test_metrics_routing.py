@@ -16,6 +16,7 @@ from moeprof.analysis.metrics.routing import NAMES, routing_metrics
 from moeprof.analysis.metrics.routing_picks import coactivation, consecutive_overlap, routing_agreement
 from moeprof.analysis.metrics.routing_shift import drift, js_divergence, specialisation, total_variation
 from moeprof.analysis.metrics.routing_shift_values import drift_by_phase, load_shares
+from moeprof.analysis.stats import block_mean_interval
 from moeprof.core.metric import MetricValue
 from tests.records import draw_step_counts, make_facts, make_pass, make_requests, make_routing, make_steps
 from tests.shared_data import shared
@@ -267,6 +268,38 @@ def test_a_uniform_router_lies_at_its_nulls_and_a_skewed_one_does_not() -> None:
     distinct = one(skewed, "distinct_experts_per_step", phase="decode")
     assert distinct.value is not None and distinct.value < distinct.null["uniform"] - 1.5
     assert distinct.value == pytest.approx(distinct.null["marginal"], abs=0.3)  # its tokens are independent
+
+
+def test_extremes_of_a_router_have_no_interval_but_a_null_and_shares_stay_below_one() -> None:
+    values = routing_metrics([_routed_pass(1)[0]], FACTS)
+    extremes = [v for v in values if v.name.startswith("router_load_max_over_mean") or v.name == "dead_experts"]
+    assert len(extremes) == 3 * 3 + 2 * 2 * 2 + 2 * 2 * 2  # phases; two layers and two classes in two phases
+    for value in extremes:
+        assert (value.ci_low, value.ci_high) == (None, None)
+        assert value.reasons == (
+            "no interval: no resampling covers an extreme of counts; compare with the uniform expectation",
+        )
+        assert "uniform" in value.null
+    entropy = one(values, "router_entropy_ratio", phase="decode")
+    assert entropy.ci_low is not None and entropy.ci_high is not None
+    assert 0 < entropy.ci_low < entropy.ci_high < 1
+    touched = one(values, "experts_touched_ratio", phase="prefill")
+    assert touched.ci_high is not None and touched.ci_high <= 1
+
+
+def test_the_worst_of_many_even_layers_lies_at_its_null() -> None:
+    for layers in (1, 12):
+        worst = [load.max_over_mean(nulls.uniform_counts(16, 2, 500, layers, seed)).max() for seed in range(1, 41)]
+        expected = nulls.uniform_worst(load.max_over_mean, 16, [2] * layers, 500)
+        assert np.mean(worst) == pytest.approx(expected, abs=0.03)
+    alone = nulls.uniform_expectation(load.max_over_mean, 16, 2, 500)
+    assert nulls.uniform_worst(load.max_over_mean, 16, [2], 500) == pytest.approx(alone)
+
+
+def test_the_mean_of_the_largest_loads_of_steps_is_covered_by_its_interval() -> None:
+    steps = np.stack([load.max_over_mean(nulls.uniform_counts(16, 2, 8, 12_000, 7))]).reshape(100, 120)
+    found = [block_mean_interval(series) or (0.0, 0.0) for series in steps]
+    assert sum(low <= steps.mean() <= high for low, high in found) >= 88
 
 
 def test_figures_are_split_by_class_and_judged_for_specialisation() -> None:

@@ -42,13 +42,14 @@ CARDS: tuple[Card, ...] = (
     _card(
         "router_load_max_over_mean_worst",
         "Busiest expert over mean, worst layer",
-        "max n_e / mu over the window, largest of the layers",
+        "max n_e / mu over the window, largest of the layers; null: the largest of as many uniform layers",
         source="MaxVio + 1 (arXiv 2408.15664)",
     ),
     _card(
         "step_load_max_over_mean",
         "Busiest expert over mean, per step",
-        "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once",
+        "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
+        "neighbours share requests",
     ),
     _card("router_load_cv", "Load CV", "population std(n) / mu, mean over layers", source="Shazeer et al. 2017"),
     _card("router_entropy_ratio", "Load entropy", "-sum q ln q / ln E, mean over layers", better="higher"),
@@ -74,7 +75,7 @@ CARDS: tuple[Card, ...] = (
         "distinct_experts_per_step",
         "Distinct experts per step",
         "experts with a token in a step and layer, mean over layers and steps; nulls: uniform E*(1-(1-k/E)^T), "
-        "marginal sum_e 1 - C(N-n_e,T)/C(N,T)",
+        "marginal sum_e 1 - C(N-n_e,T)/C(N,T); n = steps, of which neighbours share requests",
         unit="experts",
         headline=True,
     ),
@@ -128,20 +129,21 @@ CARDS: tuple[Card, ...] = (
     _card(
         "coactivation",
         "Co-activation",
-        "N_ij / N_i over all pairs in a token's set; uniform null (k-1)/(E-1)",
+        "sum_i max_j N_ij / sum_i N_i: share of an expert's tokens that its most frequent partner takes too, mean over "
+        "layers; nulls: uniform router, and all picks dealt anew among tokens",
         better="neither",
     ),
     _card(
         "consecutive_same_top1_ratio",
         "Same first expert as the token before",
-        "share of consecutive tokens of a sequence; uniform null 1/E",
+        "share of consecutive tokens of a sequence; n = sequences; uniform null 1/E",
         better="neither",
         source="Mixtral of Experts (arXiv 2401.04088), table 5",
     ),
     _card(
         "consecutive_overlap_ratio",
         "Any expert shared with the token before",
-        "share of consecutive tokens of a sequence; uniform null 1 - C(E-k,k)/C(E,k)",
+        "share of consecutive tokens of a sequence; n = sequences; uniform null 1 - C(E-k,k)/C(E,k)",
         better="neither",
         source="Mixtral of Experts (arXiv 2401.04088), table 5",
     ),

@@ -2,7 +2,7 @@
 
 Rounds replay the same tokens, so they add nothing to what is known about the router: figures come from the first round
 that has routing counts. The record holds counts per step and window, not per request; intervals leave out one stretch
-of time (neighbouring steps or windows) at a time (jackknife), and n is the number of stretches.
+of time (neighbouring steps or windows) at a time (jackknife), and n is the number of stretches. Extremes have none.
 Legend: W windows, P phases, C classes, G stretches, L layers, E experts.
 """
 
@@ -16,36 +16,42 @@ import numpy as np
 from moeprof.analysis import stats
 from moeprof.analysis.metrics.routing_cells import Cell, cell, first_with_routing
 from moeprof.analysis.metrics.routing_load import MEASURES, hot_set_experts, max_over_mean
-from moeprof.analysis.metrics.routing_nulls import uniform_cv, uniform_dead, uniform_expectation
+from moeprof.analysis.metrics.routing_nulls import uniform_cv, uniform_dead, uniform_expectation, uniform_worst
+from moeprof.analysis.metrics.routing_pick_values import PICK_NAMES, pick_metrics
 from moeprof.analysis.metrics.routing_shift_values import shift_metrics
 from moeprof.analysis.metrics.routing_steps import STEP_NAMES, layer_step_metrics, routed_steps, step_metrics
 from moeprof.analysis.tables import ALL, FloatArray, IntArray, PassTables
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.modelfacts import ModelFacts
+from moeprof.core.picks import Picks
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing
 
 MINIMUM_GROUPS = 5
 LAYER_MEASURES = ("router_load_max_over_mean", "router_load_cv", "router_entropy_ratio", "dead_experts")
 WORST = "router_load_max_over_mean_worst"
-NEED_PICKS = (
-    "coactivation",
-    "consecutive_same_top1_ratio",
-    "consecutive_overlap_ratio",
-    "router_margin_p05",
-    "routing_agreement_ratio",
-)
+# Shares, which cannot leave [0, 1].
+BOUNDED = ("router_entropy_ratio", "router_gini", "router_jain", "top_decile_load_ratio")
+# Intervals by resampling do not cover these: a balanced router's true maximum (1) lies below every resampled one (the
+# jackknife covers it in 5 % of simulated runs, the basic bootstrap in 60 %), and no stretch left out revives an expert.
+EXTREMES = ("router_load_max_over_mean", WORST, "dead_experts")
+NO_INTERVAL = "no interval: no resampling covers an extreme of counts; compare with the uniform expectation"
+OTHER_RUNS = {
+    "router_margin_p05": "the gate's selection scores are not recorded",
+    "routing_agreement_ratio": "compares two runs on the same tokens, with every pick recorded (--save-detailed)",
+}
 COUNTED = ("realised_drop_ratio", "identity_pick_ratio", "hot_set_experts_90", "hot_set_experts_99")
 SHIFT = ("router_drift_js", "router_drift_js_p")
-NAMES = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *SHIFT, *NEED_PICKS)
+NAMES = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *SHIFT, *PICK_NAMES, *OTHER_RUNS)
 
 
-def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts) -> list[MetricValue]:
+def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts, picks: Picks | None = None) -> list[MetricValue]:
     """All router figures of a model.
 
     Args:
         rounds: passes of one launch with the same traffic.
         facts: what the model is; a dense model gives nulls with that reason.
+        picks: every pick of one of the passes, where they were kept.
     """
     found, reason = first_with_routing(rounds), _why_none(facts)
     labels = {"traffic": rounds[0].traffic, "window": "total"} if rounds else {}
@@ -56,7 +62,8 @@ def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts) -> list[Met
     for phase in (ALL, *PHASES):
         values += _phase_metrics(tables, routing, phase, {**labels, "phase": phase})
     values += _class_metrics(routing, labels) + shift_metrics(tables, routing, labels)
-    values += [missing(name, _why_no_picks(name), **labels, phase=ALL) for name in NEED_PICKS]
+    values += pick_metrics(picks, facts, {**labels, "phase": ALL})
+    values += [missing(name, why, **labels, phase=ALL) for name, why in OTHER_RUNS.items()]
     notes = _notes(facts)
     return [replace(v, reasons=(*v.reasons, *notes)) for v in values] if notes else values
 
@@ -67,13 +74,6 @@ def _why_none(facts: ModelFacts) -> str | None:
     if len({layer.num_experts for layer in facts.moe_layers}) > 1:
         return "layers have different numbers of experts; their loads are not comparable"
     return None
-
-
-def _why_no_picks(name: str) -> str:
-    return {
-        "router_margin_p05": "the gate's selection scores are not recorded",
-        "routing_agreement_ratio": "compares two runs on the same tokens, with every pick recorded (--save-detailed)",
-    }.get(name, "needs every pick: run with --save-detailed")
 
 
 def _notes(facts: ModelFacts) -> tuple[str, ...]:
@@ -92,9 +92,9 @@ def _phase_metrics(tables: PassTables, routing: Routing, phase: str, labels: dic
         names = (*MEASURES, WORST, *STEP_NAMES, *COUNTED)
         return [missing(name, f"no {phase} tokens were routed", **labels) for name in names]
     values = load_values(own, routing.top_k_L, labels, tuple(MEASURES))
-    worst = max_over_mean(own.counts_LE).max()
-    left = [max_over_mean(own.counts_LE - group).max() for group in own.counts_GLE]
-    values.append(_jackknifed(WORST, float(worst), np.array(left), own, labels, {}))
+    worst = float(max_over_mean(own.counts_LE).max())
+    null = {"uniform": uniform_worst(max_over_mean, routing.num_experts, routing.top_k_L.tolist(), own.tokens)}
+    values.append(_jackknifed(WORST, worst, np.empty(0), own, labels, null))
     values += step_metrics(steps, own.counts_LE, own.tokens, _kept(routing, steps.rows), labels)
     values += _counted(routing, own, phase, labels)
     if phase != ALL:
@@ -165,11 +165,11 @@ def _jackknifed(
 ) -> MetricValue:
     if not np.isfinite(value):
         return missing(name, "a layer routed nothing", **labels)
-    interval = stats.jackknife_interval(value, left) if len(left) >= MINIMUM_GROUPS else None
+    few = len(left) < MINIMUM_GROUPS
+    interval = None if name in EXTREMES or few else stats.jackknife_interval(value, left, bounded=name in BOUNDED)
     low, high = interval or (None, None)
-    reasons = (
-        () if interval else (f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed",)
-    )
+    why = f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed"
+    reasons = () if interval else (NO_INTERVAL if name in EXTREMES else why,)
     return MetricValue(
         name=name,
         value=value,

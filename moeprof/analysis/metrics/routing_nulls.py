@@ -91,6 +91,20 @@ def uniform_expectation(measure: Callable[[Counts], FloatArray], num_experts: in
     return float(np.nanmean(measure(uniform_counts(num_experts, top_k, tokens))))
 
 
+def uniform_worst(measure: Callable[[Counts], FloatArray], num_experts: int, top_ks: list[int], tokens: int) -> float:
+    """Expectation of the largest of several layers' measures under the uniform null, layers independent.
+
+    From the Monte Carlo distribution F_k of one layer's measure: P(largest <= x) = product over layers of F_k(x).
+    """
+    if tokens <= 0:
+        return math.nan
+    one_layer = {k: np.sort(measure(uniform_counts(num_experts, k, tokens))) for k in set(top_ks)}
+    grid = np.unique(np.concatenate(list(one_layer.values())))
+    reach = {k: np.searchsorted(values, grid, side="right") / len(values) for k, values in one_layer.items()}
+    below = np.prod([reach[k] for k in top_ks], axis=0)
+    return float(grid @ np.diff(below, prepend=0.0))
+
+
 def over_batch_sizes(expected: Callable[[IntArray], FloatArray], tokens_S: IntArray, grid: int = _GRID) -> FloatArray:
     """An expectation for every step's T, computed at ``grid`` sizes and interpolated in log T between them."""
     sizes, step = np.unique(tokens_S, return_inverse=True)

@@ -2,6 +2,8 @@
 
 ``distinct_SL`` and ``max_load_SL`` are over both phases of a step together, so a figure with a phase label uses only
 *pure* steps of that phase. Every step counts once: a step is what is waited for, however many tokens it has.
+n counts steps. Neighbouring steps share most of their requests, so they are not independent; the intervals know that
+(batch means over at most thirty stretches of steps), n does not.
 Legend: S steps, L layers, E experts.
 """
 
@@ -100,7 +102,7 @@ def step_metrics(
     per_step = distinct.mean(axis=1)
     return [
         _mean("distinct_experts_per_step", per_step, labels, mean_nulls),
-        _mean("experts_touched_ratio", per_step / experts, labels, touched),
+        _mean("experts_touched_ratio", per_step / experts, labels, touched, bounded=True),
         _reuse(picks.mean(axis=1), per_step, labels, reuse_nulls),
         _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null),
         _capacity(steps, step_counts, labels),
@@ -154,8 +156,10 @@ def _uniform_load(num_experts: int, top_k: int) -> Callable[[IntArray], FloatArr
     return expected
 
 
-def _mean(name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float]) -> MetricValue:
-    low, high = stats.block_mean_interval(series) or (None, None)
+def _mean(
+    name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float], *, bounded: bool = False
+) -> MetricValue:
+    low, high = stats.block_mean_interval(series, bounded=bounded) or (None, None)
     return MetricValue(
         name=name,
         value=float(series.mean()),
