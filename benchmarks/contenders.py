@@ -1,7 +1,8 @@
 """Who competes for replay throughput: our engine as a run drives it, and the two ways of transformers, tuned.
 
-All get the same weights, dtype, threads and prompts, and produce the same number of tokens per request. Ours is driven
-by ``replay`` with the tap on and all recorders writing to disk, as in a pass of a run; the others only produce tokens.
+All get the same weights, dtype, threads and prompts, and produce the same number of tokens per request. Ours is fed the
+very tokens that ``generate`` chose (a model left to itself repeats itself, and that touches fewer experts), and is
+driven by ``replay`` with the tap on and all recorders writing, as in a pass; the others only produce tokens.
 What they choose once (engine, manager) is made before the clock starts, and every contender is called once to warm up.
 """
 
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -30,6 +33,7 @@ from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing_tap import RoutingTap
 from moeprof.core.trace import Schedule
 
+Ids = npt.NDArray[np.int32]
 PAD_ID = 0
 WINDOW_STEPS = 16
 STEP_COUNTS_CAP_BYTES = 64 * 2**20
@@ -122,19 +126,28 @@ class Generate:
         self._config = GenerationConfig(
             do_sample=False, eos_token_id=None, pad_token_id=PAD_ID, max_new_tokens=output_tokens(schedule)
         )
-        order = sorted((ids.tolist() for ids in schedule.input_ids), key=len)
-        self._batches = [_left_padded(order[i : i + batch]) for i in range(0, len(order), batch)]
+        prompts = [ids.tolist() for ids in schedule.input_ids]
+        self._order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        chunks = [self._order[i : i + batch] for i in range(0, len(prompts), batch)]
+        self._batches = [_left_padded([prompts[row] for row in chunk]) for chunk in chunks]
+        self._produced: list[torch.Tensor] = []
 
     def run(self) -> tuple[float, int]:
         """All batches, one after the other."""
         self._model.set_attn_implementation(self._attn)
-        produced = 0
         with collector_asleep(), torch.inference_mode():
             start_s = time.perf_counter()
-            for ids, mask in self._batches:
-                out = self._model.generate(ids, attention_mask=mask, generation_config=self._config)
-                produced += int(out.shape[0] * (out.shape[1] - ids.shape[1]))
-            return time.perf_counter() - start_s, produced
+            self._produced = [
+                self._model.generate(ids, attention_mask=mask, generation_config=self._config)[:, ids.shape[1] :]
+                for ids, mask in self._batches
+            ]
+            taken_s = time.perf_counter() - start_s
+        return taken_s, sum(out.numel() for out in self._produced)
+
+    def outputs(self) -> tuple[Ids, ...]:
+        """What the last run produced, in the order of the schedule."""
+        rows = [ids for out in self._produced for ids in out.numpy().astype(np.int32)]
+        return tuple(ids for _, ids in sorted(zip(self._order, rows, strict=True), key=lambda pair: pair[0]))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -51,7 +51,7 @@ SHORT = Load(
     high=128,
     num_requests=32,
     output_tokens=64,
-    steps=(512, 1024),
+    steps=(1024, 4096),
     batches=(16, 32),
     against_generate_batch=AS_GOOD,
 )
@@ -69,7 +69,7 @@ LONG = Load(
 
 def throughput_rows(model: Any, folder: Path, load: Load, repeats: int, say: Callable[[str], None]) -> list[Row]:
     """Two rows: ours over ``generate``, ours over ``generate_batch``; one tuned contender of each kind, in turns."""
-    schedule = make_schedule(folder, load)
+    schedule = continued_by_itself(model, make_schedule(folder, load), load.batches[-1])
     best = [
         _best([partial(Ours, model, schedule, max_batch_tokens=most) for most in load.steps], say),
         _best([partial(Generate, model, schedule, batch=batch, attn="sdpa") for batch in load.batches], say),
@@ -96,7 +96,7 @@ def throughput_rows(model: Any, folder: Path, load: Load, repeats: int, say: Cal
 
 
 def make_schedule(folder: Path, load: Load) -> Schedule:
-    """Real text, cut to length by the model's own tokenizer."""
+    """Real text, cut to length by the model's own tokenizer, and continued by real text."""
     traffic = Traffic(
         arrivals=Arrivals(pattern="offline"),
         lengths=LengthPair(
@@ -107,6 +107,13 @@ def make_schedule(folder: Path, load: Load) -> Schedule:
         num_requests=load.num_requests,
     )
     return build_schedule(traffic, tokenizer=load_tokenizer(folder / "tokenizer.json"), seed=0).measured
+
+
+def continued_by_itself(model: Any, schedule: Schedule, batch: int) -> Schedule:
+    """The same prompts, forced to continue as ``generate`` does, so that every contender computes the same tokens."""
+    contender = Generate(model, schedule, batch=batch, attn="sdpa")
+    contender.run()
+    return replace(schedule, output_ids=contender.outputs())
 
 
 def in_turns(contenders: Sequence[Contender], repeats: int) -> dict[str, list[float]]:

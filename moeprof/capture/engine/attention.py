@@ -1,18 +1,20 @@
 """Attention that does not grow with the batch.
 
 Continuous batching flattens all sequences of a step into one row. The stock SDPA path then multiplies every query by
-every key of the batch and masks what does not belong: cost (sum q) * (sum k). Attending sequence by sequence costs
-sum(q_i * k_i); with 16 prompts of 1,000 tokens that is a sixteenth of the products. The mathematics is the same, so the
-tokens are the same (a test compares them).
+every key of the batch and masks what does not belong: cost (sum q) * (sum k). Here a prompt attends by itself, cost
+q_i * k_i, and sequences that decode attend together, their keys padded to the longest of a few of like length. With 16
+prompts of 1,000 tokens that is a sixteenth of the products. The mathematics is the same, so the tokens are the same (a
+test compares them).
 
-Plain causal attention only. Sliding windows, sinks and soft-capping keep the stock path; ``why_stock`` says why.
-Shape legend: H query heads, G key/value heads, Q queries of the step, K keys of the step, D head dimension.
+Plain causal attention only. Sliding windows, sinks and soft-capping keep the stock path; ``why_stock`` says why. Who
+reads which keys is planned once per step (attention_plan.py).
+Shape legend: H query heads, G key/value heads, Q queries of the step, K keys of the step, D head dimension, B sequences
+of a group, W keys of each, padding included.
 """
 
 from __future__ import annotations
 
 import inspect
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
+from moeprof.capture.engine.attention_plan import DecodeGroup, StepEdges
 
 NAME = "moeprof_per_sequence"
 STOCK = "sdpa"
@@ -37,16 +41,22 @@ def per_sequence_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a flattened step, one sequence at a time. Returns [1, Q, H, D].
+    """Attention of a flattened step, each sequence to its own keys. Returns [1, Q, H, D].
 
     The edges of the sequences come from ``StepEdges`` on the cache, set by the engine before the forward: reading them
     from ``cu_seq_lens_*`` would synchronise the device once per layer.
     """
     cache = kwargs["cache"]
     edges: StepEdges = cache.moeprof_edges
+    kwargs["read_index"] = edges.read_index(kwargs["read_index"])
     key, value = _updated(cache, key_1GQD, value_1GQD, cast("int", module.layer_idx), kwargs)
-    grouped = query_1HQD.shape[1] != key.shape[1]
+    if edges.only_group is not None:
+        return _decode(edges.only_group, query_1HQD, key, value, scaling).permute(2, 0, 1, 3), None
     out_1HQD = torch.empty_like(query_1HQD)
+    for group in edges.groups:
+        out_BH1D = _decode(group, query_1HQD.index_select(2, group.rows), key, value, scaling)
+        out_1HQD.index_copy_(2, group.rows, out_BH1D.permute(2, 1, 0, 3))
+    grouped = query_1HQD.shape[1] != key.shape[1]
     for q0, q1, k0, k1 in edges.spans:
         num_q, num_k = q1 - q0, k1 - k0
         out_1HQD[:, :, q0:q1] = scaled_dot_product_attention(
@@ -59,6 +69,26 @@ def per_sequence_attention(
             enable_gqa=grouped,
         )
     return out_1HQD.transpose(1, 2), None
+
+
+def _decode(
+    group: DecodeGroup, query_1HBD: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """One query of each sequence of a group to all keys of that sequence, [B, H, 1, D]."""
+    query_BH1D = query_1HBD.permute(2, 1, 0, 3)
+    key_BGWD, value_BGWD = (
+        part[0, :, group.first_key : group.end_key].reshape(-1, group.size, group.width, part.shape[3]).transpose(0, 1)
+        for part in (key, value)
+    )
+    num_heads, num_groups = query_BH1D.shape[1], key_BGWD.shape[1]
+    mask = group.mask(query_BH1D.dtype)
+    if query_BH1D.is_cuda and num_heads != num_groups:
+        # No fused CUDA kernel takes a mask and grouped heads; heads that share keys are as good as queries of one head.
+        query_BH1D = query_BH1D.reshape(group.size, num_groups, num_heads // num_groups, -1)
+    out = scaled_dot_product_attention(
+        query_BH1D, key_BGWD, value_BGWD, attn_mask=mask, scale=scaling, enable_gqa=query_BH1D.shape[1] != num_groups
+    )
+    return out.reshape(group.size, num_heads, 1, -1)
 
 
 def _updated(
@@ -76,39 +106,6 @@ def _updated(
         write_index=kwargs["write_index"],
     )
     return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
-
-
-class StepEdges:
-    """Where each sequence of a step lies among its queries and keys.
-
-    Attributes:
-        spans: (first query, end query, first key, end key) per sequence.
-    """
-
-    def __init__(self, query_tokens: list[int], key_tokens: list[int], device: torch.device) -> None:
-        self.spans = [
-            (q0, q1, k0, k1) for (q0, q1), (k0, k1) in zip(_edges(query_tokens), _edges(key_tokens), strict=True)
-        ]
-        self._device = device
-        self._masks: dict[tuple[int, int], torch.Tensor] = {}
-
-    def chunk_mask(self, num_q: int, num_k: int, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to the scores of a prompt chunk that continues cached tokens, [num_q, num_k]: 0 or -inf.
-
-        Made once per step. A boolean mask would be turned into this one by every layer anew.
-        """
-        mask = self._masks.get((num_q, num_k))
-        if mask is None:
-            hidden = torch.full((num_q, num_k), float("-inf"), dtype=dtype, device=self._device)
-            mask = self._masks[num_q, num_k] = hidden.triu(num_k - num_q + 1)
-        return mask
-
-
-def _edges(lengths: list[int]) -> list[tuple[int, int]]:
-    ends = [0]
-    for length in lengths:
-        ends.append(ends[-1] + length)
-    return list(pairwise(ends))
 
 
 def why_stock(config: Any, model: nn.Module) -> str | None:

@@ -1,0 +1,139 @@
+"""Where each sequence of a step lies among its queries and keys, and which sequences decode together.
+
+One attention call per sequence and layer costs more than its arithmetic when sequences are short, so sequences with one
+query each share a call: their keys are read padded to the longest of the group, the padding masked. The cache reads
+keys by an index anyway, so padding costs no copy of its own; the index is rewritten once per step, not once per layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import torch
+
+PADDING_TOKENS = 128  # most keys of padding per sequence; reading them costs about as much as a call saves
+CUDA_MULTIPLE = 16  # fused CUDA kernels copy a mask whose rows are not aligned
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Sequences with one query each that attend in one call.
+
+    Attributes:
+        rows: their places among the queries, shape [B].
+        key_tokens: their keys, shape [B].
+        width: keys of each with padding, W.
+        first_key: where their keys begin among the keys as read.
+    """
+
+    rows: torch.Tensor
+    key_tokens: torch.Tensor
+    width: int
+    first_key: int
+    _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Sequences, B."""
+        return len(self.rows)
+
+    @property
+    def end_key(self) -> int:
+        """Where their keys end."""
+        return self.first_key + self.size * self.width
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores, [B, 1, 1, W]: 0 for keys, -inf for padding. Made once per step."""
+        if dtype not in self._masks:
+            padding = torch.arange(self.width, device=self.rows.device) >= self.key_tokens[:, None]
+            zeros = torch.zeros(padding.shape, dtype=dtype, device=self.rows.device)
+            self._masks[dtype] = zeros.masked_fill(padding, float("-inf"))[:, None, None]
+        return self._masks[dtype]
+
+
+class StepEdges:
+    """The plan of a step.
+
+    Attributes:
+        groups: sequences that decode together.
+        spans: (first query, end query, first key, end key) of every other sequence.
+        only_group: the group when all sequences of the step are in it, in order; else None.
+    """
+
+    def __init__(self, query_tokens: list[int], key_tokens: list[int], device: torch.device) -> None:
+        self._device = device
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+        self._read_index: list[torch.Tensor] | None = None
+        self.groups: list[DecodeGroup] = []
+        self.only_group: DecodeGroup | None = None
+        queries, keys = _edges(query_tokens), _edges(key_tokens)
+        # Without cached tokens nothing is read back, so there is no index to rewrite.
+        any_past = query_tokens != key_tokens
+        together = [i for i, num in enumerate(query_tokens) if num == 1] if any_past else []
+        members = _alike(together, key_tokens)
+        grouped = {i for group in members for i in group}
+        alone = [i for i in range(len(queries)) if i not in grouped]
+        self._order = self._reordered(members, alone, queries, keys) if members else None
+        first = self.groups[-1].end_key if members else 0
+        ends = _edges([key_tokens[i] for i in alone])
+        self.spans = [(*queries[i], first + k0, first + k1) for i, (k0, k1) in zip(alone, ends, strict=True)]
+        if members and members[0] == list(range(len(queries))):
+            self.only_group = self.groups[0]
+
+    def _reordered(
+        self, members: list[list[int]], alone: list[int], queries: list[tuple[int, int]], keys: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        """Make the groups; which of the step's keys to read, padded groups first, then the others."""
+        parts, first_key = [], 0
+        for group in members:
+            table = [[queries[i][0] for i in group], [keys[i][0] for i in group], [keys[i][1] for i in group]]
+            rows, starts, ends = torch.tensor(table, device=self._device)
+            width = max(keys[i][1] - keys[i][0] for i in group)
+            if self._device.type == "cuda":
+                width = -(-width // CUDA_MULTIPLE) * CUDA_MULTIPLE
+            self.groups.append(DecodeGroup(rows, ends - starts, width, first_key))
+            first_key = self.groups[-1].end_key
+            padded = starts[:, None] + torch.arange(width, device=self._device)
+            parts.append(torch.minimum(padded, ends[:, None] - 1).flatten())
+        parts += [torch.arange(*keys[i], device=self._device) for i in alone]
+        return torch.cat(parts)
+
+    def read_index(self, stock: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The cache's read index in the order of the plan; the same for every layer, so made once."""
+        if self._order is None:
+            return stock
+        if self._read_index is None:
+            self._read_index = [index[self._order] for index in stock]
+        return self._read_index
+
+    def chunk_mask(self, num_q: int, num_k: int, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores of a prompt chunk that continues cached tokens, [num_q, num_k]: 0 or -inf.
+
+        Made once per step. A boolean mask would be turned into this one by every layer anew.
+        """
+        mask = self._masks.get((num_q, num_k))
+        if mask is None:
+            hidden = torch.full((num_q, num_k), float("-inf"), dtype=dtype, device=self._device)
+            mask = self._masks[num_q, num_k] = hidden.triu(num_k - num_q + 1)
+        return mask
+
+
+def _alike(sequences: list[int], key_tokens: list[int]) -> list[list[int]]:
+    """Sequences in groups whose key counts differ by at most PADDING_TOKENS; all in order where one group will do."""
+    if not sequences:
+        return []
+    counts = [key_tokens[i] for i in sequences]
+    if max(counts) - min(counts) <= PADDING_TOKENS:
+        return [sequences]
+    groups: list[list[int]] = []
+    for i in sorted(sequences, key=lambda i: key_tokens[i], reverse=True):
+        if groups and key_tokens[groups[-1][0]] - key_tokens[i] <= PADDING_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _edges(lengths: list[int]) -> list[tuple[int, int]]:
+    return list(pairwise(accumulate(lengths, initial=0)))
