@@ -101,6 +101,8 @@ def axis_scale(unit: str, largest: float) -> tuple[float, str]:
     elif unit in ("params", "parameters", "tokens", "FLOP"):
         steps = [(factor * 10, factor, f"{name} {unit}") for factor, name in _COUNTS]
         steps.append((0.0, 1.0, unit))
+    elif unit.startswith("USD"):
+        steps = [(0.01, 1.0, unit), (1e-3, 1e-3, f"thousandths of {unit}"), (0.0, 1e-6, f"millionths of {unit}")]
     else:
         return 1.0, "" if unit == "ratio" else unit
     for least, factor, name in steps:
@@ -111,10 +113,10 @@ def axis_scale(unit: str, largest: float) -> tuple[float, str]:
 
 def tick(value: float, step: float) -> str:
     """A tick of an axis with as many decimals as its step needs: ``(0.5, 0.25)`` -> ``0.50``."""
-    if step >= 1e6 or abs(value) >= 1e9 or step < 1e-6:
+    if step >= 1e6 or abs(value) >= 1e9 or step < 1e-8:
         return "0" if value == 0 else f"{value:.3g}"
     decimals = 0
-    while decimals < 6 and abs(step * 10**decimals - round(step * 10**decimals)) > 1e-6:
+    while decimals < 9 and abs(step * 10**decimals - round(step * 10**decimals)) > 1e-6 * step * 10**decimals:
         decimals += 1
     text = f"{value:,.{decimals}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text

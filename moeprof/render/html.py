@@ -38,7 +38,7 @@ from moeprof.render.svg_heatmap import draw_heatmap
 LAST_SECTIONS = ("workload", "machine", "environment")  # reference matter, after the doubts
 SEVERITIES = ("error", "warning", "note")
 NUM_FACTS = 3
-FILTER_FROM = 16  # tables with this many rows get a filter and start folded
+FOLD_FROM = 16  # a section's tables with this many rows together start folded, with a filter
 Item = tuple[str, dict[str, object]]
 
 
@@ -89,13 +89,24 @@ def _source(name: str) -> str:
 
 
 def _groups(section: Section, document: Document) -> list[Item]:
-    """The blocks of a section as (kind, what the template needs); neighbouring charts share one grid."""
+    """The blocks of a section as (kind, what the template needs); neighbouring charts and tables join."""
     items: list[Item] = []
     names = [m.name for m in document.models]
-    for is_figure, blocks in groupby(section.blocks, key=lambda b: isinstance(b, Chart | StackedBars)):
-        drawn = [_item(block, names) for block in blocks]
-        items += [("figures", {"figures": drawn})] if is_figure else drawn
+    for kind, group in groupby(section.blocks, key=_kind):
+        if kind == "metrics":
+            tables = [(b.title, [table_row(row) for row in b.rows]) for b in group if isinstance(b, MetricTable)]
+            num_rows = sum(len(rows) for _, rows in tables)
+            about = {"tables": tables, "num_rows": num_rows, "folded": num_rows >= FOLD_FROM, "title": section.title}
+            items.append(("metrics", about))
+        elif kind == "figures":
+            items.append(("figures", {"figures": [_item(block, names) for block in group]}))
+        else:
+            items += [_item(block, names) for block in group]
     return items
+
+
+def _kind(block: Block) -> str:
+    return {Chart: "figures", StackedBars: "figures", MetricTable: "metrics"}.get(type(block), "other")
 
 
 def _item(block: Block, models: Sequence[str]) -> Item:
@@ -105,9 +116,6 @@ def _item(block: Block, models: Sequence[str]) -> Item:
         return "bars", {"block": block, "drawing": draw_bars(block)}
     if isinstance(block, HeatMap):
         return "heat", {"block": block, "drawing": draw_heatmap(block)}
-    if isinstance(block, MetricTable):
-        rows = [table_row(row) for row in block.rows]
-        return "metrics", {"title": block.title, "rows": rows, "folded": len(rows) >= FILTER_FROM}
     if isinstance(block, FactTable):
         return "facts", {"block": block}
     assert isinstance(block, Paragraph)

@@ -9,7 +9,7 @@ from moeprof.analysis.document import Row
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import NOT_AVAILABLE, interval, short
 
-DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", "neither": ""}
+Labels = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Cell:
 
     Attributes:
         text: in display units, or ``n/a``, or a dash where the model has no such metric.
-        kind: ``value``, ``na`` (not measured), ``doubtful`` (a check failed) or ``none``.
+        kind: "" for a good value, ``na`` (not measured), ``doubtful`` (a check failed) or ``none``.
         interval: the 95 % interval, or "".
         chance: what chance alone would give, or "".
         detail: everything else, one fact a line.
@@ -33,14 +33,24 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One row of a metric table: label, what its unit adds, its direction, its card's anchor, and the cells."""
+    """One row of a metric table.
+
+    Attributes:
+        label: for people.
+        name: of the metric, where the label is another.
+        per: what dollars are per, or "".
+        better: lower, higher or neither.
+        anchor: id of its card in the glossary.
+        where: the labels that all values share, for example "phase decode, traffic open".
+        cells: one per model.
+    """
 
     label: str
     name: str
     per: str
-    direction: str
     better: str
     anchor: str
+    where: str
     cells: tuple[Cell, ...]
 
 
@@ -58,47 +68,49 @@ def per_what(row: Row) -> str:
 
 def table_row(row: Row) -> TableRow:
     """A row of the Document as the page shows it."""
+    labels = [frozenset(value.labels.items()) for value in row.values if value is not None]
+    shared = frozenset.intersection(*labels) if labels else frozenset()
     return TableRow(
         label=row.label,
-        name=row.name,
+        name="" if row.name == row.label else row.name,
         per=per_what(row),
-        direction=DIRECTIONS[row.card.better],
         better=row.card.better,
         anchor=anchor(row.card.name),
-        cells=tuple(cell(value, row.card.unit) for value in row.values),
+        where=", ".join(f"{key.replace('_', ' ')} {text}" for key, text in sorted(shared)),
+        cells=tuple(cell(value, row.card.unit, shared) for value in row.values),
     )
 
 
-def cell(value: MetricValue | None, unit: str) -> Cell:
-    """One value as the page shows it."""
+def cell(value: MetricValue | None, unit: str, known: Labels = frozenset()) -> Cell:
+    """One value as the page shows it; labels in ``known`` are said elsewhere."""
     if value is None:
-        return Cell(text="\u2013", kind="none", detail="this model has no such figure")
+        return Cell(text="\u2013", kind="none")
+    details = _details(value, known)
     if value.value is None:
-        return Cell(text=NOT_AVAILABLE, kind="na", detail="\n".join(_details(value)) or "not measured")
-    between = "" if value.ci_low is None or value.ci_high is None else interval(value.ci_low, value.ci_high, unit)
+        return Cell(text=NOT_AVAILABLE, kind="na", detail="\n".join(details) or "not measured")
+    text, between = short(value.value, unit), ""
+    if value.ci_low is not None and value.ci_high is not None:
+        between = interval(value.ci_low, value.ci_high, unit)
+        if short(value.ci_low, unit) == short(value.ci_high, unit) == text:
+            between = ""
+            details.append("the 95 % interval lies within the digits shown")
     return Cell(
-        text=short(value.value, unit),
-        kind="value" if value.valid else "doubtful",
+        text=text,
+        kind="" if value.valid else "doubtful",
         interval=between,
-        chance=", ".join(f"{name} {short(null, unit)}" for name, null in sorted(value.null.items())),
-        detail="\n".join(_details(value)),
+        chance="\n".join(f"{name} chance {short(null, unit)}" for name, null in sorted(value.null.items())),
+        detail="\n".join(details),
     )
 
 
-def _details(value: MetricValue) -> list[str]:
+def _details(value: MetricValue, known: Labels) -> list[str]:
     """One fact a line: reasons first, then how the number came about."""
     lines = [] if value.valid or value.value is None else ["A check failed; do not rely on this figure."]
     lines += value.reasons
-    if value.exact:
-        lines.append("counted exactly" + (f", n {value.n:,}" if value.n is not None else ""))
-    elif value.value is not None:
-        lines.append("n not stated" if value.n is None else f"n {value.n:,}")
-        if value.ci_low is None:
-            lines.append("no interval")
-    elif value.n is not None:
-        lines.append(f"n {value.n:,}")
-    lines += [f"{key.replace('_', ' ')}: {text}" for key, text in sorted(value.labels.items())]
-    return lines
+    count = "" if value.n is None else f"n {value.n:,}"
+    lines += [part for part in ("counted exactly" if value.exact else "", count) if part]
+    labels = sorted(value.labels.items() - known)
+    return lines + [f"{key.replace('_', ' ')} {text}" for key, text in labels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

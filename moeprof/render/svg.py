@@ -17,6 +17,8 @@ from moeprof.core.units import axis_scale, tick
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 ZERO_BELOW = 0.6  # an axis starts at zero when its smallest value is under this share of its largest
 
+MAX_LOG_TICKS = 7
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
@@ -103,11 +105,17 @@ def log_axis(values: Sequence[float], unit: str, start: float, end: float) -> Ax
         low, high = low / 2, high * 2
     factor, shown = axis_scale(unit, high)
     decades = range(math.floor(math.log10(low / factor)), math.ceil(math.log10(high / factor)) + 1)
-    heads = (1, 2, 5) if len(decades) <= 3 else (1,)
+    inside = [m for power in decades for m in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+    inside = [m for m in inside if low / factor <= m * 1.0001 and m <= high / factor * 1.0001]
     every = max(1, len(decades) // 6)
-    marks = [head * 10.0**power for power in decades if power % every == 0 for head in heads]
-    ticks = tuple((m * factor, tick(m, m)) for m in marks if low / factor <= m * 1.0001 and m <= high / factor * 1.0001)
+    powers = [m for m in inside if _is_power_of_ten(m) and round(math.log10(m)) % every == 0]
+    marks = inside if len(inside) <= MAX_LOG_TICKS else powers
+    ticks = tuple((m * factor, tick(m, m)) for m in marks)
     return Axis(low=low, high=high, start=start, end=end, factor=factor, unit=shown, ticks=ticks, log=True)
+
+
+def _is_power_of_ten(value: float) -> bool:
+    return abs(math.log10(value) - round(math.log10(value))) < 1e-9
 
 
 def number(value: float) -> str:

@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 560.0, 290.0
 TOP, RIGHT, BOTTOM = 30.0, 18.0, 48.0
 CHARACTER = 8.5  # room per character of a tick, enough for the larger type of narrow screens
 NUM_MODEL_COLOURS = 7
+FEW_DOTS = 100  # so few are drawn larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def _finite(series: Series, log_x: bool) -> Kept:
 def _note(series: Series, kept: Kept, log_x: bool) -> str:
     """What the legend must say about a series: how many points, and how many could not be drawn."""
     left_out = len(series.x) - len(kept[0])
-    parts = [f"{len(series.x):,} points"] if series.style == "points" else []
+    parts = [f"{len(series.x):,} point{'s' if len(series.x) != 1 else ''}"] if series.style == "points" else []
     if not kept[0]:
         parts = ["nothing measured"]
     elif left_out:
@@ -161,6 +162,7 @@ def _series(
         d = dots_path(placed)
     else:
         d = line_path(as_steps(placed) if series.style == "steps" else placed)
+    few = " few" if series.style == "points" and len(placed) <= FEW_DOTS else ""
     if d:
-        parts.append(element("path", class_=f"s {series.style} {colour}", d=d, data_n=series.name))
+        parts.append(element("path", class_=f"s {series.style} {colour}{few}", d=d, data_n=series.name))
     return Markup("").join(parts)

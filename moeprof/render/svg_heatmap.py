@@ -182,7 +182,8 @@ def _strip(v: HeatMapVariant, height: int, highest: float) -> Markup:
     axis = linear_axis([1.0, highest], "", 8.0, STRIP - 12, about=3, round_ends=False, from_zero=False)
     total = height * len(v.loads)
     one = number(axis.place(1.0))
-    grid = "".join(f"M{number(axis.place(x))} 0V{total}" for x, _ in axis.ticks)
+    ticks = [(1.0, "1"), *((x, text) for x, text in axis.ticks if x - 1.0 > 0.2 * (axis.high - 1.0))]
+    grid = "".join(f"M{number(axis.place(x))} 0V{total}" for x, _ in ticks)
     bars = dots = nulls = ""
     for i, row in enumerate(v.loads):
         if not _busiest(row):
@@ -194,7 +195,7 @@ def _strip(v: HeatMapVariant, height: int, highest: float) -> Markup:
             nulls += f"M{number(axis.place(v.null_high[i]))} {number(i * height + 2.0)}v{height - 4}"
     parts = [element("path", class_=kind, d=d) for kind, d in (("grid", grid), ("bar", bars), ("null", nulls)) if d]
     parts.append(element("path", class_="dot", d=dots))
-    parts += [element("text", f"{text}x", x=axis.place(x), y=total + 15, class_="c") for x, text in axis.ticks]
+    parts += [element("text", f"{text}x", x=axis.place(x), y=total + 15, class_="c") for x, text in ticks]
     size = {"width": int(STRIP), "height": total + 20}
     return element("svg", Markup("").join(parts), class_="strip", aria_hidden="true", **size)
 

@@ -170,7 +170,7 @@ for (const map of all(".map")) {
 }
 
 // A metric's name unfolds its definition and what stands behind each value
-for (const link of all("table.metrics tbody th a")) {
+for (const link of all("table.metrics th a")) {
   link.setAttribute("aria-expanded", "false");
   link.addEventListener("click", e => {
     const row = link.closest("tr");
@@ -182,14 +182,13 @@ for (const link of all("table.metrics tbody th a")) {
       const box = make("div");
       const copy = card.cloneNode(true);
       copy.removeAttribute("id");
-      copy.append(make("code", "", link.dataset.name));
+      copy.append(make("code", "", [link.dataset.name || link.textContent, link.dataset.where].filter(Boolean).join(", ")));
       const list = make("ul");
       all("td", row).forEach((cell, i) => {
         const item = make("li");
-        const value = cell.querySelector(".v");
-        item.append(make("b", "", `${models[i].textContent}: ${value.textContent}`));
+        item.append(make("b", "", `${models[i].textContent}: ${cell.firstChild.textContent}`));
         for (const small of all("small", cell)) item.append(make("p", "", `${small.className ? "" : "95 % interval "}${small.textContent}`));
-        for (const line of (value.dataset.tip || "").split("\n")) item.append(make("p", "", line));
+        for (const line of (cell.dataset.tip || "").split("\n").filter(Boolean)) item.append(make("p", "", line));
         list.append(item);
       });
       box.append(copy, list);
@@ -206,16 +205,18 @@ for (const link of all("table.metrics tbody th a")) {
 for (const input of all(".filter")) {
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/);
-    for (const row of all("tbody > tr:not(.more)", input.parentNode)) {
+    for (const row of all("tbody > tr:not(.more):not(.group)", input.parentNode)) {
       const heading = row.cells[0];
-      const name = `${heading.textContent} ${heading.querySelector("a").dataset.name}`.toLowerCase();
+      const link = heading.querySelector("a");
+      const name = `${heading.textContent} ${link.dataset.name || ""} ${link.dataset.where || ""}`.toLowerCase();
       row.hidden = !words.every(word => name.includes(word));
       if (row.classList.contains("open")) row.nextElementSibling.hidden = row.hidden;
     }
+    for (const body of all("tbody", input.parentNode)) body.hidden = !all("tr:not(.group)", body).some(row => !row.hidden);
   });
 }
 
-// Where the reader is, and paper shows what is folded
+// Where the reader is
 const links = new Map(all("nav a[href^='#']").map(a => [decodeURIComponent(a.hash.slice(1)), a]));
 const seen = new IntersectionObserver(entries => {
   for (const entry of entries) {
@@ -225,5 +226,4 @@ const seen = new IntersectionObserver(entries => {
   }
 }, {rootMargin: "-15% 0px -75% 0px"});
 for (const section of all("section[id]")) seen.observe(section);
-addEventListener("beforeprint", () => { for (const fold of all("details")) fold.open = true; });
 root.dataset.ready = "yes";
