@@ -46,6 +46,33 @@ def test_a_machine_that_slows_down_has_no_steady_state() -> None:
         assert steady.reason is not None and "step time at equal load changes by +" in steady.reason
 
 
+def growing(seed: int, *, drift: float = 0.0, rising: bool = True) -> PassTables:
+    """8-token decode steps of 10 ms and, from context 1,000 on, up to 4 ms more at 4,000; ``rising`` or at random."""
+    rng = np.random.default_rng(seed)
+    context = np.linspace(1_000, 4_000, STEPS)
+    context = context if rising else rng.permutation(context)
+    time_s = (0.01 + 0.004 * (context - 1_000) / 3_000) * (1 + 0.01 * rng.normal(size=STEPS))
+    time_s *= 1 + drift * np.arange(STEPS) / STEPS
+    time_s[5] = 1.0  # one hiccup at the smallest context
+    steps = make_steps(STEPS, step_s=time_s, decode_tokens=8, num_requests=8, context_tokens=context.astype(int))
+    arrival_s = np.linspace(0, 0.95 * float(time_s.sum()), 60)
+    requests = make_requests(60, arrival_s=arrival_s, ttft_s=0.02, itl_s=0.01, output_tokens=20)
+    return make_pass(requests=requests, steps=steps)
+
+
+def test_steps_that_take_longer_because_contexts_grow_are_no_trend() -> None:
+    for seed in range(10):
+        steady = find_steady(growing(seed))
+        assert steady.window_s is not None, steady.reason
+        assert steady.step_trend is not None and abs(steady.step_trend.change_ratio or 0) < 0.01
+
+
+def test_a_machine_that_slows_down_is_seen_whatever_the_contexts() -> None:
+    for seed in range(10):
+        steady = find_steady(growing(seed, drift=0.1, rising=False))
+        assert "step time at equal load changes by +" in (steady.reason or "")
+
+
 def test_a_queue_that_grows_has_no_steady_state() -> None:
     found = [find_steady(planted(seed, load_drift=1.0)) for seed in range(10)]
     assert all(steady.window_s is None for steady in found)

@@ -4,7 +4,8 @@ Four moves. (1) Cut the ramp before the first request ended, and the tail after 
 and after, the batch is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that
 the number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
 (White 1997, MSER-5). (3) Require that requests in flight show no trend. (4) Require that step time at comparable load
-(each step against the median of steps with the same phase and nearly the same tokens) shows none.
+(each step against the median of steps with the same phase and nearly the same tokens, less what their different
+contexts explain) shows none. A machine that slows down exactly as contexts grow cannot be told from growing contexts.
 A trend is a Mann-Kendall test with the variance correction of Hamed and Rao (1998), p < 0.05, whose Theil-Sen slope
 also amounts to something over the window: with enough steps any machine shows a trend of a thousandth.
 "No steady state" is a legal outcome; it carries its reason.
@@ -27,6 +28,7 @@ STEP_TREND_FLOOR = 0.03
 LOAD_TREND_FLOOR = 0.25
 MAX_TREND_POINTS = 50
 _MINIMUM_STRATUM = 5
+_MOST_OVER_MEDIAN = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,22 +138,42 @@ def _step_trend(tables: PassTables, rows: npt.NDArray[np.int64]) -> Trend | None
 
 
 def relative_step_time(tables: PassTables, rows: npt.NDArray[np.int64]) -> FloatArray:
-    """Step time over the median of the steps with comparable load; NaN where fewer than five compare.
+    """Step time over what steps with comparable load take; NaN where fewer than five compare.
 
-    Comparable: same phase, and tokens and context within 10 % (binned on a logarithmic scale).
+    Comparable: same phase, and tokens within 10 % (binned on a logarithmic scale). Context, which may grow from step to
+    step, is not binned but taken off: ``median + b * (context - mean context)`` with one b >= 0 per phase, the seconds
+    that a key more costs whatever the batch.
     """
     steps = tables.steps.iloc[rows]
-    wall = column(steps, "end_s") - column(steps, "start_s")
-    parts = [np.unique(steps["phase"].to_numpy(), return_inverse=True)[1].astype(np.int64)]
+    wall, context = column(steps, "end_s") - column(steps, "start_s"), column(steps, "context_tokens")
+    phase = np.unique(steps["phase"].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    parts = [phase]
     for name in ("prefill_tokens", "decode_tokens"):
         parts.append(np.round(np.log1p(column(steps, name)) / math.log(1.1)).astype(np.int64))
     _, stratum = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)
     order = np.argsort(stratum, kind="stable")
+    strata = [m for m in np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1) if len(m) >= _MINIMUM_STRATUM]
+    slope_s = {code: _seconds_per_key(wall, context, [m for m in strata if phase[m[0]] == code]) for code in set(phase)}
     result = np.full(len(rows), np.nan)
-    for members in np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1):
-        if len(members) >= _MINIMUM_STRATUM:
-            result[members] = wall[members] / np.median(wall[members])
+    for members in strata:
+        extra = slope_s[phase[members[0]]] * np.nan_to_num(context[members])
+        result[members] = wall[members] / (np.median(wall[members] - extra) + extra)
     return result
+
+
+def _seconds_per_key(wall: FloatArray, context: FloatArray, strata: list[npt.NDArray[np.int64]]) -> float:
+    """Least squares slope of time on context within strata, never negative; single slow steps count at most threefold.
+
+    0 where contexts are unknown or so alike that they explain nothing.
+    """
+    shared = power = 0.0
+    for members in strata:
+        if not np.isfinite(context[members]).all():
+            return 0.0
+        keys = context[members] - context[members].mean()
+        shared += float(keys @ np.minimum(wall[members], _MOST_OVER_MEDIAN * np.median(wall[members])))
+        power += float(keys @ keys)
+    return max(shared / power, 0.0) if power > 0 else 0.0
 
 
 def thin(series: FloatArray) -> FloatArray:
