@@ -144,11 +144,13 @@ def test_the_itl_tail_is_matched_to_steps_with_prefill() -> None:
         phase=np.where(slow, "mixed", "decode"),
         prefill_tokens=np.where(slow, 64, 0),
     )
-    requests = make_requests(1, token_times_s=[steps["end_s"].to_numpy()])
+    ends = steps["end_s"].to_numpy()
+    requests = make_requests(3, token_times_s=[ends, ends, ends], status=["done", "done", "failed"])
     tables = make_pass(requests=requests, steps=steps)
     tail = next(v for v in variance_metrics([tables]) if v.name == "itl_tail_prefill_ratio")
     assert tail.value == 1.0
     assert tail.null["all_gaps"] == pytest.approx(20 / 999)
+    assert tail.n == 10  # steps, each of which ended a gap of two requests
     found = slow_steps([tables])
     assert found is not None
     assert found.num_slow == 10

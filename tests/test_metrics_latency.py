@@ -46,6 +46,14 @@ def test_the_first_token_closes_no_gap() -> None:
     assert tpot_samples(make_pass(requests=requests), None).values.tolist() == [1.5]
 
 
+def test_requests_that_did_not_end_well_have_no_gaps_either() -> None:
+    times = [np.array([5.0, 6.0, 7.0]), np.array([5.0, 9.0, 13.0]), np.array([5.0, 9.0])]
+    requests = make_requests(3, token_times_s=times, status=["done", "failed", "unfinished"])
+    mean = one(latency_metrics([make_pass(requests=requests)], None), "itl_mean_s")
+    assert mean.value == 1.0
+    assert "2 of 3 requests did not end well and are left out" in mean.reasons
+
+
 def test_gaps_that_end_in_one_step_are_one_sample() -> None:
     times = [np.arange(1.0, 13.0)] * 100  # 100 requests in lock-step: 11 gaps, not 1,100
     values = latency_metrics([make_pass(requests=make_requests(100, token_times_s=times))], None)
@@ -111,6 +119,15 @@ def test_a_late_replayer_is_flagged_by_its_median_or_its_tail() -> None:
     tail = [make_pass(requests=make_requests(4, send_slack_s=[0, 0, 0, 1.0]))]
     assert "p99 0.970 s" in (schedule_lag_flag(tail) or "")
     assert not one(latency_metrics(late, None), "schedule_lag_mean_s").valid
+
+
+@pytest.mark.parametrize("traffic", ["offline", "closed"])
+def test_only_open_traffic_has_a_schedule_to_be_late_for(traffic: Any) -> None:
+    late = make_pass(requests=make_requests(4, send_slack_s=3.0), traffic=traffic)
+    assert schedule_lag_flag([late]) is None
+    found = one(latency_metrics([late], None), "schedule_lag_mean_s")
+    assert (found.value, found.valid) == (None, True)
+    assert found.reasons == (f"{traffic} traffic has no arrivals to be late for",)
 
 
 def test_rates_count_tokens_over_the_window_with_idle_time() -> None:

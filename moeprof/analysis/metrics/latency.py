@@ -78,17 +78,19 @@ def latency_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[Metri
 def _quantity(
     quantity: str, scope: Scope, traffic: str, request_class: str, notes: tuple[str, ...]
 ) -> list[MetricValue]:
-    read = _reader(quantity)
+    read, parts, reason = _reader(quantity), scope.parts, scope.missing_reason
+    if quantity == "schedule_lag" and traffic != "open":
+        parts, reason = (), f"{traffic} traffic has no arrivals to be late for"
     labels = {"traffic": traffic, "window": scope.label}
     if request_class != ALL:
         labels["request_class"] = request_class
     return summarise(
         quantity,
-        [read(tables, window, request_class) for tables, window in scope.parts],
+        [read(tables, window, request_class) for tables, window in parts],
         labels,
-        missing_reason=scope.missing_reason,
+        missing_reason=reason,
         percentiles=ALL_PERCENTILES if request_class == ALL else SHORT_PERCENTILES,
-        notes=() if quantity in ("itl", "schedule_lag") else notes,
+        notes=() if quantity == "schedule_lag" else notes,
     )
 
 
@@ -111,8 +113,12 @@ def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:
 
 
 def schedule_lag_flag(rounds: Sequence[PassTables]) -> str | None:
-    """Why the schedule was not kept, or None: the replayer's own lag has p99 > 0.5 s or median > 10 ms."""
-    lag = np.concatenate([lag_samples(tables, None).values for tables in rounds]) if rounds else np.empty(0)
+    """Why the schedule was not kept, or None: the replayer's own lag has p99 > 0.5 s or median > 10 ms.
+
+    Only open traffic has arrivals to keep: None for the rest.
+    """
+    lags = [lag_samples(tables, None).values for tables in rounds if tables.traffic == "open"]
+    lag = np.concatenate(lags) if lags else np.empty(0)
     if not len(lag):
         return None
     median, p99 = np.percentile(lag, [50, 99])

@@ -116,13 +116,14 @@ def tpot_samples(tables: PassTables, window: Window, request_class: str = ALL) -
 
 
 def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
-    """Gaps between consecutive output tokens of a request. A first token closes no gap; it opens the next.
+    """Gaps between consecutive output tokens of requests that ended well. A first token closes no gap; it opens one.
 
     Equal gaps that end at the same time are one value with a weight. Unit = the time at which gaps end, numbered.
     """
     times, rows = token_times(tables.requests)
     gaps, ends = np.diff(times), times[1:]
-    keep = (rows[1:] == rows[:-1]) & within(ends, window) & of_class(tables, request_class)[rows[1:]]
+    wanted = is_done(tables.requests) & of_class(tables, request_class)
+    keep = (rows[1:] == rows[:-1]) & within(ends, window) & wanted[rows[1:]]
     gaps, ends = gaps[keep], ends[keep]
     order = np.lexsort((gaps, ends))
     gaps, ends = gaps[order], ends[order]

@@ -10,7 +10,7 @@ import numpy as np
 from moeprof.analysis import stats
 from moeprof.analysis.metrics.samples import Scope, Window, itl_samples, scopes, span_samples, within
 from moeprof.analysis.metrics.summary import over_rounds, percentile_ratio
-from moeprof.analysis.tables import BoolArray, FloatArray, PassTables, column, is_phase, token_times
+from moeprof.analysis.tables import BoolArray, FloatArray, PassTables, column, is_done, is_phase, token_times
 from moeprof.core.metric import MetricValue, missing
 
 MINIMUM_SIZE_STEPS = 5
@@ -59,38 +59,42 @@ def _cv_at_fixed_tokens(tables: PassTables, window: Window) -> tuple[float | Non
 
 
 def _itl_tail(rounds: Sequence[PassTables]) -> MetricValue:
-    """Share of gaps above p99 whose last step carried prefill tokens; null: the share among all gaps."""
+    """Share of gaps above p99 whose last step carried prefill tokens; null: the share among all gaps.
+
+    n = distinct steps that ended such gaps, of the round with most: gaps of one step are one sample.
+    """
     name, labels = "itl_tail_prefill_ratio", {"traffic": rounds[0].traffic, "window": "total"}
     parts = [_gaps_with_prefill(tables) for tables in rounds]
     gaps = np.concatenate([part[0] for part in parts])
     prefill = np.concatenate([part[1] for part in parts])
-    num_steps = max(part[2] for part in parts)
+    num_steps = max(len(np.unique(part[2])) for part in parts)
     if num_steps < stats.MINIMUM_SAMPLES[99.0]:
         reason = f"{num_steps} independent samples, p99 needs {stats.MINIMUM_SAMPLES[99.0]}"
         return missing(name, reason, **labels)
-    tail = gaps > np.percentile(gaps, 99)
+    border = np.percentile(gaps, 99)
+    tail = gaps > border
     if not tail.any():
         return missing(name, "no gap is above p99: the longest gaps are equal", **labels)
     return MetricValue(
         name=name,
         value=float(prefill[tail].mean()),
-        n=int(tail.sum()),
+        n=max(len(np.unique(ends[own > border])) for own, _, ends in parts),
         labels=labels,
         null={"all_gaps": float(prefill.mean())},
         reasons=("no interval: it describes these gaps",),
     )
 
 
-def _gaps_with_prefill(tables: PassTables) -> tuple[FloatArray, BoolArray, int]:
-    """Every gap, whether the step that ended it carried prefill tokens, and the number of distinct ends."""
+def _gaps_with_prefill(tables: PassTables) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """Every gap of requests that ended well, whether the step that ended it carried prefill tokens, and when."""
     times, rows = token_times(tables.requests)
-    keep = rows[1:] == rows[:-1]
+    keep = (rows[1:] == rows[:-1]) & is_done(tables.requests)[rows[1:]]
     gaps, ends = np.diff(times)[keep], times[1:][keep]
     step_ends, prefill = column(tables.steps, "end_s"), column(tables.steps, "prefill_tokens") > 0
     if not len(step_ends):
-        return np.empty(0), np.empty(0, dtype=np.bool_), 0
+        return np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0)
     step = np.minimum(np.searchsorted(step_ends, ends - _TIME_TOLERANCE_S), len(step_ends) - 1)
-    return gaps, prefill[step], len(np.unique(ends))
+    return gaps, prefill[step], ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
