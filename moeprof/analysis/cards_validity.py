@@ -25,4 +25,13 @@ CARDS: tuple[Card, ...] = (
         source=f"measured in the run: {LOCKSTEP}",
         section="validity",
     ),
+    Card(
+        name="overhead_pairs_set_aside_ratio",
+        title="pairs of steps set aside",
+        unit="ratio",
+        better="lower",
+        formula="pairs in which the machine took the processor away on either side / all pairs",
+        source=f"measured in the run: {LOCKSTEP}",
+        section="validity",
+    ),
 )

@@ -8,45 +8,78 @@ import numpy as np
 import pandas as pd
 
 from moeprof.analysis import stats
-from moeprof.analysis.tables import BoolArray, FloatArray, column
+from moeprof.analysis.tables import BoolArray, FloatArray, column, is_phase
 from moeprof.core.metric import MetricValue, missing
 
 TAKEN_AWAY = 1.5  # wall time this far above processor time: the machine ran something else
 MINIMUM_PAIRS = 100
 LIMIT = 1.03
+PHASES = ("prefill", "decode")
+NAMES = (
+    "instrumentation_overhead_ratio",
+    "instrumentation_overhead_median_ratio",
+    "overhead_pairs_set_aside_ratio",
+)
 
 
 def overhead_metrics(launches: Sequence[pd.DataFrame]) -> list[MetricValue]:
-    """``instrumentation_overhead_ratio``: summed step time with instruments over without, and the median of ratios.
+    """NAMES of all pairs together, then of each phase (label ``phase``).
 
-    Pairs in which the machine took the processor away on either side are set aside on both and counted. The interval
-    resamples blocks of consecutive pairs within a launch.
+    The ratio of summed step times with instruments and without, the median of the pairs' ratios, and the share of pairs
+    set aside. Pairs in which the machine took the processor away on either side are set aside on both. Intervals
+    resample blocks of consecutive pairs.
     """
-    names = ("instrumentation_overhead_ratio", "instrumentation_overhead_median_ratio")
     if not launches:
-        return [missing(name, "the overhead pass did not run") for name in names]
+        return [missing(name, "the overhead pass did not run") for name in NAMES]
     table = pd.concat(launches, ignore_index=True)
     bare, watched = column(table, "bare_s"), column(table, "instrumented_s")
     kept = _undisturbed(table, bare, watched)
+    values = _values(bare, watched, kept, {})
+    for phase in PHASES:
+        own = is_phase(table, phase)
+        if own.any():
+            values += _values(bare[own], watched[own], kept[own], {"phase": phase})
+    return values
+
+
+def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict[str, str]) -> list[MetricValue]:
+    num_aside = len(kept) - int(kept.sum())
+    aside = MetricValue(name=NAMES[2], value=num_aside / len(kept), n=len(kept), exact=True, labels=labels)
     if int(kept.sum()) < MINIMUM_PAIRS:
         reason = f"{int(kept.sum())} undisturbed pairs of steps, {MINIMUM_PAIRS} are needed"
-        return [missing(name, reason) for name in names]
+        return [*(missing(name, reason, **labels) for name in NAMES[:2]), aside]
     bare, watched = bare[kept], watched[kept]
-    aside = f"{len(kept) - int(kept.sum())} of {len(kept)} pairs set aside"
-    summed = float(watched.sum() / bare.sum())
-    low, high = _interval(bare, watched)
-    text = (f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used",)
+    note = (f"{num_aside} of {len(kept)} pairs set aside",)
+    blocks = stats.blocks_of(len(bare))
+    # A ratio of sums is a mean of the pairs' ratios, weighted by their bare time.
+    summed = stats.bootstrap_mean(stats.BlockSample(values=watched / bare, weights=bare, blocks=blocks))
+    ratios = stats.BlockSample(values=watched / bare, weights=np.ones(len(bare)), blocks=blocks)
+    medians = stats.bootstrap_percentiles(ratios, (50.0,))
+    assert summed is not None and medians is not None, "a hundred pairs make at least ten blocks"
+    low, high = summed
+    median_low, median_high = stats.percentile_interval(medians[:, 0])
+    costly = (f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used",)
     return [
         MetricValue(
-            name=names[0],
-            value=summed,
+            name=NAMES[0],
+            value=float(watched.sum() / bare.sum()),
             n=len(bare),
             ci_low=low,
             ci_high=high,
+            labels=labels,
             valid=low <= LIMIT,
-            reasons=(*((text) if low > LIMIT else ()), aside),
+            reasons=(*(costly if low > LIMIT else ()), *note),
         ),
-        MetricValue(name=names[1], value=float(np.median(watched / bare)), n=len(bare), reasons=(aside,)),
+        MetricValue(
+            name=NAMES[1],
+            value=float(np.median(watched / bare)),
+            n=len(bare),
+            ci_low=median_low,
+            ci_high=median_high,
+            labels=labels,
+            reasons=note,
+        ),
+        aside,
     ]
 
 
@@ -57,11 +90,3 @@ def _undisturbed(table: pd.DataFrame, bare: FloatArray, watched: FloatArray) -> 
         return np.ones(len(bare), dtype=np.bool_)
     kept: BoolArray = (bare <= TAKEN_AWAY * bare_cpu) & (watched <= TAKEN_AWAY * watched_cpu)
     return kept
-
-
-def _interval(bare: FloatArray, watched: FloatArray, seed: int = 0) -> tuple[float, float]:
-    blocks = stats.blocks_of(len(bare))
-    sums = np.stack([np.bincount(blocks, weights=bare), np.bincount(blocks, weights=watched)], axis=1)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=stats.RESAMPLES) @ sums
-    return stats.percentile_interval(drawn[:, 1] / drawn[:, 0])
