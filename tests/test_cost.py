@@ -234,6 +234,22 @@ def test_break_even_compares_busy_cost_with_an_api() -> None:
     assert "open-loop" in waiting.reasons[0]
 
 
+def test_half_a_price_of_an_api_is_no_price() -> None:
+    half = Pricing(usd_per_device_hour=36.0, api_usd_per_1m_output_tokens=10_000.0)
+    tables = one_request_pass()
+    offline = make_pass(traffic="offline", requests=tables.requests, steps=tables.steps)
+    found = by_name(cost_metrics([offline], half, DENSE))["break_even_utilisation_ratio"]
+    assert (found.value, found.reasons) == (None, ("the API's price was given for output tokens only",))
+
+
+def test_the_busy_share_of_several_rounds_stays_a_share() -> None:
+    steps = steps_of(("decode", 9.0, 0, 4))
+    rounds = [make_pass(name=f"round-{i}", steps=steps, window_s=(0.0, end)) for i, end in enumerate((9.0, 9.0, 10.0))]
+    found = by_name(cost_metrics(rounds, CENT_A_SECOND, DENSE))["busy_ratio"]
+    assert found.ci_low is not None and found.ci_high is not None
+    assert 0 < found.ci_low < 27 / 28 < found.ci_high < 1
+
+
 def test_cold_experts_rent_their_share_of_the_memory() -> None:
     facts = make_facts(num_layers=1, num_experts=4, top_k=2)  # 20,000 bytes per expert
     counts = np.zeros((10, 2, 1, 4), dtype=np.uint16)

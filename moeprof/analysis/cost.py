@@ -150,13 +150,15 @@ def _break_even(splits: Sequence[CostSplit], pricing: Pricing, labels: dict[str,
     """Busy cost over what an API would ask for the same tokens: rent pays above this share of busy time."""
     name = "break_even_utilisation_ratio"
     asked_in, asked_out = pricing.api_usd_per_1m_input_tokens, pricing.api_usd_per_1m_output_tokens
-    if asked_in is None and asked_out is None:
-        return missing(name, "no API price was given", **labels)
+    if asked_in is None or asked_out is None:
+        known = [side for side, price in (("input", asked_in), ("output", asked_out)) if price is not None]
+        reason = f"the API's price was given for {known[0]} tokens only" if known else "no API price was given"
+        return missing(name, reason, **labels)
     if labels["traffic"] == "open":
         return missing(name, OPEN_LOOP, **labels)
     ratios: list[float | None] = []
     for split in splits:
-        asked = (split.input_tokens * (asked_in or 0.0) + split.output_tokens * (asked_out or 0.0)) / MILLION
+        asked = (split.input_tokens * asked_in + split.output_tokens * asked_out) / MILLION
         ratios.append(split.busy_cost_usd / asked if asked > 0 and split.busy_cost_usd is not None else None)
     return over_rounds(name, ratios, labels, _NO_TOKENS)
 
