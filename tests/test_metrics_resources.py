@@ -222,6 +222,7 @@ def test_energy_is_the_counters_difference_over_the_window() -> None:
         ("no_counter", measured_pass(energy_counter_j=None)),
         ("window_too_short", measured_pass(end_s=1.0)),
         ("window_not_bracketed", measured_pass(end_s=30.0)),
+        ("window_not_bracketed", measured_pass(end_s=2.2, t_s=0.15 + 0.04 * np.arange(51))),  # 0.15 s of 2.2 s
         ("counter_disagrees", measured_pass(energy_counter_j=110.0 * 0.2 * np.arange(51))),
         ("counter_disagrees", measured_pass(power_w=100.0, energy_counter_j=5.0)),
         ("counter_reset", measured_pass(energy_counter_j=20.0 * (np.arange(51) % 30))),
@@ -233,6 +234,11 @@ def test_energy_that_fails_a_check_is_null_with_its_code(reason: str, tables: Pa
     value = get(energy_metrics([tables]), "energy_j")
     assert value.value is None
     assert value.reasons == (reason,)
+
+
+def test_a_twentieth_of_the_window_may_lie_outside_the_samples() -> None:
+    assert pass_energy(measured_pass(end_s=10.4)).joules == pytest.approx(1040.0)  # 0.4 s at the mean power
+    assert pass_energy(measured_pass(end_s=10.6)).reason == "window_not_bracketed"
 
 
 def test_a_disagreement_within_five_percent_is_accepted() -> None:

@@ -1,8 +1,9 @@
 """Energy of a pass (METRICS section 6): the counter's difference, checked against sampled power.
 
-A figure stands only when the window is bracketed by samples, much longer than the counter's period, sampled without
-long gaps, and both ways of measuring agree. Otherwise it is null with a reason code: ``no_counter``,
-``window_too_short``, ``window_not_bracketed``, ``sample_gap``, ``counter_reset``, ``counter_disagrees``.
+A figure stands only when the window is bracketed by samples (at most 5 % of it lie outside them), much longer than the
+counter's period, sampled without long gaps, and both ways of measuring agree. Otherwise it is null with a reason code:
+``no_counter``, ``window_too_short``, ``window_not_bracketed``, ``sample_gap``, ``counter_reset``,
+``counter_disagrees``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from moeprof.core.metric import MetricValue, missing
 COUNTER_PERIOD_S = 0.1
 SHORTEST_WINDOW_S = 20 * COUNTER_PERIOD_S
 LONGEST_GAP_S = 3.0
-LONGEST_EDGE_S = 0.5  # the window may begin this much before the first sample; mean power fills it
+MOST_EXTRAPOLATED = 0.05  # share of the window before the first and after the last sample; mean power fills it
 MOST_DISAGREEMENT = 0.05
 PER_PASS = ("energy_j", "power_mean_w", "energy_j_per_output_token", "energy_j_per_total_token")
 
@@ -59,7 +60,8 @@ def _counted(times: FloatArray, counter: FloatArray, tables: PassTables, source:
     start_s, end_s = tables.window_s
     if end_s - start_s < SHORTEST_WINDOW_S:
         return "window_too_short"
-    if len(times) < 2 or times[0] > start_s + LONGEST_EDGE_S or times[-1] < end_s - LONGEST_EDGE_S:
+    edges_s = max(times[0] - start_s, 0.0), max(end_s - times[-1], 0.0)
+    if len(times) < 2 or sum(edges_s) > MOST_EXTRAPOLATED * (end_s - start_s) or max(edges_s) > LONGEST_GAP_S:
         return "window_not_bracketed"
     inside = (times >= start_s - LONGEST_GAP_S) & (times <= end_s + LONGEST_GAP_S)
     if np.diff(times[inside]).max(initial=0.0) > LONGEST_GAP_S:
