@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from statistics import median
 
 from moeprof.analysis.pricing import Pricing
 from moeprof.capture.run import Prepared
 from moeprof.cli.tables import print_records
 from moeprof.core import units
-from moeprof.core.trace import Schedule
+from moeprof.core.trace import IntArray, Schedule
 
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
 
@@ -48,9 +48,10 @@ def _span(schedule: Schedule) -> str:
     return f", {schedule.concurrency} in flight" if schedule.concurrency else ""
 
 
-def _lengths(values: np.ndarray) -> str:
-    p50, p99 = np.percentile(values, [50, 99])
-    return f"{int(values.sum()):,} in all, p50 {p50:.0f}, p99 {p99:.0f}, longest {int(values.max())}"
+def _lengths(tokens: IntArray) -> str:
+    values = sorted(tokens.tolist())
+    p99 = values[round(0.99 * (len(values) - 1))]
+    return f"{sum(values):,} in all, p50 {median(values):.0f}, p99 {p99}, longest {values[-1]}"
 
 
 def _expected_s(prepared: Prepared, schedule: Schedule) -> float | None:
