@@ -23,7 +23,7 @@ from moeprof.core.metric import MetricValue
 from moeprof.core.units import axis_scale, interval, short, tick
 from moeprof.render.html import render_html
 from moeprof.render.html_cells import cell
-from moeprof.render.svg import linear_axis, log_axis
+from moeprof.render.svg import axis_title, linear_axis, log_axis
 from moeprof.render.svg_bars import draw_bars
 from moeprof.render.svg_chart import colour_of, draw_chart
 from moeprof.render.svg_heatmap import NO_TOKENS, base36, draw_heatmap, png, short_names
@@ -264,6 +264,12 @@ def test_axes_show_the_unit_that_keeps_numbers_short() -> None:
     assert axis_scale("ratio", 1.0) == (1.0, "")
     assert axis_scale("USD", 2e-5) == (1e-6, "millionths of USD")
     assert (tick(0.5, 0.25), tick(-0.0, 1.0), tick(12500.0, 2500.0)) == ("0.50", "0", "12,500")
+
+
+def test_an_axis_names_its_unit_once() -> None:
+    assert axis_title("time since the start", "s") == "time since the start, s"
+    assert axis_title("distinct experts", "experts") == "distinct experts"
+    assert axis_title("step time", "ms") == "step time, ms"
 
 
 def test_an_interval_writes_its_unit_once_where_both_ends_share_it() -> None:

@@ -136,5 +136,6 @@ def element(name: str, text: str | Markup | None = None, **attributes: object) -
 
 
 def axis_title(label: str, unit: str) -> str:
-    """``Step time``, ``ms`` -> ``Step time, ms``."""
-    return f"{label}, {unit}" if unit and unit.casefold() not in label.casefold() else label
+    """``Step time``, ``ms`` -> ``Step time, ms``; a label that says a long unit itself stays as it is."""
+    said = len(unit) > 2 and unit.casefold() in label.casefold()
+    return label if said or not unit else f"{label}, {unit}"
