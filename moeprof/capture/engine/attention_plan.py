@@ -8,12 +8,14 @@ keys by an index anyway, so padding costs no copy of its own; the index is rewri
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 
+from moeprof.capture.engine.paging import PageTable
+
 PADDING_TOKENS = 128  # most keys of padding per sequence; reading them costs about as much as a call saves
-CUDA_MULTIPLE = 16  # fused CUDA kernels copy a mask whose rows are not aligned
+WIDTH_MULTIPLE = 16  # fused CUDA kernels copy a mask whose rows are not aligned; also a page
 
 
 @dataclass(slots=True)
@@ -61,48 +63,60 @@ class StepEdges:
         only_group: the group when all sequences of the step are in it, in order; else None.
     """
 
-    def __init__(self, query_tokens: list[int], key_tokens: list[int], device: torch.device) -> None:
-        self._device = device
+    def __init__(
+        self, query_tokens: list[int], key_tokens: list[int], device: torch.device, pages: PageTable | None = None
+    ) -> None:
+        """``pages``: where the keys lie; None when the cache lists them itself."""
+        self._device, self._pages = device, pages
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
         self._read_index: list[torch.Tensor] | None = None
         self.groups: list[DecodeGroup] = []
         self.only_group: DecodeGroup | None = None
-        queries, keys = _edges(query_tokens), _edges(key_tokens)
-        # Without cached tokens nothing is read back, so there is no index to rewrite.
+        self._key_tokens = key_tokens
+        self._first_query = list(accumulate(query_tokens, initial=0))
+        self._first_key = list(accumulate(key_tokens, initial=0))
+        # Without cached tokens nothing is read back, so there is no index to make.
         any_past = query_tokens != key_tokens
         together = [i for i, num in enumerate(query_tokens) if num == 1] if any_past else []
         members = _alike(together, key_tokens)
         grouped = {i for group in members for i in group}
-        alone = [i for i in range(len(queries)) if i not in grouped]
-        self._order = self._reordered(members, alone, queries, keys) if members else None
+        alone = [i for i in range(len(query_tokens)) if i not in grouped]
+        parts = [self._add_group(group) for group in members]
+        self.spans: list[tuple[int, int, int, int]] = []
         first = self.groups[-1].end_key if members else 0
-        ends = _edges([key_tokens[i] for i in alone])
-        self.spans = [(*queries[i], first + k0, first + k1) for i, (k0, k1) in zip(alone, ends, strict=True)]
-        if members and members[0] == list(range(len(queries))):
+        for i in alone:
+            self.spans.append((self._first_query[i], self._first_query[i + 1], first, first + key_tokens[i]))
+            first += key_tokens[i]
+            if members or (any_past and pages is not None):
+                parts.append(self._slots([i])[0, : key_tokens[i]])
+        self._order = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
+        if members and members[0] == list(range(len(query_tokens))):
             self.only_group = self.groups[0]
 
-    def _reordered(
-        self, members: list[list[int]], alone: list[int], queries: list[tuple[int, int]], keys: list[tuple[int, int]]
-    ) -> torch.Tensor:
-        """Make the groups; which of the step's keys to read, padded groups first, then the others."""
-        parts, first_key = [], 0
-        for group in members:
-            table = [[queries[i][0] for i in group], [keys[i][0] for i in group], [keys[i][1] for i in group]]
-            rows, starts, ends = torch.tensor(table, device=self._device)
-            width = max(keys[i][1] - keys[i][0] for i in group)
-            if self._device.type == "cuda":
-                width = -(-width // CUDA_MULTIPLE) * CUDA_MULTIPLE
-            self.groups.append(DecodeGroup(rows, ends - starts, width, first_key))
-            first_key = self.groups[-1].end_key
-            padded = starts[:, None] + torch.arange(width, device=self._device)
-            parts.append(torch.minimum(padded, ends[:, None] - 1).flatten())
-        parts += [torch.arange(*keys[i], device=self._device) for i in alone]
-        return torch.cat(parts)
+    def _add_group(self, group: list[int]) -> torch.Tensor:
+        """Make a group; returns which keys it reads, padding included, [B * W]."""
+        table = [[self._first_query[i] for i in group], [self._key_tokens[i] for i in group]]
+        rows, key_tokens = torch.tensor(table, device=self._device)
+        slots = self._slots(group)
+        first_key = self.groups[-1].end_key if self.groups else 0
+        self.groups.append(DecodeGroup(rows, key_tokens, slots.shape[1], first_key))
+        return slots.flatten()
+
+    def _slots(self, sequences: list[int]) -> torch.Tensor:
+        """Where to read the keys of these sequences: slots of the cache, or places in its own list; [B, W]."""
+        most = -(-max(self._key_tokens[i] for i in sequences) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        if self._pages is not None:
+            return self._pages.slots(sequences)[:, :most]
+        table = [[self._first_key[i] for i in sequences], [self._first_key[i + 1] - 1 for i in sequences]]
+        first, last = torch.tensor(table, device=self._device)
+        return torch.minimum(first[:, None] + torch.arange(most, device=self._device), last[:, None])
 
     def read_index(self, stock: list[torch.Tensor]) -> list[torch.Tensor]:
         """The cache's read index in the order of the plan; the same for every layer, so made once."""
         if self._order is None:
             return stock
+        if self._pages is not None:
+            return [self._order]
         if self._read_index is None:
             self._read_index = [index[self._order] for index in stock]
         return self._read_index
@@ -133,7 +147,3 @@ def _alike(sequences: list[int], key_tokens: list[int]) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
-
-
-def _edges(lengths: list[int]) -> list[tuple[int, int]]:
-    return list(pairwise(accumulate(lengths, initial=0)))

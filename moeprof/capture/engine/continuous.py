@@ -24,6 +24,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from moeprof.capture.engine import attention
 from moeprof.capture.engine.attention_plan import StepEdges
 from moeprof.capture.engine.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step
+from moeprof.capture.engine.paging import take_over_reads
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 
@@ -55,6 +56,7 @@ class ContinuousEngine:
         )
         self._batch = self._make_processor(kv_tokens, max_batch_tokens, prefix_cache)
         self._io = self._batch.inputs_and_outputs
+        self._reads = None if self._stock_reason else take_over_reads(self._batch.cache, model.device)
         self._take_over_tokens()
         self._requests: dict[str, Request] = {}
         self._produced: dict[str, int] = {}
@@ -91,7 +93,7 @@ class ContinuousEngine:
                 return None
             batch = list(self._io.requests_in_batch)
             layout, pasts = self._layout(batch)
-            self._batch.cache.moeprof_edges = self._edges(layout, pasts)
+            self._batch.cache.moeprof_edges = self._edges(batch, layout, pasts)
             self.listeners.before_forward(layout)
             events = self._event_pair()
             self._batch._generation_step(self._model)
@@ -200,9 +202,10 @@ class ContinuousEngine:
         )
         return layout, [future.state.position_offset - q for future, q in zip(batch, query, strict=True)]
 
-    def _edges(self, layout: BatchLayout, pasts: list[int]) -> StepEdges:
+    def _edges(self, batch: list[Any], layout: BatchLayout, pasts: list[int]) -> StepEdges:
         keys = [past + query for past, query in zip(pasts, layout.query_tokens, strict=True)]
-        return StepEdges(list(layout.query_tokens), keys, self._model.device)
+        pages = None if self._reads is None else self._reads.table([future.state.request_id for future in batch])
+        return StepEdges(list(layout.query_tokens), keys, self._model.device, pages)
 
     def _sequences(self, batch: list[Any], layout: BatchLayout, pasts: list[int]) -> tuple[SequenceInStep, ...]:
         result, position = [], 0
