@@ -1,0 +1,80 @@
+"""The pure parts of the benchmarks: targets, rows, the table, block ratios. Nothing here is timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.big_record import make_big_routing
+from benchmarks.verdict import Row, Target, ratios, shown, table
+
+AS_GOOD = Target(at_least=1.0, low_at_least=0.97)
+
+
+@pytest.mark.parametrize(
+    ("samples", "ok"),
+    [((1.0, 1.1, 1.2), True), ((0.98, 0.99, 1.5), False), ((0.96, 1.1, 1.2), False), ((0.97, 1.0, 1.0), True)],
+)
+def test_a_throughput_target_looks_at_the_median_and_at_the_low_end(samples: tuple[float, ...], ok: bool) -> None:
+    assert Row(what="x", target=AS_GOOD, samples=samples).ok is ok
+
+
+def test_overhead_is_missed_only_when_even_the_low_end_is_too_high() -> None:
+    target = Target(low_at_most=1.02)
+    assert Row(what="x", target=target, samples=(1.03,), interval=(1.01, 1.05)).ok
+    assert not Row(what="x", target=target, samples=(1.03,), interval=(1.021, 1.05)).ok
+
+
+def test_the_interval_of_samples_is_their_range() -> None:
+    row = Row(what="x", target=AS_GOOD, samples=(1.2, 1.0, 1.1))
+    assert (row.value, row.low, row.high) == (1.1, 1.0, 1.2)
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    assert ratios([2.0, 30.0], [1.0, 10.0]) == (2.0, 3.0)
+
+
+def test_targets_and_numbers_read_well() -> None:
+    assert AS_GOOD.text == ">= 1.000 (low >= 0.970)"
+    assert Target(low_at_most=1.02).text == "low <= 1.020"
+    assert Target(at_most=10, unit="s").text == "<= 10 s"
+    assert [shown(2.5, ""), shown(2.5, "s"), shown(123.456, "")] == ["2.500", "2.5 s", "123.5"]
+
+
+def test_the_table_names_what_was_missed_and_counts() -> None:
+    rows = [
+        Row(what="fast", target=AS_GOOD, samples=(1.5,), details="how"),
+        Row(what="slow", target=AS_GOOD, samples=(0.5,)),
+    ]
+    lines = table(rows).splitlines()
+    assert lines[1].startswith("fast") and lines[1].endswith("ok")
+    assert lines[2] == "    how"
+    assert lines[3].endswith("MISSED")
+    assert lines[-1] == "1 of 2 targets met"
+
+
+def test_block_ratios_leave_out_pairs_that_the_machine_interrupted() -> None:
+    from benchmarks.overhead import block_ratios
+
+    bare, watched = np.ones(8), np.full(8, 1.1)
+    watched[1] = 50.0
+    assert block_ratios(bare, watched, block=4) == pytest.approx([1.1, 1.1])
+
+
+def test_the_large_records_counts_are_tokens_times_k() -> None:
+    prefill = np.array([128, 0, 0, 64])
+    routing = make_big_routing(prefill, np.random.default_rng(0))
+    per_layer = routing.counts_WPCLE.sum(axis=(0, 2, 4))
+    assert (per_layer[1] == 4 * 64 * 8).all(), "four steps decode 64 tokens each, top-8"
+    assert routing.step_counts_SPLE is not None and routing.step_counts_SPLE.shape == (4, 2, 48, 128)
+    assert routing.distinct_SL.shape == (4, 48)
+
+
+def test_the_bench_refuses_unknown_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.bench import main
+
+    with pytest.raises(SystemExit):
+        main([str(Path("nowhere")), "--only", "everything"])
+    assert "invalid choice" in capsys.readouterr().err
