@@ -108,6 +108,22 @@ def test_ratios_are_sums_over_sums() -> None:
     assert get(values, "mbu_ratio").value == pytest.approx(10 * num_bytes / 0.2 / 1e9)
 
 
+def test_work_of_tokens_that_every_round_repeats_has_its_interval_over_steps() -> None:
+    context = 400 + 100 * (np.arange(40) % 7)
+    rounds = [routed_pass(40, step_s=time_s, context_tokens=context) for time_s in (0.010, 0.011, 0.012)]
+    values = work_metrics(LAUNCH, make_facts(), rounds)
+    found = get(values, "bytes_per_step")
+    assert found.value == pytest.approx(RESIDENT + HEAD + 120_000 + 800 * (context.mean() + 4))
+    assert found.n == 40
+    assert found.ci_low is not None and found.ci_high is not None and found.value is not None
+    assert found.ci_low < found.value < found.ci_high
+    assert get(values, "flops_per_step").n == get(values, "roofline_s").n == 40
+    mbu = get(values, "mbu_ratio")
+    assert (mbu.n, mbu.ci_low is None) == (3, False)  # time differs by round
+    idle = get(memory_metrics({}, make_facts(), rounds), "idle_expert_bytes_per_step")
+    assert (idle.value, idle.n, idle.ci_low, idle.ci_high) == (40_000, 40, 40_000, 40_000)
+
+
 def test_weights_that_fit_the_cache_have_no_bandwidth_limit() -> None:
     launch = {**LAUNCH, "peaks": {**PEAKS, "cache_bytes": GIB}}
     values = work_metrics(launch, make_facts(), [routed_pass()])

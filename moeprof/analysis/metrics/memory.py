@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.metrics.summary import mean_of_steps
 from moeprof.analysis.step_work import distinct_experts
 from moeprof.analysis.tables import FloatArray, IntArray, PassTables, column
 from moeprof.core.metric import MetricValue, missing
@@ -126,7 +126,7 @@ def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValu
         return [missing(name, NO_ROUTING) for name in names]
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
     idle = [_idle_bytes(tables, facts) for tables in rounds]
-    values = [over_rounds(names[0], idle, labels, NO_ROUTING)]
+    values = [mean_of_steps(names[0], idle, labels, NO_ROUTING)]
     values.append(MetricValue(name=names[1], value=cold_expert_bytes(facts, counts), exact=True, labels=labels))
     for name, share in HOT_SHARES.items():
         hot = hot_set_bytes(facts, counts, share)
@@ -171,14 +171,15 @@ def hot_set_bytes(facts: ModelFacts, counts: Sequence[IntArray], share: float) -
     return int(size[order][:needed].sum())
 
 
-def _idle_bytes(tables: PassTables, facts: ModelFacts) -> float | None:
-    """Mean over steps of routed expert bytes that no token of the step touched."""
+def _idle_bytes(tables: PassTables, facts: ModelFacts) -> FloatArray:
+    """Routed expert bytes that no token of the step touched, per step; empty where routing is unknown."""
     distinct = distinct_experts(tables, facts)
     if isinstance(distinct, str):
-        return None
+        return np.empty(0)
     size = np.array([layer.expert_bytes for layer in facts.moe_layers], dtype=np.float64)
     experts = np.array([layer.num_experts for layer in facts.moe_layers], dtype=np.float64)
-    return float(((experts - distinct[0]) @ size).mean())
+    idle: FloatArray = (experts - distinct[0]) @ size
+    return idle
 
 
 def _exact(name: str, value: int, **labels: str) -> MetricValue:

@@ -14,6 +14,7 @@ import numpy as np
 
 from moeprof.analysis import stats
 from moeprof.analysis.metrics.samples import Samples
+from moeprof.analysis.tables import FloatArray
 from moeprof.core.metric import MetricValue, missing
 
 ALL_PERCENTILES = stats.PERCENTILES
@@ -126,12 +127,26 @@ def over_rounds(
     )
 
 
-def mean_of_series(name: str, series: Sequence[float], labels: dict[str, str], missing_reason: str) -> MetricValue:
-    """The mean of a series in time order, with the interval of batch means; n = its length."""
-    values = np.asarray(series, dtype=np.float64)
-    if not len(values):
+def mean_of_steps(name: str, rounds: Sequence[FloatArray], labels: dict[str, str], missing_reason: str) -> MetricValue:
+    """The mean over the steps of the first round that has any, with the interval of batch means; n = its steps.
+
+    For what follows from the tokens alone: rounds replay them, so further rounds add nothing.
+
+    Args:
+        name: of the metric.
+        rounds: a value per step in time order, for each round.
+        labels: of the value.
+        missing_reason: why there is no value, when no round has a step.
+    """
+    series = next((values for values in rounds if len(values)), None)
+    if series is None:
         return missing(name, missing_reason, **labels)
-    return _value(name, float(values.mean()), len(values), stats.block_mean_interval(values), labels, ())
+    interval = stats.block_mean_interval(series)
+    low, high = interval or (None, None)
+    reasons = () if interval else ("no interval: fewer than ten steps",)
+    return MetricValue(
+        name=name, value=float(series.mean()), n=len(series), ci_low=low, ci_high=high, labels=labels, reasons=reasons
+    )
 
 
 def _value(

@@ -1,6 +1,8 @@
 """How near the limits of the device a run came (METRICS section 5): bandwidth, matrix rate, roofline.
 
-Ratios are sums over sums, never means of ratios. The limits are the ones measured on the device when the run started.
+Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
+follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits are the ones
+measured on the device when the run started.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.summary import over_rounds
+from moeprof.analysis.metrics.summary import mean_of_steps, over_rounds
 from moeprof.analysis.step_work import StepWork, step_work
 from moeprof.analysis.tables import ALL, FloatArray, PassTables
 from moeprof.core.metric import MetricValue, missing
@@ -89,7 +91,7 @@ def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequ
             values += [missing(name, reason, **labels) for name in (*PER_STEP, *OF_LIMITS)]
             continue
         parts = [
-            _sums(work, tables, phase, limits)
+            _phase_of(work, tables, phase, limits)
             for work, tables in zip(works, rounds, strict=True)
             if isinstance(work, StepWork)
         ]
@@ -98,27 +100,25 @@ def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequ
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Sums over the steps of one phase of one round."""
+class _Phase:
+    """The steps of one phase of one round, shape [S]."""
 
-    steps: int
-    num_bytes: float
-    flops: float
-    touched: float
-    seconds: float
-    roofline_s: float | None
+    num_bytes: FloatArray
+    flops: FloatArray
+    touched: FloatArray
+    seconds: FloatArray
+    roofline_s: FloatArray | None
 
 
-def _sums(work: StepWork, tables: PassTables, phase: str, limits: Limits) -> _Sums:
+def _phase_of(work: StepWork, tables: PassTables, phase: str, limits: Limits) -> _Phase:
     mask = work.phase_mask(tables, phase)
     roofline = roofline_S(work, limits)
-    return _Sums(
-        steps=int(mask.sum()),
-        num_bytes=float(work.bytes_S[mask].sum()),
-        flops=float(work.flops_S[mask].sum()),
-        touched=float(work.touched_params_S[mask].sum()),
-        seconds=float(work.time_S[mask].sum()),
-        roofline_s=None if roofline is None else float(roofline[mask].sum()),
+    return _Phase(
+        num_bytes=work.bytes_S[mask],
+        flops=work.flops_S[mask],
+        touched=work.touched_params_S[mask],
+        seconds=work.time_S[mask],
+        roofline_s=None if roofline is None else roofline[mask],
     )
 
 
@@ -130,32 +130,41 @@ def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N8
     return roofline
 
 
-def _of_phase(parts: Sequence[_Sums], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
+def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
     none = f"no pure {phase} steps" if phase != ALL else "no steps"
     bandwidth, rate = limits.bandwidth_bytes_per_s, limits.flops_per_s
     both = limits.bandwidth_reason or limits.flops_reason or none
-    filled = [part for part in parts if part.steps]
+    filled = [part for part in parts if len(part.seconds)]
+    rooflines = [part.roofline_s for part in filled if part.roofline_s is not None]
     return [
-        over_rounds("bytes_per_step", [p.num_bytes / p.steps for p in filled], labels, none),
-        over_rounds("flops_per_step", [p.flops / p.steps for p in filled], labels, none),
-        over_rounds("touched_params_per_step", [p.touched / p.steps for p in filled], labels, none),
+        mean_of_steps("bytes_per_step", [p.num_bytes for p in filled], labels, none),
+        mean_of_steps("flops_per_step", [p.flops for p in filled], labels, none),
+        mean_of_steps("touched_params_per_step", [p.touched for p in filled], labels, none),
         over_rounds(
             "mbu_ratio",
-            [p.num_bytes / p.seconds / bandwidth for p in filled] if bandwidth else [],
+            [_ratio(p.num_bytes, p.seconds) / bandwidth for p in filled] if bandwidth else [],
             labels,
             limits.bandwidth_reason or none,
         ),
         over_rounds(
             "mfu_ratio",
-            [p.flops / p.seconds / rate for p in filled] if rate else [],
+            [_ratio(p.flops, p.seconds) / rate for p in filled] if rate else [],
             labels,
             limits.flops_reason or none,
         ),
-        over_rounds("roofline_s", [p.roofline_s / p.steps for p in filled if p.roofline_s is not None], labels, both),
+        mean_of_steps("roofline_s", rooflines, labels, both),
         over_rounds(
-            "time_over_roofline_ratio", [p.seconds / p.roofline_s for p in filled if p.roofline_s], labels, both
+            "time_over_roofline_ratio",
+            [_ratio(p.seconds, p.roofline_s) for p in filled if p.roofline_s is not None],
+            labels,
+            both,
         ),
     ]
+
+
+def _ratio(above_S: FloatArray, below_S: FloatArray) -> float:
+    """Sum over sum."""
+    return float(above_S.sum() / below_S.sum())
 
 
 def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
