@@ -155,3 +155,7 @@ def test_the_itl_tail_is_matched_to_steps_with_prefill() -> None:
     assert found is not None
     assert found.num_slow == 10
     assert found.means["prefill_tokens"][0] == 64.0
+    told = {v.labels["figure"]: v for v in variance_metrics([tables]) if v.name == "slow_steps_over_others_ratio"}
+    assert told["carries_prefill_ratio"].value == pytest.approx(99)  # all of the ten slow steps, 10 of the other 990
+    assert told["decode_tokens"].value == 1.0
+    assert told["distinct_experts"].reasons == ("not known of every step",)

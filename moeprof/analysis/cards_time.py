@@ -143,6 +143,14 @@ _VARIANCE = (
         unit="ratio",
         better="neither",
     ),
+    _time(
+        "slow_steps_over_others_ratio",
+        "Slowest 1 % of steps, against the others",
+        "mean of the figure (label) among the slowest 1 % of steps / its mean among the others, all rounds",
+        _RULE,
+        unit="ratio",
+        better="neither",
+    ),
     *(
         _time(
             f"{prefix}variance_explained_by_routing_{suffix}",

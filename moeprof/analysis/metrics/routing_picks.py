@@ -91,7 +91,8 @@ def _dealt_anew(picks_TK: Picks, rng: np.random.Generator) -> Picks:
             return dealt
         rows = np.unique(np.concatenate([np.flatnonzero(double), rng.integers(0, len(dealt), size=int(double.sum()))]))
         dealt[rows] = rng.permutation(dealt[rows].reshape(-1)).reshape(len(rows), -1)
-    return dealt[~(np.diff(np.sort(dealt, axis=1), axis=1) == 0).any(axis=1)]
+    proper: Picks = dealt[~(np.diff(np.sort(dealt, axis=1), axis=1) == 0).any(axis=1)]
+    return proper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

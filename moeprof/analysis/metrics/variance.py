@@ -15,7 +15,19 @@ from moeprof.core.metric import MetricValue, missing
 
 MINIMUM_SIZE_STEPS = 5
 SLOW_SHARE = 0.01
+MINIMUM_STEPS = 200
 _TIME_TOLERANCE_S = 1e-6
+FIGURES = (
+    "carries_prefill_ratio",
+    "prefill_tokens",
+    "decode_tokens",
+    "context_tokens",
+    "num_waiting",
+    "cpu_over_wall_ratio",
+    "idle_before_s",
+    "distinct_experts",
+    "max_load",
+)
 
 
 def variance_metrics(rounds: Sequence[PassTables]) -> list[MetricValue]:
@@ -32,7 +44,7 @@ def variance_metrics(rounds: Sequence[PassTables]) -> list[MetricValue]:
             percentile_ratio("itl_p99_over_p50_ratio", itl, labels, scope.missing_reason),
             percentile_ratio("ttft_p99_over_p50_ratio", ttft, labels, scope.missing_reason),
         ]
-    return [*values, _itl_tail(rounds)]
+    return [*values, _itl_tail(rounds), *_slow_steps(rounds)]
 
 
 def _step_cv(scope: Scope, labels: dict[str, str]) -> MetricValue:
@@ -97,6 +109,27 @@ def _gaps_with_prefill(tables: PassTables) -> tuple[FloatArray, BoolArray, Float
     return gaps, prefill[step], ends
 
 
+def _slow_steps(rounds: Sequence[PassTables]) -> list[MetricValue]:
+    """Per figure its mean among the slowest steps over its mean among the others (label ``figure``)."""
+    name, labels = "slow_steps_over_others_ratio", {"traffic": rounds[0].traffic, "window": "total"}
+    found = slow_steps(rounds)
+    if found is None:
+        return [missing(name, f"fewer than {MINIMUM_STEPS} steps", **labels, figure=figure) for figure in FIGURES]
+    values = []
+    for figure in FIGURES:
+        own = {**labels, "figure": figure}
+        slow, others = found.means.get(figure, (None, None))
+        if slow is None or others is None:
+            values.append(missing(name, "not known of every step", **own))
+        elif others <= 0:
+            values.append(missing(name, f"mean {slow:.4g} among the slow steps, none among the others", **own))
+        else:
+            note = f"mean {slow:.4g} among the {found.num_slow} slowest steps, {others:.4g} among the others"
+            reasons = (note, "no interval: it describes these steps")
+            values.append(MetricValue(name=name, value=slow / others, n=found.num_slow, labels=own, reasons=reasons))
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowSteps:
     """What the slowest 1 % of steps had in common: the mean of a figure there and elsewhere.
@@ -113,14 +146,14 @@ class SlowSteps:
 
 
 def slow_steps(rounds: Sequence[PassTables]) -> SlowSteps | None:
-    """Compare the slowest 1 % of steps with the rest; None with fewer than 200 steps."""
+    """Compare the slowest 1 % of steps with the rest; None with fewer than MINIMUM_STEPS."""
     columns: dict[str, list[FloatArray]] = {}
     for tables in rounds:
         for name, values in _figures(tables).items():
             columns.setdefault(name, []).append(values)
     figures = {name: np.concatenate(parts) for name, parts in columns.items()}
     wall = figures.pop("step_s", np.empty(0))
-    if len(wall) < 200:
+    if len(wall) < MINIMUM_STEPS:
         return None
     threshold = float(np.quantile(wall, 1 - SLOW_SHARE))
     slow = wall >= threshold
