@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moeprof.cli.options import Overrides, apply
-from moeprof.core.errors import EngineError, InputError
+from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
 
-Text = Annotated[str | None, typer.Option()]
+if TYPE_CHECKING:
+    from moeprof.analysis.pricing import Pricing
+    from moeprof.capture.run import Prepared
+    from moeprof.core.record import Record
 
 
 def run(
@@ -28,7 +32,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of arrivals, lengths and content.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Passes over the schedule.")] = None,
     launches: Annotated[int | None, typer.Option(help="Fresh processes per model.")] = None,
-    ignore_eos: Annotated[bool | None, typer.Option(help="Force the asked output lengths.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Force the asked output lengths.")] = False,
     goodput: Annotated[list[str] | None, typer.Option(help="SLO in ms, as ttft:500 or tpot:50; may repeat.")] = None,
     usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
@@ -42,20 +46,15 @@ def run(
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
     from moeprof.analysis.pricing import resolve_pricing
-    from moeprof.capture.run import execute, new_run_folder, prepare
-    from moeprof.capture.signals import SignalWatch
+    from moeprof.capture.run import prepare
     from moeprof.cli.dry_run import show_plan
-    from moeprof.cli.printing import print_document, summarise_record, write_files
-    from moeprof.cli.progress import make_audience
-    from moeprof.core.errors import InterruptedRunError
-    from moeprof.core.record import open_record
     from moeprof.core.workload import load_workload
     from moeprof.render import parse_formats
 
     formats = parse_formats(write)
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
-        num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos,
+        num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos or None,
         goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, device=device, threads=threads,
         max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
@@ -69,6 +68,26 @@ def run(
     if dry_run:
         show_plan(prepared, pricing)
         return
+    _replay(prepared, pricing, output_dir, formats=formats, text=text, keep_content=not no_content, quiet=quiet)
+
+
+def _replay(
+    prepared: Prepared,
+    pricing: Pricing,
+    output_dir: Path | None,
+    *,
+    formats: Sequence[str],
+    text: str,
+    keep_content: bool,
+    quiet: bool,
+) -> None:
+    """Run it, write the report files beside the record, print the first screen, and say how it ended."""
+    from moeprof.capture.run import execute, new_run_folder
+    from moeprof.capture.signals import SignalWatch
+    from moeprof.cli.printing import print_document, summarise_record, write_files
+    from moeprof.cli.progress import make_audience
+    from moeprof.core.record import open_record
+
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
     with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
         status = execute(
@@ -78,7 +97,7 @@ def run(
             signals,
             workload_text=text,
             pricing=pricing.to_json(),
-            keep_content=not no_content,
+            keep_content=keep_content,
         )
     record = open_record(folder)
     summary, document = summarise_record(record, pricing)
@@ -90,7 +109,11 @@ def run(
     if signals.number:
         raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
     if status == "failed":
-        failed = [model for model in record.models if model.status == "failed"]
-        all_bad_input = all(model.get("exit_code") == InputError.exit_code for model in record.experiment["models"])
-        kind = InputError if all_bad_input else EngineError  # bad input is 2 only where nothing could run
-        raise kind("; ".join(f"{model.name} failed: {model.error}" for model in failed))
+        raise _failure(record)
+
+
+def _failure(record: Record) -> MoeprofError:
+    """What failed, as an error; bad input is exit code 2 only where no model could run."""
+    failed = "; ".join(f"{model.name} failed: {model.error}" for model in record.models if model.status == "failed")
+    codes = {model.get("exit_code") for model in record.experiment["models"]}
+    return InputError(failed) if codes == {InputError.exit_code} else EngineError(failed)
