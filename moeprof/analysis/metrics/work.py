@@ -1,8 +1,8 @@
 """How near the limits of the device a run came (METRICS section 5): bandwidth, matrix rate, roofline.
 
 Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
-follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits are the ones
-measured on the device when the run started.
+follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits
+are the ones measured on the device when the run started.
 """
 
 from __future__ import annotations
