@@ -126,7 +126,7 @@ def test_counts_are_real_tokens_times_k_for_every_layer_phase_and_round(tiny_run
 
 def test_the_invariants_of_every_pass_hold_and_are_stored(tiny_run: Run) -> None:
     folder, _ = tiny_run
-    for model, wanted in (("moe", 4), ("dense", 2)):
+    for model, wanted in (("moe", 5), ("dense", 3)):
         for name in PASSES:
             checks = read(folder / model / "launch-0" / name / "pass.json")["invariants"]
             assert len(checks) == wanted

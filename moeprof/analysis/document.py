@@ -128,7 +128,7 @@ class HeatMap:
         layers: row names.
         loads: per layer, per expert: tokens sent to it over the mean of the layer; shorter rows = fewer experts.
         counts: the same in tokens.
-        null_high: load that chance alone would exceed in 5 % of layers if routing were uniform, per layer, or empty.
+        null_high: load of the busiest expert that uniform routing would be expected to give, per layer, or empty.
         variants: other cuts of the same data (phase, class) by label, first is shown; each (label, loads, counts).
     """
 

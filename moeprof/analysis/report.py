@@ -93,8 +93,8 @@ def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
     rows = []
     for label, name, labels in FIRST_SCREEN:
         if name.endswith("+"):
-            name = highest_percentile(models, name[:-1])
-            label = f"{label} {name.split('_')[1].replace('_', '.')}"
+            quantity, name = name[:-1], highest_percentile(models, name[:-1])
+            label = f"{label} {name.removeprefix(quantity + '_').removesuffix('_s').replace('_', '.')}"
         row = _row(label, name, models, labels)
         if row is not None:
             rows.append(replace(row, label=row.label + _traffic_tag(row, models)))
@@ -167,4 +167,8 @@ def _label(name: str, labels: dict[str, str]) -> str:
     rest = [
         f"{key} {value}" for key, value in labels.items() if key not in ("traffic", "window", "phase", "request_class")
     ]
-    return name + (f" ({', '.join(rest)})" if rest else "")
+    card = card_for(name)
+    head, star, tail = card.name.partition("*")
+    statistic = name.removeprefix(head).removesuffix(tail).replace("_", ".") if star else ""
+    text = f"{card.title}, {statistic}" if statistic else card.title
+    return text + (f" ({', '.join(rest)})" if rest else "")

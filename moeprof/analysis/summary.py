@@ -45,7 +45,7 @@ class ModelSummary:
         rounds: the workload's own traffic, all launches.
         capacity: offline passes of an open-loop run.
         metrics: every value.
-        attributions: step time against routing, per phase, for the chart.
+        attributions: step time against routing, per phase, of the traffic with more such steps, for the chart.
         launch_splits: cost split of the passes that headline dollars come from, per launch.
     """
 
@@ -139,6 +139,7 @@ def _launch(
     calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
     values: list[MetricValue] = []
     splits: tuple[CostSplit, ...] = ()
+    found: tuple[Attribution, ...] = ()
     for passes in (rounds, capacity):
         if passes:
             values += latency_metrics(passes, slo) + throughput_metrics(passes, slo)
@@ -146,11 +147,9 @@ def _launch(
             values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
             values += energy_metrics(passes, idle_power_w)
             values += work_metrics(info, facts, passes)
-            values += variance_metrics(passes)
-    main = capacity or rounds
-    found = attributions(main) if main else ()
-    if main:
-        values += attribution_metrics(main, found)
+            told = attributions(passes)
+            values += variance_metrics(passes) + attribution_metrics(passes, told)
+            found = max(found, told, key=lambda results: sum(result.num_steps for result in results))
     if rounds:
         values += [*routing_metrics(rounds, facts), *memory_metrics(info, facts, rounds)]
     overhead = _table(record, "overhead")

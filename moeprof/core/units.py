@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 NOT_AVAILABLE = "n/a"
 
 
@@ -54,7 +56,11 @@ def count(value: float) -> str:
 
 def usd(value: float) -> str:
     """``0.03124`` -> ``$0.0312``."""
-    return f"-${significant(-value)}" if value < 0 else f"${significant(value)}"
+    if value < 0:
+        return f"-{usd(-value)}"
+    if not 1e-9 <= value < 1e-4:
+        return f"${significant(value)}"
+    return f"${value:.{2 - math.floor(math.log10(value))}f}"  # a small bill without an exponent: $0.0000129
 
 
 def percent(value: float) -> str:
