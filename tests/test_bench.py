@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.big_record import make_big_routing
+from benchmarks.overhead import judged
 from benchmarks.verdict import Row, Target, ratios, shown, table
 
 AS_GOOD = Target(at_least=1.0, low_at_least=0.97)
@@ -55,12 +57,12 @@ def test_the_table_names_what_was_missed_and_counts() -> None:
     assert lines[-1] == "1 of 2 targets met"
 
 
-def test_block_ratios_leave_out_pairs_that_the_machine_interrupted() -> None:
-    from benchmarks.overhead import block_ratios
-
-    bare, watched = np.ones(8), np.full(8, 1.1)
-    watched[1] = 50.0
-    assert block_ratios(bare, watched, block=4) == pytest.approx([1.1, 1.1])
+def test_overhead_is_the_figure_of_the_reports() -> None:
+    num = 200
+    seconds = {"bare_s": 0.010, "instrumented_s": 0.0101, "bare_cpu_s": 0.010, "instrumented_cpu_s": 0.0101}
+    pairs = pd.DataFrame({"pair": range(num), "phase": "decode", "tokens": 4, **seconds})
+    row = judged(pairs)
+    assert row.value == pytest.approx(1.01) and row.ok
 
 
 def test_the_large_records_counts_are_tokens_times_k() -> None:

@@ -54,15 +54,17 @@ class RequestRecorder:
         for index in step.preempted:
             if index in self._open:
                 self._open[index].num_preemptions += 1
-        for sequence in step.sequences:
-            entry = self._open[sequence.request]
+        opened = self._open
+        for sequence in step.sequences:  # one walk per step, in the gap between two steps: few look-ups
+            entry, token = opened[sequence.request], sequence.token
+            entry.computed_tokens += sequence.query_tokens
             if entry.first_scheduled_s is None:
                 entry.first_scheduled_s = start
                 entry.cached_tokens = sequence.past_tokens
-            entry.computed_tokens += sequence.query_tokens
-            if sequence.token is not None:
+            if token is not None:
                 entry.token_times_s.append(end)
-                entry.agreed += sequence.token == sequence.chosen
+                if token == sequence.chosen:
+                    entry.agreed += 1
             if sequence.finished:
                 self._write(self._open.pop(sequence.request), "done", None)
         self._stream.flush_if_due()

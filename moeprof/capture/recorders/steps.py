@@ -13,22 +13,36 @@ from moeprof.core.trace import Request, Schedule
 
 
 def step_row(step: Step, origin_s: float) -> dict[str, Any]:
-    """The row of table ``steps`` for one step; ``attention_pairs`` counts query-key pairs under the causal mask."""
-    sequences = step.sequences
-    pairs = sum(s.query_tokens * s.past_tokens + s.query_tokens * (s.query_tokens + 1) // 2 for s in sequences)
+    """The row of table ``steps`` for one step; ``attention_pairs`` counts query-key pairs under the causal mask.
+
+    One walk over the sequences, because this runs in the gap between two steps.
+    """
+    prefill = decode = context = prefill_context = pairs = num_prefill = new = 0
+    for sequence in step.sequences:
+        query, past = sequence.query_tokens, sequence.past_tokens
+        context += past + query
+        pairs += query * past + query * (query + 1) // 2
+        if sequence.is_prefill:
+            prefill += query
+            prefill_context += past + query
+            num_prefill += 1
+        else:
+            decode += query
+        if sequence.token is not None:
+            new += 1
     return {
         "start_s": step.start_s - origin_s,
         "end_s": step.end_s - origin_s,
         "device_s": step.device_s,
-        "phase": step.phase,
-        "prefill_tokens": step.prefill_tokens,
-        "decode_tokens": step.decode_tokens,
-        "context_tokens": step.context_tokens,
-        "prefill_context_tokens": sum(s.past_tokens + s.query_tokens for s in sequences if s.is_prefill),
+        "phase": "mixed" if prefill and decode else "prefill" if prefill else "decode",
+        "prefill_tokens": prefill,
+        "decode_tokens": decode,
+        "context_tokens": context,
+        "prefill_context_tokens": prefill_context,
         "attention_pairs": pairs,
-        "num_requests": len(sequences),
-        "num_prefill_requests": sum(s.is_prefill for s in sequences),
-        "new_tokens": sum(s.token is not None for s in sequences),
+        "num_requests": len(step.sequences),
+        "num_prefill_requests": num_prefill,
+        "new_tokens": new,
         "kv_tokens_used": step.kv_tokens_used,
         "instrumented": True,
     }
