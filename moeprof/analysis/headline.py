@@ -57,7 +57,7 @@ def _priced_models(summary: Summary) -> list[ModelSummary]:
 
 
 def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, stats.Interval | None]:
-    """Dollars for the same requests; 95 % t-interval of the log ratio, over launches, or over rounds of one launch."""
+    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
     bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
     pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
     units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]

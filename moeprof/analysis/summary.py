@@ -30,6 +30,7 @@ from moeprof.analysis.validity import judged
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.modelfacts import ModelFacts
+from moeprof.core.picks import load_picks
 from moeprof.core.record import LaunchRecord, ModelRecord, PassRecord, Record, read_table
 from moeprof.core.workload import Slo
 
@@ -151,7 +152,8 @@ def _launch(
             values += variance_metrics(passes) + attribution_metrics(passes, told)
             found = max(found, told, key=lambda results: sum(result.num_steps for result in results))
     if rounds:
-        values += [*routing_metrics(rounds, facts), *memory_metrics(info, facts, rounds)]
+        picks = next((found for found in (load_picks(r.path) for r in record.rounds) if found is not None), None)
+        values += [*routing_metrics(rounds, facts, picks), *memory_metrics(info, facts, rounds)]
     overhead = _table(record, "overhead")
     values += overhead_metrics([] if overhead is None else [overhead])
     return _Part(info, rounds, capacity, judged(values, record), found, splits)
