@@ -27,7 +27,7 @@ def render_markdown(document: Document) -> str:
     lines = [f"# {escape(document.title)}", "", f"**{escape(document.headline)}**", ""]
     lines += [*(escape(note) for note in document.notes), "", escape(document.subtitle), ""]
     lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
-    lines += [f"- {escape(m.name)}: **{m.status}** {escape(m.error)}" for m in document.models if m.error]
+    lines += [f"- {escape(m.name)}: **{escape(m.status)}** {escape(m.error)}" for m in document.models if m.error]
     lines += _first_table(document)
     lines += ["", "## Reasons to doubt this", ""]
     lines += [f"- {'**' + escape(d.model) + '**: ' if d.model else ''}{escape(d.text)}" for d in document.doubts] or [
@@ -37,7 +37,7 @@ def render_markdown(document: Document) -> str:
         body = [line for block in section.blocks for line in _block(block, document)]
         if body:
             lines += ["", f"<details><summary><b>{escape(section.title)}</b></summary>", "", *body, "", "</details>"]
-    lines += ["", f"Record: `{document.run}`, {document.status}, started {document.started_at}."]
+    lines += ["", f"Record: {escape(document.run)}, {escape(document.status)}, started {escape(document.started_at)}."]
     return "\n".join(lines) + "\n"
 
 

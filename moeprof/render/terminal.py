@@ -5,16 +5,20 @@ Rich lays it out; every text from the record is printed as data, never as markup
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moeprof.analysis.document import Document, Doubt, Row
+from moeprof.analysis.document import Document, Doubt, ModelColumn, Row
 from moeprof.core.plaintext import printable
 from moeprof.render.cells import interval_text, row_reasons, short_text
 
 WIDE = 100  # below this, intervals go under their value
+GAP = 2  # columns between two columns
 MAX_DOUBTS = 8
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -29,7 +33,8 @@ def print_document(document: Document, console: Console) -> None:
     for banner in document.banners:
         console.print(Text(printable(f"! {banner}"), style="bold yellow"))
     if document.first_screen:
-        console.print(_table(document, console.width))
+        for table in _tables(document, console.width):
+            console.print(table)
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
@@ -38,17 +43,45 @@ def print_document(document: Document, console: Console) -> None:
     _print_doubts(document.doubts, console)
 
 
-def _table(document: Document, width: int) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
-    for model in document.models:
-        head = Text(printable(model.name), style="bold")
-        if model.subtitle:
-            head.append(printable(f"\n{model.subtitle}"), style="dim")
-        table.add_column(head, justify="right")
-    for row in document.first_screen:
-        table.add_row(Text(printable(row.label)), *_cells(row, width))
+def _tables(document: Document, width: int) -> list[Table]:
+    """The first screen as one table, or as several with fewer models each where a number would be cut otherwise."""
+    rows = [(Text(printable(row.label)), _cells(row, width)) for row in document.first_screen]
+    heads = [_head(model) for model in document.models]
+    label = _longest_word(text for text, _ in rows)
+    number = _longest_word(cell for _, cells in rows for cell in cells)
+    each = max(1, min(len(heads), (width - label) // (number + GAP)))
+    return [_table(rows, heads, slice(i, i + each), (label, number), width) for i in range(0, len(heads), each)]
+
+
+def _table(
+    rows: list[tuple[Text, list[Text]]], heads: list[Text], part: slice, least: tuple[int, int], width: int
+) -> Table:
+    """Widths are set here, because a layout that shrinks columns by itself cuts numbers. ``least``: label, number."""
+    columns = heads[part]
+    room = width - GAP * len(columns)
+    wanted = max(_longest_line(text) for text in (*columns, *(cell for _, cells in rows for cell in cells[part])))
+    label = min(_longest_line(*(text for text, _ in rows)), max(2 * width // 5, room - wanted * len(columns)))
+    label = max(least[0], min(label, room - least[1] * len(columns)))
+    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, GAP, 0, 0))
+    table.add_column("", overflow="fold", width=label)
+    for head in columns:
+        table.add_column(head, justify="right", overflow="fold", width=min(wanted, (room - label) // len(columns)))
+    for text, cells in rows:
+        table.add_row(text, *cells[part])
     return table
+
+
+def _head(model: ModelColumn) -> Text:
+    head = Text(printable(model.name), style="bold")
+    return head.append(printable(f"\n{model.subtitle}"), style="dim") if model.subtitle else head
+
+
+def _longest_word(texts: Iterable[Text]) -> int:
+    return max((cell_len(word) for text in texts for word in text.plain.split()), default=1)
+
+
+def _longest_line(*texts: Text) -> int:
+    return max((cell_len(line) for text in texts for line in text.plain.split("\n")), default=1)
 
 
 def _cells(row: Row, width: int) -> list[Text]:
