@@ -169,9 +169,11 @@ def _capacity(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "no_capacity_pass", "cost", "warning", text)
     for launch in model.record.launches:
         for passed in launch.passes:
-            if passed.info.get("status") not in ("done", None):
-                sent, finished = passed.info.get("sent"), passed.info.get("finished")
-                text = f"{passed.name} was {passed.info['status']}: {finished} of {sent} sent requests finished"
+            status, sent, finished = (passed.info.get(key) for key in ("status", "sent", "finished"))
+            if status not in ("done", None):
+                text = f"{passed.name} was {status}: {finished} of {sent} sent requests finished"
+                if status == "started":
+                    text = f"{passed.name} has no end: it still runs, or its process was killed"
                 yield _doubt(model, "pass_cut", "schedule", "error", text)
 
 
