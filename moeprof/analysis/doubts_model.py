@@ -205,7 +205,7 @@ def _energy(model: ModelSummary) -> Iterator[Doubt]:
     value = pick(model, "energy_j") if model.priced else None
     if value is not None and value.value is None:
         reason = value.reasons[0] if value.reasons else "not measured"
-        yield _doubt(model, "energy_unknown", "energy", "note", f"energy was not measured: {reason}")
+        yield _doubt(model, "energy_unknown", "energy", "note", f"energy was not measured ({reason})")
 
 
 def _placebo(model: ModelSummary) -> Iterator[Doubt]:

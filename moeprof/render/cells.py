@@ -7,6 +7,15 @@ from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue
 
 ABSENT = "-"
+# Reason codes of METRICS section 6 in words; codes stay codes in summary.json.
+REASON_CODES = {
+    "no_counter": "no energy counter that can be read on this machine; `moeprof doctor` says why",
+    "window_too_short": "the window is too short for the counter",
+    "window_not_bracketed": "the window is not bracketed by samples",
+    "sample_gap": "samples are too far apart",
+    "counter_reset": "the energy counter was reset",
+    "counter_disagrees": "the energy counter and the sampled power disagree",
+}
 
 
 def value_text(value: MetricValue | None, card: Card) -> str:
@@ -23,7 +32,7 @@ def interval_text(value: MetricValue | None, card: Card) -> str:
 
 def why_text(value: MetricValue | None) -> str:
     """The reasons of a missing or doubtful value, in one line."""
-    return "" if value is None else "; ".join(value.reasons)
+    return "" if value is None else "; ".join(REASON_CODES.get(reason, reason) for reason in value.reasons)
 
 
 def null_text(value: MetricValue | None, card: Card) -> str:

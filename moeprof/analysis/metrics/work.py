@@ -18,6 +18,7 @@ from moeprof.analysis.step_work import StepWork, step_work
 from moeprof.analysis.tables import ALL, FloatArray, PassTables
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.modelfacts import ModelFacts
+from moeprof.core.units import num_bytes
 
 PHASES = (ALL, "prefill", "decode")
 PER_STEP = ("bytes_per_step", "flops_per_step", "touched_params_per_step")
@@ -50,7 +51,7 @@ def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
     bandwidth, bandwidth_reason = measured, str(peaks.get("bandwidth_reason") or "")
     cache, weights = peaks.get("cache_bytes"), sum(facts.bytes_by_group.values())
     if cache is not None and weights <= cache:
-        bandwidth, bandwidth_reason = None, f"the weights ({weights} bytes) fit the last-level cache ({cache} bytes)"
+        bandwidth, bandwidth_reason = None, f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
     flops = (peaks.get("flops_per_s") or {}).get(dtype)
     unmeasured = "peaks were not measured"
     return Limits(
