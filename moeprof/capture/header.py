@@ -35,8 +35,10 @@ class Header:
         self._thread.start()
 
     def beat(self) -> None:
-        """Write the time."""
-        (self._folder / "heartbeat").write_text(f"{time.time():.1f}\n", encoding="ascii")
+        """Write the time; a reader that came in the middle of it would take an empty file for silence."""
+        temporary = self._folder / "heartbeat.tmp"
+        temporary.write_text(f"{time.time():.1f}\n", encoding="ascii")
+        temporary.replace(self._folder / "heartbeat")
 
     def model_failed(self, name: str, error: str, details: str | None, exit_code: int) -> None:
         """Mark a model; the traceback goes beside its record. ``exit_code`` 2 means that its input was bad."""
