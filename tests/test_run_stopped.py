@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from moeprof.capture.experiment import Experiment
 from moeprof.core.record import open_record
 from tests.tiny_run import SHORT, Ran, run_main
 
@@ -35,25 +37,42 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def started(tiny: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+class Started:
     """A run of minutes in its own process group, and where its record grows."""
-    workload = tmp_path / "long.yaml"
-    models = f"{{name: moe, path: {tiny / 'moe'}}}"
-    workload.write_text(SHORT.format(rate=10, num_requests=900, models=models))
-    folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moeprof", "run", str(workload), "--output-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    yield process, folder
-    for child in family(process.pid):
-        child.kill()
-    process.kill()
-    process.communicate()
+
+    def __init__(self, folder: Path, models: str) -> None:
+        self.folder = folder / "run"
+        workload = folder / "long.yaml"
+        workload.write_text(SHORT.format(rate=10, num_requests=900, models=models))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moeprof", "run", str(workload), "--output-dir", str(self.folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """Leave no process behind, whatever the test did."""
+        for child in family(self.process.pid):
+            child.kill()
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start(tiny: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Starts a run of the named models."""
+    running: list[Started] = []
+
+    def begin(*names: str) -> Started:
+        models = ", ".join(f"{{name: {name}, path: {tiny / name}}}" for name in names)
+        running.append(Started(tmp_path, models))
+        return running[-1]
+
+    yield begin
+    for run in running:
+        run.end()
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -79,9 +98,10 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def test_kill_9_in_the_middle_leaves_a_record_that_is_read_and_called_interrupted(
-    started: tuple[subprocess.Popen[str], Path],
+    start: Callable[..., Started],
 ) -> None:
-    process, folder = started
+    run = start("moe")
+    process, folder = run.process, run.folder
     until(lambda: has_flushed(folder), "a pass had flushed")
     workers = family(process.pid)
     assert workers
@@ -102,9 +122,10 @@ def test_kill_9_in_the_middle_leaves_a_record_that_is_read_and_called_interrupte
 
 
 def test_ctrl_c_keeps_what_was_measured_and_says_how_to_read_it(
-    started: tuple[subprocess.Popen[str], Path],
+    start: Callable[..., Started],
 ) -> None:
-    process, folder = started
+    run = start("moe")
+    process, folder = run.process, run.folder
     until(lambda: has_flushed(folder), "a pass had flushed")
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     out, err = process.communicate(timeout=PATIENCE_S)
@@ -125,34 +146,44 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_read_it(
     assert not (folder / "moe" / "launch-0" / "capacity-0").exists()
 
 
-def test_a_sigterm_to_the_whole_group_while_models_load_is_no_failure_of_a_model(
-    started: tuple[subprocess.Popen[str], Path],
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_while_models_load_is_no_failure_of_a_model(
+    start: Callable[..., Started], number: int, code: int
 ) -> None:
-    process, folder = started
-    until(lambda: (folder / "moe" / "launch-0").exists(), "the worker had begun")
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 143, err
+    run = start("moe", "dense")
+    until(lambda: (run.folder / "moe" / "launch-0").exists(), "a worker had begun")
+    os.killpg(run.process.pid, number)
+    _, err = run.process.communicate(timeout=PATIENCE_S)
+    assert run.process.returncode == code, err
     assert "Traceback" not in err
-    experiment = read(folder / "experiment.json")
+    experiment = read(run.folder / "experiment.json")
     assert experiment["status"] == "interrupted"
-    assert [(m["status"], m["error"]) for m in experiment["models"]] == [("interrupted", None)]
+    assert [(m["status"], m["error"]) for m in experiment["models"]] == [("interrupted", None)] * 2
 
 
-def test_max_minutes_cuts_cleanly_and_the_report_says_so(tiny: Path, tmp_path: Path) -> None:
+def test_max_minutes_cuts_cleanly_and_the_report_says_so(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workload = tmp_path / "w.yaml"
-    workload.write_text(
-        SHORT.format(rate=5, num_requests=900, models=f"{{name: dense, path: {tiny / 'dense'}}}").replace(
-            "rounds: 1", "rounds: 2"
-        )
-    )
-    ran = run_main(["run", workload, "--output-dir", tmp_path / "run", "--max-minutes", 0.3, "--quiet"])
+    text = SHORT.format(rate=5, num_requests=900, models=f"{{name: dense, path: {tiny / 'dense'}}}")
+    workload.write_text(text.replace("rounds: 1", "rounds: 2"))
+    whole = Experiment._pass
+
+    def minutes_end_soon(self: Experiment, workers: Any, model: str, name: str, *, offline: bool) -> None:
+        if name == "round-0":  # however long loading took
+            self._setup = replace(self._setup, deadline_s=time.perf_counter() + 1.5)
+        whole(self, workers, model, name, offline=offline)
+
+    monkeypatch.setattr(Experiment, "_pass", minutes_end_soon)
+    ran = run_main(["run", workload, "--output-dir", tmp_path / "run", "--max-minutes", 9, "--quiet"])
     assert ran.code == 0, ran.stderr
     launch = tmp_path / "run" / "dense" / "launch-0"
     assert read(launch / "round-0" / "pass.json")["status"] == "cut"
-    assert read(launch / "round-0" / "pass.json")["duration_s"] < 18
-    assert not (launch / "round-1").exists()
-    assert "max_minutes" in ran.stdout
+    assert 1 < read(launch / "round-0" / "pass.json")["duration_s"] < 2.5
+    assert [path.name for path in launch.iterdir() if path.is_dir()] == ["round-0"]
+    said = " ".join(ran.stdout.split())
+    assert "max_minutes (9.0) ended the run early: round-0 sent" in said
+    assert "of 900 requests, 1 of 2 rounds never began" in said
 
 
 @pytest.fixture(scope="module")
