@@ -51,7 +51,8 @@ def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
     bandwidth, bandwidth_reason = measured, str(peaks.get("bandwidth_reason") or "")
     cache, weights = peaks.get("cache_bytes"), sum(facts.bytes_by_group.values())
     if cache is not None and weights <= cache:
-        bandwidth, bandwidth_reason = None, f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
+        sizes = f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
+        bandwidth, bandwidth_reason = None, sizes
     flops = (peaks.get("flops_per_s") or {}).get(dtype)
     unmeasured = "peaks were not measured"
     return Limits(
