@@ -123,7 +123,7 @@ def execute(
     meters = open_meters(prepared.gpu if prepared.device != "cpu" else None) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     content = {
-        "workload": workload.to_json(),
+        "workload": without_machine_paths(workload.to_json()),
         "workload_text": workload_text,
         "environment": prepared.environment,
         "schedules": _schedules_json(prepared.schedules),
@@ -150,6 +150,15 @@ def execute(
             deadline_s=deadline,
         )
         return Experiment(setup, header, audience, signals).run()
+
+
+def without_machine_paths(value: Any) -> Any:
+    """The same JSON with absolute paths cut to their last part: a record may be published."""
+    if isinstance(value, dict):
+        return {key: without_machine_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_machine_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
