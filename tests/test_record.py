@@ -81,8 +81,7 @@ def test_parts_of_a_pass_add_up_to_the_whole(sizes: list[int], kept: int, seed: 
     whole = counts(sum(sizes), seed)
     edges = np.cumsum([0, *sizes])
     parts = [
-        part_of(whole[a:b], first_step=int(a), keep=number < kept)
-        for number, (a, b) in enumerate(pairwise(edges))
+        part_of(whole[a:b], first_step=int(a), keep=number < kept) for number, (a, b) in enumerate(pairwise(edges))
     ]
     merged = merge_routing(parts)
     assert merged.counts_WPCLE.sum(axis=(0, 2)).tolist() == whole.sum(axis=0).tolist()
