@@ -73,7 +73,7 @@ def _with_model(options: argparse.Namespace) -> list[Row]:
 
     torch.set_num_threads(THREADS)
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
-    model, repeats = _load(options.model), 3 if options.quick else 7
+    model = _load(options.model)
     rows: list[Row] = []
     if "overhead" in options.only:
         _say("overhead of the instruments")
@@ -81,7 +81,7 @@ def _with_model(options: argparse.Namespace) -> list[Row]:
     for load, name in ((SHORT, "short"), (LONG, "long")):
         if name in options.only:
             _say(f"throughput, {load.name}")
-            rows += throughput_rows(model, options.model, load, repeats, _say)
+            rows += throughput_rows(model, options.model, load, 3 if options.quick else load.repeats, _say)
     return rows
 
 

@@ -32,6 +32,7 @@ class Load:
         output_tokens: tokens each request produces.
         steps: batch token limits to try for both continuous engines.
         batches: batch sizes to try for ``generate``.
+        repeats: turns of each contender.
         against_generate_batch: the target beside it.
     """
 
@@ -42,6 +43,7 @@ class Load:
     output_tokens: int
     steps: tuple[int, ...]
     batches: tuple[int, ...]
+    repeats: int
     against_generate_batch: Target
 
 
@@ -53,6 +55,7 @@ SHORT = Load(
     output_tokens=64,
     steps=(1024, 4096),
     batches=(16, 32),
+    repeats=15,
     against_generate_batch=AS_GOOD,
 )
 LONG = Load(
@@ -63,6 +66,7 @@ LONG = Load(
     output_tokens=32,
     steps=(512, 2048),
     batches=(8, 16),
+    repeats=9,
     against_generate_batch=TWICE,
 )
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.big_record import make_big_routing
 from benchmarks.overhead import judged
-from benchmarks.verdict import Row, Target, ratios, shown, table
+from benchmarks.verdict import Row, Target, median_interval, ratios, shown, table
 
 AS_GOOD = Target(at_least=1.0, low_at_least=0.97)
 
@@ -29,9 +29,15 @@ def test_overhead_is_missed_only_when_even_the_low_end_is_too_high() -> None:
     assert not Row(what="x", target=target, samples=(1.03,), interval=(1.021, 1.05)).ok
 
 
-def test_the_interval_of_samples_is_their_range() -> None:
+def test_the_interval_of_few_samples_is_their_range() -> None:
     row = Row(what="x", target=AS_GOOD, samples=(1.2, 1.0, 1.1))
     assert (row.value, row.low, row.high) == (1.1, 1.0, 1.2)
+
+
+@pytest.mark.parametrize(("num", "k"), [(1, 1), (6, 1), (8, 1), (9, 2), (15, 4), (25, 8)])
+def test_the_interval_of_many_samples_leaves_out_the_outermost(num: int, k: int) -> None:
+    # Table of the sign test: P(fewer than k of n fair coins) <= 0.025.
+    assert median_interval([float(i) for i in range(1, num + 1)]) == (k, num + 1 - k)
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
