@@ -40,18 +40,19 @@ def test_fresh_prompts_read_nothing_back_so_the_index_stays_as_it_is() -> None:
 def test_long_and_short_sequences_do_not_share_a_group() -> None:
     lengths = [10, 20 + PADDING_TOKENS, 12, 1000]
     groups = StepEdges([1] * 4, lengths, CPU).groups
-    assert [group.key_tokens.tolist() for group in groups] == [[1000], [148], [12, 10]]
+    assert [group.rows.tolist() for group in groups] == [[3], [1], [2, 0]]
 
 
 def test_pages_give_the_slots_of_every_token() -> None:
     # Pages of 4 tokens, 10 slots apart: sequence 0 lies in pages 2 and 0, sequence 1 in page 5.
-    pages = PageTable(torch.tensor([[2, 0], [5, 0]]), 4, 10)
-    assert pages.slots([0]).tolist() == [[20, 21, 22, 23, 0, 1, 2, 3]]
-    assert pages.slots([0, 1]).tolist() == [[20, 21, 22, 23, 0, 1, 2, 3], [50, 51, 52, 53, 0, 1, 2, 3]]
+    pages = PageTable([[2, 0], [5]], 10, torch.arange(4))
+    assert pages.slots([0], 6).tolist() == [[20, 21, 22, 23, 0, 1, 2, 3]]
+    assert pages.slots([0, 1], 4).tolist() == [[20, 21, 22, 23], [50, 51, 52, 53]]
+    assert pages.slots([1], 5).tolist() == [[50, 51, 52, 53, 0, 1, 2, 3]], "a page that is not there reads page 0"
 
 
 def test_with_pages_a_chunk_reads_its_own_tokens_only() -> None:
-    pages = PageTable(torch.tensor([[2, 0], [5, 0]]), 4, 10)
+    pages = PageTable([[2, 0], [5]], 10, torch.arange(4))
     edges = StepEdges([2, 3], [6, 3], CPU, pages)
     (read,) = edges.read_index([])
     assert read.tolist() == [20, 21, 22, 23, 0, 1, 50, 51, 52]

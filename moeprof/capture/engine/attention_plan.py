@@ -7,51 +7,50 @@ keys by an index anyway, so padding costs no copy of its own; the index is rewri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from moeprof.capture.engine.paging import PageTable
 
 PADDING_TOKENS = 128  # most keys of padding per sequence; reading them costs about as much as a call saves
-WIDTH_MULTIPLE = 16  # fused CUDA kernels copy a mask whose rows are not aligned; also a page
+WIDTH_MULTIPLE = 16  # as whole pages have it: fused CUDA kernels copy a mask whose rows are not aligned
 
 
-@dataclass(slots=True)
 class DecodeGroup:
     """Sequences with one query each that attend in one call.
 
     Attributes:
-        rows: their places among the queries, shape [B].
-        key_tokens: their keys, shape [B].
+        size: how many, B.
         width: keys of each with padding, W.
         first_key: where their keys begin among the keys as read.
+        end_key: where they end.
     """
 
-    rows: torch.Tensor
-    key_tokens: torch.Tensor
-    width: int
-    first_key: int
-    _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+    def __init__(
+        self, rows: list[int], key_tokens: list[int], width: int, first_key: int, device: torch.device
+    ) -> None:
+        """``rows``: places among the step's queries; ``key_tokens``: keys of each."""
+        self.size, self.width, self.first_key = len(rows), width, first_key
+        self.end_key = first_key + len(rows) * width
+        self._rows, self._key_tokens, self._device = rows, key_tokens, device
+        self._mask: torch.Tensor | None = None
 
-    @property
-    def size(self) -> int:
-        """Sequences, B."""
-        return len(self.rows)
-
-    @property
-    def end_key(self) -> int:
-        """Where their keys end."""
-        return self.first_key + self.size * self.width
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Their places among the queries, shape [B]."""
+        return torch.tensor(self._rows, device=self._device)
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """What to add to the scores, [B, 1, 1, W]: 0 for keys, -inf for padding. Made once per step."""
-        if dtype not in self._masks:
-            padding = torch.arange(self.width, device=self.rows.device) >= self.key_tokens[:, None]
-            zeros = torch.zeros(padding.shape, dtype=dtype, device=self.rows.device)
-            self._masks[dtype] = zeros.masked_fill(padding, float("-inf"))[:, None, None]
-        return self._masks[dtype]
+        if self._mask is None:
+            # In numpy: a handful of tiny torch operations would cost more than the attention of a small step.
+            padding = np.arange(self.width) >= np.array(self._key_tokens)[:, None]
+            scores = np.where(padding, np.float32("-inf"), np.float32(0))[:, None, None]
+            self._mask = torch.from_numpy(scores).to(self._device, dtype)
+        return self._mask
 
 
 class StepEdges:
@@ -95,18 +94,18 @@ class StepEdges:
 
     def _add_group(self, group: list[int]) -> torch.Tensor:
         """Make a group; returns which keys it reads, padding included, [B * W]."""
-        table = [[self._first_query[i] for i in group], [self._key_tokens[i] for i in group]]
-        rows, key_tokens = torch.tensor(table, device=self._device)
         slots = self._slots(group)
+        rows, key_tokens = [self._first_query[i] for i in group], [self._key_tokens[i] for i in group]
         first_key = self.groups[-1].end_key if self.groups else 0
-        self.groups.append(DecodeGroup(rows, key_tokens, slots.shape[1], first_key))
+        self.groups.append(DecodeGroup(rows, key_tokens, slots.shape[1], first_key, self._device))
         return slots.flatten()
 
     def _slots(self, sequences: list[int]) -> torch.Tensor:
         """Where to read the keys of these sequences: slots of the cache, or places in its own list; [B, W]."""
-        most = -(-max(self._key_tokens[i] for i in sequences) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        most = max(self._key_tokens[i] for i in sequences)
         if self._pages is not None:
-            return self._pages.slots(sequences)[:, :most]
+            return self._pages.slots(sequences, most)
+        most = -(-most // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         table = [[self._first_key[i] for i in sequences], [self._first_key[i + 1] - 1 for i in sequences]]
         first, last = torch.tensor(table, device=self._device)
         return torch.minimum(first[:, None] + torch.arange(most, device=self._device), last[:, None])

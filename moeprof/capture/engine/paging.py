@@ -9,53 +9,45 @@ stays in use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
-@dataclass(frozen=True, slots=True)
 class PageTable:
-    """The pages of a step's sequences.
+    """The pages of a step's sequences, and from them the cache slots of their tokens."""
 
-    Attributes:
-        pages: page numbers, rows padded with 0, shape [sequences, most pages].
-        page_tokens: tokens in a page.
-        stride: cache slots from one page to the next.
-    """
+    def __init__(self, pages: list[list[int]], stride: int, offsets: torch.Tensor) -> None:
+        """``pages`` per sequence; ``stride``: slots from one page to the next; ``offsets``: slots within a page."""
+        self._pages, self._stride, self._offsets = pages, stride, offsets
 
-    pages: torch.Tensor
-    page_tokens: int
-    stride: int
-
-    def slots(self, sequences: list[int]) -> torch.Tensor:
-        """Cache slots of all tokens that the pages of these sequences can hold, [B, most pages * page_tokens].
+    def slots(self, sequences: list[int], num_tokens: int) -> torch.Tensor:
+        """Cache slots of the first ``num_tokens`` tokens, rounded up to whole pages, of these sequences; [B, W].
 
         Slots past a sequence's end hold finite numbers of no meaning; whoever reads them masks them.
         """
-        pages = self.pages if sequences == list(range(len(self.pages))) else self.pages[sequences]
-        return (pages[:, :, None] * self.stride + self._offsets()).flatten(1)
-
-    def _offsets(self) -> torch.Tensor:
-        return torch.arange(self.page_tokens, device=self.pages.device)
+        num_pages = -(-num_tokens // len(self._offsets))
+        first_slots = np.zeros((len(sequences), num_pages, 1), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            pages = self._pages[sequence][:num_pages]
+            first_slots[row, : len(pages), 0] = pages
+        first_slots *= self._stride
+        return (torch.from_numpy(first_slots).to(self._offsets.device) + self._offsets).flatten(1)
 
 
 class PagedReads:
     """Takes the read index over from a cache with one allocator of full attention."""
 
     def __init__(self, allocator: Any, device: torch.device) -> None:
-        self._allocator, self._device = allocator, device
+        self._allocator = allocator
+        self._offsets = torch.arange(allocator.tokens_per_page, device=device)
 
     def table(self, request_ids: Sequence[str]) -> PageTable:
         """The pages of these requests, now."""
-        rows = [self._allocator.block_table[key] for key in request_ids]
-        most = max(map(len, rows))
-        padded = [row + [0] * (most - len(row)) for row in rows]
+        block_table = self._allocator.block_table
         return PageTable(
-            torch.tensor(padded, device=self._device),
-            self._allocator.tokens_per_page,
-            self._allocator.block_physical_stride,
+            [block_table[key] for key in request_ids], self._allocator.block_physical_stride, self._offsets
         )
 
 
