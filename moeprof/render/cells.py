@@ -24,10 +24,12 @@ def value_text(value: MetricValue | None, card: Card) -> str:
 
 
 def interval_text(value: MetricValue | None, card: Card) -> str:
-    """``[11.9, 12.8] ms``-like text; empty where there is no interval."""
+    """``[11.9 - 12.8]`` in the value's own unit, or with units where they differ; empty where there is none."""
     if value is None or value.value is None or value.ci_low is None or value.ci_high is None:
         return ""
-    return f"[{units.interval(value.ci_low, value.ci_high, card.unit)}]"
+    text = units.interval(value.ci_low, value.ci_high, card.unit)
+    unit = value_text(value, card).partition(" ")[2]
+    return f"[{text.removesuffix(f' {unit}') if unit else text}]"  # the value beside it names the unit
 
 
 def why_text(value: MetricValue | None) -> str:
