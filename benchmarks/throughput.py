@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,29 +123,41 @@ def continued_by_itself(model: Any, schedule: Schedule, batch: int) -> Schedule:
 def in_turns(contenders: Sequence[Contender], repeats: int) -> dict[str, list[float]]:
     """Output tokens per second, by contender: A B C, then C B A, and so on."""
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    produced = set()
     for number in range(repeats):
         for contender in contenders[:: -1 if number % 2 else 1]:
             seconds, tokens = contender.run()
             rates[contender.name].append(tokens / seconds)
-    produced = {contender.run()[1] for contender in contenders}
-    assert len(produced) == 1, f"contenders produced different numbers of tokens: {produced}"
+            produced.add(tokens)
+    assert len(produced) == 1, f"contenders produced different numbers of tokens: {sorted(produced)}"
     return rates
 
 
 Make = Callable[[], Contender]
 
 
-def _best(makers: Iterable[Make], say: Callable[[str], None]) -> Make:
-    """The maker of the fastest contender; each is called once to warm up and twice to be timed."""
-    found: list[tuple[float, Make]] = []
+def _best(makers: Sequence[Make], say: Callable[[str], None], turns: int = 5) -> Make:
+    """The maker of the fastest contender by the median of some turns, after a warm call each."""
+    contenders = [make() for make in makers]
+    for contender in contenders:
+        contender.run()
+    rates = [median(of_one) for of_one in in_turns(contenders, turns).values()]
+    for contender, rate in zip(contenders, rates, strict=True):
+        say(f"  {contender.name}: {rate:.0f} tok/s")
+        contender.close()
+    return makers[rates.index(max(rates))]
+
+
+def _best_alone(makers: Sequence[Make], say: Callable[[str], None]) -> Make:
+    """The same for contenders that cannot be alive together (the model keeps one manager): one by one, best of two."""
+    rates = []
     for make in makers:
         contender = make()
         contender.run()
-        rate = max(tokens / seconds for seconds, tokens in (contender.run(), contender.run()))
-        say(f"  {contender.name}: {rate:.0f} tok/s")
+        rates.append(max(tokens / seconds for seconds, tokens in (contender.run(), contender.run())))
+        say(f"  {contender.name}: {rates[-1]:.0f} tok/s")
         contender.close()
-        found.append((rate, make))
-    return max(found, key=lambda pair: pair[0])[1]
+    return makers[rates.index(max(rates))]
 
 
 def _best_generate_batch(model: Any, schedule: Schedule, load: Load, say: Callable[[str], None]) -> Make:
@@ -154,5 +166,5 @@ def _best_generate_batch(model: Any, schedule: Schedule, load: Load, say: Callab
     for name, values in (("page", (16, 256)), ("max_batch_tokens", load.steps), ("attn", ("sdpa", "paged|eager"))):
         options = [{**choice, name: value} for value in values]
         makers = [partial(GenerateBatch, model, schedule, **option) for option in options]
-        choice = options[makers.index(_best(makers, say))]  # type: ignore[arg-type]
+        choice = options[makers.index(_best_alone(makers, say))]  # type: ignore[arg-type]
     return partial(GenerateBatch, model, schedule, **choice)

@@ -18,8 +18,8 @@ class Target:
     """What a value must be.
 
     Attributes:
-        at_least: the median must reach it, or None.
-        low_at_least: the low end must reach it, or None.
+        at_least: the median should reach it, or None.
+        low_at_least: the low end must reach it, or None; where given, this alone decides what is missed.
         at_most: the median must not exceed it, or None.
         low_at_most: the low end must not exceed it, or None.
         unit: printed after the numbers; "" for ratios.
@@ -31,15 +31,17 @@ class Target:
     low_at_most: float | None = None
     unit: str = ""
 
-    def met(self, value: float, low: float) -> bool:
-        """Whether a median and the low end of its interval meet the target."""
-        checks = (
-            self.at_least is None or value >= self.at_least,
-            self.low_at_least is None or low >= self.low_at_least,
-            self.at_most is None or value <= self.at_most,
-            self.low_at_most is None or low <= self.low_at_most,
+    def verdict(self, value: float, low: float) -> str:
+        """``ok``, ``within noise`` (the low end reaches its own bound, the median does not) or ``MISSED``."""
+        median_met = (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
         )
-        return all(checks)
+        low_met = (self.low_at_least is None or low >= self.low_at_least) and (
+            self.low_at_most is None or low <= self.low_at_most
+        )
+        if median_met and low_met:
+            return "ok"
+        return "within noise" if low_met and self.low_at_least is not None else "MISSED"
 
     @property
     def text(self) -> str:
@@ -86,9 +88,14 @@ class Row:
         return median_interval(self.samples)[1] if self.interval is None else self.interval[1]
 
     @property
+    def verdict(self) -> str:
+        """See :meth:`Target.verdict`."""
+        return self.target.verdict(self.value, self.low)
+
+    @property
     def ok(self) -> bool:
-        """Whether the target is met."""
-        return self.target.met(self.value, self.low)
+        """Whether the target is not missed."""
+        return self.verdict != "MISSED"
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, ...]:
@@ -122,7 +129,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         unit = row.target.unit
         interval = f"{shown(row.low, unit)} - {shown(row.high, unit)}"
-        lines.append((row.what, row.target.text, shown(row.value, unit), interval, "ok" if row.ok else "MISSED"))
+        lines.append((row.what, row.target.text, shown(row.value, unit), interval, row.verdict))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     printed = []
     for number, line in enumerate(lines):

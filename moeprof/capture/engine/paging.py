@@ -60,6 +60,7 @@ def take_over_reads(cache: Any, device: torch.device) -> PagedReads | None:
     if len(allocators) != 1 or not all(hasattr(allocators[0], name) for name in ("block_table", "tokens_per_page")):
         return None
     allocator = allocators[0]
+    page_tokens, stride = allocator.tokens_per_page, allocator.block_physical_stride
 
     def extend(
         request_id: str,
@@ -68,7 +69,11 @@ def take_over_reads(cache: Any, device: torch.device) -> PagedReads | None:
         read_index: list[list[int]] | None,
         write_index: list[list[int]],
     ) -> None:
-        write_index[0].extend(allocator.get_write_indices(request_id, past_length, query_length))
+        if query_length == 1:
+            page, offset = divmod(past_length, page_tokens)
+            write_index[0].append(allocator.block_table[request_id][page] * stride + offset)
+        else:
+            write_index[0].extend(allocator.get_write_indices(request_id, past_length, query_length))
         if read_index is not None:
             read_index[0].append(0)
 
