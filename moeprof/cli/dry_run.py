@@ -13,7 +13,7 @@ from moeprof.core.trace import IntArray, Schedule
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
 
 
-def show_plan(prepared: Prepared, pricing: Pricing) -> None:
+def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None:
     """Print the plan to stdout."""
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
@@ -39,7 +39,7 @@ def show_plan(prepared: Prepared, pricing: Pricing) -> None:
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", note.text) for note in schedule.notes]
-    print_records([{"what": what, "plan": plan} for what, plan in rows], "table")
+    print_records([{"what": what, "plan": plan} for what, plan in rows], form)
 
 
 def _span(schedule: Schedule) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from moeprof.analysis.pricing import Pricing
     from moeprof.capture.run import Prepared
     from moeprof.core.record import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Printing:
+    """What to write (``formats``), what to print (``form``), and whether to stay silent meanwhile."""
+
+    formats: Sequence[str]
+    form: str
+    quiet: bool
 
 
 def run(
@@ -42,6 +52,7 @@ def run(
     no_content: Annotated[bool, typer.Option("--no-content", help="Keep token ids out of the record.")] = False,
     label: Annotated[str | None, typer.Option(help="A note for the record.")] = None,
     write: Annotated[str, typer.Option(help="Files to write: md,html,json,csv.")] = "md,html,json,csv",
+    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
@@ -66,20 +77,20 @@ def run(
         resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
     )
     if dry_run:
-        show_plan(prepared, pricing)
+        show_plan(prepared, pricing, format)
         return
-    _replay(prepared, pricing, output_dir, formats=formats, text=text, keep_content=not no_content, quiet=quiet)
+    printing = Printing(formats=formats, form=format, quiet=quiet)
+    _replay(prepared, pricing, output_dir, printing, text=text, keep_content=not no_content)
 
 
 def _replay(
     prepared: Prepared,
     pricing: Pricing,
     output_dir: Path | None,
+    printing: Printing,
     *,
-    formats: Sequence[str],
     text: str,
     keep_content: bool,
-    quiet: bool,
 ) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run import execute, new_run_folder
@@ -89,7 +100,7 @@ def _replay(
     from moeprof.core.record import open_record
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
+    with SignalWatch() as signals, make_audience(pricing, quiet=printing.quiet) as audience:
         status = execute(
             prepared,
             folder,
@@ -101,10 +112,10 @@ def _replay(
         )
     record = open_record(folder)
     summary, document = summarise_record(record, pricing)
-    write_files(summary, document, folder, formats)
-    print_document(document, summary)
+    write_files(summary, document, folder, printing.formats)
+    print_document(document, summary, printing.form)
     print(f"record: {folder}", file=sys.stderr)
-    if "html" in formats:
+    if "html" in printing.formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
         raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
