@@ -7,6 +7,7 @@ clearly, so a target says whether the median decides or the low end of the inter
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -136,5 +137,8 @@ def table(rows: Sequence[Row]) -> str:
         printed.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         if number and rows[number - 1].details:
             printed.append(f"    {rows[number - 1].details}")
-    missed = sum(not row.ok for row in rows)
-    return "\n".join([*printed, "", f"{len(rows) - missed} of {len(rows)} targets met"])
+    counts = Counter(row.verdict for row in rows)
+    summary = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in ("ok", "within noise", "MISSED") if counts[verdict]
+    )
+    return "\n".join([*printed, "", f"{len(rows)} targets: {summary}"])

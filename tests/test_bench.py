@@ -70,7 +70,7 @@ def test_the_table_names_what_was_missed_and_counts() -> None:
     assert lines[1].startswith("fast") and lines[1].endswith("ok")
     assert lines[2] == "    how"
     assert lines[3].endswith("MISSED")
-    assert lines[-1] == "1 of 2 targets met"
+    assert lines[-1] == "2 targets: 1 ok, 1 MISSED"
 
 
 def test_overhead_is_the_figure_of_the_reports() -> None:
