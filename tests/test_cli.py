@@ -22,8 +22,8 @@ RECORD = Path(__file__).parent / "records" / "format-1"
 FORMATS = ("table", "json", "csv", "md")
 # Every command, its arguments and its options. People have these in scripts: change the list knowingly.
 FROZEN = {
-    "run": "WORKLOAD --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches --max-concurrency "
-    "--max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate --rounds "
+    "run": "WORKLOAD --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
+    "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate --rounds "
     "--save-detailed --seed --threads --usd-per-device-hour --write -q",
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
     "doctor": "--coverage --format",
