@@ -23,8 +23,8 @@ FORMATS = ("table", "json", "csv", "md")
 # Every command, its arguments and its options. People have these in scripts: change the list knowingly.
 FROZEN = {
     "run": "WORKLOAD --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
-    "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate --rounds "
-    "--save-detailed --seed --threads --usd-per-device-hour --write -q",
+    "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate "
+    "--rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
