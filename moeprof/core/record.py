@@ -19,7 +19,7 @@ the pass; all missing values are null, never 0.
 requests: one row per request of the schedule that was sent, refused or failed
 steps:    one row per engine step
 telemetry: one row per sample (about 5 per second)
-routing.npz: see core/routing_counts.py; while a pass runs: routing.part-<w>.npz, one per closed window
+routing.npz: see core/routing_counts.py; while a pass runs: routing.part-<w>.npz, of windows closed in about a second
 """
 
 from __future__ import annotations

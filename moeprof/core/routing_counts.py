@@ -1,4 +1,4 @@
-"""Routing counts of one pass, on disk as ``routing.npz``; while the pass runs as one part per closed window.
+"""Routing counts of one pass, on disk as ``routing.npz``; while the pass runs as parts of a second or so.
 
 Legend: W windows, P phases, C request classes, L MoE layers, E experts, S steps.
 """
@@ -101,14 +101,14 @@ class Routing:
         return Routing(layer_names=layer_names, class_names=class_names, step_counts_SPLE=step_counts, **arrays)
 
 
-def merge_routing(parts: list[Routing]) -> Routing:
-    """Windows of one pass, in order, as one Routing. Neighbours are added up until at most MAX_WINDOWS are left.
+def merge_routing(parts: list[Routing], max_windows: int = MAX_WINDOWS) -> Routing:
+    """Windows of one pass, in order, as one Routing. Neighbours are added up until at most ``max_windows`` are left.
 
     Per-step counts are kept up to the first part that lacks them, so that row s is always step s.
     """
     kept = list(takewhile(lambda counts: counts is not None, (p.step_counts_SPLE for p in parts)))
-    group = -(-len(parts) // MAX_WINDOWS)
-    edges = np.arange(0, len(parts), group)
+    num_windows = sum(len(part.window_start_s) for part in parts)
+    edges = np.arange(0, num_windows, -(-num_windows // max_windows))
     return Routing(
         counts_WPCLE=np.add.reduceat(np.concatenate([p.counts_WPCLE for p in parts]), edges, axis=0),
         real_tokens_WPC=np.add.reduceat(np.concatenate([p.real_tokens_WPC for p in parts]), edges, axis=0),

@@ -1,8 +1,8 @@
 """Listens for where tokens went: ``routing.npz``.
 
 The tap counts some dozens of forwards at a time, so that watching costs next to nothing per step; each such block
-[steps, layers, phase x class, experts] is cut into windows. A closed window goes to disk at once, so a kill loses at
-most one window and one block; the end of the pass joins the parts.
+[steps, layers, phase x class, experts] is cut into windows. Closed windows go to disk about once a second, so a kill
+loses the last seconds; the end of the pass joins the parts.
 Legend: P phases, C classes, G = P x C, L layers, E experts, S steps.
 """
 
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from moeprof.capture.engine.base import Step
 from moeprof.capture.recorders.picks import PicksWriter
 from moeprof.capture.routing_tap import RoutingBlock, RoutingTap
+from moeprof.capture.streams import FLUSH_EVERY_S
 from moeprof.core.record import PHASES
-from moeprof.core.routing_counts import Routing, join_routing_parts
+from moeprof.core.routing_counts import Routing, join_routing_parts, merge_routing
 from moeprof.core.trace import Request, Schedule
 
 
@@ -66,6 +67,8 @@ class RoutingRecorder:
         self._origin_s, self._step = origin_s, 0
         self._pending: deque[Step] = deque()
         self._window = _Window(0, 0.0)
+        self._closed: list[Routing] = []
+        self._flushed_s = origin_s
         self._tap.bind(schedule.request_class)
         self._tap.discard()
 
@@ -77,6 +80,8 @@ class RoutingRecorder:
         self._pending.append(step)
         for block in self._tap.collect_blocks():
             self._add(block)
+        if self._closed and step.end_s - self._flushed_s >= FLUSH_EVERY_S:
+            self._flush(step.end_s)
 
     def on_end(self, end_s: float) -> None:
         """Take what is left, close the last window, join the parts."""
@@ -84,6 +89,8 @@ class RoutingRecorder:
             self._add(block)
         if self._window.num_steps:
             self._close_window()
+        if self._closed:
+            self._flush(end_s)
         if self._picks is not None:
             self._picks.close()
         join_routing_parts(self._folder)
@@ -135,7 +142,7 @@ class RoutingRecorder:
 
     def _close_window(self) -> None:
         window = self._window
-        Routing(
+        closed = Routing(
             counts_WPCLE=np.sum(window.counts, axis=0).transpose(1, 2, 0, 3)[None],
             real_tokens_WPC=np.sum(window.tokens, axis=0)[None],
             window_start_s=np.array([window.start_s]),
@@ -148,5 +155,12 @@ class RoutingRecorder:
             top_k_L=self._top_k_L,
             dropped_PL=np.sum(window.dropped, axis=0),
             identity_PL=np.sum(window.identity, axis=0),
-        ).save(self._folder / f"routing.part-{self._part}.npz", compress=False)
-        self._part += 1
+        )
+        self._closed.append(closed)
+
+    def _flush(self, now_s: float) -> None:
+        """Write the closed windows as one part: a file per window would cost more than the counting."""
+        part = merge_routing(self._closed, max_windows=len(self._closed))
+        part.save(self._folder / f"routing.part-{self._part}.npz", compress=False)
+        self._closed.clear()
+        self._part, self._flushed_s = self._part + 1, now_s
