@@ -14,7 +14,8 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import ReplayResult, replay
 from moeprof.core.record_tables import read_table
-from moeprof.core.trace import Pattern, Request, Schedule, first_requests
+from moeprof.core.schedule_rows import first_requests
+from moeprof.core.trace import Pattern, Request, Schedule
 
 FACTS = EngineFacts(
     kind="fake", batching="continuous", attention="none", experts=None, dtype="float32", device="cpu",
@@ -289,3 +290,9 @@ def test_a_stop_ends_the_pass_after_its_current_step_and_keeps_what_began(tmp_pa
 def test_an_empty_schedule_ends_at_once() -> None:
     result, watcher, _ = run(first_requests(make_schedule("offline", outputs=[1]), 0))
     assert (result.status, result.sent, watcher.in_step) == ("done", 0, [])
+
+
+def test_the_first_requests_that_fit_leave_out_those_that_would_be_refused() -> None:
+    schedule = make_schedule("offline", outputs=[1, 500, 2, 3])
+    assert first_requests(schedule, 2, max_tokens=100).output_tokens.tolist() == [1, 2]
+    assert first_requests(schedule, 2).output_tokens.tolist() == [1, 500]

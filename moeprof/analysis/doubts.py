@@ -88,7 +88,7 @@ def _realism(summary: Summary) -> Iterator[Doubt]:
             text = "output lengths are forced to the schedule's; the model would have stopped elsewhere"
             yield Doubt(code="forced_length", flag="realism", severity="note", model=None, text=text)
         if schedule.get("outputs") == "forced":
-            text = "outputs are the text's true continuation, fed whatever the model would have said"
+            text = "outputs are the text's true continuation, fed regardless of what the model itself would say"
             yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
 
 

@@ -20,9 +20,9 @@ def headline(summary: Summary) -> str:
         return _price(done[0])
     ratio, interval = cost_ratio(moe, dense)
     between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else " (one pass, so no interval)"
-    prices = [number(m, "usd_per_1m_output_tokens") for m in (moe, dense)]
+    prices = [number(m, "usd_per_1m_total_tokens") for m in (moe, dense)]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
-    tail = f": {each} per 1M output tokens." if len(each.split(" against ")) == 2 else "."
+    tail = f": {each} per 1M tokens, input and output together."
     if interval is not None and interval[0] <= 1 <= interval[1]:
         return (
             f"On the same requests no difference in cost is shown between {moe.name} and {dense.name}: "
@@ -33,6 +33,8 @@ def headline(summary: Summary) -> str:
 
 def why_incomparable(first: ModelSummary, second: ModelSummary) -> str | None:
     """Why dollars of two models must not be set against each other, or None (METRICS section 7, busy and billed)."""
+    if "failed" in (first.record.status, second.record.status):
+        return "one of them failed"
     traffics = {tables.traffic for model in (first, second) for tables in model.priced}
     if len(traffics) != 1:
         return "their dollars come from different traffic"
@@ -75,7 +77,8 @@ def _price(model: ModelSummary) -> str:
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
-    return f"{text} at {units.rate(speed, 'output tokens')}." if speed is not None else f"{text}."
+    text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
+    return f"{text} (before it failed)." if model.record.status == "failed" else f"{text}."
 
 
 def _router(model: ModelSummary) -> str:
@@ -84,10 +87,15 @@ def _router(model: ModelSummary) -> str:
     if touched is None or worst is None or model.facts is None:
         return ""
     experts = model.facts.moe_layers[0].num_experts
-    return (
-        f"A decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
-        f"its busiest expert carries {units.significant(worst)} times the mean (both as means over layers)."
+    text = (
+        f"At its own traffic a decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
+        f"its busiest expert carries {units.significant(worst)} times the mean (means over layers)."
     )
+    read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
+    if not model.capacity or read is None:
+        return text
+    times = units.significant(read / model.facts.active_params)
+    return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
 
 
 def subtitle(summary: Summary) -> str:

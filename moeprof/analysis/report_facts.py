@@ -66,7 +66,8 @@ def _traffic(summary: Summary) -> FactTable:
         rows = {
             "pattern": schedule["pattern"],
             "concurrency": schedule.get("concurrency"),
-            "requests": f"{schedule['num_requests']:,} over {units.seconds(schedule['span_s'])}",
+            "requests": f"{schedule['num_requests']:,}"
+            + (f" over {units.seconds(schedule['span_s'])}" if schedule["span_s"] else ""),
             "input tokens": f"{schedule['input_tokens']:,}",
             "output tokens": f"{schedule['output_tokens']:,} ({schedule['outputs'].replace('_', ' ')})",
             "classes": ", ".join(schedule.get("classes") or ()),

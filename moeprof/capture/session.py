@@ -31,7 +31,8 @@ from moeprof.capture.tapping import Tapping
 from moeprof.capture.warmup import calibrate, warm_up
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.record import write_json
-from moeprof.core.trace import Schedule, first_requests
+from moeprof.core.schedule_rows import first_requests
+from moeprof.core.trace import Schedule
 
 CALIBRATION_S = 6.0
 OVERHEAD_S = 6.0
@@ -133,7 +134,7 @@ class Session:
     def measure_overhead(self, order: Order) -> dict[str, Any]:
         """The instruments' own cost, in lock-step with a bare engine on the same weights."""
         plan = self._plan
-        few = first_requests(self._schedule, OVERHEAD_REQUESTS).as_offline()
+        few = first_requests(self._schedule, OVERHEAD_REQUESTS, self._engine.facts.max_sequence_tokens).as_offline()
         # Both engines get a small cache: sequences of the sample, and no more, so that a second one always fits.
         kv_tokens = int(sum(len(i) + n + 32 for i, n in zip(few.input_ids, few.output_tokens.tolist(), strict=True)))
         settings = replace(plan.engine, kv_tokens=min(kv_tokens, self._engine.facts.kv_tokens))

@@ -19,7 +19,8 @@ from moeprof.capture.recorders.routing import RoutingRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing_check import self_check
 from moeprof.capture.routing_tap import RoutingTap
-from moeprof.core.trace import Schedule, first_requests
+from moeprof.core.schedule_rows import first_requests
+from moeprof.core.trace import Schedule
 
 SELF_CHECK_REQUESTS = 2
 
@@ -87,7 +88,7 @@ class Tapping:
         """Run two warm-up requests and check every claim the tap makes; the answer goes into the record."""
         if self._tap is None:
             return {"passed": None, "notes": ["no routed experts" if not self.layers else "the tap is off"]}
-        few = first_requests(schedule, SELF_CHECK_REQUESTS).as_offline()
+        few = first_requests(schedule, SELF_CHECK_REQUESTS, engine.facts.max_sequence_tokens).as_offline()
         self._tap.bind(few.request_class)
         with self.watching(listeners):
             result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))

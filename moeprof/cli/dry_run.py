@@ -30,16 +30,29 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         need = fit.needed_bytes(spec.name)
         text = "unknown until it loads" if need is None else f"about {units.num_bytes(need)}"
         rows.append((f"memory, {spec.name}", f"{text} of {units.num_bytes(fit.free_bytes)} free"))
+    rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
         cost = units.usd(seconds * pricing.usd_per_second)
-        rows.append(("expected", f"at least {units.seconds(seconds)}, {cost}"))
+        rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
-    rows += [("note", note.text) for note in schedule.notes]
+    rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
     print_records([{"what": what, "plan": plan} for what, plan in rows], form)
+
+
+def _too_long(prepared: Prepared, schedule: Schedule) -> list[tuple[str, str]]:
+    """Requests that a model's position limit will refuse."""
+    rows = []
+    lengths = (schedule.input_tokens + schedule.output_tokens).tolist()
+    for name, source in prepared.sources.items():
+        limit = source.config.get("max_position_embeddings")
+        over = sum(length > limit for length in lengths) if isinstance(limit, int) else 0
+        if over:
+            rows.append((f"refused, {name}", f"{over:,} of {len(lengths):,} requests are over its {limit:,} tokens"))
+    return rows
 
 
 def _span(schedule: Schedule) -> str:

@@ -279,20 +279,3 @@ class Schedule:
             num_characters=np.array(rows["num_characters"], dtype=np.int64),
             realism=meta["realism"],
         )
-
-
-def first_requests(schedule: Schedule, n: int) -> Schedule:
-    """The first ``n`` requests of a schedule."""
-    outputs = schedule.output_ids
-    return replace(
-        schedule,
-        request_id=schedule.request_id[:n],
-        arrival_s=schedule.arrival_s[:n],
-        input_ids=schedule.input_ids[:n],
-        output_tokens=schedule.output_tokens[:n],
-        output_ids=None if outputs is None else outputs[:n],
-        request_class=schedule.request_class[:n],
-        session=schedule.session[:n],
-        prefix_blocks=schedule.prefix_blocks[:n],
-        num_characters=schedule.num_characters[:n],
-    )

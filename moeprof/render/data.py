@@ -50,13 +50,14 @@ def summary_json(summary: Summary, doubts: Sequence[Doubt]) -> dict[str, Any]:
 
 
 def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
-    """METRICS section 10: each flag, valid or not, and why. An error makes it invalid; the rest weakens it."""
+    """METRICS section 10: each flag, valid or not, and why; null where nothing was measured."""
     flags = {}
     for flag in FLAGS:
         own = [doubt for doubt in doubts if doubt.flag == flag]
+        unknown = bool(own) and all(doubt.code.endswith("_unknown") for doubt in own)
         flags[flag] = {
-            "valid": not any(doubt.severity == "error" for doubt in own),
-            "reasons": sorted({doubt.code for doubt in own if doubt.severity != "note"}),
+            "valid": None if unknown else not any(doubt.severity == "error" for doubt in own),
+            "reasons": sorted({doubt.code for doubt in own}),
         }
     return flags
 

@@ -19,7 +19,7 @@ from moeprof.core.metric import MetricValue, missing
 
 ALL_PERCENTILES = stats.PERCENTILES
 SHORT_PERCENTILES = (50.0, 99.0)
-NO_INTERVAL = "no interval: one round and few samples"
+NO_INTERVAL = "no interval: too few samples"
 
 
 def summarise(
