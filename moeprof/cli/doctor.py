@@ -34,6 +34,17 @@ def _coverage() -> list[dict[str, Any]]:
     return [asdict(row) for row in coverage(lambda model, listeners: build_engine(model, settings, listeners))]
 
 
+IN_WORDS = {
+    "no_driver": "no_driver: no NVIDIA driver is loaded here",
+    "driver_mismatch": "driver_mismatch: the NVIDIA library and the loaded driver differ; restart the machine",
+    "no_permission": "no_permission: this user may not read it",
+    "not_supported": "not_supported: this device does not have it",
+    "driver_too_old": "driver_too_old: a newer NVIDIA driver has it",
+    "no_rapl": "no_rapl: the kernel shows no RAPL counters (virtual machines seldom do)",
+    "unreadable": "unreadable: the counter is there and gives no number",
+}
+
+
 def _findings() -> list[dict[str, Any]]:
     from moeprof.capture.cpu_energy import CpuEnergy
     from moeprof.capture.environment import choose_device, environment
@@ -61,7 +72,7 @@ def _findings() -> list[dict[str, Any]]:
 
 
 def _row(what: str, found: Any, note: str | None) -> dict[str, Any]:
-    return {"what": what, "found": "n/a" if found is None else found, "note": note or ""}
+    return {"what": what, "found": "n/a" if found is None else found, "note": IN_WORDS.get(note or "", note or "")}
 
 
 def _yes(value: Any) -> str | None:
