@@ -47,6 +47,40 @@ class MoeLayerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TwinFacts:
+    """How a dense twin relates to its MoE. Widths are units of the hidden layer of one MLP, of the first MoE layer.
+
+    Attributes:
+        of: name of the MoE in the workload.
+        match: ``active``, ``total``, a width or a multiple of the active width, as the workload says.
+        width: units of the twin's MLP.
+        active_width: units that the MoE uses for one token: k experts and the shared ones.
+        total_width: units of all experts and the shared ones.
+        target_params: parameters that the twin should have: the MoE's active or total ones (the router left out), or
+            those of the asked width.
+        initialise: ``random`` or ``popular_experts``.
+    """
+
+    of: str
+    match: str
+    width: int
+    active_width: int
+    total_width: int
+    target_params: int
+    initialise: str = "random"
+
+    @property
+    def is_active_matched(self) -> bool:
+        """As wide as what one token uses."""
+        return self.width == self.active_width
+
+    @property
+    def is_total_matched(self) -> bool:
+        """As wide as all experts together."""
+        return self.width == self.total_width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What a model is.
 
@@ -73,6 +107,7 @@ class ModelFacts:
         routing_policy: ``native``, or the override in force (then said on every page).
         weights: ``checkpoint`` or ``random``.
         notes: what a reader should know (quantised groups, executed != routed...).
+        twin: for a dense twin: which MoE, how wide, how initialised; else None.
     """
 
     name: str
@@ -97,6 +132,7 @@ class ModelFacts:
     routing_policy: str = "native"
     weights: str = "checkpoint"
     notes: tuple[str, ...] = ()
+    twin: TwinFacts | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -114,4 +150,5 @@ class ModelFacts:
         kept = {key: item for key, item in value.items() if key in known}
         kept["moe_layers"] = tuple(MoeLayerFacts(**layer) for layer in kept["moe_layers"])
         kept["notes"] = tuple(kept.get("notes", ()))
+        kept["twin"] = None if kept.get("twin") is None else TwinFacts(**kept["twin"])
         return ModelFacts(**kept)

@@ -9,6 +9,9 @@
       <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
       <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, refused, invariants
       <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
+      <model>/launch-<l>/sweep-<point>-<n>/  a pass at one setting of the sweep; pass.json says which (``sweep``)
+      lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see core/record_lanes.py)
+      ladder/launch-<l>/c<concurrency>/     the same for the rungs of the sparsity ladder
       summary.json summary.csv report.md report.html
 
 ``<pass>`` is ``round-<n>`` (the workload's own traffic) or ``capacity-<n>`` (same requests, offline). While a pass runs
@@ -24,7 +27,6 @@ routing.npz: see core/routing_counts.py; while a pass runs: routing.part-<w>.npz
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +35,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import RecordError
+from moeprof.core.jsonfile import read_json as read_json
+from moeprof.core.jsonfile import write_json as write_json
+from moeprof.core.record_lanes import LanePass as LanePass
+from moeprof.core.record_lanes import lane_passes
 from moeprof.core.record_shape import check_experiment, check_facts, check_launch, check_pass
 from moeprof.core.record_tables import TABLES as TABLES
 from moeprof.core.record_tables import read_table as read_table
 from moeprof.core.routing_counts import Routing as Routing
 from moeprof.core.routing_counts import join_routing_parts as join_routing_parts
 from moeprof.core.routing_counts import merge_routing, routing_parts
+from moeprof.core.sparsity import SweepPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +65,12 @@ class PassRecord:
     def name(self) -> str:
         """``round-0``, ``capacity-2``..."""
         return self.path.name
+
+    @property
+    def sweep_point(self) -> SweepPoint | None:
+        """The setting of a sweep's pass; None for other passes and where the pass died early."""
+        point = self.info.get("sweep")
+        return None if point is None else SweepPoint(**point)
 
     @property
     def is_capacity(self) -> bool:
@@ -113,9 +126,16 @@ class LaunchRecord:
     @cached_property
     def passes(self) -> tuple[PassRecord, ...]:
         """Passes in order: rounds, then capacity passes."""
-        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(("round-", "capacity-"))]
-        order = sorted(folders, key=lambda p: (p.name.startswith("capacity"), int(p.name.rpartition("-")[2])))
-        return tuple(PassRecord(p) for p in order)
+        return (*self._named("round-"), *self._named("capacity-"))
+
+    @cached_property
+    def sweep(self) -> tuple[PassRecord, ...]:
+        """Passes of the sweep, by point and round; they belong to no other figure."""
+        return self._named("sweep-")
+
+    def _named(self, start: str) -> tuple[PassRecord, ...]:
+        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(start)]
+        return tuple(PassRecord(p) for p in sorted(folders, key=lambda p: [int(n) for n in p.name.split("-")[1:]]))
 
     @property
     def rounds(self) -> tuple[PassRecord, ...]:
@@ -175,6 +195,16 @@ class Record:
         return dict(self.experiment["environment"])
 
     @cached_property
+    def lockstep(self) -> tuple[LanePass, ...]:
+        """Models stepped in turn: every measurement of every launch."""
+        return lane_passes(self.path / "lockstep")
+
+    @cached_property
+    def ladder(self) -> tuple[LanePass, ...]:
+        """The sparsity ladder: every measurement of every launch."""
+        return lane_passes(self.path / "ladder")
+
+    @cached_property
     def models(self) -> tuple[ModelRecord, ...]:
         """Models in the workload's order."""
         return tuple(
@@ -224,26 +254,3 @@ def _read_checked(path: Path, check: Callable[[Path, dict[str, Any]], None]) -> 
     value = read_json(path)
     check(path, value)
     return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a record.
-
-    Raises:
-        RecordError: unreadable, no JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path}: damaged ({error})") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{path}: damaged (a JSON object was expected)")
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON so that a reader never sees half a file."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

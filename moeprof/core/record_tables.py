@@ -82,7 +82,24 @@ OVERHEAD_COLUMNS = {
     "bare_cpu_s": "double",
     "instrumented_cpu_s": "double",
 }
+LANE_COLUMNS = {
+    "cycle": "int64",  # which time through the schedule
+    "step": "int64",  # number of the step within the cycle; equal numbers have equal batches in all lanes
+    "lane": "string",  # a model, or a rung of the sparsity ladder
+    "place": "int64",  # when in the turn this lane ran, from 0
+    "phase": "string",  # prefill | decode | mixed
+    "prefill_tokens": "int64",
+    "decode_tokens": "int64",
+    "context_tokens": "int64",
+    "num_requests": "int64",
+    "wall_s": "double",
+    "cpu_s": "double",
+    "device_s": "double",
+    "distinct_experts": "int64",  # experts with a token, summed over MoE layers; null for dense lanes
+    "max_expert_load": "int64",  # tokens of the busiest expert, summed over MoE layers; null for dense lanes
+}
 TABLES = {
+    "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,
     "steps": STEP_COLUMNS,
     "telemetry": TELEMETRY_COLUMNS,

@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
+from moeprof.core.modelspec import ModelSpec as ModelSpec
+from moeprof.core.modelspec import RoutingPolicy as RoutingPolicy
+from moeprof.core.modelspec import expand
+from moeprof.core.sparsity import Claim, Ladder, Lockstep, Sweep
 from moeprof.core.traffic import Traffic
 
 Outputs = Literal["forced", "forced_length", "free"]
@@ -28,60 +32,6 @@ def _more_than_zero(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < float("inf"):
             raise WorkloadError(f"{name}: found {value}; more than 0 is allowed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingPolicy:
-    """How tokens are routed: the model's own router, or an override that every page of the report names.
-
-    Attributes:
-        policy: ``native`` or an override.
-        path: popularity counts for ``profile``.
-        seed: of the drawn picks.
-        exponent: of ``zipf``.
-    """
-
-    policy: Literal["native", "profile", "balanced", "concentrated", "zipf"] = "native"
-    path: str | None = None
-    seed: int = 0
-    exponent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.policy == "profile" and self.path is None:
-            raise WorkloadError("path: missing; routing policy profile needs a file of popularity counts")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """One model of the experiment.
-
-    Attributes:
-        name: what reports call it; also its folder in the record.
-        path: Hugging Face hub id or local folder.
-        config: a named config (``moeprof explain configs``) or a config.json, for random weights at true shapes.
-        weights: ``checkpoint`` or ``random``.
-        revision: hub revision.
-        dtype: overrides ``engine.dtype`` for this model.
-        routing: routing policy.
-        trust_remote_code: run code that comes with the checkpoint.
-    """
-
-    name: str
-    path: str | None = None
-    config: str | None = None
-    weights: Literal["checkpoint", "random"] = "checkpoint"
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    routing: RoutingPolicy = field(default_factory=RoutingPolicy)
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name):
-            raise WorkloadError(f"name: found {self.name!r}; letters, digits, '.', '_' and '-' are allowed, 64 at most")
-        if (self.path is None) == (self.config is None):
-            raise WorkloadError("give either path (a checkpoint) or config (random weights), one of them")
-        if self.config is not None and self.weights == "checkpoint":
-            raise WorkloadError("weights: a model given by config has no checkpoint; say `weights: random`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +189,10 @@ class Workload:
     slo: Slo = field(default_factory=Slo)
     prices: Prices = field(default_factory=Prices)
     instruments: Instruments = field(default_factory=Instruments)
+    lockstep: Lockstep | None = None
+    ladder: Ladder | None = None
+    sweep: Sweep | None = None
+    claim: Claim | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -246,6 +200,7 @@ class Workload:
             raise WorkloadError(f"name: found {self.name!r}; letters, digits, '.', '_' and '-' are allowed, 64 at most")
         if not self.models:
             raise WorkloadError("models: found an empty list; at least one model is needed")
+        object.__setattr__(self, "models", expand(self.models))
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
