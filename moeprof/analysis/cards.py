@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from moeprof.analysis import cards_cost, cards_resources, cards_routing, cards_time, cards_validity
+from moeprof.analysis import cards_compare, cards_cost, cards_resources, cards_routing, cards_time, cards_validity
 from moeprof.core.metric import Card
 
 CARDS: tuple[Card, ...] = (
@@ -18,6 +18,7 @@ CARDS: tuple[Card, ...] = (
     *cards_routing.CARDS,
     *cards_resources.CARDS,
     *cards_validity.CARDS,
+    *cards_compare.CARDS,
 )
 STATISTIC = r"(mean|median|std|min|max|worst|p\d+(_\d+)?)"
 
