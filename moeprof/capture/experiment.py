@@ -191,6 +191,7 @@ class Experiment:
             class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
             measure_peaks=launch == 0 and spec is workload.models[0],
+            twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
         )
 
     # -- used by _PassWatch ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class LaunchPlan:
         class_names: request classes, index = class in the routing counts.
         tokenizer_hash: of the tokenizer that made the schedule, or None.
         measure_peaks: whether this worker measures the device's peaks (one per run does).
+        twin_base: for a dense twin, its MoE.
         continues: True when the launch goes on after a reload (models that do not fit in memory together).
     """
 
@@ -45,6 +46,7 @@ class LaunchPlan:
     class_names: tuple[str, ...]
     tokenizer_hash: str | None
     measure_peaks: bool
+    twin_base: ModelSpec | None = None
     continues: bool = False
 
 

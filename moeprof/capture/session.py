@@ -17,10 +17,8 @@ from moeprof.capture import memory
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.invariants import check_pass
-from moeprof.capture.loading import load_model, read_blueprint
-from moeprof.capture.model_source import find_model
+from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.overhead import measure_overhead
-from moeprof.capture.parameters import model_facts
 from moeprof.capture.peaks import measure_peaks
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.progress import ProgressRecorder
@@ -68,30 +66,26 @@ class Session:
         """Load, count, check, warm up, calibrate."""
         plan = self._plan
         self._say("loading")
-        source = find_model(plan.model)
-        blueprint = read_blueprint(plan.model, source, plan.engine, self._device)
-        if plan.measure_peaks and plan.instruments.peaks:
-            self._measure_peaks()
-        loaded = load_model(plan.model, source, blueprint, plan.engine, self._device)
-        self._model = loaded.model
+        opened = open_model(
+            plan.model,
+            plan.twin_base,
+            plan.engine,
+            self._device,
+            warmup=self._warmup,
+            before_weights=self._measure_peaks if plan.measure_peaks and plan.instruments.peaks else None,
+        )
+        self._model = opened.model
         self._memory.loaded()
         self._tapping = Tapping(self._model, plan)
         self._listeners = ListenerSet()
         self._engine = build_engine(self._model, plan.engine, self._listeners)
         self._memory.engine_ready(self._engine.facts.kv_bytes)
-        facts = model_facts(
-            self._model,
-            name=plan.model.name,
-            source=source.description,
-            tokenizer_hash=plan.tokenizer_hash,
-            routing_policy=plan.model.routing.policy,
-            weights=plan.model.weights,
-        )
+        facts = facts_of(opened, plan.model, plan.tokenizer_hash)
         write_json(plan.model_folder / "model.json", facts.to_json())
         self._launch |= {
             "engine": asdict(self._engine.facts),
-            "dtype_reason": blueprint.dtype_reason,
-            "load_s": loaded.load_s,
+            "dtype_reason": opened.blueprint.dtype_reason,
+            "load_s": opened.load_s,
             "threads": torch.get_num_threads(),
             "reloaded": plan.continues,
             "self_check": self._tapping.self_check(self._engine, self._listeners, self._warmup),
