@@ -91,12 +91,15 @@ class BatchLayout:
         is_prefill: phase per sequence.
         token_mask: for padded batches, a list over the flattened [batch * width] positions, True = real; None when
             nothing is padded. The order of True positions is the order of ``query_tokens``.
+        past_tokens: per sequence, tokens of it already in the cache: the position of its first token. Left out of
+            comparisons, because it grows in every step of a batch that stays the same.
     """
 
     query_tokens: tuple[int, ...]
     requests: tuple[int, ...]
     is_prefill: tuple[bool, ...]
     token_mask: list[bool] | None = None
+    past_tokens: tuple[int, ...] = field(default=(), compare=False)
 
 
 class ForwardListener(Protocol):

@@ -195,12 +195,14 @@ class ContinuousEngine:
     def _layout(self, batch: list[Any]) -> tuple[BatchLayout, list[int]]:
         """Who is in the batch, and how many tokens each had before. ``position_offset`` already counts this step."""
         query = tuple(future.query_length for future in batch)
+        pasts = [future.state.position_offset - q for future, q in zip(batch, query, strict=True)]
         layout = BatchLayout(
             query_tokens=query,
             requests=tuple(self._requests[future.state.request_id].index for future in batch),
             is_prefill=tuple(not future.state.generated_tokens for future in batch),
+            past_tokens=tuple(pasts),
         )
-        return layout, [future.state.position_offset - q for future, q in zip(batch, query, strict=True)]
+        return layout, pasts
 
     def _edges(self, batch: list[Any], layout: BatchLayout, pasts: list[int]) -> StepEdges:
         keys = [past + query for past, query in zip(pasts, layout.query_tokens, strict=True)]

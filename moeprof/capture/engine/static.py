@@ -106,13 +106,12 @@ class StaticEngine:
                 self._batch.append_newest()
             batch = self._batch
             layout = batch.layout(prefill)
-            past = [0 if prefill else row.past_tokens for row in batch.live]
             self.listeners.before_forward(layout)
             timer = _Timer(self._model.device)
             logits = batch.forward(prefill)
             timer.stop()
             self.listeners.after_forward()
-            sequences = self._advance(batch, layout, past, logits.argmax(dim=-1).tolist())
+            sequences = self._advance(batch, layout, logits.argmax(dim=-1).tolist())
         end_s = self._clock()
         if not batch.live:
             self._batch = None
@@ -158,14 +157,12 @@ class StaticEngine:
         self._waiting.extendleft(reversed(skipped))
         return StaticBatch(self._model, [Row(request) for request in chosen])
 
-    def _advance(
-        self, batch: StaticBatch, layout: BatchLayout, past: list[int], chosen: list[int]
-    ) -> tuple[SequenceInStep, ...]:
+    def _advance(self, batch: StaticBatch, layout: BatchLayout, chosen: list[int]) -> tuple[SequenceInStep, ...]:
         """Give every live row its next token."""
         sequences = []
         live = [(i, row) for i, row in enumerate(batch.rows) if not row.finished]
         for (i, row), query, past_tokens, prefill in zip(
-            live, layout.query_tokens, past, layout.is_prefill, strict=True
+            live, layout.query_tokens, layout.past_tokens, layout.is_prefill, strict=True
         ):
             request, number = row.request, len(row.tokens)
             token = chosen[i] if request.output_ids is None else request.output_ids[number]

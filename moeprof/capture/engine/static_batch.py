@@ -82,6 +82,7 @@ class StaticBatch:
             requests=tuple(row.request.index for row in live),
             is_prefill=(prefill,) * len(live),
             token_mask=None if all(mask) else mask,
+            past_tokens=(0,) * len(live) if prefill else tuple(row.past_tokens for row in live),
         )
 
     def forward(self, prefill: bool) -> torch.Tensor:
