@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from moeprof.analysis.compare.slo import with_price_at_slo
+from moeprof.analysis.compare.sweep_points import SweptPoint, swept_points
 from moeprof.analysis.cost import CostSplit, cost_metrics, cost_splits
 from moeprof.analysis.launches import over_launches
 from moeprof.analysis.metrics.attribution import Attribution, attribution_metrics, attributions, placebo_metrics
@@ -48,6 +50,7 @@ class ModelSummary:
         metrics: every value.
         attributions: step time against routing, per phase, of the traffic with more such steps, for the chart.
         launch_splits: cost split of the passes that headline dollars come from, per launch.
+        sweep: the model at every setting of the workload's sweep, empty without one.
     """
 
     record: ModelRecord
@@ -58,6 +61,7 @@ class ModelSummary:
     metrics: tuple[MetricValue, ...]
     attributions: tuple[Attribution, ...] = ()
     launch_splits: tuple[tuple[CostSplit, ...], ...] = ()
+    sweep: tuple[SweptPoint, ...] = ()
 
     @property
     def splits(self) -> tuple[CostSplit, ...]:
@@ -114,15 +118,17 @@ def _model(
         return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
+    sweep = swept_points(record, facts, pricing, peaks)
     return ModelSummary(
         record=record,
         facts=facts,
         launch=first.launch,
         rounds=tuple(tables for part in parts for tables in part.rounds),
         capacity=tuple(tables for part in parts for tables in part.capacity),
-        metrics=(*parameter_metrics(facts), *over_launches(measured)),
+        metrics=with_price_at_slo((*parameter_metrics(facts), *over_launches(measured)), sweep, slo),
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
+        sweep=sweep,
     )
 
 

@@ -1,0 +1,198 @@
+"""The passes of a sweep as tables, by point: what ran, what it cost, whether it kept up.
+
+A pass of a sweep is one round at one setting. Rounds of a point send the same requests, and so do the models of a run:
+``schedule_sha256`` proves it. The record of a sweep that was stopped early has fewer points, and says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.cost_bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.work import peaks_of
+from moeprof.analysis.pricing import Pricing
+from moeprof.analysis.tables import PassTables
+from moeprof.core.metric import MetricValue
+from moeprof.core.modelfacts import ModelFacts
+from moeprof.core.record import LaunchRecord, ModelRecord, read_table
+from moeprof.core.sparsity import SweepPoint
+
+ONE_ROUND = "no interval: one round"
+AXES = ("concurrency", "request_rate", "input_tokens", "max_batch_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptRound:
+    """One pass of a sweep.
+
+    Attributes:
+        launch: number of the launch.
+        round: number of the round at this point.
+        tables: of the pass.
+        split: its bill.
+        schedule_sha256: of the requests that were sent, or None in a pass that died early.
+        saturated: the queue grew without bound.
+        saturation_reason: how that was seen.
+    """
+
+    launch: int
+    round: int
+    tables: PassTables
+    split: CostSplit
+    schedule_sha256: str | None = None
+    saturated: bool = False
+    saturation_reason: str | None = None
+
+    @property
+    def usd_per_1m_total_tokens(self) -> float | None:
+        """Billed dollars: idle time of the window included."""
+        return self._per_million(self.split.run_cost_usd)
+
+    @property
+    def usd_per_1m_total_tokens_compared(self) -> float | None:
+        """What models are compared by: an open loop bills busy seconds only (METRICS section 7)."""
+        is_open = self.tables.traffic == "open"
+        return self._per_million(self.split.busy_cost_usd if is_open else self.split.run_cost_usd)
+
+    def _per_million(self, usd: float | None) -> float | None:
+        tokens = self.split.input_tokens + self.split.output_tokens
+        return None if usd is None or tokens <= 0 else MILLION * usd / tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptPoint:
+    """One setting of a sweep, by one model: all its rounds in all launches."""
+
+    point: SweepPoint
+    rounds: tuple[SweptRound, ...]
+
+    @property
+    def saturated(self) -> bool:
+        """In any round."""
+        return any(one.saturated for one in self.rounds)
+
+    @property
+    def saturation_reason(self) -> str | None:
+        """Of the first saturated round."""
+        return next((one.saturation_reason for one in self.rounds if one.saturated), None)
+
+
+def swept_points(
+    record: ModelRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any] | None = None
+) -> tuple[SweptPoint, ...]:
+    """All points of a model's sweep in the order of the record; empty without a sweep.
+
+    Args:
+        record: the model's part of the record.
+        facts: what it is.
+        pricing: what an hour costs.
+        peaks: ``{"peaks": ...}`` of the device, for launches that did not measure them.
+    """
+    found: dict[SweepPoint, list[SweptRound]] = {}
+    for launch in record.launches:
+        for point, one in _rounds(launch, facts, pricing, peaks or {}):
+            found.setdefault(point, []).append(one)
+    return tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
+
+
+def _rounds(
+    launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any]
+) -> list[tuple[SweepPoint, SweptRound]]:
+    if not launch.sweep:
+        return []
+    calibration = read_table(launch.path, "calibration")
+    limits = peaks_of({**peaks, **launch.info}, facts)
+    rounds = []
+    for one in launch.sweep:
+        point = one.sweep_point
+        if point is None or not len(one.steps):
+            continue  # it died before it began
+        tables, told = PassTables.from_record(one), one.info.get("saturation") or {}
+        split = cost_split(tables, pricing, calibration if len(calibration) else None, facts=facts, peaks=limits)
+        swept = SweptRound(
+            launch=launch.number,
+            round=int(one.info.get("round", one.name.rpartition("-")[2])),
+            tables=tables,
+            split=split,
+            schedule_sha256=one.info.get("schedule_sha256"),
+            saturated=bool(told.get("saturated")),
+            saturation_reason=told.get("reason"),
+        )
+        rounds.append((point, swept))
+    return rounds
+
+
+def over_rounds(samples: Sequence[tuple[int, float | None]], reason: str, *, bounded: bool = False) -> Estimate:
+    """The mean of one number per round, with its interval over launches where there are several, else over rounds.
+
+    Args:
+        samples: (launch, value) per round; a value may be None.
+        reason: why there is no value when no round has one.
+        bounded: the quantity is a share that cannot leave [0, 1].
+    """
+    by_launch: dict[int, list[float]] = {}
+    for launch, value in samples:
+        if value is not None:
+            by_launch.setdefault(launch, []).append(value)
+    if not by_launch:
+        return Estimate(value=None, reason=reason)
+    groups = list(by_launch.values())
+    values = [float(np.mean(group)) for group in groups] if len(groups) > 1 else groups[0]
+    low, high = stats.mean_interval(values, bounded=bounded) or (None, None)
+    why = None if low is not None else ONE_ROUND
+    return Estimate(value=float(np.mean(values)), low=low, high=high, n=len(values), reason=why)
+
+
+def log_ratio_estimate(ratios: Sequence[float], spread: tuple[float, int] | None = None) -> Estimate:
+    """The geometric mean of paired ratios with its 95 % t-interval on the logarithm.
+
+    Args:
+        ratios: one per pair of rounds or launches, above 0.
+        spread: standard deviation of a log ratio and its degrees of freedom, pooled with that of other loads; where
+            the ratios' own is larger, that one stands.
+    """
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    if not len(logs):
+        return Estimate(value=None, reason="no pair of rounds")
+    own = float(logs.std(ddof=1)) if len(logs) > 1 else None
+    deviation, degrees = own, len(logs) - 1
+    if spread is not None:
+        deviation, degrees = max(spread[0], own or 0.0), spread[1]
+    middle = float(logs.mean())
+    if deviation is None or degrees < 1:
+        return Estimate(value=math.exp(middle), n=len(logs), reason=ONE_ROUND)
+    half = stats.t_quantile(0.5 + stats.CONFIDENCE / 2, degrees) * deviation / math.sqrt(len(logs))
+    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+
+
+def from_metric(value: MetricValue) -> Estimate:
+    """A metric's value as an estimate."""
+    reason = "; ".join(value.reasons) or None
+    return Estimate(
+        value=None if value.value is None else float(value.value),
+        low=value.ci_low,
+        high=value.ci_high,
+        n=value.n,
+        reason=reason,
+    )
+
+
+def to_metric(name: str, estimate: Estimate, **labels: str) -> MetricValue:
+    """An estimate as a metric's value, for tables."""
+    return MetricValue(
+        name=name,
+        value=estimate.value,
+        n=estimate.n,
+        ci_low=estimate.low,
+        ci_high=estimate.high,
+        exact=estimate.value is not None and estimate.n is None,
+        labels=labels,
+        reasons=() if estimate.reason is None else (estimate.reason,),
+    )

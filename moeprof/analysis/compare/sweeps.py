@@ -1,0 +1,261 @@
+"""Cost, speed and experts against load: every model of a run at every point of its sweep (METRICS sections 1, 3, 7).
+
+A closed loop bills the window; an open loop bills busy seconds where models are compared, because below saturation
+every model bills the same window. Every figure is a mean over rounds (over launches where there are several); percentiles
+pool the rounds and are null below their minimum sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.slo import goodput_ratios, is_attained
+from moeprof.analysis.compare.sweep_points import AXES, SweptPoint, SweptRound, from_metric, over_rounds
+from moeprof.analysis.cost_bill import MILLION
+from moeprof.analysis.metrics.routing_cells import cell, first_with_routing
+from moeprof.analysis.metrics.routing_steps import distinct_nulls, routed_steps
+from moeprof.analysis.metrics.samples import itl_samples, span_samples
+from moeprof.analysis.metrics.summary import mean_of_steps, summarise
+from moeprof.analysis.tables import column, is_phase, token_times
+from moeprof.core.sparsity import SweepPoint
+from moeprof.core.workload import Slo
+
+if TYPE_CHECKING:
+    from moeprof.analysis.summary import Summary
+
+HIGH_PERCENTILES = ("p99_9", "p99", "p95", "p90")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointResult:
+    """One model at one setting.
+
+    Attributes:
+        model: its name.
+        point: the setting.
+        usd_per_1m_total_tokens: dollars to compare models by: of the window in a closed loop, busy in an open one.
+        usd_per_1m_output_tokens: the outputs' part of the additive split, billed alike.
+        usd_per_1m_total_tokens_billed: dollars of the window, idle time included.
+        output_tokens_per_s: per device.
+        tokens_per_s_per_user: 1 / mean gap between the tokens of a request: what one reader sees once it began.
+        ttft_p50_s: from arrival.
+        ttft_high_s: the highest percentile that the sample supports, which is
+        ttft_high_percentile: ``p99``..., or None when it supports none.
+        itl_p50_s, itl_p99_s: gaps between tokens.
+        decode_step_s: mean time of a pure decode step.
+        decode_batch: mean tokens of such a step, of the steps with routing counts; of all for a dense model.
+        goodput_ratio: share of all requests that met every SLO.
+        slo_attained: at least 95 % in every round; None without an SLO.
+        busy_ratio: busy over billed seconds.
+        distinct_experts: per pure decode step, mean over layers and steps.
+        distinct_nulls: what routing at random would touch at these batches: ``uniform``, ``marginal``.
+        saturated: the queue grew without bound; ``saturation_reason`` says how that was seen.
+        swept: the rounds behind it.
+    """
+
+    model: str
+    point: SweepPoint
+    usd_per_1m_total_tokens: Estimate
+    usd_per_1m_output_tokens: Estimate
+    usd_per_1m_total_tokens_billed: Estimate
+    output_tokens_per_s: Estimate
+    tokens_per_s_per_user: Estimate
+    ttft_p50_s: Estimate
+    ttft_high_s: Estimate
+    ttft_high_percentile: str | None
+    itl_p50_s: Estimate
+    itl_p99_s: Estimate
+    decode_step_s: Estimate
+    decode_batch: Estimate
+    goodput_ratio: Estimate
+    slo_attained: bool | None
+    busy_ratio: Estimate
+    distinct_experts: Estimate
+    distinct_nulls: Mapping[str, float] = field(default_factory=dict)
+    saturated: bool = False
+    saturation_reason: str | None = None
+    swept: SweptPoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSweep:
+    """One model's points, in order of load. ``stopped`` says why it has fewer than were asked for, or None."""
+
+    model: str
+    is_moe: bool
+    points: tuple[PointResult, ...]
+    stopped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """A whole sweep.
+
+    Attributes:
+        axis: what varies along a line: ``concurrency``, ``request_rate``, else ``input_tokens``, ``max_batch_tokens``.
+        rows: the other settings, one line of points each; one setting that names nothing when there are no others.
+        models: each model's points.
+        is_open: an open loop: dollars to compare by are of busy seconds.
+    """
+
+    axis: str
+    rows: tuple[SweepPoint, ...]
+    models: tuple[ModelSweep, ...]
+    is_open: bool
+
+    def line(self, model: str, row: SweepPoint) -> tuple[PointResult, ...]:
+        """A model's points with these other settings, by load; empty for a model without a sweep."""
+        points = next((m.points for m in self.models if m.model == model), ())
+        return tuple(p for p in points if row_of(p.point, self.axis) == row)
+
+    def load(self, point: SweepPoint) -> float:
+        """Where a point stands on the axis."""
+        return load_of(point, self.axis)
+
+
+def sweep_results(summary: Summary) -> SweepResult | None:
+    """The sweep of a run, or None when it has none."""
+    swept = [model for model in summary.models if model.sweep]
+    if not swept:
+        return None
+    axis = axis_of([one.point for model in swept for one in model.sweep])
+    slo, num_devices = Slo(**(summary.record.workload.get("slo") or {})), summary.pricing.num_devices
+    models = tuple(
+        ModelSweep(
+            model=model.name,
+            is_moe=model.facts is not None and model.facts.is_moe,
+            points=tuple(
+                point_result(model.name, one, slo, num_devices)
+                for one in sorted(model.sweep, key=lambda one: load_of(one.point, axis))
+            ),
+            stopped=_stopped(model.launch),
+        )
+        for model in swept
+    )
+    rows = tuple(dict.fromkeys(row_of(one.point, axis) for model in swept for one in model.sweep))
+    is_open = any(one.tables.traffic == "open" for model in swept for point in model.sweep for one in point.rounds)
+    return SweepResult(axis=axis, rows=rows, models=models, is_open=is_open)
+
+
+def axis_of(points: list[SweepPoint]) -> str:
+    """The first setting that any point names."""
+    return next(name for name in AXES if any(getattr(point, name) is not None for point in points))
+
+
+def load_of(point: SweepPoint, axis: str) -> float:
+    """Where a point stands on an axis; 0 when it does not name it."""
+    return float(getattr(point, axis) or 0)
+
+
+def row_of(point: SweepPoint, axis: str) -> SweepPoint:
+    """The point without its place on the axis."""
+    return replace(point, **{axis: None})
+
+
+def _stopped(launch: Mapping[str, Any]) -> str | None:
+    told = launch.get("sweep_stopped")
+    if isinstance(told, dict):
+        told = told.get("reason")
+    return str(told) if told else None
+
+
+def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int) -> PointResult:
+    """All figures of one model at one setting."""
+    ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
+    high = next((label for label in HIGH_PERCENTILES if ttft[label].value is not None), None)
+    experts, nulls, batch = _experts(swept)
+    goodput = goodput_ratios(swept, slo)
+    return PointResult(
+        model=model,
+        point=swept.point,
+        usd_per_1m_total_tokens=_mean(swept, lambda r: r.usd_per_1m_total_tokens_compared, "no tokens"),
+        usd_per_1m_output_tokens=_mean(swept, _usd_output, "no output tokens"),
+        usd_per_1m_total_tokens_billed=_mean(swept, lambda r: r.usd_per_1m_total_tokens, "no tokens"),
+        output_tokens_per_s=_mean(swept, lambda r: _outputs_per_s(r, num_devices), "empty window"),
+        tokens_per_s_per_user=_mean(swept, _per_user, "no request had two tokens"),
+        ttft_p50_s=ttft["p50"],
+        ttft_high_s=ttft[high or HIGH_PERCENTILES[-1]],
+        ttft_high_percentile=high,
+        itl_p50_s=itl["p50"],
+        itl_p99_s=itl["p99"],
+        decode_step_s=_mean(swept, _decode_step_s, "no pure decode steps"),
+        decode_batch=batch,
+        goodput_ratio=over_rounds(goodput, "the workload states no slo", bounded=True),
+        slo_attained=is_attained(swept, slo),
+        busy_ratio=_mean(swept, lambda r: r.split.busy_ratio, "empty window", bounded=True),
+        distinct_experts=experts,
+        distinct_nulls=nulls,
+        saturated=swept.saturated,
+        saturation_reason=swept.saturation_reason,
+        swept=swept,
+    )
+
+
+def _mean(
+    swept: SweptPoint, figure: Callable[[SweptRound], float | None], reason: str, *, bounded: bool = False
+) -> Estimate:
+    return over_rounds([(one.launch, figure(one)) for one in swept.rounds], reason, bounded=bounded)
+
+
+def _percentiles(swept: SweptPoint, quantity: str) -> dict[str, Estimate]:
+    """By label: ``p50``, ``p90``..."""
+    samples = [
+        itl_samples(one.tables, None) if quantity == "itl" else span_samples(one.tables, None, quantity)
+        for one in swept.rounds
+    ]
+    values = summarise(quantity, samples, {}, missing_reason="no samples")
+    return {v.name.removeprefix(f"{quantity}_").removesuffix("_s"): from_metric(v) for v in values}
+
+
+def _usd_output(one: SweptRound) -> float | None:
+    usd = one.split.usd_per_output_token
+    if usd is None:
+        return None
+    if one.tables.traffic != "open":
+        return MILLION * usd
+    return None if one.split.busy_ratio is None else MILLION * usd * one.split.busy_ratio
+
+
+def _outputs_per_s(one: SweptRound, num_devices: int) -> float | None:
+    duration_s = one.tables.duration_s
+    return one.split.output_tokens / duration_s / num_devices if duration_s > 0 else None
+
+
+def _per_user(one: SweptRound) -> float | None:
+    """1 / mean gap between tokens, over all gaps of all requests."""
+    times, rows = token_times(one.tables.requests)
+    gaps = np.diff(times)[rows[1:] == rows[:-1]] if len(times) > 1 else np.empty(0)
+    return 1 / float(gaps.mean()) if len(gaps) and gaps.mean() > 0 else None
+
+
+def _decode_step_s(one: SweptRound) -> float | None:
+    steps = one.tables.steps
+    seconds = (column(steps, "end_s") - column(steps, "start_s"))[is_phase(steps, "decode")]
+    return float(seconds.mean()) if len(seconds) else None
+
+
+def _experts(swept: SweptPoint) -> tuple[Estimate, dict[str, float], Estimate]:
+    """Distinct experts per pure decode step, their nulls, the batch: of the first round, whose tokens others repeat."""
+    found = first_with_routing([one.tables for one in swept.rounds])
+    if found is None:
+        nothing = Estimate(value=None, reason="no routing was recorded")
+        return nothing, {}, _mean(swept, _decode_batch, "no pure decode steps")
+    tables, routing = found
+    steps = routed_steps(tables, routing, "decode")
+    if not len(steps.rows):
+        nothing = Estimate(value=None, reason="no pure decode steps")
+        return nothing, {}, nothing
+    own = cell(routing, "decode")
+    nulls = {name: float(np.mean(values)) for name, values in distinct_nulls(steps, own.counts_LE, own.tokens).items()}
+    experts = mean_of_steps("distinct_experts_per_step", [steps.distinct_SL.mean(axis=1)], {}, "")
+    return from_metric(experts), nulls, Estimate(value=float(steps.tokens.mean()))
+
+
+def _decode_batch(one: SweptRound) -> float | None:
+    tokens = column(one.tables.steps, "decode_tokens")[is_phase(one.tables.steps, "decode")]
+    return float(tokens.mean()) if len(tokens) else None
