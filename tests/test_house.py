@@ -42,7 +42,7 @@ HOMES = {
     "pynvml": ("capture/gpu.py",),
     "yaml": ("core/yamlfile.py",),
     "typer": ("cli/",),
-    "rich": ("cli/", "render/terminal.py"),
+    "rich": ("cli/", "render/terminal.py", "render/terminal_compare.py"),
     "jinja2": ("render/", "sources/"),
     "matplotlib": (),
     "requests": (),

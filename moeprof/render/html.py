@@ -25,12 +25,16 @@ from moeprof.analysis.document import (
     HeatMap,
     MetricTable,
     Paragraph,
+    RatioRow,
+    RatioTable,
     Row,
     Section,
     StackedBars,
+    Waterfall,
 )
 from moeprof.core.metric import Card
 from moeprof.render.html_cells import ModelCard, anchor, cell, main_row, per_what, table_row
+from moeprof.render.html_compare import compare_table, waterfall_drawing
 from moeprof.render.svg_bars import draw_bars
 from moeprof.render.svg_chart import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.svg_heatmap import draw_heatmap
@@ -46,7 +50,8 @@ def render_html(document: Document) -> str:
     """The whole page as text, self-contained: nothing is loaded from anywhere."""
     environment = _environment()
     script = _source("script.js")
-    sections = [(s, _groups(s, document)) for s in document.sections]
+    colours = {m.name: f"m{i % NUM_MODEL_COLOURS}" for i, m in enumerate(document.models)}
+    sections = [(s, _groups(s, document, colours)) for s in document.sections]
     return environment.get_template("report.html.j2").render(
         doc=document,
         style=Markup(_source("style.css")),
@@ -60,7 +65,8 @@ def render_html(document: Document) -> str:
         doubts=sorted(document.doubts, key=lambda d: SEVERITIES.index(d.severity)),
         doubt_counts=_doubt_counts(document.doubts),
         cards=_cards(document),
-        colours={m.name: f"m{i % NUM_MODEL_COLOURS}" for i, m in enumerate(document.models)},
+        colours=colours,
+        compares=any(isinstance(b, RatioTable) for s in document.sections for b in s.blocks),
     )
 
 
@@ -88,7 +94,7 @@ def _source(name: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
-def _groups(section: Section, document: Document) -> list[Item]:
+def _groups(section: Section, document: Document, colours: dict[str, str]) -> list[Item]:
     """The blocks of a section as (kind, what the template needs); neighbouring charts and tables join."""
     items: list[Item] = []
     names = [m.name for m in document.models]
@@ -100,13 +106,18 @@ def _groups(section: Section, document: Document) -> list[Item]:
             items.append(("metrics", about))
         elif kind == "figures":
             items.append(("figures", {"figures": [_item(block, names) for block in group]}))
+        elif kind == "ratios":
+            subtitles = {m.name: m.subtitle for m in document.models}
+            drawn = [compare_table(b, subtitles, colours) for b in group if isinstance(b, RatioTable)]
+            items += [("ratios", {"table": table, "title": table.title or section.title}) for table in drawn]
         else:
             items += [_item(block, names) for block in group]
     return items
 
 
 def _kind(block: Block) -> str:
-    return {Chart: "figures", StackedBars: "figures", MetricTable: "metrics"}.get(type(block), "other")
+    kinds = {Chart: "figures", StackedBars: "figures", Waterfall: "figures", MetricTable: "metrics"}
+    return {**kinds, RatioTable: "ratios"}.get(type(block), "other")
 
 
 def _item(block: Block, models: Sequence[str]) -> Item:
@@ -114,6 +125,8 @@ def _item(block: Block, models: Sequence[str]) -> Item:
         return "chart", {"block": block, "drawing": draw_chart(block, models)}
     if isinstance(block, StackedBars):
         return "bars", {"block": block, "drawing": draw_bars(block)}
+    if isinstance(block, Waterfall):
+        return "waterfall", {"block": block, "drawing": waterfall_drawing(block)}
     if isinstance(block, HeatMap):
         return "heat", {"block": block, "drawing": draw_heatmap(block)}
     if isinstance(block, FactTable):
@@ -161,8 +174,8 @@ def _doubt_counts(doubts: Sequence[Doubt]) -> list[tuple[str, int]]:
 
 def _cards(document: Document) -> list[tuple[str, list[Card]]]:
     """Every card that any table refers to, by section, each once."""
-    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable)]
-    rows = [*document.first_screen, *(row for table in tables for row in table.rows)]
+    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable | RatioTable)]
+    rows: list[Row | RatioRow] = [*document.first_screen, *(row for table in tables for row in table.rows)]
     cards = {card.name: card for card in (*document.cards, *(row.card for row in rows))}
     order = {section: i for i, section in enumerate(dict.fromkeys(card.section for card in cards.values()))}
     ordered = sorted(cards.values(), key=lambda card: order[card.section])

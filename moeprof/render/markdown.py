@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from moeprof.analysis.document import (
     Block,
     Chart,
@@ -12,14 +10,16 @@ from moeprof.analysis.document import (
     HeatMap,
     MetricTable,
     Paragraph,
+    RatioTable,
     Row,
+    Section,
     StackedBars,
+    Waterfall,
 )
 from moeprof.core import units
-from moeprof.core.plaintext import printable
 from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
-
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+from moeprof.render.markdown_compare import ratio_table, waterfall_table
+from moeprof.render.markdown_text import escape as escape
 
 
 def render_markdown(document: Document) -> str:
@@ -34,16 +34,20 @@ def render_markdown(document: Document) -> str:
         "None of the checks found one."
     ]
     for section in document.sections:
-        body = [line for block in section.blocks for line in _block(block, document)]
-        if body:
-            lines += ["", f"<details><summary><b>{escape(section.title)}</b></summary>", "", *body, "", "</details>"]
+        lines += _section(section, document)
     lines += ["", f"Record: {escape(document.run)}, {escape(document.status)}, started {escape(document.started_at)}."]
     return "\n".join(lines) + "\n"
 
 
-def escape(text: str) -> str:
-    """Text from a record as text: no markup, no HTML, one line."""
-    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
+def _section(section: Section, document: Document) -> list[str]:
+    """A section, closed at first; one that compares stands open, because it is the answer."""
+    body = [line for block in section.blocks for line in _block(block, document)]
+    if not body:
+        return []
+    title = escape(section.title)
+    if any(isinstance(b, Waterfall) or (isinstance(b, RatioTable) and not b.folded) for b in section.blocks):
+        return ["", f"## {title}", "", *body]
+    return ["", f"<details><summary><b>{title}</b></summary>", "", *body, "", "</details>"]
 
 
 def _first_table(document: Document) -> list[str]:
@@ -74,8 +78,12 @@ def _block(block: Block, document: Document) -> list[str]:
         return [*lines, *(_metric_row(row) for row in block.rows), ""]
     if isinstance(block, StackedBars):
         return _bars(block)
+    if isinstance(block, RatioTable):
+        return ratio_table(block)
+    if isinstance(block, Waterfall):
+        return waterfall_table(block)
     assert isinstance(block, Chart | HeatMap)
-    return [f"*{escape(block.title)}*: see report.html", ""]
+    return [f"*{escape(block.title)}*: see the HTML page", ""]
 
 
 def _metric_row(row: Row) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from moeprof.analysis.document import Document, Doubt, ModelColumn, Row
 from moeprof.core.plaintext import printable
 from moeprof.render.cells import interval_text, row_reasons, short_text
+from moeprof.render.terminal_compare import print_sections
 
 WIDE = 100  # below this, intervals go under their value
 GAP = 2  # columns between two columns
@@ -23,8 +24,15 @@ MAX_DOUBTS = 8
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def print_document(document: Document, console: Console) -> None:
-    """Print the first screen to ``console``."""
+def print_document(document: Document, console: Console, *, sections: bool = False, folded: bool = False) -> None:
+    """Print the first screen to ``console``.
+
+    Args:
+        document: what to print.
+        console: where.
+        sections: also print what the sections compare: ratio tables and waterfalls.
+        folded: of these, also the tables that a page would fold.
+    """
     console.print(Text(printable(document.headline), style="bold"))
     for note in document.notes:
         console.print(Text(printable(note)))
@@ -40,6 +48,9 @@ def print_document(document: Document, console: Console) -> None:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
     for note in row_reasons(document.first_screen):
         console.print(Text(printable(note), style="dim"))
+    if sections:
+        print_sections(document, console, folded=folded)
+        console.print()
     _print_doubts(document.doubts, console)
 
 

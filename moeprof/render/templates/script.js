@@ -186,7 +186,8 @@ for (const link of all("table.metrics th a")) {
       const list = make("ul");
       all("td", row).forEach((cell, i) => {
         const item = make("li");
-        item.append(make("b", "", `${models[i].textContent}: ${cell.firstChild.textContent}`));
+        const verdict = cell.querySelector("em");
+        item.append(make("b", "", `${cell.dataset.of || models[i].textContent}: ${cell.firstChild.textContent}${verdict && verdict !== cell.firstChild ? ", " + verdict.textContent : ""}`));
         for (const small of all("small", cell)) item.append(make("p", "", `${small.className ? "" : "95 % interval "}${small.textContent}`));
         for (const line of (cell.dataset.tip || "").split("\n").filter(Boolean)) item.append(make("p", "", line));
         list.append(item);
@@ -194,7 +195,7 @@ for (const link of all("table.metrics th a")) {
       box.append(copy, list);
       const more = make("tr", "more");
       const cell = make("td");
-      cell.colSpan = models.length + 1;
+      cell.colSpan = row.cells.length;
       cell.append(box);
       more.append(cell);
       row.after(more);
