@@ -73,7 +73,7 @@ def predict(
     """
     names = [spec.name for spec in specs]
     per_token = {name: kv_bytes_per_token(sources[name].config) for name in names}
-    wanted = max((_all_at_once(schedule) for schedule in schedules), default=MIN_KV_TOKENS)
+    wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=MIN_KV_TOKENS)
     kv_tokens = asked_kv_tokens or max(MIN_KV_TOKENS, min([wanted, *_room(per_token, weights_bytes, free_bytes)]))
     fit = Fit(
         free_bytes=free_bytes,
@@ -125,8 +125,8 @@ def _room(per_token: dict[str, int | None], weights_bytes: dict[str, int | None]
     return [int(left // size) for size in per_token.values() if size]
 
 
-def _all_at_once(schedule: Schedule) -> int:
-    """Slots for as many requests as can be in flight at once (the longest ones), in whole pages, and some spare."""
+def all_at_once_tokens(schedule: Schedule) -> int:
+    """KV slots for as many requests as can be in flight at once (the longest ones), in whole pages, and some spare."""
     lengths = np.sort(schedule.input_tokens + schedule.output_tokens)[::-1][: schedule.concurrency]
     pages = int(((lengths + PAGE_TOKENS - 1) // PAGE_TOKENS + 1).sum()) + SPARE_PAGES
     # The scheduler keeps a share of the cache free before it admits prompts; without this it would hold some back.

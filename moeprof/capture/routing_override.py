@@ -14,7 +14,8 @@ Suffix legend: T tokens, L MoE layers, E experts, K top-k.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.moe_structure import MoeLayer
-from moeprof.core.errors import UnsupportedModelError, WorkloadError
+from moeprof.capture.pick_table import check_overridable
+from moeprof.core.errors import WorkloadError
 from moeprof.core.routing_counts import Routing
 from moeprof.core.workload import RoutingPolicy
 
@@ -39,15 +41,31 @@ class RoutingOverride:
     def __init__(self, layers: Sequence[MoeLayer], policy: RoutingPolicy, popularity_LE: FloatArray | None) -> None:
         self.policy = policy
         self._handles: list[RemovableHandle] = []
-        for i, layer in enumerate(layers):
-            draw = _drawer(layer, i, policy, None if popularity_LE is None else popularity_LE[i])
-            self._handles.append(layer.experts.register_forward_pre_hook(_replace(draw)))
+        self._hooks = [
+            (layer.experts, _replace(_drawer(layer, i, policy, None if popularity_LE is None else popularity_LE[i])))
+            for i, layer in enumerate(layers)
+        ]
+        self.enable()
+
+    def enable(self) -> None:
+        """Put the hooks on."""
+        if not self._handles:
+            self._handles = [experts.register_forward_pre_hook(hook) for experts, hook in self._hooks]
 
     def close(self) -> None:
         """Give the model its own routing back."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    @contextmanager
+    def switched_on(self) -> Iterator[None]:
+        """Hooks on inside, off outside."""
+        self.enable()
+        try:
+            yield
+        finally:
+            self.close()
 
 
 def override_routing(layers: Sequence[MoeLayer], policy: RoutingPolicy) -> RoutingOverride | None:
@@ -59,12 +77,7 @@ def override_routing(layers: Sequence[MoeLayer], policy: RoutingPolicy) -> Routi
     """
     if policy.policy == "native":
         return None
-    for layer in layers:
-        if layer.hook != "experts_arguments":
-            raise UnsupportedModelError(
-                f"{layer.name}: routing policy {policy.policy} cannot be put in force, {type(layer.block).__name__} "
-                "does not pass picks to its experts; use native"
-            )
+    check_overridable(layers, f"routing policy {policy.policy}")
     popularity = None
     if policy.policy == "profile":
         popularity = load_popularity(Path(str(policy.path)), layers)

@@ -1,0 +1,180 @@
+"""Routing by table: every token's picks are looked up by its request and its position in it.
+
+Ladder rungs and replayed routing go through this one path, so what it costs is the same for all of them. Before each
+forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a hook per layer puts
+its slice in the place of the router's picks and leaves the weights. Nothing synchronises.
+Suffix legend: R rows (request x position), N requests, L MoE layers, T tokens, K top-k, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moeprof.capture.engine.base import BatchLayout
+from moeprof.capture.moe_structure import MoeLayer
+from moeprof.core.errors import EngineError, UnsupportedModelError
+from moeprof.core.trace import IntArray, Schedule
+
+PicksArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """Where a request's tokens stand in a table.
+
+    Attributes:
+        start_N: first row of each request.
+        tokens_N: tokens of each request that are ever computed: prompt and output but the last output token.
+    """
+
+    start_N: IntArray
+    tokens_N: IntArray
+
+    @staticmethod
+    def of(schedule: Schedule) -> Positions:
+        """Rows for every token that a schedule computes."""
+        tokens_N = np.maximum(schedule.input_tokens + schedule.output_tokens - 1, 1)
+        return Positions(start_N=np.cumsum(tokens_N) - tokens_N, tokens_N=tokens_N)
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.tokens_N.sum())
+
+    def rows(self, layout: BatchLayout, *, wrap: bool = False) -> IntArray:
+        """Rows of the real tokens of a forward [T].
+
+        Args:
+            layout: what the forward holds.
+            wrap: borrow rows for tokens of other requests (warm-up), by counting round.
+
+        Raises:
+            EngineError: a token has no row, and ``wrap`` is off.
+        """
+        request_S, query_S = np.array(layout.requests, dtype=np.int64), np.array(layout.query_tokens, dtype=np.int64)
+        past_S = np.array(layout.past_tokens, dtype=np.int64)
+        if wrap:
+            request_S = request_S % len(self.start_N)
+        elif (request_S >= len(self.start_N)).any() or (past_S + query_S > self.tokens_N[request_S]).any():
+            raise EngineError(f"no picks for a token of requests {layout.requests}: the schedule has no such position")
+        first_T = np.repeat(query_S.cumsum() - query_S, query_S)
+        position_T = np.arange(len(first_T)) - first_T + np.repeat(past_S, query_S)
+        if wrap:
+            position_T = position_T % np.repeat(self.tokens_N[request_S], query_S)
+        rows_T: IntArray = np.repeat(self.start_N[request_S], query_S) + position_T
+        return rows_T
+
+
+class PickTable:
+    """Picks of every row, on a device, in the smallest integer type. Layers of smaller top-k leave the rest unused."""
+
+    def __init__(self, picks_LRK: npt.NDArray[np.integer[Any]], positions: Positions, device: torch.device) -> None:
+        if picks_LRK.shape[1] != positions.num_rows:
+            raise AssertionError(f"{picks_LRK.shape[1]} rows of picks for {positions.num_rows} positions")
+        small = np.int16 if picks_LRK.max(initial=0) < 2**15 else np.int32
+        self.positions = positions
+        self._picks_LRK = torch.from_numpy(np.ascontiguousarray(picks_LRK, dtype=small)).to(device)
+
+    def gather(self, layout: BatchLayout, dtype: torch.dtype, *, wrap: bool = False) -> torch.Tensor:
+        """Picks of the coming forward [L, T, K]; padding gets those of real tokens in turn, so loads keep their shape.
+
+        Raises:
+            EngineError: see :meth:`Positions.rows`.
+        """
+        rows_T = self.positions.rows(layout, wrap=wrap)
+        if layout.token_mask is not None:
+            real = np.array(layout.token_mask, dtype=np.bool_)
+            padded = rows_T[np.arange(len(real)) % len(rows_T)]
+            padded[real] = rows_T
+            rows_T = padded
+        index = torch.from_numpy(rows_T)
+        if self._picks_LRK.is_cuda:
+            index = index.pin_memory().to(self._picks_LRK.device, non_blocking=True)
+        return self._picks_LRK.index_select(1, index).to(dtype)
+
+
+class PickOverride:
+    """Puts a table in the place of the router's picks; a ForwardListener of the engine whose forwards it serves.
+
+    Args:
+        layers: the model's MoE layers.
+        table: their picks.
+        strict: a token without a row is an error; else it borrows one (warm-up, whose requests are others).
+    """
+
+    def __init__(self, layers: Sequence[MoeLayer], table: PickTable, *, strict: bool = True) -> None:
+        check_overridable(layers, "routing by table")
+        self.table, self.strict = table, strict
+        self._layers = tuple(layers)
+        self._picks_LTK: torch.Tensor | None = None
+        self._dtype = torch.int64
+        self._handles: list[RemovableHandle] = []
+
+    def before_forward(self, layout: BatchLayout) -> None:
+        """Gather the picks of the coming forward."""
+        self._picks_LTK = self.table.gather(layout, self._dtype, wrap=not self.strict)
+
+    def after_forward(self) -> None:
+        """Forget them."""
+        self._picks_LTK = None
+
+    def enable(self) -> None:
+        """Put the hooks on; they must come before the tap's, which then sees what is executed."""
+        if not self._handles:
+            self._handles = [
+                layer.experts.register_forward_pre_hook(self._hook(i, layer)) for i, layer in enumerate(self._layers)
+            ]
+
+    def close(self) -> None:
+        """Take the hooks off: the model has its own routing back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def switched_on(self) -> Iterator[None]:
+        """Hooks on inside, off outside."""
+        self.enable()
+        try:
+            yield
+        finally:
+            self.close()
+
+    def _hook(self, index: int, layer: MoeLayer) -> Callable[..., tuple[Any, ...]]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            if self._picks_LTK is None:
+                raise EngineError(f"{layer.name}: called outside of a forward that was announced")
+            picks = self._picks_LTK[index, :, : layer.top_k]
+            if picks.shape != args[1].shape:
+                raise EngineError(
+                    f"{layer.name}: called with picks of shape {list(args[1].shape)}, {list(picks.shape)} was expected"
+                )
+            if picks.dtype != args[1].dtype:
+                self._dtype = args[1].dtype  # the next gather gives this type at once
+                picks = picks.to(self._dtype)
+            return (args[0], picks, *args[2:])
+
+        return hook
+
+
+def check_overridable(layers: Sequence[MoeLayer], what: str) -> None:
+    """Refuse layers whose picks cannot be replaced.
+
+    Raises:
+        UnsupportedModelError: a layer does not take its picks as arguments.
+    """
+    for layer in layers:
+        if layer.hook != "experts_arguments":
+            raise UnsupportedModelError(
+                f"{layer.name}: {what} cannot be put in force, {type(layer.block).__name__} does not pass picks to its "
+                "experts; use native"
+            )
