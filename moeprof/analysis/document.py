@@ -90,13 +90,17 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A named line or cloud of points. ``band`` is (low, high) per point, or empty."""
+    """A named line or cloud of points. ``band`` is (low, high) per point, or empty.
+
+    ``labels`` is a name per point, or empty; for few points: each is written beside its point ("32 users").
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     style: Literal["line", "points", "steps", "dashed"] = "line"
     band: tuple[tuple[float, float], ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,7 @@ class Chart:
         x_label, y_label: axis names.
         x_unit, y_unit: units of the values.
         series: what is drawn.
-        log_x: logarithmic x axis.
+        log_x, log_y: logarithmic axes.
     """
 
     name: str
@@ -122,6 +126,7 @@ class Chart:
     y_unit: str
     series: tuple[Series, ...]
     log_x: bool = False
+    log_y: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

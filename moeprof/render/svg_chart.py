@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from moeprof.analysis.document import Chart, Series
 from moeprof.render.svg import Axis, axis_title, element, linear_axis, log_axis, number
+from moeprof.render.svg_labels import place_labels
 from moeprof.render.svg_points import Point, as_steps, dots_path, line_path
 
 WIDTH, HEIGHT = 560.0, 290.0
@@ -22,6 +23,7 @@ TOP, RIGHT, BOTTOM = 30.0, 18.0, 48.0
 CHARACTER = 8.5  # room per character of a tick, enough for the larger type of narrow screens
 NUM_MODEL_COLOURS = 7
 FEW_DOTS = 100  # so few are drawn larger
+FEW_MARKS = 16  # a line through so few points shows where they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +65,9 @@ def draw_chart(chart: Chart, models: Sequence[str]) -> Drawing:
     others: list[str] = []
     own = [m for m in models if chart.name.endswith(f"-{m}")]  # a chart of one model: all its series are that model's
     colours = [colour_of(s.name if not own else max(own, key=len), models, others) for s in chart.series]
-    kept = [_finite(s, chart.log_x) for s in chart.series]
+    kept = [_finite(s, chart) for s in chart.series]
     legend = tuple(
-        LegendEntry(colour=c, style=s.style, name=s.name, note=_note(s, k, chart.log_x))
+        LegendEntry(colour=c, style=s.style, name=s.name, note=_note(s, k, chart))
         for s, c, k in zip(chart.series, colours, kept, strict=True)
     )
     if not any(points for points, _ in kept):
@@ -75,6 +77,13 @@ def draw_chart(chart: Chart, models: Sequence[str]) -> Drawing:
     marks = sorted(drawn, key=lambda item: item[0].style != "points")  # lines lie over clouds
     body = [_grid(chart, x_axis, y_axis)]
     body += [_series(s, colour, points, bands, x_axis, y_axis) for s, colour, (points, bands) in marks]
+    labelled = [
+        (colour, label, (x_axis.place(x), y_axis.place(y)))
+        for s, colour in zip(chart.series, colours, strict=True)
+        for x, y, label in zip(s.x, s.y, s.labels, strict=False)
+        if _fits(x, chart.log_x) and _fits(y, chart.log_y)
+    ]
+    body.append(place_labels(labelled, WIDTH))
     axes = json.dumps([x_axis.for_script(), y_axis.for_script()], ensure_ascii=True, separators=(",", ":"))
     label = f"{chart.title}: {', '.join(s.name for s in chart.series)}"
     picture = element(
@@ -94,27 +103,34 @@ def draw_chart(chart: Chart, models: Sequence[str]) -> Drawing:
 Kept = tuple[list[Point], list[tuple[float, float, float]]]
 
 
-def _finite(series: Series, log_x: bool) -> Kept:
+def _fits(value: float, log: bool) -> bool:
+    """Whether an axis has a place for the value."""
+    return math.isfinite(value) and not (log and value <= 0)
+
+
+def _finite(series: Series, chart: Chart) -> Kept:
     """Points that can be drawn, and (x, low, high) of the band."""
     points, bands = [], []
     for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-        if not math.isfinite(x) or (log_x and x <= 0):
+        if not _fits(x, chart.log_x):
             continue
-        if math.isfinite(y):
+        if _fits(y, chart.log_y):
             points.append((x, y))
-        if series.band and all(math.isfinite(v) for v in series.band[i]):
+        if series.band and all(_fits(v, chart.log_y) for v in series.band[i]):
             bands.append((x, *series.band[i]))
     return points, bands
 
 
-def _note(series: Series, kept: Kept, log_x: bool) -> str:
+def _note(series: Series, kept: Kept, chart: Chart) -> str:
     """What the legend must say about a series: how many points, and how many could not be drawn."""
     left_out = len(series.x) - len(kept[0])
     parts = [f"{len(series.x):,} point{'s' if len(series.x) != 1 else ''}"] if series.style == "points" else []
     if not kept[0]:
         parts = ["nothing measured"]
     elif left_out:
-        parts.append(f"{left_out:,} not drawn{' (0 or below on a logarithmic axis)' if log_x else ''}")
+        parts.append(
+            f"{left_out:,} not drawn{' (0 or below on a logarithmic axis)' if chart.log_x or chart.log_y else ''}"
+        )
     return ", ".join(parts)
 
 
@@ -122,8 +138,10 @@ def _axes(chart: Chart, kept: Sequence[Kept]) -> tuple[Axis, Axis]:
     xs = [x for points, _ in kept for x, _ in points]
     ys = [y for points, _ in kept for _, y in points]
     ys += [v for _, bands in kept for _, low, high in bands for v in (low, high)]
-    y_axis = linear_axis(ys, chart.y_unit, HEIGHT - BOTTOM, TOP, about=5)
-    left = 12 + CHARACTER * max(len(text) for _, text in y_axis.ticks)
+    bottom = HEIGHT - BOTTOM
+    log = chart.log_y
+    y_axis = log_axis(ys, chart.y_unit, bottom, TOP) if log else linear_axis(ys, chart.y_unit, bottom, TOP, about=5)
+    left = 12 + CHARACTER * max((len(text) for _, text in y_axis.ticks), default=1)
     make = log_axis if chart.log_x else lambda *a: linear_axis(*a, about=6, round_ends=False)
     return make(xs, chart.x_unit, left, WIDTH - RIGHT), y_axis
 
@@ -165,4 +183,6 @@ def _series(
     few = " few" if series.style == "points" and len(placed) <= FEW_DOTS else ""
     if d:
         parts.append(element("path", class_=f"s {series.style} {colour}{few}", d=d, data_n=series.name))
+    if series.style != "points" and placed and (series.labels or (series.style == "line" and len(placed) <= FEW_MARKS)):
+        parts.append(element("path", class_=f"mark {colour}", d=dots_path(placed)))
     return Markup("").join(parts)
