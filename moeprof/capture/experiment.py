@@ -16,6 +16,7 @@ from moeprof.capture.header import Header
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.schedules import Scheduled
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.sweep_run import SweepRun
 from moeprof.capture.telemetry import Meter, Telemetry
 from moeprof.capture.workers import Worker, WorkerFailedError
 from moeprof.core.workload import ModelSpec, Workload
@@ -102,6 +103,7 @@ class Experiment:
             for number in range(self._setup.workload.rounds):
                 for name in list(workers)[:: -1 if number % 2 else 1]:
                     self._round(workers, name, number)
+            self._sweep(workers)
             for name in list(workers):
                 self._overhead(workers, name)
         finally:
@@ -123,6 +125,7 @@ class Experiment:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
                     if number == self._setup.workload.rounds - 1:
+                        self._sweep(workers)
                         self._overhead(workers, spec.name)
                 finally:
                     self._close(workers)
@@ -135,35 +138,56 @@ class Experiment:
             self._pass(workers, name, f"capacity-{number}", offline=True)
 
     def _pass(self, workers: dict[str, Worker], name: str, pass_name: str, *, offline: bool) -> None:
+        self._carry_out(workers, name, Order(command="pass", name=pass_name, offline=offline))
+
+    def _carry_out(self, workers: dict[str, Worker], name: str, order: Order) -> dict[str, Any] | None:
+        """One pass of any kind; None when it was not run."""
         if name not in workers or self._over:
+            return None
+        self._audience.hear(name, "pass", {"pass": order.name, "launch": workers[name].plan.launch_folder.name})
+        return self._try(workers, name, replace(order, deadline_s=self._setup.deadline_s))
+
+    def _sweep(self, workers: dict[str, Worker]) -> None:
+        """Every point of the workload's sweep, if it has one."""
+        setup = self._setup
+        if setup.workload.sweep is None or self._over:
             return
-        self._audience.hear(name, "pass", {"pass": pass_name, "launch": workers[name].plan.launch_folder.name})
-        order = Order(command="pass", name=pass_name, offline=offline, deadline_s=self._setup.deadline_s)
-        self._try(workers, name, order)
+        SweepRun(
+            sweep=setup.workload.sweep,
+            points={name: setup.schedules[name].points for name in workers},
+            private=setup.private,
+            run_pass=lambda name, order: self._carry_out(workers, name, order),
+            note=lambda name, extra: self._note(workers, name, extra),
+        ).run(list(workers))
+
+    def _note(self, workers: dict[str, Worker], name: str, extra: dict[str, Any]) -> None:
+        self._try(workers, name, Order(command="note", extra=extra))
 
     def _overhead(self, workers: dict[str, Worker], name: str) -> None:
         if name in workers and self._setup.workload.instruments.overhead and not self._over:
             self._try(workers, name, Order(command="overhead"))
 
-    def _try(self, workers: dict[str, Worker], name: str, order: Order) -> None:
+    def _try(self, workers: dict[str, Worker], name: str, order: Order) -> dict[str, Any] | None:
         """Give an order; a failing model is marked, its worker ended, and the others go on."""
         if name not in workers or self._stopped:
-            return
+            return None
         worker = workers[name]
         watch = _PassWatch(self, worker, order)
         try:
             result = worker.do(order, watch.hear, lambda: bool(self._signals.number))
             if order.command == "pass":
                 self._audience.hear(name, "pass_done", {"pass": order.name} | result)
+            return result
         except WorkerFailedError as error:
             workers.pop(name).kill()
             if self._signals.number:
-                return  # a signal to the whole group ends workers too: that is no failure of the model
+                return None  # a signal to the whole group ends workers too: that is no failure of the model
             self._failed.add(name)
             self._header.model_failed(name, str(error), error.details, error.exit_code)
             self._audience.hear(name, "failed", {"error": str(error)})
         finally:
             watch.close()
+        return None
 
     def _close(self, workers: dict[str, Worker]) -> None:
         for name, worker in workers.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from moeprof.core.workload import EngineSettings, Instruments, ModelSpec, Warmup
 
-Command = Literal["prepare", "pass", "overhead", "close", "stop"]
+Command = Literal["prepare", "pass", "quality", "overhead", "note", "measure", "close", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class LaunchPlan:
         measure_peaks: whether this worker measures the device's peaks (one per run does).
         twin_base: for a dense twin, its MoE.
         continues: True when the launch goes on after a reload (models that do not fit in memory together).
+        process: 0 for the run's own process; a resumed run's are numbered from 1.
     """
 
     model: ModelSpec
@@ -48,6 +49,12 @@ class LaunchPlan:
     measure_peaks: bool
     twin_base: ModelSpec | None = None
     continues: bool = False
+    process: int = 0
+
+    @property
+    def label(self) -> str:
+        """What messages call the worker."""
+        return f"model {self.model.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +66,20 @@ class Order:
         name: of the pass, ``round-0`` or ``capacity-0``.
         offline: send everything at once whatever the schedule says.
         deadline_s: ``perf_counter`` time after which to cut, or None; the clock is the same in all processes.
+        schedule_file: another schedule than the launch's, with content, or None.
+        max_batch_tokens: another engine setting than the launch's, or None.
+        max_seconds: bound on this pass alone, or None.
+        extra: further keys of pass.json (a pass), or of launch.json (``note``).
     """
 
     command: Command
     name: str = ""
     offline: bool = False
     deadline_s: float | None = None
+    schedule_file: Path | None = None
+    max_batch_tokens: int | None = None
+    max_seconds: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from moeprof.capture.meters import idle_power_w, open_meters
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.schedules import Scheduled, make_schedules
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.sweep_schedules import all_schedules, save_points
 from moeprof.core.errors import InputError
 from moeprof.core.workload import Workload
 
@@ -63,7 +64,11 @@ def prepare(workload: Workload) -> Prepared:
     fit = fitting.predict(
         workload.models,
         sources,
-        [scheduled.measured for scheduled in schedules.values()],
+        [
+            schedule
+            for scheduled in schedules.values()
+            for schedule in all_schedules(scheduled.measured, scheduled.points)
+        ],
         asked_kv_tokens=workload.engine.kv_tokens,
         free_bytes=fitting.free_memory_bytes(device, gpu),
         weights_bytes=weights,
@@ -139,6 +144,7 @@ def execute(
             scheduled.measured.save(private / scheduled.file_name)
             scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
             scheduled.measured.save(folder / scheduled.file_name, with_content=keep_content)
+            save_points(scheduled.points, private, folder, with_content=keep_content)
         setup = Setup(
             workload=workload,
             folder=folder,
@@ -178,6 +184,7 @@ def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
             "span_s": float(scheduled.measured.arrival_s.max()) if len(scheduled.measured) else 0.0,
             "classes": list(scheduled.measured.classes),
             "notes": [{"code": n.code, "count": n.count, "text": n.text} for n in scheduled.measured.notes],
+            "sweep": [point.to_json() for point in scheduled.points],
         }
         for name, scheduled in schedules.items()
     }

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture.model_source import ModelSource
+from moeprof.capture.sweep_schedules import Build, PointSchedule, point_schedules
 from moeprof.core.errors import ModelError
 from moeprof.core.trace import Schedule
 from moeprof.core.workload import ModelSpec, Workload
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
-from moeprof.sources.tokenizer import load_tokenizer
+from moeprof.sources.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class Scheduled:
         measured: the schedule of every pass.
         warmup: other prompts, for warm-up and calibration.
         file_name: where the measured schedule lies in the record.
+        points: of the sweep.
+        output_text: text of the forced outputs; None where the prompts are random ids.
     """
 
     tokenizer_hash: str
@@ -37,6 +40,8 @@ class Scheduled:
     measured: Schedule
     warmup: Schedule
     file_name: str
+    points: tuple[PointSchedule, ...] = ()
+    output_text: tuple[str | None, ...] | None = None
 
 
 def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[str, Scheduled]:
@@ -48,33 +53,52 @@ def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[
     """
     by_hash: dict[str, Scheduled] = {}
     by_model: dict[str, Scheduled] = {}
-    reference: BuiltSchedule | None = None
+    reference: TextTokenizer | None = None
+    built: dict[int | None, BuiltSchedule] = {}  # by the prompt length that a sweep asks for
+
+    def build(input_tokens: int | None) -> BuiltSchedule:
+        assert reference is not None
+        if input_tokens not in built:
+            built[input_tokens] = build_schedule(
+                workload.traffic,
+                tokenizer=reference,
+                seed=workload.seed,
+                outputs=workload.outputs,
+                num_warmups=workload.warmup.num_requests,
+                input_tokens=input_tokens,
+            )
+        return built[input_tokens]
+
     for spec in workload.models:
         file, bundled = _tokenizer(sources[spec.name])
         tokenizer = load_tokenizer(file)
+        reference = reference or tokenizer
         if tokenizer.sha256 not in by_hash:
-            if reference is None:
-                built = reference = build_schedule(
-                    workload.traffic,
-                    tokenizer=tokenizer,
-                    seed=workload.seed,
-                    outputs=workload.outputs,
-                    num_warmups=workload.warmup.num_requests,
-                )
-                name = "schedule.parquet"
-            else:
-                built = reference.for_tokenizer(tokenizer)
-                name = f"schedule-{tokenizer.sha256[:8]}.parquet"
-            by_hash[tokenizer.sha256] = Scheduled(
-                tokenizer_hash=tokenizer.sha256,
-                bundled=bundled,
-                measured=built.measured,
-                warmup=built.warmup,
-                file_name=name,
-            )
+            by_hash[tokenizer.sha256] = _scheduled(workload, build, tokenizer, reference, bundled)
         by_model[spec.name] = by_hash[tokenizer.sha256]
         _check_vocabulary(spec, sources[spec.name].config, by_model[spec.name].measured)
     return by_model
+
+
+def _scheduled(
+    workload: Workload, build: Build, tokenizer: TextTokenizer, reference: TextTokenizer, bundled: bool
+) -> Scheduled:
+    """The schedules of one tokenizer: the reference's own, or its text in other ids."""
+    suffix = "" if tokenizer is reference else f"-{tokenizer.sha256[:8]}"
+
+    def own(input_tokens: int | None) -> BuiltSchedule:
+        return build(input_tokens) if tokenizer is reference else build(input_tokens).for_tokenizer(tokenizer)
+
+    base, sweep = own(None), workload.sweep
+    return Scheduled(
+        tokenizer_hash=tokenizer.sha256,
+        bundled=bundled,
+        measured=base.measured,
+        warmup=base.warmup,
+        file_name=f"schedule{suffix}.parquet",
+        points=() if sweep is None else point_schedules(sweep, own, seed=workload.seed, suffix=suffix),
+        output_text=None if base.text is None else base.text.outputs,
+    )
 
 
 def _tokenizer(source: ModelSource) -> tuple[Path, bool]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from moeprof.capture import memory
+from moeprof.capture import memory, saturation
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.invariants import check_pass
 from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.overhead import measure_overhead
 from moeprof.capture.peaks import measure_peaks
+from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.progress import ProgressRecorder
 from moeprof.capture.recorders.requests import RequestRecorder
@@ -36,6 +37,7 @@ CALIBRATION_S = 6.0
 OVERHEAD_S = 6.0
 PEAKS_S = 1.5
 OVERHEAD_REQUESTS = 16
+WARM_AGAIN_REQUESTS = 4
 
 
 class Session:
@@ -79,6 +81,7 @@ class Session:
         self._tapping = Tapping(self._model, plan)
         self._listeners = ListenerSet()
         self._engine = build_engine(self._model, plan.engine, self._listeners)
+        self._batch_tokens = plan.engine.max_batch_tokens
         self._memory.engine_ready(self._engine.facts.kv_bytes)
         facts = facts_of(opened, plan.model, plan.tokenizer_hash)
         write_json(plan.model_folder / "model.json", facts.to_json())
@@ -98,18 +101,20 @@ class Session:
     def run_pass(self, order: Order) -> dict[str, Any]:
         """One pass over the schedule with all instruments; writes the pass folder."""
         folder = self._plan.launch_folder / order.name
+        schedule = self._schedule if order.schedule_file is None else Schedule.load(order.schedule_file)
+        schedule = schedule.as_offline() if order.offline else schedule
+        self._use_batch_tokens(order.max_batch_tokens or self._plan.engine.max_batch_tokens)
         folder.mkdir()
-        schedule = self._schedule.as_offline() if order.offline else self._schedule
         recorders: list[Recorder] = [RequestRecorder(folder), StepRecorder(folder), *self._tapping.recorders(folder)]
         recorders.append(ProgressRecorder(self._send, order.name, self._memory))
         gc.collect()
         gc.freeze()  # a collection in the middle of a step would be billed to the model
         info: dict[str, Any] = {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
+        info |= {"process": self._plan.process, **order.extra}
         write_json(folder / "pass.json", info)
+        deadline_s, cut_by = _deadline(order)
         with self._tapping.watching(self._listeners):
-            result = replay(
-                self._engine, schedule, recorders, should_stop=self._should_stop, deadline_s=order.deadline_s
-            )
+            result = replay(self._engine, schedule, recorders, should_stop=self._should_stop, deadline_s=deadline_s)
         gc.unfreeze()
         self._engine.reset()
         info |= {
@@ -122,6 +127,10 @@ class Session:
             "memory": self._memory.pass_ended(),
             "invariants": check_pass(folder, complete=result.status == "done"),
         }
+        if result.status == "cut":
+            info["cut_by"] = cut_by
+        if "sweep" in order.extra:
+            info["saturation"] = saturation.judge_pass(folder, schedule, info["duration_s"]).to_json()
         write_json(folder / "pass.json", info)
         return info
 
@@ -153,6 +162,12 @@ class Session:
         self._write()
         return {"pairs": pairs}
 
+    def note(self, order: Order) -> dict[str, Any]:
+        """Write what the parent learnt about this launch into launch.json."""
+        self._launch |= order.extra
+        self._write()
+        return {}
+
     def finish(self) -> None:
         """Remove hooks, write what the launch learnt. A run that was stopped early has nothing to finish."""
         if not self._prepared:
@@ -162,6 +177,19 @@ class Session:
         self._engine.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _use_batch_tokens(self, max_batch_tokens: int) -> None:
+        """Build the engine again where a sweep asks for another step size; a few warm-up requests, then it counts."""
+        if max_batch_tokens == self._batch_tokens:
+            return
+        self._engine.close()
+        self._batch_tokens = max_batch_tokens
+        self._engine = build_engine(
+            self._model, replace(self._plan.engine, max_batch_tokens=max_batch_tokens), self._listeners
+        )
+        few = first_requests(self._warmup, WARM_AGAIN_REQUESTS, self._engine.facts.max_sequence_tokens).as_offline()
+        replay(self._engine, few, [], should_stop=self._should_stop)
+        self._engine.reset()
 
     def _measure_peaks(self) -> None:
         """Before the weights, so that its buffers find room; then forget its memory."""
@@ -198,15 +226,23 @@ class Session:
         write_json(self._plan.launch_folder / "launch.json", self._launch)
 
 
+def _deadline(order: Order) -> tuple[float | None, str]:
+    """When to cut the pass, and which setting says so."""
+    own = None if order.max_seconds is None else time.perf_counter() + order.max_seconds
+    if own is None or (order.deadline_s is not None and order.deadline_s < own):
+        return order.deadline_s, "max_minutes"
+    return own, "sweep.max_seconds"
+
+
 @contextmanager
-def as_out_of_memory(plan: LaunchPlan) -> Iterator[None]:
+def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
     """Turn the allocator's error into ours: what was needed, what was there, which setting to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         first = str(error).splitlines()[0] if str(error) else "the allocator gave up"
         raise OutOfMemoryError(
-            f"model {plan.model.name}: out of memory on {plan.device}: {first} "
+            f"{plan.label}: out of memory on {plan.device}: {first} "
             f"Lower engine.kv_tokens (now {plan.engine.kv_tokens}) or engine.max_batch_tokens "
             f"(now {plan.engine.max_batch_tokens}), or choose a smaller model"
         ) from error

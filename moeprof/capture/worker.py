@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
+from typing import Any
 
+from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.core.errors import MoeprofError
 
@@ -51,7 +53,7 @@ class Ear:
             return True
 
 
-def worker_main(plan: LaunchPlan, connection: Connection) -> None:
+def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection) -> None:
     """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if plan.threads is not None:
@@ -85,15 +87,20 @@ def worker_main(plan: LaunchPlan, connection: Connection) -> None:
         )
 
 
-def _serve(plan: LaunchPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
-    from moeprof.capture.session import Session, as_out_of_memory
+def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
+    from moeprof.capture.session import as_out_of_memory
 
-    with as_out_of_memory(plan), Session(plan, ear.should_stop, send) as session:
-        handlers = {
-            "prepare": session.prepare,
-            "pass": session.run_pass,
-            "overhead": session.measure_overhead,
-        }
+    with as_out_of_memory(plan), _session(plan, ear, send) as session:
+        handlers = (
+            session.handlers
+            if isinstance(plan, LockstepPlan)
+            else {
+                "prepare": session.prepare,
+                "pass": session.run_pass,
+                "overhead": session.measure_overhead,
+                "note": session.note,
+            }
+        )
         while True:
             try:
                 order: Order = connection.recv()
@@ -107,3 +114,13 @@ def _serve(plan: LaunchPlan, connection: Connection, ear: Ear, send: Callable[[R
             result = handlers[order.command](order)
             ear.at_work = False
             send(Report(event="done", data=result))
+
+
+def _session(plan: LaunchPlan | LockstepPlan, ear: Ear, send: Callable[[Report], None]) -> Any:
+    if isinstance(plan, LockstepPlan):
+        from moeprof.capture.lockstep_session import LockstepSession
+
+        return LockstepSession(plan, ear.should_stop, send)
+    from moeprof.capture.session import Session
+
+    return Session(plan, ear.should_stop, send)

@@ -65,6 +65,7 @@ def build_schedule(
     seed: int,
     outputs: Outputs = "forced",
     num_warmups: int = DEFAULT_NUM_WARMUPS,
+    input_tokens: int | None = None,
 ) -> BuiltSchedule:
     """The measured schedule and its warm-up; the same arguments give the same bytes.
 
@@ -74,6 +75,8 @@ def build_schedule(
         seed: of every random stream.
         outputs: who chooses the output; without text to continue with, ``forced`` becomes ``forced_length``, noted.
         num_warmups: requests of the warm-up.
+        input_tokens: every prompt has so many tokens, whatever the traffic says; None: as it says. Outputs keep
+            their lengths. A trace's own text then gives way to windows of ``prompts`` text, which a Note says.
 
     Raises:
         TraceError: the trace or prompts cannot be used; the message names file and row.
@@ -82,12 +85,15 @@ def build_schedule(
     trace = traffic_trace(traffic, seed=seed)
     source_rng, class_rng = rngs.content.spawn(2)
     source = window_source(traffic.prompts, tokenizer, source_rng)
-    if trace.prompt_text is None and trace.messages is None:
-        content = deal_windows(trace, source, tokenizer, class_rng)
-    else:
+    content = None
+    if trace.prompt_text is not None or trace.messages is not None:
         content = tokenise_text(with_output_lengths(trace, traffic, rngs.output_lengths), tokenizer)
         if traffic.trace is not None:
             content = limit_text(content, traffic.trace, tokenizer)
+    if input_tokens is not None:
+        content, trace = None, with_input_length(trace if content is None else content.trace, input_tokens)
+    if content is None:
+        content = deal_windows(trace, source, tokenizer, class_rng)
     realism, notes = _realism(source, len(trace))
     measured = _schedule(content, traffic.arrivals, outputs, "request")
     measured = replace(measured, realism=realism, notes=(*measured.notes, *notes))
@@ -116,6 +122,21 @@ def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
     return replace(trace, arrival_s=draw_arrivals(rng, traffic.arrivals, len(trace))).with_notes(
         Note(code="arrivals_replaced", count=len(trace), text=text)
     )
+
+
+def with_input_length(trace: Trace, input_tokens: int) -> Trace:
+    """A length-only trace whose prompts all have so many tokens; outputs, times, classes and prefixes stay."""
+    has_text = trace.prompt_text is not None or trace.messages is not None
+    text = f"every prompt has {input_tokens} tokens" + (": windows of other text, not the trace's own" * has_text)
+    return replace(
+        trace,
+        input_tokens=np.full(len(trace), input_tokens, dtype=np.int64),
+        # Text without tags is one class; windows would bring the classes of their own text.
+        request_class=trace.request_class or ((ALL_CLASSES,) * len(trace) if has_text else None),
+        prompt_text=None,
+        messages=None,
+        output_text=None,
+    ).with_notes(Note(code="input_tokens_swept", count=len(trace), text=text))
 
 
 def with_output_lengths(trace: Trace, traffic: Traffic, rng: np.random.Generator) -> Trace:
