@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from moeprof.analysis import report_charts as charts
@@ -134,7 +135,7 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
             card = cards.setdefault(value.name, card_for(value.name))
             if card.section != section or APART & set(value.labels):
                 continue
-            heading = _heading(value.labels)
+            heading = heading_of(value.labels)
             key = (value.name, tuple(sorted(value.labels.items())))
             cells = grouped.setdefault(heading, {}).setdefault(key, [None] * len(models))
             cells[position] = value
@@ -142,7 +143,7 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
         MetricTable(
             title=heading,
             rows=tuple(
-                Row(label=_label(name, dict(labels)), card=cards[name], name=name, values=tuple(cells))  # type: ignore[arg-type]
+                Row(label=label_of(name, dict(labels)), card=cards[name], name=name, values=tuple(cells))  # type: ignore[arg-type]
                 for (name, labels), cells in rows.items()
             ),
         )
@@ -150,7 +151,8 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
     ]
 
 
-def _heading(labels: dict[str, str]) -> str:
+def heading_of(labels: Mapping[str, str]) -> str:
+    """Which traffic, window, phase and class the labels speak of."""
     parts = []
     if "traffic" in labels:
         parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline"}[labels["traffic"]])
@@ -163,7 +165,8 @@ def _heading(labels: dict[str, str]) -> str:
     return ", ".join(parts) or "whole run"
 
 
-def _label(name: str, labels: dict[str, str]) -> str:
+def label_of(name: str, labels: Mapping[str, str]) -> str:
+    """A metric's title with its statistic, and the labels that :func:`heading_of` does not say."""
     rest = [
         f"{key} {value}" for key, value in labels.items() if key not in ("traffic", "window", "phase", "request_class")
     ]

@@ -1,0 +1,155 @@
+"""Models of one run side by side: every metric with its ratio to a reference, interval and verdict (METRICS 8, 9).
+
+Same schedule, interleaved rounds: samples are paired (see moeprof/analysis/compare/pairs.py). What may not be compared,
+tokens of different tokenizers, dollars of machines that stood idle, unequal work, is incomparable, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.keys import Key, by_key, labels_of
+from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
+from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
+from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
+from moeprof.analysis.document_compare import Ratio, RatioTable
+from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.analysis.tables import is_done
+from moeprof.core.errors import InputError
+from moeprof.core.metric import MetricValue
+from moeprof.core.workload import Slo
+
+FEWEST_BUSY_RATIO = 0.95
+ONE_LAUNCH = "speaks for this launch"
+NEEDS_BUSY = {"cost", "throughput", "energy"}  # sections whose figures hold the idle time of an open loop
+
+
+def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
+    """Every metric of every model with ratios to the reference, in the order in which the models have them.
+
+    Args:
+        summary: of the run.
+        reference: name of the model whose values are the denominators.
+
+    Raises:
+        InputError: the run has no such model.
+    """
+    index = _index(summary, reference)
+    sides = [_Side.of(model, summary) for model in summary.models]
+    base = sides[index]
+    return {
+        key: Compared(
+            values=tuple(side.values.get(key) for side in sides),
+            ratios=tuple(None if side is base else _ratio(key, base, side) for side in sides),
+        )
+        for key in dict.fromkeys(key for side in sides for key in side.values)
+    }
+
+
+def model_tables(summary: Summary, reference: str) -> tuple[RatioTable, ...]:
+    """The models side by side: headline figures first, then one folded table per section with every metric.
+
+    Raises:
+        InputError: the run has no such model.
+    """
+    index, columns = _index(summary, reference), tuple(model.name for model in summary.models)
+    compared, keys = compare_models(summary, reference), headline_keys(summary.models)
+    title = f"Models of this run, ratios to {reference}"
+    return (
+        headline_table(title, columns, compared, keys, reference=index),
+        *section_tables(columns, compared, reference=index),
+    )
+
+
+def _index(summary: Summary, reference: str) -> int:
+    names = [model.name for model in summary.models]
+    if reference not in names:
+        raise InputError(f"reference: the run has no model {reference!r}; it has: {', '.join(names)}")
+    return names.index(reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A model with everything that ratios need, computed once."""
+
+    model: ModelSummary
+    values: Mapping[Key, MetricValue]
+    repeats: Repeats
+    tokenizer: str | None
+
+    @staticmethod
+    def of(model: ModelSummary, summary: Summary) -> _Side:
+        slo = Slo(**(summary.record.workload.get("slo") or {}))
+        schedule = (summary.record.experiment.get("schedules") or {}).get(model.name) or {}
+        return _Side(
+            model=model,
+            values=by_key(model.metrics),
+            repeats=repeats(model, summary.pricing, slo),
+            tokenizer=schedule.get("tokenizer_hash"),
+        )
+
+
+def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
+    """One cell."""
+    card, classes = card_for(key[0]), classes_of(key[0])
+    first, second = base.values.get(key), side.values.get(key)
+    if first is None or second is None:
+        lacking = base.model.name if first is None else side.model.name
+        return Ratio(value=None, reason=f"{lacking} has no such figure")
+    if base.tokenizer != side.tokenizer and classes & {"tokens", "routing"}:
+        return Ratio(value=None, verdict="incomparable", reason="different tokenizers")
+    reason = why_incomparable(key, base.model, side.model)
+    if reason is not None:
+        return Ratio(value=None, verdict="incomparable", reason=reason)
+    if first.value is None or second.value is None:
+        return untold(first, second, card.better)
+    if "exact" in classes or (first.exact and second.exact):
+        return exact_ratio(first, second, card.better)
+    if "routing" in classes:
+        return interval_ratio(first, second, card.better)
+    return _timed(key, base, side, first, second)
+
+
+def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: MetricValue) -> Ratio:
+    logs = paired_logs(side.repeats.values.get(key, {}), base.repeats.values.get(key, {}))
+    if not logs:
+        return interval_ratio(first, second, card_for(key[0]).better)
+    estimate = ratio_of_pairs(logs)
+    launches = base.repeats.unit == "launch"
+    if not launches:
+        estimate = wider(estimate, ratio_of_requests(key, side.model, base.model))
+    reasons = [] if launches else [ONE_LAUNCH]
+    invalid = [value.reasons[-1] for value in (first, second) if not value.valid and value.reasons]
+    return timed_pair_ratio(estimate, card_for(key[0]).better, reasons=reasons, invalid=invalid)
+
+
+def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str | None:
+    """Why this figure of two models of one run must not be set against each other, or None (METRICS section 7)."""
+    card, labels = card_for(key[0]), labels_of(key)
+    if card.section not in NEEDS_BUSY and card.section != "latency":
+        return None
+    if "failed" in (first.record.status, second.record.status):
+        return "one of them failed"
+    traffic = labels.get("traffic")
+    work = [_work(model, traffic) for model in (first, second)]
+    if work[0] != work[1]:
+        return "they did not do the same work"
+    if traffic == "open" and card.section in NEEDS_BUSY and not key[0].endswith("_busy"):
+        busy = [_busy_ratio(model) for model in (first, second)]
+        if any(ratio is None or ratio < FEWEST_BUSY_RATIO for ratio in busy):
+            return f"open loop below {FEWEST_BUSY_RATIO:.0%} busy: it compares utilisation, not models"
+    return None
+
+
+def _work(model: ModelSummary, traffic: str | None) -> set[int]:
+    """Requests that ended well, of every pass of this traffic."""
+    return {int(is_done(t.requests).sum()) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
+
+
+def _busy_ratio(model: ModelSummary) -> float | None:
+    found = (v for v in model.metrics if v.name == "busy_ratio" and v.labels.get("traffic") == "open")
+    value = next((v.value for v in found if "launch" not in v.labels), None)
+    return None if value is None else float(value)

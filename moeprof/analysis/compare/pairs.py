@@ -1,0 +1,140 @@
+"""Two models of one run, measured on the same schedule: which of their samples belong together.
+
+A launch of one pairs with the same launch of the other; in a run of one launch, a round with the same round. Both are
+interleaved, so a pair shares the state of the machine. Means over requests are also paired request by request.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.keys import Key, by_key, by_launch, labels_of
+from moeprof.analysis.cost import cost_metrics
+from moeprof.analysis.metrics.energy import energy_metrics
+from moeprof.analysis.metrics.latency import latency_metrics
+from moeprof.analysis.metrics.samples import span_samples, tpot_samples
+from moeprof.analysis.metrics.throughput import throughput_metrics
+from moeprof.analysis.metrics.variance import variance_metrics
+from moeprof.analysis.pricing import Pricing
+from moeprof.analysis.summary import ModelSummary
+from moeprof.analysis.tables import ALL, PassTables
+from moeprof.core.metric import MetricValue
+from moeprof.core.workload import Slo
+
+REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")
+NO_PAIRS = "no interval: one round of one launch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Every timed figure of a model once per unit of repetition.
+
+    Attributes:
+        unit: ``launch``, or ``round`` in a run of one launch.
+        values: metric -> number of the launch or round -> value.
+    """
+
+    unit: str
+    values: Mapping[Key, Mapping[int, float]]
+
+
+def repeats(model: ModelSummary, pricing: Pricing, slo: Slo) -> Repeats:
+    """The repeated measurements of a model. Those of rounds are computed here, from each round alone."""
+    launches = by_launch(model.metrics)
+    if launches:
+        return Repeats(unit="launch", values=launches)
+    found: dict[Key, dict[int, float]] = {}
+    for passes in (model.rounds, model.capacity):
+        for number, tables in enumerate(passes):
+            for key, value in by_key(_of_one_pass(model, tables, pricing, slo)).items():
+                if value.value is not None:
+                    found.setdefault(key, {})[number] = float(value.value)
+    return Repeats(unit="round", values=found)
+
+
+def _of_one_pass(model: ModelSummary, tables: PassTables, pricing: Pricing, slo: Slo) -> list[MetricValue]:
+    values = latency_metrics([tables], slo) + throughput_metrics([tables], slo)
+    values += energy_metrics([tables]) + variance_metrics([tables])
+    splits = [split for split in model.splits if split.name == tables.name]
+    if splits and model.facts is not None:
+        values += cost_metrics([tables], pricing, model.facts, splits=splits)
+    return values
+
+
+def paired_logs(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
+    """log(first / second) per launch or round that both have, where both are above 0."""
+    both = sorted(set(first) & set(second))
+    return [math.log(first[i] / second[i]) for i in both if first[i] > 0 and second[i] > 0]
+
+
+def ratio_of_pairs(logs: Sequence[float]) -> Estimate:
+    """The geometric mean of paired ratios with its 95 % t-interval on the log scale.
+
+    Args:
+        logs: log ratio per pair.
+    """
+    if not logs:
+        return Estimate(value=None, reason="no pair of launches or rounds has this figure in both")
+    middle = float(np.mean(logs))
+    if len(logs) < 2:
+        return Estimate(value=math.exp(middle), n=1, reason=NO_PAIRS)
+    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    half = stats.t_quantile(0.5 + stats.CONFIDENCE / 2, len(logs) - 1) * error
+    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+
+
+def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed: int = 0) -> Estimate | None:
+    """Ratio of two means over the same requests; 95 % interval by resampling blocks of neighbouring requests in pairs.
+
+    None for figures that are no mean over requests, and where the models share fewer than ten requests.
+    """
+    matched, labels = REQUEST_MEAN.fullmatch(key[0]), labels_of(key)
+    if matched is None or labels.get("window") != "total":
+        return None
+    one, other = (_per_request(model, matched[1], labels) for model in (first, second))
+    both = sorted(set(one) & set(other))
+    if len(both) < 10:
+        return None
+    values = np.array([[one[row], other[row]] for row in both])
+    blocks = np.array([part.sum(axis=0) for part in np.array_split(values, min(len(values), stats.MAX_BLOCKS))])
+    if (blocks.sum(axis=0) <= 0).any():
+        return None
+    drawn = np.random.default_rng(seed).multinomial(
+        len(blocks), np.full(len(blocks), 1 / len(blocks)), size=stats.RESAMPLES
+    )
+    sums = drawn @ blocks
+    if (sums <= 0).any():
+        return None
+    low, high = stats.percentile_interval(sums[:, 0] / sums[:, 1])
+    total = blocks.sum(axis=0)
+    return Estimate(value=float(total[0] / total[1]), low=low, high=high, n=len(both))
+
+
+def _per_request(model: ModelSummary, quantity: str, labels: Mapping[str, str]) -> dict[int, float]:
+    """Mean over rounds of each request's span, by its row in the schedule."""
+    found: dict[int, list[float]] = {}
+    request_class = labels.get("request_class", ALL)
+    for tables in (*model.rounds, *model.capacity):
+        if tables.traffic != labels.get("traffic", tables.traffic):
+            continue
+        read = tpot_samples(tables, None, request_class) if quantity == "tpot" else None
+        samples = read if read is not None else span_samples(tables, None, quantity, request_class)
+        for row, value in zip(samples.units.tolist(), samples.values.tolist(), strict=True):
+            found.setdefault(row, []).append(value)
+    return {row: sum(values) / len(values) for row, values in found.items()}
+
+
+def wider(first: Estimate, second: Estimate | None) -> Estimate:
+    """The first estimate with an interval that holds those of both: neither source of chance is left out."""
+    ends = [(e.low, e.high) for e in (first, second) if e is not None and e.low is not None and e.high is not None]
+    if not ends:
+        return first
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return Estimate(value=first.value, low=low, high=high, n=first.n)

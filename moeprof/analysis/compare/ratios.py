@@ -1,0 +1,95 @@
+"""From two values to the cell of a comparison: ratio, interval, verdict, reason (METRICS section 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.document_compare import Ratio
+from moeprof.core.metric import Better, MetricValue
+
+PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine
+NORMAL = 1.959964  # 0.975 quantile of the normal distribution
+
+
+def untold(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
+    """A figure that one side did not measure."""
+    reason = next((value.reasons[0] for value in (first, second) if value.value is None and value.reasons), None)
+    return Ratio(value=None, verdict="cannot tell" if better != "neither" else "", reason=reason or "not measured")
+
+
+def exact_ratio(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
+    """Counted facts: any difference is one. The first is the denominator."""
+    assert first.value is not None and second.value is not None, "both were counted"
+    if first.value == second.value:
+        ratio = 1.0 if first.value else None  # nothing over nothing
+        return Ratio(value=ratio, verdict=_judged("no difference shown", better), reason="exact")
+    ratio = second.value / first.value if first.value else None
+    kind = "better" if (second.value < first.value) == (better == "lower") else "worse"
+    return Ratio(value=ratio, verdict=_judged(kind, better), reason="exact" if first.value else "the reference is 0")
+
+
+def interval_ratio(first: MetricValue, second: MetricValue, better: Better, reasons: Sequence[str] = ()) -> Ratio:
+    """Two values with intervals of their own, not paired: the ratio's interval by the delta method on logarithms."""
+    if not first.value or not second.value or first.value < 0 or second.value < 0:
+        same = first.value == second.value
+        verdict = "no difference shown" if same else "cannot tell"
+        return Ratio(value=None, verdict=_judged(verdict, better), reason="no ratio: a value is not above 0")
+    estimate = unpaired_estimate(first, second)
+    return _from_estimate(estimate, better, 0.0, reasons)
+
+
+def timed_pair_ratio(
+    estimate: Estimate, better: Better, *, reasons: Sequence[str] = (), invalid: Sequence[str] = ()
+) -> Ratio:
+    """A paired ratio of one run, judged against the floor of two processes."""
+    if invalid:
+        verdict = _judged("cannot tell", better)
+        return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=invalid[0])
+    return _from_estimate(estimate, better, PAIRED_FLOOR_RATIO, reasons)
+
+
+def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
+    """Second over first; half widths on the log scale add as squares. Equal intervals are taken as one and the same."""
+    assert first.value and second.value, "both above 0"
+    ratio = float(second.value) / float(first.value)
+    halves = [_log_half(value) for value in (first, second)]
+    if None in halves:
+        return Estimate(value=ratio, reason="no interval: a value has none")
+    half = math.hypot(*(h for h in halves if h is not None))
+    return Estimate(value=ratio, low=ratio * math.exp(-half), high=ratio * math.exp(half))
+
+
+def _log_half(value: MetricValue) -> float | None:
+    """Half the width of the value's 95 % interval on the log scale; 0 for counted facts, None when unknown."""
+    if value.exact:
+        return 0.0
+    if value.ci_low is None or value.ci_high is None or value.ci_low <= 0:
+        return None
+    return math.log(value.ci_high / value.ci_low) / 2
+
+
+def _from_estimate(estimate: Estimate, better: Better, floor_ratio: float, reasons: Sequence[str]) -> Ratio:
+    verdict, reason = _verdict(estimate, better, floor_ratio)
+    said = "; ".join(dict.fromkeys(part for part in (reason, *reasons) if part)) or None
+    return Ratio(
+        value=estimate.value, low=estimate.low, high=estimate.high, verdict=_judged(verdict, better), reason=said
+    )
+
+
+def _verdict(estimate: Estimate, better: Better, floor_ratio: float) -> tuple[str, str | None]:
+    """Worse or better: the interval excludes 1 and the point lies beyond the floor; nothing shown: all within it."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "cannot tell", estimate.reason
+    floor = math.log1p(floor_ratio)
+    low, point, high = (math.log(x) for x in (estimate.low, estimate.value, estimate.high))
+    if estimate.excludes(1.0) and abs(point) > floor:
+        return ("better" if (point < 0) == (better == "lower") else "worse"), None
+    if max(-low, high) <= floor:
+        return "no difference shown", None
+    return "cannot tell", "the interval is too wide" if not estimate.excludes(1.0) else f"within {floor_ratio:.0%}"
+
+
+def _judged(verdict: str, better: Better) -> str:
+    return "" if better == "neither" else verdict

@@ -1,0 +1,121 @@
+"""Timed figures against a stored run: Welch's test on the logarithms of launches (METRICS section 9).
+
+The few gates share one error (Holm); every other timed figure belongs to a second family of its own, so that a page
+with hundreds of figures does not call chance a change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.keys import Key
+from moeprof.analysis.document_compare import Ratio
+from moeprof.core.metric import Better
+
+STORED_FLOOR_RATIO = 0.10
+FEWEST_LAUNCHES = 5
+ALPHA = 0.01  # one-sided, of a whole family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welch:
+    """log(other / reference): mean, standard error, degrees of freedom."""
+
+    mean: float
+    error: float
+    degrees: float
+
+    @property
+    def p_one_sided(self) -> float:
+        """Chance of a mean at least so far from 0 on its side, were there no difference."""
+        if self.error == 0:
+            return 0.5 if self.mean == 0 else 0.0
+        from scipy.special import stdtr
+
+        return float(stdtr(self.degrees, -abs(self.mean) / self.error))
+
+    def interval(self, confidence: float) -> stats.Interval:
+        """Two-sided interval of the ratio."""
+        half = stats.t_quantile(0.5 + confidence / 2, self.degrees) * self.error if self.error else 0.0
+        return math.exp(self.mean - half), math.exp(self.mean + half)
+
+
+def welch(reference: Sequence[float], other: Sequence[float]) -> Welch | None:
+    """Of two or more launches a side, all above 0; None otherwise."""
+    if min(len(reference), len(other)) < 2 or min(*reference, *other) <= 0:
+        return None
+    first, second = np.log(reference), np.log(other)
+    parts = [float(side.var(ddof=1)) / len(side) for side in (first, second)]
+    error = math.sqrt(sum(parts))
+    squares = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
+    degrees = sum(parts) ** 2 / squares if squares else float(len(first) + len(second) - 2)
+    return Welch(mean=float(second.mean() - first.mean()), error=error, degrees=degrees)
+
+
+def stored_ratios(
+    samples: Mapping[Key, tuple[Sequence[float], Sequence[float]]], gates: Collection[Key]
+) -> dict[Key, Ratio]:
+    """Ratio, interval and verdict of every timed figure.
+
+    Args:
+        samples: figure -> each launch's value in the reference and in the other run.
+        gates: those that share the first family.
+    """
+    tests = {key: welch(*pair) for key, pair in samples.items()}
+    enough = {key for key, pair in samples.items() if min(map(len, pair)) >= FEWEST_LAUNCHES}
+    judged = {key: test for key, test in tests.items() if test is not None and key in enough}
+    families = ([key for key in judged if key in gates], [key for key in judged if key not in gates])
+    adjusted = {key: p for family in families for key, p in _holm({k: judged[k].p_one_sided for k in family}).items()}
+    found = {}
+    for key, test in tests.items():
+        better = card_for(key[0]).better
+        if test is None or key not in enough:
+            found[key] = _too_few(test, samples[key], better)
+        else:
+            found[key] = _judged(test, adjusted[key], better, gate=key in gates)
+    return found
+
+
+def _holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Holm's step-down adjustment (Holm 1979)."""
+    adjusted, worst = {}, 0.0
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p))
+        adjusted[key] = worst
+    return adjusted
+
+
+def _too_few(test: Welch | None, pair: tuple[Sequence[float], Sequence[float]], better: Better) -> Ratio:
+    num = min(map(len, pair))
+    value, low, high = None, None, None
+    if test is not None:
+        value, (low, high) = math.exp(test.mean), test.interval(stats.CONFIDENCE)
+    elif num and min(*pair[0], *pair[1]) > 0:
+        value = math.exp(float(np.log(pair[1]).mean() - np.log(pair[0]).mean()))
+    reason = f"needs {FEWEST_LAUNCHES} launches a side, found {num}"
+    if num >= 1 and value is None:
+        reason = "no ratio: a value is not above 0"
+    return Ratio(value=value, low=low, high=high, verdict="" if better == "neither" else "cannot tell", reason=reason)
+
+
+def _judged(test: Welch, p: float, better: Better, *, gate: bool) -> Ratio:
+    low, high = test.interval(stats.CONFIDENCE)
+    floor = math.log1p(STORED_FLOOR_RATIO)
+    beyond = abs(test.mean) > floor
+    family = "gate" if gate else "one of many, no gate"
+    if p <= ALPHA and beyond:
+        verdict = "better" if (test.mean < 0) == (better == "lower") else "worse"
+        reason = f"p = {p:.2g} ({family}, Holm), beyond the floor of {STORED_FLOOR_RATIO:.0%}"
+    elif max(-math.log(low), math.log(high)) <= floor:
+        verdict, reason = "no difference shown", f"the interval lies within {STORED_FLOOR_RATIO:.0%} ({family})"
+    else:
+        verdict = "cannot tell"
+        reason = f"p = {p:.2g} ({family}, Holm)" if beyond else "the interval reaches beyond the floor"
+    return Ratio(value=math.exp(test.mean), low=low, high=high, verdict="" if better == "neither" else verdict,
+                 reason=reason)  # fmt: skip
