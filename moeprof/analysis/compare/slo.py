@@ -58,11 +58,12 @@ def goodput_ratios(swept: SweptPoint, slo: Slo) -> list[tuple[int, float | None]
 
 
 def is_attained(swept: SweptPoint, slo: Slo) -> bool | None:
-    """At least 95 % in every round and not saturated; None without an SLO."""
+    """At least 95 % in every round, none of them saturated; None without an SLO."""
     if not has_objective(slo):
         return None
     shares = [share for _, share in goodput_ratios(swept, slo)]
-    return bool(shares) and not swept.saturated and all(share is not None and share >= ATTAINED for share in shares)
+    stable = not any(one.saturated for one in swept.rounds)
+    return bool(shares) and stable and all(share is not None and share >= ATTAINED for share in shares)
 
 
 def usd_per_1m_tokens_at_slo(sweep: Sequence[SweptPoint], slo: Slo) -> tuple[AtSlo, ...]:

@@ -38,7 +38,7 @@ class SweptRound:
         tables: of the pass.
         split: its bill.
         schedule_sha256: of the requests that were sent, or None in a pass that died early.
-        saturated: the queue grew without bound.
+        saturated: the queue grew without bound; None when the pass cannot tell.
         saturation_reason: how that was seen.
     """
 
@@ -47,7 +47,7 @@ class SweptRound:
     tables: PassTables
     split: CostSplit
     schedule_sha256: str | None = None
-    saturated: bool = False
+    saturated: bool | None = None
     saturation_reason: str | None = None
 
     @property
@@ -75,8 +75,8 @@ class SweptPoint:
 
     @property
     def saturated(self) -> bool:
-        """In any round."""
-        return any(one.saturated for one in self.rounds)
+        """In every round: rounds that disagree are no ground to say so."""
+        return bool(self.rounds) and all(one.saturated for one in self.rounds)
 
     @property
     def saturation_reason(self) -> str | None:
@@ -122,7 +122,7 @@ def _rounds(
             tables=tables,
             split=split,
             schedule_sha256=one.info.get("schedule_sha256"),
-            saturated=bool(told.get("saturated")),
+            saturated=told.get("saturated"),
             saturation_reason=told.get("reason"),
         )
         rounds.append((point, swept))

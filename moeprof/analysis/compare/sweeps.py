@@ -1,8 +1,8 @@
 """Cost, speed and experts against load: every model of a run at every point of its sweep (METRICS sections 1, 3, 7).
 
 A closed loop bills the window; an open loop bills busy seconds where models are compared, because below saturation
-every model bills the same window. Every figure is a mean over rounds (over launches where there are several); percentiles
-pool the rounds and are null below their minimum sample.
+every model bills the same window. Every figure is a mean over rounds (over launches where there are several);
+percentiles pool the rounds and are null below their minimum sample.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PointResult:
         busy_ratio: busy over billed seconds.
         distinct_experts: per pure decode step, mean over layers and steps.
         distinct_nulls: what routing at random would touch at these batches: ``uniform``, ``marginal``.
-        saturated: the queue grew without bound; ``saturation_reason`` says how that was seen.
+        saturated: the queue grew without bound in every round; ``saturation_reason`` says how that was seen.
         swept: the rounds behind it.
     """
 

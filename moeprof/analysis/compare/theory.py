@@ -1,0 +1,288 @@
+"""Theory beside measurement: what FLOPs, bytes and the roofline promise of sparsity, and what was measured (METRICS 8).
+
+Work comes from what ran: the batches, the distinct experts and the kernels of each step (METRICS section 5). Figures
+are per token, so that passes of unequal length compare; a promise is the dense model's figure over the MoE's: above 1
+the MoE should be the faster one. Twins that did not run are computed: the MoE's own batches through the MoE's shape
+with every block replaced by a dense MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.sweep_points import log_ratio_estimate, over_rounds
+from moeprof.analysis.metrics.work import Limits, limits_of, roofline_S
+from moeprof.analysis.step_work import StepWork, step_work
+from moeprof.analysis.tables import ALL, PassTables
+from moeprof.core.modelfacts import ModelFacts
+
+if TYPE_CHECKING:
+    from moeprof.analysis.summary import ModelSummary, Summary
+
+Match = Literal["active", "total"]
+PHASES = ("decode", "prefill", ALL)
+TWIN_NAMES: dict[Match, str] = {"total": "total-matched, computed", "active": "active-matched, computed"}
+REPLACED = ("router", "shared_experts", "routed_experts")
+NOT_RUN = "this twin did not run: its work is computed from the MoE's shape"
+OTHER_BATCHES = "open loop without a capacity pass: the models ran other batches"
+OTHER_REQUESTS = "the models were sent different requests"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseWork:
+    """What one token of one phase costs a model.
+
+    Attributes:
+        model: name of the model, or of a computed twin.
+        phase: prefill, decode or all.
+        flops_per_token, bytes_per_token: of the counted steps of the first pass; rounds repeat its tokens.
+        roofline_s_per_token: the least time on this device, from its measured peaks.
+        step_s_per_token: measured, mean over rounds.
+        rounds_s_per_token: measured, per round; empty for a computed twin.
+        num_launches: launches that the rounds come from.
+        active_params, total_params: of the model.
+    """
+
+    model: str
+    phase: str
+    flops_per_token: Estimate
+    bytes_per_token: Estimate
+    roofline_s_per_token: Estimate
+    step_s_per_token: Estimate
+    rounds_s_per_token: tuple[float, ...]
+    num_launches: int
+    active_params: int
+    total_params: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """What a dense model's figure is as a multiple of the MoE's: above 1 speaks for the MoE.
+
+    Attributes:
+        moe, dense: the pair; ``dense`` may be a computed twin.
+        phase: prefill, decode or all.
+        flops, num_bytes, roofline: promised.
+        measured: step time per token, paired by round.
+        active_params, total_params: ratios of parameters.
+    """
+
+    moe: str
+    dense: str
+    phase: str
+    flops: Estimate
+    num_bytes: Estimate
+    roofline: Estimate
+    measured: Estimate
+    active_params: float
+    total_params: float
+
+    @property
+    def text(self) -> str:
+        """``promised by FLOPs 4.1x, by bytes 1.3x, by the roofline 1.3x, measured 0.9x``."""
+        parts = [
+            f"{name} {_times(value)}"
+            for name, value in (
+                ("promised by FLOPs", self.flops),
+                ("by bytes", self.num_bytes),
+                ("by the roofline", self.roofline),
+                ("measured", self.measured),
+            )
+            if value.value is not None
+        ]
+        return ", ".join(parts) if parts else f"cannot tell ({self.flops.reason or self.measured.reason})"
+
+
+def twin_facts(facts: ModelFacts, match: Match) -> ModelFacts:
+    """A dense twin by arithmetic: k (``active``) or E (``total``) experts' width in one MLP, shared experts folded in.
+
+    The router is left out. Parameters and bytes are those of the experts and scale with their number.
+    """
+    used = [layer.num_experts if match == "total" else layer.top_k for layer in facts.moe_layers]
+    expert_params = sum(num * layer.expert_params for num, layer in zip(used, facts.moe_layers, strict=True))
+    expert_bytes = sum(num * layer.expert_bytes for num, layer in zip(used, facts.moe_layers, strict=True))
+
+    def folded(groups: Mapping[str, int], size: int) -> dict[str, int]:
+        kept = {name: value for name, value in groups.items() if name not in REPLACED}
+        kept["dense_mlp"] = groups.get("dense_mlp", 0) + groups.get("shared_experts", 0) + size
+        return kept
+
+    params = folded(facts.params_by_group, expert_params)
+    gone = sum(facts.params_by_group.values()) - sum(params.values())
+    total = facts.total_params - gone
+    head = facts.active_params_no_embedding - facts.active_params_no_embedding_no_head
+    embedding = facts.active_params - facts.active_params_no_embedding
+    return replace(
+        facts,
+        name=TWIN_NAMES[match],
+        total_params=total,
+        active_params=total,
+        active_params_no_embedding=total - embedding,
+        active_params_no_embedding_no_head=total - embedding - head,
+        params_by_group=params,
+        bytes_by_group=folded(facts.bytes_by_group, expert_bytes),
+        moe_layers=(),
+    )
+
+
+def theoretical_speedups(summary: Summary) -> tuple[Speedup, ...]:
+    """Every MoE against every dense model of the run and against the twins that did not run, per phase."""
+    found = []
+    for moe, others in pairs(summary):
+        for phase in PHASES:
+            mine = phase_work(moe, phase)
+            if mine is None:
+                continue
+            for other in others:
+                theirs = phase_work(other, phase)
+                if theirs is not None:
+                    found.append(speedup(mine, theirs, _reason(summary, moe, other)))
+            for match in missing_twins(moe, others):
+                found.append(speedup(mine, computed_work(moe, match, phase), NOT_RUN))
+    return tuple(found)
+
+
+def pairs(summary: Summary) -> list[tuple[ModelSummary, tuple[ModelSummary, ...]]]:
+    """Each MoE that was measured, with the dense models that were."""
+    known = [m for m in summary.models if m.facts is not None and m.priced]
+    denses = tuple(m for m in known if m.facts is not None and not m.facts.is_moe)
+    return [(m, denses) for m in known if m.facts is not None and m.facts.is_moe]
+
+
+def missing_twins(moe: ModelSummary, others: Sequence[ModelSummary]) -> tuple[Match, ...]:
+    """Twins of this MoE that did not run."""
+    twins = [m.facts.twin for m in others if m.facts is not None and m.facts.twin is not None]
+    mine = [twin for twin in twins if twin.of == moe.name]
+    ran = {"active": any(t.is_active_matched for t in mine), "total": any(t.is_total_matched for t in mine)}
+    matches: tuple[Match, ...] = ("active", "total")
+    return tuple(match for match in matches if not ran[match])
+
+
+def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None) -> Speedup:
+    """The dense model's figures over the MoE's.
+
+    Args:
+        moe: of the MoE.
+        dense: of the other model, same phase.
+        reason: why measured times must not be compared, or None.
+    """
+    measured = _paired(dense, moe) if reason is None else Estimate(value=None, reason=reason)
+    return Speedup(
+        moe=moe.model,
+        dense=dense.model,
+        phase=moe.phase,
+        flops=_over(dense.flops_per_token, moe.flops_per_token),
+        num_bytes=_over(dense.bytes_per_token, moe.bytes_per_token),
+        roofline=_over(dense.roofline_s_per_token, moe.roofline_s_per_token),
+        measured=measured,
+        active_params=dense.active_params / moe.active_params,
+        total_params=dense.total_params / moe.total_params,
+    )
+
+
+def phase_work(model: ModelSummary, phase: str) -> PhaseWork | None:
+    """A model's work and time per token, from the passes that headline dollars come from; None without such steps."""
+    assert model.facts is not None, "only models that loaded have passes"
+    works = [step_work(tables, model.facts, model.launch.get("engine") or {}) for tables in model.priced]
+    return _phase_work(model.name, model.facts, model.launch, model.priced, works, phase, len(model.launch_splits))
+
+
+def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork:
+    """A twin's work on the MoE's own batches, without a measured time."""
+    assert moe.facts is not None, "only models that loaded have passes"
+    facts = twin_facts(moe.facts, match)
+    work = step_work(moe.priced[0], facts, moe.launch.get("engine") or {})
+    found = _phase_work(facts.name, facts, moe.launch, moe.priced[:1], [work], phase, 1)
+    assert found is not None, "the MoE has steps of this phase"
+    return replace(found, step_s_per_token=Estimate(value=None, reason=NOT_RUN), rounds_s_per_token=())
+
+
+def _phase_work(
+    name: str,
+    facts: ModelFacts,
+    launch: Mapping[str, Any],
+    rounds: Sequence[PassTables],
+    works: Sequence[StepWork | str],
+    phase: str,
+    num_launches: int,
+) -> PhaseWork | None:
+    limits = limits_of(launch, facts)
+    told = [(w, w.phase_mask(t, phase)) for w, t in zip(works, rounds, strict=True) if isinstance(w, StepWork)]
+    told = [(work, mask) for work, mask in told if work.tokens_S[mask].sum() > 0]
+    reason = next((work for work in works if isinstance(work, str)), None)
+    if not told and reason is None:
+        return None
+    nothing = Estimate(value=None, reason=reason)
+    flops, num_bytes, roofline = nothing, nothing, nothing
+    seconds: tuple[float, ...] = ()
+    if told:
+        work, mask = told[0]
+        tokens = float(work.tokens_S[mask].sum())
+        flops = Estimate(value=float(work.flops_S[mask].sum()) / tokens)
+        num_bytes = Estimate(value=float(work.bytes_S[mask].sum()) / tokens)
+        roofline = _roofline(work, mask, limits)
+        seconds = tuple(float(w.time_S[m].sum() / w.tokens_S[m].sum()) for w, m in told)
+    return PhaseWork(
+        model=name,
+        phase=phase,
+        flops_per_token=flops,
+        bytes_per_token=num_bytes,
+        roofline_s_per_token=roofline,
+        step_s_per_token=_mean(seconds, reason),
+        rounds_s_per_token=seconds,
+        num_launches=max(num_launches, 1),
+        active_params=facts.active_params,
+        total_params=facts.total_params,
+    )
+
+
+def _roofline(work: StepWork, mask: Any, limits: Limits) -> Estimate:
+    least_S = roofline_S(work, limits)
+    if least_S is None:
+        return Estimate(value=None, reason=limits.bandwidth_reason or limits.flops_reason)
+    return Estimate(value=float(least_S[mask].sum() / work.tokens_S[mask].sum()))
+
+
+def _mean(values: Sequence[float], reason: str | None) -> Estimate:
+    return over_rounds([(0, value) for value in values], reason or "no steps")
+
+
+def _over(above: Estimate, below: Estimate) -> Estimate:
+    if above.value is None or not below.value:
+        return Estimate(value=None, reason=above.reason or below.reason or "the denominator is 0")
+    return Estimate(value=above.value / below.value)
+
+
+def _paired(above: PhaseWork, below: PhaseWork) -> Estimate:
+    """The ratio of times per token, paired by round; over launches where both have several."""
+    up, down = above.rounds_s_per_token, below.rounds_s_per_token
+    if not up or not down:
+        return Estimate(value=None, reason=above.step_s_per_token.reason or below.step_s_per_token.reason)
+    if len(up) != len(down):
+        ratio = float(np.mean(up) / np.mean(down))
+        return Estimate(value=ratio, reason=f"no interval: {len(up)} rounds against {len(down)}")
+    logs = np.log(np.asarray(up) / np.asarray(down))
+    launches = above.num_launches
+    if launches > 1 and launches == below.num_launches and len(logs) % launches == 0:
+        logs = logs.reshape(launches, -1).mean(axis=1)
+    return log_ratio_estimate(np.exp(logs).tolist())
+
+
+def _reason(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> str | None:
+    """Why measured times of two models must not be compared."""
+    if "open" in (moe.priced[0].traffic, dense.priced[0].traffic):
+        return OTHER_BATCHES
+    schedules = summary.record.experiment.get("schedules") or {}
+    mine, theirs = ((schedules.get(m.name) or {}).get("sha256") for m in (moe, dense))
+    return OTHER_REQUESTS if mine != theirs else None
+
+
+def _times(value: Estimate) -> str:
+    assert value.value is not None, "checked by the caller"
+    interval = "" if value.low is None or value.high is None else f" [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.3g}x{interval}"
