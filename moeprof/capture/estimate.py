@@ -1,64 +1,122 @@
-"""Bytes of a model's weights before they load: file sizes, or the parameters of the config counted without memory."""
+"""Bytes of the models' weights before they load: file sizes, or the parameters of the config counted without memory."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from moeprof.capture.fit import DTYPE_BYTES
 from moeprof.capture.model_source import ModelSource
+from moeprof.core.errors import ModelError, MoeprofError
 from moeprof.core.workload import EngineSettings, ModelSpec
 
 PATIENCE_S = 180.0
 
 
-def estimate_weights_bytes(spec: ModelSpec, source: ModelSource, settings: EngineSettings) -> int | None:
-    """Bytes on the device, or None when only loading will tell.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """What the counting process is asked: the parameters of a config, or of the dense twin of it."""
 
-    Random weights are counted in a short-lived process, because that needs torch and the parent stays without.
+    spec: ModelSpec
+    config_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Parameters, or why there is no such twin, or neither: the architecture is unknown and loading will say so."""
+
+    params: int | None = None
+    refusal: str | None = None
+
+
+def estimate_weights_bytes(
+    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings
+) -> dict[str, int | None]:
+    """Bytes on the device by model; None when only loading will tell.
+
+    Random weights and twins are counted in one short-lived process, because that needs torch and the parent stays
+    without.
+
+    Raises:
+        ModelError: a twin of a model that has no dense twin.
     """
-    asked = spec.dtype or settings.dtype
-    stored = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
-    factor = 1.0 if asked == "auto" else DTYPE_BYTES[asked] / DTYPE_BYTES.get(stored, 4)
-    if source.weights_bytes is not None:
-        return int(source.weights_bytes * factor)
-    if spec.weights == "random":
-        params = _count_in_process(source.config)
-        return None if params is None else int(params * DTYPE_BYTES.get(stored, 4) * factor)
-    return None
+    by_name = {spec.name: spec for spec in models}
+    asked = [
+        _Count(spec=spec, config_json=json.dumps(sources[spec.name].config))
+        for spec in models
+        if spec.twin_of is not None or (sources[spec.name].weights_bytes is None and spec.weights == "random")
+    ]
+    answers = dict(zip([count.spec.name for count in asked], _count_in_process(asked), strict=True))
+    refused = next((answer.refusal for answer in answers.values() if answer.refusal is not None), None)
+    if refused is not None:
+        raise ModelError(refused)
+    found: dict[str, int | None] = {}
+    for spec in models:
+        source, base = sources[spec.name], by_name.get(spec.twin_of or "")
+        dtype = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
+        stored = DTYPE_BYTES.get(str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32"), 4)
+        width = stored if dtype == "auto" else DTYPE_BYTES[dtype]
+        params = answers[spec.name].params if spec.name in answers else None
+        if source.weights_bytes is not None:
+            found[spec.name] = source.weights_bytes * width // stored
+        else:
+            found[spec.name] = None if params is None else params * width
+    return found
 
 
-def _count_in_process(config: dict[str, Any]) -> int | None:
+def _count_in_process(asked: list[_Count]) -> list[_Answer]:
+    if not asked:
+        return []
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_count, args=(json.dumps(config), theirs), daemon=True)
+    process = context.Process(target=_count_all, args=(asked, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
-        return int(ours.recv()) if ours.poll(PATIENCE_S) else None
+        answers: list[_Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
     except EOFError:
-        return None  # the architecture is unknown; loading will say so by name
+        answers = []  # the process died; loading will say why
     finally:
         process.kill()
         process.join()
+    return answers or [_Answer() for _ in asked]
 
 
-def _count(config_json: str, connection: Connection) -> None:
+def _count_all(asked: list[_Count], connection: Connection) -> None:
     import os
     import sys
 
-    from moeprof.core.errors import MoeprofError
-
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a failure here is told by silence, loading tells it in words
+    connection.send([_count(count) for count in asked])
+
+
+def _count(count: _Count) -> _Answer:
+    from transformers import AutoConfig
+
     from moeprof.capture.meta_models import facts_from_config
 
-    values = json.loads(config_json)
+    values: dict[str, Any] = json.loads(count.config_json)
     try:
-        from transformers import AutoConfig
-
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        connection.send(facts_from_config(config, name="", source="").total_params)
+        if count.spec.twin_of is None:
+            return _Answer(params=facts_from_config(config, name="", source="").total_params)
     except (MoeprofError, ValueError, KeyError):
-        return
+        return _Answer()
+    return _count_twin(config, count.spec)
+
+
+def _count_twin(config: Any, spec: ModelSpec) -> _Answer:
+    from moeprof.capture.meta_models import build_on_meta
+    from moeprof.capture.twins import check_unquantised, read_layers, replace_experts
+
+    try:
+        check_unquantised(config, spec)
+        model = build_on_meta(config, name=spec.name)
+        replace_experts(model, read_layers(model, spec), spec)
+    except MoeprofError as error:
+        return _Answer(refusal=str(error))
+    return _Answer(params=sum(p.numel() for p in model.parameters()))

@@ -7,6 +7,7 @@ match its config is an error: transformers would fill the gaps with random numbe
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from moeprof.capture.model_source import ModelSource
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.workload import EngineSettings, ModelSpec
+
+Reshape = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +58,38 @@ def read_blueprint(spec: ModelSpec, source: ModelSource, settings: EngineSetting
 
 
 def load_model(
-    spec: ModelSpec, source: ModelSource, blueprint: Blueprint, settings: EngineSettings, device: torch.device
+    spec: ModelSpec,
+    source: ModelSource,
+    blueprint: Blueprint,
+    settings: EngineSettings,
+    device: torch.device,
+    *,
+    reshape: Reshape | None = None,
 ) -> LoadedModel:
     """Load ``source`` as ``spec`` asks.
+
+    Args:
+        spec: which weights, and the name for messages.
+        source: where they are.
+        blueprint: config and dtype.
+        settings: experts implementation.
+        device: where to.
+        reshape: changes the model's modules before memory is taken for any weight; weights of what it puts in are
+            drawn at random, those of what it takes out are not read.
 
     Raises:
         ModelError: damaged or mismatching weights.
         UnsupportedModelError: needs a library that is not there.
     """
     start = time.perf_counter()
-    kwargs: dict[str, Any] = {"dtype": blueprint.dtype, "attn_implementation": "sdpa"}
+    kwargs: dict[str, Any] = {"dtype": blueprint.dtype, "attn_implementation": _attention(blueprint.config)}
     if settings.experts != "auto":
         kwargs["experts_implementation"] = settings.experts
     try:
-        model = _build(spec, source, blueprint.config, device, kwargs)
+        if reshape is None:
+            model = _build(spec, source, blueprint.config, device, kwargs)
+        else:
+            model = _build_reshaped(spec, source, blueprint.config, device, kwargs, reshape)
     except SafetensorError as error:
         raise ModelError(f"model {spec.name}: damaged weights file ({error}); fetch it again") from error
     except ImportError as error:
@@ -91,6 +112,13 @@ def choose_dtype(asked: str, config: Any, device: torch.device) -> tuple[torch.d
     if own == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported():
         return own, "the checkpoint's; this CPU has bf16 instructions"
     return torch.float32, f"this CPU has no {str(own).removeprefix('torch.')} instructions"
+
+
+def _attention(config: Any) -> str:
+    """``sdpa``, or ``eager`` for classes that transformers has no such attention for (attention sinks and the like)."""
+    found = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    classes = found if isinstance(found, (list, tuple)) else (found,)
+    return "eager" if any(getattr(c, "_supports_sdpa", True) is False for c in classes) else "sdpa"
 
 
 def _config(spec: ModelSpec, source: ModelSource) -> Any:
@@ -127,13 +155,63 @@ def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.devi
             **kwargs,
         ),
     )
-    missing = sorted(info["missing_keys"])
+    _refuse_missing(spec, info["missing_keys"])
+    return model
+
+
+def _build_reshaped(
+    spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any], reshape: Reshape
+) -> Any:
+    """Build on the meta device, reshape there, then load or draw only what is left."""
+    model_class, config = _text_model_class(spec, config)
+    new: set[str] = set()
+
+    def init(self: Any, *args: Any, **more: Any) -> None:
+        model_class.__init__(self, *args, **more)
+        before = {name for name, _ in self.named_parameters()}
+        reshape(self)
+        new.update({name for name, _ in self.named_parameters()} - before)
+
+    # Under its own name and module: transformers finds key conversions and source files by them.
+    reshaped: Any = type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+    is_random = spec.weights == "random"
+    where = None if is_random else source.hub_id or source.folder
+    files: dict[str, Any] = {"state_dict": {}} if is_random else {"revision": spec.revision, "use_safetensors": True}
+    torch.manual_seed(0)
+    model, info = _guard(
+        spec,
+        lambda: reshaped.from_pretrained(
+            where, config=config, output_loading_info=True, device_map={"": device}, **files, **kwargs
+        ),
+    )
+    if not is_random:
+        _refuse_missing(spec, set(info["missing_keys"]) - new)
+    return model
+
+
+def _text_model_class(spec: ModelSpec, config: Any) -> tuple[Any, Any]:
+    """The class that ``AutoModelForCausalLM`` would take, and the part of the config that it is built from."""
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise UnsupportedModelError(
+            f"model {spec.name}: its code comes with the checkpoint; a twin is built of transformers' own classes only"
+        )
+    found = mapping[type(config)]
+    options = found if isinstance(found, (list, tuple)) else (found,)
+    named = {option.__name__: option for option in options}
+    chosen = next((named[a] for a in getattr(config, "architectures", None) or () if a in named), options[0])
+    text_class = config.sub_configs.get("text_config")
+    is_part = text_class is not None and getattr(chosen, "config_class", None) is text_class
+    return chosen, config.get_text_config() if is_part else config
+
+
+def _refuse_missing(spec: ModelSpec, keys: Iterable[str]) -> None:
+    missing = sorted(keys)
     if missing:
         raise ModelError(
             f"model {spec.name}: the weights lack {len(missing)} tensors that config.json asks for "
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); config and weights do not match"
         )
-    return model
 
 
 def _guard(spec: ModelSpec, build: Any) -> Any:

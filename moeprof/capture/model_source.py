@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class ModelSource:
         hub_id: Hugging Face id, or None.
         config: the raw config.json.
         tokenizer_file: tokenizer.json, or None when the model has none.
-        weights_bytes: bytes of the weight files, or None when not on disk yet.
+        weights_bytes: bytes of the weight files, or None when not on disk yet, or for a twin.
+        twin: for a dense twin, what it is in words; all else is then its MoE's.
     """
 
     folder: Path | None
@@ -33,21 +34,31 @@ class ModelSource:
     config: dict[str, Any]
     tokenizer_file: Path | None
     weights_bytes: int | None
+    twin: str | None = None
 
     @property
     def description(self) -> str:
         """For the record: hub id or the folder's name (never the whole path)."""
+        if self.twin is not None:
+            return self.twin
         if self.hub_id is not None:
             return self.hub_id
         return self.folder.name if self.folder is not None else "named config"
 
 
-def find_model(spec: ModelSpec) -> ModelSource:
+def find_model(spec: ModelSpec, base: ModelSpec | None = None) -> ModelSource:
     """Find the model of a spec.
+
+    Args:
+        spec: the model.
+        base: for a dense twin, the MoE that it is made of; its config and tokenizer are the twin's too.
 
     Raises:
         ModelError: it does not exist, has no config, no weights, or the hub cannot be reached.
     """
+    if base is not None:
+        twin = f"dense twin of {base.name} ({spec.match})"
+        return replace(find_model(replace(base, name=spec.name)), weights_bytes=None, twin=twin)
     if spec.config is not None:
         return _from_config(spec)
     assert spec.path is not None

@@ -5,6 +5,7 @@ One function, so that a lone worker and a lock-step one load in the same way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,16 @@ import torch
 from moeprof.capture.loading import Blueprint, load_model, read_blueprint
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.parameters import model_facts
+from moeprof.capture.twin_popular import popular_twin
+from moeprof.capture.twins import (
+    Twin,
+    TwinLayer,
+    check_unquantised,
+    describe_twin,
+    draw_weights,
+    read_layers,
+    replace_experts,
+)
 from moeprof.core.modelfacts import ModelFacts, TwinFacts
 from moeprof.core.trace import Schedule
 from moeprof.core.workload import EngineSettings, ModelSpec
@@ -28,6 +39,7 @@ class OpenModel:
         source: where it was found; that of the MoE for a twin.
         blueprint: config, dtype and why.
         load_s: seconds from start to ready, building a twin included.
+        weights: ``checkpoint``, or ``random`` (also where only a twin's MLPs are).
         twin: how a twin relates to its MoE, or None.
         notes: what a reader should know.
     """
@@ -36,6 +48,7 @@ class OpenModel:
     source: ModelSource
     blueprint: Blueprint
     load_s: float
+    weights: str
     twin: TwinFacts | None = None
     notes: tuple[str, ...] = ()
 
@@ -63,14 +76,51 @@ def open_model(
         ModelError: it does not exist, or its weights are damaged; a twin of a model without experts.
         UnsupportedModelError: transformers cannot build it, or its experts have no dense form.
     """
-    if spec.twin_of is not None:
-        raise NotImplementedError("twins are being built")
-    source = find_model(spec)
-    blueprint = read_blueprint(spec, source, engine, device)
+    weights = spec if base is None else replace(base, name=spec.name, dtype=spec.dtype or base.dtype)
+    source = find_model(spec, base)
+    blueprint = read_blueprint(weights, source, engine, device)
+    if base is not None:
+        check_unquantised(blueprint.config, spec)
     if before_weights is not None:
         before_weights()
-    loaded = load_model(spec, source, blueprint, engine, device)
-    return OpenModel(model=loaded.model, source=source, blueprint=blueprint, load_s=loaded.load_s)
+    start = time.perf_counter()
+    twin = None
+    if base is None:
+        model = load_model(weights, source, blueprint, engine, device).model
+    elif spec.initialise == "popular_experts":
+        model = load_model(weights, source, blueprint, engine, device).model
+        twin = popular_twin(model, spec, warmup)
+    else:
+        model, twin = _random_twin(spec, weights, source, blueprint, engine, device)
+    return OpenModel(
+        model=model,
+        source=source,
+        blueprint=blueprint,
+        load_s=time.perf_counter() - start,
+        weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
+        twin=None if twin is None else twin.facts,
+        notes=() if twin is None else twin.notes,
+    )
+
+
+def _random_twin(
+    spec: ModelSpec,
+    weights: ModelSpec,
+    source: ModelSource,
+    blueprint: Blueprint,
+    engine: EngineSettings,
+    device: torch.device,
+) -> tuple[Any, Twin]:
+    """The experts are never loaded: they are replaced while the model has no memory yet."""
+    layers: list[TwinLayer] = []
+
+    def reshape(model: Any) -> None:
+        layers.extend(read_layers(model, spec))
+        replace_experts(model, tuple(layers), spec)
+
+    model = load_model(weights, source, blueprint, engine, device, reshape=reshape).model
+    draw_weights(model, spec)
+    return model, describe_twin(model, tuple(layers), spec)
 
 
 def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
@@ -81,7 +131,7 @@ def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> 
         source=opened.source.description,
         tokenizer_hash=tokenizer_hash,
         routing_policy=spec.routing.policy,
-        weights=spec.weights,
+        weights=opened.weights,
         notes=opened.notes,
     )
     return replace(facts, twin=opened.twin)

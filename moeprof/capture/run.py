@@ -56,11 +56,12 @@ def prepare(workload: Workload) -> Prepared:
     Raises:
         InputError: a model, trace, or the memory is wrong; see the callees.
     """
-    sources = {spec.name: find_model(spec) for spec in workload.models}
+    by_name = {spec.name: spec for spec in workload.models}
+    sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     schedules = make_schedules(workload, sources)
     gpu = _gpu(workload.device)
     device = choose_device(workload.device, gpu)
-    weights = {spec.name: estimate_weights_bytes(spec, sources[spec.name], workload.engine) for spec in workload.models}
+    weights = estimate_weights_bytes(workload.models, sources, workload.engine)
     fit = fitting.predict(
         workload.models,
         sources,

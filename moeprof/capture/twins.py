@@ -1,0 +1,275 @@
+"""Dense twins: the same network with every MoE block replaced by one dense MLP (METRICS section 8).
+
+Blocks, experts, routers and shared experts are found by structure. Where the block holds nothing but these, the whole
+block becomes one MLP, the shared experts' width folded in. Where it holds more (a norm, projections around the experts,
+or the block is the decoder layer itself) its own code stays: the experts become the MLP, the router an empty module,
+and shared experts stay what they are, a dense MLP beside it.
+Width of a multiple such as 0.5x: rounded to the nearest multiple of 8 where the active width is one, else to a unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from moeprof.capture.moe_structure import NUM_EXPERTS_NAMES, MoeLayer, find_moe_layers
+from moeprof.capture.parameters import parameter_groups
+from moeprof.capture.twin_mlp import ExpertKind, NoRouter, TwinMlp, num_returned, read_kind, refusal
+from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.modelfacts import TwinFacts
+from moeprof.core.workload import ModelSpec
+
+ALIGNMENT = 8
+TOLERANCE = 0.005  # of the parameters aimed at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TwinLayer:
+    """What becomes of one MoE layer.
+
+    Attributes:
+        layer: the layer.
+        kind: of its experts.
+        routers: its router's modules.
+        shared: its shared experts.
+        shared_gate: a gate of the shared experts, which a dense MLP does not have.
+        shared_width: units of the shared experts.
+        keeps_block: True when the block's own code stays.
+    """
+
+    layer: MoeLayer
+    kind: ExpertKind
+    routers: tuple[nn.Module, ...]
+    shared: tuple[nn.Module, ...]
+    shared_gate: nn.Module | None
+    shared_width: int
+    keeps_block: bool
+
+    @property
+    def active_width(self) -> int:
+        """Of k experts and the shared ones."""
+        return self.layer.top_k * self.kind.width + self.shared_width
+
+    @property
+    def total_width(self) -> int:
+        """Of all experts and the shared ones."""
+        return self.layer.num_experts * self.kind.width + self.shared_width
+
+    def width(self, match: str) -> int:
+        """Units of the twin's MLP, shared experts included."""
+        if match == "active":
+            return self.active_width
+        if match == "total":
+            return self.total_width
+        if not match.endswith("x"):
+            return int(match)
+        exact = float(match[:-1]) * self.active_width
+        step = ALIGNMENT if self.active_width % ALIGNMENT == 0 else 1
+        return max(step, step * round(exact / step))
+
+    def target_params(self, match: str) -> int:
+        """Parameters that the MLP should have: those of the experts that it stands for, folded ones included."""
+        experts = {"active": self.layer.top_k, "total": self.layer.num_experts}.get(match, 1)
+        exact = float(match[:-1]) * self.active_width if match.endswith("x") else self.width(match)
+        units = round(exact) - (self.shared_width if self.keeps_block else 0)
+        # Each expert adds a bias to its output; the twin's MLP adds one.
+        return units * self.kind.params_per_unit + (experts * self.kind.model_dim if self.kind.has_bias else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """A twin that was built.
+
+    Attributes:
+        facts: how it relates to its MoE.
+        notes: what a reader should know.
+    """
+
+    facts: TwinFacts
+    notes: tuple[str, ...]
+
+
+def read_layers(model: nn.Module, spec: ModelSpec) -> tuple[TwinLayer, ...]:
+    """What each MoE layer of a model would become.
+
+    Raises:
+        ModelError: the model is dense.
+        UnsupportedModelError: no dense MLP of the same kind exists for its experts.
+    """
+    layers = find_moe_layers(model)
+    if not layers:
+        raise ModelError(
+            f"model {spec.name}: twin_of {spec.twin_of}, but that is a dense model ({type(model).__name__} has no "
+            "routed experts); a twin needs an MoE"
+        )
+    groups = parameter_groups(model)
+    return tuple(_read_layer(model, layer, groups, spec) for layer in layers)
+
+
+def replace_experts(model: Any, layers: tuple[TwinLayer, ...], spec: ModelSpec) -> None:
+    """Turn a model into its dense twin, on the meta device or a real one; the new weights are not drawn yet.
+
+    Raises:
+        ModelError: the asked width is smaller than what has to stay beside it.
+        UnsupportedModelError: a module's code does not tell what it returns.
+    """
+    assert spec.match is not None
+    for layer in layers:
+        _replace(model, layer, layer.width(spec.match), spec)
+    _forget_experts(model)
+
+
+def describe_twin(model: nn.Module, layers: tuple[TwinLayer, ...], spec: ModelSpec) -> Twin:
+    """What a twin became, once its tied weights are tied."""
+    assert spec.match is not None and spec.twin_of is not None
+    mlps = sum(p.numel() for mlp in twin_mlps(model) for p in mlp.parameters())
+    params, first = sum(p.numel() for p in model.parameters()), layers[0]
+    facts = TwinFacts(
+        of=spec.twin_of,
+        match=spec.match,
+        width=first.width(spec.match),
+        active_width=first.active_width,
+        total_width=first.total_width,
+        target_params=params - mlps + sum(layer.target_params(spec.match) for layer in layers),
+        initialise=spec.initialise,
+    )
+    return Twin(facts=facts, notes=tuple(_notes(facts, layers, params)))
+
+
+def twin_mlps(model: nn.Module) -> list[TwinMlp]:
+    """The MLPs that stand for experts, in module order."""
+    return [module for module in model.modules() if isinstance(module, TwinMlp)]
+
+
+def draw_weights(model: nn.Module, spec: ModelSpec) -> None:
+    """Random weights for a twin's MLPs, drawn on the device in the dtype; the same ones in every launch.
+
+    The output projection is drawn narrower, by the square root of how much wider the MLP is than one expert: what it
+    adds to the residual stream has the size of one expert's output, whatever the width.
+    """
+    config: Any = getattr(model, "config", None)
+    std = float(getattr(config.get_text_config(decoder=True), "initializer_range", None) or 0.02)
+    generator = torch.Generator(device=next(model.parameters()).device)
+    generator.manual_seed(_seed(f"{spec.name}/{spec.match}"))
+    with torch.no_grad():
+        for mlp in twin_mlps(model):
+            mlp.up_proj.weight.normal_(0.0, std, generator=generator)
+            mlp.down_proj.weight.normal_(0.0, std * mlp.down_scale, generator=generator)
+            for linear in (mlp.up_proj, mlp.down_proj):
+                if linear.bias is not None:
+                    linear.bias.zero_()
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(text.encode(), "little") % (2**63)
+
+
+def _read_layer(model: nn.Module, layer: MoeLayer, groups: dict[str, str], spec: ModelSpec) -> TwinLayer:
+    kind = read_kind(layer, spec.name)
+    routers, shared, gate, extra = [], [], None, False
+    for attribute, child in layer.block.named_children():
+        inside = {groups.get(f"{layer.name}.{attribute}.{name}") for name, _ in child.named_parameters()} - {None}
+        if child is layer.experts:
+            continue
+        if inside == {"router"}:
+            routers.append(child)
+        elif inside == {"shared_experts"}:
+            shared.append(child)
+        elif isinstance(child, nn.Linear) and child.out_features == 1:
+            gate = child
+        elif inside:
+            extra = True
+    own = {groups.get(f"{layer.name}.{name}") for name, _ in layer.block.named_parameters(recurse=False)}
+    width, is_whole = _shared_width(model, kind, shared)
+    return TwinLayer(
+        layer=layer,
+        kind=kind,
+        routers=tuple(routers),
+        shared=tuple(shared),
+        shared_gate=gate,
+        shared_width=width,
+        keeps_block=extra or not is_whole or bool(own - {"router"}),
+    )
+
+
+def _shared_width(model: nn.Module, kind: ExpertKind, shared: list[nn.Module]) -> tuple[int, bool]:
+    """Units of the shared experts, and whether they are whole units of the routed ones' kind."""
+    config: Any = model.config
+    model_dim = int(getattr(config.get_text_config(decoder=True), "hidden_size", None) or kind.model_dim)
+    weights = sum(p.numel() for module in shared for p in module.parameters() if p.ndim >= 2)
+    width, rest = divmod(weights, (3 if kind.gated else 2) * model_dim)
+    biases = any(p.ndim == 1 for module in shared for p in module.parameters())
+    return width, not shared or (rest == 0 and model_dim == kind.model_dim and biases == kind.has_bias)
+
+
+def _replace(model: nn.Module, twin: TwinLayer, width: int, spec: ModelSpec) -> None:
+    layer, kind = twin.layer, twin.kind
+    width -= twin.shared_width if twin.keeps_block else 0
+    if width < 1:
+        raise ModelError(
+            f"model {spec.name}: match {spec.match} is narrower than the shared experts of {layer.name} "
+            f"({twin.shared_width} units), which stay; ask for more"
+        )
+    old = layer.experts if twin.keeps_block else layer.block
+    returned = 1 if twin.keeps_block else num_returned(old)
+    if returned is None:
+        raise refusal(spec.name, layer, f"what {type(old).__name__}.forward returns is not told by its code")
+    weight = next(layer.experts.parameters())
+    with torch.device(weight.device):
+        new = TwinMlp(kind, width, num_returned=returned).to(weight.dtype).eval()
+    _swap(model, old, new)
+    if not twin.keeps_block:
+        return
+    for router in twin.routers:
+        values = num_returned(router)
+        if values is None:
+            raise refusal(spec.name, layer, f"what {type(router).__name__}.forward returns is not told by its code")
+        _swap(model, router, NoRouter(values))
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` stands; a module can have several names."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
+
+
+def _forget_experts(model: Any) -> None:
+    """Nothing of the configuration speaks of experts any more, or the twin would be taken for an MoE."""
+    for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
+        for key in NUM_EXPERTS_NAMES:
+            if isinstance(getattr(config, key, None), int):
+                setattr(config, key, 0)
+        if getattr(config, "output_router_logits", None):
+            config.output_router_logits = False
+
+
+def _notes(facts: TwinFacts, layers: tuple[TwinLayer, ...], params: int) -> list[str]:
+    notes = [f"a dense twin of {facts.of}: every MoE block is one MLP of {facts.width} units"]
+    if facts.initialise == "random":
+        notes.append("its MLPs hold random weights: speed and cost are measured, not quality")
+    if any(layer.keeps_block and layer.shared for layer in layers):
+        notes.append("its shared experts stay a dense MLP of their own, because their block holds more than experts")
+    off = params - facts.target_params
+    if off:
+        share = abs(off) / facts.target_params
+        word = "more" if off > 0 else "fewer"
+        notes.append(f"{abs(off)} parameters {word} than aimed at ({share:.2%}): biases and rounding of the width")
+    return notes
+
+
+def check_unquantised(config: Any, spec: ModelSpec) -> None:
+    """Quantised experts have no plain dense counterpart.
+
+    Raises:
+        UnsupportedModelError: the config names a quantisation.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            f"model {spec.name}: the weights of {spec.twin_of} are quantised; a dense MLP of the same kind and dtype "
+            "cannot be built from them; use an unquantised checkpoint, or leave the twin out"
+        )
