@@ -26,6 +26,7 @@ FROZEN = {
     "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate "
     "--rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
+    "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
     "init": "FOLDER --force",

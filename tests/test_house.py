@@ -180,6 +180,7 @@ print("LOADED", [m for m in ("torch", "transformers", "huggingface_hub") if m in
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["run", "--help"], ["trace", "--help"], ["trace", "inspect", "--help"], ["report", "--help"],
+     ["compare", "--help"],
      ["explain"], ["explain", "ttft_p99_s"], ["report", "RUN", "--format", "json"], ["--version"]],
     ids=" ".join,
 )  # fmt: skip

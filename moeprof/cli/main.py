@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
+from moeprof.cli.compare import compare
 from moeprof.cli.doctor import doctor
 from moeprof.cli.explain import explain
 from moeprof.cli.init import init
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, report, doctor, explain, init):
+for command in (run, report, compare, doctor, explain, init):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from moeprof.core.errors import InputError
-
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
@@ -21,7 +19,7 @@ def report(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
-    from moeprof.cli.printing import print_document, summarise_record, write_files
+    from moeprof.cli.printing import new_folder, print_document, summarise_record, write_files
     from moeprof.cli.repricing import repriced
     from moeprof.core.record import open_record
     from moeprof.render import parse_formats
@@ -30,24 +28,7 @@ def report(
     record = open_record(run)
     pricing = repriced(record, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue)
     summary, document = summarise_record(record, pricing)
-    folder = _folder(run, output_dir) if formats else run
+    folder = new_folder(output_dir, f"{run.resolve().name}-report") if formats else run
     for path in write_files(summary, document, folder, formats):
         print(f"Wrote {path}", file=sys.stderr)
     print_document(document, summary, format)
-
-
-def _folder(run: Path, asked: Path | None) -> Path:
-    """Where to write: a new folder, never inside the files of the record."""
-    folder = asked or Path("reports") / f"{run.resolve().name}-report"
-    if asked is None:
-        number = 2
-        while folder.exists():
-            folder = folder.with_name(f"{run.resolve().name}-report-{number}")
-            number += 1
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
-    return folder

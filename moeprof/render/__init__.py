@@ -8,6 +8,7 @@ from moeprof.core.errors import WorkloadError
 
 # format -> (file name, module with ``render``-like function); html is loaded only when asked for
 FILES = {"md": "report.md", "html": "report.html", "json": "summary.json", "csv": "summary.csv"}
+COMPARE_FILES = {name: f"compare.{name}" for name in FILES}
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -1,0 +1,82 @@
+"""``moeprof compare``: the models of a run beside each other, or runs against each other. Needs no torch and no GPU."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from moeprof.core.errors import InputError
+
+if TYPE_CHECKING:
+    from moeprof.core.record import Record
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One run folder with several models, or several run folders.")
+    ],
+    reference: Annotated[str | None, typer.Option(help="Model or run that ratios are to.")] = None,
+    allow: Annotated[str | None, typer.Option(help="What may differ between the runs: dtype,...")] = None,
+    all_metrics: Annotated[bool, typer.Option("--all", help="Every metric on the terminal too.")] = False,
+    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price all runs at this rent.")] = None,
+    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
+    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
+    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
+    write: Annotated[str | None, typer.Option(help="Files to write: md,html,json,csv.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
+) -> None:
+    """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
+    from moeprof.analysis.compare.comparable import check_allow
+    from moeprof.cli.printing import new_folder, print_comparison, write_comparison
+    from moeprof.cli.repricing import repriced
+    from moeprof.core.record import open_record
+    from moeprof.render import parse_formats
+
+    formats = parse_formats(write) if write else ()
+    allowed = check_allow(allow.split(",")) if allow else frozenset()
+    records = [open_record(path) for path in runs]
+    _check_enough(records)
+    named = _checked_reference(reference, runs, records)
+    pricings = [repriced(r, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue) for r in records]
+
+    from moeprof.analysis.compare.document import compare_document
+    from moeprof.analysis.summary import summarise
+
+    summaries = [summarise(record, pricing) for record, pricing in zip(records, pricings, strict=True)]
+    comparison = compare_document(summaries, reference=named, allow=allowed)
+    if formats:
+        folder = new_folder(output_dir, f"{runs[0].resolve().name}-compare")
+        for path in write_comparison(comparison, folder, formats):
+            print(f"Wrote {path}", file=sys.stderr)
+    print_comparison(comparison, format, folded=all_metrics)
+
+
+def _check_enough(records: Sequence[Record]) -> None:
+    if len(records) == 1 and len(records[0].models) < 2:
+        names = [model.name for model in records[0].models]
+        what = f"only the model {names[0]}" if names else "no model"
+        raise InputError(
+            f"nothing to compare: {records[0].run} has {what}; give another run or a workload with several models"
+        )
+
+
+def _checked_reference(reference: str | None, paths: Sequence[Path], records: Sequence[Record]) -> str | None:
+    """The name as the records have it; a run may also be given by its path."""
+    if reference is None:
+        return None
+    models = [model.name for record in records for model in record.models]
+    names = list(dict.fromkeys(models if len(records) == 1 else [*(record.run for record in records), *models]))
+    if reference in names:
+        return reference
+    if len(records) > 1:
+        for path, record in zip(paths, records, strict=True):
+            if Path(reference).resolve() == path.resolve():
+                return record.run
+    close = difflib.get_close_matches(reference, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(f"--reference {reference!r}: there is no such model or run; allowed: {', '.join(names)}{hint}")
