@@ -33,7 +33,8 @@ def overhead_metrics(launches: Sequence[pd.DataFrame]) -> list[MetricValue]:
         return [missing(name, "the overhead pass did not run") for name in NAMES]
     table = pd.concat(launches, ignore_index=True)
     bare, watched = column(table, "bare_s"), column(table, "instrumented_s")
-    kept = _undisturbed(table, bare, watched)
+    cpu = np.stack([column(table, "bare_cpu_s"), column(table, "instrumented_cpu_s")], axis=1)
+    kept = undisturbed(np.stack([bare, watched], axis=1), cpu)
     values = _values(bare, watched, kept, {})
     for phase in PHASES:
         own = is_phase(table, phase)
@@ -83,10 +84,20 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
     ]
 
 
-def _undisturbed(table: pd.DataFrame, bare: FloatArray, watched: FloatArray) -> BoolArray:
-    """Pairs without interruption. On a GPU the host waits, so processor time says nothing and all pairs stay."""
-    bare_cpu, watched_cpu = column(table, "bare_cpu_s"), column(table, "instrumented_cpu_s")
-    if float(np.median(bare / np.maximum(bare_cpu, 1e-9))) > TAKEN_AWAY:
-        return np.ones(len(bare), dtype=np.bool_)
-    kept: BoolArray = (bare <= TAKEN_AWAY * bare_cpu) & (watched <= TAKEN_AWAY * watched_cpu)
-    return kept
+def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
+    """Turns without interruption: in no lane is wall time far above processor time (METRICS section 1).
+
+    Where the host waits, as on a GPU, processor time says nothing, and all turns stay; so where it is not known.
+
+    Args:
+        wall_SL: wall seconds of every turn in every lane that was stepped in turn.
+        cpu_SL: processor seconds, the same shape.
+
+    Returns:
+        True for turns to keep, shape [S].
+    """
+    known = np.isfinite(cpu_SL) & np.isfinite(wall_SL)
+    everything: BoolArray = np.ones(len(wall_SL), dtype=np.bool_)
+    if not known.any() or float(np.median(wall_SL[known] / np.maximum(cpu_SL[known], 1e-9))) > TAKEN_AWAY:
+        return everything
+    return np.asarray(((wall_SL <= TAKEN_AWAY * cpu_SL) | ~known).all(axis=1), dtype=np.bool_)

@@ -1,0 +1,223 @@
+"""Lock-step lanes as arrays, and the ratio of two of them (METRICS section 1, lock-step pairs).
+
+All lanes did the same steps in turn, so noise of the machine hits neighbours alike and cancels in their ratio. Cycles
+repeat the same steps with the same tokens: intervals speak for this schedule, not for other traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moeprof.analysis import stats
+from moeprof.analysis.compare.estimate import (
+    MIN_BLOCKS,
+    Draws,
+    Estimate,
+    draw_means,
+    estimate_of,
+    launch_estimate,
+    run_blocks,
+    widened_interval,
+)
+from moeprof.analysis.metrics.overhead import undisturbed
+from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
+from moeprof.core.errors import RecordError
+from moeprof.core.record_lanes import LanePass
+
+MIN_CYCLES = 3  # with so many whole cycles, a last one that was cut short is left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneTimes:
+    """Complete, undisturbed turns of one launch at one load.
+
+    Attributes:
+        launch: number of the launch.
+        concurrency: requests in flight; None when all were sent at once.
+        lanes: names, in the order of the second axis.
+        info: what each lane is, as pass.json has it; empty where it was not written.
+        cycle_S: which time through the schedule.
+        step_S: number of the step within the cycle.
+        phase_S: prefill | decode | mixed.
+        tokens_S: prompt and output tokens of the step's batch.
+        time_SL: wall seconds (on a GPU the host waits for the device).
+        cpu_SL: processor seconds of the process.
+        distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
+        max_SL: tokens of the busiest expert, summed over MoE layers; NaN for dense lanes.
+        set_aside: turns left out because the machine took the processor away in some lane.
+    """
+
+    launch: int
+    concurrency: int | None
+    lanes: tuple[str, ...]
+    info: tuple[dict[str, Any], ...]
+    cycle_S: IntArray
+    step_S: IntArray
+    phase_S: npt.NDArray[np.str_]
+    tokens_S: FloatArray
+    time_SL: FloatArray
+    cpu_SL: FloatArray
+    distinct_SL: FloatArray
+    max_SL: FloatArray
+    set_aside: int
+
+    def of_phase(self, phase: str | None) -> BoolArray:
+        """True for steps of this phase; None: all steps."""
+        return np.ones(len(self.phase_S), dtype=np.bool_) if phase is None else self.phase_S == phase
+
+    def draws(self, phase: str | None) -> Draws:
+        """Seconds per step of every lane, with their joint block bootstrap."""
+        own = self.of_phase(phase)
+        return draw_means(self.lanes, self.time_SL[own], self.step_S[own])
+
+
+def lane_times(lane_pass: LanePass) -> LaneTimes:
+    """Turns of a measurement in which every lane did its step and none was interrupted.
+
+    A last cycle that was cut short is left out when MIN_CYCLES whole ones stand, so that every step counts alike.
+
+    Raises:
+        RecordError: a lane did the same step of a cycle twice.
+    """
+    table = lane_pass.table.sort_values(["cycle", "step", "place"], kind="stable")
+    if bool(table.duplicated(["cycle", "step", "lane"]).any()):
+        raise RecordError(f"{lane_pass.path / 'lanes'}: damaged table, a lane has the same step of a cycle twice")
+    lanes = tuple(str(lane["name"]) for lane in lane_pass.lanes) or tuple(dict.fromkeys(map(str, table["lane"])))
+    wide = table.set_index(["cycle", "step", "lane"])
+
+    def values(column: str) -> FloatArray:
+        own = wide[column].unstack("lane").reindex(columns=list(lanes))
+        return np.asarray(own.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+
+    phase = wide["phase"].unstack("lane").bfill(axis=1)
+    cycle, step = (phase.index.get_level_values(name).to_numpy(dtype=np.int64) for name in ("cycle", "step"))
+    time, cpu = values("wall_s"), values("cpu_s")
+    whole = np.isfinite(time).all(axis=1) & _in_whole_cycle(cycle, step)
+    kept = whole & undisturbed(time, cpu)
+    tokens = values("prefill_tokens") + values("decode_tokens")
+    return LaneTimes(
+        launch=lane_pass.launch,
+        concurrency=lane_pass.concurrency,
+        lanes=lanes,
+        info=lane_pass.lanes,
+        cycle_S=cycle[kept],
+        step_S=step[kept],
+        phase_S=np.asarray(phase.iloc[:, 0] if len(phase) else [], dtype=np.str_)[kept],
+        tokens_S=tokens[kept, 0] if lanes else np.empty(0),
+        time_SL=time[kept],
+        cpu_SL=cpu[kept],
+        distinct_SL=values("distinct_experts")[kept],
+        max_SL=values("max_expert_load")[kept],
+        set_aside=int(whole.sum() - kept.sum()),
+    )
+
+
+def _in_whole_cycle(cycle: IntArray, step: IntArray) -> BoolArray:
+    """False for a last cycle that ended early, where MIN_CYCLES others did not."""
+    everything: BoolArray = np.ones(len(cycle), dtype=np.bool_)
+    if not len(cycle):
+        return everything
+    last = [int(step[cycle == c].max()) for c in np.unique(cycle)]
+    if last[-1] == max(last) or len(last) <= MIN_CYCLES:
+        return everything
+    kept: BoolArray = cycle < cycle.max()
+    return kept
+
+
+def lane_estimate(
+    times: Sequence[LaneTimes],
+    figure: Callable[[dict[str, float]], float | None],
+    phase: str | None,
+    *,
+    signed: bool = False,
+) -> Estimate:
+    """A figure of the lanes' mean seconds per step, with its interval (see :func:`estimate_of`).
+
+    Args:
+        times: one per launch, of the same lanes and load.
+        figure: from seconds per step by lane to a number.
+        phase: prefill, decode or mixed; None: all steps.
+        signed: the figure may lie on either side of 0.
+    """
+    return estimate_of([one.draws(phase) for one in times], figure, signed=signed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRatio:
+    """Step times of one lane over those of another, on the same steps.
+
+    Attributes:
+        of, against: lanes; ``against`` is the denominator.
+        phase: None: all steps.
+        concurrency: None when all requests were sent at once.
+        ratio: of summed step times.
+        median_ratio: median over steps of their ratios.
+        num_steps: of all launches.
+        set_aside: turns of all phases that were left out.
+        num_launches: launches with such steps.
+    """
+
+    of: str
+    against: str
+    phase: str | None
+    concurrency: int | None
+    ratio: Estimate
+    median_ratio: Estimate
+    num_steps: int
+    set_aside: int
+    num_launches: int
+
+
+def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> PairRatio:
+    """How much slower ``of`` is than ``against``.
+
+    Intervals as in :func:`estimate_of`; that of the median resamples runs of steps with their content.
+
+    Args:
+        times: one per launch, all at one load.
+        of: the lane in the numerator.
+        against: the lane in the denominator.
+        phase: prefill, decode or mixed; None: all steps.
+    """
+    loads = {one.concurrency for one in times}
+    assert len(loads) == 1, f"one load, not {len(loads)}"
+    held = [one for one in times if one.of_phase(phase).any()]
+    return PairRatio(
+        of=of,
+        against=against,
+        phase=phase,
+        concurrency=loads.pop(),
+        ratio=lane_estimate(held, lambda seconds: seconds[of] / seconds[against], phase),
+        median_ratio=_median_ratio([_step_ratios(one, of, against, phase) for one in held]),
+        num_steps=sum(int(one.of_phase(phase).sum()) for one in held),
+        set_aside=sum(one.set_aside for one in times),
+        num_launches=len(held),
+    )
+
+
+def _step_ratios(times: LaneTimes, of: str, against: str, phase: str | None) -> FloatArray:
+    own = times.time_SL[times.of_phase(phase)]
+    ratios: FloatArray = own[:, times.lanes.index(of)] / own[:, times.lanes.index(against)]
+    return ratios
+
+
+def _median_ratio(launches: Sequence[FloatArray]) -> Estimate:
+    medians = [float(np.median(ratios)) for ratios in launches]
+    if not medians:
+        return Estimate(value=None, reason="no steps were measured")
+    if len(medians) > 1:
+        return launch_estimate(medians)
+    (ratios,), num = launches, len(launches[0])
+    blocks = run_blocks(num)
+    sample = stats.BlockSample(values=ratios, weights=np.ones(num), blocks=blocks)
+    drawn = stats.bootstrap_percentiles(sample, (50.0,))
+    if drawn is None:
+        reason = f"{num} steps: no interval with fewer than {MIN_BLOCKS}"
+        return Estimate(value=medians[0], n=num, reason=reason)
+    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False)
+    return Estimate(value=medians[0], low=low, high=high, n=num)
