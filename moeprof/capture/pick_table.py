@@ -3,14 +3,13 @@
 Ladder rungs and replayed routing go through this one path, so what it costs is the same for all of them. Before each
 forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a hook per layer puts
 its slice in the place of the router's picks and leaves the weights. Nothing synchronises.
-Suffix legend: R rows (request x position), N requests, L MoE layers, T tokens, K top-k, E experts.
+Suffix legend: R rows (request x position), L MoE layers, T tokens, K top-k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,57 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.engine.base import BatchLayout
 from moeprof.capture.moe_structure import MoeLayer
+from moeprof.capture.positions import Positions
 from moeprof.core.errors import EngineError, UnsupportedModelError
-from moeprof.core.trace import IntArray, Schedule
-
-PicksArray = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Positions:
-    """Where a request's tokens stand in a table.
-
-    Attributes:
-        start_N: first row of each request.
-        tokens_N: tokens of each request that are ever computed: prompt and output but the last output token.
-    """
-
-    start_N: IntArray
-    tokens_N: IntArray
-
-    @staticmethod
-    def of(schedule: Schedule) -> Positions:
-        """Rows for every token that a schedule computes."""
-        tokens_N = np.maximum(schedule.input_tokens + schedule.output_tokens - 1, 1)
-        return Positions(start_N=np.cumsum(tokens_N) - tokens_N, tokens_N=tokens_N)
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return int(self.tokens_N.sum())
-
-    def rows(self, layout: BatchLayout, *, wrap: bool = False) -> IntArray:
-        """Rows of the real tokens of a forward [T].
-
-        Args:
-            layout: what the forward holds.
-            wrap: borrow rows for tokens of other requests (warm-up), by counting round.
-
-        Raises:
-            EngineError: a token has no row, and ``wrap`` is off.
-        """
-        request_S, query_S = np.array(layout.requests, dtype=np.int64), np.array(layout.query_tokens, dtype=np.int64)
-        past_S = np.array(layout.past_tokens, dtype=np.int64)
-        if wrap:
-            request_S = request_S % len(self.start_N)
-        elif (request_S >= len(self.start_N)).any() or (past_S + query_S > self.tokens_N[request_S]).any():
-            raise EngineError(f"no picks for a token of requests {layout.requests}: the schedule has no such position")
-        first_T = np.repeat(query_S.cumsum() - query_S, query_S)
-        position_T = np.arange(len(first_T)) - first_T + np.repeat(past_S, query_S)
-        if wrap:
-            position_T = position_T % np.repeat(self.tokens_N[request_S], query_S)
-        rows_T: IntArray = np.repeat(self.start_N[request_S], query_S) + position_T
-        return rows_T
 
 
 class PickTable:

@@ -36,10 +36,16 @@ class StepPicks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
-    """E and k of one MoE layer."""
+    """E and k of one MoE layer; ``num_identity`` ids from E on stand for experts that compute nothing."""
 
     num_experts: int
     top_k: int
+    num_identity: int = 0
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that a pick may have."""
+        return self.num_experts + self.num_identity
 
 
 Change = Callable[[npt.NDArray[np.int32], LayerShape], npt.NDArray[np.int32]]  # picks [T, k] of one layer and step

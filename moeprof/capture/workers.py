@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.worker import worker_main
 from moeprof.core.errors import EngineError, MoeprofError
@@ -25,10 +26,10 @@ class WorkerFailedError(EngineError):
         self.details = details
 
 
-class Worker:
-    """One worker process."""
+class WorkerProcess:
+    """One worker process, of either kind."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, plan: LaunchPlan | LockstepPlan) -> None:
         self.plan = plan
         context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of the parent
         self._connection, theirs = context.Pipe()
@@ -76,7 +77,7 @@ class Worker:
                 heard = clock()
             if clock() - heard > (STOP_GRACE_S if told_to_stop else SILENCE_S):
                 self.kill()
-                raise WorkerFailedError(f"model {self.plan.model.name}: no step ended for {clock() - heard:.0f} s")
+                raise WorkerFailedError(f"{self.plan.label}: no step ended for {clock() - heard:.0f} s")
 
     def close(self, hear: Callable[[Report], None]) -> None:
         """Let it finish and write launch.json. One that ended well by itself (told to stop between passes) is fine."""
@@ -113,4 +114,16 @@ class Worker:
         self._process.join(STOP_GRACE_S)
         code = self._process.exitcode
         hint = "; the system may have killed it for memory" if code == -9 else ""
-        return WorkerFailedError(f"model {self.plan.model.name}: its process died (exit code {code}){hint}")
+        return WorkerFailedError(f"{self.plan.label}: its process died (exit code {code}){hint}")
+
+
+class Worker(WorkerProcess):
+    """A worker that holds one model."""
+
+    plan: LaunchPlan
+
+
+class LockstepWorker(WorkerProcess):
+    """A worker that holds several lanes."""
+
+    plan: LockstepPlan

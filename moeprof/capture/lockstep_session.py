@@ -1,0 +1,246 @@
+"""Several models or rungs in one process: load each model once, give each lane an engine, measure in lock-step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from moeprof.capture.engine.base import Engine, ListenerSet
+from moeprof.capture.engine.select import build_engine
+from moeprof.capture.engine.static_reason import needs_static
+from moeprof.capture.fit import HEADROOM, all_at_once_tokens
+from moeprof.capture.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, take_seat
+from moeprof.capture.lockstep import Limits, LockstepResult, run_lockstep, warm_up_lanes
+from moeprof.capture.lockstep_plan import OFFLINE, LanePlan, LockstepPlan, wanted_requests
+from moeprof.capture.moe_structure import MoeLayer, find_moe_layers
+from moeprof.capture.open_model import OpenModel, facts_of, open_model
+from moeprof.capture.plan import Order, Report
+from moeprof.core.errors import EngineError
+from moeprof.core.record import write_json
+from moeprof.core.schedule_rows import first_requests
+from moeprof.core.trace import Schedule
+from moeprof.core.units import num_bytes
+from moeprof.core.workload import EngineSettings, ModelSpec, RoutingPolicy
+
+WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
+BEAT_EVERY_S = 10.0
+
+
+class LockstepSession:
+    """Loaded models, and the measurements made with them."""
+
+    def __init__(self, plan: LockstepPlan, should_stop: Callable[[], bool], send: Callable[[Report], None]) -> None:
+        self._plan, self._should_stop, self._send = plan, should_stop, send
+        self._device = torch.device(plan.device)
+        self._models: dict[ModelSpec, OpenModel] = {}
+        self._layers: dict[ModelSpec, tuple[MoeLayer, ...]] = {}
+        self._lanes: list[LanePlan] = []
+        self._launch: dict[str, Any] = {"kind": plan.kind, "lanes": {}, "models": {}, "notes": []}
+        self._next_beat_s = 0.0
+
+    def __enter__(self) -> LockstepSession:
+        plan = self._plan
+        if plan.threads is not None:
+            torch.set_num_threads(plan.threads)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        self._schedule = Schedule.load(plan.schedule_file)
+        self._warmup = Schedule.load(plan.warmup_file)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+    @property
+    def handlers(self) -> dict[str, Callable[[Order], dict[str, Any]]]:
+        """What it can be ordered to do."""
+        return {"prepare": self.prepare, "measure": self.measure}
+
+    def prepare(self, order: Order) -> dict[str, Any]:
+        """Load every model once; optional ones that find no room are left out, with a note."""
+        for lane in self._plan.lanes:
+            key = _weights_of(lane.model)
+            if key in self._models or self._open(lane, key):
+                self._lanes.append(lane)
+        if len(self._lanes) < 2:
+            raise EngineError(f"{self._plan.label}: fewer than two lanes fit into memory; nothing to compare")
+        self._launch |= {"threads": torch.get_num_threads()}
+        self.finish()
+        return {"lanes": [lane.name for lane in self._lanes], "notes": self._launch["notes"]}
+
+    def measure(self, order: Order) -> dict[str, Any]:
+        """Every concurrency of the plan in turn."""
+        statuses = {}
+        for concurrency in self._plan.concurrency:
+            if self._should_stop() or (order.deadline_s is not None and time.perf_counter() >= order.deadline_s):
+                break
+            statuses[f"c{concurrency}"] = self._measure_one(concurrency, order.deadline_s)
+            self.finish()
+        return {"measured": statuses}
+
+    def finish(self) -> None:
+        """Write what is known."""
+        write_json(self._plan.folder / "launch.json", self._launch)
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def _open(self, lane: LanePlan, key: ModelSpec) -> bool:
+        plan, spec = self._plan, lane.model
+        if lane.optional and (reason := self._no_room(lane)) is not None:
+            self._note(reason)
+            return False
+        self._say(f"loading {spec.name}")
+        try:
+            opened = open_model(spec, lane.base, plan.engine, self._device, warmup=self._warmup)
+        except (torch.OutOfMemoryError, MemoryError):
+            if not lane.optional:
+                raise
+            self._note(f"{lane.name}: left out, {spec.name} does not fit into memory beside the others")
+            _give_memory_back()
+            return False
+        self._models[key], self._layers[key] = opened, find_moe_layers(opened.model)
+        facts = facts_of(opened, spec, plan.tokenizer_hash).to_json()
+        self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.load_s}
+        if plan.facts_folder is not None:
+            (plan.facts_folder / spec.name).mkdir(exist_ok=True)
+            write_json(plan.facts_folder / spec.name / "model.json", facts)
+        return True
+
+    def _no_room(self, lane: LanePlan) -> str | None:
+        """Why a twin of a loaded MoE would not fit; its weights are the MoE's, routed experts replaced."""
+        key = None if lane.base is None else _weights_of(lane.base)
+        if key is None or key not in self._models:
+            return None
+        model, layers = self._models[key].model, self._layers[key]
+        need = sum(p.numel() * p.element_size() for p in model.parameters())
+        if lane.model.match == "active":
+            for layer in layers:
+                idle = 1 - layer.top_k / max(1, layer.num_experts)
+                need -= int(idle * sum(p.numel() * p.element_size() for p in layer.experts.parameters()))
+        free = _free_bytes(self._device)
+        if need <= HEADROOM * free:
+            return None
+        return f"{lane.name}: left out, {lane.model.name} needs about {num_bytes(need)}, {num_bytes(free)} is free"
+
+    # -- one measurement -------------------------------------------------------------------------------------------
+
+    def _measure_one(self, concurrency: int, deadline_s: float | None) -> str:
+        plan = self._plan
+        folder = plan.folder / f"c{concurrency}"
+        folder.mkdir(exist_ok=True)
+        requests = self._requests(concurrency)
+        settings = self._settings(requests.schedule)
+        seats = [self._seat(lane, settings) for lane in self._lanes]
+        info: dict[str, Any] = {
+            "kind": plan.kind,
+            "concurrency": concurrency,
+            "pattern": requests.schedule.pattern,
+            "num_requests": len(requests.schedule),
+            "outputs": requests.schedule.outputs,
+            "schedule_sha256": requests.schedule.sha256(),
+            "source_sha256": self._schedule.sha256(),
+            "kv_tokens": seats[0].lane.engine.facts.kv_tokens,
+            "max_batch_tokens": seats[0].lane.engine.facts.max_batch_tokens,
+            "batching": seats[0].lane.engine.facts.batching,
+            "lanes": [seat.describe() for seat in seats],
+            "started_unix_s": time.time(),
+            "status": "started",
+            "notes": list(self._launch["notes"]),
+        }
+        write_json(folder / "pass.json", info)
+        self._launch["lanes"] = {seat.plan.name: asdict(seat.lane.engine.facts) for seat in seats}
+        try:
+            result = self._lockstep(seats, requests, folder, deadline_s)
+        except Unfinished:
+            stopped = self._should_stop()
+            result = LockstepResult(status="stopped" if stopped else "cut", cycles=0, steps=0, duration_s=0.0)
+        finally:
+            for seat in seats:
+                seat.lane.engine.close()
+            _give_memory_back()
+        info["notes"] += [seat.note for seat in seats if seat.note is not None]
+        write_json(folder / "pass.json", info | asdict(result))
+        return result.status
+
+    def _lockstep(self, seats: list[Seat], requests: Requests, folder: Any, deadline_s: float | None) -> LockstepResult:
+        plan, schedule = self._plan, requests.schedule
+        name = "offline" if schedule.concurrency is None else f"{schedule.concurrency} in flight"
+        unbounded = self._limits(float("inf"), deadline_s, f"{name}: recording routing")
+        (equip_ladder if plan.kind == "ladder" else equip_models)(seats, requests, unbounded)
+        lanes = [seat.lane for seat in seats]
+        warm_up_lanes(
+            lanes, schedule, self._limits(WARM_UP_SHARE * plan.max_seconds, deadline_s, f"{name}: warming up")
+        )
+        limits = self._limits(plan.max_seconds, deadline_s, f"{name}: measuring {len(lanes)} lanes")
+        return run_lockstep(lanes, schedule, folder, limits)
+
+    def _requests(self, concurrency: int) -> Requests:
+        """The first requests that every model's position limit allows."""
+        limits = [_position_limit(opened.model) for opened in self._models.values()]
+        longest = min((limit for limit in limits if limit is not None), default=None)
+        wanted = wanted_requests(self._plan.num_requests, concurrency, len(self._schedule))
+        few = first_requests(self._schedule, wanted, longest)
+        lengths = self._schedule.input_tokens + self._schedule.output_tokens
+        fits = lengths <= longest if longest is not None else np.ones(len(lengths), dtype=np.bool_)
+        if not len(few):
+            raise EngineError(f"{self._plan.label}: no request fits into {longest} positions")
+        schedule = few.as_offline()
+        if concurrency != OFFLINE:
+            schedule = replace(schedule, pattern="closed", concurrency=concurrency)
+        return Requests(schedule=schedule, rows_N=tuple(np.flatnonzero(fits)[: len(few)].tolist()))
+
+    def _settings(self, schedule: Schedule) -> EngineSettings:
+        """Equal engines: room for what is in flight, static batches for all where one model needs them."""
+        settings = replace(self._plan.engine, kv_tokens=all_at_once_tokens(schedule), prefix_cache=False)
+        if any(needs_static(opened.model) is not None for opened in self._models.values()):
+            settings = replace(settings, batching="static")
+        return settings
+
+    def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
+        key = _weights_of(lane.model)
+
+        def build(model: Any, listeners: ListenerSet) -> Engine:
+            return build_engine(model, settings, listeners)
+
+        return take_seat(lane, self._models[key].model, self._layers[key], build)
+
+    # -- talk ------------------------------------------------------------------------------------------------------
+
+    def _limits(self, max_seconds: float, deadline_s: float | None, doing: str) -> Limits:
+        def beat(cycle: int, step: int) -> None:
+            now = time.monotonic()
+            if now >= self._next_beat_s:
+                self._next_beat_s = now + BEAT_EVERY_S
+                self._say(f"{doing}, cycle {cycle}, step {step}")
+
+        return Limits(max_seconds=max_seconds, deadline_s=deadline_s, should_stop=self._should_stop, beat=beat)
+
+    def _say(self, what: str) -> None:
+        self._send(Report(event="progress", data={"doing": what}))
+
+    def _note(self, text: str) -> None:
+        self._launch["notes"].append(text)
+
+
+def _weights_of(spec: ModelSpec) -> ModelSpec:
+    """What decides the weights: models that differ in name or routing alone share them."""
+    return replace(spec, name="weights", routing=RoutingPolicy())
+
+
+def _position_limit(model: Any) -> int | None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _give_memory_back() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
