@@ -195,8 +195,8 @@ def test_commands_that_run_no_model_import_no_torch(arguments: list[str]) -> Non
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "energy", "validity",
-            "comparison")  # fmt: skip
+SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "energy", "quality",
+            "validity", "comparison")  # fmt: skip
 
 
 def test_every_card_is_whole() -> None:

@@ -34,4 +34,13 @@ CARDS: tuple[Card, ...] = (
         source=f"measured in the run: {LOCKSTEP}",
         section="validity",
     ),
+    Card(
+        name="bits_per_byte",
+        title="bits per byte of text",
+        unit="bits / byte",
+        better="lower",
+        formula="sum of -log2 p(output token | all before it) / UTF-8 bytes of the outputs, over forced outputs",
+        source="METRICS 8",
+        section="quality",
+    ),
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from moeprof.analysis import report_charts as charts
 from moeprof.analysis import report_facts as facts
 from moeprof.analysis.cards import CARDS, card_for
+from moeprof.analysis.compare.claims import claim_notes
 from moeprof.analysis.document import Document, MetricTable, ModelColumn, Row, Section
 from moeprof.analysis.doubts import find_doubts
 from moeprof.analysis.headline import banners, findings, headline, subtitle
@@ -47,6 +48,7 @@ SECTIONS = (
     ("memory", "Memory"),
     ("work", "Work and limits"),
     ("energy", "Energy"),
+    ("quality", "Quality"),
     ("validity", "Validity"),
 )
 
@@ -63,7 +65,7 @@ def build_document(summary: Summary) -> Document:
         status=record.status,
         started_at=str(record.experiment.get("started_at", "")),
         headline=headline(summary),
-        notes=findings(summary),
+        notes=(*claim_notes(summary), *findings(summary)),
         subtitle=subtitle(summary),
         banners=banners(summary),
         models=tuple(_column(model) for model in models),

@@ -22,6 +22,7 @@ from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
+from moeprof.analysis.metrics.quality import quality_metrics
 from moeprof.analysis.metrics.routing import routing_metrics
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
@@ -119,13 +120,14 @@ def _model(
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, pricing, peaks)
+    own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
     return ModelSummary(
         record=record,
         facts=facts,
         launch=first.launch,
         rounds=tuple(tables for part in parts for tables in part.rounds),
         capacity=tuple(tables for part in parts for tables in part.capacity),
-        metrics=with_price_at_slo((*parameter_metrics(facts), *over_launches(measured)), sweep, slo),
+        metrics=with_price_at_slo((*own, *over_launches(measured)), sweep, slo),
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
         sweep=sweep,

@@ -21,6 +21,8 @@ from moeprof.capture.telemetry import Meter, Telemetry
 from moeprof.capture.workers import Worker, WorkerFailedError
 from moeprof.core.workload import ModelSpec, Workload
 
+QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole text and fit
+
 
 class Audience(Protocol):
     """Whoever shows progress; told what happens, answers nothing."""
@@ -103,9 +105,7 @@ class Experiment:
             for number in range(self._setup.workload.rounds):
                 for name in list(workers)[:: -1 if number % 2 else 1]:
                     self._round(workers, name, number)
-            self._sweep(workers)
-            for name in list(workers):
-                self._overhead(workers, name)
+            self._after_rounds(workers)
         finally:
             self._close(workers)
 
@@ -125,8 +125,7 @@ class Experiment:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
                     if number == self._setup.workload.rounds - 1:
-                        self._sweep(workers)
-                        self._overhead(workers, spec.name)
+                        self._after_rounds(workers)
                 finally:
                     self._close(workers)
 
@@ -162,6 +161,22 @@ class Experiment:
 
     def _note(self, workers: dict[str, Worker], name: str, extra: dict[str, Any]) -> None:
         self._try(workers, name, Order(command="note", extra=extra))
+
+    def _after_rounds(self, workers: dict[str, Worker]) -> None:
+        """What belongs to the launch and not to a round: the sweep, quality, the instruments' own cost."""
+        self._sweep(workers)
+        for name in list(workers):
+            self._quality(workers, name)
+        for name in list(workers):
+            self._overhead(workers, name)
+
+    def _quality(self, workers: dict[str, Worker], name: str) -> None:
+        """Once a run: it is a fact of model and text, the same in every launch."""
+        if name not in workers or self._over or not self._setup.workload.instruments.quality:
+            return
+        if workers[name].plan.launch_folder.name == "launch-0":
+            output_bytes = self._setup.schedules[name].output_bytes(QUALITY_CANDIDATES)
+            self._try(workers, name, Order(command="quality", extra={"output_bytes": output_bytes}))
 
     def _overhead(self, workers: dict[str, Worker], name: str) -> None:
         if name in workers and self._setup.workload.instruments.overhead and not self._over:

@@ -43,6 +43,14 @@ class Scheduled:
     points: tuple[PointSchedule, ...] = ()
     output_text: tuple[str | None, ...] | None = None
 
+    def output_bytes(self, number: int) -> list[int | None]:
+        """Bytes (UTF-8) of the first forced outputs; None where an output is no whole text.
+
+        A window can begin or end inside a character, which then decodes to U+FFFD.
+        """
+        texts = (self.output_text or ())[:number]
+        return [None if text is None or "\ufffd" in text else len(text.encode("utf-8")) for text in texts]
+
 
 def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[str, Scheduled]:
     """The schedules by model name.

@@ -17,12 +17,13 @@ from moeprof.capture import memory, saturation
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.invariants import check_pass
+from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.overhead import measure_overhead
 from moeprof.capture.peaks import measure_peaks
-from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.progress import ProgressRecorder
+from moeprof.capture.quality import measure_quality, no_quality
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
@@ -161,6 +162,26 @@ class Session:
         self._launch["overhead_pairs"] = pairs
         self._write()
         return {"pairs": pairs}
+
+    def measure_quality(self, order: Order) -> dict[str, Any]:
+        """Bits per byte of the forced outputs; ``order.extra`` has the bytes of their text."""
+        plan, reason = self._plan, no_quality(self._plan.model, self._schedule)
+        if reason is None:
+            self._say("quality")
+            max_tokens = self._engine.facts.max_sequence_tokens
+            self._engine.close()
+            found = measure_quality(
+                self._model,
+                self._schedule,
+                order.extra["output_bytes"],
+                max_tokens=max_tokens,
+                should_stop=self._should_stop,
+            )
+            self._engine = build_engine(self._model, plan.engine, self._listeners)
+            self._batch_tokens = plan.engine.max_batch_tokens
+        self._launch["quality"] = found if reason is None else {"reason": reason}
+        self._write()
+        return {}
 
     def note(self, order: Order) -> dict[str, Any]:
         """Write what the parent learnt about this launch into launch.json."""

@@ -98,6 +98,7 @@ def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, se
                 "prepare": session.prepare,
                 "pass": session.run_pass,
                 "overhead": session.measure_overhead,
+                "quality": session.measure_quality,
                 "note": session.note,
             }
         )

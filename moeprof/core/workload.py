@@ -142,6 +142,7 @@ class Instruments:
         step_counts_cap_mib: memory for per-step expert counts.
         save_detailed: keep every pick of every token.
         picks_cap_mib: bound for them.
+        quality: bits per byte of the forced outputs.
     """
 
     routing: bool = True
@@ -153,6 +154,7 @@ class Instruments:
     step_counts_cap_mib: int = 64
     save_detailed: bool = False
     picks_cap_mib: int = 256
+    quality: bool = True
 
     def __post_init__(self) -> None:
         _at_least(1, window_steps=self.window_steps)
@@ -205,6 +207,8 @@ class Workload:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise WorkloadError(f"models: the name {twice[0]!r} stands twice; each model needs its own")
+        if self.claim is not None:
+            self.claim.check_names(names)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
         _at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
