@@ -5,6 +5,7 @@ What each measures: METRICS sections 1, 7 and 8. All are off unless the workload
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,6 +13,22 @@ from typing import Any
 from moeprof.core.errors import WorkloadError
 
 DEFAULT_LADDER = (1, 8)
+# What a claim may measure; each is described in moeprof/analysis/compare/claim_measures.py.
+MEASURES = (
+    "speed_ratio",
+    "prefill_speed_ratio",
+    "decode_speed_ratio",
+    "cost_ratio",
+    "compute_saved_ratio",
+    "weights_bytes",
+    "weights_ratio",
+    "memory_over_active_ratio",
+    "expert_share_max",
+    "expert_share_min_over_max",
+    "step_cv_ratio",
+    "dispatch_share_ratio",
+    "sparsity_realised_ratio",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +159,9 @@ class Claim:
     Attributes:
         text: what is claimed.
         source: who says so.
-        measure: what is measured; see moeprof/analysis/compare/claims.py.
-        of: the model that it is about.
-        against: the model that it is compared with.
+        measure: one of MEASURES.
+        of: the model that it is about; None: the first MoE.
+        against: the model that it is compared with; None: the first dense model.
         at_least: the claim holds when the measure is at least this.
         at_most: the claim holds when the measure is at most this.
     """
@@ -158,10 +175,24 @@ class Claim:
     at_most: float | None = None
 
     def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise WorkloadError(f"measure: found {self.measure!r}; allowed: {', '.join(MEASURES)}")
         if self.at_least is None and self.at_most is None:
             raise WorkloadError("at_least or at_most: one of them says where the claim holds")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise WorkloadError(f"at_least: {self.at_least:g}, above at_most ({self.at_most:g})")
+
+    def check_names(self, models: Sequence[str]) -> None:
+        """Is it about models of this workload?
+
+        Raises:
+            WorkloadError: it names another.
+        """
+        for key, name in (("of", self.of), ("against", self.against)):
+            if name is not None and name not in models:
+                raise WorkloadError(
+                    f"claim.{key}: found {name!r}, no model of this workload; allowed: {', '.join(models)}"
+                )
 
 
 def _at_least_one(name: str, values: tuple[int | None, ...]) -> None:

@@ -15,8 +15,8 @@ from moeprof.analysis.pricing import Pricing
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.record import ModelRecord, Record
 
-ALL: frozenset[MetricClass] = frozenset({"exact", "routing", "timed"})
-MEASURED: frozenset[MetricClass] = frozenset({"routing", "timed"})
+ALL: frozenset[MetricClass] = frozenset({"exact", "routing", "quality", "timed"})
+MEASURED: frozenset[MetricClass] = frozenset({"routing", "quality", "timed"})
 TIMED: frozenset[MetricClass] = frozenset({"timed"})
 PER_TOKEN: frozenset[MetricClass] = frozenset({"routing", "tokens"})
 NOTHING: frozenset[MetricClass] = frozenset()

@@ -2,6 +2,7 @@
 
 ``exact``    counted facts of a model: only the model must be the same.
 ``routing``  where tokens went and what that implies (experts touched, bytes moved): a fact of model, tokens and kernel.
+``quality``  bits per byte of text: a fact of model and text, whatever the tokenizer.
 ``timed``    seconds, dollars, joules and resident memory: every fact of machine, engine and schedule must be equal.
 ``tokens``   said beside one of the others: the figure counts tokens, so it means nothing across tokenizers.
 """
@@ -14,8 +15,7 @@ from typing import Literal
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.validity import FROM_ROUTING
 
-MetricClass = Literal["exact", "routing", "timed", "tokens"]
-CLASSES: tuple[MetricClass, ...] = ("exact", "routing", "timed", "tokens")
+MetricClass = Literal["exact", "routing", "quality", "timed", "tokens"]
 # Figures of FROM_ROUTING that hold seconds as well.
 _HOLD_TIME = {"mbu_ratio", "mfu_ratio", "time_over_roofline_ratio", "cold_expert_usd_per_hour"}
 _EXACT_MEMORY = {"weights_bytes", "kv_cache_bytes"}
@@ -36,6 +36,8 @@ def classes_of(name: str) -> frozenset[MetricClass]:
     section = card_for(name).section
     if section == "parameters" or name in _EXACT_MEMORY:
         return frozenset({"exact"})
+    if section == "quality":
+        return frozenset({"quality"})
     if section == "routing" or name in FROM_ROUTING - _HOLD_TIME:
         return frozenset({"routing"})
     return frozenset({"timed"}) if _NOT_OF_TOKENS.fullmatch(name) else frozenset({"timed", "tokens"})

@@ -10,21 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.keys import Key, by_key, labels_of
+from moeprof.analysis.compare.keys import Key, by_key
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
+from moeprof.analysis.compare.same_work import why_incomparable
 from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
 from moeprof.analysis.document_compare import Ratio, RatioTable
 from moeprof.analysis.summary import ModelSummary, Summary
-from moeprof.analysis.tables import is_done
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload import Slo
 
-FEWEST_BUSY_RATIO = 0.95
 ONE_LAUNCH = "speaks for this launch"
-NEEDS_BUSY = {"cost", "throughput", "energy"}  # sections whose figures hold the idle time of an open loop
 
 
 def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
@@ -108,7 +106,7 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
         return untold(first, second, card.better)
     if "exact" in classes or (first.exact and second.exact):
         return exact_ratio(first, second, card.better)
-    if "routing" in classes:
+    if classes & {"routing", "quality"}:
         return interval_ratio(first, second, card.better)
     return _timed(key, base, side, first, second)
 
@@ -124,32 +122,3 @@ def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: Metri
     reasons = [] if launches else [ONE_LAUNCH]
     invalid = [value.reasons[-1] for value in (first, second) if not value.valid and value.reasons]
     return timed_pair_ratio(estimate, card_for(key[0]).better, reasons=reasons, invalid=invalid)
-
-
-def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str | None:
-    """Why this figure of two models of one run must not be set against each other, or None (METRICS section 7)."""
-    card, labels = card_for(key[0]), labels_of(key)
-    if card.section not in NEEDS_BUSY and card.section != "latency":
-        return None
-    if "failed" in (first.record.status, second.record.status):
-        return "one of them failed"
-    traffic = labels.get("traffic")
-    work = [_work(model, traffic) for model in (first, second)]
-    if work[0] != work[1]:
-        return "they did not do the same work"
-    if traffic == "open" and card.section in NEEDS_BUSY and not key[0].endswith("_busy"):
-        busy = [_busy_ratio(model) for model in (first, second)]
-        if any(ratio is None or ratio < FEWEST_BUSY_RATIO for ratio in busy):
-            return f"open loop below {FEWEST_BUSY_RATIO:.0%} busy: it compares utilisation, not models"
-    return None
-
-
-def _work(model: ModelSummary, traffic: str | None) -> set[int]:
-    """Requests that ended well, of every pass of this traffic."""
-    return {int(is_done(t.requests).sum()) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
-
-
-def _busy_ratio(model: ModelSummary) -> float | None:
-    found = (v for v in model.metrics if v.name == "busy_ratio" and v.labels.get("traffic") == "open")
-    value = next((v.value for v in found if "launch" not in v.labels), None)
-    return None if value is None else float(value)

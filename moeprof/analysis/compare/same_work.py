@@ -1,0 +1,40 @@
+"""Did two models of a run do the same work, on machines that were equally busy? Else their figures say nothing."""
+
+from __future__ import annotations
+
+from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.keys import Key, labels_of
+from moeprof.analysis.summary import ModelSummary
+from moeprof.analysis.tables import is_done
+
+FEWEST_BUSY_RATIO = 0.95
+NEEDS_BUSY = {"cost", "throughput", "energy"}  # sections whose figures hold the idle time of an open loop
+
+
+def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str | None:
+    """Why this figure of two models of one run must not be set against each other, or None (METRICS section 7)."""
+    card, labels = card_for(key[0]), labels_of(key)
+    if card.section not in NEEDS_BUSY and card.section != "latency":
+        return None
+    if "failed" in (first.record.status, second.record.status):
+        return "one of them failed"
+    traffic = labels.get("traffic")
+    work = [_work(model, traffic) for model in (first, second)]
+    if work[0] != work[1]:
+        return "they did not do the same work"
+    if traffic == "open" and card.section in NEEDS_BUSY and not key[0].endswith("_busy"):
+        busy = [_busy_ratio(model) for model in (first, second)]
+        if any(ratio is None or ratio < FEWEST_BUSY_RATIO for ratio in busy):
+            return f"open loop below {FEWEST_BUSY_RATIO:.0%} busy: it compares utilisation, not models"
+    return None
+
+
+def _work(model: ModelSummary, traffic: str | None) -> set[int]:
+    """Requests that ended well, of every pass of this traffic."""
+    return {int(is_done(t.requests).sum()) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
+
+
+def _busy_ratio(model: ModelSummary) -> float | None:
+    found = (v for v in model.metrics if v.name == "busy_ratio" and v.labels.get("traffic") == "open")
+    value = next((v.value for v in found if "launch" not in v.labels), None)
+    return None if value is None else float(value)
