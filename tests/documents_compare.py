@@ -26,7 +26,9 @@ def ratio(value: float, spread: float, verdict: str, reason: str | None = None) 
     return Ratio(value=value, low=value - spread, high=value + spread, verdict=verdict, reason=reason)
 
 
-def ratio_row(card: Card, name: str, label: str, values: tuple[MetricValue | None, ...], *ratios: Ratio | None):
+def ratio_row(
+    card: Card, name: str, label: str, values: tuple[MetricValue | None, ...], *ratios: Ratio | None
+) -> RatioRow:
     """A row whose first column is the reference."""
     return RatioRow(label=label, card=card, name=name, values=values, ratios=(None, *ratios))
 

@@ -45,7 +45,7 @@ def _section(section: Section, document: Document) -> list[str]:
     if not body:
         return []
     title = escape(section.title)
-    if any(isinstance(b, Waterfall) or (isinstance(b, RatioTable) and not b.folded) for b in section.blocks):
+    if any(isinstance(b, Waterfall | RatioTable) for b in section.blocks):
         return ["", f"## {title}", "", *body]
     return ["", f"<details><summary><b>{title}</b></summary>", "", *body, "", "</details>"]
 
