@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from moeprof.analysis.compare.crossover import (
     Crossover,
     CrossoverPoint,
+    crossings,
     crossover_batch,
     crossover_point,
     crossovers,
-    crossings,
     find_crossover,
     pooled_spread,
 )
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.sweep_points import log_ratio_estimate
 from moeprof.analysis.compare.sweeps import sweep_results
+from moeprof.analysis.tables import PassTables
 from moeprof.core.sparsity import SweepPoint
 from tests.sweep_records import at, sweep_summary, timed_pass
 
@@ -57,7 +58,8 @@ def test_a_crossing_between_two_loads_lies_on_a_line_of_logarithms(tmp_path: Pat
 
 def test_an_moe_that_is_cheaper_above_says_so(tmp_path: Path) -> None:
     found = of_run(tmp_path, {4: (2.0, 2.0), 16: (0.5, 0.5)})
-    assert (found.cheaper_below, found.batch.value) == (False, pytest.approx(8))
+    assert found.cheaper_below is False
+    assert found.batch.value == pytest.approx(8)
     assert "dearer below concurrency 8" in found.text
 
 
@@ -114,11 +116,11 @@ def test_loads_that_only_one_model_ran_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_compares_busy_dollars_and_says_so(tmp_path: Path) -> None:
-    def rates(busy_s: float) -> list[tuple[SweepPoint, list[object]]]:
+    def rates(busy_s: float) -> list[tuple[SweepPoint, list[PassTables]]]:
         passes = [timed_pass(f"p{i}", 2.0, traffic="open", busy_s=busy_s) for i in range(2)]
-        return [(SweepPoint(request_rate=4.0), passes)]  # type: ignore[list-item]
+        return [(SweepPoint(request_rate=4.0), passes)]
 
-    result = sweep_results(sweep_summary(tmp_path, {"moe": rates(0.5), "dense": rates(1.0)}))  # type: ignore[arg-type]
+    result = sweep_results(sweep_summary(tmp_path, {"moe": rates(0.5), "dense": rates(1.0)}))
     assert result is not None
     found = crossovers(result)[0]
     assert [p.ratio.value for p in found.points] == pytest.approx([0.5])  # the windows are equal, the work is not
@@ -127,7 +129,8 @@ def test_an_open_loop_compares_busy_dollars_and_says_so(tmp_path: Path) -> None:
 
 def test_few_rounds_borrow_the_spread_of_other_loads() -> None:
     spread = pooled_spread([[1.0, math.exp(0.2)], [1.0, math.exp(0.2)], [3.0]])
-    assert spread == (pytest.approx(0.2 / math.sqrt(2)), 2)
+    assert spread is not None
+    assert spread == pytest.approx((0.2 / math.sqrt(2), 2))
     assert pooled_spread([[1.0], [2.0]]) is None
     alone, together = log_ratio_estimate([1.0, 1.2]), log_ratio_estimate([1.0, 1.2], spread)
     assert alone.low is not None and together.low is not None

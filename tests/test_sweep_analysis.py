@@ -14,6 +14,7 @@ from moeprof.analysis.compare.sweep_points import over_rounds
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult, sweep_results
 from moeprof.analysis.document import Chart, Paragraph, RatioTable
 from moeprof.analysis.summary import Summary
+from moeprof.analysis.tables import PassTables
 from moeprof.core.metric import MetricValue
 from moeprof.core.sparsity import SweepPoint
 from moeprof.core.workload import Slo
@@ -106,32 +107,32 @@ def test_an_open_loop_is_compared_by_busy_seconds_and_billed_by_the_window(tmp_p
 # -- the price at the SLO ----------------------------------------------------------------------------------------------
 
 
-def slow(concurrency: int, ttft_s: float, seconds: float) -> tuple[SweepPoint, list[object]]:
-    return at(concurrency, seconds, seconds, ttft_s=ttft_s)  # type: ignore[return-value]
+def slow(concurrency: int, ttft_s: float, seconds: float) -> tuple[SweepPoint, list[PassTables]]:
+    return at(concurrency, seconds, seconds, ttft_s=ttft_s)
 
 
 RISING = {"moe": [slow(1, 0.1, 4.0), slow(8, 0.2, 2.0), slow(64, 0.9, 1.0)]}
 
 
 def test_the_price_at_the_slo_is_that_of_the_highest_load_that_meets_it(tmp_path: Path) -> None:
-    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 0.5}))  # type: ignore[arg-type]
+    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 0.5}))
     assert value.value == pytest.approx(20)  # two seconds, at concurrency 8
     assert value.reasons[0] == "at concurrency 8"
 
 
 def test_the_highest_load_tried_may_not_be_the_cheapest(tmp_path: Path) -> None:
-    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 5.0}))  # type: ignore[arg-type]
+    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 5.0}))
     assert value.reasons == ("at concurrency 64", "the highest load tried still met it; a higher one may be cheaper")
 
 
 def test_a_sweep_in_which_no_load_meets_the_slo_has_no_price(tmp_path: Path) -> None:
-    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 0.01}))  # type: ignore[arg-type]
+    value = at_slo(sweep_summary(tmp_path, RISING, slo={"ttft_s": 0.01}))
     assert value.value is None
     assert value.reasons[0].startswith("no stable point: the best of 3 loads met it for 0 % of requests")
 
 
 def test_without_an_slo_or_a_sweep_the_reason_says_so(tmp_path: Path) -> None:
-    assert at_slo(sweep_summary(tmp_path, RISING)).reasons == ("no SLO given",)  # type: ignore[arg-type]
+    assert at_slo(sweep_summary(tmp_path, RISING)).reasons == ("no SLO given",)
     (none,) = usd_per_1m_tokens_at_slo([], Slo(ttft_s=1.0))
     assert none.usd_per_1m_tokens.reason == "no sweep"
 
@@ -143,7 +144,7 @@ def test_one_round_that_misses_it_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_saturated_load_does_not_count_even_if_it_was_fast_enough(tmp_path: Path) -> None:
-    summary = sweep_summary(tmp_path, RISING, slo={"ttft_s": 5.0}, saturated={("moe", 2): "the queue grew"})  # type: ignore[arg-type]
+    summary = sweep_summary(tmp_path, RISING, slo={"ttft_s": 5.0}, saturated={("moe", 2): "the queue grew"})
     assert at_slo(summary).reasons == ("at concurrency 8",)
     assert result_of(summary).models[0].points[2].saturation_reason == "the queue grew"
 
