@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moeprof.capture.header import Header
+from moeprof.capture.lockstep_run import LockstepRun
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.schedules import Scheduled
 from moeprof.capture.signals import SignalWatch
@@ -62,6 +63,7 @@ class Experiment:
     def __init__(self, setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> None:
         self._setup, self._header, self._audience, self._signals = setup, header, audience, signals
         self._failed: set[str] = set()
+        self._lockstep = LockstepRun(setup, header, audience, signals)
 
     def run(self) -> str:
         """All launches; returns ``done``, ``failed`` or ``interrupted``."""
@@ -93,6 +95,8 @@ class Experiment:
             self._resident(models, launch)
         else:
             self._reloading(models, launch)
+        if not self._over:
+            self._lockstep.after_rounds(launch, self._failed)
 
     def _resident(self, models: list[ModelSpec], launch: int) -> None:
         """All models live at once; rounds go A B, then B A."""

@@ -48,6 +48,18 @@ class Header:
             (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")
         self._write()
 
+    def put(self, key: str, value: Any) -> None:
+        """Say something about the run as a whole."""
+        self._content[key] = value
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Add a sentence that readers should know, once."""
+        notes = self._content.setdefault("notes", [])
+        if text not in notes:
+            notes.append(text)
+        self._write()
+
     def finish(self, status: str, failed: set[str]) -> None:
         """Close the record."""
         self._done.set()

@@ -18,6 +18,7 @@ from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
 from moeprof.capture.gpu import Gpu, find_gpu
 from moeprof.capture.header import Header
+from moeprof.capture.lockstep_run import check_workload, run_ladder_only
 from moeprof.capture.meters import idle_power_w, open_meters
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.schedules import Scheduled, make_schedules
@@ -59,6 +60,7 @@ def prepare(workload: Workload) -> Prepared:
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     schedules = make_schedules(workload, sources)
+    workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
     gpu = _gpu(workload.device)
     device = choose_device(workload.device, gpu)
     weights = estimate_weights_bytes(workload.models, sources, workload.engine)
@@ -123,8 +125,9 @@ def execute(
     workload_text: str,
     pricing: dict[str, Any],
     keep_content: bool = True,
+    only_ladder: bool = False,
 ) -> str:
-    """Run it. Returns the record's status: ``done``, ``failed`` or ``interrupted``."""
+    """Run it, or its sparsity ladder alone. Returns the record's status: ``done``, ``failed`` or ``interrupted``."""
     workload = prepared.workload
     meters = open_meters(prepared.gpu if prepared.device != "cpu" else None) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
@@ -156,6 +159,8 @@ def execute(
             meters=meters,
             deadline_s=deadline,
         )
+        if only_ladder:
+            return run_ladder_only(setup, header, audience, signals)
         return Experiment(setup, header, audience, signals).run()
 
 
