@@ -65,6 +65,10 @@ def estimate_weights_bytes(
             found[spec.name] = source.weights_bytes * width // stored
         else:
             found[spec.name] = None if params is None else params * width
+    for spec in models:
+        mine, moe = found[spec.name], found.get(spec.twin_of or "")
+        if spec.initialise == "popular_experts" and mine is not None and moe is not None:
+            found[spec.name] = max(mine, moe)  # the MoE is in memory until its experts have been looked at
     return found
 
 

@@ -52,6 +52,11 @@ class OpenModel:
     twin: TwinFacts | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def load_holds_more(self) -> bool:
+        """True when more was in memory on the way than the model: a twin made of a loaded MoE's experts."""
+        return self.twin is not None and self.twin.initialise == "popular_experts"
+
 
 def open_model(
     spec: ModelSpec,

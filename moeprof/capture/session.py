@@ -78,6 +78,8 @@ class Session:
             before_weights=self._measure_peaks if plan.measure_peaks and plan.instruments.peaks else None,
         )
         self._model = opened.model
+        if opened.load_holds_more:
+            self._memory.forget_peak()
         self._memory.loaded()
         self._tapping = Tapping(self._model, plan)
         self._listeners = ListenerSet()

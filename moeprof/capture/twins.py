@@ -9,6 +9,7 @@ Width of a multiple such as 0.5x: rounded to the nearest multiple of 8 where the
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,6 +214,8 @@ def _replace(model: nn.Module, twin: TwinLayer, width: int, spec: ModelSpec) -> 
             f"model {spec.name}: match {spec.match} is narrower than the shared experts of {layer.name} "
             f"({twin.shared_width} units), which stay; ask for more"
         )
+    if twin.keeps_block and any(_needs_more(module) for module in twin.shared):
+        raise refusal(spec.name, layer, "its router also weighs its shared experts, which would stay without one")
     old = layer.experts if twin.keeps_block else layer.block
     returned = 1 if twin.keeps_block else num_returned(old)
     if returned is None:
@@ -228,6 +231,12 @@ def _replace(model: nn.Module, twin: TwinLayer, width: int, spec: ModelSpec) -> 
         if values is None:
             raise refusal(spec.name, layer, f"what {type(router).__name__}.forward returns is not told by its code")
         _swap(model, router, NoRouter(values))
+
+
+def _needs_more(module: nn.Module) -> bool:
+    """True when forward takes more than hidden states."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) > 1
 
 
 def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -246,6 +255,8 @@ def _forget_experts(model: Any) -> None:
                 setattr(config, key, 0)
         if getattr(config, "output_router_logits", None):
             config.output_router_logits = False
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # as dense models have it; none of its kernels runs
 
 
 def _notes(facts: TwinFacts, layers: tuple[TwinLayer, ...], params: int) -> list[str]:
