@@ -1,0 +1,268 @@
+"""The sparsity ladder as a section of a page: the answer in words, waterfalls, rungs, taxes, the coverage line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.ladder import LadderResult, Rung, ladders, usd_per_1m_tokens
+from moeprof.analysis.compare.sweep_points import to_metric
+from moeprof.analysis.document import (
+    Block,
+    Chart,
+    Paragraph,
+    RatioRow,
+    RatioTable,
+    Section,
+    Series,
+    Waterfall,
+    WaterfallStep,
+)
+from moeprof.analysis.pricing import Pricing
+from moeprof.core import units
+from moeprof.core.metric import MetricValue
+from moeprof.core.record import Record
+
+HOW = (
+    "All rungs ran the same steps in turn, each one change from the one before. Dispatch: what an MoE takes over a "
+    "dense model of its active size when all tokens go to the same experts. Coverage: the tokens of a step choose "
+    "different experts, so more weights are read. Imbalance: some experts get more tokens than others; it may be a "
+    "gain. Saved: what a dense model with all the experts' width would take more."
+)
+ROLES = {
+    "active": "dense, active-matched",
+    "concentrated": "MoE, all tokens to the same experts",
+    "balanced": "MoE, as many experts as recorded, even load",
+    "recorded": "MoE, recorded routing",
+    "total": "dense, total-matched",
+    "native": "MoE, its own router (beside the ladder)",
+}
+CHANGES = (
+    ("dispatch_tax_s", "dispatch", "concentrated"),
+    ("coverage_tax_s", "coverage", "balanced"),
+    ("imbalance_tax_s", "imbalance", "recorded"),
+    ("sparsity_saved_s", "saved", "total"),
+)
+DOLLARS = {
+    "dispatch_tax_s": "dispatch_tax_usd_per_1m_tokens",
+    "coverage_tax_s": "coverage_tax_usd_per_1m_tokens",
+    "imbalance_tax_s": "imbalance_tax_usd_per_1m_tokens",
+    "sparsity_saved_s": "sparsity_saved_usd_per_1m_tokens",
+}
+
+
+def ladder_results(record: Record) -> tuple[LadderResult, ...]:
+    """Every ladder of a run; empty without one."""
+    return ladders(record.ladder, num_moe_layers=_num_moe_layers(record)) if record.ladder else ()
+
+
+def ladder_section(record: Record, pricing: Pricing) -> Section | None:
+    """The sparsity ladder; None for a run without one."""
+    results = ladder_results(record)
+    if not results:
+        return None
+    blocks: list[Block] = [Paragraph(text=HOW)]
+    blocks += [Paragraph(text=text) for text in sentences(results)]
+    blocks += [Paragraph(text=note) for note in _notes(record)]
+    blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
+    blocks += _coverage(results)
+    blocks += _tables(results, pricing)
+    return Section(name="ladder", title="The sparsity ladder", blocks=tuple(blocks))
+
+
+def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
+    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
+    found = []
+    for result in results:
+        labels = labels_of(result)
+        for tax in result.taxes:
+            found.append(to_metric(tax.name, tax.seconds, **labels))
+            if tax.name in DOLLARS:
+                dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
+                found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
+        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
+        found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
+    return tuple(found)
+
+
+def labels_of(result: LadderResult) -> dict[str, str]:
+    """Phase and load, as metric labels."""
+    return {"phase": result.phase, "concurrency": str(result.concurrency or "offline")}
+
+
+def sentences(results: Sequence[LadderResult]) -> list[str]:
+    """One line per load in decode (and prefill): what each change costs as a share of the step."""
+    return [text for result in results if result.phase in ("decode", "prefill") and (text := _sentence(result))]
+
+
+def _sentence(result: LadderResult) -> str | None:
+    base = result.rung("recorded")
+    if base is None or not base.seconds.value:
+        return None
+    parts = []
+    for name, label, _ in CHANGES[:3]:
+        tax = result.tax(name)
+        if tax.seconds.value is None:
+            continue
+        if not tax.told:
+            parts.append(f"{label} cannot be told from 0")
+        else:
+            parts.append(f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.seconds, base)}")
+    saved = result.tax("sparsity_saved_s")
+    if saved.seconds.value is not None:
+        verb = "saves" if saved.seconds.value > 0 else "loses"
+        against = "against the total-matched dense model"
+        parts.append(
+            f"sparsity {verb} {_share(saved.seconds, base)} {against}"
+            if saved.told
+            else f"what sparsity saved {against} cannot be told from 0"
+        )
+    where = f"{result.phase}, {load_text(result)}"
+    return f"{where}: of a step of {units.display(base.seconds.value, 's')}, {'; '.join(parts)}." if parts else None
+
+
+def _share(seconds: Estimate, base: Rung) -> str:
+    assert seconds.value is not None and base.seconds.value is not None
+    ends = [
+        abs(end) / base.seconds.value * 100 for end in (seconds.value, seconds.low, seconds.high) if end is not None
+    ]
+    between = ""
+    if len(ends) == 3:
+        low, high = sorted(ends[1:])
+        between = f" [{units.significant(low)}, {units.significant(high)}]"
+    return f"{units.significant(ends[0])} %{between}"
+
+
+def load_text(result: LadderResult) -> str:
+    """The load, for people."""
+    return "all at once" if result.concurrency is None else f"{result.concurrency} in flight"
+
+
+def _waterfall(result: LadderResult) -> list[Block]:
+    """Active-matched, then what dispatch, coverage and imbalance add, then what the total-matched model takes."""
+    levels = {role: result.rung(role) for role in ("active", "recorded", "total", "concentrated", "balanced")}
+    steps: list[WaterfallStep] = []
+    first = levels["active"] or levels["concentrated"]
+    if first is None or first.seconds.value is None or levels["recorded"] is None:
+        return []
+    steps.append(_level(first))
+    for name, label, _ in CHANGES[:3]:
+        if name == "dispatch_tax_s" and levels["active"] is None:
+            continue
+        steps += _change(result, name, label)
+    steps.append(_level(levels["recorded"]))
+    if levels["total"] is not None:
+        steps += [*_change(result, "sparsity_saved_s", "saved"), _level(levels["total"])]
+    caption = (
+        f"Seconds of one {result.phase} step, {load_text(result)}, {result.tokens_per_step:.1f} tokens a step; "
+        f"{result.num_steps:,} turns. Pale changes cannot be told from 0."
+    )
+    name = f"ladder-{result.phase}-{result.concurrency or 'offline'}"
+    title = f"Where the step time goes: {result.phase}, {load_text(result)}"
+    return [Waterfall(name=name, title=title, caption=caption, unit="s", steps=tuple(steps))]
+
+
+def _level(rung: Rung) -> WaterfallStep:
+    assert rung.seconds.value is not None
+    label = {
+        "active": "active-matched",
+        "concentrated": "MoE, same experts",
+        "recorded": "MoE",
+        "total": "total-matched",
+    }
+    text = ROLES[rung.role]
+    if rung.distinct_per_layer is not None:
+        text += f", {units.significant(rung.distinct_per_layer)} distinct experts per layer"
+    return WaterfallStep(
+        label=label[rung.role], kind="level", value=rung.seconds.value, low=rung.seconds.low, high=rung.seconds.high,
+        text=text,
+    )  # fmt: skip
+
+
+def _change(result: LadderResult, name: str, label: str) -> list[WaterfallStep]:
+    tax = result.tax(name)
+    if tax.seconds.value is None:
+        return []
+    return [
+        WaterfallStep(
+            label=label, kind="change", value=tax.seconds.value, low=tax.seconds.low, high=tax.seconds.high,
+            told=tax.told, text=tax.note or card_for(name).formula,
+        )
+    ]  # fmt: skip
+
+
+def _coverage(results: Sequence[LadderResult]) -> list[Block]:
+    """Step time against distinct experts, where rungs set their number."""
+    drawn = [r for r in results if r.phase == "decode" and len(r.coverage.points) > 2]
+    if not drawn:
+        return []
+    series = tuple(
+        Series(
+            name=load_text(result),
+            x=tuple(point.distinct_per_layer for point in result.coverage.points),
+            y=tuple(point.seconds.value or 0.0 for point in result.coverage.points),
+        )
+        for result in drawn
+    )
+    blocks: list[Block] = []
+    for result in drawn:
+        slope = result.coverage.slope
+        if slope.value is None or slope.low is None or slope.high is None:
+            continue
+        grows = "so coverage costs time" if slope.low > 0 else "so no cost of coverage is shown"
+        text = (
+            f"decode, {load_text(result)}: one more distinct expert in every layer takes "
+            f"{units.display(slope.value, 's')} a step [{units.interval(slope.low, slope.high, 's')}], {grows}."
+        )
+        blocks.append(Paragraph(text=text))
+    chart = Chart(
+        name="coverage",
+        title="What one more expert costs",
+        caption="Seconds of a decode step against the experts that its tokens share out evenly; the batch is the same.",
+        x_label="distinct experts per layer and step",
+        x_unit="experts",
+        y_label="step time",
+        y_unit="s",
+        series=series,
+    )
+    return [*blocks, chart]
+
+
+def _tables(results: Sequence[LadderResult], pricing: Pricing) -> list[Block]:
+    columns = tuple(f"{result.phase}, {load_text(result)}" for result in results)
+    rungs = [_rung_row(role, title, results) for role, title in ROLES.items()]
+    metrics = [{value.name: value for value in ladder_metrics([result], pricing)} for result in results]
+    rows = [_metric_row(name, [one.get(name) for one in metrics]) for name in metrics[0]]
+    return [
+        RatioTable(title=title, columns=columns, rows=tuple(row for row in found if row is not None), folded=folded)
+        for title, found, folded in (("Seconds per step of each rung", rungs, False), ("Taxes", rows, True))
+    ]
+
+
+def _rung_row(role: str, title: str, results: Sequence[LadderResult]) -> RatioRow | None:
+    rungs = [result.rung(role) for result in results]
+    if not any(rungs):
+        return None
+    values = [None if rung is None else to_metric("rung_step_s", rung.seconds, rung=role) for rung in rungs]
+    return _row(title, "rung_step_s", values)
+
+
+def _metric_row(name: str, values: Sequence[MetricValue | None]) -> RatioRow | None:
+    return _row(card_for(name).title, name, values)
+
+
+def _row(label: str, name: str, values: Sequence[MetricValue | None]) -> RatioRow:
+    return RatioRow(label=label, card=card_for(name), name=name, values=tuple(values), ratios=(None,) * len(values))
+
+
+def _num_moe_layers(record: Record) -> int:
+    """Of the MoE that the ladder ran."""
+    lanes = [lane for one in record.ladder for lane in one.lanes]
+    names = [lane.get("model") for lane in lanes if lane.get("rung") != "dense"]
+    counts = [len(model.facts.get("moe_layers", ())) for model in record.models if model.name in names]
+    return max(counts, default=0)
+
+
+def _notes(record: Record) -> list[str]:
+    return list(dict.fromkeys(str(note) for one in record.ladder for note in one.info.get("notes", ())))
