@@ -16,6 +16,7 @@ from moeprof.analysis.compare.estimate import MIN_BLOCKS, Draws, Estimate, estim
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.compare.realised import realised_of_lanes
 from moeprof.analysis.pricing import Pricing
+from moeprof.analysis.tables import FloatArray
 from moeprof.core.record_lanes import LanePass
 
 PHASES = ("prefill", "decode", "mixed", "all")
@@ -151,7 +152,7 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
     """The ladder of one load and phase.
 
     Args:
-        times: one per launch, of the same lanes.
+        times: one per launch; lanes that are not in all of them are left out.
         phase: prefill | decode | mixed | all.
         num_moe_layers: to say experts per layer.
     """
@@ -159,7 +160,8 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
     launches = [one.draws(own) for one in times]
     roles = lane_roles(times[0])
     tokens = np.concatenate([one.tokens_S[one.of_phase(own)] for one in times])
-    rungs = tuple(_rung(times, launches, own, name, roles[name], num_moe_layers) for name in times[0].lanes)
+    lanes = [name for name in times[0].lanes if all(name in one.lanes for one in times)]
+    rungs = tuple(_rung(times, launches, own, name, roles[name], num_moe_layers) for name in lanes)
     lane_of = {rung.role: rung.name for rung in reversed(rungs)}
     missing = [role for role in ("total", "recorded", "active") if role not in lane_of]
     realised = (
@@ -200,10 +202,9 @@ def _absent(roles: Sequence[str]) -> str:
 def _rung(
     times: Sequence[LaneTimes], launches: Sequence[Draws], phase: str | None, name: str, role: str, num_moe_layers: int
 ) -> Rung:
-    place = times[0].lanes.index(name)
-
-    def per_layer(columns: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -> float | None:
-        values = np.concatenate([c[one.of_phase(phase), place] for c, one in zip(columns, times, strict=True)])
+    def per_layer(columns: Sequence[FloatArray]) -> float | None:
+        own = [c[one.of_phase(phase), one.lanes.index(name)] for c, one in zip(columns, times, strict=True)]
+        values = np.concatenate(own)
         values = values[np.isfinite(values)]
         return float(values.mean()) / num_moe_layers if len(values) and num_moe_layers else None
 
