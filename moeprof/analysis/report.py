@@ -9,13 +9,15 @@ from moeprof.analysis import report_charts as charts
 from moeprof.analysis import report_facts as facts
 from moeprof.analysis.cards import CARDS, card_for
 from moeprof.analysis.compare.claims import claim_notes
-from moeprof.analysis.document import Document, MetricTable, ModelColumn, Row, Section
+from moeprof.analysis.compare.sweep_page import sweep_section
+from moeprof.analysis.document import Document, MetricTable, ModelColumn, RatioTable, Row, Section
 from moeprof.analysis.doubts import find_doubts
 from moeprof.analysis.headline import banners, findings, headline, subtitle
 from moeprof.analysis.pick import highest_percentile, pick
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.core import units
 from moeprof.core.metric import Card
+from moeprof.core.modelfacts import TwinFacts
 
 # label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
 FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -57,8 +59,9 @@ def build_document(summary: Summary) -> Document:
     """The whole report of one run."""
     record, models = summary.record, summary.models
     sections = [_section(name, title, summary) for name, title in SECTIONS]
+    sections += [section for section in (sweep_section(summary),) if section is not None]
     used = {row.card.name for section in sections for block in section.blocks
-            if isinstance(block, MetricTable) for row in block.rows}  # fmt: skip
+            if isinstance(block, MetricTable | RatioTable) for row in block.rows}  # fmt: skip
     return Document(
         title=str(record.workload.get("name", record.run)),
         run=record.run,
@@ -86,10 +89,21 @@ def _column(model: ModelSummary) -> ModelColumn:
         layer = known.moe_layers[0]
         parts = [f"{units.count(known.active_params)} of {units.count(known.total_params)} active"]
         parts.append(f"top-{layer.top_k} of {layer.num_experts}")
+    elif known.twin is not None:
+        parts.append(f"dense twin of {known.twin.of}, {_width(known.twin)}")
     else:
         parts.append("dense")
     parts.append(str((model.launch.get("engine") or {}).get("dtype", known.dtype)))
     return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
+
+
+def _width(twin: TwinFacts) -> str:
+    """Widths that equal the MoE's have a name; others are a multiple of its active one."""
+    if twin.is_active_matched:
+        return f"active width {twin.width}"
+    if twin.is_total_matched:
+        return f"total width {twin.width}"
+    return f"width {twin.width} ({twin.width / twin.active_width:.3g}x the active one)"
 
 
 def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:

@@ -94,7 +94,7 @@ def popular_twin(model: Any, spec: ModelSpec, warmup: Schedule | None) -> Twin:
     return replace(twin, notes=(*twin.notes, note))
 
 
-def watch_routing(model: Any, layers: Sequence[TwinLayer], input_ids: Sequence[Sequence[int]]) -> list[Usage]:
+def watch_routing(model: Any, layers: Sequence[TwinLayer], input_ids: Sequence[Any]) -> list[Usage]:
     """Run the first sequences through the model by plain forwards, and add up who is picked with what weight."""
     device = next(model.parameters()).device
     usages = [
@@ -112,7 +112,8 @@ def watch_routing(model: Any, layers: Sequence[TwinLayer], input_ids: Sequence[S
     try:
         with torch.inference_mode():
             for ids in [ids for ids in input_ids if len(ids)][:MAX_SEQUENCES]:
-                model(input_ids=torch.tensor([list(ids[:MAX_TOKENS])], device=device), use_cache=False)
+                tokens = torch.as_tensor(ids[:MAX_TOKENS], dtype=torch.long, device=device)
+                model(input_ids=tokens[None], use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
