@@ -115,10 +115,9 @@ def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: Metri
     logs = paired_logs(side.repeats.values.get(key, {}), base.repeats.values.get(key, {}))
     if not logs:
         return interval_ratio(first, second, card_for(key[0]).better)
-    estimate = ratio_of_pairs(logs)
-    launches = base.repeats.unit == "launch"
-    if not launches:
-        estimate = wider(estimate, ratio_of_requests(key, side.model, base.model))
-    reasons = [] if launches else [ONE_LAUNCH]
-    invalid = [value.reasons[-1] for value in (first, second) if not value.valid and value.reasons]
-    return timed_pair_ratio(estimate, card_for(key[0]).better, reasons=reasons, invalid=invalid)
+    estimate, better = ratio_of_pairs(logs), card_for(key[0]).better
+    invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
+    if base.repeats.unit == "launch":
+        return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)
+    estimate = wider(estimate, ratio_of_requests(key, side.model, base.model))
+    return timed_pair_ratio(estimate, better, reasons=(ONE_LAUNCH,), invalid=invalid)

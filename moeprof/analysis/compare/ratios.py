@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.verdicts import MIN_LAUNCH_PAIRS, interval_verdict, timed_verdict
 from moeprof.analysis.document_compare import Ratio
 from moeprof.core.metric import Better, MetricValue
 
 PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine
-NORMAL = 1.959964  # 0.975 quantile of the normal distribution
 
 
 def untold(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
@@ -41,12 +41,25 @@ def interval_ratio(first: MetricValue, second: MetricValue, better: Better, reas
 
 
 def timed_pair_ratio(
-    estimate: Estimate, better: Better, *, reasons: Sequence[str] = (), invalid: Sequence[str] = ()
+    estimate: Estimate, better: Better, *, logs: Sequence[float] = (), reasons: Sequence[str] = (), invalid: str | None
 ) -> Ratio:
-    """A paired ratio of one run, judged against the floor of two processes."""
-    if invalid:
+    """A paired ratio of one run, judged against the floor of two processes.
+
+    Args:
+        estimate: the ratio.
+        better: direction of the metric.
+        logs: log ratio per launch pair; with enough of them a t-test decides, else the interval.
+        reasons: said beside the verdict's own.
+        invalid: why one of the values failed a check, or None.
+    """
+    if invalid is not None:
         verdict = _judged("cannot tell", better)
-        return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=invalid[0])
+        return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=invalid)
+    if better != "neither" and len(logs) >= MIN_LAUNCH_PAIRS:
+        tested = timed_verdict(logs, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
+        return Ratio(
+            value=estimate.value, low=estimate.low, high=estimate.high, verdict=tested.kind, reason=tested.reason
+        )
     return _from_estimate(estimate, better, PAIRED_FLOOR_RATIO, reasons)
 
 
@@ -71,24 +84,16 @@ def _log_half(value: MetricValue) -> float | None:
 
 
 def _from_estimate(estimate: Estimate, better: Better, floor_ratio: float, reasons: Sequence[str]) -> Ratio:
-    verdict, reason = _verdict(estimate, better, floor_ratio)
-    said = "; ".join(dict.fromkeys(part for part in (reason, *reasons) if part)) or None
-    return Ratio(
-        value=estimate.value, low=estimate.low, high=estimate.high, verdict=_judged(verdict, better), reason=said
-    )
-
-
-def _verdict(estimate: Estimate, better: Better, floor_ratio: float) -> tuple[str, str | None]:
-    """Worse or better: the interval excludes 1 and the point lies beyond the floor; nothing shown: all within it."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "cannot tell", estimate.reason
-    floor = math.log1p(floor_ratio)
-    low, point, high = (math.log(x) for x in (estimate.low, estimate.value, estimate.high))
-    if estimate.excludes(1.0) and abs(point) > floor:
-        return ("better" if (point < 0) == (better == "lower") else "worse"), None
-    if max(-low, high) <= floor:
-        return "no difference shown", None
-    return "cannot tell", "the interval is too wide" if not estimate.excludes(1.0) else f"within {floor_ratio:.0%}"
+    if better == "neither":
+        said: list[str | None] = [estimate.reason]
+        verdict = ""
+    else:
+        told = interval_verdict(estimate, better=better, floor_ratio=floor_ratio)
+        said, verdict = [told.reason], str(told.kind)
+        if not floor_ratio and estimate.low is not None:
+            said = ["the interval excludes 1" if estimate.excludes(1.0) else "the interval holds 1"]
+    text = "; ".join(dict.fromkeys(part for part in (*said, *reasons) if part)) or None
+    return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=text)
 
 
 def _judged(verdict: str, better: Better) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 from moeprof.analysis import stats
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.keys import Key
+from moeprof.analysis.compare.verdicts import ALPHA, holm
 from moeprof.analysis.document_compare import Ratio
 from moeprof.core.metric import Better
 
 STORED_FLOOR_RATIO = 0.10
 FEWEST_LAUNCHES = 5
-ALPHA = 0.01  # one-sided, of a whole family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def stored_ratios(
     enough = {key for key, pair in samples.items() if min(map(len, pair)) >= FEWEST_LAUNCHES}
     judged = {key: test for key, test in tests.items() if test is not None and key in enough}
     families = ([key for key in judged if key in gates], [key for key in judged if key not in gates])
-    adjusted = {key: p for family in families for key, p in _holm({k: judged[k].p_one_sided for k in family}).items()}
+    adjusted = {key: p for family in families for key, p in holm({k: judged[k].p_one_sided for k in family}).items()}
     found = {}
     for key, test in tests.items():
         better = card_for(key[0]).better
@@ -80,15 +80,6 @@ def stored_ratios(
         else:
             found[key] = _judged(test, adjusted[key], better, gate=key in gates)
     return found
-
-
-def _holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Holm's step-down adjustment (Holm 1979)."""
-    adjusted, worst = {}, 0.0
-    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p))
-        adjusted[key] = worst
-    return adjusted
 
 
 def _too_few(test: Welch | None, pair: tuple[Sequence[float], Sequence[float]], better: Better) -> Ratio:
@@ -112,7 +103,7 @@ def _judged(test: Welch, p: float, better: Better, *, gate: bool) -> Ratio:
     if p <= ALPHA and beyond:
         verdict = "better" if (test.mean < 0) == (better == "lower") else "worse"
         reason = f"p = {p:.2g} ({family}, Holm), beyond the floor of {STORED_FLOOR_RATIO:.0%}"
-    elif max(-math.log(low), math.log(high)) <= floor:
+    elif max(abs(math.log(end)) for end in test.interval(1 - 2 * ALPHA)) <= floor:
         verdict, reason = "no difference shown", f"the interval lies within {STORED_FLOOR_RATIO:.0%} ({family})"
     else:
         verdict = "cannot tell"
