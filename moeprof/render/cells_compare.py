@@ -7,16 +7,18 @@ from typing import Literal
 
 from moeprof.analysis.document import Ratio, RatioTable, Waterfall, WaterfallStep
 from moeprof.core import units
+from moeprof.core.metric import MetricValue
 from moeprof.render.cells import why_text
 
 CANNOT_TELL = "cannot tell"
-NEAR_ONE = 0.05  # ratios nearer to 1 than this need a digit more, or 1.004 would read as 1
+NEAR_ONE = 1.05  # ratios from 1 to this need a digit more, or 1.004 would read as 1
+TOLD = ("better", "worse", "no difference shown", "same run")  # verdicts that need no footnote
 Tone = Literal["better", "worse", "open"]
 
 
 def times(value: float) -> str:
     """A ratio as people say it: ``0.612x``, ``1.004x``."""
-    return f"{units.significant(value, 4 if abs(value - 1) < NEAR_ONE else 3)}x"
+    return f"{units.significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
 
 
 def ratio_text(ratio: Ratio | None) -> str:
@@ -39,16 +41,23 @@ def tone(verdict: str) -> Tone:
 
 
 def ratio_notes(table: RatioTable) -> tuple[str, ...]:
-    """Footnotes: why values or ratios are missing or undecided, each reason once, in order."""
+    """Footnotes: why values or ratios are missing or undecided, each reason once, in order.
+
+    Why a difference was shown, or that a figure is counted, stays in the page's tooltips.
+    """
     notes: dict[str, list[str]] = {}
     for row in table.rows:
         for value, ratio in zip(row.values, row.ratios, strict=True):
             if value is not None and value.value is None:
                 notes.setdefault(f"n/a ({why_text(value)})", []).append(row.label)
-            elif ratio is not None and ratio.reason:
+            elif ratio is not None and ratio.reason and not _is_settled(value, ratio):
                 said = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
                 notes.setdefault(f"{said} ({ratio.reason})" if said else ratio.reason, []).append(row.label)
     return tuple(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in notes.items())
+
+
+def _is_settled(value: MetricValue | None, ratio: Ratio) -> bool:
+    return ratio.verdict in TOLD or (value is not None and value.exact and ratio.value is not None)
 
 
 def step_text(step: WaterfallStep, unit: str) -> str:
