@@ -76,6 +76,9 @@ def draw_means(lanes: tuple[str, ...], time_SL: FloatArray, step_S: IntArray) ->
     noise: where a step was repeated, its own mean is taken out before resampling (and the residuals are enlarged by
     sqrt(C / (C - 1)) for it). With a single cycle content cannot be told from noise, and intervals are wider.
 
+    Known error, by simulation: nominal 95 % cover 93-96 % from 100 steps on, up to an autocorrelation of 0.9 at 1,000
+    steps; with noise of autocorrelation 0.5 in one lane alone, 88-90 % at 60 steps and 81 % at 12.
+
     Args:
         lanes: names of the second axis.
         time_SL: seconds, steps in time order.
