@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from moeprof.capture.parameter_groups import NUM_EXPERTS_NAMES
@@ -31,8 +32,40 @@ _BUILD_ERRORS = (
 _AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModel")
 
 
+def config_object(values: dict[str, Any], *, name: str) -> Any:
+    """The transformers config object of the values of a config.json.
+
+    Args:
+        values: with ``model_type``.
+        name: what to call the model in messages.
+
+    Raises:
+        UnsupportedModelError: transformers does not know the model_type.
+        ModelError: its class refuses the values.
+    """
+    rest = dict(values)
+    model_type = rest.pop("model_type", None)
+    # Code that comes with a checkpoint is never run here, so a type that only such code knows is unknown.
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedModelError(
+            f"model {name}: transformers {transformers.__version__} has no class for model_type {model_type!r}; "
+            "upgrade transformers, or describe its layers in a YAML file (README, `moeprof params`)"
+        )
+    try:
+        return transformers.AutoConfig.for_model(model_type, **rest)
+    except (*_BUILD_ERRORS, StrictDataclassError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be used ({type(error).__name__}: {first})") from error
+
+
 def facts_from_config(
-    config: Any, *, name: str, source: str, dtype: str = "bfloat16", notes: Sequence[str] = ()
+    config: Any,
+    *,
+    name: str,
+    source: str,
+    dtype: str = "bfloat16",
+    notes: Sequence[str] = (),
+    allocated: bool = True,
 ) -> ModelFacts:
     """Count the model that a config describes, without weights.
 
@@ -42,6 +75,7 @@ def facts_from_config(
         source: where the config came from.
         dtype: dtype that weights would have; for a config with ``quantization_config`` bytes are as in this dtype.
         notes: more for the reader.
+        allocated: count what the class allocates for experts that compute nothing; no checkpoint holds it.
 
     Raises:
         UnsupportedModelError: no class of the installed transformers builds it, or its experts are not understood.
@@ -52,7 +86,7 @@ def facts_from_config(
     key = _many_experts_key(config)
     if key is None:
         model = build_on_meta(config, name=name, dtype=dtype)
-        return model_facts(model, name=name, source=source, weights="random", notes=notes)
+        return model_facts(model, name=name, source=source, weights="random", notes=notes, allocated=allocated)
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
 
 
@@ -71,7 +105,8 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16") -> nn.Modu
         with torch.device("meta"):
             model: Any = build(config, dtype=getattr(torch, dtype))
     except _BUILD_ERRORS as error:
-        raise ModelError(f"model {name}: the config cannot be built ({type(error).__name__}: {error})") from error
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be built ({type(error).__name__}: {first})") from error
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     assert isinstance(model, nn.Module)

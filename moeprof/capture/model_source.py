@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from moeprof.core.errors import ModelError
+from moeprof.core.systems import systems
 from moeprof.core.workload import ModelSpec
 
 
@@ -71,7 +71,7 @@ def find_model(spec: ModelSpec, base: ModelSpec | None = None) -> ModelSource:
 
 
 def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
-    config = _read_config(spec.name, folder / "config.json")
+    config = read_config(spec.name, folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if spec.weights == "checkpoint" and not weights:
         unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
@@ -100,7 +100,7 @@ def _from_hub(spec: ModelSpec) -> ModelSource:
     return ModelSource(
         folder=None,
         hub_id=spec.path,
-        config=_read_config(spec.name, config),
+        config=read_config(spec.name, config),
         tokenizer_file=hub_file(spec.name, spec.path, "tokenizer.json", spec.revision),
         weights_bytes=None,
     )
@@ -114,7 +114,7 @@ def _from_config(spec: ModelSpec) -> ModelSource:
         return ModelSource(
             folder=None,
             hub_id=None,
-            config=_read_config(spec.name, file),
+            config=read_config(spec.name, file),
             tokenizer_file=tokenizer if tokenizer.exists() else None,
             weights_bytes=None,
         )
@@ -130,13 +130,20 @@ def _from_config(spec: ModelSpec) -> ModelSource:
 
 
 def named_configs() -> dict[str, dict[str, Any]]:
-    """The configs that ship with moeprof, by name."""
-    text = resources.files("moeprof").joinpath("data/configs.json").read_text(encoding="utf-8")
-    value: dict[str, dict[str, Any]] = json.loads(text)
-    return value
+    """The configs of the built-in list (``moeprof params --list``), by name."""
+    return {row.name: dict(row.config) for row in systems() if row.config is not None}
 
 
-def _read_config(name: str, file: Path) -> dict[str, Any]:
+def read_config(name: str, file: Path) -> dict[str, Any]:
+    """The values of a config.json.
+
+    Args:
+        name: what the user called the model, for messages.
+        file: the file.
+
+    Raises:
+        ModelError: no such file, no JSON, or no ``model_type``.
+    """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -30,6 +30,7 @@ def model_facts(
     tokenizer_hash: str | None = None,
     routing_policy: str = "native",
     notes: Sequence[str] = (),
+    allocated: bool = True,
 ) -> ModelFacts:
     """Count a model.
 
@@ -41,13 +42,15 @@ def model_facts(
         tokenizer_hash: of the tokenizer used.
         routing_policy: ``native`` or the override in force.
         notes: more for the reader.
+        allocated: count what the class allocates for experts that compute nothing.
 
     Raises:
         UnsupportedModelError: the config speaks of experts and none are found, top-k is unknown, or the weights are
             quantised in a way whose bytes cannot be counted.
     """
     method = quantisation_method(model)
-    facts = _count(model, model, method, name) if method is None else _count(_plain_twin(model), model, method, name)
+    plain = model if method is None else _plain_twin(model)
+    facts = _count(plain, model, method, name, allocated)
     return replace(
         facts,
         source=source,
@@ -64,7 +67,7 @@ def _plain_twin(model: nn.Module) -> nn.Module:
     return build_plain_twin(model)
 
 
-def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str) -> ModelFacts:
+def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str, allocated: bool) -> ModelFacts:
     """Facts of ``model``, with bytes as they lie in ``stored`` (the same model unless quantised)."""
     layers = find_expert_layers(model)
     groups = parameter_groups(model, layers)
@@ -76,6 +79,8 @@ def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str) -
     tied = _is_tied(model)
     total = sum(params.values())
     active = total - sum(layer.stored_params - _picks(layer, name) * layer.expert_params for layer in layers)
+    if not allocated:
+        total = _leave_out_unused(layers, params, size)
     embedding, head = params["embedding"], params["lm_head"]
     no_embedding = active if tied else active - embedding
     shapes = attention_shapes(model)
@@ -100,7 +105,7 @@ def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str) -
         vocab_size=0 if table is None else int(table.shape[0]),
         kv_bytes_per_token=_kv_bytes(shapes.kv_elements_per_token, model),
         attention_flops_per_pair=shapes.flops_per_pair,
-        notes=(*_quantised_note(method), *shapes.notes, *_layer_notes(layers)),
+        notes=(*_quantised_note(method), *shapes.notes, *_layer_notes(layers, allocated)),
     )
 
 
@@ -173,13 +178,28 @@ def _quantised_note(method: str | None) -> tuple[str, ...]:
     return (f"weights quantised by {method}: parameters are the architecture's, bytes are as stored",)
 
 
-def _layer_notes(layers: Sequence[ExpertLayer]) -> tuple[str, ...]:
+def _unused(layers: Sequence[ExpertLayer]) -> int:
+    """Parameters that the class allocates for experts that compute nothing."""
+    return sum(layer.stored_params - layer.num_experts * layer.expert_params for layer in layers)
+
+
+def _leave_out_unused(layers: Sequence[ExpertLayer], params: dict[str, int], size: dict[str, int]) -> int:
+    """Take unused experts out of the counts, bytes in proportion; returns the new total."""
+    routed, unused = params["routed_experts"], _unused(layers)
+    if unused:
+        params["routed_experts"] = routed - unused
+        size["routed_experts"] = size["routed_experts"] * (routed - unused) // routed
+    return sum(params.values())
+
+
+def _layer_notes(layers: Sequence[ExpertLayer], allocated: bool) -> tuple[str, ...]:
     notes = []
     if any(layer.executes_all_experts for layer in layers):
         notes.append("its code runs every expert on every token: routed sparsely, executed densely")
-    extra = sum(layer.stored_params - layer.num_experts * layer.expert_params for layer in layers)
+    extra = _unused(layers)
     if extra:
-        notes.append(f"{extra} parameters are allocated for experts that compute nothing")
+        counted = "" if allocated else ", not counted here; a token that picks them uses less than the active count"
+        notes.append(f"{extra} parameters are allocated for experts that compute nothing{counted}")
     return tuple(notes)
 
 
