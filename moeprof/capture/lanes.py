@@ -19,7 +19,7 @@ from moeprof.capture.engine.base import BatchLayout, Engine, ListenerSet
 from moeprof.capture.lockstep import Lane, Limits, cycle, turn_orders
 from moeprof.capture.lockstep_plan import LanePlan
 from moeprof.capture.moe_structure import MoeLayer
-from moeprof.capture.pick_table import PickOverride, PickTable, check_overridable
+from moeprof.capture.pick_table import PickOverride, PickTable, check_overridable, layer_shapes
 from moeprof.capture.positions import Positions
 from moeprof.capture.routing_override import override_routing
 from moeprof.capture.routing_replay import replay_table
@@ -71,10 +71,7 @@ class Seat:
     shapes: list[LayerShape] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shapes = [
-            LayerShape(num_experts=layer.num_experts, top_k=layer.top_k, num_identity=layer.num_identity)
-            for layer in self.layers
-        ]
+        self.shapes = layer_shapes(self.layers)
 
     @property
     def rung(self) -> str:

@@ -40,6 +40,11 @@ def check_workload(workload: Workload, configs: dict[str, dict[str, Any]], sched
     """
     for spec in workload.models:
         if spec.routing.policy == "replay":
+            if workload.sweep is not None:
+                raise WorkloadError(
+                    f"sweep: model {spec.name} replays the picks of recorded requests, and a sweep sends others; leave "
+                    "sweep or routing out"
+                )
             check_same_requests(Path(str(spec.routing.path)), schedules[spec.name].measured)
     if workload.lockstep is not None:
         available = len(schedules[workload.models[0].name].measured)

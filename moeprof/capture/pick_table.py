@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from moeprof.capture.engine.base import BatchLayout
 from moeprof.capture.moe_structure import MoeLayer
 from moeprof.capture.positions import Positions
+from moeprof.capture.rungs import LayerShape
 from moeprof.core.errors import EngineError, UnsupportedModelError
 
 
@@ -128,3 +129,11 @@ def check_overridable(layers: Sequence[MoeLayer], what: str) -> None:
                 f"{layer.name}: {what} cannot be put in force, {type(layer.block).__name__} does not pass picks to its "
                 "experts; use native"
             )
+
+
+def layer_shapes(layers: Sequence[MoeLayer]) -> list[LayerShape]:
+    """E and k of each layer."""
+    return [
+        LayerShape(num_experts=layer.num_experts, top_k=layer.top_k, num_identity=layer.num_identity)
+        for layer in layers
+    ]

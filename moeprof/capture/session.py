@@ -86,6 +86,7 @@ class Session:
         self._engine = build_engine(self._model, plan.engine, self._listeners)
         self._batch_tokens = plan.engine.max_batch_tokens
         self._memory.engine_ready(self._engine.facts.kv_bytes)
+        self._tapping.replay_recorded(self._schedule, self._engine, self._listeners)
         facts = facts_of(opened, plan.model, plan.tokenizer_hash)
         write_json(plan.model_folder / "model.json", facts.to_json())
         self._launch |= {
@@ -116,7 +117,7 @@ class Session:
         info |= {"process": self._plan.process, **order.extra}
         write_json(folder / "pass.json", info)
         deadline_s, cut_by = _deadline(order)
-        with self._tapping.watching(self._listeners):
+        with self._tapping.measuring(self._listeners):
             result = replay(self._engine, schedule, recorders, should_stop=self._should_stop, deadline_s=deadline_s)
         gc.unfreeze()
         self._engine.reset()
@@ -145,7 +146,7 @@ class Session:
         kv_tokens = int(sum(len(i) + n + 32 for i, n in zip(few.input_ids, few.output_tokens.tolist(), strict=True)))
         settings = replace(plan.engine, kv_tokens=min(kv_tokens, self._engine.facts.kv_tokens))
         self._engine.close()
-        bare = build_engine(self._model, settings, ListenerSet())
+        bare = build_engine(self._model, settings, ListenerSet(self._tapping.always))
         self._engine = watched = build_engine(self._model, settings, self._listeners)
         self._say("overhead")
         with tempfile.TemporaryDirectory() as scratch:

@@ -11,13 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.engine.base import Engine, ListenerSet
+from moeprof.capture.engine.base import Engine, ForwardListener, ListenerSet
 from moeprof.capture.moe_structure import find_moe_layers
+from moeprof.capture.pick_table import PickOverride, PickTable, layer_shapes
 from moeprof.capture.plan import LaunchPlan
+from moeprof.capture.positions import Positions
 from moeprof.capture.recorders.picks import PicksWriter
 from moeprof.capture.recorders.routing import RoutingRecorder
-from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.replay import Recorder, refusal, replay
 from moeprof.capture.routing_check import self_check
+from moeprof.capture.routing_replay import replay_table
 from moeprof.capture.routing_tap import RoutingTap
 from moeprof.core.schedule_rows import first_requests
 from moeprof.core.trace import Schedule
@@ -29,8 +32,9 @@ class Tapping:
     """Owns the hooks of one model."""
 
     def __init__(self, model: Any, plan: LaunchPlan) -> None:
-        self._plan = plan
+        self._plan, self._device = plan, next(model.parameters()).device
         self.layers = find_moe_layers(model)
+        self._replayed: PickOverride | None = None
         self._override = self._overridden(plan)
         self._tap: RoutingTap | None = None
         self._passed = True
@@ -46,11 +50,45 @@ class Tapping:
 
     def _overridden(self, plan: LaunchPlan) -> Any:
         """Hooks that replace the router's picks; before the tap's, so that the tap sees what is executed."""
-        if not self.layers or plan.model.routing.policy == "native":
+        if not self.layers or plan.model.routing.policy in ("native", "replay"):
             return None
         from moeprof.capture.routing_override import override_routing
 
         return override_routing(self.layers, plan.model.routing)
+
+    def replay_recorded(self, schedule: Schedule, engine: Engine, listeners: ListenerSet) -> None:
+        """Put recorded picks in force, where the model's routing policy is ``replay``.
+
+        Raises:
+            WorkloadError: picks of a request that will be sent are missing, or are of another model.
+        """
+        routing = self._plan.model.routing
+        if not self.layers or routing.policy != "replay":
+            return
+        left_out = frozenset(r.index for r in schedule.requests() if refusal(engine, r) is not None)
+        table = replay_table(Path(str(routing.path)), schedule, layer_shapes(self.layers), left_out=left_out)
+        # Until a pass is measured, tokens are of other requests (warm-up) and borrow their picks.
+        picks = PickTable(table, Positions.of(schedule), self._device)
+        self._replayed = self._override = PickOverride(self.layers, picks, strict=False)
+        self._replayed.enable()
+        listeners.listeners.append(self._replayed)
+
+    @property
+    def always(self) -> list[ForwardListener]:
+        """Listeners that any engine of this model needs, watched or not."""
+        return [] if self._replayed is None else [self._replayed]
+
+    @contextmanager
+    def measuring(self, listeners: ListenerSet) -> Iterator[None]:
+        """:meth:`watching`, and every token needs recorded picks of its own where picks are replayed."""
+        if self._replayed is not None:
+            self._replayed.strict = True
+        try:
+            with self.watching(listeners):
+                yield
+        finally:
+            if self._replayed is not None:
+                self._replayed.strict = False
 
     @contextmanager
     def watching(self, listeners: ListenerSet) -> Iterator[None]:
