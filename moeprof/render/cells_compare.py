@@ -21,6 +21,12 @@ def times(value: float) -> str:
     return f"{units.significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
 
 
+def shown_ratio(value: MetricValue | None, ratio: Ratio | None) -> Ratio | None:
+    """The ratio, or None where it would only repeat that the value beside it is missing."""
+    is_missing = value is None or value.value is None
+    return None if is_missing and ratio is not None and ratio.value is None and not ratio.verdict else ratio
+
+
 def ratio_text(ratio: Ratio | None) -> str:
     """``0.612x``, ``n/a``, or nothing where there is nothing to compare or the verdict already says it."""
     if ratio is None or (ratio.value is None and ratio.verdict):

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from moeprof.analysis.document import Ratio, RatioTable, Row, Waterfall
-from moeprof.render.cells_compare import CANNOT_TELL, ratio_interval, ratio_text, step_interval, step_text, tone
+from moeprof.render.cells_compare import (
+    CANNOT_TELL,
+    ratio_interval,
+    ratio_text,
+    shown_ratio,
+    step_interval,
+    step_text,
+    tone,
+)
 from moeprof.render.html_cells import Cell, TableRow, table_row
 from moeprof.render.svg_waterfall import draw_waterfall
 
@@ -68,7 +76,8 @@ def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapp
     for row in table.rows:
         plain = table_row(Row(label=row.label, card=row.card, name=row.name, values=row.values))
         pairs = tuple(
-            (value, None if i == table.reference else ratio_cell(row.ratios[i])) for i, value in enumerate(plain.cells)
+            (value, None if i == table.reference else ratio_cell(shown_ratio(row.values[i], row.ratios[i])))
+            for i, value in enumerate(plain.cells)
         )
         rows.append(CompareRow(row=plain, pairs=pairs))
     return CompareTable(
@@ -79,7 +88,7 @@ def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapp
 def ratio_cell(ratio: Ratio | None) -> RatioCell:
     """One ratio as the page shows it."""
     if ratio is None:
-        return RatioCell(text="\u2013", interval="", verdict="", tone="none", detail="")
+        return RatioCell(text="", interval="", verdict="", tone="none", detail="")
     return RatioCell(
         text=ratio_text(ratio),
         interval=ratio_interval(ratio)[1:-1],

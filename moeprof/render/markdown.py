@@ -29,14 +29,21 @@ def render_markdown(document: Document) -> str:
     lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
     lines += [f"- {escape(m.name)}: **{escape(m.status)}** {escape(m.error)}" for m in document.models if m.error]
     lines += _first_table(document)
+    answer = document.sections[:1] if not document.first_screen and any(map(_is_open, document.sections[:1])) else ()
+    for section in answer:
+        lines += _section(section, document)
     lines += ["", "## Reasons to doubt this", ""]
     lines += [f"- {'**' + escape(d.model) + '**: ' if d.model else ''}{escape(d.text)}" for d in document.doubts] or [
         "None of the checks found one."
     ]
-    for section in document.sections:
+    for section in document.sections[len(answer) :]:
         lines += _section(section, document)
     lines += ["", f"Record: {escape(document.run)}, {escape(document.status)}, started {escape(document.started_at)}."]
     return "\n".join(lines) + "\n"
+
+
+def _is_open(section: Section) -> bool:
+    return any(isinstance(block, Waterfall | RatioTable) for block in section.blocks)
 
 
 def _section(section: Section, document: Document) -> list[str]:
@@ -45,7 +52,7 @@ def _section(section: Section, document: Document) -> list[str]:
     if not body:
         return []
     title = escape(section.title)
-    if any(isinstance(b, Waterfall | RatioTable) for b in section.blocks):
+    if _is_open(section):
         return ["", f"## {title}", "", *body]
     return ["", f"<details><summary><b>{title}</b></summary>", "", *body, "", "</details>"]
 

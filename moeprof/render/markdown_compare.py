@@ -11,6 +11,7 @@ from moeprof.render.cells_compare import (
     ratio_interval,
     ratio_notes,
     ratio_text,
+    shown_ratio,
     step_interval,
     step_text,
     tone,
@@ -39,11 +40,12 @@ def _row(row: RatioRow) -> str:
     cells = []
     for value, ratio in zip(row.values, row.ratios, strict=True):
         text = escape(short_text(value, row.card))
-        if ratio is None:
+        kept = shown_ratio(value, ratio)
+        if kept is None:
             interval = interval_text(value, row.card)
             cells.append(text + (f"<br><sub>{escape(interval)}</sub>" if interval else ""))
         else:
-            cells.append("<br>".join(part for part in (text, _ratio(ratio)) if part))
+            cells.append("<br>".join(part for part in (text, _ratio(kept)) if part))
     return f"|{escape(row.label)}|" + "|".join(cells) + "|"
 
 

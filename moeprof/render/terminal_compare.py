@@ -24,6 +24,7 @@ from moeprof.render.cells_compare import (
     ratio_interval,
     ratio_notes,
     ratio_text,
+    shown_ratio,
     step_interval,
     step_text,
     tone,
@@ -141,7 +142,7 @@ def _tight_cells(table: RatioTable, i: int) -> list[Text]:
 
 def _parts(row: RatioRow, i: int) -> tuple[Text, Text, Text, Text]:
     """Value, ratio, interval and verdict of one model; the reference shows the interval of its value."""
-    ratio = row.ratios[i]
+    ratio = shown_ratio(row.values[i], row.ratios[i])
     value = Text(printable(short_text(row.values[i], row.card)))
     if ratio is None:
         return value, Text(), Text(printable(interval_text(row.values[i], row.card)), style="dim"), Text()

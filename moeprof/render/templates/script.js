@@ -185,6 +185,7 @@ for (const link of all("table.metrics th a")) {
       copy.append(make("code", "", [link.dataset.name || link.textContent, link.dataset.where].filter(Boolean).join(", ")));
       const list = make("ul");
       all("td", row).forEach((cell, i) => {
+        if (!cell.firstChild) return;
         const item = make("li");
         const verdict = cell.querySelector("em");
         item.append(make("b", "", `${cell.dataset.of || models[i].textContent}: ${cell.firstChild.textContent}${verdict && verdict !== cell.firstChild ? ", " + verdict.textContent : ""}`));
