@@ -24,7 +24,7 @@ FORMATS = ("table", "json", "csv", "md")
 FROZEN = {
     "run": "WORKLOAD --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
     "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate "
-    "--rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
+    "--resume --rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
     "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
     "doctor": "--coverage --format",

@@ -67,6 +67,18 @@ def _cut(summary: Summary) -> Iterator[Doubt]:
             yield Doubt(code="cut", flag="schedule", severity="error", model=model.name, text=text)
 
 
+def _resumed(summary: Summary) -> Iterator[Doubt]:
+    for model in summary.models:
+        for launch in model.record.launches:
+            processes = {passed.info.get("process", 0) for passed in (*launch.passes, *launch.sweep)}
+            if len(processes) > 1:
+                text = (
+                    f"the run was resumed: passes of {launch.path.name} come from {len(processes)} processes, and "
+                    "memory layout and machine state differ between processes"
+                )
+                yield Doubt(code="resumed", flag="isolation", severity="warning", model=model.name, text=text)
+
+
 def _launches(summary: Summary) -> Iterator[Doubt]:
     launches = int(summary.record.workload.get("launches", 1))
     if launches == 1:
@@ -123,6 +135,7 @@ def _distinct(schedules: dict[str, Any]) -> list[dict[str, Any]]:
 RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _status,
     _cut,
+    _resumed,
     _launches,
     _realism,
     _schedule_notes,

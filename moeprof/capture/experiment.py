@@ -8,17 +8,20 @@ current pass after its current step and keep what was measured.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from moeprof.capture.header import Header
 from moeprof.capture.lockstep_run import LockstepRun
-from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.capture.pass_watch import PassWatch
+from moeprof.capture.plan import Command, LaunchPlan, Order
+from moeprof.capture.resume import Resume, sweep_pass_names
 from moeprof.capture.schedules import Scheduled
 from moeprof.capture.signals import SignalWatch
 from moeprof.capture.sweep_run import SweepRun
-from moeprof.capture.telemetry import Meter, Telemetry
+from moeprof.capture.telemetry import Meter
 from moeprof.capture.workers import Worker, WorkerFailedError
 from moeprof.core.workload import ModelSpec, Workload
 
@@ -45,6 +48,7 @@ class Setup:
         together: True when all models fit in memory at once.
         meters: power and clocks.
         deadline_s: ``perf_counter`` time at which ``--max-minutes`` ends, or None.
+        resume: the interrupted run that this one goes on with, or None.
     """
 
     workload: Workload
@@ -55,6 +59,7 @@ class Setup:
     together: bool
     meters: list[Meter]
     deadline_s: float | None
+    resume: Resume | None = None
 
 
 class Experiment:
@@ -103,13 +108,14 @@ class Experiment:
         workers: dict[str, Worker] = {}
         try:
             for spec in models:
-                workers[spec.name] = Worker(self._plan(spec, launch))
+                if self._is_missing(spec.name, launch, range(self._setup.workload.rounds)):
+                    workers[spec.name] = Worker(self._plan(spec, launch))
             for name in list(workers):
                 self._try(workers, name, Order(command="prepare"))
             for number in range(self._setup.workload.rounds):
                 for name in list(workers)[:: -1 if number % 2 else 1]:
                     self._round(workers, name, number)
-            self._after_rounds(workers)
+            self._after_rounds(workers, launch)
         finally:
             self._close(workers)
 
@@ -117,7 +123,7 @@ class Experiment:
         """One model at a time; each round loads it again."""
         for number in range(self._setup.workload.rounds):
             for spec in models[:: -1 if number % 2 else 1]:
-                if spec.name in self._failed or self._over:
+                if spec.name in self._failed or self._over or not self._is_missing(spec.name, launch, [number]):
                     continue
                 plan = self._plan(spec, launch)
                 workers = {
@@ -129,16 +135,18 @@ class Experiment:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
                     if number == self._setup.workload.rounds - 1:
-                        self._after_rounds(workers)
+                        self._after_rounds(workers, launch)
                 finally:
                     self._close(workers)
 
     def _round(self, workers: dict[str, Worker], name: str, number: int) -> None:
         """The workload's own traffic, then the capacity pass of an open-loop run."""
         self._pass(workers, name, f"round-{number}", offline=False)
-        schedule = self._setup.schedules[name].measured
-        if schedule.pattern == "open" and self._setup.workload.instruments.capacity:
+        if self._has_capacity(name):
             self._pass(workers, name, f"capacity-{number}", offline=True)
+
+    def _has_capacity(self, name: str) -> bool:
+        return self._setup.schedules[name].measured.pattern == "open" and self._setup.workload.instruments.capacity
 
     def _pass(self, workers: dict[str, Worker], name: str, pass_name: str, *, offline: bool) -> None:
         self._carry_out(workers, name, Order(command="pass", name=pass_name, offline=offline))
@@ -147,8 +155,36 @@ class Experiment:
         """One pass of any kind; None when it was not run."""
         if name not in workers or self._over:
             return None
+        resume = self._setup.resume
+        earlier = None if resume is None else resume.finished(workers[name].plan.launch_folder / order.name)
+        if earlier is not None:
+            return earlier
         self._audience.hear(name, "pass", {"pass": order.name, "launch": workers[name].plan.launch_folder.name})
         return self._try(workers, name, replace(order, deadline_s=self._setup.deadline_s))
+
+    def _is_missing(self, name: str, launch: int, rounds: Sequence[int]) -> bool:
+        """Whether a process has anything to do in these rounds, or after the last of them."""
+        setup, resume = self._setup, self._setup.resume
+        if resume is None:
+            return True
+        names = [f"round-{number}" for number in rounds]
+        if self._has_capacity(name):
+            names += [f"capacity-{number}" for number in rounds]
+        if setup.workload.rounds - 1 in rounds:
+            names += sweep_pass_names(setup.workload.sweep)
+            if not all(self._is_known(name, launch, key) for key in self._owed(launch)):
+                return True
+        return resume.is_missing(setup.folder / name / f"launch-{launch}", names)
+
+    def _owed(self, launch: int) -> list[str]:
+        """Keys of launch.json that are measured after the rounds."""
+        instruments = self._setup.workload.instruments
+        return ["quality"] * (instruments.quality and launch == 0) + ["overhead_pairs"] * instruments.overhead
+
+    def _is_known(self, name: str, launch: int, key: str) -> bool:
+        """Whether an earlier process of the run has measured what launch.json calls ``key``."""
+        resume = self._setup.resume
+        return resume is not None and key in resume.launch(self._setup.folder / name / f"launch-{launch}")
 
     def _sweep(self, workers: dict[str, Worker]) -> None:
         """Every point of the workload's sweep, if it has one."""
@@ -166,32 +202,23 @@ class Experiment:
     def _note(self, workers: dict[str, Worker], name: str, extra: dict[str, Any]) -> None:
         self._try(workers, name, Order(command="note", extra=extra))
 
-    def _after_rounds(self, workers: dict[str, Worker]) -> None:
+    def _after_rounds(self, workers: dict[str, Worker], launch: int) -> None:
         """What belongs to the launch and not to a round: the sweep, quality, the instruments' own cost."""
         self._sweep(workers)
-        for name in list(workers):
-            self._quality(workers, name)
-        for name in list(workers):
-            self._overhead(workers, name)
-
-    def _quality(self, workers: dict[str, Worker], name: str) -> None:
-        """Once a run: it is a fact of model and text, the same in every launch."""
-        if name not in workers or self._over or not self._setup.workload.instruments.quality:
-            return
-        if workers[name].plan.launch_folder.name == "launch-0":
-            output_bytes = self._setup.schedules[name].output_bytes(QUALITY_CANDIDATES)
-            self._try(workers, name, Order(command="quality", extra={"output_bytes": output_bytes}))
-
-    def _overhead(self, workers: dict[str, Worker], name: str) -> None:
-        if name in workers and self._setup.workload.instruments.overhead and not self._over:
-            self._try(workers, name, Order(command="overhead"))
+        owed = self._owed(launch)
+        orders: tuple[tuple[str, Command], ...] = (("quality", "quality"), ("overhead_pairs", "overhead"))
+        for key, command in orders:
+            for name in list(workers):
+                if key in owed and not self._over and not self._is_known(name, launch, key):
+                    output_bytes = self._setup.schedules[name].output_bytes(QUALITY_CANDIDATES)
+                    self._try(workers, name, Order(command=command, extra={"output_bytes": output_bytes}))
 
     def _try(self, workers: dict[str, Worker], name: str, order: Order) -> dict[str, Any] | None:
         """Give an order; a failing model is marked, its worker ended, and the others go on."""
         if name not in workers or self._stopped:
             return None
         worker = workers[name]
-        watch = _PassWatch(self, worker, order)
+        watch = PassWatch(worker, order, self._setup.meters, self._audience.hear)
         try:
             result = worker.do(order, watch.hear, lambda: bool(self._signals.number))
             if order.command == "pass":
@@ -233,42 +260,7 @@ class Experiment:
             warmup_file=setup.private / f"warmup-{scheduled.file_name}",
             class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
-            measure_peaks=launch == 0 and spec is workload.models[0],
+            measure_peaks=launch == 0 and spec is workload.models[0] and not self._is_known(spec.name, launch, "peaks"),
+            process=0 if setup.resume is None else setup.resume.process,
             twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
         )
-
-    # -- used by _PassWatch ----------------------------------------------------------------------------------------
-
-    def open_telemetry(self, worker: Worker, pass_name: str, origin_s: float) -> Telemetry:
-        """Start sampling for a pass that has just begun."""
-        folder = worker.plan.launch_folder / pass_name
-        return Telemetry(folder, origin_s, self._setup.meters, worker.pid)
-
-    def tell(self, name: str, event: str, data: dict[str, Any]) -> None:
-        """Pass a worker's report on."""
-        self._audience.hear(name, event, data)
-
-
-class _PassWatch:
-    """What the parent does while a worker carries out one order."""
-
-    def __init__(self, experiment: Experiment, worker: Worker, order: Order) -> None:
-        self._experiment, self._worker, self._order = experiment, worker, order
-        self._telemetry: Telemetry | None = None
-
-    def hear(self, report: Report) -> None:
-        """Start sampling when the pass starts; pass progress on."""
-        name = self._worker.plan.model.name
-        if report.event == "started":
-            if self._order.command == "pass":
-                self._telemetry = self._experiment.open_telemetry(
-                    self._worker, report.data["pass"], report.data["origin_s"]
-                )
-        elif self._telemetry is not None:
-            self._telemetry.note(report.data)
-        self._experiment.tell(name, report.event, report.data)
-
-    def close(self) -> None:
-        """End sampling."""
-        if self._telemetry is not None:
-            self._telemetry.close()

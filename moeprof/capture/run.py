@@ -21,6 +21,7 @@ from moeprof.capture.header import Header
 from moeprof.capture.lockstep_run import check_workload, run_ladder_only
 from moeprof.capture.meters import idle_power_w, open_meters
 from moeprof.capture.model_source import ModelSource, find_model
+from moeprof.capture.resume import Resume
 from moeprof.capture.schedules import Scheduled, make_schedules
 from moeprof.capture.signals import SignalWatch
 from moeprof.capture.sweep_schedules import all_schedules, save_points
@@ -126,8 +127,13 @@ def execute(
     pricing: dict[str, Any],
     keep_content: bool = True,
     only_ladder: bool = False,
+    resume: Resume | None = None,
 ) -> str:
-    """Run it, or its sparsity ladder alone. Returns the record's status: ``done``, ``failed`` or ``interrupted``."""
+    """Run it, or its sparsity ladder alone, or what ``resume`` lacks. Returns ``done``, ``failed`` or ``interrupted``.
+
+    Raises:
+        InputError: ``resume`` is a run of something else.
+    """
     workload = prepared.workload
     meters = open_meters(prepared.gpu if prepared.device != "cpu" else None) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
@@ -142,6 +148,10 @@ def execute(
         "content_kept": keep_content,
         "idle_power_w": idle_power_w(meters),
     }  # fmt: skip
+    if resume is not None:
+        resume.check_same(content)
+        content |= resume.begin()
+        keep_content = bool(content["content_kept"])
     header = Header(folder, content, [spec.name for spec in workload.models])
     with _private_folder() as private:
         for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
@@ -158,6 +168,7 @@ def execute(
             together=prepared.fit.together,
             meters=meters,
             deadline_s=deadline,
+            resume=resume,
         )
         if only_ladder:
             return run_ladder_only(setup, header, audience, signals)

@@ -30,7 +30,7 @@ from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.tapping import Tapping
 from moeprof.capture.warmup import calibrate, warm_up
 from moeprof.core.errors import OutOfMemoryError
-from moeprof.core.record import write_json
+from moeprof.core.record import read_json, write_json
 from moeprof.core.schedule_rows import first_requests
 from moeprof.core.trace import Schedule
 
@@ -58,6 +58,11 @@ class Session:
         self._schedule = Schedule.load(plan.schedule_file)
         self._warmup = Schedule.load(plan.warmup_file)
         self._memory = memory.Watch(self._device)
+        file = plan.launch_folder / "launch.json"
+        if (plan.continues or plan.process) and file.exists():
+            self._launch = read_json(file)  # what an earlier process of this launch learnt stays
+        if plan.process:
+            self._launch |= {"resumed": True, "process": plan.process}
         return self
 
     def __exit__(self, *exception: object) -> None:

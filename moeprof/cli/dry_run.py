@@ -33,6 +33,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
+    rows += _sweep(prepared)
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
         cost = units.usd(seconds * pricing.usd_per_second)
@@ -41,6 +42,21 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
     print_records([{"what": what, "plan": plan} for what, plan in rows], form)
+
+
+def _sweep(prepared: Prepared) -> list[tuple[str, str]]:
+    """Points, passes and the longest that they can take."""
+    workload, sweep = prepared.workload, prepared.workload.sweep
+    if sweep is None:
+        return []
+    passes = len(sweep.points) * sweep.rounds * len(workload.models) * workload.launches
+    points = prepared.schedules[workload.models[0].name].points
+    sizes = sorted({len(point.measured) for point in points})
+    requests = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    longest = units.seconds(passes * sweep.max_seconds)
+    text = f"{len(points)} points of {requests} requests, {passes} passes over all models, {longest} or less in all"
+    notes = {note.text: note for point in points for note in point.measured.notes if note.code == "few_requests"}
+    return [("sweep", text), *(("note", note.text) for note in notes.values())]
 
 
 def _too_long(prepared: Prepared, schedule: Schedule) -> list[tuple[str, str]]:

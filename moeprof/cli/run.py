@@ -15,8 +15,10 @@ from moeprof.core.errors import EngineError, InputError, InterruptedRunError, Mo
 
 if TYPE_CHECKING:
     from moeprof.analysis.pricing import Pricing
+    from moeprof.capture.resume import Resume
     from moeprof.capture.run import Prepared
     from moeprof.core.record import Record
+    from moeprof.core.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +30,25 @@ class Printing:
     quiet: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the record goes: a new folder, or that of an interrupted run."""
+
+    output_dir: Path | None
+    keep_content: bool
+    resume: Resume | None = None
+
+    def adapt(self, workload: Workload) -> Workload:
+        """The workload with what an interrupted run had decided already."""
+        return workload if self.resume is None else self.resume.with_kv_tokens(workload)
+
+
 def run(
     workload: Annotated[Path, typer.Argument(help="Workload file (YAML).", show_default=False)],
     output_dir: Annotated[Path | None, typer.Option(help="Folder for the record; must be new or empty.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this interrupted run of the same workload.", show_default=False)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show schedule, memory, time and cost; run nothing.")
     ] = False,
@@ -63,6 +81,7 @@ def run(
     from moeprof.render import parse_formats
 
     formats = parse_formats(write)
+    place = _place(output_dir, resume, keep_content=not no_content)
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
         num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos or None,
@@ -70,7 +89,7 @@ def run(
         max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
-    resolved = apply(load_workload(workload), options)
+    resolved = place.adapt(apply(load_workload(workload), options))
     prepared = prepare(resolved)
     machine = prepared.environment
     pricing = resolve_pricing(
@@ -80,26 +99,31 @@ def run(
         show_plan(prepared, pricing, format)
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
-    _replay(prepared, pricing, output_dir, printing, text=text, keep_content=not no_content)
+    _replay(prepared, pricing, place, printing, text=text)
 
 
-def _replay(
-    prepared: Prepared,
-    pricing: Pricing,
-    output_dir: Path | None,
-    printing: Printing,
-    *,
-    text: str,
-    keep_content: bool,
-) -> None:
+def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:
+    from moeprof.capture.resume import open_interrupted
+
+    if resume is None:
+        return Place(output_dir=output_dir, keep_content=keep_content)
+    if output_dir is not None:
+        raise InputError("--resume goes on in the run's own folder: leave --output-dir out")
+    return Place(output_dir=resume, keep_content=keep_content, resume=open_interrupted(resume))
+
+
+def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run import execute, new_run_folder
     from moeprof.capture.signals import SignalWatch
     from moeprof.cli.printing import print_document, summarise_record, write_files
     from moeprof.cli.progress import make_audience
+    from moeprof.cli.sweep_lines import sweep_lines
     from moeprof.core.record import open_record
 
-    folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
+    folder = place.output_dir
+    if folder is None or place.resume is None:
+        folder = new_run_folder(prepared.workload, folder, Path("reports"))
     with SignalWatch() as signals, make_audience(pricing, quiet=printing.quiet) as audience:
         status = execute(
             prepared,
@@ -108,12 +132,15 @@ def _replay(
             signals,
             workload_text=text,
             pricing=pricing.to_json(),
-            keep_content=keep_content,
+            keep_content=place.keep_content,
+            resume=place.resume,
         )
     record = open_record(folder)
     summary, document = summarise_record(record, pricing)
     write_files(summary, document, folder, printing.formats)
     print_document(document, summary, printing.form)
+    for line in sweep_lines(record):
+        print(line, file=sys.stderr)
     print(f"record: {folder}", file=sys.stderr)
     if "html" in printing.formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
