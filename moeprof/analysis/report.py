@@ -71,7 +71,7 @@ def build_document(summary: Summary) -> Document:
         notes=(*claim_notes(summary), *findings(summary)),
         subtitle=subtitle(summary),
         banners=banners(summary),
-        models=tuple(_column(model) for model in models),
+        models=tuple(model_column(model) for model in models),
         first_screen=tuple(_first_rows(models)),
         sections=(*(s for s in sections if s.blocks), facts.machine_section(summary)),
         doubts=find_doubts(summary),
@@ -80,7 +80,8 @@ def build_document(summary: Summary) -> Document:
     )
 
 
-def _column(model: ModelSummary) -> ModelColumn:
+def model_column(model: ModelSummary) -> ModelColumn:
+    """The head of a model's column: what it is, in a line."""
     known = model.facts
     if known is None:
         return ModelColumn(name=model.name, status=model.record.status, subtitle="", error=model.record.error)
