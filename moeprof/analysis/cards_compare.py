@@ -172,7 +172,7 @@ CARDS: tuple[Card, ...] = (
     Card(
         name="tokens_per_s_per_user",
         title="tokens per second and user",
-        unit="tokens / s",
+        unit="tokens/s",
         better="higher",
         formula="1 / mean gap between output tokens of a request",
         source="METRICS 1",

@@ -9,7 +9,7 @@ opposite sides of 1; its place is found by a straight line in log ratio against 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.sweep_points import SweptPoint, log_ratio_estimate
+from moeprof.analysis.compare.sweep_figures import usd_total
+from moeprof.analysis.compare.sweep_points import SweptPoint, SweptRound, log_ratio_estimate
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult
 from moeprof.core.sparsity import SweepPoint
 
@@ -125,10 +126,17 @@ def _ratios(pairs: Sequence[tuple[float, PointResult, PointResult]]) -> tuple[tu
     return tuple(crossover_point(load, log_ratio_estimate(ratios, spread)) for load, ratios in measured), None
 
 
-def paired_ratios(above: SweptPoint, below: SweptPoint) -> tuple[list[float], bool]:
-    """Dollars of one model over the other's per round, or per launch where there are several; False for other requests.
+def paired_ratios(
+    above: SweptPoint, below: SweptPoint, figure: Callable[[SweptRound], float | None] = usd_total
+) -> tuple[list[float], bool]:
+    """A figure of one model over another's per round, or per launch where there are several; False for other requests.
 
     Rounds pair by launch and number; what one of the models lacks is left out.
+
+    Args:
+        above: the model in the numerator.
+        below: the model in the denominator.
+        figure: of one round; dollars to compare by, unless given.
     """
     theirs = {(one.launch, one.round): one for one in below.rounds}
     logs: dict[int, list[float]] = {}
@@ -138,7 +146,7 @@ def paired_ratios(above: SweptPoint, below: SweptPoint) -> tuple[list[float], bo
             continue
         if one.schedule_sha256 != other.schedule_sha256:
             return [], False
-        up, down = one.usd_per_1m_total_tokens_compared, other.usd_per_1m_total_tokens_compared
+        up, down = figure(one), figure(other)
         if up and down:
             logs.setdefault(one.launch, []).append(math.log(up / down))
     groups = list(logs.values())

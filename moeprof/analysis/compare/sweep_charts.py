@@ -8,7 +8,7 @@ from typing import Literal
 from moeprof.analysis.compare.crossover import AXIS_NAMES
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.pareto import pareto
-from moeprof.analysis.compare.sweeps import ModelSweep, PointResult, SweepResult
+from moeprof.analysis.compare.sweeps import HIGH_PERCENTILES, ModelSweep, PointResult, SweepResult
 from moeprof.analysis.document import Block, Chart, Series
 from moeprof.core.sparsity import SweepPoint
 
@@ -16,7 +16,7 @@ Of = Callable[[PointResult], Estimate]
 Style = Literal["line", "points", "steps", "dashed"]
 AXIS_UNITS = {
     "concurrency": "requests",
-    "request_rate": "requests / s",
+    "request_rate": "requests/s",
     "input_tokens": "tokens",
     "max_batch_tokens": "tokens",
 }
@@ -30,11 +30,7 @@ def sweep_charts(result: SweepResult) -> list[Block]:
             result, "sweep-cost", "Price of 1M tokens against load", f"Mean over rounds, {billed}; the band is 95 %.",
             "price of 1M tokens", "USD", [("", lambda p: p.usd_per_1m_total_tokens, "line")],
         ),
-        _against_load(
-            result, "sweep-ttft", "Time to first token against load", "From arrival; dashed: the highest percentile "
-            "that the sample of a load supports.", "TTFT", "s",
-            [("p50", lambda p: p.ttft_p50_s, "line"), ("highest", lambda p: p.ttft_high_s, "dashed")],
-        ),
+        _ttft_chart(result),
         _against_load(
             result, "sweep-itl", "Gaps between tokens against load", "Dashed: p99.", "ITL", "s",
             [("p50", lambda p: p.itl_p50_s, "line"), ("p99", lambda p: p.itl_p99_s, "dashed")],
@@ -43,6 +39,23 @@ def sweep_charts(result: SweepResult) -> list[Block]:
         *(_experts_chart(model) for model in result.models if model.is_moe),
     ]  # fmt: skip
     return [chart for chart in charts if chart is not None]
+
+
+def _ttft_chart(result: SweepResult) -> Chart | None:
+    """The median, and the highest percentile that every load supports."""
+    points = [point for model in result.models for point in model.points]
+    shared = [p for p in HIGH_PERCENTILES if all(_ttft(point, p).value is not None for point in points)]
+    figures: list[tuple[str, Of, Style]] = [("p50", lambda p: p.ttft_p50_s, "line")]
+    if shared:
+        figures.append((shared[0].replace("_", "."), lambda p: _ttft(p, shared[0]), "dashed"))
+    caption = "From arrival." + (
+        " Dashed: the highest percentile that the sample of every load supports." * bool(shared)
+    )
+    return _against_load(result, "sweep-ttft", "Time to first token against load", caption, "TTFT", "s", figures)
+
+
+def _ttft(point: PointResult, percentile: str) -> Estimate:
+    return point.ttft_percentiles_s[percentile]
 
 
 def _against_load(
@@ -119,9 +132,9 @@ def _pareto_chart(result: SweepResult) -> Chart | None:
         caption="Each point is a setting; right and up is better. The line joins those that no other setting of the "
         "model beats in both.",
         x_label="tokens per second and user",
-        x_unit="tokens / s",
+        x_unit="tokens/s",
         y_label="output tokens per second and device",
-        y_unit="tokens / s",
+        y_unit="tokens/s",
         series=tuple(series),
     )
 

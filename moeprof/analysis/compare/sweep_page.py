@@ -3,50 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare import sweep_figures as figures
 from moeprof.analysis.compare.crossover import AXIS_NAMES, OPEN_NOTE, crossovers, paired_ratios, pooled_spread
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.slo import NAME as AT_SLO
 from moeprof.analysis.compare.sweep_charts import sweep_charts
-from moeprof.analysis.compare.sweep_points import log_ratio_estimate, to_metric
+from moeprof.analysis.compare.sweep_points import SweptRound, log_ratio_estimate, to_metric
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult, sweep_results
 from moeprof.analysis.document import Block, Paragraph, Ratio, RatioRow, RatioTable, Section
+from moeprof.analysis.tables import is_done
 from moeprof.core import units
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Better, MetricValue, missing
 from moeprof.core.sparsity import SweepPoint
 
 if TYPE_CHECKING:
     from moeprof.analysis.summary import Summary
 
 Of = Callable[[PointResult], Estimate]
+OfRound = Callable[[SweptRound], float | None]
 COST = "usd_per_1m_total_tokens"
-# title, metric whose card stands for it, figure
-TABLES: tuple[tuple[str, str, Of], ...] = (
-    ("Price of 1M tokens", COST, lambda p: p.usd_per_1m_total_tokens),
-    ("Price of 1M output tokens", "usd_per_1m_output_tokens", lambda p: p.usd_per_1m_output_tokens),
-    ("Output tokens per second and device", "output_tokens_per_s", lambda p: p.output_tokens_per_s),
-    ("Tokens per second and user", "tokens_per_s_per_user", lambda p: p.tokens_per_s_per_user),
-    ("TTFT p50", "ttft_p50_s", lambda p: p.ttft_p50_s),
-    ("ITL p50", "itl_p50_s", lambda p: p.itl_p50_s),
-    ("ITL p99", "itl_p99_s", lambda p: p.itl_p99_s),
-    ("Decode step time", "step_mean_s", lambda p: p.decode_step_s),
-    ("Requests within the SLO", "goodput_ratio", lambda p: p.goodput_ratio),
-    ("Busy", "busy_ratio", lambda p: p.busy_ratio),
-    ("Distinct experts per decode step", "distinct_experts_per_step", lambda p: p.distinct_experts),
-)
+# title, metric whose card stands for it, figure, and the same of one round where ratios can be paired
+TABLES: tuple[tuple[str, str, Of, OfRound | None], ...] = (
+    ("Price of 1M tokens", COST, lambda p: p.usd_per_1m_total_tokens, figures.usd_total),
+    ("Price of 1M output tokens", "usd_per_1m_output_tokens", lambda p: p.usd_per_1m_output_tokens, figures.usd_output),
+    ("Output tokens per second and device", "output_tokens_per_s", lambda p: p.output_tokens_per_s,
+     figures.outputs_per_s),
+    ("Tokens per second and user", "tokens_per_s_per_user", lambda p: p.tokens_per_s_per_user,
+     figures.tokens_per_s_per_user),
+    ("Decode step time", "step_mean_s", lambda p: p.decode_step_s, figures.decode_step_s),
+    ("TTFT p50", "ttft_p50_s", lambda p: p.ttft_p50_s, None),
+    ("ITL p50", "itl_p50_s", lambda p: p.itl_p50_s, None),
+    ("ITL p99", "itl_p99_s", lambda p: p.itl_p99_s, None),
+    ("Requests within the SLO", "goodput_ratio", lambda p: p.goodput_ratio, None),
+    ("Busy", "busy_ratio", lambda p: p.busy_ratio, None),
+    ("Distinct experts per decode step", "distinct_experts_per_step", lambda p: p.distinct_experts, None),
+)  # fmt: skip
 
 
-def sweep_section(summary: Summary) -> Section | None:
-    """The sweep of a run; None when it has none."""
+def sweep_section(summary: Summary, reference: str | None = None) -> Section | None:
+    """The sweep of a run; None when it has none.
+
+    Args:
+        summary: the run.
+        reference: the model in the denominator of the tables' ratios; None: the total-matched twin, else the first dense
+            model.
+    """
     result = sweep_results(summary)
     if result is None:
         return None
+    index = _reference(summary, result, reference)
     blocks: list[Block] = [Paragraph(text=text) for text in [*answers(result), *prices_at_slo(summary), *notes(result)]]
     blocks += sweep_charts(result)
-    blocks += [table for row in result.rows for table in _tables(result, row)]
+    blocks += [table for row in result.rows for table in _tables(result, row, index)]
     return Section(name="sweep", title="Against load", blocks=tuple(blocks))
+
+
+def _lost(point: PointResult) -> tuple[int, int]:
+    """Requests that did not end well, of all that were asked for, over all rounds."""
+    done = [is_done(one.tables.requests) for one in point.swept.rounds]
+    return sum(int((~mask).sum()) for mask in done), sum(len(mask) for mask in done)
+
+
+def _reference(summary: Summary, result: SweepResult, wanted: str | None) -> int:
+    """Index among the models of the sweep."""
+    names = [model.model for model in result.models]
+    if wanted in names:
+        return names.index(wanted)
+    facts = [summary.model(name).facts for name in names]
+    totals = [i for i, f in enumerate(facts) if f is not None and f.twin is not None and f.twin.is_total_matched]
+    denses = [i for i, model in enumerate(result.models) if not model.is_moe]
+    return (*totals, *denses, 0)[0]
 
 
 def answers(result: SweepResult) -> list[str]:
@@ -80,6 +110,9 @@ def notes(result: SweepResult) -> list[str]:
     lines = [f"Dollars: {OPEN_NOTE}."] if result.is_open else []
     for model in result.models:
         for point in model.points:
+            lost, asked = _lost(point)
+            if lost:
+                lines.append(f"{model.model} at {point.point.label}: {lost} of {asked} requests did not end well.")
             if point.saturated:
                 why = f": {point.saturation_reason}" if point.saturation_reason else ""
                 lines.append(f"{model.model} is saturated at {point.point.label}{why}.")
@@ -88,79 +121,75 @@ def notes(result: SweepResult) -> list[str]:
     return lines
 
 
-def _tables(result: SweepResult, row: SweepPoint) -> list[RatioTable]:
+def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[RatioTable]:
     """One table per figure, one line per load, one column per model."""
     names = tuple(model.model for model in result.models)
-    reference = next((i for i, model in enumerate(result.models) if not model.is_moe), 0)
     lines = [{result.load(p.point): p for p in result.line(name, row)} for name in names]
     loads = sorted({load for line in lines for load in line})
+    cells = [tuple(line.get(load) for line in lines) for load in loads]
+    where = f", {row.label}" if row.label else ""
     tables = []
-    for title, metric, of in TABLES:
-        cells = [[line.get(load) for line in lines] for load in loads]
+    for title, metric, of, figure in TABLES:
         if not any(p is not None and of(p).value is not None for cell in cells for p in cell):
             continue
-        rows = [_row(result.axis, load, metric, of, cell, reference) for load, cell in zip(loads, cells, strict=True)]
-        if metric == COST:
-            rows = _with_cost_ratios(rows, cells, reference)
-        where = f", {row.label}" if row.label else ""
+        ratios = _ratios(cells, metric, of, figure, reference)
+        rows = tuple(
+            RatioRow(
+                label=f"{AXIS_NAMES[result.axis]} {load:g}" if load else "as the workload has it",
+                card=card_for(metric),
+                name=metric,
+                values=tuple(_value(metric, point, of) for point in cell),
+                ratios=tuple(column[i] for column in ratios),
+            )
+            for i, (load, cell) in enumerate(zip(loads, cells, strict=True))
+        )
         tables.append(
-            RatioTable(title=title + where, columns=names, rows=tuple(rows), reference=reference, folded=metric != COST)
+            RatioTable(title=title + where, columns=names, rows=rows, reference=reference, folded=metric != COST)
         )
     return tables
-
-
-def _row(axis: str, load: float, metric: str, of: Of, cell: Sequence[PointResult | None], reference: int) -> RatioRow:
-    values = tuple(_value(metric, point, of) for point in cell)
-    base = values[reference]
-    return RatioRow(
-        label=f"{AXIS_NAMES[axis]} {load:g}" if load else "as the workload has it",
-        card=card_for(metric),
-        name=metric,
-        values=values,
-        ratios=tuple(None if i == reference else _ratio(value, base) for i, value in enumerate(values)),
-    )
 
 
 def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if point is None:
         return missing(metric, "this load did not run")
     value = to_metric(metric, of(point), **({"phase": "decode"} if metric == "step_mean_s" else {}))
-    null = dict(point.distinct_nulls) if metric == "distinct_experts_per_step" and value.value is not None else {}
-    return MetricValue(
-        name=value.name, value=value.value, n=value.n, ci_low=value.ci_low, ci_high=value.ci_high,
-        labels=value.labels, reasons=value.reasons, null=null,
-    )  # fmt: skip
+    if metric == "distinct_experts_per_step" and value.value is not None:
+        return replace(value, null=dict(point.distinct_nulls))
+    return value
 
 
-def _ratio(value: MetricValue, base: MetricValue) -> Ratio:
-    """Of two means, without an interval: only dollars are paired by round."""
-    if value.value is None or not base.value:
-        return Ratio(value=None, reason="; ".join(value.reasons or base.reasons) or "not measured")
-    return Ratio(value=float(value.value) / float(base.value), reason="not paired by round")
-
-
-def _with_cost_ratios(
-    rows: Sequence[RatioRow], cells: Sequence[Sequence[PointResult | None]], reference: int
-) -> list[RatioRow]:
-    """Ratios of dollars with intervals: paired by round, the spread pooled over loads, as the crossover takes them."""
-    columns: list[list[Ratio | None]] = [list(row.ratios) for row in rows]
-    for position in range(len(rows[0].values)):
+def _ratios(
+    cells: Sequence[tuple[PointResult | None, ...]], metric: str, of: Of, figure: OfRound | None, reference: int
+) -> list[list[Ratio | None]]:
+    """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
+    better, columns = card_for(metric).better, []
+    for position in range(len(cells[0])):
         if position == reference:
+            columns.append([None] * len(cells))
             continue
-        pairs = {i: (cell[position], cell[reference]) for i, cell in enumerate(cells)}
-        found = {i: paired_ratios(a.swept, b.swept)[0] for i, (a, b) in pairs.items() if a and b}
-        spread = pooled_spread([ratios for ratios in found.values() if ratios])
-        for i, ratios in found.items():
-            if ratios:
-                columns[i][position] = _judged(log_ratio_estimate(ratios, spread))
-    return [
-        RatioRow(label=row.label, card=row.card, name=row.name, values=row.values, ratios=tuple(ratios))
-        for row, ratios in zip(rows, columns, strict=True)
-    ]
+        pairs = [(cell[position], cell[reference]) for cell in cells]
+        paired = [paired_ratios(a.swept, b.swept, figure)[0] if a and b and figure else [] for a, b in pairs]
+        spread = pooled_spread([ratios for ratios in paired if ratios])
+        columns.append(
+            [
+                _judged(log_ratio_estimate(ratios, spread), better) if ratios else _plain(a and of(a), b and of(b))
+                for ratios, (a, b) in zip(paired, pairs, strict=True)
+            ]
+        )
+    return columns
 
 
-def _judged(ratio: Estimate) -> Ratio:
+def _plain(above: Estimate | None, below: Estimate | None) -> Ratio:
+    """Of two means, without an interval or a verdict."""
+    if above is None or below is None:
+        return Ratio(value=None, reason="this load did not run")
+    if above.value is None or not below.value:
+        return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
+    return Ratio(value=above.value / below.value)
+
+
+def _judged(ratio: Estimate, better: Better) -> Ratio:
     verdict = "cannot tell"
     if ratio.value is not None and ratio.excludes(1.0):
-        verdict = "better" if ratio.value < 1 else "worse"
+        verdict = "better" if (ratio.value < 1) == (better == "lower") else "worse"
     return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, verdict=verdict, reason=ratio.reason)

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moeprof.analysis.compare import sweep_figures as figures
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.slo import goodput_ratios, is_attained
 from moeprof.analysis.compare.sweep_points import AXES, SweptPoint, SweptRound, from_metric, over_rounds
-from moeprof.analysis.cost_bill import MILLION
 from moeprof.analysis.metrics.routing_cells import cell, first_with_routing
 from moeprof.analysis.metrics.routing_steps import distinct_nulls, routed_steps
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.metrics.summary import mean_of_steps, summarise
-from moeprof.analysis.tables import column, is_phase, token_times
 from moeprof.core.sparsity import SweepPoint
 from moeprof.core.workload import Slo
 
 if TYPE_CHECKING:
-    from moeprof.analysis.summary import Summary
+    from moeprof.analysis.summary import ModelSummary, Summary
 
+DENSE, NO_ROUTING = "a dense model has no router", "no routing was recorded"
 HIGH_PERCENTILES = ("p99_9", "p99", "p95", "p90")
 
 
@@ -46,6 +46,7 @@ class PointResult:
         ttft_p50_s: from arrival.
         ttft_high_s: the highest percentile that the sample supports, which is
         ttft_high_percentile: ``p99``..., or None when it supports none.
+        ttft_percentiles_s: all of them, by label.
         itl_p50_s, itl_p99_s: gaps between tokens.
         decode_step_s: mean time of a pure decode step.
         decode_batch: mean tokens of such a step, of the steps with routing counts; of all for a dense model.
@@ -77,6 +78,7 @@ class PointResult:
     busy_ratio: Estimate
     distinct_experts: Estimate
     distinct_nulls: Mapping[str, float] = field(default_factory=dict)
+    ttft_percentiles_s: Mapping[str, Estimate] = field(default_factory=dict)
     saturated: bool = False
     saturation_reason: str | None = None
     swept: SweptPoint
@@ -128,9 +130,9 @@ def sweep_results(summary: Summary) -> SweepResult | None:
     models = tuple(
         ModelSweep(
             model=model.name,
-            is_moe=model.facts is not None and model.facts.is_moe,
+            is_moe=_is_moe(model),
             points=tuple(
-                point_result(model.name, one, slo, num_devices)
+                point_result(model.name, one, slo, num_devices, is_moe=_is_moe(model))
                 for one in sorted(model.sweep, key=lambda one: load_of(one.point, axis))
             ),
             stopped=_stopped(model.launch),
@@ -140,6 +142,10 @@ def sweep_results(summary: Summary) -> SweepResult | None:
     rows = tuple(dict.fromkeys(row_of(one.point, axis) for model in swept for one in model.sweep))
     is_open = any(one.tables.traffic == "open" for model in swept for point in model.sweep for one in point.rounds)
     return SweepResult(axis=axis, rows=rows, models=models, is_open=is_open)
+
+
+def _is_moe(model: ModelSummary) -> bool:
+    return model.facts is not None and model.facts.is_moe
 
 
 def axis_of(points: list[SweepPoint]) -> str:
@@ -164,26 +170,27 @@ def _stopped(launch: Mapping[str, Any]) -> str | None:
     return str(told) if told else None
 
 
-def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int) -> PointResult:
+def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, is_moe: bool) -> PointResult:
     """All figures of one model at one setting."""
     ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
     high = next((label for label in HIGH_PERCENTILES if ttft[label].value is not None), None)
-    experts, nulls, batch = _experts(swept)
+    experts, nulls, batch = _experts(swept, NO_ROUTING if is_moe else DENSE)
     goodput = goodput_ratios(swept, slo)
     return PointResult(
         model=model,
         point=swept.point,
-        usd_per_1m_total_tokens=_mean(swept, lambda r: r.usd_per_1m_total_tokens_compared, "no tokens"),
-        usd_per_1m_output_tokens=_mean(swept, _usd_output, "no output tokens"),
+        usd_per_1m_total_tokens=_mean(swept, figures.usd_total, "no tokens"),
+        usd_per_1m_output_tokens=_mean(swept, figures.usd_output, "no output tokens"),
         usd_per_1m_total_tokens_billed=_mean(swept, lambda r: r.usd_per_1m_total_tokens, "no tokens"),
-        output_tokens_per_s=_mean(swept, lambda r: _outputs_per_s(r, num_devices), "empty window"),
-        tokens_per_s_per_user=_mean(swept, _per_user, "no request had two tokens"),
+        output_tokens_per_s=_mean(swept, lambda r: _per_device(figures.outputs_per_s(r), num_devices), "empty window"),
+        tokens_per_s_per_user=_mean(swept, figures.tokens_per_s_per_user, "no request had two tokens"),
         ttft_p50_s=ttft["p50"],
         ttft_high_s=ttft[high or HIGH_PERCENTILES[-1]],
         ttft_high_percentile=high,
         itl_p50_s=itl["p50"],
         itl_p99_s=itl["p99"],
-        decode_step_s=_mean(swept, _decode_step_s, "no pure decode steps"),
+        ttft_percentiles_s=ttft,
+        decode_step_s=_mean(swept, figures.decode_step_s, "no pure decode steps"),
         decode_batch=batch,
         goodput_ratio=over_rounds(goodput, "the workload states no slo", bounded=True),
         slo_attained=is_attained(swept, slo),
@@ -212,39 +219,16 @@ def _percentiles(swept: SweptPoint, quantity: str) -> dict[str, Estimate]:
     return {v.name.removeprefix(f"{quantity}_").removesuffix("_s"): from_metric(v) for v in values}
 
 
-def _usd_output(one: SweptRound) -> float | None:
-    usd = one.split.usd_per_output_token
-    if usd is None:
-        return None
-    if one.tables.traffic != "open":
-        return MILLION * usd
-    return None if one.split.busy_ratio is None else MILLION * usd * one.split.busy_ratio
+def _per_device(rate: float | None, num_devices: int) -> float | None:
+    return None if rate is None else rate / num_devices
 
 
-def _outputs_per_s(one: SweptRound, num_devices: int) -> float | None:
-    duration_s = one.tables.duration_s
-    return one.split.output_tokens / duration_s / num_devices if duration_s > 0 else None
-
-
-def _per_user(one: SweptRound) -> float | None:
-    """1 / mean gap between tokens, over all gaps of all requests."""
-    times, rows = token_times(one.tables.requests)
-    gaps = np.diff(times)[rows[1:] == rows[:-1]] if len(times) > 1 else np.empty(0)
-    return 1 / float(gaps.mean()) if len(gaps) and gaps.mean() > 0 else None
-
-
-def _decode_step_s(one: SweptRound) -> float | None:
-    steps = one.tables.steps
-    seconds = (column(steps, "end_s") - column(steps, "start_s"))[is_phase(steps, "decode")]
-    return float(seconds.mean()) if len(seconds) else None
-
-
-def _experts(swept: SweptPoint) -> tuple[Estimate, dict[str, float], Estimate]:
+def _experts(swept: SweptPoint, missing_reason: str) -> tuple[Estimate, dict[str, float], Estimate]:
     """Distinct experts per pure decode step, their nulls, the batch: of the first round, whose tokens others repeat."""
     found = first_with_routing([one.tables for one in swept.rounds])
     if found is None:
-        nothing = Estimate(value=None, reason="no routing was recorded")
-        return nothing, {}, _mean(swept, _decode_batch, "no pure decode steps")
+        nothing = Estimate(value=None, reason=missing_reason)
+        return nothing, {}, _mean(swept, figures.decode_batch, "no pure decode steps")
     tables, routing = found
     steps = routed_steps(tables, routing, "decode")
     if not len(steps.rows):
@@ -254,8 +238,3 @@ def _experts(swept: SweptPoint) -> tuple[Estimate, dict[str, float], Estimate]:
     nulls = {name: float(np.mean(values)) for name, values in distinct_nulls(steps, own.counts_LE, own.tokens).items()}
     experts = mean_of_steps("distinct_experts_per_step", [steps.distinct_SL.mean(axis=1)], {}, "")
     return from_metric(experts), nulls, Estimate(value=float(steps.tokens.mean()))
-
-
-def _decode_batch(one: SweptRound) -> float | None:
-    tokens = column(one.tables.steps, "decode_tokens")[is_phase(one.tables.steps, "decode")]
-    return float(tokens.mean()) if len(tokens) else None
