@@ -27,6 +27,8 @@ FROZEN = {
     "--resume --rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
     "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
+    "ladder": "WORKLOAD --concurrency --device --distinct --format --launches --max-seconds --model --output-dir "
+    "--quiet --threads --usd-per-device-hour --write -q",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
     "init": "FOLDER --force",

@@ -24,16 +24,22 @@ from moeprof.capture.positions import Positions
 from moeprof.capture.rungs import LayerShape
 from moeprof.core.errors import EngineError, UnsupportedModelError
 
+LARGE_BYTES = 64 * 2**20
+
 
 class PickTable:
-    """Picks of every row, on a device, in the smallest integer type. Layers of smaller top-k leave the rest unused."""
+    """Picks of every row, on a device. Layers of smaller top-k leave the rest unused.
+
+    A large table is kept in a smaller integer type, for one more small operation per forward.
+    """
 
     def __init__(self, picks_LRK: npt.NDArray[np.integer[Any]], positions: Positions, device: torch.device) -> None:
         if picks_LRK.shape[1] != positions.num_rows:
             raise AssertionError(f"{picks_LRK.shape[1]} rows of picks for {positions.num_rows} positions")
         small = np.int16 if picks_LRK.max(initial=0) < 2**15 else np.int32
+        dtype = np.int64 if picks_LRK.size * 8 <= LARGE_BYTES else small
         self.positions = positions
-        self._picks_LRK = torch.from_numpy(np.ascontiguousarray(picks_LRK, dtype=small)).to(device)
+        self._picks_LRK = torch.from_numpy(np.ascontiguousarray(picks_LRK, dtype=dtype)).to(device)
 
     def gather(self, layout: BatchLayout, dtype: torch.dtype, *, wrap: bool = False) -> torch.Tensor:
         """Picks of the coming forward [L, T, K]; padding gets those of real tokens in turn, so loads keep their shape.

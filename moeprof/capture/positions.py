@@ -53,6 +53,9 @@ class Positions:
             request_S = request_S % len(self.start_N)
         elif (request_S >= len(self.start_N)).any() or (past_S + query_S > self.tokens_N[request_S]).any():
             raise EngineError(f"no picks for a token of requests {layout.requests}: the schedule has no such position")
+        if not wrap and len(query_S) == query_S.sum():
+            rows_S: IntArray = self.start_N[request_S] + past_S
+            return rows_S  # every step of decode comes here
         first_T = np.repeat(query_S.cumsum() - query_S, query_S)
         position_T = np.arange(len(first_T)) - first_T + np.repeat(past_S, query_S)
         if wrap:

@@ -1,0 +1,123 @@
+"""``moeprof ladder``: where the gain went, rung by rung; nothing but the sparsity ladder of one MoE."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from moeprof.cli.options import Overrides, apply
+from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
+
+if TYPE_CHECKING:
+    from moeprof.analysis.pricing import Pricing
+    from moeprof.capture.run import Prepared
+    from moeprof.core.workload import Workload
+
+
+def ladder(
+    workload: Annotated[Path, typer.Argument(help="Workload file (YAML) with an MoE.", show_default=False)],
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for the record; must be new or empty.")] = None,
+    model: Annotated[str | None, typer.Option(help="The MoE; else the first of the workload.")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Requests in flight, a ladder each: 1,8,64.")] = None,
+    distinct: Annotated[str | None, typer.Option(help="Further rungs that touch so many experts: 4,16,64.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Bound on each ladder.")] = None,
+    launches: Annotated[int | None, typer.Option(help="Fresh processes.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the worker.")] = None,
+    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    write: Annotated[str, typer.Option(help="Files to write: md,html,json,csv.")] = "md,html,json,csv",
+    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
+    from moeprof.analysis.pricing import resolve_pricing
+    from moeprof.capture.run import prepare
+    from moeprof.core.workload import load_workload
+    from moeprof.render import parse_formats
+
+    formats = parse_formats(write)
+    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    options = Overrides(launches=launches, device=device, threads=threads, usd_per_device_hour=usd_per_device_hour)
+    settings = {
+        "model": model,
+        "concurrency": None if concurrency is None else _numbers("--concurrency", concurrency),
+        "distinct": None if distinct is None else _numbers("--distinct", distinct),
+        "max_seconds": max_seconds,
+    }
+    resolved = ladder_workload(apply(load_workload(workload), options), settings)
+    prepared = prepare(resolved)
+    machine = prepared.environment
+    pricing = resolve_pricing(
+        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
+    )
+    _climb(prepared, pricing, output_dir, formats, text=text, form=format, quiet=quiet)
+
+
+def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workload:
+    """The workload with its ladder alone: one MoE and its two twins.
+
+    Args:
+        workload: with or without the key ``ladder``.
+        settings: fields of :class:`moeprof.core.sparsity.Ladder` that were given as options; None leaves one alone.
+
+    Raises:
+        WorkloadError: no MoE, or no such model.
+    """
+    from dataclasses import replace
+
+    from moeprof.capture.lockstep_run import choose_moe, ladder_twins
+    from moeprof.capture.model_source import find_model
+    from moeprof.core.sparsity import Ladder
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    workload = replace(workload, ladder=replace(workload.ladder or Ladder(), **given))  # type: ignore[arg-type]
+    by_name = {spec.name: spec for spec in workload.models}
+    configs = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")).config for spec in workload.models}
+    moe = choose_moe(workload, configs)
+    models = (moe, *ladder_twins(workload, moe))
+    return replace(workload, models=models, lockstep=None, sweep=None, claim=None)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise WorkloadError(f"{option} {text!r}: whole numbers with commas between them belong there: 1,8,64") from None
+
+
+def _climb(
+    prepared: Prepared,
+    pricing: Pricing,
+    output_dir: Path | None,
+    formats: tuple[str, ...],
+    *,
+    text: str,
+    form: str,
+    quiet: bool,
+) -> None:
+    from moeprof.capture.run import execute, new_run_folder
+    from moeprof.capture.signals import SignalWatch
+    from moeprof.cli.printing import print_document, summarise_record, write_files
+    from moeprof.cli.progress import make_audience
+    from moeprof.core.record import open_record
+
+    folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
+    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
+        status = execute(
+            prepared, folder, audience, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
+        )
+    record = open_record(folder)
+    if status == "failed":
+        failed = next(model for model in record.experiment["models"] if model["status"] == "failed")
+        kind = InputError if failed.get("exit_code") == InputError.exit_code else EngineError
+        raise kind(f"{failed['error']} (record: {folder})")
+    summary, document = summarise_record(record, pricing)
+    write_files(summary, document, folder, formats)
+    print_document(document, summary, form)
+    print(f"record: {folder}", file=sys.stderr)
+    if signals.number:
+        raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
