@@ -9,6 +9,8 @@ from moeprof.analysis import report_charts as charts
 from moeprof.analysis import report_facts as facts
 from moeprof.analysis.cards import CARDS, card_for
 from moeprof.analysis.compare.claims import claim_notes
+from moeprof.analysis.compare.ladder_page import ladder_section
+from moeprof.analysis.compare.lockstep_page import lockstep_section
 from moeprof.analysis.compare.sweep_page import sweep_section
 from moeprof.analysis.document import Document, MetricTable, ModelColumn, RatioTable, Row, Section
 from moeprof.analysis.doubts import find_doubts
@@ -59,7 +61,8 @@ def build_document(summary: Summary) -> Document:
     """The whole report of one run."""
     record, models = summary.record, summary.models
     sections = [_section(name, title, summary) for name, title in SECTIONS]
-    sections += [section for section in (sweep_section(summary),) if section is not None]
+    of_sparsity = (ladder_section(record, summary.pricing), lockstep_section(summary), sweep_section(summary))
+    sections += [section for section in of_sparsity if section is not None]
     used = {row.card.name for section in sections for block in section.blocks
             if isinstance(block, MetricTable | RatioTable) for row in block.rows}  # fmt: skip
     return Document(
