@@ -74,7 +74,7 @@ def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:
     passes = [replace(timed_pass("p", 1.0), routing=None)]
     result = result_of(sweep_summary(tmp_path, {"dense": [(SweepPoint(concurrency=1), passes)]}))
     one = point(result, "dense", 1)
-    assert (one.distinct_experts.value, one.distinct_experts.reason) == (None, "no routing was recorded")
+    assert (one.distinct_experts.value, one.distinct_experts.reason) == (None, "a dense model has no router")
 
 
 def test_one_round_has_a_value_and_no_interval() -> None:

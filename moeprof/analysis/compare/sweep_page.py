@@ -49,8 +49,8 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
 
     Args:
         summary: the run.
-        reference: the model in the denominator of the tables' ratios; None: the total-matched twin, else the first dense
-            model.
+        reference: the model in the denominator of the tables' ratios; None: the total-matched twin, else the first
+            dense model.
     """
     result = sweep_results(summary)
     if result is None:
@@ -162,7 +162,8 @@ def _ratios(
     cells: Sequence[tuple[PointResult | None, ...]], metric: str, of: Of, figure: OfRound | None, reference: int
 ) -> list[list[Ratio | None]]:
     """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
-    better, columns = card_for(metric).better, []
+    better = card_for(metric).better
+    columns: list[list[Ratio | None]] = []
     for position in range(len(cells[0])):
         if position == reference:
             columns.append([None] * len(cells))
@@ -172,17 +173,18 @@ def _ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                _judged(log_ratio_estimate(ratios, spread), better) if ratios else _plain(a and of(a), b and of(b))
+                _judged(log_ratio_estimate(ratios, spread), better) if ratios else _plain(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)
             ]
         )
     return columns
 
 
-def _plain(above: Estimate | None, below: Estimate | None) -> Ratio:
+def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:
     """Of two means, without an interval or a verdict."""
-    if above is None or below is None:
+    if first is None or second is None:
         return Ratio(value=None, reason="this load did not run")
+    above, below = of(first), of(second)
     if above.value is None or not below.value:
         return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
     return Ratio(value=above.value / below.value)

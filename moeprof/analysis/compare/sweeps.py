@@ -174,7 +174,7 @@ def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, i
     """All figures of one model at one setting."""
     ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
     high = next((label for label in HIGH_PERCENTILES if ttft[label].value is not None), None)
-    experts, nulls, batch = _experts(swept, NO_ROUTING if is_moe else DENSE)
+    experts, nulls, batch = _experts(swept, is_moe=is_moe)
     goodput = goodput_ratios(swept, slo)
     return PointResult(
         model=model,
@@ -223,11 +223,11 @@ def _per_device(rate: float | None, num_devices: int) -> float | None:
     return None if rate is None else rate / num_devices
 
 
-def _experts(swept: SweptPoint, missing_reason: str) -> tuple[Estimate, dict[str, float], Estimate]:
+def _experts(swept: SweptPoint, *, is_moe: bool) -> tuple[Estimate, dict[str, float], Estimate]:
     """Distinct experts per pure decode step, their nulls, the batch: of the first round, whose tokens others repeat."""
-    found = first_with_routing([one.tables for one in swept.rounds])
+    found = first_with_routing([one.tables for one in swept.rounds]) if is_moe else None
     if found is None:
-        nothing = Estimate(value=None, reason=missing_reason)
+        nothing = Estimate(value=None, reason=NO_ROUTING if is_moe else DENSE)
         return nothing, {}, _mean(swept, figures.decode_batch, "no pure decode steps")
     tables, routing = found
     steps = routed_steps(tables, routing, "decode")
