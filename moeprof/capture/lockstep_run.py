@@ -217,7 +217,14 @@ class LockstepRun:
                 self.carry_out(ladder_plan(self.setup, launch))
 
     def carry_out(self, plan: LockstepPlan) -> None:
-        """One launch of one kind, in a fresh process."""
+        """One launch of one kind, in a fresh process; what an interrupted run has measured already is left alone."""
+        resume = self.setup.resume
+        if resume is not None:
+            missing = tuple(c for c in plan.concurrency if resume.finished(plan.folder / f"c{c}") is None)
+            if not missing:
+                self.header.put(plan.kind, {"status": "done", "error": None})
+                return
+            plan = replace(plan, concurrency=missing)
 
         def hear(report: Report) -> None:
             self.audience.hear(plan.label, report.event, report.data)

@@ -8,6 +8,7 @@ the report says so as a reason to doubt, because memory layout and machine state
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from moeprof.core.workload import Workload
 
 MAY_DIFFER = ("max_minutes", "label")  # bounds and notes, not what is measured
 MACHINE = ("device", "device_name", "cpu", "threads", "packages")
+PASS_FOLDER = r"(round|capacity|sweep)-[\d-]+|c\d+"
 OWN_BOUND = "sweep.max_seconds"
 
 
@@ -63,9 +65,8 @@ class Resume:
     def set_aside(self) -> list[str]:
         """Rename unfinished passes to ``interrupted-<process>.<pass>``; what they became, relative to the record."""
         moved = []
-        for folder in sorted(self.folder.glob("*/launch-*/*-*")):
-            is_pass = folder.name.startswith(("round-", "capacity-", "sweep-")) and folder.is_dir()
-            if is_pass and self.finished(folder) is None:
+        for folder in sorted(self.folder.glob("*/launch-*/*")):
+            if folder.is_dir() and re.fullmatch(PASS_FOLDER, folder.name) and self.finished(folder) is None:
                 target = folder.with_name(f"interrupted-{self.process}.{folder.name}")
                 folder.rename(target)
                 moved.append(target.relative_to(self.folder).as_posix())
