@@ -29,6 +29,7 @@ FROZEN = {
     "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
     "ladder": "WORKLOAD --concurrency --device --distinct --format --launches --max-seconds --model --output-dir "
     "--quiet --threads --usd-per-device-hour --write -q",
+    "params": "MODELS --batch --context --dtype --format --gpu --list",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
     "init": "FOLDER --force",

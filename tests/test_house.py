@@ -180,8 +180,9 @@ print("LOADED", [m for m in ("torch", "transformers", "huggingface_hub") if m in
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["run", "--help"], ["trace", "--help"], ["trace", "inspect", "--help"], ["report", "--help"],
-     ["compare", "--help"],
-     ["explain"], ["explain", "ttft_p99_s"], ["report", "RUN", "--format", "json"], ["--version"]],
+     ["compare", "--help"], ["compare", "RUN", "--format", "json"],
+     ["explain"], ["explain", "ttft_p99_s"], ["report", "RUN", "--format", "json"], ["--version"],
+     ["params", "--help"], ["params", "--list"], ["params", "gpt-4", "glam-64b-64e"]],
     ids=" ".join,
 )  # fmt: skip
 def test_commands_that_run_no_model_import_no_torch(arguments: list[str]) -> None:

@@ -80,6 +80,8 @@ def _listed(name: str, facts: ModelFacts, system: System) -> CountedModel:
     """With bytes as the vendor stores them: the dtype of the config but for the groups that the list names."""
     if system.kind == "rumour":
         return CountedModel(name=name, facts=facts, system=system, stored_reason="a rumour has no checkpoint")
+    if system.hub_id is None and system.kind == "model":
+        return CountedModel(name=name, facts=facts, system=system, stored_reason="the list names no checkpoint")
     stored = dict(facts.bytes_by_group)
     stored |= {group: round(facts.params_by_group[group] * bits / 8) for group, bits in system.stored_bits.items()}
     bits = "".join(f", {group} {bits:.3g} bits" for group, bits in system.stored_bits.items())

@@ -100,7 +100,7 @@ def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str, a
         bytes_by_group=size,
         tied_embeddings=tied,
         moe_layers=tuple(_layer_facts(layer, model, groups, params, size) for layer in layers),
-        num_layers=int(getattr(text, "num_hidden_layers", None) or getattr(text, "num_layers", 0) or 0),
+        num_layers=_num_layers(text),
         hidden_size=int(getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0),
         vocab_size=0 if table is None else int(table.shape[0]),
         kv_bytes_per_token=_kv_bytes(shapes.kv_elements_per_token, model),
@@ -154,6 +154,16 @@ def _layer_facts(
         router_params=router,
         executes_all_experts=layer.executes_all_experts,
     )
+
+
+def _num_layers(config: Any) -> int:
+    """Layers of the language model; of encoder and decoder together where it has both."""
+    stacks = [getattr(config, f"num_{stack}layers", None) for stack in ("", "decoder_")]
+    if not all(stacks):
+        stacks = [getattr(config, f"{stack}_layers", None) for stack in ("encoder", "decoder")]
+    if getattr(config, "is_encoder_decoder", False) and all(stacks):
+        return sum(int(layers) for layers in stacks if layers)
+    return int(getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 0) or 0)
 
 
 def _numel_at(model: nn.Module, path: str) -> int:

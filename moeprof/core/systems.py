@@ -24,7 +24,7 @@ STATUS = {
     "model": "published",
     "rumour": "unconfirmed rumour",
     "scheme": "routing scheme, not a model",
-    "shape": "shape for measurements, nothing published",
+    "shape": "shape for measurements",
 }
 # A vendor's figure further than this from every convention follows none of them.
 MAX_CONVENTION_ERROR_RATIO = 0.10

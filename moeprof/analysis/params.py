@@ -1,0 +1,282 @@
+"""What follows from a model's shape alone: bytes, FLOPs, devices, twins. Arithmetic on ModelFacts, nothing measured.
+
+Formulas: METRICS sections 2, 3 (uniform null), 5 and 8. Where tokens choose experts evenly, T tokens of a step touch
+E[U] = E * (1 - (1 - k/E)^T) of a layer's E experts; real routing touches fewer, so these bytes are an upper estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from moeprof.analysis.params_work import flops_per_token, touched, weights_bytes, weights_bytes_per_step
+from moeprof.core.hardware import Datasheet
+from moeprof.core.modelfacts import GROUPS, ModelFacts
+from moeprof.core.systems import CONVENTIONS, CountedModel, convention_of
+
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4": 4}
+SHOWN_WEIGHTS = (("bfloat16", 16), ("8 bits", 8), ("4 bits", 4))
+MARGIN = 0.10  # of a device's memory left for activations, buffers and fragmentation
+TWO_STACKS = "encoder and decoder: a token passes one of the two, so a step's work needs both lengths"
+_CONVENTION_LABELS = {"A": "active (A)", "B": "active (B), no embedding", "C": "active (C), no head either"}
+NOT_SAID = "not said"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What to work out.
+
+    Attributes:
+        batches: sequences that decode together, each one token a step.
+        context: tokens of context per sequence.
+        dtype: of the weights read, a key of BITS; keys and values stay as the config's dtype.
+        devices: which devices to fill.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 64)
+    context: int = 1024
+    dtype: str = "bfloat16"
+    devices: tuple[Datasheet, ...] = ()
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """How the figures come about, in sentences."""
+        batch = max(self.batches)
+        return (
+            "active: A is all parameters but those of idle experts, B is A without the input embedding (kept where it "
+            "is also the head), C is B without the head",
+            f"weights read: {self.dtype}, {BITS[self.dtype]} bits per parameter, scales not counted; at batch B a "
+            "layer's E experts are touched as if tokens chose evenly, E(1-(1-k/E)^B); real routing touches fewer",
+            f"devices: the smallest whole number whose memory less {MARGIN:.0%} holds the weights and the keys and "
+            f"values of {batch} sequences of {self.context} tokens; not how to split the model over them",
+            "twins: the active or the total count without the routers (experts become one MLP of their joint width)",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number.
+
+    Attributes:
+        name: as in METRICS.
+        value: a number, a text, or None with the reason in ``remark``.
+        unit: ``params``, ``bytes``, ``FLOP``, ``ratio``, ``experts``, ``devices`` or empty.
+        section: heading it stands under.
+        label: for people.
+        labels: what tells figures of one name apart.
+        remark: why there is no value, or what is left out of it.
+    """
+
+    name: str
+    value: float | int | str | None
+    unit: str
+    section: str
+    label: str
+    labels: dict[str, str] = field(default_factory=dict)
+    remark: str = ""
+
+
+def figures(model: CountedModel, question: Question) -> list[Figure]:
+    """Every figure of a model, always the same ones in the same order; without a value for a routing scheme."""
+    if model.facts is None:
+        why = model.status
+        blank = _all(CountedModel(name=model.name, facts=_NO_FACTS, system=model.system), question)
+        return [replace(figure, value=None, remark=why) for figure in blank]
+    return list(_all(model, question))
+
+
+def notes_of(model: CountedModel) -> list[str]:
+    """What a reader should know of a model, most important first."""
+    notes = []
+    if model.system is not None:
+        row = model.system
+        if row.kind != "model":
+            notes.append(row.status.upper() if row.kind == "rumour" else row.status)
+        if row.published_as:
+            notes.append(f"published: {row.published_as}")
+        notes.append(f"source: {row.source}")
+        if row.note:
+            notes.append(row.note)
+    if model.facts is not None:
+        notes += model.facts.notes
+    if model.stored_bytes is not None:
+        notes.append(f"as stored: {model.stored_reason}")
+    return notes
+
+
+def _all(model: CountedModel, question: Question) -> Iterator[Figure]:
+    assert model.facts is not None
+    yield from _parameters(model.facts)
+    yield from _published(model)
+    yield from _shape(model.facts)
+    yield from _weights(model)
+    yield from _per_token(model.facts, question)
+    for batch in question.batches:
+        yield from _per_step(model.facts, question, batch)
+    for device in question.devices:
+        yield devices_needed(model.facts, question, device)
+    yield from _twins(model.facts)
+
+
+def _parameters(facts: ModelFacts) -> Iterator[Figure]:
+    section = "Parameters"
+    yield Figure(name="total_params", value=facts.total_params, unit="params", section=section, label="total")
+    for letter, name in CONVENTIONS.items():
+        known = letter == "A" or "embedding" in facts.params_by_group
+        yield Figure(
+            name=name,
+            value=getattr(facts, name) if known else None,
+            unit="params",
+            section=section,
+            label=_CONVENTION_LABELS[letter],
+            remark="" if known else NOT_SAID,
+        )
+    share = facts.active_params / facts.total_params if facts.total_params else None
+    yield Figure(name="active_params_ratio", value=share, unit="ratio", section=section, label="active / total")
+    for group in GROUPS:
+        count = facts.params_by_group.get(group)
+        yield Figure(
+            name="params", value=count, unit="params", section="By group", label=group.replace("_", " "),
+            labels={"group": group}, remark="" if count is not None else NOT_SAID,
+        )  # fmt: skip
+
+
+def _published(model: CountedModel) -> Iterator[Figure]:
+    section, row = "Published", model.system
+    none = "not in the built-in list" if row is None else "nothing published"
+    total = row.published_total_params if row is not None else None
+    active = row.published_active_params if row is not None else None
+    follows = convention_of(row, model.facts) if row is not None and model.facts is not None else None
+    for name, value, label in (("total", total, "total"), ("active", active, "active")):
+        yield Figure(
+            name=f"published_{name}_params", value=value, unit="params", section=section, label=label,
+            remark="" if value is not None else none,
+        )  # fmt: skip
+    text = None if follows is None else follows.letter if follows.is_settled else f"nearest {follows.letter}"
+    remark = none if active is None else "none of the three comes within 10 %" if text is None else ""
+    yield Figure(name="published_convention", value=text, unit="", section=section, label="counted as", remark=remark)
+    error = None if total is None or model.facts is None else model.facts.total_params / total - 1
+    yield Figure(name="published_total_error_ratio", value=error, unit="ratio", section=section,
+                 label="our total off by", remark="" if error is not None else none)  # fmt: skip
+    error = None if follows is None else follows.error_ratio
+    yield Figure(name="published_active_error_ratio", value=error, unit="ratio", section=section,
+                 label="our active off by", remark="" if error is not None else remark)  # fmt: skip
+
+
+def _shape(facts: ModelFacts) -> Iterator[Figure]:
+    layers = facts.moe_layers
+    dense = "dense model"
+    values: tuple[tuple[str, int | None, str, str, str], ...] = (
+        ("num_layers", facts.num_layers or None, "", "layers", NOT_SAID),
+        ("num_moe_layers", (facts.num_layers and len(layers)) or None, "", "layers with experts",
+         dense if facts.num_layers else NOT_SAID),
+        ("num_experts", max((x.num_experts for x in layers), default=None), "experts", "experts per layer", dense),
+        ("top_k", max((x.top_k for x in layers), default=None), "experts", "experts per token", dense),
+        ("expert_params", max((x.expert_params for x in layers), default=None), "params", "one expert", dense),
+    )  # fmt: skip
+    for name, value, unit, label, why in values:
+        remark = why if value is None else ""
+        yield Figure(name=name, value=value, unit=unit, section="Shape", label=label, remark=remark)
+
+
+def _weights(model: CountedModel) -> Iterator[Figure]:
+    assert model.facts is not None
+    section = "Weights"
+    for label, bits in SHOWN_WEIGHTS:
+        size = weights_bytes(model.facts, bits)
+        yield Figure(
+            name="weights_bytes", value=size, unit="bytes", section=section, label=label, labels={"dtype": label}
+        )
+    yield Figure(
+        name="weights_bytes", value=model.stored_bytes, unit="bytes", section=section, label="as stored",
+        labels={"dtype": "as stored"}, remark=model.stored_reason,
+    )  # fmt: skip
+
+
+def _kv_reason(facts: ModelFacts) -> str:
+    found = next((note for note in facts.notes if note.startswith("KV bytes unknown")), "KV bytes unknown")
+    return found.removeprefix("KV bytes unknown: ")
+
+
+def _has_two_stacks(facts: ModelFacts) -> bool:
+    return _kv_reason(facts) == "encoder and decoder"
+
+
+def _per_token(facts: ModelFacts, question: Question) -> Iterator[Figure]:
+    section = "Per token"
+    kv = facts.kv_bytes_per_token
+    yield Figure(
+        name="kv_bytes_per_token", value=kv, unit="bytes", section=section, label="keys and values",
+        remark=_kv_reason(facts) if kv is None else "",
+    )  # fmt: skip
+    remark = "attention over the context not counted, its shape is not known"
+    value: int | None = flops_per_token(facts, question.context)
+    if _has_two_stacks(facts):
+        value, remark = None, TWO_STACKS
+    elif facts.attention_flops_per_pair is not None:
+        remark = ""
+    yield Figure(
+        name="flops_per_token", value=value, unit="FLOP", section=section,
+        label=f"FLOPs at {question.context} of context", labels={"context": str(question.context)}, remark=remark,
+    )  # fmt: skip
+
+
+def _per_step(facts: ModelFacts, question: Question, batch: int) -> Iterator[Figure]:
+    section, labels = f"Per step at batch {batch}", {"batch": str(batch), "context": str(question.context)}
+    dense, layers = "dense model", facts.moe_layers
+    distinct = sum(touched(layer, batch) for layer in layers) / len(layers) if layers else None
+    two = _has_two_stacks(facts)
+    weights = None if two else weights_bytes_per_step(facts, batch, BITS[question.dtype])
+    kv = facts.kv_bytes_per_token
+    # The step reads what lies there and writes one token's more.
+    kv_bytes = None if kv is None else kv * batch * (question.context + 1)
+    both = None if weights is None or kv_bytes is None else (weights + kv_bytes) / batch
+    no_weights, no_kv = TWO_STACKS if two else "", "" if kv is not None else _kv_reason(facts)
+    rows: tuple[tuple[str, float | None, str, str, str], ...] = (
+        ("distinct_experts_per_step", distinct, "experts", "distinct experts", "" if layers else dense),
+        ("weights_bytes_per_step", weights, "bytes", "weights read", no_weights),
+        ("kv_bytes_per_step", kv_bytes, "bytes", "keys and values", no_kv),
+        ("weights_bytes_per_token", None if weights is None else weights / batch, "bytes", "weights / token",
+         no_weights),
+        ("bytes_per_token", both, "bytes", "all bytes / token", no_weights or no_kv),
+    )  # fmt: skip
+    for name, value, unit, label, remark in rows:
+        yield Figure(name=name, value=value, unit=unit, section=section, label=label, labels=labels, remark=remark)
+
+
+def devices_needed(facts: ModelFacts, question: Question, device: Datasheet) -> Figure:
+    """The smallest number of devices that holds weights and KV of the largest batch, a tenth of memory left free."""
+    kv = facts.kv_bytes_per_token
+    needed = weights_bytes(facts, BITS[question.dtype]) + (kv or 0) * max(question.batches) * question.context
+    return Figure(
+        name="devices_needed",
+        value=math.ceil(needed / ((1 - MARGIN) * device.memory_bytes)),
+        unit="devices",
+        section="Devices needed",
+        label=f"{device.name} ({device.memory_bytes / 1e9:.0f} GB)",
+        labels={"device": device.name, "dtype": question.dtype},
+        remark="weights alone, KV bytes are not known" if kv is None else "",
+    )
+
+
+def _twins(facts: ModelFacts) -> Iterator[Figure]:
+    router = facts.params_by_group.get("router", 0)
+    for match, params in (("active", facts.active_params), ("total", facts.total_params)):
+        yield Figure(
+            name="twin_params",
+            value=params - router if facts.is_moe else None,
+            unit="params",
+            section="Dense twins",
+            label=f"{match}-matched",
+            labels={"match": match},
+            remark="" if facts.is_moe else "dense model",
+        )
+
+
+_NO_FACTS = ModelFacts(
+    name="", source="", model_type="", architecture="", dtype="", total_params=0, active_params=0,
+    active_params_no_embedding=0, active_params_no_embedding_no_head=0, params_by_group={}, bytes_by_group={},
+    tied_embeddings=False, moe_layers=(), num_layers=0, hidden_size=0, vocab_size=0, kv_bytes_per_token=None,
+    attention_flops_per_pair=None,
+)  # fmt: skip

@@ -1,0 +1,140 @@
+"""``moeprof params``: what a model is and what follows from its shape, without weights."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from moeprof.core.errors import InputError
+
+if TYPE_CHECKING:
+    from moeprof.analysis.params import Question
+    from moeprof.core.hardware import Datasheet
+    from moeprof.core.systems import CountedModel
+    from moeprof.render.params import Column
+
+GPUS = ("H100 SXM", "H200 SXM")
+MAX_BATCH = 10**6
+MAX_CONTEXT = 10**9
+Dtype = Literal["bfloat16", "float16", "float32", "fp8", "int8", "int4"]
+
+
+def params(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Hub id, folder, config.json, a YAML description of layers, or a name of --list; several are allowed.",
+            show_default=False,
+        ),
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the built-in models with published figures.")] = False,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(help="Sequences decoding together; repeat it or give 1,8,64.", show_default="1,8,64"),
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of context per sequence.")] = 1024,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights, for bytes read and devices needed.")] = "bfloat16",
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="Device to fill; repeat it for several.", show_default=", ".join(GPUS)),
+    ] = None,
+    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+) -> None:
+    """Count a model without its weights: parameters, bytes, FLOPs, devices, dense twins. Several stand side by side."""
+    if list_all:
+        if models:
+            raise InputError("--list stands alone; leave out the models, or leave out --list")
+        _print_list(format)
+        return
+    if not models:
+        raise InputError("no model given; `moeprof params --list` names the built-in ones")
+    batches = _batches(batch or ["1,8,64"])
+    if not 0 <= context <= MAX_CONTEXT:
+        raise InputError(f"--context: found {context}; 0 to {MAX_CONTEXT} is allowed")
+    devices = tuple(dict.fromkeys(_device(name) for name in (gpu or GPUS)))
+    from moeprof.analysis.params import Question
+
+    question = Question(batches=batches, context=context, dtype=dtype, devices=devices)
+    _print_models(_counted(models), question, format)
+
+
+def _counted(texts: list[str]) -> list[CountedModel]:
+    from moeprof.capture.count import count_model
+
+    return [count_model(text) for text in dict.fromkeys(texts)]
+
+
+def _batches(texts: list[str]) -> tuple[int, ...]:
+    found = []
+    for text in ",".join(texts).split(","):
+        if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_BATCH:
+            raise InputError(f"--batch: found {text!r}; whole numbers from 1 to {MAX_BATCH} are allowed, as in 1,8,64")
+        found.append(int(text))
+    return tuple(dict.fromkeys(found))
+
+
+def _device(text: str) -> Datasheet:
+    """The device of this name, or the only one with all its words."""
+    from moeprof.core.hardware import datasheets, find_datasheet
+
+    rows = datasheets()
+    exact = next((row for row in rows if row.name.casefold() == text.casefold()), None) or find_datasheet(text)
+    if exact is not None:
+        return exact
+    words = text.casefold().split()
+    fitting = [row for row in rows if words and all(word in row.name.casefold().split() for word in words)]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = [row.name for row in rows]
+    close = [row.name for row in fitting] or difflib.get_close_matches(text, names, n=1)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+    raise InputError(f"--gpu: no device is called {text!r}{hint} allowed: {', '.join(names)}")
+
+
+def _column(model: CountedModel, question: Question) -> Column:
+    from moeprof.analysis.params import figures, notes_of
+    from moeprof.render.params import Column
+
+    row = model.system
+    return Column(
+        name=model.name,
+        status=model.status,
+        is_marked=row is not None and row.kind in ("rumour", "scheme"),
+        title=model.name if row is None else row.title,
+        figures=tuple(figures(model, question)),
+        notes=tuple(notes_of(model)),
+    )
+
+
+def _print_models(models: list[CountedModel], question: Question, form: str) -> None:
+    from moeprof.render.params import params_csv, params_json, params_markdown
+
+    columns = [_column(model, question) for model in models]
+    if form == "json":
+        sys.stdout.write(params_json(columns, question))
+    elif form == "csv":
+        sys.stdout.write(params_csv(columns))
+    elif form == "md":
+        sys.stdout.write(params_markdown(columns, question))
+    else:
+        from rich.console import Console
+
+        from moeprof.cli.params_table import print_params
+
+        print_params(columns, question, Console(highlight=False))
+
+
+def _print_list(form: str) -> None:
+    from moeprof.cli.tables import print_records
+    from moeprof.core.systems import systems
+    from moeprof.render.system_list import LEGEND, list_records, shown_records
+
+    rows = systems()
+    if form != "table":
+        print_records(list_records(rows), form)
+        return
+    print_records(shown_records(rows), form)
+    typer.echo(f"\n{LEGEND}")
