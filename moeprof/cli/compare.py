@@ -20,7 +20,7 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="One run folder with several models, or several run folders.")
     ],
-    reference: Annotated[str | None, typer.Option(help="Model or run that ratios are to.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Model, or run of several, that ratios are to.")] = None,
     allow: Annotated[str | None, typer.Option(help="What may differ between the runs: dtype,...")] = None,
     all_metrics: Annotated[bool, typer.Option("--all", help="Every metric on the terminal too.")] = False,
     usd_per_device_hour: Annotated[float | None, typer.Option(help="Price all runs at this rent.")] = None,
@@ -66,17 +66,19 @@ def _check_enough(records: Sequence[Record]) -> None:
 
 
 def _checked_reference(reference: str | None, paths: Sequence[Path], records: Sequence[Record]) -> str | None:
-    """The name as the records have it; a run may also be given by its path."""
+    """A model of the one run, or one of several runs: by its name, or as its path was given."""
     if reference is None:
         return None
-    models = [model.name for record in records for model in record.models]
-    names = list(dict.fromkeys(models if len(records) == 1 else [*(record.run for record in records), *models]))
-    if reference in names:
-        return reference
     if len(records) > 1:
-        for path, record in zip(paths, records, strict=True):
-            if Path(reference).resolve() == path.resolve():
-                return record.run
+        names = list(dict.fromkeys(record.run for record in records))
+        by_path = {path.resolve(): record.run for path, record in zip(paths, records, strict=True)}
+        found = reference if reference in names else by_path.get(Path(reference).resolve())
+    else:
+        names = [model.name for model in records[0].models]
+        found = reference if reference in names else None
+    if found is not None:
+        return found
     close = difflib.get_close_matches(reference, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"--reference {reference!r}: there is no such model or run; allowed: {', '.join(names)}{hint}")
+    what = "run" if len(records) > 1 else "model"
+    raise InputError(f"--reference {reference!r}: there is no such {what}; allowed: {', '.join(names)}{hint}")

@@ -31,7 +31,7 @@ from moeprof.render.cells_compare import (
 )
 
 GAP = 2  # columns between two columns
-WIDEST_HEAD = 24  # a longer model name is folded
+WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
 NARROW = 70  # below this, a waterfall's intervals go under their values
 LONGEST_BAR, WANTED_BAR, SHORTEST_BAR = 60, 24, 6
 LEAST_LABEL = 16  # a metric's name gets so many columns before its words are folded
@@ -73,9 +73,10 @@ def ratio_table(table: RatioTable, width: int) -> RenderableType:
     longest = max((cell_len(word) for text in labels for word in text.plain.split()), default=1)
     layouts = ((_wide_cells, "left"), (_stacked_cells, "right"), (_tight_cells, "right"))
     for make, justify in layouts:
+        widest_head = TIGHT_HEAD if make is _tight_cells else WIDEST_HEAD
         columns = [make(table, i) for i in range(len(table.columns))]
         widths = [
-            max(_longest_line(cells), min(_longest_line([head]), WIDEST_HEAD))
+            max(_longest_line(cells), min(_longest_line([head]), widest_head))
             for head, cells in zip(heads, columns, strict=True)
         ]
         room = width - sum(widths) - GAP * len(widths)
