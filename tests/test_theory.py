@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.lanes import PairRatio
+from moeprof.analysis.compare.lockstep_page import LockstepPair
 from moeprof.analysis.compare.memory_page import held_bytes, memory_section, sentence
 from moeprof.analysis.compare.theory import Speedup, theoretical_speedups, twin_facts
+from moeprof.analysis.compare.theory_measured import in_turn, paired_times
 from moeprof.analysis.compare.theory_page import theory_metrics, theory_section
 from moeprof.analysis.document import Paragraph, RatioTable
 from moeprof.analysis.pricing import Pricing
@@ -176,6 +180,29 @@ def test_rounds_that_differ_give_the_ratio_an_interval(tmp_path: Path) -> None:
     measured_ratio = against(summary_of(tmp_path, measured), "total").measured
     assert measured_ratio.low is not None and measured_ratio.high is not None
     assert measured_ratio.low < 2 < measured_ratio.high
+
+
+def test_models_stepped_in_turn_stand_beside_their_lone_runs() -> None:
+    ratio = PairRatio(
+        of="moe", against="total", phase="decode", concurrency=4, ratio=Estimate(value=0.5, low=0.4, high=0.8, n=20),
+        median_ratio=Estimate(value=0.5), num_steps=20, set_aside=0, num_launches=1,
+    )  # fmt: skip
+    pairs = [LockstepPair(moe="moe", dense="total", concurrency=4, phases={"decode": ratio})]
+    found = in_turn(pairs, "moe", "total", "decode", 4)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 1.25, 2.5))  # the dense model over the MoE
+    assert in_turn(pairs, "moe", "total", "decode", 8).value is None  # another load
+
+
+def test_several_launches_pair_by_launch() -> None:
+    found = paired_times([2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0], (2, 2))
+    assert found.value == pytest.approx(8**0.5)  # of 2 and 4
+    assert found.n == 2
+
+
+def test_unequal_numbers_of_rounds_give_no_interval() -> None:
+    found = paired_times([2.0, 2.0], [1.0], (1, 1))
+    assert found.value == 2
+    assert found.reason == "no interval: 2 rounds against 1"
 
 
 def test_a_run_without_an_moe_has_no_theory(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.sweep_points import log_ratio_estimate, over_rounds
+from moeprof.analysis.compare.lockstep_page import lockstep_pairs
+from moeprof.analysis.compare.sweep_points import over_rounds
+from moeprof.analysis.compare.theory_measured import NOT_IN_TURN, in_turn, own_load, paired_times, why_not_measured
 from moeprof.analysis.metrics.work import Limits, limits_of, roofline_S
 from moeprof.analysis.step_work import StepWork, step_work
 from moeprof.analysis.tables import ALL, PassTables
@@ -29,8 +29,6 @@ PHASES = ("decode", "prefill", ALL)
 TWIN_NAMES: dict[Match, str] = {"total": "total-matched, computed", "active": "active-matched, computed"}
 REPLACED = ("router", "shared_experts", "routed_experts")
 NOT_RUN = "this twin did not run: its work is computed from the MoE's shape"
-OTHER_BATCHES = "open loop without a capacity pass: the models ran other batches"
-OTHER_REQUESTS = "the models were sent different requests"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,8 @@ class Speedup:
         moe, dense: the pair; ``dense`` may be a computed twin.
         phase: prefill, decode or all.
         flops, num_bytes, roofline: promised.
-        measured: step time per token, paired by round.
+        measured: step time per token, each model alone, paired by round.
+        in_turn: step time with the models stepped in turn at the same load, where that was measured.
         active_params, total_params: ratios of parameters.
     """
 
@@ -79,6 +78,7 @@ class Speedup:
     num_bytes: Estimate
     roofline: Estimate
     measured: Estimate
+    in_turn: Estimate
     active_params: float
     total_params: float
 
@@ -92,6 +92,7 @@ class Speedup:
                 ("by bytes", self.num_bytes),
                 ("by the roofline", self.roofline),
                 ("measured", self.measured),
+                ("stepped in turn", self.in_turn),
             )
             if value.value is not None
         ]
@@ -132,8 +133,9 @@ def twin_facts(facts: ModelFacts, match: Match) -> ModelFacts:
 
 def theoretical_speedups(summary: Summary) -> tuple[Speedup, ...]:
     """Every MoE against every dense model of the run and against the twins that did not run, per phase."""
-    found = []
+    found, lockstep = [], lockstep_pairs(summary.record)
     for moe, others in pairs(summary):
+        load = own_load(summary, moe)
         for phase in PHASES:
             mine = phase_work(moe, phase)
             if mine is None:
@@ -141,7 +143,8 @@ def theoretical_speedups(summary: Summary) -> tuple[Speedup, ...]:
             for other in others:
                 theirs = phase_work(other, phase)
                 if theirs is not None:
-                    found.append(speedup(mine, theirs, _reason(summary, moe, other)))
+                    turn = in_turn(lockstep, moe.name, other.name, phase, load)
+                    found.append(speedup(mine, theirs, why_not_measured(summary, moe, other), turn))
             for match in missing_twins(moe, others):
                 found.append(speedup(mine, computed_work(moe, match, phase), NOT_RUN))
     return tuple(found)
@@ -163,15 +166,20 @@ def missing_twins(moe: ModelSummary, others: Sequence[ModelSummary]) -> tuple[Ma
     return tuple(match for match in matches if not ran[match])
 
 
-def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None) -> Speedup:
+def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: Estimate | None = None) -> Speedup:
     """The dense model's figures over the MoE's.
 
     Args:
         moe: of the MoE.
         dense: of the other model, same phase.
         reason: why measured times must not be compared, or None.
+        turn: the ratio with the models stepped in turn, where that was measured.
     """
-    measured = _paired(dense, moe) if reason is None else Estimate(value=None, reason=reason)
+    up, down = dense.rounds_s_per_token, moe.rounds_s_per_token
+    if reason is None and not (up and down):
+        reason = dense.step_s_per_token.reason or moe.step_s_per_token.reason
+    launches = (dense.num_launches, moe.num_launches)
+    measured = paired_times(up, down, launches) if reason is None else Estimate(value=None, reason=reason)
     return Speedup(
         moe=moe.model,
         dense=dense.model,
@@ -180,6 +188,7 @@ def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None) -> Spee
         num_bytes=_over(dense.bytes_per_token, moe.bytes_per_token),
         roofline=_over(dense.roofline_s_per_token, moe.roofline_s_per_token),
         measured=measured,
+        in_turn=turn or Estimate(value=None, reason=reason or NOT_IN_TURN),
         active_params=dense.active_params / moe.active_params,
         total_params=dense.total_params / moe.total_params,
     )
@@ -256,30 +265,6 @@ def _over(above: Estimate, below: Estimate) -> Estimate:
     if above.value is None or not below.value:
         return Estimate(value=None, reason=above.reason or below.reason or "the denominator is 0")
     return Estimate(value=above.value / below.value)
-
-
-def _paired(above: PhaseWork, below: PhaseWork) -> Estimate:
-    """The ratio of times per token, paired by round; over launches where both have several."""
-    up, down = above.rounds_s_per_token, below.rounds_s_per_token
-    if not up or not down:
-        return Estimate(value=None, reason=above.step_s_per_token.reason or below.step_s_per_token.reason)
-    if len(up) != len(down):
-        ratio = float(np.mean(up) / np.mean(down))
-        return Estimate(value=ratio, reason=f"no interval: {len(up)} rounds against {len(down)}")
-    logs = np.log(np.asarray(up) / np.asarray(down))
-    launches = above.num_launches
-    if launches > 1 and launches == below.num_launches and len(logs) % launches == 0:
-        logs = logs.reshape(launches, -1).mean(axis=1)
-    return log_ratio_estimate(np.exp(logs).tolist())
-
-
-def _reason(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> str | None:
-    """Why measured times of two models must not be compared."""
-    if "open" in (moe.priced[0].traffic, dense.priced[0].traffic):
-        return OTHER_BATCHES
-    schedules = summary.record.experiment.get("schedules") or {}
-    mine, theirs = ((schedules.get(m.name) or {}).get("sha256") for m in (moe, dense))
-    return OTHER_REQUESTS if mine != theirs else None
 
 
 def _times(value: Estimate) -> str:

@@ -72,7 +72,8 @@ def theory_metrics(speedups: Sequence[Speedup]) -> tuple[MetricValue, ...]:
         labels = {"moe": one.moe, "against": one.dense, "phase": one.phase}
         for by, estimate in (("flops", one.flops), ("bytes", one.num_bytes), ("roofline", one.roofline)):
             values.append(to_metric("theoretical_speedup", estimate, **labels, by=by))
-        values.append(to_metric("measured_speedup", one.measured, **labels))
+        for how, estimate in (("alone", one.measured), ("in turn", one.in_turn)):
+            values.append(to_metric("measured_speedup", estimate, **labels, how=how))
     return tuple(values)
 
 
@@ -86,6 +87,7 @@ def _table(
     columns += [computed_work(moe, match, phase) for match in missing_twins(moe, others)]
     ratios = {one.dense: one for one in speedups}
     rows = [_row(label, name, field, columns, ratios) for label, name, field in ROWS]
+    rows += _in_turn(columns, ratios)
     if phase == ALL:
         rows += [_parameters(label, name, columns, ratios) for label, name in PARAMETERS]
     title = "all steps" if phase == ALL else f"{phase} steps"
@@ -107,6 +109,19 @@ def _row(label: str, name: str, field: str, columns: Sequence[PhaseWork], ratios
         values=values,
         ratios=tuple(None if c.model == own else _ratio(getattr(ratios[c.model], field)) for c in columns),
     )
+
+
+def _in_turn(columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> list[RatioRow]:
+    """What lock-step says of the same pairs, where it was measured at this load."""
+    name = "measured_speedup"
+    values = tuple(
+        to_metric(name, ratios[c.model].in_turn) if c.model in ratios and ratios[c.model].in_turn.value else None
+        for c in columns
+    )
+    if not any(values):
+        return []
+    label = "measured speedup, stepped in turn"
+    return [RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=(None,) * len(columns))]
 
 
 def _parameters(label: str, name: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> RatioRow:
