@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.agreement import same_taxes
 from moeprof.analysis.compare.ladder import (
     SAME_AT_ONE_TOKEN,
     TAXES,
@@ -78,6 +79,12 @@ def test_one_more_expert_costs_the_slope_of_the_line(tmp_path: Path) -> None:
     assert [point.distinct_per_layer for point in line.points] == [2, 8, 16]
     assert line.slope.value == pytest.approx(0.001 * 85.333 / 98.667, rel=1e-4)
     assert line.slope.excludes(0)
+
+
+def test_rungs_that_touch_the_same_number_of_experts_make_no_line(tmp_path: Path) -> None:
+    one = write_lanes(tmp_path, SECONDS, lanes=LANES, distinct=dict.fromkeys(DISTINCT, 8), tokens=1)
+    slope = ladders([one], num_moe_layers=4)[0].coverage.slope
+    assert (slope.value, slope.reason) == (None, "every rung touched 2 experts: so few tokens a step cannot touch more")
 
 
 def test_taxes_are_found_in_noise_and_what_is_not_there_is_not(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_turn_interrupted_in_one_lane_is_set_aside_in_all(tmp_path: Path) -> N
 def test_where_the_host_waits_for_a_device_nothing_is_set_aside(tmp_path: Path) -> None:
     times = lane_times(write_lanes(tmp_path, {"a": 0.010, "b": 0.020}, cpu_s={"a": 0.001, "b": 0.001}))
     assert times.set_aside == 0
+    assert times.wall_over_cpu_ratio == pytest.approx(15)  # the median of 10 and 20
 
 
 def test_a_turn_that_was_cut_off_and_a_cycle_that_was_cut_short_do_not_count(tmp_path: Path) -> None:

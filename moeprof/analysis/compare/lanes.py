@@ -24,7 +24,7 @@ from moeprof.analysis.compare.estimate import (
     run_blocks,
     widened_interval,
 )
-from moeprof.analysis.metrics.overhead import undisturbed
+from moeprof.analysis.metrics.overhead import undisturbed, wall_over_cpu_ratio
 from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
 from moeprof.core.errors import RecordError
 from moeprof.core.record_lanes import LanePass
@@ -50,6 +50,8 @@ class LaneTimes:
         distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
         max_SL: tokens of the busiest expert, summed over MoE layers; NaN for dense lanes.
         set_aside: turns left out because the machine took the processor away in some lane.
+        wall_over_cpu_ratio: median over all turns and lanes; None where processor time is not known. On a CPU, above
+            TAKEN_AWAY the machine was busy throughout, so that no turn could be set aside.
     """
 
     launch: int
@@ -65,6 +67,7 @@ class LaneTimes:
     distinct_SL: FloatArray
     max_SL: FloatArray
     set_aside: int
+    wall_over_cpu_ratio: float | None
 
     def of_phase(self, phase: str | None) -> BoolArray:
         """True for steps of this phase; None: all steps."""
@@ -114,6 +117,7 @@ def lane_times(lane_pass: LanePass) -> LaneTimes:
         distinct_SL=values("distinct_experts")[kept],
         max_SL=values("max_expert_load")[kept],
         set_aside=int(whole.sum() - kept.sum()),
+        wall_over_cpu_ratio=wall_over_cpu_ratio(time, cpu),
     )
 
 

@@ -87,7 +87,8 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
 def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
     """Turns without interruption: in no lane is wall time far above processor time (METRICS section 1).
 
-    Where the host waits, as on a GPU, processor time says nothing, and all turns stay; so where it is not known.
+    Where the host waits, as on a GPU, processor time says nothing, and all turns stay; so where it is not known, and
+    where the machine is busy throughout: hardly a turn would be left.
 
     Args:
         wall_SL: wall seconds of every turn in every lane that was stepped in turn.
@@ -96,8 +97,14 @@ def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
     Returns:
         True for turns to keep, shape [S].
     """
+    usual = wall_over_cpu_ratio(wall_SL, cpu_SL)
+    if usual is None or usual > TAKEN_AWAY:
+        return np.ones(len(wall_SL), dtype=np.bool_)
     known = np.isfinite(cpu_SL) & np.isfinite(wall_SL)
-    everything: BoolArray = np.ones(len(wall_SL), dtype=np.bool_)
-    if not known.any() or float(np.median(wall_SL[known] / np.maximum(cpu_SL[known], 1e-9))) > TAKEN_AWAY:
-        return everything
     return np.asarray(((wall_SL <= TAKEN_AWAY * cpu_SL) | ~known).all(axis=1), dtype=np.bool_)
+
+
+def wall_over_cpu_ratio(wall_SL: FloatArray, cpu_SL: FloatArray) -> float | None:
+    """Median of wall over processor time; None where processor time is not known."""
+    known = np.isfinite(cpu_SL) & np.isfinite(wall_SL)
+    return float(np.median(wall_SL[known] / np.maximum(cpu_SL[known], 1e-9))) if known.any() else None
