@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moeprof.capture import estimate as estimating
+from moeprof.capture import open_model as opening
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.model_source import find_model
 from moeprof.capture.moe_structure import find_moe_layers
@@ -49,7 +50,7 @@ def logits(model: Any) -> Any:
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_everything_outside_of_the_experts_is_the_checkpoints(model_type: str, tmp_path: Path) -> None:
-    moe = tiny_model(model_type, seed=1)
+    moe: Any = tiny_model(model_type, seed=1)
     moe.save_pretrained(tmp_path)
     twin = opened(tmp_path, twin_spec(), "checkpoint")
 
@@ -88,13 +89,14 @@ def _experts_of(facts: Any, match: str) -> list[int]:
     return [layer.top_k if match == "active" else layer.num_experts for layer in facts.moe_layers]
 
 
-def _shared_gates(moe: Any) -> int:
-    return sum(int(p.numel()) for name, p in moe.named_parameters() if "shared_expert_gate" in name)
+def _shared_gates(moe: torch.nn.Module) -> int:
+    gates = (p for name, p in moe.named_parameters() if "shared_expert_gate" in name)
+    return sum(p.numel() for p in gates)
 
 
 def _unused(facts: Any) -> int:
     """Parameters that longcat allocates for experts that compute nothing."""
-    routed = sum(layer.num_experts * layer.expert_params for layer in facts.moe_layers)
+    routed = sum(int(layer.num_experts * layer.expert_params) for layer in facts.moe_layers)
     return int(facts.params_by_group["routed_experts"]) - routed
 
 
@@ -137,6 +139,20 @@ def test_shared_experts_stay_where_the_block_does_more_than_route(tmp_path: Path
     assert {mlp.down_proj.in_features for mlp in twin_mlps(twin.model)} == {32}
     with pytest.raises(ModelError, match="match 16 is narrower than the shared experts"):
         opened(tmp_path, twin_spec("16"))
+
+
+def test_experts_never_take_memory_on_the_way_to_a_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_config("qwen3_moe").save_pretrained(tmp_path)
+    seen: list[bool] = []
+
+    def watched(model: Any, spec: ModelSpec) -> Any:
+        seen.extend(parameter.is_meta for parameter in model.parameters())
+        return read_layers(model, spec)
+
+    monkeypatch.setattr(opening, "read_layers", watched)
+    twin = opened(tmp_path, twin_spec())
+    assert seen and all(seen)
+    assert not any(tensor.is_meta for tensor in twin.model.state_dict().values())
 
 
 def test_the_same_twin_gets_the_same_weights_and_another_one_others(tmp_path: Path) -> None:
