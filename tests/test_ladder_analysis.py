@@ -15,7 +15,6 @@ from moeprof.analysis.compare.ladder import (
     TAXES,
     LadderResult,
     ladders,
-    same_taxes,
     usd_per_1m_tokens,
 )
 from moeprof.analysis.pricing import Pricing
