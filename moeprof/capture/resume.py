@@ -78,7 +78,7 @@ class Resume:
         resumed = {"at": now, "process": self.process, "set_aside": self.set_aside()}
         kept = {
             key: self.experiment[key]
-            for key in ("started_at", "workload_text", "content_kept")
+            for key in ("started_at", "workload_text", "content_kept", "notes")
             if key in self.experiment
         }
         return kept | {"resumed": [*(self.experiment.get("resumed") or []), resumed]}

@@ -55,7 +55,9 @@ class Saturation:
 def judge_pass(folder: Path, schedule: Schedule, end_s: float) -> Saturation:
     """The rule on a finished pass folder; ``end_s`` is when the pass ended, seconds from its start."""
     if schedule.pattern != "open":
-        return Saturation(saturated=False, reason=f"{schedule.pattern} loop: requests wait for a place, no queue grows")
+        closed = schedule.pattern == "closed"
+        reason = "closed loop: requests wait for a place" if closed else "all requests were sent at once"
+        return Saturation(saturated=False, reason=f"{reason}, so there is no rate to keep up with")
     requests = read_table(folder, "requests")
     ran = requests[requests["status"].isin(["done", "unfinished"])]
     finished = ran["last_token_s"].where(ran["status"] == "done")
