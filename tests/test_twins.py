@@ -210,6 +210,17 @@ def test_popular_experts_need_text_to_be_popular_on(tmp_path: Path) -> None:
         opened(tmp_path, twin_spec(initialise="popular_experts"))
 
 
+def test_popular_experts_without_a_warm_up_are_refused_before_anything_loads(tiny: Path, tmp_path: Path) -> None:
+    models = (
+        f"{{name: moe, path: {tiny / 'moe'}}}, {{name: t, twin_of: moe, match: active, initialise: popular_experts}}"
+    )
+    text = SHORT.format(rate=50, num_requests=4, models=models).replace("{num_requests: 1,", "{num_requests: 0,")
+    (tmp_path / "w.yaml").write_text(text, encoding="utf-8")
+    ran = run_main(["run", tmp_path / "w.yaml", "--output-dir", tmp_path / "run"])
+    assert ran.code == 2 and not (tmp_path / "run").exists()
+    assert "warmup.num_requests: found 0, but model t is made of the experts that are popular" in ran.stderr
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_a_twin_runs_in_the_engine_of_its_moe(model_type: str, tmp_path: Path) -> None:
     tiny_config(model_type).save_pretrained(tmp_path)

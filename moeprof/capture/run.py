@@ -25,7 +25,7 @@ from moeprof.capture.resume import Resume
 from moeprof.capture.schedules import Scheduled, make_schedules
 from moeprof.capture.signals import SignalWatch
 from moeprof.capture.sweep_schedules import all_schedules, save_points
-from moeprof.core.errors import InputError
+from moeprof.core.errors import InputError, WorkloadError
 from moeprof.core.workload import Workload
 
 
@@ -58,6 +58,7 @@ def prepare(workload: Workload) -> Prepared:
     Raises:
         InputError: a model, trace, or the memory is wrong; see the callees.
     """
+    _refuse_silent_warmup(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     schedules = make_schedules(workload, sources)
@@ -87,6 +88,15 @@ def prepare(workload: Workload) -> Prepared:
         gpu=gpu,
         device=device,
     )
+
+
+def _refuse_silent_warmup(workload: Workload) -> None:
+    popular = next((spec.name for spec in workload.models if spec.initialise == "popular_experts"), None)
+    if popular is not None and workload.warmup.num_requests == 0:
+        raise WorkloadError(
+            f"warmup.num_requests: found 0, but model {popular} is made of the experts that are popular on the warm-up "
+            "text; give 1 or more, or say `initialise: random`"
+        )
 
 
 def _gpu(asked: str) -> Gpu | None:
