@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.pareto import is_on_front, pareto
 from moeprof.analysis.compare.slo import usd_per_1m_tokens_at_slo
-from moeprof.analysis.compare.sweep_page import sweep_section
+from moeprof.analysis.compare.sweep_page import sweep_metrics, sweep_section
 from moeprof.analysis.compare.sweep_points import over_rounds
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult, sweep_results
 from moeprof.analysis.document import Chart, Paragraph, RatioTable
+from moeprof.analysis.report import build_document
 from moeprof.analysis.summary import Summary
 from moeprof.analysis.tables import PassTables
 from moeprof.core.metric import MetricValue
@@ -190,6 +192,37 @@ def test_the_table_of_dollars_holds_paired_ratios_with_verdicts(tmp_path: Path) 
     ratios = [row.ratios[0] for row in table.rows]
     assert [r.value for r in ratios if r] == pytest.approx([0.5, 1, 2])
     assert [r.verdict for r in ratios if r] == ["better", "cannot tell", "worse"]
+
+
+def test_an_answer_without_a_number_says_why_in_data_files(tmp_path: Path) -> None:
+    swept = {"moe": [at(1, 0.5, 0.5), at(8, 0.5, 0.5)], "dense": [at(1, 1.0, 1.0), at(8, 1.0, 1.0)]}
+    (model, value), *_ = sweep_metrics(result_of(sweep_summary(tmp_path, swept)))
+    assert (model, value.name, value.value) == ("moe", "crossover_batch", None)
+    assert "cheaper at every concurrency tried, 1 to 8" in value.reasons[0]
+    assert card_for(value.name).section == "comparison"
+
+
+def test_a_dense_model_has_no_cell_among_the_experts(tmp_path: Path) -> None:
+    section = sweep_section(sweep_summary(tmp_path, PAIR))
+    assert section is not None
+    tables = [block for block in section.blocks if isinstance(block, RatioTable)]
+    (experts,) = [table for table in tables if table.rows[0].name == "distinct_experts_per_step"]
+    assert [value is None for value in experts.rows[0].values] == [False, True]
+    assert experts.rows[0].values[0] is not None and experts.rows[0].values[0].null["uniform"] == pytest.approx(3.75)
+
+
+def test_requests_that_did_not_end_well_are_named(tmp_path: Path) -> None:
+    cut = [timed_pass("p", 1.0, status=["done", "done", "unfinished", "refused"])]
+    section = sweep_section(sweep_summary(tmp_path, {"moe": [(SweepPoint(concurrency=8), cut)]}))
+    assert section is not None
+    texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
+    assert "moe at concurrency 8: 2 of 4 requests did not end well." in texts
+
+
+def test_the_whole_report_holds_the_section_and_its_cards(tmp_path: Path) -> None:
+    document = build_document(sweep_summary(tmp_path, PAIR))
+    assert "sweep" in [section.name for section in document.sections]
+    assert "tokens_per_s_per_user" in [card.name for card in document.cards]
 
 
 def test_a_model_without_some_loads_leaves_its_cells_empty_with_the_reason(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.sweep_figures import usd_total
 from moeprof.analysis.compare.sweep_points import SweptPoint, SweptRound, log_ratio_estimate
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult
+from moeprof.core import units
 from moeprof.core.sparsity import SweepPoint
 
 Kind = Literal["crossing", "bound", "several", "cannot tell"]
@@ -252,4 +253,4 @@ def _span(points: Sequence[CrossoverPoint]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return units.significant(value)

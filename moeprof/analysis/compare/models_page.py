@@ -12,7 +12,7 @@ from moeprof.analysis.compare.models import model_tables
 from moeprof.analysis.compare.page import Page
 from moeprof.analysis.compare.quality_page import quality_section
 from moeprof.analysis.compare.roles import Roles, roles
-from moeprof.analysis.compare.sweep_page import answers, sweep_section
+from moeprof.analysis.compare.sweep_page import answers, sweep_metrics, sweep_section
 from moeprof.analysis.compare.sweeps import sweep_results
 from moeprof.analysis.compare.theory import theoretical_speedups
 from moeprof.analysis.compare.theory_page import sentences as theory_sentences
@@ -105,3 +105,6 @@ def _metrics(summary: Summary, parts: Roles) -> Iterator[tuple[str, MetricValue]
         lanes = [lane for one in summary.record.ladder for lane in one.lanes if lane.get("rung") != "dense"]
         yield from ((str(lanes[0]["model"]), value) for value in ladder_metrics(results, summary.pricing))
     yield from ((value.labels.get("moe", ""), value) for value in theory_metrics(theoretical_speedups(summary)))
+    swept = sweep_results(summary)
+    if swept is not None:
+        yield from sweep_metrics(swept)

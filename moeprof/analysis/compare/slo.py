@@ -101,6 +101,9 @@ def _at_slo(row: SweepPoint, points: Sequence[SweptPoint], slo: Slo) -> AtSlo:
     chosen = met[-1]
     missed = [one.point.label for one in points[: points.index(chosen)] if one not in met]
     notes = [f"lower loads missed it: {', '.join(missed)}"] if missed else []
+    unknown = [one for one in chosen.rounds if one.saturated is None and one.tables.traffic == "open"]
+    if unknown:
+        notes.append(f"whether its queue grows: {unknown[0].saturation_reason or 'not judged'}")
     if chosen is points[-1]:
         notes.append("the highest load tried still met it; a higher one may be cheaper")
     return AtSlo(

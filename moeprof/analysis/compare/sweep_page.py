@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Of = Callable[[PointResult], Estimate]
 OfRound = Callable[[SweptRound], float | None]
-COST = "usd_per_1m_total_tokens"
+COST, EXPERTS = "usd_per_1m_total_tokens", "distinct_experts_per_step"
+NO_RATIO = (EXPERTS, "goodput_ratio", "busy_ratio")  # counts of one kind of model, and shares
 # title, metric whose card stands for it, figure, and the same of one round where ratios can be paired
 TABLES: tuple[tuple[str, str, Of, OfRound | None], ...] = (
     ("Price of 1M tokens", COST, lambda p: p.usd_per_1m_total_tokens, figures.usd_total),
@@ -40,7 +41,7 @@ TABLES: tuple[tuple[str, str, Of, OfRound | None], ...] = (
     ("ITL p99", "itl_p99_s", lambda p: p.itl_p99_s, None),
     ("Requests within the SLO", "goodput_ratio", lambda p: p.goodput_ratio, None),
     ("Busy", "busy_ratio", lambda p: p.busy_ratio, None),
-    ("Distinct experts per decode step", "distinct_experts_per_step", lambda p: p.distinct_experts, None),
+    ("Distinct experts per decode step", EXPERTS, lambda p: p.distinct_experts, None),
 )  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
 
     Args:
         summary: the run.
-        reference: the model in the denominator of the tables' ratios; None: the total-matched twin, else the first
-            dense model.
+        reference: the model in the denominator of the tables' ratios; None: the total-matched twin, else the
+            active-matched one, else the first dense model.
     """
     result = sweep_results(summary)
     if result is None:
@@ -60,6 +61,20 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
     blocks += sweep_charts(result)
     blocks += [table for row in result.rows for table in _tables(result, row, index)]
     return Section(name="sweep", title="Against load", blocks=tuple(blocks))
+
+
+def sweep_metrics(result: SweepResult) -> tuple[tuple[str, MetricValue], ...]:
+    """``crossover_batch`` of each pair and ``tokens_per_s_per_user`` of each point, by model, for data files."""
+    found = []
+    for one in crossovers(result):
+        labels = {"against": one.dense, "axis": one.axis} | ({"sweep": one.row.label} if one.row.label else {})
+        value = to_metric("crossover_batch", one.batch, **labels)
+        found.append((one.moe, replace(value, reasons=(one.text, *value.reasons))))
+    for model in result.models:
+        for point in model.points:
+            value = to_metric("tokens_per_s_per_user", point.tokens_per_s_per_user, at=point.point.label)
+            found.append((model.model, value))
+    return tuple(found)
 
 
 def _lost(point: PointResult) -> tuple[int, int]:
@@ -74,9 +89,11 @@ def _reference(summary: Summary, result: SweepResult, wanted: str | None) -> int
     if wanted in names:
         return names.index(wanted)
     facts = [summary.model(name).facts for name in names]
-    totals = [i for i, f in enumerate(facts) if f is not None and f.twin is not None and f.twin.is_total_matched]
+    twins = [(i, f.twin) for i, f in enumerate(facts) if f is not None and f.twin is not None]
+    totals = [i for i, twin in twins if twin.is_total_matched]
+    actives = [i for i, twin in twins if twin.is_active_matched]
     denses = [i for i, model in enumerate(result.models) if not model.is_moe]
-    return (*totals, *denses, 0)[0]
+    return (*totals, *actives, *denses, 0)[0]
 
 
 def answers(result: SweepResult) -> list[str]:
@@ -138,7 +155,10 @@ def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[RatioT
                 label=f"{AXIS_NAMES[result.axis]} {load:g}" if load else "as the workload has it",
                 card=card_for(metric),
                 name=metric,
-                values=tuple(_value(metric, point, of) for point in cell),
+                values=tuple(
+                    None if metric == EXPERTS and not model.is_moe else _value(metric, point, of)
+                    for model, point in zip(result.models, cell, strict=True)
+                ),
                 ratios=tuple(column[i] for column in ratios),
             )
             for i, (load, cell) in enumerate(zip(loads, cells, strict=True))
@@ -153,7 +173,7 @@ def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if point is None:
         return missing(metric, "this load did not run")
     value = to_metric(metric, of(point), **({"phase": "decode"} if metric == "step_mean_s" else {}))
-    if metric == "distinct_experts_per_step" and value.value is not None:
+    if metric == EXPERTS and value.value is not None:
         return replace(value, null=dict(point.distinct_nulls))
     return value
 
@@ -165,7 +185,7 @@ def _ratios(
     better = card_for(metric).better
     columns: list[list[Ratio | None]] = []
     for position in range(len(cells[0])):
-        if position == reference:
+        if position == reference or metric in NO_RATIO:
             columns.append([None] * len(cells))
             continue
         pairs = [(cell[position], cell[reference]) for cell in cells]
