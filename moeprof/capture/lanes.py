@@ -183,14 +183,15 @@ def record_steps(seat: Seat, schedule: Schedule, limits: Limits, max_steps: int 
         return False  # nothing to count
 
     tap.on_picks = keep
+    limits.start()
     seat.listeners.listeners.append(tap)
     watched = Lane(name=seat.lane.name, engine=seat.lane.engine, switched_on=_watched(seat.lane.switched_on, tap))
     try:
-        for _ in cycle([watched], schedule, turn_orders(1), 0, limits):
+        for _, is_last in cycle([watched], schedule, turn_orders(1), 0, limits, with_loads=False):
             limits.beat(0, len(steps))
             if len(steps) == max_steps:
                 break
-            if limits.over():
+            if limits.over() and not is_last:
                 raise Unfinished
     finally:
         seat.listeners.listeners.remove(tap)

@@ -113,22 +113,18 @@ def run_lockstep(lanes: Sequence[Lane], schedule: Schedule, folder: Path, limits
     check_alike(lanes)
     stream = TableStream(folder, "lanes")
     orders, cycles, steps = turn_orders(len(lanes)), 0, 0
-    limits.start()
     try:
         with _no_collections():
+            limits.start()
             while not limits.over():
-                for step, turn in enumerate(cycle(lanes, schedule, orders, cycles, limits)):
+                for step, (turn, is_last) in enumerate(cycle(lanes, schedule, orders, cycles, limits)):
                     for row in turn:
                         stream.append({"cycle": cycles, "step": step} | row)
                     stream.flush_if_due()
                     limits.beat(cycles, step)
-                    steps += 1
+                    steps, cycles = steps + 1, cycles + is_last
                     if limits.over():
                         break
-                else:
-                    cycles += 1
-                    continue
-                break
     finally:
         stream.close()
         for lane in lanes:
@@ -159,8 +155,12 @@ def cycle(
     limits: Limits,
     *,
     with_loads: bool = True,
-) -> Iterator[list[dict[str, Any]]]:
-    """Once through the schedule; yields the rows of each turn, in the order of the turn."""
+) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """Once through the schedule; yields the rows of each turn, in the order of the turn, and whether it was the last.
+
+    Raises:
+        EngineError: a lane's step holds another batch than the others', or none.
+    """
     for lane in lanes:
         lane.engine.reset()
     pacer, in_flight, step = Pacer(schedule, limits.clock()), 0, 0
@@ -181,7 +181,7 @@ def cycle(
             if with_loads:
                 turn[i][1].update(_load(lane, step))
         in_flight -= sum(sequence.finished for sequence in first.sequences)
-        yield [row for _, row in turn.values()]
+        yield [row for _, row in turn.values()], in_flight == 0 and pacer.is_empty
         step += 1
 
 
