@@ -91,8 +91,9 @@ def test_without_an_interval_a_claim_cannot_be_told_and_the_sentence_says_why(tm
     found = judge(claim("speed_ratio", at_least=2.0, source="somebody"), summary)
     assert found.verdict == "cannot tell" and found.where == "a processor, 1 thread"
     assert found.sentence == (
-        'Claim: "so it is" (somebody). Measured: speed on the same requests, moe over dense: 3; '
-        "the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch (on a processor, 1 thread)."
+        'Claim: "so it is" (somebody). Measured: speed on the same requests, moe against dense: 3; '
+        "the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "
+        "(on a processor, 1 thread)."
     )
 
 

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moeprof.analysis.compare.claim_measures import MEASURED, Measure, Sides
+from moeprof.analysis.compare.claim_measures import MEASURED, Measure
+from moeprof.analysis.compare.claim_sides import Sides
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.core import units
@@ -148,7 +149,7 @@ def _sentence(
     figure = _figure(measured, measure.unit)
     answer = verdict if verdict != "cannot tell" or not measured.reason else f"cannot tell: {measured.reason}"
     return (
-        f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" over ".join(names) or "no model"}: {figure}; '
+        f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: {figure}; '
         f"the claim needs {expected}. Verdict: {answer} (on {where})."
     )
 
