@@ -58,6 +58,7 @@ def test_every_tax_is_the_difference_of_its_rungs(tmp_path: Path) -> None:
     values = [found.tax(name).seconds.value for name in TAXES]
     assert values == pytest.approx([0.002, 0.024, -0.001, 0.075, 0.100, 0.0005])
     assert all(tax.told for tax in found.taxes)
+    assert found.tax("coverage_tax_s").share.value == pytest.approx(24 / 47)
     assert found.realised.value == pytest.approx(0.75)
     changes = sum(
         found.tax(name).seconds.value or 0 for name in ("dispatch_tax_s", "coverage_tax_s", "imbalance_tax_s")
@@ -165,6 +166,14 @@ def test_two_runs_of_the_same_ladder_agree_and_a_changed_one_does_not(tmp_path: 
     seconds["balanced"] = seconds["balanced"] * 1.2
     changed = {one.name: one.agree for one in same_taxes(first, decode(tmp_path / "c", seconds=seconds))}
     assert (changed["coverage_tax_s"], changed["imbalance_tax_s"], changed["dispatch_tax_s"]) == (False, False, True)
+
+
+def test_a_machine_of_half_the_speed_has_other_seconds_and_the_same_shares(tmp_path: Path) -> None:
+    first = decode(tmp_path / "a", seconds=noisy(1))
+    slow = decode(tmp_path / "b", seconds={name: 2 * s for name, s in noisy(2).items()})
+    assert [one.agree for one in same_taxes(first, slow)] == [True] * 7
+    in_seconds = {one.name: one.agree for one in same_taxes(first, slow, in_seconds=True)}
+    assert in_seconds["coverage_tax_s"] is False
 
 
 def test_two_runs_of_which_one_lacks_a_rung_cannot_be_told(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class Agreement:
 
     Attributes:
         name: of the metric.
-        first, second: seconds per step.
+        first, second: shares of the recorded rung's step time, or seconds per step.
         difference: second less first.
         agree: the interval of the difference holds 0; None where it cannot be told.
         reason: why it cannot be told.
@@ -30,15 +30,24 @@ class Agreement:
     reason: str | None = None
 
 
-def same_taxes(first: LadderResult, second: LadderResult) -> tuple[Agreement, ...]:
+def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = False) -> tuple[Agreement, ...]:
     """Whether two runs of a ladder agree: every tax, and the slope of the coverage line.
 
-    The interval of a difference has the two half-widths that face each other, in quadrature: the runs are independent.
-    It holds what the intervals hold: within one launch each, not what differs between launches.
+    Shares of the recorded rung's step time are compared, because seconds scale with what else the machine does: a
+    neighbour that takes half of the processor doubles every tax. The interval of a difference has the two half-widths
+    that face each other, in quadrature: the runs are independent. It holds what the intervals hold: within one launch
+    each, not what differs between launches.
+
+    Args:
+        first: of some model, load and phase.
+        second: of the same.
+        in_seconds: compare seconds per step instead.
     """
-    pairs = [(tax.name, tax.seconds, second.tax(tax.name).seconds) for tax in first.taxes]
-    pairs.append(("seconds_per_distinct_expert", first.coverage.slope, second.coverage.slope))
-    return tuple(_agreement(*pair) for pair in pairs)
+    pairs = [(tax, second.tax(tax.name)) for tax in first.taxes]
+    found = [_agreement(a.name, *((a.seconds, b.seconds) if in_seconds else (a.share, b.share))) for a, b in pairs]
+    a, b = first.coverage, second.coverage
+    slopes = (a.slope, b.slope) if in_seconds else (a.share, b.share)
+    return (*found, _agreement("seconds_per_distinct_expert", *slopes))
 
 
 def _agreement(name: str, first: Estimate, second: Estimate) -> Agreement:

@@ -7,7 +7,7 @@ all tokens on the same experts (+ router and dispatch); with the step's number o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ class Tax:
         name: the metric; one of TAXES.
         of, less: roles; ``seconds`` is the one less the other.
         seconds: per step, signed.
+        share: of the recorded rung's step time: what a neighbour on the machine slows down alike cancels.
         told: its interval excludes 0.
         note: why there is nothing to tell; else None.
     """
@@ -67,6 +68,7 @@ class Tax:
     of: str
     less: str
     seconds: Estimate
+    share: Estimate
     told: bool
     note: str | None = None
 
@@ -87,10 +89,12 @@ class CoverageLine:
     Attributes:
         points: by distinct experts.
         slope: seconds per step for one more distinct expert in every MoE layer, by least squares.
+        share: the slope over the recorded rung's step time.
     """
 
     points: tuple[CoveragePoint, ...]
     slope: Estimate
+    share: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +183,7 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
         rungs=rungs,
         taxes=tuple(_tax(launches, name, lane_of, one_token=bool((tokens == 1).all())) for name in TAXES),
         realised=realised,
-        coverage=_coverage(launches, rungs),
+        coverage=_coverage(launches, rungs, lane_of),
     )
 
 
@@ -221,17 +225,32 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
     of, less = TAXES[name]
     missing = [role for role in (of, less) if role not in lane_of]
     if missing:
-        reason = _absent(missing)
-        return Tax(name=name, of=of, less=less, seconds=Estimate(value=None, reason=reason), told=False, note=reason)
-    seconds = estimate_of(launches, lambda s: s[lane_of[of]] - s[lane_of[less]], signed=True)
+        nothing = Estimate(value=None, reason=_absent(missing))
+        return Tax(name=name, of=of, less=less, seconds=nothing, share=nothing, told=False, note=nothing.reason)
+
+    def difference(seconds: dict[str, float]) -> float:
+        return seconds[lane_of[of]] - seconds[lane_of[less]]
+
+    seconds = estimate_of(launches, difference, signed=True)
+    told, note = seconds.excludes(0), None
     if name == "imbalance_tax_s" and one_token:
-        return Tax(name=name, of=of, less=less, seconds=seconds, told=False, note=SAME_AT_ONE_TOKEN)
-    told = seconds.excludes(0)
-    note = None if told else f"the rungs {less} and {of} cannot be told apart"
-    return Tax(name=name, of=of, less=less, seconds=seconds, told=told, note=note)
+        told, note = False, SAME_AT_ONE_TOKEN
+    elif not told:
+        note = f"the rungs {less} and {of} cannot be told apart"
+    share = _share(launches, difference, lane_of)
+    return Tax(name=name, of=of, less=less, seconds=seconds, share=share, told=told, note=note)
 
 
-def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung]) -> CoverageLine:
+def _share(
+    launches: Sequence[Draws], figure: Callable[[dict[str, float]], float], lane_of: Mapping[str, str]
+) -> Estimate:
+    """The figure over the recorded rung's step time."""
+    if "recorded" not in lane_of:
+        return Estimate(value=None, reason=_absent(["recorded"]))
+    return estimate_of(launches, lambda seconds: figure(seconds) / seconds[lane_of["recorded"]], signed=True)
+
+
+def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung], lane_of: Mapping[str, str]) -> CoverageLine:
     points = tuple(
         CoveragePoint(lane=rung.name, distinct_per_layer=rung.distinct_per_layer, seconds=rung.seconds)
         for rung in sorted(rungs, key=lambda rung: rung.distinct_per_layer or 0)
@@ -242,13 +261,16 @@ def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung]) -> CoverageLine:
         reason = "one number of distinct experts, two are needed (`ladder: {distinct: [8, 16, 32]}`)"
         if len(points) > 1:
             reason = f"every rung touched {distinct[0]:g} experts: so few tokens a step cannot touch more"
-        return CoverageLine(points=points, slope=Estimate(value=None, reason=reason))
+        nothing = Estimate(value=None, reason=reason)
+        return CoverageLine(points=points, slope=nothing, share=nothing)
     weights = (distinct - distinct.mean()) / float(((distinct - distinct.mean()) ** 2).sum())
 
     def slope(seconds: dict[str, float]) -> float:
         return float(sum(w * seconds[point.lane] for w, point in zip(weights, points, strict=True)))
 
-    return CoverageLine(points=points, slope=estimate_of(launches, slope, signed=True))
+    return CoverageLine(
+        points=points, slope=estimate_of(launches, slope, signed=True), share=_share(launches, slope, lane_of)
+    )
 
 
 def usd_per_1m_tokens(seconds: Estimate, tokens_per_step: float, pricing: Pricing) -> Estimate:
