@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,3 +143,19 @@ def test_a_planted_power_law_crosses_where_it_was_planted(place: float, reach: f
     loads = [place / reach, place * reach]
     found = crossings(loads, [(load / place) ** slope for load in loads])
     assert found == [pytest.approx(place)]
+
+
+def test_claimed_crossings_hold_the_planted_place_and_equal_models_seldom_cross() -> None:
+    generator, loads, place = np.random.default_rng(0), (1, 2, 4, 8, 16, 32, 64), 9.5
+
+    def claimed(slope: float) -> list[Estimate]:
+        groups = [np.exp(slope * math.log(c / place) + generator.normal(0, 0.05, 2)).tolist() for c in loads]
+        spread = pooled_spread(groups)
+        points = [crossover_point(c, log_ratio_estimate(g, spread)) for c, g in zip(loads, groups, strict=True)]
+        kind, batch, _, _ = find_crossover(points, "concurrency")
+        return [batch] if kind == "crossing" else []
+
+    found = [batch for _ in range(200) for batch in claimed(0.3)]  # 23 % per doubling, 5 % noise, two rounds
+    assert len(found) > 190
+    assert sum(b.low <= place <= b.high for b in found if b.low and b.high) >= 0.95 * len(found)
+    assert sum(len(claimed(0.0)) for _ in range(200)) <= 0.05 * 200

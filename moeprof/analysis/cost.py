@@ -50,7 +50,7 @@ def cost_metrics(
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
     values = [_with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
     values.append(_split_method(splits, labels))
-    values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over concurrency or request rates, and an slo", **labels))
+    values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over loads, and an slo", **labels))
     values.append(_break_even(splits, pricing, labels))
     values.append(_cold_rent(rounds, pricing, facts, device_memory_bytes, labels))
     return values
