@@ -116,6 +116,13 @@ def test_parameters_compare_exactly_whatever_the_machine(run: Runs) -> None:
     assert metric(moe, "router_gini", phase="decode").ratio.verdict == "no difference shown"
 
 
+def test_counts_of_requests_compare_exactly_too(run: Runs) -> None:
+    moe = of_model(compare_runs(run(), run("b", seed=1)), "moe")
+    done, failed = metric(moe, "num_requests_done").ratio, metric(moe, "num_requests_failed").ratio
+    assert (done.value, done.verdict, done.reason) == (1.0, "no difference shown", "exact")
+    assert (failed.value, failed.verdict) == (None, "no difference shown")  # nothing over nothing
+
+
 def test_what_is_allowed_is_compared(run: Runs) -> None:
     other = run("b", seed=1, launches=1, environment={"threads": 8})
     moe = of_model(compare_runs(run(launches=1), other, {"threads"}), "moe")

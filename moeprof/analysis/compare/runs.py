@@ -162,7 +162,7 @@ def _model(
     samples = {
         key: (_samples(launches, value, key), _samples(other_launches, others[key], key))
         for key, value in values.items()
-        if key in others and "timed" in classes_of(key[0])
+        if key in others and "timed" in classes_of(key[0]) and not (value.exact and others[key].exact)
     }
     timed = stored_ratios({key: pair for key, pair in samples.items() if all(pair)}, gates)
     metrics = []
@@ -206,6 +206,6 @@ def _ratio(
     invalid = next((value.reasons[-1] for value in (one, other) if not value.valid and value.reasons), None)
     if timed is not None:
         return timed if invalid is None else replace(timed, verdict=timed.verdict and "cannot tell", reason=invalid)
-    if "exact" in classes_of(key[0]) or one.value == other.value:
+    if "exact" in classes_of(key[0]) or (one.exact and other.exact) or one.value == other.value:
         return exact_ratio(one, other, better)
     return interval_ratio(one, other, better)
