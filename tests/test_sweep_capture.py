@@ -282,3 +282,14 @@ def test_the_cache_holds_the_largest_point(tiny: Path, tmp_path: Path) -> None:
     ran = run_main(["run", tmp_path / "w.yaml", "--dry-run", "--format", "json", "--max-concurrency", 1])
     plan = {row["what"]: row["plan"] for row in json.loads(ran.stdout)}
     assert plan["KV cache"].startswith("1,305 tokens")
+
+
+def test_prompts_that_no_model_can_hold_are_a_mistake_in_the_workload(tiny: Path, tmp_path: Path) -> None:
+    text = SHORT.format(rate=50, num_requests=5, models=f"{{name: moe, path: {tiny / 'moe'}}}")
+    (tmp_path / "w.yaml").write_text(text + "sweep: {input_tokens: [16, 251]}\n")  # 251 + 6 is over 256
+    ran = run_main(["run", tmp_path / "w.yaml", "--output-dir", tmp_path / "run"])
+    assert ran.code == 2
+    assert (
+        "sweep.input_tokens: found 251; with its output every request is over the 256 tokens of model moe" in ran.stderr
+    )
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from typing import Any
 
 from moeprof.capture.model_source import ModelSource
 from moeprof.capture.sweep_schedules import Build, PointSchedule, point_schedules
-from moeprof.core.errors import ModelError
+from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.trace import Schedule
 from moeprof.core.workload import ModelSpec, Workload
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
@@ -85,6 +85,7 @@ def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[
             by_hash[tokenizer.sha256] = _scheduled(workload, build, tokenizer, reference, bundled)
         by_model[spec.name] = by_hash[tokenizer.sha256]
         _check_vocabulary(spec, sources[spec.name].config, by_model[spec.name].measured)
+        _check_positions(spec, sources[spec.name].config, by_model[spec.name].points)
     return by_model
 
 
@@ -123,3 +124,15 @@ def _check_vocabulary(spec: ModelSpec, config: dict[str, Any], schedule: Schedul
             f"model {spec.name}: its vocabulary has {vocabulary} entries, the tokenizer made id {largest}; "
             "give the model a folder with its own tokenizer.json"
         )
+
+
+def _check_positions(spec: ModelSpec, config: dict[str, Any], points: tuple[PointSchedule, ...]) -> None:
+    """A point of which the model would refuse every request is a mistake in the workload."""
+    limit = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    for point in points:
+        shortest = int((point.measured.input_tokens + point.measured.output_tokens).min())
+        if isinstance(limit, int) and shortest > limit:
+            raise WorkloadError(
+                f"sweep.input_tokens: found {point.point.input_tokens}; with its output every request is over the "
+                f"{limit} tokens of model {spec.name}; give shorter prompts"
+            )
