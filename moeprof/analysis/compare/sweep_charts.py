@@ -31,10 +31,7 @@ def sweep_charts(result: SweepResult) -> list[Block]:
             "price of 1M tokens", "USD", [("", lambda p: p.usd_per_1m_total_tokens, "line")],
         ),
         _ttft_chart(result),
-        _against_load(
-            result, "sweep-itl", "Gaps between tokens against load", "Dashed: p99.", "ITL", "s",
-            [("p50", lambda p: p.itl_p50_s, "line"), ("p99", lambda p: p.itl_p99_s, "dashed")],
-        ),
+        _itl_chart(result),
         _pareto_chart(result),
         *(_experts_chart(model) for model in result.models if model.is_moe),
     ]  # fmt: skip
@@ -52,6 +49,17 @@ def _ttft_chart(result: SweepResult) -> Chart | None:
         " Dashed: the highest percentile that the sample of every load supports." * bool(shared)
     )
     return _against_load(result, "sweep-ttft", "Time to first token against load", caption, "TTFT", "s", figures)
+
+
+def _itl_chart(result: SweepResult) -> Chart | None:
+    """The median, and p99 where every load supports it."""
+    points = [point for model in result.models for point in model.points]
+    figures: list[tuple[str, Of, Style]] = [("p50", lambda p: p.itl_p50_s, "line")]
+    caption = "Every gap between two tokens of a request."
+    if all(point.itl_p99_s.value is not None for point in points):
+        figures.append(("p99", lambda p: p.itl_p99_s, "dashed"))
+        caption += " Dashed: p99."
+    return _against_load(result, "sweep-itl", "Gaps between tokens against load", caption, "ITL", "s", figures)
 
 
 def _ttft(point: PointResult, percentile: str) -> Estimate:
