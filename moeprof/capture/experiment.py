@@ -197,7 +197,7 @@ class Experiment:
             private=setup.private,
             run_pass=lambda name, order: self._carry_out(workers, name, order),
             note=lambda name, extra: self._note(workers, name, extra),
-        ).run(list(workers))
+        ).run([name for name in workers if not setup.workload.sweep.models or name in setup.workload.sweep.models])
 
     def _note(self, workers: dict[str, Worker], name: str, extra: dict[str, Any]) -> None:
         self._try(workers, name, Order(command="note", extra=extra))

@@ -121,7 +121,8 @@ def lockstep_plan(setup: Setup, launch: int, failed: Collection[str]) -> Lockste
         return "the models do not fit into memory together"
     if workload.outputs == "free":
         return FREE
-    models = [spec for spec in workload.models if spec.name not in failed]
+    chosen = workload.lockstep.models or [spec.name for spec in workload.models]
+    models = [spec for spec in workload.models if spec.name in chosen and spec.name not in failed]
     if len(models) < 2:
         return "fewer than two models are there to compare"
     first = setup.schedules[models[0].name]

@@ -49,12 +49,13 @@ def _sweep(prepared: Prepared) -> list[tuple[str, str]]:
     workload, sweep = prepared.workload, prepared.workload.sweep
     if sweep is None:
         return []
-    passes = len(sweep.points) * sweep.rounds * len(workload.models) * workload.launches
+    models = len(sweep.models or workload.models)
+    passes = len(sweep.points) * sweep.rounds * models * workload.launches
     points = prepared.schedules[workload.models[0].name].points
     sizes = sorted({len(point.measured) for point in points})
     requests = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     longest = units.seconds(passes * sweep.max_seconds)
-    text = f"{len(points)} points of {requests} requests, {passes} passes over all models, {longest} or less in all"
+    text = f"{len(points)} points of {requests} requests, {passes} passes of {models} models, {longest} or less"
     notes = {note.text: note for point in points for note in point.measured.notes if note.code == "few_requests"}
     return [("sweep", text), *(("note", note.text) for note in notes.values())]
 

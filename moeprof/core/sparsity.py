@@ -36,11 +36,13 @@ class Lockstep:
     """All models of the workload stepped in turn on one schedule, in one process, where memory allows it.
 
     Attributes:
+        models: names; empty: all of the workload.
         concurrency: requests in flight, one measurement each; empty: the workload's own (an open loop runs offline).
         num_requests: the first so many requests of the schedule; None: twice the concurrency, at least 8.
         max_seconds: bound on each measurement; the schedule is replayed until it is reached.
     """
 
+    models: tuple[str, ...] = ()
     concurrency: tuple[int, ...] = ()
     num_requests: int | None = None
     max_seconds: float = 20.0
@@ -102,9 +104,10 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """Every model at several loads; the points are the product of the lists.
+    """Models at several loads; the points are the product of the lists.
 
     Attributes:
+        models: names; empty: all of the workload.
         concurrency: requests in flight (closed loop), ascending.
         request_rate: requests per second (open loop), ascending; a model stops at its first saturated rate.
         input_tokens: prompt lengths; prompts of the schedule are cut or prolonged to them.
@@ -114,6 +117,7 @@ class Sweep:
         max_seconds: bound on one pass of a point.
     """
 
+    models: tuple[str, ...] = ()
     concurrency: tuple[int, ...] = ()
     request_rate: tuple[float, ...] = ()
     input_tokens: tuple[int, ...] = ()

@@ -209,11 +209,24 @@ class Workload:
             raise WorkloadError(f"models: the name {twice[0]!r} stands twice; each model needs its own")
         if self.claim is not None:
             self.claim.check_names(names)
+        self._check_chosen(names)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
         _at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
         _at_least(0, seed=self.seed)
         _more_than_zero(max_minutes=self.max_minutes)
+
+    def _check_chosen(self, names: list[str]) -> None:
+        """Sweep and lock-step may name some of the models."""
+        for key, settings, least in (("sweep", self.sweep, 1), ("lockstep", self.lockstep, 2)):
+            chosen = settings.models if settings is not None else ()
+            unknown = next((name for name in chosen if name not in names), None)
+            if unknown is not None:
+                raise WorkloadError(
+                    f"{key}.models: found {unknown!r}, no model of this workload; allowed: {', '.join(names)}"
+                )
+            if 0 < len(chosen) < least:
+                raise WorkloadError(f"{key}.models: found {chosen[0]!r} alone; at least {least} models are needed")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for the record."""
