@@ -147,7 +147,7 @@ def equip_ladder(seats: Sequence[Seat], requests: Requests, limits: Limits) -> N
         wanted = changed(steps, seat.shapes, change_for(seat.rung, seat.plan.distinct))
         seat.lane.loads = loads_of(wanted, seat.shapes)
         _use_table(seat, table_of(wanted, num_rows), requests.schedule)
-        _check_in_force(seat, requests.schedule, limits)
+        _check_in_force(seat, wanted, requests.schedule, limits)
 
 
 def check_ladder(layers: Sequence[MoeLayer]) -> None:
@@ -235,10 +235,9 @@ def _use_table(seat: Seat, table_LRK: Any, schedule: Schedule) -> None:
     seat.lane.switched_on = override.switched_on
 
 
-def _check_in_force(seat: Seat, schedule: Schedule, limits: Limits) -> None:
-    """The first steps must touch the experts that the table says."""
-    assert seat.lane.loads is not None
-    found = loads_of(record_steps(seat, schedule, limits, CHECKED_STEPS), seat.shapes)
-    for step, (seen, wanted) in enumerate(zip(found, seat.lane.loads, strict=False)):
-        if seen != wanted:
-            raise EngineError(f"lane {seat.lane.name}: step {step} routed as {seen}, {wanted} was put in force")
+def _check_in_force(seat: Seat, wanted: Sequence[StepPicks], schedule: Schedule, limits: Limits) -> None:
+    """The experts of the first steps must be called with the picks of the table."""
+    found = record_steps(seat, schedule, limits, CHECKED_STEPS)
+    for number, (seen, step) in enumerate(zip(found, wanted, strict=False)):
+        if not (np.array_equal(seen.rows_T, step.rows_T) and np.array_equal(seen.picks_LTK, step.picks_LTK)):
+            raise EngineError(f"lane {seat.lane.name}: step {number} was not routed as it should be; this is a bug")
