@@ -271,7 +271,7 @@ def test_the_dry_run_counts_points_and_passes(tiny: Path, tmp_path: Path) -> Non
     ran = run_main(["run", tmp_path / "w.yaml", "--dry-run", "--format", "json"])
     assert ran.code == 0, ran.stderr
     plan = {row["what"]: row["plan"] for row in json.loads(ran.stdout)}
-    assert plan["sweep"] == "2 points of 16 to 20 requests, 4 passes over all models, 20 s or less in all"
+    assert plan["sweep"] == "2 points of 16 to 20 requests, 4 passes of 1 models, 20 s or less"
 
 
 def test_the_cache_holds_the_largest_point(tiny: Path, tmp_path: Path) -> None:
