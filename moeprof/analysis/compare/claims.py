@@ -147,7 +147,8 @@ def _sentence(
     names = [model.name for model in (of, against if measure.is_pair else None) if model is not None]
     source = f" ({claim.source})" if claim.source else ""
     figure = _figure(measured, measure.unit)
-    answer = verdict if verdict != "cannot tell" or not measured.reason else f"cannot tell: {measured.reason}"
+    why = measured.reason or "the interval reaches across that"
+    answer = f"cannot tell: {why}" if verdict == "cannot tell" else verdict
     return (
         f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: {figure}; '
         f"the claim needs {expected}. Verdict: {answer} (on {where})."
