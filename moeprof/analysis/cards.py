@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from moeprof.analysis import cards_compare, cards_cost, cards_resources, cards_routing, cards_time, cards_validity
+from moeprof.analysis import (
+    cards_compare,
+    cards_cost,
+    cards_params,
+    cards_resources,
+    cards_routing,
+    cards_time,
+    cards_validity,
+)
 from moeprof.core.metric import Card
 
 CARDS: tuple[Card, ...] = (
@@ -19,6 +27,7 @@ CARDS: tuple[Card, ...] = (
     *cards_resources.CARDS,
     *cards_validity.CARDS,
     *cards_compare.CARDS,
+    *cards_params.CARDS,
 )
 STATISTIC = r"(mean|median|std|min|max|worst|p\d+(_\d+)?)"
 

@@ -61,7 +61,7 @@ class Figure:
     Attributes:
         name: as in METRICS.
         value: a number, a text, or None with the reason in ``remark``.
-        unit: ``params``, ``bytes``, ``FLOP``, ``ratio``, ``experts``, ``devices`` or empty.
+        unit: as on the card of its name.
         section: heading it stands under.
         label: for people.
         labels: what tells figures of one name apart.
@@ -121,13 +121,13 @@ def _all(model: CountedModel, question: Question) -> Iterator[Figure]:
 
 def _parameters(facts: ModelFacts) -> Iterator[Figure]:
     section = "Parameters"
-    yield Figure(name="total_params", value=facts.total_params, unit="params", section=section, label="total")
+    yield Figure(name="total_params", value=facts.total_params, unit="parameters", section=section, label="total")
     for letter, name in CONVENTIONS.items():
         known = letter == "A" or "embedding" in facts.params_by_group
         yield Figure(
             name=name,
             value=getattr(facts, name) if known else None,
-            unit="params",
+            unit="parameters",
             section=section,
             label=_CONVENTION_LABELS[letter],
             remark="" if known else NOT_SAID,
@@ -137,7 +137,7 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
     for group in GROUPS:
         count = facts.params_by_group.get(group)
         yield Figure(
-            name="params", value=count, unit="params", section="By group", label=group.replace("_", " "),
+            name="params", value=count, unit="parameters", section="By group", label=group.replace("_", " "),
             labels={"group": group}, remark="" if count is not None else NOT_SAID,
         )  # fmt: skip
 
@@ -150,12 +150,14 @@ def _published(model: CountedModel) -> Iterator[Figure]:
     follows = convention_of(row, model.facts) if row is not None and model.facts is not None else None
     for name, value, label in (("total", total, "total"), ("active", active, "active")):
         yield Figure(
-            name=f"published_{name}_params", value=value, unit="params", section=section, label=label,
+            name=f"published_{name}_params", value=value, unit="parameters", section=section, label=label,
             remark="" if value is not None else none,
         )  # fmt: skip
     text = None if follows is None else follows.letter if follows.is_settled else f"nearest {follows.letter}"
     remark = none if active is None else "none of the three comes within 10 %" if text is None else ""
-    yield Figure(name="published_convention", value=text, unit="", section=section, label="counted as", remark=remark)
+    yield Figure(
+        name="published_convention", value=text, unit="convention", section=section, label="counted as", remark=remark
+    )
     error = None if total is None or model.facts is None else model.facts.total_params / total - 1
     yield Figure(name="published_total_error_ratio", value=error, unit="ratio", section=section,
                  label="our total off by", remark="" if error is not None else none)  # fmt: skip
@@ -168,12 +170,12 @@ def _shape(facts: ModelFacts) -> Iterator[Figure]:
     layers = facts.moe_layers
     dense = "dense model"
     values: tuple[tuple[str, int | None, str, str, str], ...] = (
-        ("num_layers", facts.num_layers or None, "", "layers", NOT_SAID),
-        ("num_moe_layers", (facts.num_layers and len(layers)) or None, "", "layers with experts",
+        ("num_layers", facts.num_layers or None, "layers", "layers", NOT_SAID),
+        ("num_moe_layers", (facts.num_layers and len(layers)) or None, "layers", "layers with experts",
          dense if facts.num_layers else NOT_SAID),
         ("num_experts", max((x.num_experts for x in layers), default=None), "experts", "experts per layer", dense),
         ("top_k", max((x.top_k for x in layers), default=None), "experts", "experts per token", dense),
-        ("expert_params", max((x.expert_params for x in layers), default=None), "params", "one expert", dense),
+        ("expert_params", max((x.expert_params for x in layers), default=None), "parameters", "one expert", dense),
     )  # fmt: skip
     for name, value, unit, label, why in values:
         remark = why if value is None else ""
@@ -185,11 +187,9 @@ def _weights(model: CountedModel) -> Iterator[Figure]:
     section = "Weights"
     for label, bits in SHOWN_WEIGHTS:
         size = weights_bytes(model.facts, bits)
-        yield Figure(
-            name="weights_bytes", value=size, unit="bytes", section=section, label=label, labels={"dtype": label}
-        )
+        yield Figure(name="weights_bytes", value=size, unit="B", section=section, label=label, labels={"dtype": label})
     yield Figure(
-        name="weights_bytes", value=model.stored_bytes, unit="bytes", section=section, label="as stored",
+        name="weights_bytes", value=model.stored_bytes, unit="B", section=section, label="as stored",
         labels={"dtype": "as stored"}, remark=model.stored_reason,
     )  # fmt: skip
 
@@ -207,7 +207,7 @@ def _per_token(facts: ModelFacts, question: Question) -> Iterator[Figure]:
     section = "Per token"
     kv = facts.kv_bytes_per_token
     yield Figure(
-        name="kv_bytes_per_token", value=kv, unit="bytes", section=section, label="keys and values",
+        name="kv_bytes_per_token", value=kv, unit="B", section=section, label="keys and values",
         remark=_kv_reason(facts) if kv is None else "",
     )  # fmt: skip
     remark = "attention over the context not counted, its shape is not known"
@@ -235,11 +235,11 @@ def _per_step(facts: ModelFacts, question: Question, batch: int) -> Iterator[Fig
     no_weights, no_kv = TWO_STACKS if two else "", "" if kv is not None else _kv_reason(facts)
     rows: tuple[tuple[str, float | None, str, str, str], ...] = (
         ("distinct_experts_per_step", distinct, "experts", "distinct experts", "" if layers else dense),
-        ("weights_bytes_per_step", weights, "bytes", "weights read", no_weights),
-        ("kv_bytes_per_step", kv_bytes, "bytes", "keys and values", no_kv),
-        ("weights_bytes_per_token", None if weights is None else weights / batch, "bytes", "weights / token",
+        ("weights_bytes_per_step", weights, "B", "weights read", no_weights),
+        ("kv_bytes_per_step", kv_bytes, "B", "keys and values", no_kv),
+        ("weights_bytes_per_token", None if weights is None else weights / batch, "B", "weights / token",
          no_weights),
-        ("bytes_per_token", both, "bytes", "all bytes / token", no_weights or no_kv),
+        ("bytes_per_token", both, "B", "all bytes / token", no_weights or no_kv),
     )  # fmt: skip
     for name, value, unit, label, remark in rows:
         yield Figure(name=name, value=value, unit=unit, section=section, label=label, labels=labels, remark=remark)
@@ -266,7 +266,7 @@ def _twins(facts: ModelFacts) -> Iterator[Figure]:
         yield Figure(
             name="twin_params",
             value=params - router if facts.is_moe else None,
-            unit="params",
+            unit="parameters",
             section="Dense twins",
             label=f"{match}-matched",
             labels={"match": match},

@@ -38,6 +38,8 @@ def count_model(text: str) -> CountedModel:
         WorkloadError: a description that cannot be read.
     """
     path = Path(text)
+    if not text.strip():
+        raise ModelError(f"no model given{_hint(text)}")
     if path.is_dir():
         return _from_file(text, path / "config.json")
     if path.suffix in (".yaml", ".yml"):
@@ -47,8 +49,10 @@ def count_model(text: str) -> CountedModel:
             facts=described_facts(described, name=path.stem, source=path.name),
             stored_reason="a description has no checkpoint",
         )
-    if path.is_file() or path.suffix == ".json":
+    if path.is_file():
         return _from_file(text, path)
+    if path.suffix == ".json":
+        raise ModelError(f"{text}: no such file; give a folder with config.json, or the path of one")
     system = find_system(text)
     if system is not None and text.count("/") == 1:
         return _from_hub(text, system)
@@ -106,24 +110,23 @@ def _from_hub(text: str, system: System | None) -> CountedModel:
 
     try:
         file = hub_file(text, text, "config.json", None)
-    except ModelError:
+        if file is None:
+            raise ModelError(f"model {text}: no config.json on the hub; is it a transformers model?")
+        config = read_config(text, file)
+        facts = facts_of_config(config, name=text, source=text)
+    except ModelError as error:
         if system is None:
             raise
-        return _instead_of_hub(text, system)
-    if file is None:
-        raise ModelError(f"model {text}: no config.json on the hub; is it a transformers model?")
-    config = read_config(text, file)
-    facts = facts_of_config(config, name=text, source=text)
-    index = hub_file(text, text, INDEX, None)
-    return _stored(CountedModel(name=text, facts=facts, system=system), config, index)
+        return _instead_of_hub(text, system, str(error))
+    return _stored(CountedModel(name=text, facts=facts, system=system), config, hub_file(text, text, INDEX, None))
 
 
-def _instead_of_hub(text: str, system: System) -> CountedModel:
-    """The row of the list, with a note that the hub gave nothing."""
+def _instead_of_hub(text: str, system: System, why: str) -> CountedModel:
+    """The row of the list, with a note that the hub gave nothing to count."""
     counted = count_system(system)
     assert counted.facts is not None, "no scheme has a hub id"
-    note = f"counted from the built-in list: the config of {text} could not be fetched from the hub"
-    return replace(counted, facts=replace(counted.facts, notes=(*counted.facts.notes, note)))
+    note = f"counted from the built-in list, because {why}"
+    return replace(counted, name=text, facts=replace(counted.facts, notes=(*counted.facts.notes, note)))
 
 
 def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -> CountedModel:
@@ -156,10 +159,18 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         UnsupportedModelError: transformers has no class for it, or its experts are not understood.
         ModelError: the class refuses the values.
     """
-    from moeprof.capture.meta_models import config_object, facts_from_config
+    from moeprof.capture.meta_models import config_object, facts_from_config, total_with_other_parts
 
     built = config_object(config, name=name)
-    return facts_from_config(built, name=name, source=source, dtype=_dtype(config), allocated=False)
+    facts = facts_from_config(built, name=name, source=source, dtype=_dtype(config), allocated=False)
+    whole = total_with_other_parts(built, name=name)
+    if whole is None:
+        return facts
+    if whole > facts.total_params:
+        note = f"the language model alone: with its other parts (vision, sound) the model has {whole} parameters"
+    else:
+        note = "parts beside the language model are counted too: text does not pass them, so FLOPs are an upper bound"
+    return replace(facts, notes=(note, *facts.notes))
 
 
 def _dtype(config: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def config_object(values: dict[str, Any], *, name: str) -> Any:
     if model_type not in transformers.CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"model {name}: transformers {transformers.__version__} has no class for model_type {model_type!r}; "
-            "upgrade transformers, or describe its layers in a YAML file (README, `moeprof params`)"
+            "upgrade transformers, or describe its layers (`moeprof params --help` says how)"
         )
     try:
         return transformers.AutoConfig.for_model(model_type, **rest)
@@ -90,8 +90,36 @@ def facts_from_config(
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
 
 
-def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16") -> nn.Module:
+def total_with_other_parts(config: Any, *, name: str) -> int | None:
+    """Parameters of the whole model of a config that has other parts (vision, sound) beside a language model.
+
+    Args:
+        config: a transformers config object.
+        name: what to call the model in messages.
+
+    Returns:
+        None for a model that is a language model alone, or when no class builds the whole.
+    """
+    if getattr(config, "text_config", None) is None:
+        return None
+    named = (getattr(transformers, a) for a in getattr(config, "architectures", None) or () if hasattr(transformers, a))
+    whole: Any = next((kind._from_config for kind in named if hasattr(kind, "_from_config")), None)
+    if whole is None and type(config) in transformers.AutoModelForImageTextToText._model_mapping:
+        whole = transformers.AutoModelForImageTextToText.from_config
+    if whole is None:
+        return None
+    model = build_on_meta(config, name=name, builder=whole)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: Any = None) -> nn.Module:
     """The model of a config on the meta device, embeddings tied where the config says so.
+
+    Args:
+        config: a transformers config object.
+        name: what to call the model in messages.
+        dtype: of the weights.
+        builder: makes the model of a config; the class that transformers has for it when left out.
 
     Raises:
         UnsupportedModelError: no transformers class for it.
@@ -100,7 +128,7 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16") -> nn.Modu
     config = copy.deepcopy(config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    build = _builder(config, name)
+    build = builder or _builder(config, name)
     try:
         with torch.device("meta"):
             model: Any = build(config, dtype=getattr(torch, dtype))

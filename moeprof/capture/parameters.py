@@ -147,7 +147,7 @@ def _layer_facts(
     return MoeLayerFacts(
         name=layer.name,
         num_experts=layer.num_experts,
-        top_k=layer.top_k or 0,
+        top_k=min(layer.top_k or 0, layer.num_experts),
         expert_params=layer.expert_params,
         expert_bytes=expert_bytes,
         shared_params=inside["shared_experts"],
@@ -206,6 +206,9 @@ def _layer_notes(layers: Sequence[ExpertLayer], allocated: bool) -> tuple[str, .
     notes = []
     if any(layer.executes_all_experts for layer in layers):
         notes.append("its code runs every expert on every token: routed sparsely, executed densely")
+    asked = max((layer.top_k or 0 for layer in layers), default=0)
+    if any((layer.top_k or 0) > layer.num_experts for layer in layers):
+        notes.append(f"it asks for {asked} experts per token where a layer has fewer: counted as all of them")
     extra = _unused(layers)
     if extra:
         counted = "" if allocated else ", not counted here; a token that picks them uses less than the active count"
@@ -230,7 +233,10 @@ def _refuse_unknown_experts(config: Any, layers: Sequence[ExpertLayer], name: st
 
 def _input_embedding(model: nn.Module) -> torch.Tensor | None:
     getter = getattr(model, "get_input_embeddings", None)
-    module = getter() if getter is not None else None
+    try:
+        module = getter() if getter is not None else None
+    except NotImplementedError:  # transformers says so of models with no one table for tokens
+        module = None
     return getattr(module, "weight", None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,7 +44,12 @@ def params(
     ] = None,
     format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
 ) -> None:
-    """Count a model without its weights: parameters, bytes, FLOPs, devices, dense twins. Several stand side by side."""
+    """Count a model without its weights: parameters, bytes, FLOPs, devices, dense twins. Several stand side by side.
+
+    A model that transformers has no class for can be described: a YAML file with the key layers and below it
+    hidden_size, num_layers, vocab_size, num_heads, head_dim, dense_width; for experts num_experts, top_k, expert_width,
+    moe_every.
+    """
     if list_all:
         if models:
             raise InputError("--list stands alone; leave out the models, or leave out --list")
@@ -77,21 +83,25 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
 
 
 def _device(text: str) -> Datasheet:
-    """The device of this name, or the only one with all its words."""
+    """The device of this name, or of all these words; where several fit, one will do if they hold equally much."""
     from moeprof.core.hardware import datasheets, find_datasheet
 
     rows = datasheets()
     exact = next((row for row in rows if row.name.casefold() == text.casefold()), None) or find_datasheet(text)
     if exact is not None:
         return exact
-    words = text.casefold().split()
-    fitting = [row for row in rows if words and all(word in row.name.casefold().split() for word in words)]
-    if len(fitting) == 1:
-        return fitting[0]
+    words = re.sub(r"(\d)\s*gb\b", r"\1gb", text.casefold()).split()
+    fitting = [row for row in rows if words and set(words) <= _words(row)]
+    if len({row.memory_bytes for row in fitting}) == 1:
+        return max(fitting, key=lambda row: "SXM" in row.name)
     names = [row.name for row in rows]
     close = [row.name for row in fitting] or difflib.get_close_matches(text, names, n=1)
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"
     raise InputError(f"--gpu: no device is called {text!r}{hint} allowed: {', '.join(names)}")
+
+
+def _words(row: Datasheet) -> set[str]:
+    return {*row.name.casefold().split(), f"{row.memory_bytes / 1e9:.0f}gb"}
 
 
 def _column(model: CountedModel, question: Question) -> Column:

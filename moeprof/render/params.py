@@ -65,7 +65,7 @@ def cell(figure: Figure) -> str:
         return percent(value)
     if figure.unit == "FLOP":
         return scaled(value, _FLOP)
-    if figure.unit in ("experts", "devices", ""):
+    if figure.unit in ("experts", "devices", "layers"):
         return display(value, "")
     return display(value, figure.unit)
 
