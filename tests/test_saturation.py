@@ -111,11 +111,21 @@ def test_a_pass_shorter_than_two_requests_cannot_tell() -> None:
     assert found.saturated is None
     assert found.reason == (
         "cannot tell: requests arrive within 0.975 s and one of them takes 3 s, so the system is still filling up; "
-        "send more requests"
+        "send more requests, for longer"
     )
     nothing = judge(arrival_s, np.full(40, np.nan), 1.0)
     assert nothing.saturated is None
     assert "does not end" in nothing.reason
+
+
+def test_a_queue_that_grew_and_then_stood_still_cannot_tell() -> None:
+    """The engine stops for 20 s in the middle, then keeps up: 20 requests stand there, no more and no fewer."""
+    arrival_s = np.arange(100.0)
+    finished_s = np.where(arrival_s < 35, arrival_s + 0.5, arrival_s + 20.5)
+    found = judge(arrival_s, finished_s, 120.0)
+    assert found.saturated is None
+    assert "the queue grew by 20" in found.reason
+    assert found.reason.endswith("it did not grow steadily; send more requests")
 
 
 def test_fifteen_requests_cannot_tell() -> None:

@@ -5,8 +5,8 @@ in the system grows by (arrival rate - service rate) per second, for ever. A pas
 from the start (an empty system fills up to rate x latency, Little's law) and from bursts (which pass).
 
 The rule. H is the last arrival, or the end of a pass that was cut before it. The start is left out: t0 is a third of
-H, or the latency of the first requests if that is longer. N(t) is requests arrived and not finished. The pass is
-saturated when all three hold:
+H, or the median latency of the first five requests if that is longer. N(t) is requests arrived and not finished. The
+pass is saturated when all three hold:
 
 1. trend: over eight equal windows of [t0, H] the mean of N rises, one-sided t-test of the least-squares slope at 1 %
    (batch means; Law and Kelton, Simulation Modeling and Analysis, section 9.5);
@@ -14,7 +14,8 @@ saturated when all three hold:
 3. not a burst: N(H) - N(t0) is more than the longest queue that a server with 0.9 load would have had before it on the
    very same arrivals (Lindley's recursion, 1952).
 
-Cannot tell: nothing finishes in the first half of H, so the system may just be filling up.
+Cannot tell: the first requests take more than half of H, so the system may just be filling up; or the last two hold
+without the first: the queue is long, and whether it goes on growing the pass does not show.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ T_99 = 3.143  # Student's t, one-sided 1 %, WINDOWS - 2 degrees of freedom
 ENOUGH = 0.9  # of the arriving requests are served: also the load of the server that bursts are judged by
 MIN_REQUESTS = 16
 START_SHARE = 1 / 3
+FIRST = 5  # requests whose median latency says how long an empty system takes to fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +79,14 @@ def judge(arrival_s: FloatArray, finished_s: FloatArray, end_s: float) -> Satura
         return Saturation(saturated=None, reason=f"cannot tell: {number} requests, the rule needs {MIN_REQUESTS}")
     horizon_s = min(float(arrival_s[-1]), end_s)
     finished_s = np.where(np.isnan(finished_s), np.inf, finished_s)
-    first = np.median((finished_s - arrival_s)[: max(3, number // 16)])
+    first = np.median((finished_s - arrival_s)[:FIRST])
     start_s = max(horizon_s * START_SHARE, float(first))
     if not start_s <= horizon_s / 2:
         taking = "does not end" if np.isinf(first) else f"takes {first:.3g} s"
         return Saturation(
             saturated=None,
             reason=f"cannot tell: requests arrive within {horizon_s:.3g} s and one of them {taking}, so the system is "
-            "still filling up; send more requests",
+            "still filling up; send more requests, for longer",
         )
     arrived = _between(arrival_s, start_s, horizon_s)
     served = _between(finished_s, start_s, horizon_s)
@@ -92,11 +94,12 @@ def judge(arrival_s: FloatArray, finished_s: FloatArray, end_s: float) -> Satura
     burst = longest_queue(arrival_s, ENOUGH)
     trend = _trend(arrival_s, finished_s, start_s, horizon_s)
     said = f"{served} of {arrived} requests were served while the last {horizon_s - start_s:.3g} s of them arrived"
-    if trend > T_99 and served < ENOUGH * arrived and growth > burst:
-        return Saturation(
-            saturated=True, reason=f"{said}; the queue grew by {growth}, bursts explain {burst} (trend t = {trend:.1f})"
-        )
-    return Saturation(saturated=False, reason=said)
+    if served >= ENOUGH * arrived or growth <= burst:
+        return Saturation(saturated=False, reason=said)
+    said += f"; the queue grew by {growth}, bursts explain {burst} (trend t = {trend:.1f})"
+    if trend > T_99:
+        return Saturation(saturated=True, reason=said)
+    return Saturation(saturated=None, reason=f"cannot tell: {said}: it did not grow steadily; send more requests")
 
 
 def longest_queue(arrival_s: FloatArray, load: float) -> int:
