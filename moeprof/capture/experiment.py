@@ -100,7 +100,7 @@ class Experiment:
             self._resident(models, launch)
         else:
             self._reloading(models, launch)
-        if not self._over:
+        if not self._stopped:
             self._lockstep.after_rounds(launch, self._failed)
 
     def _resident(self, models: list[ModelSpec], launch: int) -> None:

@@ -5,6 +5,7 @@ They run after the rounds of a launch, in a process of their own, so that the ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -204,7 +205,12 @@ class LockstepRun:
 
     def after_rounds(self, launch: int, failed: Collection[str]) -> None:
         """What the workload asks for, after the rounds of a launch."""
-        workload = self.setup.workload
+        workload, deadline = self.setup.workload, self.setup.deadline_s
+        if deadline is not None and time.perf_counter() >= deadline:
+            for kind, asked in (("lockstep", workload.lockstep), ("ladder", workload.ladder)):
+                if asked is not None:
+                    self._left_out(kind, f"max_minutes was over in launch {launch}")
+            return
         if workload.lockstep is not None and not self.signals.number:
             plan = lockstep_plan(self.setup, launch, failed)
             if isinstance(plan, LockstepPlan):
@@ -230,18 +236,21 @@ class LockstepRun:
         def hear(report: Report) -> None:
             self.audience.hear(plan.label, report.event, report.data)
 
-        worker = LockstepWorker(plan)
+        worker, measured = LockstepWorker(plan), dict[str, str]()
         try:
             for order in (Order(command="prepare"), Order(command="measure", deadline_s=self.setup.deadline_s)):
                 if not self.signals.number:
-                    worker.do(order, hear, lambda: bool(self.signals.number))
+                    answer = worker.do(order, hear, lambda: bool(self.signals.number))
+                    measured = answer.get("measured", {})
             worker.close(hear)
         except WorkerFailedError as error:
             if not self.signals.number:
                 self._failed(plan, error)
         else:
             if plan.kind not in self.failures:
-                self.header.put(plan.kind, {"status": "interrupted" if self.signals.number else "done", "error": None})
+                whole = len(measured) == len(plan.concurrency) and set(measured.values()) == {"done"}
+                status = "interrupted" if self.signals.number else "done" if whole else "cut"
+                self.header.put(plan.kind, {"status": status, "error": None})
         finally:
             worker.kill()
 
