@@ -13,8 +13,11 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 
 if TYPE_CHECKING:
+    from moeprof.analysis.compare.document import Comparison
+    from moeprof.analysis.document import Document
     from moeprof.analysis.pricing import Pricing
     from moeprof.capture.run import Prepared
+    from moeprof.core.record import Record
     from moeprof.core.workload import Workload
 
 
@@ -99,9 +102,10 @@ def _climb(
     form: str,
     quiet: bool,
 ) -> None:
+    from moeprof.analysis.compare.document import compare_document
     from moeprof.capture.run import execute, new_run_folder
     from moeprof.capture.signals import SignalWatch
-    from moeprof.cli.printing import print_document, summarise_record, write_files
+    from moeprof.cli.printing import print_comparison, summarise_record, write_comparison, write_files
     from moeprof.cli.progress import make_audience
     from moeprof.core.record import open_record
 
@@ -115,9 +119,30 @@ def _climb(
         failed = next(model for model in record.experiment["models"] if model["status"] == "failed")
         kind = InputError if failed.get("exit_code") == InputError.exit_code else EngineError
         raise kind(f"{failed['error']} (record: {folder})")
-    summary, document = summarise_record(record, pricing)
-    write_files(summary, document, folder, formats)
-    print_document(document, summary, form)
+    summary, report = summarise_record(record, pricing)
+    comparison = only_ladder(compare_document([summary], reference=None), report, record)
+    write_files(summary, comparison.document, folder, formats)
+    write_comparison(comparison, folder, [name for name in formats if name in ("json", "csv")])
+    print_comparison(comparison, form)
     print(f"record: {folder}", file=sys.stderr)
+    if "html" in formats:
+        print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
         raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
+
+
+def only_ladder(comparison: Comparison, report: Document, record: Record) -> Comparison:
+    """The page without what needs passes of their own, for a run that has none: the ladder's answer comes first."""
+    from dataclasses import replace
+
+    from moeprof.analysis.compare.ladder_page import ladder_results, sentences
+
+    said = sentences(ladder_results(record))
+    headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."
+    sections = tuple(s for s in report.sections if s.name in ("ladder", "parameters", "memory", "machine"))
+    page = replace(comparison.page, headline=headline, notes=tuple(said[1:]))
+    subtitle = report.subtitle.partition("; *")[0]  # what stands there is about priced passes
+    document = replace(
+        report, headline=headline, notes=page.notes, subtitle=subtitle, first_screen=(), sections=sections
+    )
+    return replace(comparison, document=document, page=page)
