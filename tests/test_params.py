@@ -198,7 +198,7 @@ def test_the_list_has_every_row_and_our_count_beside_the_published_one() -> None
 # -- models that are not in the list -----------------------------------------------------------------------------------
 
 
-class UnseenConfig(PreTrainedConfig):
+class UnseenConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = "moeprof_unseen"
 
     def __init__(self, width: int = 8, num_units: int = 4, chosen: int | None = 1, **more: Any) -> None:
@@ -217,7 +217,7 @@ class UnseenBlock(nn.Module):
         )
 
 
-class UnseenModel(PreTrainedModel):
+class UnseenModel(PreTrainedModel):  # type: ignore[misc]
     config_class = UnseenConfig
 
     def __init__(self, config: UnseenConfig) -> None:

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from moeprof.capture.count import count_system
-from moeprof.capture.model_source import named_configs
+from moeprof.capture.model_source import find_model, named_configs
 from moeprof.core.described import ExpertsOnly, LayerDescription, described_facts
 from moeprof.core.errors import ModelError
 from moeprof.core.modelfacts import ModelFacts
+from moeprof.core.modelspec import ModelSpec
 from moeprof.core.systems import COUNTS, System, convention_of, find_system, nearest_names, systems
 from tests.shared_data import SHARED, shared
 
@@ -134,6 +135,13 @@ def test_workloads_find_the_same_configs_and_the_names_of_before() -> None:
     assert configs["cpu-moe-211m"]["dtype"] == "float32"
     numbers = [v for config in configs.values() for key, v in config.items() if key.endswith(("size", "theta"))]
     assert all(isinstance(v, int | float) for v in numbers)
+
+
+def test_a_row_without_a_class_is_counted_and_not_run() -> None:
+    with pytest.raises(ModelError, match="can be counted .* and not run"):
+        find_model(ModelSpec(name="m", config="glam-64b-64e", weights="random"))
+    found = find_model(ModelSpec(name="m", config="deepseek-v3", weights="random"))
+    assert found.config["n_routed_experts"] == 256
 
 
 # -- conventions -------------------------------------------------------------------------------------------------------

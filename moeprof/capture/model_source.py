@@ -120,10 +120,15 @@ def _from_config(spec: ModelSpec) -> ModelSource:
         )
     configs = named_configs()
     if spec.config not in configs:
+        if any(row.name == spec.config for row in systems()):
+            raise ModelError(
+                f"model {spec.name}: {spec.config} can be counted (`moeprof params {spec.config}`) and not run: "
+                "transformers has no class that builds it"
+            )
         close = difflib.get_close_matches(spec.config, configs, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ModelError(
-            f"model {spec.name}: no config named {spec.config!r}{hint} Known: {', '.join(sorted(configs))}; "
+            f"model {spec.name}: no config named {spec.config!r}{hint} `moeprof params --list` names the built-in ones; "
             "or give the path of a config.json"
         )
     return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
