@@ -107,6 +107,7 @@ def _judged(test: Welch, p: float, better: Better, *, gate: bool) -> Ratio:
         verdict, reason = "no difference shown", f"the interval lies within {STORED_FLOOR_RATIO:.0%} ({family})"
     else:
         verdict = "cannot tell"
-        reason = f"p = {p:.2g} ({family}, Holm)" if beyond else "the interval reaches beyond the floor"
+        reason = f"not told from chance: p = {p:.2g} ({family}, Holm)"
+        reason = reason if beyond else f"the interval reaches beyond {STORED_FLOOR_RATIO:.0%} ({family})"
     return Ratio(value=math.exp(test.mean), low=low, high=high, verdict="" if better == "neither" else verdict,
                  reason=reason)  # fmt: skip
