@@ -253,6 +253,13 @@ def test_an_active_count_that_nobody_can_know_is_refused_with_the_reason(unseen:
     refused(folder(tmp_path / "new", model_type="moeprof_unseen", chosen=None), "nothing says how many a token uses")
 
 
+def test_two_folders_of_one_name_are_told_apart(unseen: None, tmp_path: Path) -> None:
+    for where in ("a", "b"):
+        (tmp_path / where).mkdir()
+    homes = [folder(tmp_path / where / "new", model_type="moeprof_unseen") for where in ("a", "b")]
+    assert list(metrics(params(*homes, "--format", "json"))) == [str(home) for home in homes]
+
+
 def test_weights_in_a_folder_are_bytes_as_stored(unseen: None, tmp_path: Path) -> None:
     home = folder(tmp_path / "new", model_type="moeprof_unseen")
     (home / "model.safetensors").write_bytes(b"x" * 77)

@@ -138,7 +138,7 @@ def test_workloads_find_the_same_configs_and_the_names_of_before() -> None:
 
 
 def test_a_row_without_a_class_is_counted_and_not_run() -> None:
-    with pytest.raises(ModelError, match="can be counted .* and not run"):
+    with pytest.raises(ModelError, match=r"can be counted .* and not run"):
         find_model(ModelSpec(name="m", config="glam-64b-64e", weights="random"))
     found = find_model(ModelSpec(name="m", config="deepseek-v3", weights="random"))
     assert found.config["n_routed_experts"] == 256

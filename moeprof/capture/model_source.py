@@ -128,8 +128,8 @@ def _from_config(spec: ModelSpec) -> ModelSource:
         close = difflib.get_close_matches(spec.config, configs, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ModelError(
-            f"model {spec.name}: no config named {spec.config!r}{hint} `moeprof params --list` names the built-in ones; "
-            "or give the path of a config.json"
+            f"model {spec.name}: no config named {spec.config!r}{hint} `moeprof params --list` names the built-in "
+            "ones; or give the path of a config.json"
         )
     return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -70,7 +71,11 @@ def params(
 def _counted(texts: list[str]) -> list[CountedModel]:
     from moeprof.capture.count import count_model
 
-    return [count_model(text) for text in dict.fromkeys(texts)]
+    asked = list(dict.fromkeys(texts))
+    found = [count_model(text) for text in asked]
+    names = [model.name for model in found]
+    # Two folders of one name are told apart by what was typed.
+    return [replace(m, name=t) if names.count(m.name) > 1 else m for m, t in zip(found, asked, strict=True)]
 
 
 def _batches(texts: list[str]) -> tuple[int, ...]:
