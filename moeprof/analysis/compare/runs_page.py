@@ -43,7 +43,7 @@ def _verdict(one: RunsComparison) -> str:
     """One run in one sentence: the worst verdict of its gates, with the figure."""
     if one.is_same_run:
         return f"{one.other} and {one.reference} are the same run: every ratio is 1."
-    gates = [(model.name, gate) for model in one.models for gate in model.gates]
+    gates = _judged(one)
     for kind, verb in (("worse", "is worse than"), ("better", "is better than")):
         own = [(name, gate) for name, gate in gates if gate.ratio.verdict == kind]
         if own:
@@ -57,7 +57,13 @@ def _verdict(one: RunsComparison) -> str:
 def _gates(one: RunsComparison) -> list[str]:
     if one.is_same_run:
         return []
-    return [f"{_said(model.name, gate)} ({gate.ratio.verdict})." for model in one.models for gate in model.gates]
+    return [f"{_said(name, gate)} ({gate.ratio.verdict})." for name, gate in _judged(one)]
+
+
+def _judged(one: RunsComparison) -> list[tuple[str, MetricComparison]]:
+    """Every model's deciding figures, decode before prefill."""
+    gates = [(model.name, gate) for model in one.models for gate in model.gates]
+    return sorted(gates, key=lambda pair: (pair[0], dict(pair[1].key[1]).get("phase", "")))
 
 
 def _said(name: str, gate: MetricComparison) -> str:
