@@ -145,8 +145,8 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
 def _published(model: CountedModel) -> Iterator[Figure]:
     section, row = "Published", model.system
     none = "not in the built-in list" if row is None else "nothing published"
-    total = row.published_total_params if row is not None else None
-    active = row.published_active_params if row is not None else None
+    total = round(row.published_total_params) if row is not None and row.published_total_params else None
+    active = round(row.published_active_params) if row is not None and row.published_active_params else None
     follows = convention_of(row, model.facts) if row is not None and model.facts is not None else None
     for name, value, label in (("total", total, "total"), ("active", active, "active")):
         yield Figure(

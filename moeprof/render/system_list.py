@@ -27,9 +27,9 @@ def _record(row: System) -> dict[str, Any]:
         "name": row.name,
         "title": row.title,
         "status": row.status,
-        "published_total_params": row.published_total_params,
+        "published_total_params": _whole(row.published_total_params),
         "total_params": counted.total_params if counted else None,
-        "published_active_params": row.published_active_params,
+        "published_active_params": _whole(row.published_active_params),
         "active_params": counted.active_params if counted else None,
         "active_params_no_embedding": counted.active_params_no_embedding if counted else None,
         "active_params_no_embedding_no_head": counted.active_params_no_embedding_no_head if counted else None,
@@ -40,6 +40,11 @@ def _record(row: System) -> dict[str, Any]:
         "source": row.source,
         "note": row.note,
     }
+
+
+def _whole(value: float | None) -> int | None:
+    """Parameters are whole: ``46700000000``, not ``4.67e10``."""
+    return None if value is None else round(value)
 
 
 def shown_records(rows: Sequence[System]) -> list[dict[str, Any]]:
