@@ -65,7 +65,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         columns=tuple(model_column(model) for model in summary.models),
         reference=against,
         tables=model_tables(summary, against),
-        sections=tuple(section for section in _sections(summary, against) if section is not None),
+        sections=tuple(section for section in _sections(summary, against, found) if section is not None),
         doubts=(*find_doubts(summary), *lockstep_doubts(summary, found.pairs)),
         metrics=tuple(_metrics(summary, found)),
         workload_text=str(record.experiment.get("workload_text", "")),
@@ -111,14 +111,14 @@ def _notes(summary: Summary, found: _Found) -> Iterator[str]:
         yield from answers(found.swept)
 
 
-def _sections(summary: Summary, reference: str) -> list[Section | None]:
+def _sections(summary: Summary, reference: str, found: _Found) -> list[Section | None]:
     return [
         theory_section(summary),
         ladder_section(summary.record, summary.pricing),
         lockstep_section(summary),
         sweep_section(summary, reference),
         memory_section(summary),
-        variance_section(summary),
+        variance_section(summary, found.ladders),
         quality_section(summary),
         machine_section(summary),
     ]

@@ -95,7 +95,7 @@ def _table(
         title=f"{moe.name}: {title}",
         columns=tuple(column.model for column in columns),
         rows=tuple(rows),
-        folded=phase == ALL,
+        folded=phase != "decode",
     )
 
 

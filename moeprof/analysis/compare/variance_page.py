@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moeprof.analysis.cards import card_for
+from moeprof.analysis.compare.ladder import LadderResult
 from moeprof.analysis.document import MetricTable, Paragraph, Row, Section
 from moeprof.analysis.pick import pick
 from moeprof.analysis.summary import Summary
@@ -22,16 +25,33 @@ ROWS = (
 )
 
 
-def variance_section(summary: Summary) -> Section | None:
-    """Spread of step times and gaps, the share that routing explains, its p-value, and the dense control.
+def variance_section(summary: Summary, ladders: Sequence[LadderResult] = ()) -> Section | None:
+    """Spread of step times and gaps, the share that routing explains, its p-value, and its controls.
 
     Figures come from the passes that dollars come from, where those exist. None when nothing of it was measured.
+
+    Args:
+        summary: the run.
+        ladders: with routing overridden to several numbers of distinct experts they give the intervention control.
     """
     rows = [row for name, phase in ROWS if (row := _row(summary, name, phase)) is not None]
     if not rows:
         return None
-    blocks = (Paragraph(text=_sentence(summary)), MetricTable(title="Latency variance", rows=tuple(rows)))
-    return Section(name="variance", title="Latency variance", blocks=blocks)
+    texts = [_sentence(summary), *(text for result in ladders if (text := _intervention(result)))]
+    table = MetricTable(title="Latency variance", rows=tuple(rows))
+    return Section(name="variance", title="Latency variance", blocks=(*(Paragraph(text=text) for text in texts), table))
+
+
+def _intervention(result: LadderResult) -> str | None:
+    """What one more expert costs when routing is set by hand: not a correlation."""
+    slope = result.coverage.slope
+    if result.phase != "decode" or slope.value is None or slope.low is None or slope.high is None:
+        return None
+    load = "all at once" if result.concurrency is None else f"{result.concurrency} in flight"
+    return (
+        f"Control by intervention, decode, {load}: with routing set by hand, one more distinct expert in every layer "
+        f"takes {units.display(slope.value, 's')} a step [{units.interval(slope.low, slope.high, 's')}]."
+    )
 
 
 def _row(summary: Summary, name: str, phase: str) -> Row | None:
