@@ -132,8 +132,8 @@ def check_overridable(layers: Sequence[MoeLayer], what: str) -> None:
     for layer in layers:
         if layer.hook != "experts_arguments":
             raise UnsupportedModelError(
-                f"{layer.name}: {what} cannot be put in force, {type(layer.block).__name__} does not pass picks to its "
-                "experts; use native"
+                f"{layer.name}: {what} cannot be put in force: {type(layer.block).__name__} does not pass picks to its "
+                "experts, so nothing can replace them"
             )
 
 
