@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,16 @@ import pytest
 from moeprof.capture.engine.base import BatchLayout, SequenceInStep, Step
 from moeprof.capture.lanes import Requests, Seat, equip_models
 from moeprof.capture.lockstep import Lane, Limits, LockstepResult, cycle, run_lockstep, turn_orders, warm_up_lanes
+from moeprof.capture.lockstep_plan import LockstepPlan, wanted_requests
+from moeprof.capture.lockstep_run import LockstepRun, ladder_plan, lockstep_plan
 from moeprof.capture.routing_tap import RoutingTap
+from moeprof.capture.schedules import Scheduled
 from moeprof.core.errors import EngineError
 from moeprof.core.record_tables import LANE_COLUMNS, read_table
+from moeprof.core.sparsity import Ladder, Lockstep
 from moeprof.core.trace import Schedule
-from moeprof.core.workload import ModelSpec, RoutingPolicy
+from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Traffic
+from moeprof.core.workload import ModelSpec, RoutingPolicy, Workload
 from tests.lane_models import SETTINGS, dense_model, moe_model, schedule, seat
 
 
@@ -278,3 +284,93 @@ def test_a_policy_that_draws_anew_has_no_loads_and_says_so(moe: Any) -> None:
     with one.lane.switched_on():
         assert one.layers[0].experts._forward_pre_hooks
     assert not one.layers[0].experts._forward_pre_hooks
+
+
+# -- what a run asks for -----------------------------------------------------------------------------------------------
+
+
+def setup(folder: Path, *, together: bool = True, hashes: tuple[str, str] = ("h", "h"), **more: Any) -> Any:
+    """What the parent knows: two models, each with a schedule."""
+    requests = more.pop("requests", schedule(20))
+    eight = Lengths(distribution="fixed", value=8)
+    workload = Workload(
+        name="w",
+        traffic=Traffic(arrivals=Arrivals(pattern="offline"), lengths=LengthPair(input=eight, output=eight)),
+        models=(ModelSpec(name="moe", path="moe"), ModelSpec(name="dense", path="dense")),
+        **{"lockstep": Lockstep(), "ladder": Ladder(model="moe", distinct=(4,)), **more},
+    )
+    schedules = {
+        spec.name: Scheduled(tokenizer_hash=h, bundled=True, measured=requests, warmup=requests, file_name="s.parquet")
+        for spec, h in zip(workload.models, hashes, strict=True)
+    }
+    return SimpleNamespace(workload=workload, folder=folder, private=folder, schedules=schedules, device="cpu",
+                           together=together, deadline_s=None, resume=None)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "failed", "reason"),
+    [
+        ({"together": False}, (), "the models do not fit into memory together"),
+        ({"hashes": ("a", "b")}, (), "the models have different tokenizers, so their steps have no equal batches"),
+        ({}, ("dense",), "fewer than two models are there to compare"),
+        ({"outputs": "free", "ladder": None}, (), "a request may end early under `outputs: free`, so steps have no "
+         "equal batches; use forced or forced_length"),
+    ],
+)  # fmt: skip
+def test_a_lock_step_that_cannot_be_is_left_out_with_its_reason(
+    tmp_path: Path, more: dict[str, Any], failed: tuple[str, ...], reason: str
+) -> None:
+    assert lockstep_plan(setup(tmp_path, **more), 0, failed) == reason
+    told: list[tuple[str, Any]] = []
+    header = SimpleNamespace(
+        put=lambda key, value: told.append((key, value)), note=lambda text: told.append(("", text))
+    )
+    audience = SimpleNamespace(hear=lambda *said: told.append(said))
+    ran = LockstepRun(setup(tmp_path, **(more | {"ladder": None})), header, audience, SimpleNamespace(number=0))  # type: ignore[arg-type]
+    ran.after_rounds(0, failed)
+    assert told == [
+        ("lockstep", {"status": "left out", "error": reason}),
+        ("", f"lock-step left out: {reason}"),
+        ("lock-step", "progress", {"doing": f"left out: {reason}"}),
+    ]
+
+
+def test_time_that_is_over_is_said_too(tmp_path: Path) -> None:
+    notes: list[str] = []
+    header = SimpleNamespace(put=lambda key, value: None, note=notes.append)
+    over = setup(tmp_path)
+    over.deadline_s = 0.0
+    ran = LockstepRun(over, header, SimpleNamespace(hear=lambda *said: None), SimpleNamespace(number=0))  # type: ignore[arg-type]
+    ran.after_rounds(2, ())
+    assert notes == ["lock-step left out: max_minutes was over in launch 2",
+                     "ladder left out: max_minutes was over in launch 2"]  # fmt: skip
+
+
+def test_the_workloads_own_concurrency_is_the_default(tmp_path: Path) -> None:
+    own = lockstep_plan(setup(tmp_path, requests=schedule(20, pattern="closed", concurrency=5)), 1, ())
+    assert isinstance(own, LockstepPlan) and own.concurrency == (5,)
+    assert own.folder == tmp_path / "lockstep" / "launch-1" and [lane.name for lane in own.lanes] == ["moe", "dense"]
+    offline = lockstep_plan(setup(tmp_path), 0, ())
+    assert isinstance(offline, LockstepPlan) and offline.concurrency == (0,)
+
+
+def test_the_ladders_lanes_are_one_moe_between_its_twins(tmp_path: Path) -> None:
+    plan = ladder_plan(setup(tmp_path), 0)
+    assert [(lane.name, lane.rung, lane.optional) for lane in plan.lanes] == [
+        ("native", "native", False),
+        ("moe-active", "dense", True),
+        ("concentrated", "concentrated", False),
+        ("balanced", "balanced", False),
+        ("recorded", "recorded", False),
+        ("moe-total", "dense", True),
+        ("distinct-4", "distinct", False),
+    ]
+    assert plan.concurrency == (1, 8) and plan.kind == plan.folder.parent.name == "ladder"
+
+
+@pytest.mark.parametrize(
+    ("asked", "concurrency", "available", "found"),
+    [(None, 1, 99, 8), (None, 16, 99, 32), (None, 16, 20, 20), (None, 0, 99, 32), (5, 2, 99, 5), (50, 2, 20, 20)],
+)
+def test_requests_of_a_measurement(asked: int | None, concurrency: int, available: int, found: int) -> None:
+    assert wanted_requests(asked, concurrency, available) == found

@@ -8,6 +8,7 @@ from typing import Literal
 
 from moeprof.core.workload import EngineSettings, ModelSpec
 
+OFFLINE_REQUESTS = 32
 OFFLINE = 0  # the concurrency of a measurement in which all requests are sent at once
 
 
@@ -47,7 +48,7 @@ class LockstepPlan:
         warmup_file: other text, for twins whose weights depend on which experts are popular.
         tokenizer_hash: of the tokenizer that made the schedule, or None.
         concurrency: requests in flight, one measurement each; 0: all at once.
-        num_requests: the first so many requests; None: twice the concurrency, at least 8.
+        num_requests: the first so many requests; None: see :func:`wanted_requests`.
         max_seconds: bound on each measurement.
         facts_folder: where each model's ``<model>/model.json`` goes; None: the run has written them.
     """
@@ -73,7 +74,9 @@ class LockstepPlan:
 
 
 def wanted_requests(num_requests: int | None, concurrency: int, available: int) -> int:
-    """Requests of one measurement: as asked, or twice the concurrency and at least 8; offline, all there are."""
-    if num_requests is not None:
-        return min(num_requests, available)
-    return min(max(8, 2 * concurrency), available) if concurrency else available
+    """Requests of one measurement: as asked, or twice the concurrency and at least 8; offline, the first 32.
+
+    Every lane holds a KV cache of its own, so an offline measurement does not take a schedule of any size by itself.
+    """
+    default = max(8, 2 * concurrency) if concurrency else OFFLINE_REQUESTS
+    return min(default if num_requests is None else num_requests, available)
