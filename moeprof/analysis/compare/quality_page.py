@@ -28,13 +28,20 @@ def _value(summary: Summary, index: int) -> MetricValue | None:
 
 
 def _sentence(summary: Summary, values: tuple[MetricValue | None, ...]) -> str:
-    told = [(m.name, v.value) for m, v in zip(summary.models, values, strict=True) if v is not None and v.value]
-    if not told:
-        return "No model of this run is trained, so cost stands here without quality."
-    said = ", ".join(f"{name} {units.significant(float(value))}" for name, value in told)
-    text = f"Bits per byte of the text that every model was fed, fewer is better: {said}."
-    others = len(values) - len(told)
-    if others:
-        what = "The other model has" if others == 1 else f"The {others} other models have"
-        text += f" {what} random weights: their cost is measured, their quality means nothing."
-    return text
+    """What each model's figure is, whether all are of the same text, and why others have none."""
+    said, counted = [], set()
+    lacking: dict[str, list[str]] = {}
+    for model, value in zip(summary.models, values, strict=True):
+        if value is not None and value.value is not None:
+            said.append(f"{model.name} {units.significant(float(value.value))}")
+            counted.add(value.n)
+        else:
+            reason = "; ".join(value.reasons) if value is not None else ""
+            lacking.setdefault(reason or "not measured", []).append(model.name)
+    rest = "".join(f" Without a figure: {', '.join(names)} ({reason})." for reason, names in lacking.items())
+    if not said:
+        return f"Cost stands here without quality.{rest}"
+    which = (
+        "the same text" if len(counted) == 1 else "the first requests that each had time for, which are not the same"
+    )
+    return f"Bits per byte of {which}, fewer is better: {', '.join(said)}.{rest}"

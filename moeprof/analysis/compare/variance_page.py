@@ -11,6 +11,7 @@ from moeprof.analysis.pick import pick
 from moeprof.analysis.summary import Summary
 from moeprof.core import units
 
+UNTOLD = "cannot tell: "  # how a share begins that is not above what this run could have shown
 # metric, phase ("" = all)
 ROWS = (
     ("step_cv_at_fixed_tokens", "decode"),
@@ -77,8 +78,9 @@ def _sentence(summary: Summary) -> str:
     share = next((value for value in shares if value is not None), None)
     if share is None:
         return f"How much of the spread of {moe.name}'s decode steps its routing explains was not measured."
-    if share.value is None:
-        reason = share.reasons[0] if share.reasons else "too few steps"
+    if share.value is None or not share.valid:
+        untold = [text.removeprefix(UNTOLD) for text in share.reasons if text.startswith(UNTOLD)]
+        reason = (*untold, *share.reasons, "too few steps")[0]
         return f"Whether routing explains any of the spread of {moe.name}'s decode steps cannot be told: {reason}."
     text = f"Routing explains {units.significant(100 * share.value)} % of the spread of {moe.name}'s decode steps"
     return f"{text} among steps with equal tokens, beyond what permuted routing explains."
