@@ -91,12 +91,14 @@ class DenseEquivalent:
             it lies outside of the ladder, and ``reason`` says so.
         bound: the size is ``below`` or ``above`` ``bound_params``; None where it is known or cannot be told.
         bound_params: the end of the ladder.
+        bound_told: False where a size inside of the ladder may cost as much within the noise, or noise is not known.
         reason: why there is no size, or no whole interval.
     """
 
     params: Estimate
     bound: Literal["below", "above"] | None = None
     bound_params: float | None = None
+    bound_told: bool = False
     reason: str | None = None
 
 
@@ -226,10 +228,13 @@ def _outside(sizes: Sequence[int], *, below: bool, may_be: FloatArray | None, nu
     if may_be is not None and len(may_be):
         inner = float(np.exp(may_be[-1] if below else may_be[0]))
         reason += f"; within the noise it may equal one of {inner:,.0f}"
+    elif may_be is None:
+        reason += "; too few samples to say so for sure"
     return DenseEquivalent(
         params=Estimate(value=None, n=num, reason=reason),
         bound="below" if below else "above",
         bound_params=float(end),
+        bound_told=may_be is not None and not len(may_be),
         reason=reason,
     )
 

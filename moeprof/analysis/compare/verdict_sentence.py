@@ -54,20 +54,23 @@ def answer(parts: Roles) -> Answer | None:
     costs = [f"{_cost(moe, dense)} of {parts.called(dense)}" for dense in rivals]
     realised, equivalent = _realised(parts), _equivalent(parts)
     tail = [text for text in (_realised_text(realised), _equivalent_text(equivalent)) if text]
-    sentence = f"On this traffic {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}."
+    where = "On this traffic" if not moe.capacity else "On the same requests, sent all at once,"
+    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}."
     return Answer(sentence=sentence, realised=realised, equivalent=equivalent)
 
 
 def unit_costs(model: ModelSummary) -> list[float]:
     """Dollars for the same requests, once per launch, or once per round of a single launch."""
     bills = [[split.run_cost_usd for split in splits] for splits in model.launch_splits]
-    return [sum(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
+    # A launch that was cut off has fewer rounds: their mean, so that launches and models bill the same requests.
+    return [sum(bill) / len(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
 
 
 def _cost(moe: ModelSummary, dense: ModelSummary) -> str:
     value, interval = cost_ratio(moe, dense)
     low, high = interval or (None, None)
-    return ratio_text(Estimate(value=value, low=low, high=high))
+    text = ratio_text(Estimate(value=value, low=low, high=high))
+    return f"{text} (one pass, so no interval)" if interval is None else text
 
 
 def _realised(parts: Roles) -> Estimate:
@@ -99,11 +102,13 @@ def _realised_text(realised: Estimate) -> str:
 def _equivalent_text(equivalent: DenseEquivalent) -> str:
     size = equivalent.params
     if size.value is not None:
-        between = ""
+        text = f"it behaves like a dense model of {parameters_text(size.value)}"
         if size.low is not None and size.high is not None:
-            between = f" [{parameters_text(size.low)}, {parameters_text(size.high)}]".replace(" parameters", "")
-        return f"it behaves like a dense model of {parameters_text(size.value)}{between}"
+            return text + f" [{parameters_text(size.low)}, {parameters_text(size.high)}]".replace(" parameters", "")
+        return f"{text} ({equivalent.reason})" if equivalent.reason else text
     if equivalent.bound is not None and equivalent.bound_params is not None:
+        if not equivalent.bound_told:
+            return f"which dense size it costs as much as cannot be told: {equivalent.reason}"
         how = "less than the smallest" if equivalent.bound == "below" else "more than the largest"
         return f"it costs {how} dense size tried ({parameters_text(equivalent.bound_params)})"
     return ""
