@@ -19,40 +19,61 @@ from moeprof.core.record import Record
 PHASES: tuple[str | None, ...] = ("prefill", "decode", "mixed", None)
 HOW = (
     "The models were stepped in turn in one process, each step of one right after the same step of the others, so "
-    "noise of the machine hits all alike. Below 1 the MoE is the faster one. Absolute figures come from models that "
-    "ran alone."
+    "noise of the machine hits all alike. Below 1 the first-named is the faster one. Absolute figures come from models "
+    "that ran alone."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockstepPair:
-    """An MoE against a dense model, stepped in turn at one load.
+    """An MoE against a dense model (or two models of one kind), stepped in turn at one load.
 
     Attributes:
+        moe, dense: the lanes; ``dense`` is the denominator.
         concurrency: requests in flight; None when all were sent at once.
+        num_requests: how many were sent; None where it was not written.
         phases: ratio per phase that had steps; None stands for all of them.
     """
 
     moe: str
     dense: str
     concurrency: int | None
+    num_requests: int | None = None
     phases: dict[str | None, PairRatio]
 
 
 def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
-    """Each MoE lane against each dense lane, by load; empty where nothing was stepped in turn."""
+    """Each MoE lane against each dense lane, by load; empty where nothing was stepped in turn.
+
+    Models of one kind alone are set against the first of them. A launch that lacks a lane (its model failed before)
+    says nothing of it.
+    """
     by_load: dict[int | None, list[LaneTimes]] = {}
+    sent: dict[int | None, int | None] = {}
     for one in record.lockstep:
         by_load.setdefault(one.concurrency, []).append(lane_times(one))
+        sent.setdefault(one.concurrency, one.info.get("num_requests"))
     found = []
     for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
         times = by_load[concurrency]
-        dense = {str(lane["name"]) for lane in times[0].info if lane.get("rung") == "dense"}
-        for moe in (name for name in times[0].lanes if name not in dense):
-            for other in (name for name in times[0].lanes if name in dense):
-                phases = {p: pair_ratio(times, moe, other, p) for p in PHASES if _has(times, p)}
-                found.append(LockstepPair(moe=moe, dense=other, concurrency=concurrency, phases=phases))
+        for moe, other in _lane_pairs(times):
+            both = [one for one in times if moe in one.lanes and other in one.lanes]
+            phases = {p: pair_ratio(both, moe, other, p) for p in PHASES if _has(both, p)}
+            pair = LockstepPair(
+                moe=moe, dense=other, concurrency=concurrency, num_requests=sent[concurrency], phases=phases
+            )
+            found.append(pair)
     return tuple(found)
+
+
+def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
+    names = list(dict.fromkeys(name for one in times for name in one.lanes))
+    dense = {str(lane["name"]) for one in times for lane in one.info if lane.get("rung") == "dense"}
+    moes, others = [name for name in names if name not in dense], [name for name in names if name in dense]
+    if not moes or not others:
+        moes, others = names[1:], names[:1]
+    together = [{*one.lanes} for one in times]
+    return [(moe, other) for moe in moes for other in others if any({moe, other} <= lanes for lanes in together)]
 
 
 def lockstep_section(summary: Summary) -> Section | None:
@@ -110,8 +131,15 @@ def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:
     if interval is None or told.ratio.low is None or told.ratio.high is None:
         return f"{text}.", None
     agrees = told.ratio.low <= interval[1] and interval[0] <= told.ratio.high
-    tail = "they agree" if agrees else "they differ beyond their intervals: in turn, each model finds the caches cold"
-    return f"{text}; {tail}.", agrees
+    return f"{text}; {'they agree' if agrees else _differ(summary, moe, pair)}.", agrees
+
+
+def _differ(summary: Summary, moe: ModelSummary, pair: LockstepPair) -> str:
+    """What may be behind it; which of the reasons it is was not measured."""
+    schedule = (summary.record.experiment.get("schedules") or {}).get(moe.name) or {}
+    asked, sent = schedule.get("num_requests"), pair.num_requests
+    few = f", and only the first {sent} of {asked} requests were sent" if sent and asked and sent < asked else ""
+    return f"they differ beyond their intervals; in turn, each model finds the caches cold{few}"
 
 
 def _same_load(summary: Summary, moe: ModelSummary, concurrency: int | None) -> bool:

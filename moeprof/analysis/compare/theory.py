@@ -147,7 +147,9 @@ def theoretical_speedups(summary: Summary) -> tuple[Speedup, ...]:
                     turn = in_turn(lockstep, moe.name, other.name, phase, load)
                     found.append(speedup(mine, theirs, why_not_measured(summary, moe, other), turn))
             for match in missing_twins(moe, others):
-                found.append(speedup(mine, computed_work(moe, match, phase), NOT_RUN))
+                computed = computed_work(moe, match, phase)
+                if computed is not None:
+                    found.append(speedup(mine, computed, NOT_RUN))
     return tuple(found)
 
 
@@ -202,13 +204,14 @@ def phase_work(model: ModelSummary, phase: str) -> PhaseWork | None:
     return _phase_work(model.name, model.facts, model.launch, model.priced, works, phase, len(model.launch_splits))
 
 
-def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork:
-    """A twin's work on the MoE's own batches, without a measured time."""
+def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork | None:
+    """A twin's work on the MoE's own batches, without a measured time; None where its first pass has no such steps."""
     assert moe.facts is not None, "only models that loaded have passes"
     facts = twin_facts(moe.facts, match)
     work = step_work(moe.priced[0], facts, moe.launch.get("engine") or {})
     found = _phase_work(facts.name, facts, moe.launch, moe.priced[:1], [work], phase, 1)
-    assert found is not None, "the MoE has steps of this phase"
+    if found is None:
+        return None
     return replace(found, step_s_per_token=Estimate(value=None, reason=NOT_RUN), rounds_s_per_token=())
 
 

@@ -84,7 +84,8 @@ def _table(
     if mine is None or not speedups:
         return None
     columns = [mine, *(work for other in others if (work := phase_work(other, phase)) is not None)]
-    columns += [computed_work(moe, match, phase) for match in missing_twins(moe, others)]
+    computed = (computed_work(moe, match, phase) for match in missing_twins(moe, others))
+    columns += [work for work in computed if work is not None]
     ratios = {one.dense: one for one in speedups}
     rows = [_row(label, name, field, columns, ratios) for label, name, field in ROWS]
     rows += _in_turn(columns, ratios)
