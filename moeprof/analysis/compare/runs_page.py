@@ -50,7 +50,8 @@ def _verdict(one: RunsComparison) -> str:
             return f"{one.other} {verb} {one.reference}: {'; '.join(_said(*pair) for pair in own)}."
     if gates and all(gate.ratio.verdict == "no difference shown" for _, gate in gates):
         return f"No difference is shown between {one.other} and {one.reference}."
-    reason = next((gate.ratio.reason for _, gate in gates if gate.ratio.reason), "no timed figure stands in both")
+    undecided = [gate.ratio for _, gate in gates if gate.ratio.verdict != "no difference shown"]
+    reason = next((ratio.reason for ratio in undecided if ratio.reason), "no timed figure stands in both")
     return f"Whether {one.other} differs from {one.reference} cannot be told: {reason}."
 
 
