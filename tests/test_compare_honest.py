@@ -1,0 +1,159 @@
+"""Sentences of a comparison say no more than was measured, and records with holes in them are still compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moeprof.analysis.compare import same_work
+from moeprof.analysis.compare.document import compare_document
+from moeprof.analysis.compare.keys import key_of
+from moeprof.analysis.compare.lockstep_page import lockstep_pairs
+from moeprof.analysis.compare.quality_page import quality_section
+from moeprof.analysis.compare.realised import equivalent_of_rounds
+from moeprof.analysis.compare.theory import theoretical_speedups
+from moeprof.analysis.compare.variance_page import variance_section
+from moeprof.analysis.compare.verdict_sentence import unit_costs
+from moeprof.analysis.document import Paragraph, Section
+from moeprof.analysis.summary import ModelSummary, Summary, summarise
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.record import open_record
+from tests.lane_records import lane, write_lanes
+from tests.planted_runs import PRICING, launch, planted_run
+from tests.records import make_facts, make_pass, make_requests, make_steps, write_record
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return planted_run(tmp_path_factory.mktemp("honest") / "run", launches=1, rounds=3)
+
+
+def with_metric(summary: Summary, **values: MetricValue) -> Summary:
+    """The run with one more (or another) value of these models."""
+
+    def changed(model: ModelSummary) -> ModelSummary:
+        new = values.get(model.name)
+        if new is None:
+            return model
+        return replace(model, metrics=(*(v for v in model.metrics if key_of(v) != key_of(new)), new))
+
+    return replace(summary, models=tuple(changed(model) for model in summary.models))
+
+
+def text_of(section: Section | None) -> str:
+    assert section is not None
+    return " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+
+
+def test_a_share_that_chance_explains_as_well_is_not_told_as_one(run: Summary) -> None:
+    share = MetricValue(
+        name="variance_explained_by_routing_ratio",
+        value=0.004,
+        labels={"traffic": "offline", "window": "total", "phase": "decode"},
+        valid=False,
+        reasons=("cannot tell: share 0.4 %, p = 0.310; the smallest share this run could show is 2.0 %",),
+    )
+    said = text_of(variance_section(with_metric(run, moe=share)))
+    assert "Routing explains" not in said
+    assert "cannot be told: share 0.4 %, p = 0.310" in said
+
+
+def test_a_model_without_a_quality_figure_is_not_called_untrained(run: Summary) -> None:
+    quality = missing("bits_per_byte", "outputs are not forced, so there is no true continuation")
+    said = text_of(quality_section(with_metric(run, moe=quality, dense=quality)))
+    assert "trained" not in said and "random" not in said
+    assert "Without a figure: moe, dense (outputs are not forced" in said
+
+
+def test_qualities_of_different_requests_are_not_called_the_same_text(run: Summary) -> None:
+    first, second = (MetricValue(name="bits_per_byte", value=2.0, n=n) for n in (64, 30))
+    assert "which are not the same" in text_of(quality_section(with_metric(run, moe=first, dense=second)))
+    assert "of the same text" in text_of(quality_section(with_metric(run, moe=first, dense=first)))
+
+
+def test_a_launch_that_was_cut_off_bills_its_rounds_like_the_others(tmp_path: Path) -> None:
+    """Two rounds of the second launch were not run: a launch costs the mean of its rounds, not their sum."""
+    passes = launch(1, moe=True, rounds=3)
+    record = write_record(tmp_path / "run", {"moe": (make_facts(), [passes, passes[:1]])})
+    first, second = unit_costs(summarise(open_record(record), PRICING).model("moe"))
+    assert second == pytest.approx(first, rel=0.1)
+
+
+def test_a_size_outside_of_the_ladder_is_claimed_only_beyond_the_noise() -> None:
+    sizes = tuple((size, [cost * x for x in (0.9, 1.0, 1.1)]) for size, cost in ((100, 1.0), (200, 2.0), (400, 4.0)))
+    assert not equivalent_of_rounds(sizes, [4.1, 4.5, 3.7]).bound_told
+    assert equivalent_of_rounds(sizes, [39.9, 40.0, 40.1]).bound_told
+    assert not equivalent_of_rounds(tuple((size, costs[:1]) for size, costs in sizes), [40.0]).bound_told
+
+
+def test_a_launch_without_one_of_the_lanes_says_nothing_of_it(run: Summary, tmp_path: Path) -> None:
+    """The wide model failed in launch 0, so launch 1 stepped the other two alone."""
+    folder = tmp_path / "run"
+    (folder / "moe").mkdir(parents=True)
+    (folder / "experiment.json").write_text((run.record.path / "experiment.json").read_text())
+    lanes = [lane("moe", rung="native"), lane("wide"), lane("narrow")]
+    write_lanes(folder / "lockstep", {"moe": 0.01, "wide": 0.02, "narrow": 0.005}, lanes=lanes, launch=0)
+    write_lanes(folder / "lockstep", {"moe": 0.01, "narrow": 0.005}, lanes=lanes[::2], launch=1)
+    pairs = {pair.dense: pair.phases[None] for pair in lockstep_pairs(open_record(folder))}
+    assert {name: (pair.num_launches, pair.ratio.value) for name, pair in pairs.items()} == {
+        "wide": (1, pytest.approx(0.5)),
+        "narrow": (2, pytest.approx(2)),
+    }
+
+
+@pytest.mark.parametrize("rung", ["native", "dense"])
+def test_models_of_one_kind_are_set_against_the_first(run: Summary, tmp_path: Path, rung: str) -> None:
+    folder = tmp_path / "run"
+    (folder / "moe").mkdir(parents=True)
+    (folder / "experiment.json").write_text((run.record.path / "experiment.json").read_text())
+    write_lanes(folder / "lockstep", {"a": 0.01, "b": 0.03}, lanes=[lane(name, rung=rung) for name in "ab"])
+    (pair,) = lockstep_pairs(open_record(folder))
+    assert (pair.moe, pair.dense) == ("b", "a")
+    assert pair.phases["decode"].ratio.value == pytest.approx(3)
+
+
+def test_a_phase_that_did_not_run_has_no_computed_twin(tmp_path: Path) -> None:
+    """Without routing counts the MoE's own work is unknown, and no step of this pass is a decode step."""
+    steps = make_steps(10, phase="prefill", prefill_tokens=8, decode_tokens=0)
+    tables = make_pass(traffic="offline", steps=steps, requests=make_requests(4, output_tokens=1), routing=None)
+    record = write_record(tmp_path / "run", {"moe": (make_facts(), [[tables]])})
+    phases = {one.phase for one in theoretical_speedups(summarise(open_record(record), PRICING))}
+    assert phases == {"prefill", "all"}
+
+
+def test_the_reason_that_nothing_can_be_told_is_that_of_an_undecided_figure(tmp_path: Path) -> None:
+    """Decode is shown to be equal, prefill is not known: the reason is prefill's."""
+
+    def planted(name: str, seed: int, prefill: list[float]) -> Summary:
+        launches = [launch(100 * seed + i) for i in range(6)]
+        for passes, slow in zip(launches, prefill, strict=True):
+            for tables in passes:
+                own = tables.steps["phase"] == "prefill"
+                start = tables.steps.loc[own, "start_s"]
+                tables.steps.loc[own, "end_s"] = start + slow * (tables.steps.loc[own, "end_s"] - start)
+        facts = make_facts(num_experts=0, name="dense")
+        path = write_record(tmp_path / name, {"dense": (facts, launches)})
+        return summarise(open_record(path), PRICING)
+
+    first = planted("one", 1, [1.0, 1.3, 0.8, 1.1, 0.7, 1.2])
+    other = planted("two", 2, [1.2, 0.8, 1.4, 1.0, 1.3, 0.7])
+    headline = compare_document([first, other], reference=None).document.headline
+    assert "cannot be told" in headline
+    assert "the interval lies within" not in headline
+
+
+def test_prices_at_the_slo_are_compared_in_an_open_loop_too() -> None:
+    """METRICS section 7 names them among what may be compared, however idle the machine was."""
+    key = ("usd_per_1m_tokens_at_slo", (("traffic", "open"),))
+    model: Any = SimpleNamespace(record=SimpleNamespace(status="done"), rounds=(), capacity=(), metrics=())
+    assert same_work.why_incomparable(key, model, model) is None
+    assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), model, model) is not None
+
+
+def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:
+    headline = compare_document([planted_run(tmp_path / "run", launches=1, rounds=1)], reference=None).document.headline
+    assert "(one pass, so no interval)" in headline
