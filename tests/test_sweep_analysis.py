@@ -191,7 +191,7 @@ def test_the_table_of_dollars_holds_paired_ratios_with_verdicts(tmp_path: Path) 
     assert (table.columns, table.columns[table.reference]) == (("moe", "dense"), "dense")
     ratios = [row.ratios[0] for row in table.rows]
     assert [r.value for r in ratios if r] == pytest.approx([0.5, 1, 2])
-    assert [r.verdict for r in ratios if r] == ["better", "cannot tell", "worse"]
+    assert [r.verdict for r in ratios if r] == ["better", "no difference shown", "worse"]
 
 
 def test_an_answer_without_a_number_says_why_in_data_files(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.sweep_figures import usd_total
 from moeprof.analysis.compare.sweep_points import SweptPoint, SweptRound, log_ratio_estimate
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult
+from moeprof.analysis.tables import is_done
 from moeprof.core import units
 from moeprof.core.sparsity import SweepPoint
 
@@ -32,6 +33,8 @@ AXIS_NAMES = {
 }
 OPEN_NOTE = "open loop: dollars of busy seconds (idle time left out); the price at the SLO stands beside"
 NO_ROUNDS = "one round each: no intervals"
+OTHER_REQUESTS = "the models were sent different requests (another tokenizer or schedule)"
+OTHER_WORK = "not the same requests were finished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,7 @@ def crossover_batch(result: SweepResult, moe: str, dense: str, row: SweepPoint |
     pairs = [(result.load(p.point), p, other[result.load(p.point)]) for p in result.line(moe, row)
              if result.load(p.point) in other]  # fmt: skip
     points, reason = _ratios(pairs)
+    left_out = [_number(load) for load, a, b in pairs if why_unlike(a.swept, b.swept) == OTHER_WORK]
     kind, batch, below, text = find_crossover(points, AXIS_NAMES[result.axis])
     if reason is not None:
         kind, batch, below, text = "cannot tell", Estimate(value=None, reason=reason), None, f"cannot tell: {reason}"
@@ -105,7 +109,7 @@ def crossover_batch(result: SweepResult, moe: str, dense: str, row: SweepPoint |
         batch=batch,
         points=points,
         cheaper_below=below,
-        text=f"{moe} against {dense}: {text}",
+        text=f"{moe} against {dense}: {text}" + (f"; without {', '.join(left_out)}: {OTHER_WORK}" if left_out else ""),
         note=OPEN_NOTE if result.is_open else None,
     )
 
@@ -118,7 +122,7 @@ def _ratios(pairs: Sequence[tuple[float, PointResult, PointResult]]) -> tuple[tu
     for load, above, below in pairs:
         ratios, same = paired_ratios(above.swept, below.swept)
         if not same:
-            return (), "the models were sent different requests (another tokenizer or schedule)"
+            return (), OTHER_REQUESTS
         if ratios:
             measured.append((load, ratios))
     if not measured:
@@ -132,7 +136,8 @@ def paired_ratios(
 ) -> tuple[list[float], bool]:
     """A figure of one model over another's per round, or per launch where there are several; False for other requests.
 
-    Rounds pair by launch and number; what one of the models lacks is left out.
+    Rounds pair by launch and number; what one of the models lacks is left out, and so is a round of which the two
+    finished another number of requests (one was cut off).
 
     Args:
         above: the model in the numerator.
@@ -147,12 +152,27 @@ def paired_ratios(
             continue
         if one.schedule_sha256 != other.schedule_sha256:
             return [], False
+        if _num_done(one) != _num_done(other):
+            continue
         up, down = figure(one), figure(other)
         if up and down:
             logs.setdefault(one.launch, []).append(math.log(up / down))
     groups = list(logs.values())
     means = [float(np.mean(group)) for group in groups] if len(groups) > 1 else [x for group in groups for x in group]
     return [math.exp(value) for value in means], True
+
+
+def why_unlike(above: SweptPoint, below: SweptPoint) -> str | None:
+    """Why figures of two models at one setting must not be set against each other, or None."""
+    theirs = {(one.launch, one.round): one for one in below.rounds}
+    pairs = [(one, theirs[one.launch, one.round]) for one in above.rounds if (one.launch, one.round) in theirs]
+    if any(one.schedule_sha256 != other.schedule_sha256 for one, other in pairs):
+        return OTHER_REQUESTS
+    return OTHER_WORK if any(_num_done(one) != _num_done(other) for one, other in pairs) else None
+
+
+def _num_done(one: SweptRound) -> int:
+    return int(is_done(one.tables.requests).sum())
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
@@ -201,6 +221,8 @@ def _no_crossing(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, Est
     open_at = [_number(p.load) for p in points if p.told == "cannot tell"]
     if not open_at:
         text = f"{told} at every {axis} tried{_span(points)}"
+        if any(p.ratio.low is None for p in points):
+            text += f" ({NO_ROUNDS})"
         return "bound", Estimate(value=None, reason=f"no crossing: {text}"), None, text
     at = ", ".join(_number(p.load) for p in points if p.told == told)
     text = f"{told} at {axis} {at}; cannot tell at {', '.join(open_at)}"

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare import sweep_figures as figures
-from moeprof.analysis.compare.crossover import AXIS_NAMES, OPEN_NOTE, crossovers, paired_ratios, pooled_spread
+from moeprof.analysis.compare.crossover import (
+    AXIS_NAMES,
+    OPEN_NOTE,
+    crossovers,
+    paired_ratios,
+    pooled_spread,
+    why_unlike,
+)
 from moeprof.analysis.compare.estimate import Estimate
+from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO
 from moeprof.analysis.compare.slo import NAME as AT_SLO
 from moeprof.analysis.compare.sweep_charts import sweep_charts
 from moeprof.analysis.compare.sweep_points import SweptRound, log_ratio_estimate, to_metric
 from moeprof.analysis.compare.sweeps import PointResult, SweepResult, sweep_results
+from moeprof.analysis.compare.verdicts import interval_verdict
 from moeprof.analysis.document import Block, Paragraph, Ratio, RatioRow, RatioTable, Section
 from moeprof.analysis.tables import is_done
 from moeprof.core import units
@@ -204,6 +213,9 @@ def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Rat
     """Of two means, without an interval or a verdict."""
     if first is None or second is None:
         return Ratio(value=None, reason="this load did not run")
+    unlike = why_unlike(first.swept, second.swept)
+    if unlike is not None:
+        return Ratio(value=None, verdict="incomparable", reason=unlike)
     above, below = of(first), of(second)
     if above.value is None or not below.value:
         return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
@@ -211,7 +223,8 @@ def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Rat
 
 
 def _judged(ratio: Estimate, better: Better) -> Ratio:
-    verdict = "cannot tell"
-    if ratio.value is not None and ratio.excludes(1.0):
-        verdict = "better" if (ratio.value < 1) == (better == "lower") else "worse"
-    return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, verdict=verdict, reason=ratio.reason)
+    """Two processes: what differs by less than the floor may be the machine (METRICS section 9)."""
+    if better == "neither":
+        return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, reason=ratio.reason)
+    told = interval_verdict(ratio, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
+    return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, verdict=told.kind, reason=told.reason)
