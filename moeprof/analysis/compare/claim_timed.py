@@ -14,6 +14,7 @@ from moeprof.analysis.compare.realised import realised_of_lanes, realised_of_rou
 from moeprof.analysis.compare.same_work import why_incomparable
 from moeprof.analysis.pick import pick
 from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.core.record_lanes import LanePass
 from moeprof.core.workload import Slo
 
 NATIVE_RUNGS = ("dense", "native")
@@ -89,7 +90,7 @@ def realised(sides: Sides) -> Estimate:
     assert of.facts is not None, "a side has facts"
     found = [
         result
-        for result in ladders(sides.summary.record.ladder, num_moe_layers=len(of.facts.moe_layers))
+        for result in ladders(_own_ladder(sides), num_moe_layers=len(of.facts.moe_layers))
         if result.phase == "all"
     ]
     if found:
@@ -108,6 +109,12 @@ def realised(sides: Sides) -> Estimate:
     if not all(bills):
         return Estimate(value=None, reason="one of the models was not measured")
     return realised_of_rounds(*bills)
+
+
+def _own_ladder(sides: Sides) -> list[LanePass]:
+    """A workload may name another MoE for its ladder."""
+    mine = {"rung": "recorded", "model": sides.of.name}
+    return [one for one in sides.summary.record.ladder if any(mine.items() <= lane.items() for lane in one.lanes)]
 
 
 def _twin(sides: Sides, kind: str) -> ModelSummary | None:

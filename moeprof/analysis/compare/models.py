@@ -14,7 +14,7 @@ from moeprof.analysis.compare.keys import Key, by_key
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
-from moeprof.analysis.compare.same_work import why_incomparable
+from moeprof.analysis.compare.same_work import other_text, why_incomparable
 from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
 from moeprof.analysis.document_compare import Ratio, RatioTable
 from moeprof.analysis.summary import ModelSummary, Summary
@@ -106,6 +106,8 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
         return untold(first, second, card.better)
     if "exact" in classes or (first.exact and second.exact):
         return exact_ratio(first, second, card.better)
+    if "quality" in classes and (unlike := other_text(first, second)) is not None:
+        return Ratio(value=None, verdict="incomparable", reason=unlike)
     if classes & {"routing", "quality"}:
         return interval_ratio(first, second, card.better)
     return _timed(key, base, side, first, second)

@@ -14,6 +14,7 @@ from moeprof.analysis.compare.comparable import Difference, differences, forbidd
 from moeprof.analysis.compare.keys import Key, by_key, by_launch, key_of
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, untold
+from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.compare.stored import stored_ratios
 from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
 from moeprof.analysis.document_compare import Ratio, RatioTable
@@ -203,6 +204,8 @@ def _ratio(
         return Ratio(value=None, verdict="incomparable", reason=f"the runs differ in {names} (--allow {flags})")
     if one.value is None or other.value is None:
         return untold(one, other, better)
+    if "quality" in classes_of(key[0]) and (unlike := other_text(one, other)) is not None:
+        return Ratio(value=None, verdict="incomparable", reason=unlike)
     invalid = next((value.reasons[-1] for value in (one, other) if not value.valid and value.reasons), None)
     if timed is not None:
         return timed if invalid is None else replace(timed, verdict=timed.verdict and "cannot tell", reason=invalid)

@@ -6,10 +6,16 @@ from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.keys import Key, labels_of
 from moeprof.analysis.summary import ModelSummary
 from moeprof.analysis.tables import is_done
+from moeprof.core.metric import MetricValue
 
 FEWEST_BUSY_RATIO = 0.95
 AT_SLO = "usd_per_1m_tokens_at_slo"  # each model at its own highest rate: what METRICS section 7 compares
 NEEDS_BUSY = {"cost", "throughput", "energy"}  # sections whose figures hold the idle time of an open loop
+
+
+def other_text(first: MetricValue, second: MetricValue) -> str | None:
+    """Why bits per byte were not measured on the same text, or None: each model takes what it has time for."""
+    return None if first.n == second.n else f"measured on the first {first.n} and the first {second.n} requests"
 
 
 def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.lockstep_page import LockstepPair
 from moeprof.analysis.compare.sweep_points import log_ratio_estimate
+from moeprof.analysis.headline import why_incomparable
 from moeprof.analysis.tables import ALL
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def why_not_measured(summary: Summary, moe: ModelSummary, dense: ModelSummary) -
     if "open" in (moe.priced[0].traffic, dense.priced[0].traffic):
         return OTHER_BATCHES
     mine, theirs = (_schedule(summary, m).get("sha256") for m in (moe, dense))
-    return OTHER_REQUESTS if mine != theirs else None
+    return OTHER_REQUESTS if mine != theirs else why_incomparable(moe, dense)
 
 
 def own_load(summary: Summary, model: ModelSummary) -> int | None:
