@@ -10,21 +10,28 @@ from typing import Any
 import pytest
 
 from moeprof.analysis.compare import same_work
+from moeprof.analysis.compare.claim_sides import Sides
+from moeprof.analysis.compare.claim_timed import realised
+from moeprof.analysis.compare.crossover import crossovers
 from moeprof.analysis.compare.document import compare_document
 from moeprof.analysis.compare.keys import key_of
 from moeprof.analysis.compare.lockstep_page import lockstep_pairs
+from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.compare.quality_page import quality_section
 from moeprof.analysis.compare.realised import equivalent_of_rounds
+from moeprof.analysis.compare.sweep_page import sweep_section
+from moeprof.analysis.compare.sweeps import sweep_results
 from moeprof.analysis.compare.theory import theoretical_speedups
 from moeprof.analysis.compare.variance_page import variance_section
 from moeprof.analysis.compare.verdict_sentence import unit_costs
-from moeprof.analysis.document import Paragraph, Section
+from moeprof.analysis.document import Paragraph, RatioTable, Section
 from moeprof.analysis.summary import ModelSummary, Summary, summarise
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record import open_record
 from tests.lane_records import lane, write_lanes
 from tests.planted_runs import PRICING, launch, planted_run
 from tests.records import make_facts, make_pass, make_requests, make_steps, write_record
+from tests.sweep_records import at, sweep_summary
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,60 @@ def test_prices_at_the_slo_are_compared_in_an_open_loop_too() -> None:
     model: Any = SimpleNamespace(record=SimpleNamespace(status="done"), rounds=(), capacity=(), metrics=())
     assert same_work.why_incomparable(key, model, model) is None
     assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), model, model) is not None
+
+
+def test_loads_at_which_a_model_was_cut_off_are_not_compared(tmp_path: Path) -> None:
+    """The dense model had time for two of four requests at concurrency 1: dollars per token of other requests."""
+    cut = {"status": ["done", "done", "unfinished", "unfinished"]}
+    swept = {
+        "moe": [at(1, 0.5, 0.5), at(8, 0.5, 0.5)],
+        "dense": [at(1, 1.0, 1.0, **cut), at(8, 1.0, 1.0)],
+    }
+    summary = sweep_summary(tmp_path, swept)
+    result = sweep_results(summary)
+    assert result is not None
+    (found,) = crossovers(result)
+    assert [point.load for point in found.points] == [8]
+    assert found.text.endswith("without 1: not the same requests were finished")
+    section = sweep_section(summary)
+    assert section is not None
+    tables = [block for block in section.blocks if isinstance(block, RatioTable)]
+    at_one = [ratio for table in tables for ratio in table.rows[0].ratios if ratio is not None]
+    assert {ratio.verdict for ratio in at_one} == {"incomparable"}
+
+
+def test_ratios_of_a_sweep_within_the_floor_of_two_processes_are_no_verdict(tmp_path: Path) -> None:
+    """Two per cent in each of two rounds: METRICS section 9 asks for more than five."""
+    swept = {"moe": [at(1, 0.98, 0.98), at(8, 0.5, 0.5)], "dense": [at(1, 1.0, 1.0), at(8, 1.0, 1.0)]}
+    section = sweep_section(sweep_summary(tmp_path, swept))
+    assert section is not None
+    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    ratios = [row.ratios[0] for row in table.rows]
+    assert [ratio.verdict for ratio in ratios if ratio] == ["no difference shown", "better"]
+
+
+def test_a_load_of_one_round_is_told_without_an_interval_and_says_so(tmp_path: Path) -> None:
+    result = sweep_results(sweep_summary(tmp_path, {"moe": [at(1, 0.5)], "dense": [at(1, 1.0)]}))
+    assert result is not None
+    assert crossovers(result)[0].text.endswith("(one round each: no intervals)")
+
+
+def test_bits_per_byte_of_other_requests_are_incomparable(run: Summary) -> None:
+    first, second = (MetricValue(name="bits_per_byte", value=2.0, n=n) for n in (64, 30))
+    compared = compare_models(with_metric(run, moe=first, dense=second), "dense")
+    ratio = compared[key_of(first)].ratios[0]
+    assert ratio is not None and (ratio.verdict, ratio.value) == ("incomparable", None)
+
+
+def test_the_share_of_a_claim_comes_from_the_ladder_of_its_own_model(tmp_path: Path) -> None:
+    models = {name: (make_facts(name=name), [launch(1, moe=True)]) for name in ("moe", "other")}
+    record = write_record(tmp_path / "run", models)
+    rungs = {"active": 0.01, "recorded": 0.02, "total": 0.04}
+    lanes = [lane(n, match=n) if n != "recorded" else lane(n, rung=n, model="other") for n in rungs]
+    write_lanes(record / "ladder", rungs, lanes=lanes)
+    summary = summarise(open_record(record), PRICING)
+    shares = {m.name: realised(Sides(summary=summary, of=m, against=None)).value for m in summary.models}
+    assert shares == {"moe": None, "other": pytest.approx(2 / 3)}
 
 
 def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:
