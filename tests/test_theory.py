@@ -121,7 +121,7 @@ def test_the_active_matched_twin_does_the_same_work_and_reads_less(tmp_path: Pat
     found = against(ran(tmp_path), "active")
     assert (found.flops.value, found.num_bytes.value) == pytest.approx((1, 0.5))
     assert found.measured.value == pytest.approx(0.5)
-    assert found.text.startswith("promised by FLOPs 1x, by bytes 0.5x, by the roofline 0.5x, measured 0.5x")
+    assert found.text.startswith("speedup promised by FLOPs 1x, by bytes 0.5x, by the roofline 0.5x, measured 0.5x")
 
 
 def test_twins_that_did_not_run_are_computed(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_section_says_it_in_a_sentence_and_a_table(tmp_path: Path) -> None:
     section = theory_section(ran(tmp_path))
     assert section is not None
     texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
-    assert any("moe against total in decode: promised by FLOPs 4x, by bytes 2x" in text for text in texts)
+    assert any("moe against total in decode: speedup promised by FLOPs 4x, by bytes 2x" in text for text in texts)
     table = next(block for block in section.blocks if isinstance(block, RatioTable))
     assert table.columns == ("moe", "total", "active")
     assert [row.ratios[1].value for row in table.rows if row.ratios[1]] == pytest.approx([4, 2, 2, 2])

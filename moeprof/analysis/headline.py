@@ -123,13 +123,23 @@ def banners(summary: Summary) -> tuple[str, ...]:
         found.append(
             f"This run is {'still going' if summary.record.status == 'started' else 'incomplete: it was interrupted'}."
         )
+    about: dict[str, list[str]] = {}
     for model in summary.models:
-        if model.facts is None:
-            continue
+        for text in _warnings(model):
+            about.setdefault(text, []).append(model.name)
+    return (*found, *(f"{', '.join(names)}: {text}." for text, names in about.items()))
+
+
+def _warnings(model: ModelSummary) -> list[str]:
+    """What must be known of a model before any of its figures."""
+    found = []
+    if model.facts is not None:
         if model.facts.routing_policy != "native":
-            found.append(f"{model.name}: routing is not the model's own (policy {model.facts.routing_policy}).")
-        if model.facts.weights == "random":
-            found.append(f"{model.name}: random weights; the shape is measured, not a trained model.")
+            found.append(f"routing is not the model's own (policy {model.facts.routing_policy})")
+        if model.facts.weights == "random" and model.facts.twin is not None:
+            found.append("dense twins with random weights in their MLPs; their cost is measured, not a trained model")
+        elif model.facts.weights == "random":
+            found.append("random weights; the shape is measured, not a trained model")
         if (model.launch.get("self_check") or {}).get("passed") is False:
-            found.append(f"{model.name}: the routing tap failed its self-check; its router figures are not valid.")
-    return tuple(found)
+            found.append("the routing tap failed its self-check; its router figures are not valid")
+    return found

@@ -11,7 +11,9 @@ from moeprof.analysis.cards import CARDS, card_for
 from moeprof.analysis.compare.claims import claim_notes
 from moeprof.analysis.compare.ladder_page import ladder_section
 from moeprof.analysis.compare.lockstep_page import lockstep_section
+from moeprof.analysis.compare.roles import roles
 from moeprof.analysis.compare.sweep_page import sweep_section
+from moeprof.analysis.compare.verdict_sentence import answer
 from moeprof.analysis.document import Document, MetricTable, ModelColumn, RatioTable, Row, Section
 from moeprof.analysis.doubts import find_doubts
 from moeprof.analysis.headline import banners, findings, headline, subtitle
@@ -70,7 +72,7 @@ def build_document(summary: Summary) -> Document:
         run=record.run,
         status=record.status,
         started_at=str(record.experiment.get("started_at", "")),
-        headline=headline(summary),
+        headline=_headline(summary),
         notes=(*claim_notes(summary), *findings(summary)),
         subtitle=subtitle(summary),
         banners=banners(summary),
@@ -81,6 +83,13 @@ def build_document(summary: Summary) -> Document:
         cards=tuple(card for card in CARDS if card.name in used),
         workload_text=str(record.experiment.get("workload_text", "")),
     )
+
+
+def _headline(summary: Summary) -> str:
+    """Against its twins where the run has them: they are what sparsity is measured by."""
+    parts = roles(summary)
+    told = answer(parts) if parts.active is not None or parts.total is not None else None
+    return headline(summary) if told is None else told.sentence
 
 
 def model_column(model: ModelSummary) -> ModelColumn:

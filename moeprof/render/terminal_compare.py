@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moeprof.analysis.document import Block, Document, Paragraph, RatioRow, RatioTable, Waterfall
+from moeprof.analysis.document import Block, Document, Paragraph, RatioRow, RatioTable, Section, Waterfall
 from moeprof.core.plaintext import printable
 from moeprof.render.cells import interval_text, short_text
 from moeprof.render.cells_compare import (
@@ -39,15 +39,31 @@ STYLES = {"better": "bold green", "worse": "bold red", "open": "dim"}
 
 
 def print_sections(document: Document, console: Console, *, folded: bool = False) -> None:
-    """Print the comparing blocks of every section; tables that a page would fold only where ``folded``."""
-    for section in document.sections:
-        blocks = [b for b in section.blocks if not isinstance(b, RatioTable) or folded or not b.folded]
-        if not any(isinstance(b, RatioTable | Waterfall) for b in blocks):
+    """Print the comparing blocks: the first section's tables, of the others what is said and drawn.
+
+    Tables that a page would fold, and those of later sections, only where ``folded``: a terminal has no fold.
+    """
+    comparing = [s for s in document.sections if any(isinstance(b, RatioTable | Waterfall) for b in s.blocks)]
+    left_out = 0
+    for section in comparing:
+        shown = [
+            b for b in section.blocks if folded or not isinstance(b, RatioTable) or _is_first(b, section, comparing)
+        ]
+        left_out += len(section.blocks) - len(shown)  # all of them tables of ratios
+        blocks = [block for block in shown if isinstance(block, Paragraph | RatioTable | Waterfall)]
+        if not blocks:
             continue
         console.print()
         console.print(Text(printable(section.title), style="bold underline"))
         for block in blocks:
             _print_block(block, console, section.title)
+    if left_out:
+        console.print()
+        console.print(Text(f"{left_out} more tables with --all, or in the files that --write makes", style="dim"))
+
+
+def _is_first(block: RatioTable, section: Section, comparing: Sequence[Section]) -> bool:
+    return section is comparing[0] and not block.folded
 
 
 def _print_block(block: Block, console: Console, heading: str) -> None:

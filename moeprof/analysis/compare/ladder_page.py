@@ -108,30 +108,29 @@ def _sentence(result: LadderResult) -> str | None:
         if not tax.told:
             parts.append(f"{label} cannot be told from 0")
         else:
-            parts.append(f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.seconds, base)}")
+            parts.append(f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}")
     saved = result.tax("sparsity_saved_s")
-    if saved.seconds.value is not None:
-        verb = "saves" if saved.seconds.value > 0 else "loses"
-        against = "against the total-matched dense model"
-        parts.append(
-            f"sparsity {verb} {_share(saved.seconds, base)} {against}"
-            if saved.told
-            else f"what sparsity saved {against} cannot be told from 0"
-        )
+    if saved.share.value is not None:
+        parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
     where = f"{result.phase}, {load_text(result)}"
-    return f"{where}: of a step of {units.display(base.seconds.value, 's')}, {'; '.join(parts)}." if parts else None
+    return f"{where}: of a step of {units.display(base.seconds.value, 's')} {'; '.join(parts)}." if parts else None
 
 
-def _share(seconds: Estimate, base: Rung) -> str:
-    assert seconds.value is not None and base.seconds.value is not None
-    ends = [
-        abs(end) / base.seconds.value * 100 for end in (seconds.value, seconds.low, seconds.high) if end is not None
-    ]
+def _share(share: Estimate) -> str:
+    """A share of the recorded rung's step, without its sign: ``37 % [30, 44]``."""
+    assert share.value is not None
     between = ""
-    if len(ends) == 3:
-        low, high = sorted(ends[1:])
-        between = f" [{units.significant(low)}, {units.significant(high)}]"
-    return f"{units.significant(ends[0])} %{between}"
+    if share.low is not None and share.high is not None:
+        low, high = sorted((abs(share.low), abs(share.high)))
+        between = f" [{units.significant(100 * low)}, {units.significant(100 * high)}]"
+    return f"{units.significant(100 * abs(share.value))} %{between}"
+
+
+def _times(share: Estimate) -> str:
+    """A difference as a share of the recorded rung, as a multiple of it: ``4.4x [4.1, 4.7]``."""
+    assert share.value is not None
+    between = "" if share.low is None or share.high is None else f" [{1 + share.low:.2f}, {1 + share.high:.2f}]"
+    return f"{1 + share.value:.2f}x{between}"
 
 
 def load_text(result: LadderResult) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.claims import claim_notes
 from moeprof.analysis.compare.ladder import LadderResult
@@ -27,7 +27,7 @@ from moeprof.analysis.compare.theory_page import sentences as theory_sentences
 from moeprof.analysis.compare.theory_page import theory_metrics, theory_section
 from moeprof.analysis.compare.variance_page import variance_section
 from moeprof.analysis.compare.verdict_sentence import Answer, answer
-from moeprof.analysis.document import Section
+from moeprof.analysis.document import RatioTable, Section
 from moeprof.analysis.doubts import find_doubts
 from moeprof.analysis.headline import banners, headline, subtitle
 from moeprof.analysis.report import model_column
@@ -35,6 +35,8 @@ from moeprof.analysis.report_facts import machine_section
 from moeprof.analysis.summary import Summary
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
+
+WIDE_TABLE = 4  # models; with more, the first table holds the MoE and its closest rivals
 
 
 def models_page(summary: Summary, reference: str | None) -> Page:
@@ -64,7 +66,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         banners=banners(summary),
         columns=tuple(model_column(model) for model in summary.models),
         reference=against,
-        tables=model_tables(summary, against),
+        tables=tuple(_narrowed(table, found.parts, against) for table in model_tables(summary, against)),
         sections=tuple(section for section in _sections(summary, against, found) if section is not None),
         doubts=(*find_doubts(summary), *lockstep_doubts(summary, found.pairs)),
         metrics=tuple(_metrics(summary, found)),
@@ -96,6 +98,20 @@ class _Found:
         )
 
 
+def _narrowed(table: RatioTable, parts: Roles, against: str) -> RatioTable:
+    """The first table with the models that the answer speaks of; a ladder's other sizes stand in the folded ones."""
+    chosen = {m.name for m in (parts.moe, parts.active, parts.total, *parts.rivals) if m is not None} | {against}
+    kept = [i for i, name in enumerate(table.columns) if name in chosen]
+    if table.folded or parts.moe is None or len(kept) < 2 or len(table.columns) <= WIDE_TABLE:
+        return table
+    rows = tuple(
+        replace(row, values=tuple(row.values[i] for i in kept), ratios=tuple(row.ratios[i] for i in kept))
+        for row in table.rows
+    )
+    columns = tuple(table.columns[i] for i in kept)
+    return replace(table, columns=columns, rows=rows, reference=columns.index(against))
+
+
 def _chosen(summary: Summary, parts: Roles) -> str:
     dense = parts.total or parts.active or next(iter(parts.rivals), None)
     return dense.name if dense is not None else summary.models[0].name
@@ -104,7 +120,8 @@ def _chosen(summary: Summary, parts: Roles) -> str:
 def _notes(summary: Summary, found: _Found) -> Iterator[str]:
     """Under the headline: the claim's verdict, promise beside measurement, the ladder, the crossover."""
     yield from claim_notes(summary)
-    yield from theory_sentences(found.speedups)[:2]
+    told = [m.name for m in (found.parts.total, found.parts.active, *found.parts.rivals) if m is not None]
+    yield from theory_sentences([s for s in found.speedups if s.phase == "decode" and s.dense in told])[:2]
     decode = [result for result in found.ladders if result.phase == "decode"]
     yield from (f"Ladder: {text}" for text in sentences(decode)[-1:])
     if found.swept is not None:

@@ -85,11 +85,11 @@ class Speedup:
 
     @property
     def text(self) -> str:
-        """``promised by FLOPs 4.1x, by bytes 1.3x, by the roofline 1.3x, measured 0.9x``."""
+        """``speedup promised by FLOPs 4.1x, by bytes 1.3x, by the roofline 1.3x, measured 0.9x``."""
         parts = [
             f"{name} {_times(value)}"
             for name, value in (
-                ("promised by FLOPs", self.flops),
+                ("speedup promised by FLOPs", self.flops),
                 ("by bytes", self.num_bytes),
                 ("by the roofline", self.roofline),
                 ("measured", self.measured),
