@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.ladder import LadderResult, Rung, ladders, usd_per_1m_tokens
+from moeprof.analysis.compare.ladder import SAME_AT_ONE_TOKEN, LadderResult, Rung, ladders, usd_per_1m_tokens
 from moeprof.analysis.compare.sweep_points import to_metric
 from moeprof.analysis.document import (
     Block,
@@ -63,7 +63,7 @@ def ladder_section(record: Record, pricing: Pricing) -> Section | None:
     if not results:
         return None
     blocks: list[Block] = [Paragraph(text=HOW)]
-    blocks += [Paragraph(text=text) for text in sentences(results)]
+    blocks += [Paragraph(text=text) for text in (*sentences(results), *controls(results))]
     blocks += [Paragraph(text=note) for note in _notes(record)]
     blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
     blocks += _coverage(results)
@@ -108,12 +108,35 @@ def _sentence(result: LadderResult) -> str | None:
         if not tax.told:
             parts.append(f"{label} cannot be told from 0")
         else:
-            parts.append(f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}")
+            text = f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}"
+            parts.append(text + _of_which(result) if name == "dispatch_tax_s" else text)
     saved = result.tax("sparsity_saved_s")
     if saved.share.value is not None:
         parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
     where = f"{result.phase}, {load_text(result)}"
     return f"{where}: of a step of {units.display(base.seconds.value, 's')} {'; '.join(parts)}." if parts else None
+
+
+def controls(results: Sequence[LadderResult]) -> list[str]:
+    """Where two rungs do the same work, at one token a step, and were nevertheless measured apart."""
+    found = []
+    for result in results:
+        tax = result.tax("imbalance_tax_s")
+        if tax.note == SAME_AT_ONE_TOKEN and tax.seconds.excludes(0) and tax.share.value is not None:
+            found.append(
+                f"Control, {result.phase}, {load_text(result)}: the balanced and the recorded rung do the same work "
+                f"there and were measured {_share(tax.share)} of a step apart. Lanes differ in where their memory "
+                "lies, which no interval of one launch holds: taxes of that size are not shown by it."
+            )
+    return found
+
+
+def _of_which(result: LadderResult) -> str:
+    """Rungs are overridden and the dense twin is not, so the override's cost is a part of dispatch."""
+    override = result.tax("override_cost_s")
+    if not override.told or override.seconds.value is None or override.seconds.value < 0:
+        return ""
+    return f" (of which setting the picks by hand {_share(override.share)})"
 
 
 def _share(share: Estimate) -> str:

@@ -56,7 +56,7 @@ def _table(table: RatioTable) -> dict[str, Any]:
     return {
         "title": table.title,
         "columns": list(table.columns),
-        "reference": table.columns[table.reference] if table.columns else None,
+        "reference": _reference(table),
         "rows": [
             {
                 "label": row.label,
@@ -71,6 +71,12 @@ def _table(table: RatioTable) -> dict[str, Any]:
     }
 
 
+def _reference(table: RatioTable) -> str | None:
+    """What ratios are to; None for tables without any, such as the rungs of a ladder."""
+    has_ratios = any(ratio is not None for row in table.rows for ratio in row.ratios)
+    return table.columns[table.reference] if has_ratios else None
+
+
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
     if ratio is None:
         return None
@@ -83,9 +89,10 @@ def _cell(table: RatioTable, row: RatioRow, index: int) -> list[Any]:
     assert value is not None
     reasons = [*value.reasons, *([ratio.reason] if ratio is not None and ratio.reason else [])]
     told = [None] * 4 if ratio is None else [ratio.value, ratio.low, ratio.high, ratio.verdict]
+    to = None if ratio is None else table.columns[table.reference]
     return [
         table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.card.unit,
-        row.card.better, value.n, value.ci_low, value.ci_high, table.columns[table.reference], *told,
+        row.card.better, value.n, value.ci_low, value.ci_high, to, *told,
         "; ".join(reasons),
     ]  # fmt: skip
 
