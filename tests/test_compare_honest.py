@@ -15,6 +15,8 @@ from moeprof.analysis.compare.claim_timed import realised
 from moeprof.analysis.compare.crossover import crossovers
 from moeprof.analysis.compare.document import compare_document
 from moeprof.analysis.compare.keys import key_of
+from moeprof.analysis.compare.ladder import ladders
+from moeprof.analysis.compare.ladder_page import controls, sentences
 from moeprof.analysis.compare.lockstep_page import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.compare.quality_page import quality_section
@@ -106,10 +108,9 @@ def test_a_launch_without_one_of_the_lanes_says_nothing_of_it(run: Summary, tmp_
     write_lanes(folder / "lockstep", {"moe": 0.01, "wide": 0.02, "narrow": 0.005}, lanes=lanes, launch=0)
     write_lanes(folder / "lockstep", {"moe": 0.01, "narrow": 0.005}, lanes=lanes[::2], launch=1)
     pairs = {pair.dense: pair.phases[None] for pair in lockstep_pairs(open_record(folder))}
-    assert {name: (pair.num_launches, pair.ratio.value) for name, pair in pairs.items()} == {
-        "wide": (1, pytest.approx(0.5)),
-        "narrow": (2, pytest.approx(2)),
-    }
+    assert {name: pair.num_launches for name, pair in pairs.items()} == {"wide": 1, "narrow": 2}
+    assert pairs["wide"].ratio.value == pytest.approx(0.5)
+    assert pairs["narrow"].ratio.value == pytest.approx(2)
 
 
 @pytest.mark.parametrize("rung", ["native", "dense"])
@@ -213,6 +214,39 @@ def test_the_share_of_a_claim_comes_from_the_ladder_of_its_own_model(tmp_path: P
     summary = summarise(open_record(record), PRICING)
     shares = {m.name: realised(Sides(summary=summary, of=m, against=None)).value for m in summary.models}
     assert shares == {"moe": None, "other": pytest.approx(2 / 3)}
+
+
+def test_a_table_without_ratios_names_no_reference(tmp_path: Path) -> None:
+    """The columns of a ladder are loads: the first of them is not what the others are measured by."""
+    planted_run(tmp_path / "run", launches=1)
+    rungs = {"concentrated": 0.012, "balanced": 0.022, "recorded": 0.021}
+    write_lanes(tmp_path / "run" / "ladder", rungs, lanes=[lane(name, rung=name, model="moe") for name in rungs])
+    comparison = compare_document([summarise(open_record(tmp_path / "run"), PRICING)], reference=None)
+    tables = {table["title"]: table["reference"] for table in comparison.to_json()["comparison"]}
+    assert tables["Seconds per step of each rung"] is None
+    assert tables["Models of this run, ratios to dense"] == "dense"
+    header, *rows = comparison.to_csv_rows()
+    told = {(row[0], row[header.index("reference")]) for row in rows}
+    assert ("Seconds per step of each rung", None) in told
+    assert ("Models of this run, ratios to dense", "dense") in told
+
+
+def test_what_an_override_costs_is_said_to_be_a_part_of_dispatch(tmp_path: Path) -> None:
+    """10 ms dense, 12 ms concentrated by override; the override itself takes 1 of the 2 ms: 5 % of a step of 20."""
+    rungs = {"active": 0.010, "concentrated": 0.012, "recorded": 0.020, "native": 0.019}
+    lanes = [lane(n, match=n) if n == "active" else lane(n, rung=n, model="moe") for n in rungs]
+    result = ladders([write_lanes(tmp_path, rungs, lanes=lanes)], num_moe_layers=1)
+    assert "dispatch takes 10 % [10, 10] (of which setting the picks by hand 5 % [5, 5])" in sentences(result)[0]
+
+
+def test_rungs_that_do_the_same_work_are_a_control(tmp_path: Path) -> None:
+    """At one token a step balanced is recorded; 2 % between them are the lanes' own."""
+    rungs = {"concentrated": 0.010, "balanced": 0.0098, "recorded": 0.010}
+    lanes = [lane(n, rung=n, model="moe") for n in rungs]
+    one = ladders([write_lanes(tmp_path / "a", rungs, lanes=lanes, tokens=1, concurrency=1)], num_moe_layers=1)
+    assert "measured 2 % [2, 2] of a step apart" in controls(one)[0]
+    eight = ladders([write_lanes(tmp_path / "b", rungs, lanes=lanes)], num_moe_layers=1)
+    assert controls(eight) == []
 
 
 def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:
