@@ -249,6 +249,21 @@ def test_rungs_that_do_the_same_work_are_a_control(tmp_path: Path) -> None:
     assert controls(eight) == []
 
 
+def test_a_tax_no_larger_than_the_control_is_not_claimed(tmp_path: Path) -> None:
+    """Rungs of the same work are 2 % apart, so imbalance of 1 % is not told; coverage of half a step is."""
+    alone = {"concentrated": 0.010, "balanced": 0.0098, "recorded": 0.010}
+    eight = {"concentrated": 0.010, "balanced": 0.0198, "recorded": 0.020}
+    lanes = [lane(n, rung=n, model="moe") for n in alone]
+    passes = [
+        write_lanes(tmp_path, alone, lanes=lanes, tokens=1, concurrency=1),
+        write_lanes(tmp_path, eight, lanes=lanes, concurrency=8),
+    ]
+    result = next(r for r in ladders(passes, num_moe_layers=1) if r.concurrency == 8 and r.phase == "decode")
+    assert result.tax("coverage_tax_s").told
+    assert not result.tax("imbalance_tax_s").told
+    assert result.tax("imbalance_tax_s").note == "rungs that do the same work differ by 2.0% of a step here"
+
+
 def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:
     headline = compare_document([planted_run(tmp_path / "run", launches=1, rounds=1)], reference=None).document.headline
     assert "(one pass, so no interval)" in headline

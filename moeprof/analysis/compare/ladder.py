@@ -8,7 +8,7 @@ all tokens on the same experts (+ router and dispatch); with the step's number o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -149,7 +149,21 @@ def ladders(passes: Sequence[LanePass], *, num_moe_layers: int) -> tuple[LadderR
             held = [times for times in by_load[concurrency] if times.of_phase(own).sum() >= MIN_BLOCKS]
             if held:
                 found.append(ladder_result(held, phase, num_moe_layers))
-    return tuple(found)
+    apart = max((abs(tax.share.value or 0.0) for tax in map(control, found) if tax is not None), default=0.0)
+    return tuple(replace(one, taxes=tuple(_beyond(tax, apart) for tax in one.taxes)) for one in found)
+
+
+def control(result: LadderResult) -> Tax | None:
+    """The two rungs that do the same work at one token a step, where they were measured apart nevertheless."""
+    tax = result.tax("imbalance_tax_s")
+    return tax if tax.note == SAME_AT_ONE_TOKEN and tax.seconds.excludes(0) else None
+
+
+def _beyond(tax: Tax, apart: float) -> Tax:
+    """Nothing is claimed of a tax that is no larger than what rungs of the same work differ by in the same process."""
+    if not tax.told or tax.share.value is None or abs(tax.share.value) > apart:
+        return tax
+    return replace(tax, told=False, note=f"rungs that do the same work differ by {apart:.1%} of a step here")
 
 
 def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -> LadderResult:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.ladder import SAME_AT_ONE_TOKEN, LadderResult, Rung, ladders, usd_per_1m_tokens
+from moeprof.analysis.compare.ladder import LadderResult, Rung, control, ladders, usd_per_1m_tokens
 from moeprof.analysis.compare.sweep_points import to_metric
 from moeprof.analysis.document import (
     Block,
@@ -121,12 +121,12 @@ def controls(results: Sequence[LadderResult]) -> list[str]:
     """Where two rungs do the same work, at one token a step, and were nevertheless measured apart."""
     found = []
     for result in results:
-        tax = result.tax("imbalance_tax_s")
-        if tax.note == SAME_AT_ONE_TOKEN and tax.seconds.excludes(0) and tax.share.value is not None:
+        tax = control(result)
+        if tax is not None and tax.share.value is not None:
             found.append(
                 f"Control, {result.phase}, {load_text(result)}: the balanced and the recorded rung do the same work "
                 f"there and were measured {_share(tax.share)} of a step apart. Lanes differ in where their memory "
-                "lies, which no interval of one launch holds: taxes of that size are not shown by it."
+                "lies, which no interval of one launch holds: no tax of that size is claimed."
             )
     return found
 
