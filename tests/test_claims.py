@@ -91,8 +91,8 @@ def test_without_an_interval_a_claim_cannot_be_told_and_the_sentence_says_why(tm
     found = judge(claim("speed_ratio", at_least=2.0, source="somebody"), summary)
     assert found.verdict == "cannot tell" and found.where == "a processor, 1 thread"
     assert found.sentence == (
-        'Claim: "so it is" (somebody). Measured: speed on the same requests, moe against dense: 3; '
-        "the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "
+        'Claim: "so it is" (somebody). Measured: speed on the same requests, moe (1.08 M parameters) against dense '
+        "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "
         "(on a processor, 1 thread)."
     )
 
@@ -107,7 +107,7 @@ def test_the_verdict_is_the_first_note_of_the_report(tmp_path: Path) -> None:
     stated = {"text": "so it is", "measure": "weights_bytes", "at_least": 1.0}
     summary = run_of(tmp_path, {"moe": (make_facts(), [passes([0.01], moe=True)])}, workload={"claim": stated})
     assert build_document(summary).notes[0] == claim_notes(summary)[0]
-    assert claim_notes(summary)[0].startswith('Claim: "so it is". Measured: memory of the weights, moe: 2.06 MiB')
+    assert claim_notes(summary)[0].startswith('Claim: "so it is". Measured: memory of the weights, moe (1.08 M')
     assert claim_notes(moe_and_dense(tmp_path / "other", [0.01], [0.01])) == ()
 
 

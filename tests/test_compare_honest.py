@@ -16,7 +16,7 @@ from moeprof.analysis.compare.crossover import crossovers
 from moeprof.analysis.compare.document import compare_document
 from moeprof.analysis.compare.keys import key_of
 from moeprof.analysis.compare.ladder import ladders
-from moeprof.analysis.compare.ladder_page import controls, sentences
+from moeprof.analysis.compare.ladder_page import controls, ladder_section, sentences
 from moeprof.analysis.compare.lockstep_page import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.compare.quality_page import quality_section
@@ -262,6 +262,15 @@ def test_a_tax_no_larger_than_the_control_is_not_claimed(tmp_path: Path) -> None
     assert result.tax("coverage_tax_s").told
     assert not result.tax("imbalance_tax_s").told
     assert result.tax("imbalance_tax_s").note == "rungs that do the same work differ by 2.0% of a step here"
+
+
+def test_a_ladder_of_another_routing_than_the_rounds_says_so(tmp_path: Path) -> None:
+    facts = replace(make_facts(), routing_policy="zipf")
+    record = write_record(tmp_path / "run", {"moe": (facts, [launch(1, moe=True)])})
+    rungs = {"concentrated": 0.012, "balanced": 0.022, "recorded": 0.021}
+    write_lanes(record / "ladder", rungs, lanes=[lane(name, rung=name, model="moe") for name in rungs])
+    said = text_of(ladder_section(open_record(record), PRICING))
+    assert "its runs alone were routed by policy zipf" in said
 
 
 def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:

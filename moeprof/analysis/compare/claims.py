@@ -144,7 +144,7 @@ def _sentence(
     summary: Summary,
 ) -> str:
     of, against = _models(claim, summary)
-    names = [model.name for model in (of, against if measure.is_pair else None) if model is not None]
+    names = [_named(model) for model in (of, against if measure.is_pair else None) if model is not None]
     source = f" ({claim.source})" if claim.source else ""
     figure = _figure(measured, measure.unit)
     why = measured.reason or "the interval reaches across that"
@@ -153,6 +153,12 @@ def _sentence(
         f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: {figure}; '
         f"the claim needs {expected}. Verdict: {answer} (on {where})."
     )
+
+
+def _named(model: ModelSummary) -> str:
+    """With its size: the claim may be about a larger model of the same shape."""
+    assert model.facts is not None, "measured models have facts"
+    return f"{model.name} ({units.count(model.facts.total_params)} parameters)"
 
 
 def _figure(measured: Estimate, unit: str) -> str:

@@ -287,4 +287,12 @@ def _num_moe_layers(record: Record) -> int:
 
 
 def _notes(record: Record) -> list[str]:
-    return list(dict.fromkeys(str(note) for one in record.ladder for note in one.info.get("notes", ())))
+    """What capture said, and where the rounds alone were routed in another way: the ladder records the own router."""
+    names = {lane.get("model") for one in record.ladder for lane in one.lanes if lane.get("rung") == "recorded"}
+    policies = [(m.name, m.facts.get("routing_policy", "native")) for m in record.models if m.name in names]
+    other = [
+        f"The ladder climbs the routing of {name}'s own router; its runs alone were routed by policy {policy}."
+        for name, policy in policies
+        if policy != "native"
+    ]
+    return [*other, *dict.fromkeys(str(note) for one in record.ladder for note in one.info.get("notes", ()))]
