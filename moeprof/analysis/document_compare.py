@@ -56,6 +56,11 @@ class RatioTable:
     reference: int = 0
     folded: bool = False
 
+    @property
+    def has_ratios(self) -> bool:
+        """False for a table of values alone; then it has no reference."""
+        return any(ratio is not None for row in self.rows for ratio in row.ratios)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaterfallStep:

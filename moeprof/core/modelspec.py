@@ -58,7 +58,8 @@ class ModelSpec:
         ladder: instead of ``match``, one twin per multiple of the active width, named ``<name>-<multiple>x``.
         initialise: weights of a twin's MLPs: ``random``, or ``popular_experts`` (the experts that the router uses
             most; for the active width only).
-        weights: ``checkpoint`` or ``random``; a twin has those of its MoE outside of the MLPs.
+        weights: ``checkpoint`` or ``random``. A twin of a checkpoint has its weights outside of the MLPs; a twin of
+            random weights draws its own.
         revision: hub revision.
         dtype: overrides ``engine.dtype`` for this model.
         routing: routing policy.

@@ -34,12 +34,13 @@ class RatioCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The head of one model's columns."""
+    """The head of one model's columns; ``is_alone``: no column of ratios stands beside its values."""
 
     name: str
     subtitle: str
     colour: str
     is_reference: bool
+    is_alone: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapp
             name=name,
             subtitle=subtitles.get(name, ""),
             colour=colours.get(name, f"m{i % 7}"),
-            is_reference=i == table.reference,
+            is_reference=table.has_ratios and i == table.reference,
+            is_alone=not table.has_ratios or i == table.reference,
         )
         for i, name in enumerate(table.columns)
     )
@@ -76,12 +78,16 @@ def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapp
     for row in table.rows:
         plain = table_row(Row(label=row.label, card=row.card, name=row.name, values=row.values))
         pairs = tuple(
-            (value, None if i == table.reference else ratio_cell(shown_ratio(row.values[i], row.ratios[i])))
+            (value, None if heads[i].is_alone else ratio_cell(shown_ratio(row.values[i], row.ratios[i])))
             for i, value in enumerate(plain.cells)
         )
         rows.append(CompareRow(row=plain, pairs=pairs))
     return CompareTable(
-        title=table.title, folded=table.folded, heads=heads, rows=tuple(rows), num_columns=2 * len(table.columns)
+        title=table.title,
+        folded=table.folded,
+        heads=heads,
+        rows=tuple(rows),
+        num_columns=1 + sum(1 if head.is_alone else 2 for head in heads),
     )
 
 

@@ -25,7 +25,7 @@ SPACE = "\u00a0"  # Markdown would run ordinary spaces together
 def ratio_table(table: RatioTable) -> list[str]:
     """The table as lines; a folded one stands closed."""
     heads = [
-        escape(name) + ("<br><sub>reference</sub>" if i == table.reference else "")
+        escape(name) + ("<br><sub>reference</sub>" if table.has_ratios and i == table.reference else "")
         for i, name in enumerate(table.columns)
     ]
     lines = ["|metric|" + "|".join(heads) + "|", "|:--|" + "--:|" * len(heads)]

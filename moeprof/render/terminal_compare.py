@@ -111,7 +111,7 @@ def ratio_table(table: RatioTable, width: int) -> RenderableType:
 
 def _head(table: RatioTable, i: int) -> Text:
     head = Text(printable(table.columns[i]), style="bold")
-    return head.append("\nreference", style="dim") if i == table.reference else head
+    return head.append("\nreference", style="dim") if table.has_ratios and i == table.reference else head
 
 
 def _wide_cells(table: RatioTable, i: int) -> list[Text]:
@@ -185,7 +185,7 @@ def _one_under_another(table: RatioTable, labels: Sequence[Text], width: int) ->
         parts += [Text.assemble("\n" if n else "", (label.plain, "bold")), found]
         for i, name in enumerate(table.columns):
             value, ratio, interval, verdict = _parts(row, i)
-            reference = Text("reference" if i == table.reference and not n else "", style="dim")
+            reference = Text("reference" if table.has_ratios and i == table.reference and not n else "", style="dim")
             first = _joined("  ", value, verdict, reference)
             fits = cell_len(ratio.plain) + cell_len(interval.plain) + 1 <= width - names - GAP
             second = _joined(" " if fits else "\n", ratio, interval)

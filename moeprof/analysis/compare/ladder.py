@@ -181,11 +181,12 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
     lanes = [name for name in times[0].lanes if all(name in one.lanes for one in times)]
     rungs = tuple(_rung(times, launches, own, name, roles[name], num_moe_layers) for name in lanes)
     lane_of = {rung.role: rung.name for rung in reversed(rungs)}
+    moe = lane_of.get("native", lane_of.get("recorded"))  # the override's cost is not the MoE's
     missing = [role for role in ("total", "recorded", "active") if role not in lane_of]
     realised = (
         Estimate(value=None, reason=_absent(missing))
-        if missing
-        else realised_of_lanes(launches, lane_of["total"], lane_of["recorded"], lane_of["active"])
+        if missing or moe is None
+        else realised_of_lanes(launches, lane_of["total"], moe, lane_of["active"])
     )
     return LadderResult(
         concurrency=times[0].concurrency,

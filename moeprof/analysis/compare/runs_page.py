@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from moeprof.analysis.compare.agreement import Agreement
+from moeprof.analysis.compare.agreement_page import agreement_section, agreement_sentence, agreements
 from moeprof.analysis.compare.comparable import banners
 from moeprof.analysis.compare.page import Page
 from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, run_tables
@@ -21,29 +23,37 @@ STATUSES = ("failed", "interrupted", "started", "done")
 def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[RunsComparison]) -> Page:
     """Runs against the reference run; ``found`` stands in the order of ``others``."""
     summaries = (reference, *others)
+    ladders = [agreements(reference, other) for other in others]
+    twice = (agreement_section(one.other, told) for one, told in zip(found, ladders, strict=True))
     return Page(
         title=f"{' and '.join(one.other for one in found)} against {found[0].reference}",
         run=" ".join(summary.record.run for summary in summaries),
         status=min((summary.record.status for summary in summaries), key=STATUSES.index),
         started_at=str(reference.record.experiment.get("started_at", "")),
-        headline=" ".join(_verdict(one) for one in found),
+        headline=" ".join(_verdict(one, told) for one, told in zip(found, ladders, strict=True)),
         subtitle=subtitle(reference),
-        notes=tuple(text for one in found for text in _gates(one)),
+        notes=tuple(_notes(found, ladders)),
         banners=tuple(dict.fromkeys(_banners(summaries, found))),
         columns=tuple(_column(summary) for summary in summaries),
         reference=reference.record.run,
         tables=tuple(_named(table, one, len(found)) for one in found for table in run_tables(one)),
-        sections=(_differences(found), *(_machine(summary) for summary in summaries)),
+        sections=(
+            *(section for section in twice if section is not None),
+            _differences(found),
+            *(_machine(summary) for summary in summaries),
+        ),
         doubts=tuple(doubt for summary in summaries for doubt in _doubts(summary)),
         workload_text=str(reference.record.experiment.get("workload_text", "")),
     )
 
 
-def _verdict(one: RunsComparison) -> str:
+def _verdict(one: RunsComparison, ladders: dict[str, tuple[Agreement, ...]]) -> str:
     """One run in one sentence: the worst verdict of its gates, with the figure."""
     if one.is_same_run:
         return f"{one.other} and {one.reference} are the same run: every ratio is 1."
-    gates = _judged(one)
+    ladder, gates = agreement_sentence(ladders), _judged(one)
+    if not gates and ladder is not None:
+        return ladder
     for kind, verb in (("worse", "is worse than"), ("better", "is better than")):
         own = [(name, gate) for name, gate in gates if gate.ratio.verdict == kind]
         if own:
@@ -53,6 +63,11 @@ def _verdict(one: RunsComparison) -> str:
     undecided = [gate.ratio for _, gate in gates if gate.ratio.verdict != "no difference shown"]
     reason = next((ratio.reason for ratio in undecided if ratio.reason), "no timed figure stands in both")
     return f"Whether {one.other} differs from {one.reference} cannot be told: {reason}."
+
+
+def _notes(found: Sequence[RunsComparison], ladders: Sequence[dict[str, tuple[Agreement, ...]]]) -> list[str]:
+    said = [text for one in found for text in _gates(one)]
+    return said + [text for told in ladders if (text := agreement_sentence(told)) is not None]
 
 
 def _gates(one: RunsComparison) -> list[str]:

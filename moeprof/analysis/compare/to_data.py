@@ -73,8 +73,7 @@ def _table(table: RatioTable) -> dict[str, Any]:
 
 def _reference(table: RatioTable) -> str | None:
     """What ratios are to; None for tables without any, such as the rungs of a ladder."""
-    has_ratios = any(ratio is not None for row in table.rows for ratio in row.ratios)
-    return table.columns[table.reference] if has_ratios else None
+    return table.columns[table.reference] if table.has_ratios else None
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
