@@ -7,11 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moeprof.analysis.compare.document import compare_document
 from moeprof.analysis.compare.roles import roles
 from moeprof.analysis.document import RatioTable, Waterfall
+from moeprof.analysis.doubts import find_doubts
 from moeprof.analysis.summary import Summary, summarise
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.modelfacts import ModelFacts, TwinFacts
@@ -166,3 +168,32 @@ def test_runs_without_a_common_model_are_bad_input(tmp_path: Path, summary: Summ
     alone = summarise(open_record(write_record(tmp_path / "run", models)), PRICING)
     with pytest.raises(InputError, match="no model in common"):
         compare_document([summary, alone], reference=None)
+
+
+def test_models_of_different_dtypes_are_a_reason_to_doubt(tmp_path: Path) -> None:
+    run = planted_run(tmp_path / "run", launches=1).record.path
+    for model, dtype in (("moe", "bfloat16"), ("dense", "float32")):
+        (run / model / "launch-0" / "launch.json").write_text(json.dumps({"engine": {"dtype": dtype}}))
+    doubts = find_doubts(summarise(open_record(run), PRICING))
+    (doubt,) = [doubt for doubt in doubts if doubt.code == "dtypes_differ"]
+    assert "moe bfloat16, dense float32" in doubt.text
+
+
+def test_two_runs_of_a_ladder_are_set_beside_each_other(tmp_path: Path) -> None:
+    """Dispatch takes 2 of 21 ms in both; the active-matched twin of the third takes twice as long."""
+    rungs = {"active": 0.010, "concentrated": 0.012, "balanced": 0.020, "recorded": 0.021, "total": 0.040}
+    lanes = [lane(n, match=n) if n in ("active", "total") else lane(n, rung=n, model="moe") for n in rungs]
+    noise = np.random.default_rng(0).normal(1, 0.01, (3, 120))
+    summaries = []
+    for number, active in enumerate((0.010, 0.010, 0.020)):
+        run = run_with_twins(tmp_path / f"run-{number}").record.path
+        times = {
+            n: (active if n == "active" else s) * np.roll(noise[number], i) for i, (n, s) in enumerate(rungs.items())
+        }
+        write_lanes(run / "ladder", times, lanes=lanes)
+        summaries.append(summarise(open_record(run), PRICING))
+    same = compare_document(summaries[:2], reference=None).document
+    assert any(re.match(r"The two ladders agree in (\d+) of \1 figures\.", note) for note in same.notes)
+    other = compare_document([summaries[0], summaries[2]], reference=None).document
+    assert any("apart are dispatch" in note for note in other.notes)
+    assert "ladders-run-2" in [section.name for section in other.sections]

@@ -117,6 +117,14 @@ def _tokenizers(summary: Summary) -> Iterator[Doubt]:
         yield Doubt(code="tokenizers_differ", flag="schedule", severity="warning", model=None, text=text)
 
 
+def _dtypes(summary: Summary) -> Iterator[Doubt]:
+    told = {m.name: str(dtype) for m in summary.models if (dtype := (m.launch.get("engine") or {}).get("dtype"))}
+    if len(set(told.values())) > 1:
+        said = ", ".join(f"{name} {dtype}" for name, dtype in told.items())
+        text = f"the models ran in different dtypes ({said}): their ratios hold that difference too"
+        yield Doubt(code="dtypes_differ", flag="isolation", severity="warning", model=None, text=text)
+
+
 def _machine(summary: Summary) -> Iterator[Doubt]:
     environment = summary.record.environment
     load, cores = environment.get("load_average_1min"), environment.get("cpu_cores") or 1
@@ -140,5 +148,6 @@ RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _realism,
     _schedule_notes,
     _tokenizers,
+    _dtypes,
     _machine,
 )

@@ -210,7 +210,7 @@ def _print_waterfall(waterfall: Waterfall, console: Console) -> None:
         console.print(Text(printable(waterfall.caption), style="dim"))
     console.print(waterfall_table(waterfall, console.width))
     for step in waterfall.steps:
-        if step.text:
+        if step.text and not step.told:  # what the others are stands above, once
             text = Text.assemble((printable(step.label), "bold"), ": ", printable(step.text))
             console.print(Padding(text, (0, 0, 0, 1)))
 
