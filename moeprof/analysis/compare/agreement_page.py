@@ -8,7 +8,8 @@ from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.agreement import Agreement, same_taxes
 from moeprof.analysis.compare.estimate import Estimate
 from moeprof.analysis.compare.ladder import LadderResult
-from moeprof.analysis.compare.ladder_page import ladder_results, load_text
+from moeprof.analysis.compare.ladder_page import ladder_results
+from moeprof.analysis.compare.ladder_tables import load_text
 from moeprof.analysis.document import FactTable, Paragraph, Section
 from moeprof.analysis.summary import Summary
 from moeprof.core import units

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.ladder import LadderResult, Rung, control, ladders, usd_per_1m_tokens
-from moeprof.analysis.compare.sweep_points import to_metric
+from moeprof.analysis.compare.ladder import LadderResult, Rung, control, ladders
+from moeprof.analysis.compare.ladder_tables import (
+    ROLES,
+    coverage_blocks,
+    ladder_tables,
+    load_text,
+)
 from moeprof.analysis.document import (
     Block,
-    Chart,
     Paragraph,
-    RatioRow,
-    RatioTable,
     Section,
-    Series,
     Waterfall,
     WaterfallStep,
 )
 from moeprof.analysis.pricing import Pricing
 from moeprof.core import units
-from moeprof.core.metric import MetricValue
 from moeprof.core.record import Record
 
 HOW = (
@@ -30,26 +30,12 @@ HOW = (
     "different experts, so more weights are read. Imbalance: some experts get more tokens than others; it may be a "
     "gain. Saved: what a dense model with all the experts' width would take more."
 )
-ROLES = {
-    "active": "dense, active-matched",
-    "concentrated": "MoE, all tokens to the same experts",
-    "balanced": "MoE, as many experts as recorded, even load",
-    "recorded": "MoE, recorded routing",
-    "total": "dense, total-matched",
-    "native": "MoE, its own router (beside the ladder)",
-}
 CHANGES = (
     ("dispatch_tax_s", "dispatch", "concentrated"),
     ("coverage_tax_s", "coverage", "balanced"),
     ("imbalance_tax_s", "imbalance", "recorded"),
     ("sparsity_saved_s", "saved", "total"),
 )
-DOLLARS = {
-    "dispatch_tax_s": "dispatch_tax_usd_per_1m_tokens",
-    "coverage_tax_s": "coverage_tax_usd_per_1m_tokens",
-    "imbalance_tax_s": "imbalance_tax_usd_per_1m_tokens",
-    "sparsity_saved_s": "sparsity_saved_usd_per_1m_tokens",
-}
 
 
 def ladder_results(record: Record) -> tuple[LadderResult, ...]:
@@ -66,29 +52,9 @@ def ladder_section(record: Record, pricing: Pricing) -> Section | None:
     blocks += [Paragraph(text=text) for text in (*sentences(results), *controls(results))]
     blocks += [Paragraph(text=note) for note in _notes(record)]
     blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
-    blocks += _coverage(results)
-    blocks += _tables(results, pricing)
+    blocks += coverage_blocks(results)
+    blocks += ladder_tables(results, pricing)
     return Section(name="ladder", title="The sparsity ladder", blocks=tuple(blocks))
-
-
-def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
-    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
-    found = []
-    for result in results:
-        labels = labels_of(result)
-        for tax in result.taxes:
-            found.append(to_metric(tax.name, tax.seconds, **labels))
-            if tax.name in DOLLARS:
-                dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
-                found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
-        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
-        found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
-    return tuple(found)
-
-
-def labels_of(result: LadderResult) -> dict[str, str]:
-    """Phase and load, as metric labels."""
-    return {"phase": result.phase, "concurrency": str(result.concurrency or "offline")}
 
 
 def sentences(results: Sequence[LadderResult]) -> list[str]:
@@ -156,11 +122,6 @@ def _times(share: Estimate) -> str:
     return f"{1 + share.value:.2f}x{between}"
 
 
-def load_text(result: LadderResult) -> str:
-    """The load, for people."""
-    return "all at once" if result.concurrency is None else f"{result.concurrency} in flight"
-
-
 def _waterfall(result: LadderResult) -> list[Block]:
     """Active-matched, then what dispatch, coverage and imbalance add, then what the total-matched model takes."""
     levels = {role: result.rung(role) for role in ("active", "recorded", "total", "concentrated", "balanced")}
@@ -212,70 +173,6 @@ def _change(result: LadderResult, name: str, label: str) -> list[WaterfallStep]:
             told=tax.told, text=tax.note or card_for(name).formula,
         )
     ]  # fmt: skip
-
-
-def _coverage(results: Sequence[LadderResult]) -> list[Block]:
-    """Step time against distinct experts, where rungs set their number."""
-    drawn = [r for r in results if r.phase == "decode" and len(r.coverage.points) > 2]
-    if not drawn:
-        return []
-    series = tuple(
-        Series(
-            name=load_text(result),
-            x=tuple(point.distinct_per_layer for point in result.coverage.points),
-            y=tuple(point.seconds.value or 0.0 for point in result.coverage.points),
-        )
-        for result in drawn
-    )
-    blocks: list[Block] = []
-    for result in drawn:
-        slope = result.coverage.slope
-        if slope.value is None or slope.low is None or slope.high is None:
-            continue
-        grows = "so coverage costs time" if slope.low > 0 else "so no cost of coverage is shown"
-        text = (
-            f"decode, {load_text(result)}: one more distinct expert in every layer takes "
-            f"{units.display(slope.value, 's')} a step [{units.interval(slope.low, slope.high, 's')}], {grows}."
-        )
-        blocks.append(Paragraph(text=text))
-    chart = Chart(
-        name="coverage",
-        title="What one more expert costs",
-        caption="Seconds of a decode step against the experts that its tokens share out evenly; the batch is the same.",
-        x_label="distinct experts per layer and step",
-        x_unit="experts",
-        y_label="step time",
-        y_unit="s",
-        series=series,
-    )
-    return [*blocks, chart]
-
-
-def _tables(results: Sequence[LadderResult], pricing: Pricing) -> list[Block]:
-    columns = tuple(f"{result.phase}, {load_text(result)}" for result in results)
-    rungs = [_rung_row(role, title, results) for role, title in ROLES.items()]
-    metrics = [{value.name: value for value in ladder_metrics([result], pricing)} for result in results]
-    rows = [_metric_row(name, [one.get(name) for one in metrics]) for name in metrics[0]]
-    return [
-        RatioTable(title=title, columns=columns, rows=tuple(row for row in found if row is not None), folded=folded)
-        for title, found, folded in (("Seconds per step of each rung", rungs, False), ("Taxes", rows, True))
-    ]
-
-
-def _rung_row(role: str, title: str, results: Sequence[LadderResult]) -> RatioRow | None:
-    rungs = [result.rung(role) for result in results]
-    if not any(rungs):
-        return None
-    values = [None if rung is None else to_metric("rung_step_s", rung.seconds, rung=role) for rung in rungs]
-    return _row(title, "rung_step_s", values)
-
-
-def _metric_row(name: str, values: Sequence[MetricValue | None]) -> RatioRow | None:
-    return _row(card_for(name).title, name, values)
-
-
-def _row(label: str, name: str, values: Sequence[MetricValue | None]) -> RatioRow:
-    return RatioRow(label=label, card=card_for(name), name=name, values=tuple(values), ratios=(None,) * len(values))
 
 
 def _num_moe_layers(record: Record) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.claims import claim_notes
 from moeprof.analysis.compare.ladder import LadderResult
-from moeprof.analysis.compare.ladder_page import ladder_metrics, ladder_results, ladder_section, sentences
+from moeprof.analysis.compare.ladder_page import ladder_results, ladder_section, sentences
+from moeprof.analysis.compare.ladder_tables import ladder_metrics
 from moeprof.analysis.compare.lockstep_page import (
     LockstepPair,
     lockstep_doubts,
