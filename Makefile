@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-517 lint types check bench accept clean
+.PHONY: help quickstart example test test-517 lint types check bench accept clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,11 @@ help: ## list the targets
 
 quickstart: .venv/ready ## set up and run the main job on the demo models
 	$(BIN)/moeprof run workloads/quickstart.yaml
+
+example: .venv/ready ## dense against sparse: an MoE, its twins, lock-step, ladder and sweep (about eight minutes)
+	rm -rf reports/example reports/example-compare
+	$(BIN)/moeprof run workloads/dense-vs-sparse.yaml --output-dir reports/example
+	$(BIN)/moeprof compare reports/example --write md,html,json --output-dir reports/example-compare
 
 test: .venv/ready ## set up and pass the tests
 	$(BIN)/pytest
