@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from moeprof.capture import estimate as estimating
 from moeprof.capture import open_model as opening
@@ -28,7 +29,9 @@ from tests.tiny_run import SHORT, run_main
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 REFUSED = {"doge": "DogeCDMoE", "jetmoe": "experts in its attention"}
-TYPES = [name for name in moe_causal_lm_types() if name not in REFUSED]
+# transformers 5.17 keeps Aria's experts in a form that is not counted; such a model is refused by name
+UNCOUNTED = {"aria_text"} if transformers.__version__ < "5.18" else set()
+TYPES = [name for name in moe_causal_lm_types() if name not in REFUSED.keys() | UNCOUNTED]
 TOKENS = torch.arange(3, 15)[None]
 BIASED = {"gpt_oss"}
 TWINS = ("active", "popular")
