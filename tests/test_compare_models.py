@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from moeprof.analysis.compare.estimate import Estimate
@@ -217,3 +218,15 @@ def test_half_widths_on_the_log_scale_add_as_squares() -> None:
     ratio = interval_ratio(value(1.0, 0.3), value(2.0, 0.4), "lower")
     assert ratio.low == pytest.approx(2 / math.exp(0.5)) and ratio.high == pytest.approx(2 * math.exp(0.5))
     assert ratio.verdict == "worse" and ratio.reason == "the interval excludes 1"
+
+
+def test_models_that_stopped_when_they_liked_did_not_do_the_same_work(tmp_path: Path) -> None:
+    """Asked for 4 tokens each: one model says 4, the other stops after 2; their bills are of different work."""
+    summary = planted_run(tmp_path / "run", launches=1, rounds=3)
+    for file in (summary.record.path / "dense").rglob("requests.parquet"):
+        table = pd.read_parquet(file)
+        table["output_tokens"] = table["asked_output_tokens"] - 2
+        table.to_parquet(file)
+    compared = compare_models(summarise(open_record(summary.record.path), PRICING), "moe")
+    bills = [cell.ratios[1] for key, cell in compared.items() if key[0] == "run_cost_usd"]
+    assert bills and all(bill is not None and bill.verdict == "incomparable" for bill in bills)

@@ -52,7 +52,8 @@ def repeats(model: ModelSummary, pricing: Pricing, slo: Slo) -> Repeats:
         return Repeats(unit="launch", values=launches)
     found: dict[Key, dict[int, float]] = {}
     for passes in (model.rounds, model.capacity):
-        for number, tables in enumerate(passes):
+        for tables in passes:
+            number = int(tables.name.rpartition("-")[2])  # a round that never began leaves a gap, and pairs nobody
             for key, value in by_key(_of_one_pass(model, tables, pricing, slo)).items():
                 if value.value is not None:
                     found.setdefault(key, {})[number] = float(value.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.keys import Key, labels_of
 from moeprof.analysis.summary import ModelSummary
-from moeprof.analysis.tables import is_done
+from moeprof.analysis.tables import PassTables, is_done
 from moeprof.core.metric import MetricValue
 
 FEWEST_BUSY_RATIO = 0.95
@@ -36,9 +36,18 @@ def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str
     return None
 
 
-def _work(model: ModelSummary, traffic: str | None) -> set[int]:
-    """Requests that ended well, of every pass of this traffic."""
-    return {int(is_done(t.requests).sum()) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
+def _work(model: ModelSummary, traffic: str | None) -> set[tuple[int, int | None]]:
+    """Requests that ended well, of every pass of this traffic, and their tokens where models may stop when they like.
+
+    With lengths asked for, other tokens for the same text are another tokenizer's, not other work.
+    """
+    return {_done(t) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
+
+
+def _done(tables: PassTables) -> tuple[int, int | None]:
+    requests = tables.requests[is_done(tables.requests)]
+    stopped_early = bool((requests["output_tokens"] < requests["asked_output_tokens"]).any())
+    return len(requests), int(requests["output_tokens"].sum()) if stopped_early else None
 
 
 def _busy_ratio(model: ModelSummary) -> float | None:
