@@ -123,8 +123,10 @@ def test_a_difference_of_one_model_does_not_touch_another() -> None:
 
 def test_the_refusal_names_every_fact_and_the_flag(tmp_path: Path) -> None:
     told = found(tmp_path, environment={"threads": 2}, engine={"dtype": "bfloat16"}).values()
-    with pytest.raises(RecordError, match=r"threads: 1 against 2.*--allow threads,dtype"):
+    with pytest.raises(RecordError, match=r"threads: 1 against 2.*--allow dtype,threads"):
         refuse(told)
+    with pytest.raises(RecordError, match=r"threads: 1 against 2.*--allow dtype,threads"):
+        refuse(told, {"dtype"})  # the flag is whole: it is typed anew
     refuse(told, {"threads", "dtype"})
     assert len(banners(told, {"threads", "dtype"})) == 2
 

@@ -94,7 +94,7 @@ def test_noise_gives_an_interval_around_the_size(tmp_path: Path) -> None:
 def test_outside_of_the_ladder_there_is_a_bound(tmp_path: Path, moe: float, bound: str, at: float, word: str) -> None:
     told = equivalent_of_lanes(lanes(tmp_path, moe=moe), SIZES, "moe", None)
     assert (told.params.value, told.bound, told.bound_params) == (None, bound, at)
-    assert told.reason is not None and told.reason.startswith(f"the MoE costs {word} than the")
+    assert told.reason is not None and told.reason.startswith(f"it costs {word} than the")
 
 
 def test_an_interval_that_leaves_the_ladder_is_open_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moeprof.capture.lanes import Requests, Seat, check_ladder, equip_ladder, record_steps
 from moeprof.capture.lockstep import Limits
-from moeprof.capture.lockstep_run import check_workload, choose_moe, ladder_twins
+from moeprof.capture.lockstep_checks import _check_distinct, check_workload, choose_moe, ladder_twins
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.pick_table import PickTable
 from moeprof.capture.rungs import LayerShape, StepPicks, change_for, changed, loads_of, num_distinct, table_of
@@ -269,3 +269,9 @@ def test_bad_options_are_one_line_and_exit_2(tiny: Path, options: list[str], wor
     ran = run_main(["ladder", tiny / "workload.yaml", *options])
     assert (ran.code, ran.stdout) == (2, "")
     assert words in ran.stderr and len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("wanted", [1, 9])
+def test_more_or_fewer_distinct_experts_than_there_can_be_are_refused(wanted: int) -> None:
+    with pytest.raises(WorkloadError, match=rf"ladder.distinct: found {wanted}; 2 \(what one token takes\) to 8"):
+        _check_distinct((4, wanted), {"text_config": {"num_experts": 8, "num_experts_per_tok": 2}})

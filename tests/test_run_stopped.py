@@ -130,7 +130,8 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_read_it(
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == f"moeprof: stopped; what was measured is kept: moeprof report {folder}"
+    kept = f"moeprof: stopped; what was measured is kept: moeprof report {folder}; to go on: --resume {folder}"
+    assert err.splitlines()[-1] == kept
     assert "Traceback" not in err
     assert "incomplete" in out
     experiment = read(folder / "experiment.json")

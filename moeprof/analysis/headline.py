@@ -108,7 +108,8 @@ def subtitle(summary: Summary) -> str:
     if schedules:
         first = schedules[0]
         parts.append(f"{first['num_requests']} requests, {PATTERNS.get(first['pattern'], first['pattern'])}")
-    if summary.models and all(model.capacity or not model.rounds for model in summary.models):
+    measured = [model for model in summary.models if model.rounds]
+    if measured and all(model.capacity for model in measured):
         parts.append("* from the capacity pass: the same requests, offline")
     return "; ".join(parts)
 

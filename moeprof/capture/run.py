@@ -18,7 +18,8 @@ from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
 from moeprof.capture.gpu import Gpu, find_gpu
 from moeprof.capture.header import Header
-from moeprof.capture.lockstep_run import check_workload, run_ladder_only
+from moeprof.capture.lockstep_checks import check_workload
+from moeprof.capture.lockstep_run import run_ladder_only
 from moeprof.capture.meters import idle_power_w, open_meters
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.resume import Resume

@@ -33,7 +33,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
-    rows += _sweep(prepared)
+    rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
         cost = units.usd(seconds * pricing.usd_per_second)
@@ -42,6 +42,17 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
     print_records([{"what": what, "plan": plan} for what, plan in rows], form)
+
+
+def _in_turn(prepared: Prepared) -> list[tuple[str, str]]:
+    """Lock-step and ladder: loads, and the longest that the timed part can take."""
+    rows = []
+    for what, settings in (("lock-step", prepared.workload.lockstep), ("ladder", prepared.workload.ladder)):
+        if settings is not None:
+            loads = len(settings.concurrency) or 1
+            longest = units.seconds(loads * settings.max_seconds * prepared.workload.launches)
+            rows.append((what, f"{loads} load{'s' * (loads > 1)}, {longest} or less beside loading and warming up"))
+    return rows
 
 
 def _sweep(prepared: Prepared) -> list[tuple[str, str]]:

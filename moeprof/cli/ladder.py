@@ -72,7 +72,7 @@ def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workl
     """
     from dataclasses import replace
 
-    from moeprof.capture.lockstep_run import choose_moe, ladder_twins
+    from moeprof.capture.lockstep_checks import choose_moe, ladder_twins
     from moeprof.capture.model_source import find_model
     from moeprof.core.sparsity import Ladder
 

@@ -127,4 +127,10 @@ def _print_table(document: Document, *, sections: bool, folded: bool) -> None:
 
     from moeprof.render.terminal import print_document as show
 
-    show(document, Console(highlight=False, soft_wrap=False), sections=sections, folded=folded)
+    class Terminal(Console):
+        """rich ends the process with 1 when the reader goes away; that is no error here (see cli/main.py)."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    show(document, Terminal(highlight=False, soft_wrap=False), sections=sections, folded=folded)

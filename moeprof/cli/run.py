@@ -145,7 +145,10 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
     if "html" in printing.formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
-        raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
+        raise InterruptedRunError(
+            f"stopped; what was measured is kept: moeprof report {folder}; to go on: --resume {folder}",
+            signals.number,
+        )
     if status == "failed":
         raise _failure(record)
 

@@ -101,7 +101,9 @@ class ModelSpec:
             raise WorkloadError(f"initialise: {ONLY_TWINS}")
 
     def _is_twin(self) -> None:
-        if (self.match is None) == (not self.ladder):
+        if self.match is not None and self.ladder:
+            raise WorkloadError("ladder: beside match; give one of them, a ladder is one twin per multiple")
+        if self.match is None and not self.ladder:
             raise WorkloadError(
                 f"match: missing; say how wide the twin is: {WIDTHS}; or give ladder, a list of such multiples"
             )
@@ -116,8 +118,8 @@ class ModelSpec:
             raise WorkloadError("ladder: a multiple stands twice; each needs to stand once")
         if self.ladder and len(self.ladder) < 3:
             raise WorkloadError(
-                f"ladder: found {len(self.ladder)} of the sizes; 3 or more are needed, because the size that an MoE "
-                "equals is read off a curve through them"
+                f"ladder: found {len(self.ladder)} multiples; 3 or more are needed, because the size that an MoE "
+                "equals is read off a curve through them; for single twins give match"
             )
         if self.initialise == "popular_experts" and self.match != "active":
             raise WorkloadError("initialise: popular_experts needs `match: active`, the width of the experts it takes")

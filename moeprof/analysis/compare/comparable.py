@@ -110,7 +110,7 @@ def refuse(found: Iterable[Difference], allow: Collection[str] = ()) -> None:
     """
     against = [difference for difference in found if "timed" in difference.forbids and difference.name not in allow]
     if against:
-        flags = ",".join(dict.fromkeys(difference.name for difference in against))
+        flags = ",".join(sorted({difference.name for difference in against} | set(allow)))
         said = "; ".join(difference.text for difference in against)
         raise RecordError(f"the runs are not comparable: {said}; to compare them nevertheless add --allow {flags}")
 

@@ -30,6 +30,7 @@ TAXES = {
     "override_cost_s": ("recorded", "native"),
 }
 SAME_AT_ONE_TOKEN = "at one token a step the balanced and the recorded rung are the same by definition"
+AS_MANY_AT_ONE_TOKEN = "at one token a step every rung reads as many experts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +251,8 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
     told, note = seconds.excludes(0), None
     if name == "imbalance_tax_s" and one_token:
         told, note = False, SAME_AT_ONE_TOKEN
+    elif name == "coverage_tax_s" and one_token:
+        told, note = False, AS_MANY_AT_ONE_TOKEN
     elif not told:
         note = f"the rungs {less} and {of} cannot be told apart"
     share = _share(launches, difference, lane_of)

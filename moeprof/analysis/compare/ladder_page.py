@@ -50,7 +50,7 @@ def ladder_section(record: Record, pricing: Pricing) -> Section | None:
         return None
     blocks: list[Block] = [Paragraph(text=HOW)]
     blocks += [Paragraph(text=text) for text in (*sentences(results), *controls(results))]
-    blocks += [Paragraph(text=note) for note in _notes(record)]
+    blocks += [Paragraph(text=note) for note in (*_disturbed(results), *_notes(record))]
     blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
     blocks += coverage_blocks(results)
     blocks += ladder_tables(results, pricing)
@@ -80,6 +80,8 @@ def _sentence(result: LadderResult) -> str | None:
     if saved.share.value is not None:
         parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
     where = f"{result.phase}, {load_text(result)}"
+    if result.phase == "decode" and result.concurrency is not None and result.tokens_per_step < result.concurrency:
+        where += f" ({result.tokens_per_step:.1f} tokens a step)"
     return f"{where}: of a step of {units.display(base.seconds.value, 's')} {'; '.join(parts)}." if parts else None
 
 
@@ -173,6 +175,15 @@ def _change(result: LadderResult, name: str, label: str) -> list[WaterfallStep]:
             told=tax.told, text=tax.note or card_for(name).formula,
         )
     ]  # fmt: skip
+
+
+def _disturbed(results: Sequence[LadderResult]) -> list[str]:
+    """What the machine took away; a phase counts the turns of its whole load, so each load is said once."""
+    set_aside = {load_text(result): result.set_aside for result in results if result.set_aside}
+    return [
+        f"{load}: {number} turns were set aside, because the machine took the processor away in one of their lanes."
+        for load, number in set_aside.items()
+    ]
 
 
 def _num_moe_layers(record: Record) -> int:

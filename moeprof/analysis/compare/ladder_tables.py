@@ -109,7 +109,11 @@ def _set_by_hand(results: Sequence[LadderResult]) -> list[RatioRow | None]:
     rows = []
     for lane in lanes:
         rungs = [next((r for r in result.rungs if r.name == lane), None) for result in results]
-        rows.append(_rung_row("distinct", f"MoE, {lane.replace('-', ' ')} experts by hand", rungs))
+        touched = [r.distinct_per_layer for r in rungs if r is not None and r.distinct_per_layer is not None]
+        span = (
+            " to ".join(units.significant(n) for n in dict.fromkeys((min(touched), max(touched)))) if touched else "?"
+        )
+        rows.append(_rung_row("distinct", f"MoE, picks by hand ({lane}): {span} experts per layer", rungs))
     return rows
 
 

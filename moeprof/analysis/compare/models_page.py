@@ -61,7 +61,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         run=record.run,
         status=record.status,
         started_at=str(record.experiment.get("started_at", "")),
-        headline=found.answer.sentence if found.answer is not None else headline(summary),
+        headline=_headline(summary, found),
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
         banners=banners(summary),
@@ -116,6 +116,14 @@ def _narrowed(table: RatioTable, parts: Roles, against: str) -> RatioTable:
 def _chosen(summary: Summary, parts: Roles) -> str:
     dense = parts.total or parts.active or next(iter(parts.rivals), None)
     return dense.name if dense is not None else summary.models[0].name
+
+
+def _headline(summary: Summary, found: _Found) -> str:
+    """The answer; a run that only climbed the ladder answers with it."""
+    if found.answer is not None:
+        return found.answer.sentence
+    climbed = sentences([result for result in found.ladders if result.phase == "decode"])
+    return climbed[-1] if climbed and not any(model.rounds for model in summary.models) else headline(summary)
 
 
 def _notes(summary: Summary, found: _Found) -> Iterator[str]:

@@ -16,6 +16,7 @@ from moeprof.analysis import stats
 from moeprof.analysis.compare.estimate import Draws, Estimate, estimate_of, linear_estimate, widened_interval
 from moeprof.analysis.compare.lanes import LaneTimes
 from moeprof.analysis.tables import FloatArray
+from moeprof.core import units
 from moeprof.core.modelfacts import ModelFacts
 
 LEAST_PROMISE = 0.05
@@ -224,12 +225,12 @@ def _equivalent(
 
 def _outside(sizes: Sequence[int], *, below: bool, may_be: FloatArray | None, num: int) -> DenseEquivalent:
     end, which, how = (sizes[0], "smallest", "less") if below else (sizes[-1], "largest", "more")
-    reason = f"the MoE costs {how} than the {which} dense size ({end:,} parameters)"
+    reason = f"it costs {how} than the {which} dense size, {units.count(end)} parameters"
     if may_be is not None and len(may_be):
         inner = float(np.exp(may_be[-1] if below else may_be[0]))
-        reason += f"; within the noise it may equal one of {inner:,.0f}"
+        reason += f", but within the noise as much as one of {units.count(inner)}"
     elif may_be is None:
-        reason += "; too few samples to say so for sure"
+        reason += ", by too few samples to say so for sure"
     return DenseEquivalent(
         params=Estimate(value=None, n=num, reason=reason),
         bound="below" if below else "above",

@@ -94,6 +94,11 @@ def _load(one: SweptPoint) -> float:
 
 def _at_slo(row: SweepPoint, points: Sequence[SweptPoint], slo: Slo) -> AtSlo:
     met = [one for one in points if is_attained(one, slo)]
+    unjudged = [one for one in met if _unjudged(one)]
+    met = [one for one in met if not _unjudged(one)]
+    if unjudged and not met:
+        why = next(r.saturation_reason for r in unjudged[0].rounds if r.saturated is None) or "not judged"
+        return _none(f"{NO_POINT} is known: {unjudged[0].point.label} met it, but whether its queue grows: {why}", row)
     if not met:
         best = max((share for one in points for _, share in goodput_ratios(one, slo) if share is not None), default=0.0)
         reason = f"{NO_POINT}: the best of {len(points)} loads met it for {100 * best:.0f} % of requests"
@@ -101,9 +106,6 @@ def _at_slo(row: SweepPoint, points: Sequence[SweptPoint], slo: Slo) -> AtSlo:
     chosen = met[-1]
     missed = [one.point.label for one in points[: points.index(chosen)] if one not in met]
     notes = [f"lower loads missed it: {', '.join(missed)}"] if missed else []
-    unknown = [one for one in chosen.rounds if one.saturated is None and one.tables.traffic == "open"]
-    if unknown:
-        notes.append(f"whether its queue grows: {unknown[0].saturation_reason or 'not judged'}")
     if chosen is points[-1]:
         notes.append("the highest load tried still met it; a higher one may be cheaper")
     return AtSlo(
@@ -115,6 +117,11 @@ def _at_slo(row: SweepPoint, points: Sequence[SweptPoint], slo: Slo) -> AtSlo:
         goodput_ratio=over_rounds(goodput_ratios(chosen, slo), NO_SLO, bounded=True),
         notes=tuple(notes),
     )
+
+
+def _unjudged(one: SweptPoint) -> bool:
+    """An open loop of which nothing says that it can go on like this."""
+    return any(r.saturated is None and r.tables.traffic == "open" for r in one.rounds)
 
 
 def _none(reason: str, row: SweepPoint = ALONE) -> AtSlo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare import sweep_figures as figures
@@ -66,7 +66,9 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
     if result is None:
         return None
     index = _reference(summary, result, reference)
-    blocks: list[Block] = [Paragraph(text=text) for text in [*answers(result), *prices_at_slo(summary), *notes(result)]]
+    blocks: list[Block] = [
+        Paragraph(text=text) for text in [*answers(result), *prices_at_slo(summary), *sent(summary), *notes(result)]
+    ]
     blocks += sweep_charts(result)
     blocks += [table for row in result.rows for table in _tables(result, row, index)]
     return Section(name="sweep", title="Against load", blocks=tuple(blocks))
@@ -129,6 +131,18 @@ def prices_at_slo(summary: Summary) -> list[str]:
                     f"{model.name} costs {units.usd(float(value.value))} per 1M tokens at the SLO ({reasons})."
                 )
     return lines
+
+
+def sent(summary: Summary) -> list[str]:
+    """How many requests the points sent: figures of a few requests are not those of the run's own rounds."""
+    schedules = (summary.record.experiment.get("schedules") or {}).values()
+    points: list[dict[str, Any]] = next((schedule["sweep"] for schedule in schedules if schedule.get("sweep")), [])
+    numbers = sorted({int(point["num_requests"]) for point in points if "num_requests" in point})
+    if not numbers:
+        return []
+    each = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+    told = dict.fromkeys(str(n["text"]) for p in points for n in p.get("notes", ()) if n.get("code") == "few_requests")
+    return [f"Each load sent {each} requests, apart from the run's rounds{''.join(f'; {text}' for text in told)}."]
 
 
 def notes(result: SweepResult) -> list[str]:

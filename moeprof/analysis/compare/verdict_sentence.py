@@ -70,7 +70,9 @@ def _cost(moe: ModelSummary, dense: ModelSummary) -> str:
     value, interval = cost_ratio(moe, dense)
     low, high = interval or (None, None)
     text = ratio_text(Estimate(value=value, low=low, high=high))
-    return f"{text} (one pass, so no interval)" if interval is None else text
+    if interval is None:
+        return f"{text} (one pass, so no interval)"
+    return f"{text} (no difference shown)" if interval[0] <= 1 <= interval[1] else text
 
 
 def _realised(parts: Roles) -> Estimate:
@@ -108,7 +110,7 @@ def _equivalent_text(equivalent: DenseEquivalent) -> str:
         return f"{text} ({equivalent.reason})" if equivalent.reason else text
     if equivalent.bound is not None and equivalent.bound_params is not None:
         if not equivalent.bound_told:
-            return f"which dense size it costs as much as cannot be told: {equivalent.reason}"
+            return f"which dense size it costs as much as cannot be told ({equivalent.reason})"
         how = "less than the smallest" if equivalent.bound == "below" else "more than the largest"
         return f"it costs {how} dense size tried ({parameters_text(equivalent.bound_params)})"
     return ""
