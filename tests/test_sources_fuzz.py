@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moeprof.core.errors import TraceError
@@ -99,6 +99,7 @@ def test_random_json_rows_are_a_trace_or_an_error(
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=20))
+@example([(0.0, 1, 1), (0.0, 1, 1), (0.0, 1, 1), (1.0, 1, 1), (5e-324, 1, 1)])  # a gap that nothing can be divided by
 def test_good_rows_are_all_kept_with_their_lengths(rows: list[tuple[float, int, int]]) -> None:
     text = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "\n".join(f"{t!r},{i},{o}" for t, i, o in rows)
     trace = check(text.encode(), "vidur")

@@ -12,6 +12,7 @@ from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.sources.file import SourceFile
 
 MIN_REQUESTS_PER_STAMP = 1.5  # a grid is only worth a warning when requests share its stamps
+FINEST_GRID_S = 1e-9
 GRID_TOLERANCE = 0.01  # Mooncake's stamps stand up to 3 ms beside its 3 s grid
 GRID_SHARE = 0.99
 
@@ -32,12 +33,15 @@ class Grid:
 def detect_grid(arrival_s: FloatArray) -> Grid | None:
     """The grid that sorted time stamps stand on, or None.
 
-    A grid needs shared stamps (1.5 requests per stamp) and 99 % of the stamps within 1 % of a multiple of the step.
+    A grid needs shared stamps (1.5 requests per stamp) and 99 % of the stamps within 1 % of a multiple of the step. No
+    clock that records requests is finer than a nanosecond, so closer stamps are no grid.
     """
     stamps = np.unique(arrival_s)
     if len(stamps) < 3 or len(arrival_s) < MIN_REQUESTS_PER_STAMP * len(stamps):
         return None
     gaps = np.diff(stamps)
+    if gaps.min() < FINEST_GRID_S:
+        return None
     step_s = float(np.median(gaps / np.maximum(1, np.round(gaps / gaps.min()))))
     span_s = float(stamps[-1] - stamps[0])
     step_s = span_s / max(1, round(span_s / step_s))  # an error in the step would add up over a long trace
