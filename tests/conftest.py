@@ -8,11 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny_run import WORKLOAD, Ran, run_main, write_models
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared with the workers that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
+
+# The same examples in every run, so that a red run can be repeated; `HYPOTHESIS_PROFILE=search` looks for new ones.
+settings.register_profile("repeat", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(autouse=True)
