@@ -60,9 +60,14 @@ def _verdict(one: RunsComparison, ladders: dict[str, tuple[Agreement, ...]]) -> 
             return f"{one.other} {verb} {one.reference}: {'; '.join(_said(*pair) for pair in own)}."
     if gates and all(gate.ratio.verdict == "no difference shown" for _, gate in gates):
         return f"No difference is shown between {one.other} and {one.reference}."
-    undecided = [gate.ratio for _, gate in gates if gate.ratio.verdict != "no difference shown"]
-    reason = next((ratio.reason for ratio in undecided if ratio.reason), "no timed figure stands in both")
-    return f"Whether {one.other} differs from {one.reference} cannot be told: {reason}."
+    undecided = [(name, gate) for name, gate in gates if gate.ratio.verdict != "no difference shown"]
+    reason = next((gate.ratio.reason for _, gate in undecided if gate.ratio.reason), "no timed figure stands in both")
+    text = f"Whether {one.other} differs from {one.reference} cannot be told: {reason}"
+    shown = len(gates) - len(undecided)
+    if not shown:
+        return f"{text}."
+    said = "; ".join(_said(*pair) for pair in undecided)
+    return f"{text}, for {said}; in {shown} of {len(gates)} deciding figures no difference is shown."
 
 
 def _notes(found: Sequence[RunsComparison], ladders: Sequence[dict[str, tuple[Agreement, ...]]]) -> list[str]:
