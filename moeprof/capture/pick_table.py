@@ -8,20 +8,19 @@ Suffix legend: R rows (request x position), L MoE layers, T tokens, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.engine.base import BatchLayout
 from moeprof.capture.moe_structure import MoeLayer
 from moeprof.capture.positions import Positions
 from moeprof.capture.rungs import LayerShape
+from moeprof.capture.switchable_hooks import Hook, SwitchableHooks
 from moeprof.core.errors import EngineError, UnsupportedModelError
 
 LARGE_BYTES = 64 * 2**20
@@ -59,7 +58,7 @@ class PickTable:
         return self._picks_LRK.index_select(1, index).to(dtype)
 
 
-class PickOverride:
+class PickOverride(SwitchableHooks):
     """Puts a table in the place of the router's picks; a ForwardListener of the engine whose forwards it serves.
 
     Args:
@@ -71,10 +70,9 @@ class PickOverride:
     def __init__(self, layers: Sequence[MoeLayer], table: PickTable, *, strict: bool = True) -> None:
         check_overridable(layers, "routing by table")
         self.table, self.strict = table, strict
-        self._layers = tuple(layers)
+        super().__init__([(layer.experts, self._hook(i, layer)) for i, layer in enumerate(layers)])
         self._picks_LTK: torch.Tensor | None = None
         self._dtype = torch.int64
-        self._handles: list[RemovableHandle] = []
 
     def before_forward(self, layout: BatchLayout) -> None:
         """Gather the picks of the coming forward."""
@@ -84,29 +82,7 @@ class PickOverride:
         """Forget them."""
         self._picks_LTK = None
 
-    def enable(self) -> None:
-        """Put the hooks on; they must come before the tap's, which then sees what is executed."""
-        if not self._handles:
-            self._handles = [
-                layer.experts.register_forward_pre_hook(self._hook(i, layer)) for i, layer in enumerate(self._layers)
-            ]
-
-    def close(self) -> None:
-        """Take the hooks off: the model has its own routing back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def switched_on(self) -> Iterator[None]:
-        """Hooks on inside, off outside."""
-        self.enable()
-        try:
-            yield
-        finally:
-            self.close()
-
-    def _hook(self, index: int, layer: MoeLayer) -> Callable[..., tuple[Any, ...]]:
+    def _hook(self, index: int, layer: MoeLayer) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             if self._picks_LTK is None:
                 raise EngineError(f"{layer.name}: called outside of a forward that was announced")

@@ -14,8 +14,7 @@ Suffix legend: T tokens, L MoE layers, E experts, K top-k.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.moe_structure import MoeLayer
 from moeprof.capture.pick_table import check_overridable
+from moeprof.capture.switchable_hooks import SwitchableHooks
 from moeprof.core.errors import WorkloadError
 from moeprof.core.routing_counts import Routing
 from moeprof.core.workload import RoutingPolicy
@@ -35,37 +34,21 @@ FloatArray = npt.NDArray[np.float64]
 Draw = Callable[[torch.Tensor], torch.Tensor]
 
 
-class RoutingOverride:
+class RoutingOverride(SwitchableHooks):
     """Hooks that replace picks; made by :func:`override_routing`."""
 
     def __init__(self, layers: Sequence[MoeLayer], policy: RoutingPolicy, popularity_LE: FloatArray | None) -> None:
         self.policy = policy
-        self._handles: list[RemovableHandle] = []
-        self._hooks = [
-            (layer.experts, _replace(_drawer(layer, i, policy, None if popularity_LE is None else popularity_LE[i])))
-            for i, layer in enumerate(layers)
-        ]
+        super().__init__(
+            [
+                (
+                    layer.experts,
+                    _replace(_drawer(layer, i, policy, None if popularity_LE is None else popularity_LE[i])),
+                )
+                for i, layer in enumerate(layers)
+            ]
+        )
         self.enable()
-
-    def enable(self) -> None:
-        """Put the hooks on."""
-        if not self._handles:
-            self._handles = [experts.register_forward_pre_hook(hook) for experts, hook in self._hooks]
-
-    def close(self) -> None:
-        """Give the model its own routing back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def switched_on(self) -> Iterator[None]:
-        """Hooks on inside, off outside."""
-        self.enable()
-        try:
-            yield
-        finally:
-            self.close()
 
 
 def override_routing(layers: Sequence[MoeLayer], policy: RoutingPolicy) -> RoutingOverride | None:
