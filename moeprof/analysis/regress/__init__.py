@@ -1,0 +1,1 @@
+"""Did it get worse? Baselines, gates, verdicts, the change of routing, trends."""
