@@ -13,6 +13,19 @@ OFFLINE = 0  # the concurrency of a measurement in which all requests are sent a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slowdown:
+    """Time burnt after steps, to test whether a comparison notices. Never set by a workload.
+
+    Attributes:
+        ratio: of the step's own time; 0.03 makes it 3 % slower.
+        every: only each so-manieth step, spread evenly; 1: all.
+    """
+
+    ratio: float
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanePlan:
     """One lane. Lanes of one model share its weights.
 
@@ -23,6 +36,8 @@ class LanePlan:
         rung: one of :data:`moeprof.core.record_lanes.RUNGS`; None where the loaded model tells (dense or native).
         distinct: for the rung ``distinct``, experts that each step touches.
         optional: left out with a note where memory is too small for its model.
+        engine: engine settings of its own; None: those of the plan. Models under other settings are loaded apart.
+        slowdown: a test hook; see Slowdown.
     """
 
     name: str
@@ -31,6 +46,8 @@ class LanePlan:
     rung: str | None = None
     distinct: int | None = None
     optional: bool = False
+    engine: EngineSettings | None = None
+    slowdown: Slowdown | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +55,8 @@ class LockstepPlan:
     """Several lanes in one fresh process.
 
     Attributes:
-        kind: ``lockstep`` (models) or ``ladder`` (rungs of one MoE, whose own router is one of the lanes).
+        kind: ``lockstep`` (models), ``ladder`` (rungs of one MoE, whose own router is one of the lanes) or ``pairs``
+            (one model before and after a change: lanes ``base`` and ``new``).
         lanes: what is stepped in turn.
         engine: engine settings; the KV space is chosen from the requests of each measurement.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -53,7 +71,7 @@ class LockstepPlan:
         facts_folder: where each model's ``<model>/model.json`` goes; None: the run has written them.
     """
 
-    kind: Literal["lockstep", "ladder"]
+    kind: Literal["lockstep", "ladder", "pairs"]
     lanes: tuple[LanePlan, ...]
     engine: EngineSettings
     device: str
@@ -70,7 +88,7 @@ class LockstepPlan:
     @property
     def label(self) -> str:
         """What messages call the worker."""
-        return "lock-step" if self.kind == "lockstep" else "ladder"
+        return {"lockstep": "lock-step", "ladder": "ladder", "pairs": "launch pair"}[self.kind]
 
 
 def wanted_requests(num_requests: int | None, concurrency: int, available: int) -> int:

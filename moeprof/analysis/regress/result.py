@@ -56,7 +56,7 @@ class GateResult:
 
     @property
     def verdict(self) -> str:
-        """better | worse | no difference shown | cannot tell | incomparable."""
+        """One of better, worse, no difference shown, cannot tell, incomparable."""
         return self.ratio.verdict
 
     @property
