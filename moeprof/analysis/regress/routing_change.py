@@ -50,8 +50,8 @@ class RoutingChange:
         same_tokens: both sides routed the same token ids.
         exact: both sides have the same weights, kernels, dtype and device: any difference is one.
         layers: in order.
-        metrics: figures of the change for gates and tables (means or totals over layers, without labels; ``_worst`` names
-            where there are any): routing_agreement_ratio, router_drift_js, ...
+        metrics: figures of the change for gates and tables (means or totals over layers, without labels, ``_worst``
+            where they exist): routing_agreement_ratio, router_drift_js, ...
         sentences: what to say, most important first.
         verdict: ``unchanged``, ``noise`` (differs as finite samples or rounding do), ``changed``, ``collapsed``.
     """
