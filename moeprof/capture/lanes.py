@@ -113,19 +113,35 @@ def equip_models(seats: Sequence[Seat], requests: Requests, limits: Limits) -> N
     for seat in seats:
         if not seat.layers:
             continue
-        policy = seat.plan.model.routing
-        if policy.policy == "replay":
-            table = replay_table(Path(str(policy.path)), requests.schedule, seat.shapes, rows_N=requests.rows_N)
-            _use_table(seat, table, requests.schedule)
-        elif policy.policy != "native":
-            override = override_routing(seat.layers, policy)
-            assert override is not None
-            override.close()
-            seat.lane.switched_on = override.switched_on
-        if policy.policy in DRAWN:
-            seat.note = f"{seat.plan.name}: routing policy {policy.policy} draws anew in every cycle: no loads per step"
+        _use_policy(seat, requests)
+        policy = seat.plan.model.routing.policy
+        if policy in DRAWN:
+            seat.note = f"{seat.plan.name}: routing policy {policy} draws anew in every cycle: no loads per step"
         else:
             seat.lane.loads = loads_of(record_steps(seat, requests.schedule, limits), seat.shapes)
+
+
+def equip_pair(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:
+    """Give each side of a launch pair its routing policy; where tokens go is the lone runs' business.
+
+    Raises:
+        WorkloadError: recorded picks do not fit.
+    """
+    for seat in seats:
+        if seat.layers:
+            _use_policy(seat, requests)
+
+
+def _use_policy(seat: Seat, requests: Requests) -> None:
+    policy = seat.plan.model.routing
+    if policy.policy == "replay":
+        table = replay_table(Path(str(policy.path)), requests.schedule, seat.shapes, rows_N=requests.rows_N)
+        _use_table(seat, table, requests.schedule)
+    elif policy.policy != "native":
+        override = override_routing(seat.layers, policy)
+        assert override is not None
+        override.close()
+        seat.lane.switched_on = override.switched_on
 
 
 def equip_ladder(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.engine.static_reason import needs_static
 from moeprof.capture.fit import HEADROOM, all_at_once_tokens
-from moeprof.capture.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, take_seat
+from moeprof.capture.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
 from moeprof.capture.lockstep import Limits, LockstepResult, run_lockstep, warm_up_lanes
 from moeprof.capture.lockstep_plan import OFFLINE, LanePlan, LockstepPlan, wanted_requests
 from moeprof.capture.moe_structure import MoeLayer, find_moe_layers
 from moeprof.capture.open_model import OpenModel, facts_of, open_model
 from moeprof.capture.plan import Order, Report
+from moeprof.capture.slowdown import slowed
 from moeprof.core.errors import EngineError
 from moeprof.core.record import write_json
 from moeprof.core.schedule_rows import first_requests
@@ -30,6 +31,19 @@ from moeprof.core.workload import EngineSettings, ModelSpec, RoutingPolicy
 
 WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
 BEAT_EVERY_S = 10.0
+EQUIP = {"lockstep": equip_models, "ladder": equip_ladder, "pairs": equip_pair}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What decides the weights: models that differ in name or routing alone share them.
+
+    The two sides of a launch pair never do: where memory places them is part of what differs between two builds.
+    """
+
+    model: ModelSpec
+    engine: EngineSettings | None
+    side: str | None
 
 
 class LockstepSession:
@@ -38,8 +52,8 @@ class LockstepSession:
     def __init__(self, plan: LockstepPlan, should_stop: Callable[[], bool], send: Callable[[Report], None]) -> None:
         self._plan, self._should_stop, self._send = plan, should_stop, send
         self._device = torch.device(plan.device)
-        self._models: dict[ModelSpec, OpenModel] = {}
-        self._layers: dict[ModelSpec, tuple[MoeLayer, ...]] = {}
+        self._models: dict[Weights, OpenModel] = {}
+        self._layers: dict[Weights, tuple[MoeLayer, ...]] = {}
         self._lanes: list[LanePlan] = []
         self._launch: dict[str, Any] = {"kind": plan.kind, "lanes": {}, "models": {}, "notes": []}
         self._next_beat_s = 0.0
@@ -64,7 +78,7 @@ class LockstepSession:
     def prepare(self, order: Order) -> dict[str, Any]:
         """Load every model once; optional ones that find no room are left out, with a note."""
         for lane in self._plan.lanes:
-            key = _weights_of(lane.model)
+            key = self._weights_of(lane)
             if key in self._models or self._open(lane, key):
                 self._lanes.append(lane)
         if len(self._lanes) < 2:
@@ -89,14 +103,18 @@ class LockstepSession:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    def _open(self, lane: LanePlan, key: ModelSpec) -> bool:
+    def _weights_of(self, lane: LanePlan) -> Weights:
+        side = lane.name if self._plan.kind == "pairs" else None
+        return Weights(model=_nameless(lane.model), engine=lane.engine, side=side)
+
+    def _open(self, lane: LanePlan, key: Weights) -> bool:
         plan, spec = self._plan, lane.model
         if lane.optional and (reason := self._no_room(lane)) is not None:
             self._note(reason)
             return False
         self._say(f"loading {spec.name}")
         try:
-            opened = open_model(spec, lane.base, plan.engine, self._device, warmup=self._warmup)
+            opened = open_model(spec, lane.base, lane.engine or plan.engine, self._device, warmup=self._warmup)
         except (torch.OutOfMemoryError, MemoryError):
             if not lane.optional:
                 raise
@@ -113,7 +131,7 @@ class LockstepSession:
 
     def _no_room(self, lane: LanePlan) -> str | None:
         """Why a twin of a loaded MoE would not fit; its weights are the MoE's, routed experts replaced."""
-        key = None if lane.base is None else _weights_of(lane.base)
+        key = None if lane.base is None else Weights(model=_nameless(lane.base), engine=lane.engine, side=None)
         if key is None or key not in self._models:
             return None
         model, layers = self._models[key].model, self._layers[key]
@@ -171,7 +189,7 @@ class LockstepSession:
         plan, schedule = self._plan, requests.schedule
         name = "offline" if schedule.concurrency is None else f"{schedule.concurrency} in flight"
         unbounded = self._limits(float("inf"), deadline_s, f"{name}: recording routing")
-        (equip_ladder if plan.kind == "ladder" else equip_models)(seats, requests, unbounded)
+        EQUIP[plan.kind](seats, requests, unbounded)
         lanes = [seat.lane for seat in seats]
         warm_up_lanes(
             lanes, schedule, self._limits(WARM_UP_SHARE * plan.max_seconds, deadline_s, f"{name}: warming up")
@@ -202,10 +220,12 @@ class LockstepSession:
         return settings
 
     def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
-        key = _weights_of(lane.model)
+        key, own = self._weights_of(lane), settings
+        if lane.engine is not None:  # its own kernels; what decides the batches stays equal
+            own = replace(lane.engine, kv_tokens=settings.kv_tokens, batching=settings.batching, prefix_cache=False)
 
         def build(model: Any, listeners: ListenerSet) -> Engine:
-            return build_engine(model, settings, listeners)
+            return slowed(build_engine(model, own, listeners), lane.slowdown)
 
         return take_seat(lane, self._models[key].model, self._layers[key], build)
 
@@ -227,8 +247,7 @@ class LockstepSession:
         self._launch["notes"].append(text)
 
 
-def _weights_of(spec: ModelSpec) -> ModelSpec:
-    """What decides the weights: models that differ in name or routing alone share them."""
+def _nameless(spec: ModelSpec) -> ModelSpec:
     return replace(spec, name="weights", routing=RoutingPolicy())
 
 

@@ -1,0 +1,49 @@
+"""A test hook: an engine that burns time after its steps, to see whether a comparison notices (never for users)."""
+
+from __future__ import annotations
+
+import time
+
+from moeprof.capture.engine.base import Engine, EngineFacts, Step
+from moeprof.capture.lockstep_plan import Slowdown
+from moeprof.core.trace import Request
+
+
+class SlowedEngine:
+    """The engine, with ``slowdown`` after its steps: a busy loop, so that processor time grows as wall time does."""
+
+    facts: EngineFacts
+
+    def __init__(self, engine: Engine, slowdown: Slowdown) -> None:
+        self._engine, self._slowdown = engine, slowdown
+        self.facts = engine.facts
+        self._steps = 0
+
+    def submit(self, request: Request) -> None:
+        """Hand on."""
+        self._engine.submit(request)
+
+    def step(self) -> Step | None:
+        """One step, then what it is slowed by."""
+        start = time.perf_counter()
+        step = self._engine.step()
+        end = time.perf_counter()
+        self._steps += 1
+        if step is not None and self._steps % self._slowdown.every == 0:
+            until = end + self._slowdown.ratio * (end - start)
+            while time.perf_counter() < until:
+                pass
+        return step
+
+    def reset(self) -> None:
+        """Hand on; the count of steps goes on, so that slow ones do not always hit the same requests."""
+        self._engine.reset()
+
+    def close(self) -> None:
+        """Hand on."""
+        self._engine.close()
+
+
+def slowed(engine: Engine, slowdown: Slowdown | None) -> Engine:
+    """The engine itself without a slowdown."""
+    return engine if slowdown is None else SlowedEngine(engine, slowdown)
