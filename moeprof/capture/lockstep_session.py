@@ -154,22 +154,7 @@ class LockstepSession:
         requests = self._requests(concurrency)
         settings = self._settings(requests.schedule)
         seats = [self._seat(lane, settings) for lane in self._lanes]
-        info: dict[str, Any] = {
-            "kind": plan.kind,
-            "concurrency": concurrency,
-            "pattern": requests.schedule.pattern,
-            "num_requests": len(requests.schedule),
-            "outputs": requests.schedule.outputs,
-            "schedule_sha256": requests.schedule.sha256(),
-            "source_sha256": self._schedule.sha256(),
-            "kv_tokens": seats[0].lane.engine.facts.kv_tokens,
-            "max_batch_tokens": seats[0].lane.engine.facts.max_batch_tokens,
-            "batching": seats[0].lane.engine.facts.batching,
-            "lanes": [seat.describe() for seat in seats],
-            "started_unix_s": time.time(),
-            "status": "started",
-            "notes": list(self._launch["notes"]),
-        }
+        info = self._described(concurrency, requests, seats)
         write_json(folder / "pass.json", info)
         self._launch["lanes"] = {seat.plan.name: asdict(seat.lane.engine.facts) for seat in seats}
         try:
@@ -185,6 +170,26 @@ class LockstepSession:
         write_json(folder / "pass.json", info | asdict(result))
         return result.status
 
+    def _described(self, concurrency: int, requests: Requests, seats: list[Seat]) -> dict[str, Any]:
+        """What pass.json says before the measurement."""
+        facts = seats[0].lane.engine.facts
+        return {
+            "kind": self._plan.kind,
+            "concurrency": concurrency,
+            "pattern": requests.schedule.pattern,
+            "num_requests": len(requests.schedule),
+            "outputs": requests.schedule.outputs,
+            "schedule_sha256": requests.schedule.sha256(),
+            "source_sha256": self._schedule.sha256(),
+            "kv_tokens": facts.kv_tokens,
+            "max_batch_tokens": facts.max_batch_tokens,
+            "batching": facts.batching,
+            "lanes": [seat.describe() for seat in seats],
+            "started_unix_s": time.time(),
+            "status": "started",
+            "notes": list(self._launch["notes"]),
+        }
+
     def _lockstep(self, seats: list[Seat], requests: Requests, folder: Any, deadline_s: float | None) -> LockstepResult:
         plan, schedule = self._plan, requests.schedule
         name = "offline" if schedule.concurrency is None else f"{schedule.concurrency} in flight"
@@ -199,8 +204,7 @@ class LockstepSession:
 
     def _requests(self, concurrency: int) -> Requests:
         """The first requests that every model's position limit allows."""
-        limits = [_position_limit(opened.model) for opened in self._models.values()]
-        longest = min((limit for limit in limits if limit is not None), default=None)
+        longest = self._longest()
         wanted = wanted_requests(self._plan.num_requests, concurrency, len(self._schedule))
         few = first_requests(self._schedule, wanted, longest)
         lengths = self._schedule.input_tokens + self._schedule.output_tokens
@@ -212,12 +216,19 @@ class LockstepSession:
             schedule = replace(schedule, pattern="closed", concurrency=concurrency)
         return Requests(schedule=schedule, rows_N=tuple(np.flatnonzero(fits)[: len(few)].tolist()))
 
+    def _longest(self) -> int | None:
+        """Positions that every model has; None: none of them says."""
+        limits = [_position_limit(opened.model) for opened in self._models.values()]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def _settings(self, schedule: Schedule) -> EngineSettings:
         """Equal engines: room for what is in flight, static batches for all where one model needs them."""
         settings = replace(self._plan.engine, kv_tokens=all_at_once_tokens(schedule), prefix_cache=False)
-        if any(needs_static(opened.model) is not None for opened in self._models.values()):
-            settings = replace(settings, batching="static")
-        return settings
+        return replace(settings, batching="static") if self._static() else settings
+
+    def _static(self) -> bool:
+        """True when a model cannot run in continuous batches."""
+        return any(needs_static(opened.model) is not None for opened in self._models.values())
 
     def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
         key, own = self._weights_of(lane), settings

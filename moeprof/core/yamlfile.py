@@ -166,8 +166,8 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
         except yaml.MarkedYAMLError as error:
             raise place.error(f"cannot be used: {error.problem or error}") from error
     text = _text(node, place)
-    if kind is str:
-        return text
+    if kind in (str, Path):
+        return kind(text)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise place.error(f"found {text!r}; true or false is allowed")
