@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from moeprof.analysis.cards import CARDS
 from moeprof.analysis.compare.comparable import (
     FACTS,
     Difference,
+    Facts,
     banners,
     check_allow,
     differences,
+    facts_of,
     forbidden_by,
     price_difference,
     refuse,
@@ -40,6 +43,7 @@ def record(
     engine: dict[str, Any] | None = None,
     workload: dict[str, Any] | None = None,
     schedule: dict[str, Any] | None = None,
+    revision: str | None = "commit a",
     **facts: Any,
 ) -> Record:
     """A run of one model, ``moe``; what is given replaces the default."""
@@ -50,6 +54,9 @@ def record(
         launch_info={"engine": {**ENGINE, **(engine or {})}},
         workload=workload,
     )
+    write_json(
+        path / "moe" / "model.json", {**json.loads((path / "moe" / "model.json").read_text()), "revision": revision}
+    )
     experiment = json.loads((path / "experiment.json").read_text())
     experiment["schedules"] = {"moe": {**SCHEDULE, **(schedule or {})}}
     write_json(path / "experiment.json", experiment)
@@ -58,7 +65,7 @@ def record(
 
 def found(tmp_path: Path, **other: Any) -> dict[str, Difference]:
     first, second = record(tmp_path / "a"), record(tmp_path / "b", **other)
-    return {difference.name: difference for difference in differences(first, second)}
+    return {difference.name: difference for difference in differences(facts_of(first), facts_of(second))}
 
 
 def test_two_runs_of_the_same_workload_do_not_differ(tmp_path: Path) -> None:
@@ -80,6 +87,7 @@ def test_two_runs_of_the_same_workload_do_not_differ(tmp_path: Path) -> None:
         ({"workload": {"engine": {"prefix_cache": True}}}, "prefix_cache", {"routing", "quality", "timed"}),
         ({"schedule": {"sha256": "b" * 64}}, "schedule", {"routing", "quality", "timed"}),
         ({"schedule": {"sha256": "b" * 64, "tokenizer_hash": "u"}}, "tokenizer", {"routing", "tokens"}),
+        ({"revision": "commit b"}, "revision", {"routing", "quality", "timed"}),
         ({"num_experts": 8}, "model", {"exact", "routing", "quality", "timed"}),
     ],
 )
@@ -90,6 +98,37 @@ def test_a_fact_that_differs_is_named_with_what_it_forbids(
     assert list(told) == [name]
     assert told[name].forbids == forbids
     assert told[name].flag_to_allow == (f"--allow {name}" if forbids else None)
+
+
+def test_a_revision_that_one_side_did_not_record_is_no_difference(tmp_path: Path) -> None:
+    assert found(tmp_path, revision=None) == {}
+
+
+def test_another_revision_leaves_exact_figures_comparable(tmp_path: Path) -> None:
+    told = tuple(found(tmp_path, revision="commit b").values())
+    names = ("total_params", "weights_bytes", "router_gini", "bits_per_byte", "step_mean_s")
+    assert [bool(forbidden_by(told, classes_of(name), model="moe")) for name in names] == [False, False] + 3 * [True]
+
+
+def test_facts_survive_json_and_a_long_hash_is_said_short(tmp_path: Path) -> None:
+    first = facts_of(record(tmp_path / "a", revision="a" * 40))
+    read = Facts(**json.loads(json.dumps({name: getattr(first, name) for name in ("run", "models", "device_kind")})))
+    assert read == first and differences(first, read) == ()
+    (told,) = differences(first, facts_of(record(tmp_path / "b", revision="b" * 40)))
+    assert told.text == "revision of moe: aaaaaaaaaaaa against bbbbbbbbbbbb"
+
+
+def test_a_fact_of_the_run_that_an_older_file_never_knew_is_no_difference(tmp_path: Path) -> None:
+    first = facts_of(record(tmp_path / "a"))
+    older = replace(first, run={name: value for name, value in first.run.items() if name != "threads"})
+    assert differences(older, first) == ()
+    assert [d.name for d in differences(replace(first, run={**first.run, "threads": None}), first)] == ["threads"]
+
+
+def test_another_record_format_is_only_noted(tmp_path: Path) -> None:
+    first = facts_of(record(tmp_path / "a"))
+    (told,) = differences(first, replace(first, run={**first.run, "format_version": 2}))
+    assert (told.name, told.forbids, told.flag_to_allow) == ("format_version", frozenset(), None)
 
 
 def test_other_requests_under_another_tokenizer_are_another_schedule_too(tmp_path: Path) -> None:

@@ -6,20 +6,50 @@ are only worth knowing (library versions, the price) forbid nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+from moeprof.analysis.compare.facts import Facts as Facts
+from moeprof.analysis.compare.facts import device_kind as device_kind
+from moeprof.analysis.compare.facts import facts_of as facts_of
+from moeprof.analysis.compare.facts import model_facts as model_facts
+from moeprof.analysis.compare.facts import plain
+from moeprof.analysis.compare.facts import run_facts as run_facts
 from moeprof.analysis.compare.metric_classes import MetricClass
-from moeprof.analysis.pricing import Pricing
 from moeprof.core.errors import InputError, RecordError
-from moeprof.core.record import ModelRecord, Record
 
 ALL: frozenset[MetricClass] = frozenset({"exact", "routing", "quality", "timed"})
 MEASURED: frozenset[MetricClass] = frozenset({"routing", "quality", "timed"})
 TIMED: frozenset[MetricClass] = frozenset({"timed"})
 PER_TOKEN: frozenset[MetricClass] = frozenset({"routing", "tokens"})
 NOTHING: frozenset[MetricClass] = frozenset()
+
+# fact -> what it forbids where it differs
+RUN_FACTS: dict[str, frozenset[MetricClass]] = {
+    "device": TIMED,
+    "threads": TIMED,
+    "versions": NOTHING,
+    "outputs": MEASURED,
+    "prefix_cache": MEASURED,
+    "max_batch_tokens": MEASURED,
+    "max_batch": MEASURED,
+    "kv_tokens": MEASURED,
+    "instruments": TIMED,
+    "format_version": NOTHING,
+}
+MODEL_FACTS: dict[str, frozenset[MetricClass]] = {
+    "model": ALL,
+    "revision": MEASURED,
+    "dtype": MEASURED,
+    "backend": MEASURED,
+    "routing_policy": MEASURED,
+    "tokenizer": PER_TOKEN,
+    "schedule": MEASURED,
+}
+FACTS: tuple[str, ...] = (*RUN_FACTS, *MODEL_FACTS)
+_LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +81,37 @@ class Difference:
         return f"{self.name.replace('_', ' ')}{whose}: {self.first} against {self.second}"
 
 
-def differences(first: Record, second: Record) -> tuple[Difference, ...]:
-    """Every fact that differs, facts of the run before those of each model that both hold."""
+def differences(first: Facts, second: Facts) -> tuple[Difference, ...]:
+    """Every fact that differs, facts of the run before those of each model that both hold.
+
+    A fact of the run that a side does not know at all (a file of before the fact existed) is no difference; neither is
+    a fact of a model that a side did not record.
+    """
     found = [
-        Difference(name=name, first=_said(read(first)), second=_said(read(second)), forbids=forbids)
-        for name, (read, forbids) in RUN_FACTS.items()
-        if read(first) != read(second)
+        Difference(name=name, first=_said(first.run[name]), second=_said(second.run[name]), forbids=forbids)
+        for name, forbids in RUN_FACTS.items()
+        if name in first.run and name in second.run and plain(first.run[name]) != plain(second.run[name])
     ]
-    if device_kind(first) != device_kind(second):  # then kernels differ too, and with them where tokens go
+    if first.device_kind != second.device_kind:  # then kernels differ too, and with them where tokens go
         found = [
             replace(difference, forbids=MEASURED) if difference.name == "device" else difference for difference in found
         ]
-    models = {model.name: model for model in second.models}
-    both = [(model, models[model.name]) for model in first.models if model.name in models]
-    of_models = [difference for one, other in both for difference in _of_model(first, second, one, other)]
+    both = [name for name in first.models if name in second.models]
+    of_models = [one for name in both for one in _of_model(name, first.models[name], second.models[name])]
     return (*found, *_merged(of_models, len(both)))
 
 
-def price_difference(first: Pricing, second: Pricing) -> Difference | None:
+class Priced(Protocol):
+    """A pricing, or a baseline."""
+
+    @property
+    def usd_per_second(self) -> float:
+        """What the machine costs."""
+
+
+def price_difference(first: Priced, second: Priced) -> Difference | None:
     """What an hour costs, where the two runs are billed at different prices; forbids nothing, but must be said."""
-    prices = [f"{3600 * pricing.usd_per_second:.4g} USD/h" for pricing in (first, second)]
+    prices = [f"{3600 * priced.usd_per_second:.4g} USD/h" for priced in (first, second)]
     if first.usd_per_second == second.usd_per_second:
         return None
     return Difference(name="price", first=prices[0], second=prices[1], forbids=NOTHING)
@@ -126,15 +167,21 @@ def banners(found: Iterable[Difference], allow: Collection[str] = ()) -> tuple[s
     return tuple(said)
 
 
-def _of_model(first: Record, second: Record, one: ModelRecord, other: ModelRecord) -> list[Difference]:
+def _of_model(model: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     found = []
-    for name, (read, forbids) in MODEL_FACTS.items():
-        said = read(first, one), read(second, other)
-        if None not in said and said[0] != said[1] and not (name == "schedule" and _same_requests(first, second, one)):
+    for name, forbids in MODEL_FACTS.items():
+        said = plain(one.get(name)), plain(other.get(name))
+        if None not in said and said[0] != said[1] and not (name == "schedule" and _same_requests(one, other)):
             found.append(
-                Difference(name=name, first=_said(said[0]), second=_said(said[1]), forbids=forbids, model=one.name)
+                Difference(name=name, first=_said(said[0]), second=_said(said[1]), forbids=forbids, model=model)
             )
     return found
+
+
+def _same_requests(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Under different tokenizers the same requests have other ids, and so another hash."""
+    requests = [plain(facts.get("requests")) for facts in (one, other)]
+    return one.get("tokenizer") != other.get("tokenizer") and requests[0] == requests[1]
 
 
 def _merged(found: list[Difference], num_models: int) -> list[Difference]:
@@ -149,103 +196,4 @@ def _merged(found: list[Difference], num_models: int) -> list[Difference]:
 
 
 def _said(value: Any) -> str:
-    return "not recorded" if value in (None, "") else str(value)
-
-
-# -- facts of a run ----------------------------------------------------------------------------------------------------
-
-
-def _device(record: Record) -> str:
-    """Kind, name and number; on a CPU also what it computes with."""
-    environment = record.environment
-    name, kind = environment.get("device_name") or "unknown", device_kind(record)
-    if kind == "cpu":
-        flags = " ".join(environment.get("cpu_flags") or ())
-        return f"{name}, {environment.get('cpu_cores')} logical" + (f" ({flags})" if flags else "")
-    return f"{environment.get('num_devices', 1)} x {name}"
-
-
-def device_kind(record: Record) -> str:
-    """``cpu`` or ``cuda``."""
-    return str(record.environment.get("device") or "unknown").partition(":")[0]
-
-
-def _versions(record: Record) -> str:
-    environment = record.environment
-    packages: Mapping[str, Any] = environment.get("packages") or {}
-    driver = (environment.get("gpu") or {}).get("driver")
-    named = {"moeprof": environment.get("moeprof"), "python": environment.get("python"), **packages, "driver": driver}
-    return ", ".join(f"{name} {version}" for name, version in named.items() if version)
-
-
-def _engine_setting(name: str) -> Callable[[Record], Any]:
-    return lambda record: (record.workload.get("engine") or {}).get(name)
-
-
-RUN_FACTS: dict[str, tuple[Callable[[Record], Any], frozenset[MetricClass]]] = {
-    "device": (_device, TIMED),
-    "threads": (lambda record: record.environment.get("threads"), TIMED),
-    "versions": (_versions, NOTHING),
-    "outputs": (lambda record: record.workload.get("outputs"), MEASURED),
-    "prefix_cache": (_engine_setting("prefix_cache"), MEASURED),
-    "max_batch_tokens": (_engine_setting("max_batch_tokens"), MEASURED),
-    "max_batch": (_engine_setting("max_batch"), MEASURED),
-    "kv_tokens": (_engine_setting("kv_tokens"), MEASURED),
-    "instruments": (lambda record: (record.workload.get("instruments") or {}).get("routing"), TIMED),
-}
-
-
-# -- facts of a model --------------------------------------------------------------------------------------------------
-
-
-def _fact(name: str) -> Callable[[Record, ModelRecord], Any]:
-    return lambda record, model: model.facts.get(name)
-
-
-def _model(record: Record, model: ModelRecord) -> str | None:
-    facts = model.facts
-    if not facts:
-        return None
-    return f"{facts['architecture']} with {facts['total_params']:,} parameters, {facts.get('weights', 'checkpoint')}"
-
-
-def _engine(record: Record, model: ModelRecord) -> Mapping[str, Any]:
-    return (model.launches[0].info.get("engine") or {}) if model.launches else {}
-
-
-def _backend(record: Record, model: ModelRecord) -> str | None:
-    engine = _engine(record, model)
-    parts = [str(engine[key]) for key in ("attention", "experts", "batching") if engine.get(key)]
-    return ", ".join(parts) or None
-
-
-def _schedule(record: Record, model: ModelRecord, key: str) -> Any:
-    return ((record.experiment.get("schedules") or {}).get(model.name) or {}).get(key)
-
-
-def _requests(record: Record, model_name: str) -> tuple[Any, ...]:
-    """What a schedule asks for, whatever the tokenizer."""
-    schedule = (record.experiment.get("schedules") or {}).get(model_name) or {}
-    return tuple(schedule.get(key) for key in ("num_requests", "pattern", "concurrency", "span_s"))
-
-
-def _same_requests(first: Record, second: Record, model: ModelRecord) -> bool:
-    """Under different tokenizers the same requests have other ids, and so another hash."""
-    hashes = {_schedule(record, model, "tokenizer_hash") for record in (first, second)}
-    return len(hashes) > 1 and _requests(first, model.name) == _requests(second, model.name)
-
-
-def _sha256(record: Record, model: ModelRecord) -> str | None:
-    sha256 = _schedule(record, model, "sha256")
-    return None if sha256 is None else f"sha256 {str(sha256)[:12]}"
-
-
-MODEL_FACTS: dict[str, tuple[Callable[[Record, ModelRecord], Any], frozenset[MetricClass]]] = {
-    "model": (_model, ALL),
-    "dtype": (lambda record, model: _engine(record, model).get("dtype") or model.facts.get("dtype"), MEASURED),
-    "backend": (_backend, MEASURED),
-    "routing_policy": (_fact("routing_policy"), MEASURED),
-    "tokenizer": (lambda record, model: _schedule(record, model, "tokenizer_hash"), PER_TOKEN),
-    "schedule": (_sha256, MEASURED),
-}
-FACTS: tuple[str, ...] = (*RUN_FACTS, *MODEL_FACTS)
+    return "not recorded" if value in (None, "") else _LONG_HASH.sub(r"\1", str(value))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.comparable import Difference, differences, forbidden_by, price_difference
+from moeprof.analysis.compare.comparable import Difference, differences, facts_of, forbidden_by, price_difference
 from moeprof.analysis.compare.keys import Key, by_key, by_launch, key_of
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, untold
@@ -103,7 +103,7 @@ def compare_runs(reference: Summary, other: Summary, allow: Collection[str] = ()
         other: judged against it.
         allow: facts that may differ; see :func:`moeprof.analysis.compare.comparable.check_allow`.
     """
-    found = list(differences(reference.record, other.record))
+    found = list(differences(facts_of(reference.record), facts_of(other.record)))
     price = price_difference(reference.pricing, other.pricing)
     found += [price] if price else []
     is_same = same_run(reference, other)
