@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
+from moeprof.core.gates import GateSettings
 from moeprof.core.modelspec import ModelSpec as ModelSpec
 from moeprof.core.modelspec import RoutingPolicy as RoutingPolicy
 from moeprof.core.modelspec import expand
@@ -195,6 +196,7 @@ class Workload:
     ladder: Ladder | None = None
     sweep: Sweep | None = None
     claim: Claim | None = None
+    gates: GateSettings | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import difflib
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -72,6 +72,8 @@ def _build(kind: Any, node: yaml.Node, place: Place) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _optional(kind, node, place)
+    if origin is Annotated:
+        return _checked(kind, node, place)
     if origin is Literal:
         return _choice(get_args(kind), node, place)
     if origin is tuple:
@@ -103,6 +105,18 @@ def _fits(kind: Any, node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and _number(node.value) is not None
 
 
+def _checked(kind: Any, node: yaml.Node, place: Place) -> Any:
+    """``Annotated[T, check]``: a T of which ``check(value)`` may raise an InputError; it gets the value's own line."""
+    base, *checks = get_args(kind)
+    value = _build(base, node, place)
+    for check in checks:
+        try:
+            check(value)
+        except InputError as error:
+            raise place.error(str(error)) from error
+    return value
+
+
 def _choice(allowed: tuple[Any, ...], node: yaml.Node, place: Place) -> Any:
     found = _text(node, place)
     for option in allowed:
@@ -125,7 +139,7 @@ def _table(item: Any, node: yaml.Node, place: Place) -> dict[str, Any]:
 
 
 def _dataclass(kind: Any, node: yaml.Node, place: Place) -> Any:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     values: dict[str, Any] = {}
     for name, child, at in _pairs(node, place):
