@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except MoeprofError as error:
-        print(f"moeprof: {one_line(str(error))}", file=sys.stderr)
+        for line in error.lines or (str(error),):
+            print(f"moeprof: {one_line(line)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
         print(f"moeprof: {one_line(error.format_message())}", file=sys.stderr)

@@ -7,6 +7,7 @@ MoeprofError (1: something failed)
  |   |- ModelError          a model that cannot be found, read or built
  |   |   `- UnsupportedModelError   an architecture that moeprof refuses by name
  |   |- RecordError         a record that is missing, damaged, or from a newer format
+ |   |- IncomparableError   runs whose facts forbid what was asked; one line per fact
  |   `- PriceError          a device without a price
  |- EngineError (1: a model failed while running)
  |   `- OutOfMemoryError    what was needed, what was there, which setting to change
@@ -14,16 +15,24 @@ MoeprofError (1: something failed)
  |- UndecidedError (4: cannot tell)
  `- InterruptedRunError (130 SIGINT, 143 SIGTERM)
 
-One boundary, ``moeprof.cli.main.main``, turns these into one line on stderr and the exit code.
+One boundary, ``moeprof.cli.main.main``, turns these into one line on stderr and the exit code; into several where an
+error says several things of equal weight (``lines``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MoeprofError(Exception):
-    """Something failed that the user should read about in one line."""
+    """Something failed that the user should read about in one line.
+
+    Attributes:
+        lines: where several things must be said, one line each; else empty, and the message is the line.
+    """
 
     exit_code = 1
+    lines: tuple[str, ...] = ()
 
 
 class InputError(MoeprofError):
@@ -50,6 +59,14 @@ class UnsupportedModelError(ModelError):
 
 class RecordError(InputError):
     """A record is missing, damaged, or written by a newer moeprof."""
+
+
+class IncomparableError(InputError):
+    """Facts differ that forbid what was asked of two runs."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
 
 
 class PriceError(InputError):
