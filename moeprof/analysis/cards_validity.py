@@ -35,6 +35,15 @@ CARDS: tuple[Card, ...] = (
         section="validity",
     ),
     Card(
+        name="reference_kernel_s",
+        title="reference kernel",
+        unit="s",
+        better="lower",
+        formula="median time of a fixed piece of work just before each pass, mean over passes; it corrects no figure",
+        source="measured in the run: float32 matrix products and a pass over a vector",
+        section="validity",
+    ),
+    Card(
         name="bits_per_byte",
         title="bits per byte of text",
         unit="bits / byte",

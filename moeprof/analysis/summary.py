@@ -23,6 +23,7 @@ from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.quality import quality_metrics
+from moeprof.analysis.metrics.reference import reference_metrics
 from moeprof.analysis.metrics.routing import routing_metrics
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
@@ -164,6 +165,7 @@ def _launch(
         values += [*routing_metrics(rounds, facts, picks), *memory_metrics(info, facts, rounds)]
     overhead = _table(record, "overhead")
     values += overhead_metrics([] if overhead is None else [overhead])
+    values += reference_metrics([found.info for found in record.passes])
     return _Part(info, rounds, capacity, judged(values, record), found, splits)
 
 

@@ -26,6 +26,7 @@ from moeprof.capture.progress import ProgressRecorder
 from moeprof.capture.quality import measure_quality, no_quality
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
+from moeprof.capture.reference_kernel import time_reference
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.tapping import Tapping
 from moeprof.capture.warmup import calibrate, warm_up
@@ -118,7 +119,9 @@ class Session:
         recorders.append(ProgressRecorder(self._send, order.name, self._memory))
         gc.collect()
         gc.freeze()  # a collection in the middle of a step would be billed to the model
-        info: dict[str, Any] = {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
+        # Beside each round; a sweep's many short passes are not judged by it.
+        info: dict[str, Any] = {} if "sweep" in order.extra else {"reference_kernel_s": time_reference(self._device)}
+        info |= {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
         info |= {"process": self._plan.process, **order.extra}
         write_json(folder / "pass.json", info)
         deadline_s, cut_by = _deadline(order)

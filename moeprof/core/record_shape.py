@@ -34,6 +34,7 @@ PASS: dict[str, tuple[type, ...]] = {
     "duration_s": (int, float, type(None)),
     "invariants": (dict, type(None)),
     "memory": (dict, type(None)),
+    "reference_kernel_s": (int, float, type(None)),
 }
 SLO = dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), (int, float, type(None)))
 TRAFFIC = ("open", "closed", "offline")

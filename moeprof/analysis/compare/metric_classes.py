@@ -24,6 +24,7 @@ _NOT_OF_TOKENS = re.compile(
     r"(queue|ttft|e2e|schedule_lag|slo_(ttft|e2e))_.*|request_rate_.*|goodput_.*|num_requests.*|run_cost_usd"
     r"|usd_per_(1m_characters|request)|busy_ratio|energy_j|power_mean_w|idle_power_w|peak_(bandwidth|flops)_.*"
     r"|(host_rss_peak|load_peak|activation_peak|reserved|peak_memory)_bytes|fragmentation_ratio|wasted_cost_usd"
+    r"|reference_kernel_s"
 )
 
 
