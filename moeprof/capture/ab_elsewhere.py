@@ -1,0 +1,75 @@
+"""The lone run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
+
+The record on disk is the contract between the two environments; a record of a newer format is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from moeprof.capture.signals import SignalWatch
+from moeprof.core.errors import EngineError, InputError
+
+LOOK_EVERY_S = 0.2
+STOP_GRACE_S = 30.0
+
+
+def check_python(python: Path) -> None:
+    """Is there a Python with a moeprof of its own?
+
+    Raises:
+        InputError: no; the message says what to do.
+    """
+    command = [str(python), "-c", "import moeprof; print(moeprof.__version__)"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
+    except OSError as error:
+        raise InputError(
+            f"--base-python {python}: cannot be run ({error.strerror}); give the interpreter of an environment, "
+            "such as base/.venv/bin/python"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"--base-python {python}: importing moeprof took over a minute") from error
+    if found.returncode != 0:
+        raise InputError(
+            f"--base-python {python}: has no moeprof; install the base revision there: {python} -m pip install moeprof"
+        )
+
+
+def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch) -> None:
+    """``moeprof run`` in the other environment: one launch, one round.
+
+    Raises:
+        EngineError: it failed; the message is the last line that it said.
+        InputError: it found the workload bad.
+    """
+    command = [str(python), "-m", "moeprof", "run", str(workload), "--output-dir", str(folder)]
+    command += ["--rounds", "1", "--launches", "1", "--no-content", "--quiet", "--write", "json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment()
+    )
+    said, told = "", False
+    try:
+        while True:
+            try:
+                said += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
+                break
+            except subprocess.TimeoutExpired:
+                if signals.number and not told:
+                    told = True
+                    process.terminate()  # it keeps what it measured and ends after its step
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(STOP_GRACE_S)
+    if process.returncode and not signals.number:
+        last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        kind = InputError if process.returncode == InputError.exit_code else EngineError
+        raise kind(f"--base-python {python}: the lone run of base failed: {last}")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would make the other Python import our packages."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
