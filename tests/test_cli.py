@@ -32,7 +32,7 @@ FROZEN = {
     "params": "MODELS --batch --context --dtype --format --gpu --list",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
-    "init": "FOLDER --force",
+    "init": "FOLDER --ci --force",
     "trace inspect": "PATH --format --from",
     "trace convert": "PATH OUTPUT --duration-s --force --from --jitter --length-scale --max-input-tokens "
     "--max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --start-s --time-scale --too-long",
