@@ -28,7 +28,8 @@ class StepSums:
     """Step times of each launch, rounds together.
 
     Attributes:
-        launches: number of each launch.
+        launches: number of each launch, counted from 0 as in the label ``launch``: launches that measured nothing have
+            none.
         seconds_LP: summed step time, shape [launches, STEP_PHASES], in seconds.
         steps_LP: steps behind them, same shape.
     """
@@ -67,6 +68,9 @@ class BaselineModel:
         picks: of forced tokens; None where they were not recorded.
         top_k: per MoE layer.
         num_experts: per MoE layer.
+        own_traffic: label ``traffic`` of the workload's own traffic; None where nothing was measured.
+        priced_traffic: label ``traffic`` of the passes that dollars come from (offline for an open-loop run with
+            capacity passes); ``steps`` is of them.
     """
 
     name: str
@@ -77,6 +81,8 @@ class BaselineModel:
     picks: ForcedPicks | None = None
     top_k: tuple[int, ...] = ()
     num_experts: tuple[int, ...] = ()
+    own_traffic: str | None = None
+    priced_traffic: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +103,7 @@ class Baseline:
         models: in the workload's order.
         label: the run's note, or None.
         format_version: of the file that it was read from.
+        notes: sentences on what is missing of it (its npz file), for pages.
     """
 
     name: str
@@ -112,6 +119,7 @@ class Baseline:
     models: tuple[BaselineModel, ...]
     label: str | None = None
     format_version: int = FORMAT_VERSION
+    notes: tuple[str, ...] = ()
 
     def model(self, name: str) -> BaselineModel | None:
         """By name."""

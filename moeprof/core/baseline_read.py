@@ -1,0 +1,202 @@
+"""From NAME.json back to a baseline: old formats are upgraded, and damage is named by its key in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeprof.core.baseline import FORMAT_VERSION, Baseline, BaselineModel, RoutingLoad
+from moeprof.core.errors import RecordError
+from moeprof.core.metric import MetricValue
+
+# format -> what makes the next format of it
+UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def upgraded(file: Path, value: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The content in today's format, and the format that it was written in.
+
+    Raises:
+        RecordError: no format, or a newer one.
+    """
+    version = value.get("format_version")
+    if type(version) is not int or not min(UPGRADERS, default=FORMAT_VERSION) <= version:
+        raise RecordError(f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there")
+    if version > FORMAT_VERSION:
+        raise RecordError(
+            f"{file}: a baseline of format {version}, this moeprof reads up to {FORMAT_VERSION}; upgrade moeprof"
+        )
+    for old in range(version, FORMAT_VERSION):
+        value = {**UPGRADERS[old](value), "format_version": old + 1}
+    return value, version
+
+
+def baseline_of(file: Path, value: Mapping[str, Any], version: int) -> tuple[Baseline, str | None]:
+    """The baseline without its arrays, and the sha256 of those (None where it never had any).
+
+    Args:
+        file: for messages.
+        value: JSON of today's format.
+        version: the format that the file was written in.
+
+    Raises:
+        RecordError: a key is missing or of the wrong kind; the message names it.
+    """
+    top = _Keys(file, "", value)
+    usd_per_second = top.number("usd_per_second")
+    if usd_per_second is None:
+        raise top.wrong("usd_per_second", "a number")
+    baseline = Baseline(
+        name=top.text("name"),
+        run=top.text("run"),
+        created_at=top.text("created_at"),
+        moeprof=top.text("moeprof"),
+        workload=top.text("workload"),
+        device=top.text("device"),
+        device_kind=top.text("device_kind"),
+        status=top.text("status"),
+        facts=top.keys("facts").value,
+        usd_per_second=usd_per_second,
+        models=tuple(_model(model) for model in top.objects("models")),
+        label=top.maybe_text("label"),
+        format_version=version,
+    )
+    return baseline, top.maybe_text("arrays_sha256")
+
+
+def _model(keys: _Keys) -> BaselineModel:
+    return BaselineModel(
+        name=keys.text("name"),
+        facts=keys.keys("facts").value,
+        metrics=tuple(value for line in keys.objects("metrics") for value in _metrics(line)),
+        routing=None if keys.value.get("routing") is None else _routing(keys.keys("routing")),
+        top_k=keys.whole_numbers("top_k"),
+        num_experts=keys.whole_numbers("num_experts"),
+        own_traffic=keys.maybe_text("own_traffic"),
+        priced_traffic=keys.maybe_text("priced_traffic"),
+    )
+
+
+def _routing(keys: _Keys) -> RoutingLoad:
+    tokens = keys.keys("tokens")
+    layers = list(keys.objects("layers"))
+    return RoutingLoad(
+        layers=tuple(layer.text("layer") for layer in layers),
+        counts={phase: tuple(layer.whole_numbers(phase) for layer in layers) for phase in tokens.value},
+        tokens={phase: tokens.whole(phase) for phase in tokens.value},
+    )
+
+
+def _metrics(line: _Keys) -> Iterator[MetricValue]:
+    """The value of all launches, then each launch's own."""
+    interval = line.numbers("ci", default=[None, None])
+    if len(interval) != 2:
+        raise line.wrong("ci", "two numbers")
+    labels = line.keys("labels", default={})
+    null = line.keys("null", default={})
+    value = MetricValue(
+        name=line.text("name"),
+        value=line.number("value"),
+        n=line.whole("n") if "n" in line.value else None,
+        ci_low=interval[0],
+        ci_high=interval[1],
+        exact=line.boolean("exact", default=False),
+        labels={name: labels.text(name) for name in labels.value},
+        valid=line.boolean("valid", default=True),
+        reasons=line.texts("reasons", default=[]),
+        null={name: float(number) for name in null.value if (number := null.number(name)) is not None},
+    )
+    yield value
+    for number, own in enumerate(line.numbers("launches", default=[])):
+        if own is not None:
+            yield MetricValue(name=value.name, value=own, labels={**value.labels, "launch": str(number)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """An object of the file; every reader raises RecordError with the key's full place."""
+
+    file: Path
+    where: str
+    value: Mapping[str, Any]
+
+    def wrong(self, key: str, wanted: str) -> RecordError:
+        """The error to raise."""
+        place = f"{self.where}.{key}" if self.where else key
+        if key not in self.value:
+            return RecordError(f"{self.file}: damaged, without {place}; {wanted} belongs there")
+        found = self.value[key]
+        kinds: dict[type, str] = {dict: "keys and values", list: "a list"}
+        said = kinds.get(type(found), repr(found)[:40])
+        return RecordError(f"{self.file}: damaged, {place} is {said}; {wanted} belongs there")
+
+    def text(self, key: str) -> str:
+        found = self.value.get(key)
+        if not isinstance(found, str):
+            raise self.wrong(key, "a text")
+        return found
+
+    def maybe_text(self, key: str) -> str | None:
+        return None if self.value.get(key) is None else self.text(key)
+
+    def number(self, key: str) -> float | int | None:
+        found = self.value.get(key)
+        if key not in self.value or not _is_number(found):
+            raise self.wrong(key, "a number or null")
+        return found
+
+    def whole(self, key: str) -> int:
+        found = self.value.get(key)
+        if type(found) is not int:
+            raise self.wrong(key, "a whole number")
+        return found
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        found = self.value.get(key, default)
+        if not isinstance(found, bool):
+            raise self.wrong(key, "true or false")
+        return found
+
+    def items(self, key: str, wanted: str, default: list[Any] | None = None) -> list[Any]:
+        found = self.value.get(key, default)
+        if not isinstance(found, list):
+            raise self.wrong(key, wanted)
+        return found
+
+    def texts(self, key: str, default: list[Any] | None = None) -> tuple[str, ...]:
+        found = self.items(key, "a list of texts", default)
+        if not all(isinstance(item, str) for item in found):
+            raise self.wrong(key, "a list of texts")
+        return tuple(found)
+
+    def numbers(self, key: str, default: list[Any] | None = None) -> tuple[float | int | None, ...]:
+        found = self.items(key, "a list of numbers", default)
+        if not all(map(_is_number, found)):
+            raise self.wrong(key, "a list of numbers")
+        return tuple(found)
+
+    def whole_numbers(self, key: str) -> tuple[int, ...]:
+        found = self.items(key, "a list of whole numbers")
+        if not all(type(item) is int for item in found):
+            raise self.wrong(key, "a list of whole numbers")
+        return tuple(found)
+
+    def keys(self, key: str, default: Mapping[str, Any] | None = None) -> _Keys:
+        found = self.value.get(key, default)
+        if not isinstance(found, dict):
+            raise self.wrong(key, "keys and values")
+        return _Keys(self.file, f"{self.where}.{key}" if self.where else key, found)
+
+    def objects(self, key: str) -> Iterator[_Keys]:
+        for number, item in enumerate(self.items(key, "a list")):
+            place = f"{self.where}.{key}[{number}]" if self.where else f"{key}[{number}]"
+            if not isinstance(item, dict):
+                raise RecordError(f"{self.file}: damaged, {place} is {item!r}; keys and values belong there")
+            yield _Keys(self.file, place, item)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
