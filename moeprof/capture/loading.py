@@ -22,6 +22,7 @@ from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.workload import EngineSettings, ModelSpec
 
 Reshape = Callable[[Any], None]
+RANDOM_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ def _config(spec: ModelSpec, source: ModelSource) -> Any:
 
 def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any]) -> Any:
     if spec.weights == "random":
-        torch.manual_seed(0)
+        torch.manual_seed(RANDOM_SEED)
         with torch.device(device):
             return _guard(spec, lambda: AutoModelForCausalLM.from_config(config, **kwargs))
     model, info = _guard(
@@ -177,7 +178,7 @@ def _build_reshaped(
     is_random = spec.weights == "random"
     where = None if is_random else source.hub_id or source.folder
     files: dict[str, Any] = {"state_dict": {}} if is_random else {"revision": spec.revision, "use_safetensors": True}
-    torch.manual_seed(0)
+    torch.manual_seed(RANDOM_SEED)
     model, info = _guard(
         spec,
         lambda: reshaped.from_pretrained(

@@ -15,6 +15,7 @@ import torch
 from moeprof.capture.loading import Blueprint, load_model, read_blueprint
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.parameters import model_facts
+from moeprof.capture.revision import revision_of
 from moeprof.capture.twin_popular import popular_twin
 from moeprof.capture.twins import (
     Twin,
@@ -37,6 +38,7 @@ class OpenModel:
     Attributes:
         model: the transformers module.
         source: where it was found; that of the MoE for a twin.
+        origin: whose weights were read: the model's spec, or that of the MoE for a twin.
         blueprint: config, dtype and why.
         load_s: seconds from start to ready, building a twin included.
         weights: ``checkpoint``, or ``random`` (also where only a twin's MLPs are).
@@ -46,6 +48,7 @@ class OpenModel:
 
     model: Any
     source: ModelSource
+    origin: ModelSpec
     blueprint: Blueprint
     load_s: float
     weights: str
@@ -100,6 +103,7 @@ def open_model(
     return OpenModel(
         model=model,
         source=source,
+        origin=weights,
         blueprint=blueprint,
         load_s=time.perf_counter() - start,
         weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
@@ -139,4 +143,4 @@ def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> 
         weights=opened.weights,
         notes=opened.notes,
     )
-    return replace(facts, twin=opened.twin)
+    return replace(facts, twin=opened.twin, revision=revision_of(opened.source, opened.origin, spec))

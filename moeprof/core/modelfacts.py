@@ -108,6 +108,8 @@ class ModelFacts:
         weights: ``checkpoint`` or ``random``.
         notes: what a reader should know (quantised groups, executed != routed...).
         twin: for a dense twin: which MoE, how wide, how initialised; else None.
+        revision: which weights: a hash of the files, the hub's commit, or how they were drawn (see
+            moeprof/capture/revision.py); None where unknown, as in records made before this was kept.
     """
 
     name: str
@@ -133,6 +135,7 @@ class ModelFacts:
     weights: str = "checkpoint"
     notes: tuple[str, ...] = ()
     twin: TwinFacts | None = None
+    revision: str | None = None
 
     @property
     def is_moe(self) -> bool:
