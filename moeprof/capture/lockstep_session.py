@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -58,7 +58,7 @@ class LockstepSession:
         self._launch: dict[str, Any] = {"kind": plan.kind, "lanes": {}, "models": {}, "notes": []}
         self._next_beat_s = 0.0
 
-    def __enter__(self) -> LockstepSession:
+    def __enter__(self) -> Self:
         plan = self._plan
         if plan.threads is not None:
             torch.set_num_threads(plan.threads)
