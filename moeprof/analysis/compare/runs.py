@@ -157,11 +157,34 @@ def gate_keys(model: ModelSummary) -> tuple[Key, ...]:
 def _model(
     first: ModelSummary, second: ModelSummary, found: Sequence[Difference], allow: Collection[str], is_same: bool
 ) -> ModelComparison:
-    values, others = by_key(first.metrics), by_key(second.metrics)
-    launches, other_launches = by_launch(first.metrics), by_launch(second.metrics)
-    gates = gate_keys(first)
+    sides = first.metrics, second.metrics
+    metrics = compare_metrics(first.name, sides, found, allow, gates=gate_keys(first), is_same=is_same)
+    return ModelComparison(name=first.name, metrics=metrics, headline=headline_keys((first, second)))
+
+
+def compare_metrics(
+    model: str,
+    sides: tuple[Sequence[MetricValue], Sequence[MetricValue]],
+    found: Sequence[Difference],
+    allow: Collection[str],
+    *,
+    gates: Collection[Key],
+    is_same: bool,
+) -> tuple[MetricComparison, ...]:
+    """Every figure of a model in two runs.
+
+    Args:
+        model: its name.
+        sides: all values of the reference and of the other run, those of single launches among them.
+        found: facts that differ.
+        allow: names of facts that may differ.
+        gates: the timed figures that decide; they share one error.
+        is_same: both are one and the same run.
+    """
+    values, others = by_key(sides[0]), by_key(sides[1])
+    launches, other_launches = by_launch(sides[0]), by_launch(sides[1])
     samples = {
-        key: (_samples(launches, value, key), _samples(other_launches, others[key], key))
+        key: (launch_samples(launches, value), launch_samples(other_launches, others[key]))
         for key, value in values.items()
         if key in others and "timed" in classes_of(key[0]) and not (value.exact and others[key].exact)
     }
@@ -169,15 +192,15 @@ def _model(
     metrics = []
     for key in dict.fromkeys((*values, *others)):
         one, other = values.get(key), others.get(key)
-        against = forbidden_by(found, classes_of(key[0]), model=first.name, allow=allow)
+        against = forbidden_by(found, classes_of(key[0]), model=model, allow=allow)
         ratio = _same(one, other) if is_same else _ratio(key, one, other, against, timed.get(key))
         metrics.append(MetricComparison(key=key, reference=one, other=other, ratio=ratio, is_gate=key in gates))
-    return ModelComparison(name=first.name, metrics=tuple(metrics), headline=headline_keys((first, second)))
+    return tuple(metrics)
 
 
-def _samples(launches: Mapping[Key, Mapping[int, float]], value: MetricValue, key: Key) -> tuple[float, ...]:
+def launch_samples(launches: Mapping[Key, Mapping[int, float]], value: MetricValue) -> tuple[float, ...]:
     """Each launch's value; equal in all launches, or of a single one: the value itself, once."""
-    own = launches.get(key)
+    own = launches.get(key_of(value))
     if own:
         return tuple(own.values())
     return () if value.value is None else (float(value.value),)
