@@ -107,7 +107,8 @@ CARDS: tuple[Card, ...] = (
     _card(
         "router_drift_js",
         "Router drift",
-        f"Jensen-Shannon divergence (base 2) of q, first against second half, mean over layers; {_SHIFT_NULL}",
+        "Jensen-Shannon divergence (base 2) of q, first against second half of a run, or one run against another, mean "
+        f"over layers; {_SHIFT_NULL}",
         better="neither",
         source="Lin 1991",
     ),
@@ -158,5 +159,55 @@ CARDS: tuple[Card, ...] = (
         "Routing agreement of two runs",
         "mean of shared picks / k over tokens that both runs processed",
         better="higher",
+    ),
+    # Two runs on the same tokens; see regress/router_health.py.
+    _card(
+        "routing_agreement_ratio_worst",
+        "Routing agreement of two runs, worst layer",
+        "mean of shared picks / k over tokens that both runs processed, lowest of the layers",
+        better="higher",
+    ),
+    _card(
+        "router_drift_js_worst",
+        "Router drift between runs, worst layer",
+        "Jensen-Shannon divergence (base 2) of q, one run against another, largest of the layers",
+        source="Lin 1991",
+    ),
+    _card(
+        "dead_experts_gained",
+        "Experts newly dead",
+        "experts with tokens in the reference and none now, total over layers; where weights differ only those beyond "
+        "chance: share^n_e < 0.01 / experts of all layers, share = the reference's part of all picks",
+        unit="experts",
+        source="conditional test of two Poisson rates (Przyborowski and Wilenski 1940), Bonferroni",
+    ),
+    _card(
+        "nearly_dead_experts_gained",
+        "Experts newly nearly dead",
+        "experts that fell below 0.1 mu (the dead among them), total over layers; where weights differ only those "
+        "beyond chance, as for dead_experts_gained",
+        unit="experts",
+        source="conditional test of two Poisson rates (Przyborowski and Wilenski 1940), Bonferroni",
+    ),
+    _card(
+        "router_load_max_over_mean_rise",
+        "Rise of the busiest expert over mean",
+        "max n_e / mu now - in the reference, largest of the layers",
+    ),
+    _card(
+        "router_entropy_ratio_fall",
+        "Fall of the load entropy",
+        "router_entropy_ratio in the reference - now, largest of the layers",
+    ),
+    _card(
+        "domain_total_variation_fall",
+        "Specialisation lost",
+        "total variation of q between two classes, mean over pairs: in the reference - now, mean over layers",
+        better="neither",
+    ),
+    _card(
+        "router_margin_p05_fall",
+        "Fall of the routing margin",
+        "5th percentile of p_(k) - p_(k+1) in the reference - now, mean over layers",
     ),
 )

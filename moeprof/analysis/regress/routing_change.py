@@ -1,10 +1,28 @@
-"""How routing changed between two runs on the same tokens: the nouns, and what tells collapse from noise."""
+"""How routing changed between two runs on the same tokens: the nouns. ``router_health.routing_change`` makes them.
+
+Which figure answers which gate, see :func:`gate_figure` (a gate fails where ``worse_by`` exceeds its amount):
+
+    gate                          reference, other                                       worse_by
+    dead_experts                  dead before, dead before + newly dead, over all layers  newly dead beyond chance
+    nearly_dead_experts           the same for experts below a tenth of the mean load     newly so beyond chance
+    routing_agreement_ratio       1, mean share of the same picks                         1 - agreement
+    router_load_max_over_mean     mean over layers, before and after                      the rise
+    router_entropy_ratio          mean over layers, before and after                      the fall
+    domain_total_variation        distance between classes, before and after              the fall
+    router_margin_p05             mean over layers, before and after                      the fall
+    router_drift_js               0, drift                                                the drift
+
+They are figures of the forced tokens, both phases together; gates with a label ``phase`` are for the runs' own metrics.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from moeprof.core.metric import MetricValue
+
+VERDICTS = ("unchanged", "noise", "changed", "collapsed")
+Both = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,23 +39,44 @@ class LayerChange:
         dead: experts without a token, (reference, other).
         newly_dead: ids of experts that had tokens and have none now, beyond what the sample size explains.
         chance_dead: how likely so many new dead experts were, were the loads unchanged; None where counts are exact.
-        nearly_dead: experts below a tenth of the mean load, (reference, other).
+        nearly_dead: experts below a tenth of the mean load, the dead among them, (reference, other).
         moved: the experts whose share changed most: (expert, share in the reference, share in the other).
         load: share of each expert, (reference, other), for charts.
+        newly_nearly_dead: ids of experts that fell below a tenth of the mean load, beyond what the sample explains.
+        drift_null_mean: mean of the same null.
+        is_beyond_null: the drift of this layer exceeds what chance gives to the worst of all layers.
+        collapse: which of the rules of a collapse this layer breaks: ``dead``, ``entropy``, ``busiest``.
+        specialisation: total variation of expert loads between request classes, mean over pairs, (reference, other);
+            None with fewer than two classes.
+        specialisation_null: 95th percentile of its change by chance.
+        margin_p05, margin_p50: quantiles of p_(k) - p_(k+1), (reference, other); None where a side has no margins.
     """
 
     name: str
     agreement_ratio: float | None
     drift_js: float
     drift_null: float | None
-    max_over_mean: tuple[float, float]
-    entropy_ratio: tuple[float, float]
+    max_over_mean: Both
+    entropy_ratio: Both
     dead: tuple[int, int]
     newly_dead: tuple[int, ...]
     chance_dead: float | None
     nearly_dead: tuple[int, int]
     moved: tuple[tuple[int, float, float], ...]
     load: tuple[tuple[float, ...], tuple[float, ...]]
+    newly_nearly_dead: tuple[int, ...] = ()
+    drift_null_mean: float | None = None
+    is_beyond_null: bool = False
+    collapse: tuple[str, ...] = ()
+    specialisation: Both | None = None
+    specialisation_null: float | None = None
+    margin_p05: Both | None = None
+    margin_p50: Both | None = None
+
+    @property
+    def moved_ratio(self) -> float:
+        """Share of the layer's load that went elsewhere: total variation of the two loads, 0..1."""
+        return sum(abs(before - after) for before, after in zip(*self.load, strict=True)) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +103,70 @@ class RoutingChange:
     metrics: tuple[MetricValue, ...]
     sentences: tuple[str, ...]
     verdict: str
+
+    def metric(self, name: str) -> MetricValue | None:
+        """By name."""
+        return next((value for value in self.metrics if value.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateFigure:
+    """What a gate is judged by.
+
+    Attributes:
+        reference, other: the values that a table shows.
+        worse_by: how much worse it got, in the metric's unit; 0 or less: not worse.
+        interval: of ``other``, 95 %, or None.
+        n: samples in words.
+    """
+
+    reference: float
+    other: float
+    worse_by: float
+    interval: Both | None = None
+    n: str
+
+
+def gate_figure(change: RoutingChange, metric: str) -> GateFigure | None:
+    """The figure of a gate; None for a metric that this change says nothing about, or could not measure."""
+    n = f"{change.tokens:,} tokens"
+    if metric in ("dead_experts", "nearly_dead_experts"):
+        before, gained = _dead(change, nearly=metric != "dead_experts")
+        return GateFigure(reference=before, other=before + gained, worse_by=gained, n=n)
+    if metric in ("routing_agreement_ratio", "router_drift_js"):
+        return _of_change(change, metric, n)
+    pairs = [_MEASURES[metric](layer) for layer in change.layers] if metric in _MEASURES else []
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    before, after = (sum(pair[side] for pair in known) / len(known) for side in (0, 1))
+    rise = after - before
+    return GateFigure(
+        reference=before, other=after, worse_by=rise if metric == "router_load_max_over_mean" else -rise, n=n
+    )
+
+
+_MEASURES = {
+    "router_load_max_over_mean": lambda layer: layer.max_over_mean,
+    "router_entropy_ratio": lambda layer: layer.entropy_ratio,
+    "domain_total_variation": lambda layer: layer.specialisation,
+    "router_margin_p05": lambda layer: layer.margin_p05,
+}
+
+
+def _dead(change: RoutingChange, *, nearly: bool) -> tuple[int, int]:
+    if nearly:
+        return sum(layer.nearly_dead[0] for layer in change.layers), sum(
+            len(layer.newly_nearly_dead) for layer in change.layers
+        )
+    return sum(layer.dead[0] for layer in change.layers), sum(len(layer.newly_dead) for layer in change.layers)
+
+
+def _of_change(change: RoutingChange, metric: str, n: str) -> GateFigure | None:
+    """A figure that is itself a comparison: agreement is 1 and drift 0 where nothing changed."""
+    value = change.metric(metric)
+    if value is None or value.value is None:
+        return None
+    reference, now = (1.0, float(value.value)) if metric == "routing_agreement_ratio" else (0.0, float(value.value))
+    interval = None if value.ci_low is None or value.ci_high is None else (value.ci_low, value.ci_high)
+    return GateFigure(reference=reference, other=now, worse_by=abs(now - reference), interval=interval, n=n)
