@@ -33,6 +33,10 @@ FROZEN = {
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
     "init": "FOLDER --ci --force",
+    "baseline save": "RUN NAME --allow-unfinished --folder --note --pue --replace --usd-per-device-hour --usd-per-kwh",
+    "baseline list": "--folder --format",
+    "baseline show": "NAME --device --folder --format --workload",
+    "baseline rm": "NAMES --device --folder --workload",
     "trace inspect": "PATH --format --from",
     "trace convert": "PATH OUTPUT --duration-s --force --from --jitter --length-scale --max-input-tokens "
     "--max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --start-s --time-scale --too-long",

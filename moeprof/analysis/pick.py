@@ -6,8 +6,11 @@ the total window unless said otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.summary import ModelSummary
+from moeprof.core.baseline import BaselineModel
 from moeprof.core.metric import MetricValue
 
 PROVENANCE = {"traffic", "energy_source", "memory", "split_method"}  # say how a figure came about, not which it is
@@ -24,12 +27,27 @@ def pick(model: ModelSummary, name: str, *, own_traffic: bool | None = None, **l
         own_traffic: True = the workload's own traffic, False = the priced passes, None = by the metric's section.
         labels: phase, layer, request_class, group...
     """
-    if own_traffic is None:
-        own_traffic = card_for(name).section not in PRICED_SECTIONS
-    passes = model.rounds if own_traffic else model.priced
-    traffic = passes[0].traffic if passes else None
+    passes = model.rounds if _means_own(name, own_traffic) else model.priced
+    return _pick_among(model.metrics, name, passes[0].traffic if passes else None, labels)
+
+
+def pick_frozen(
+    model: BaselineModel, name: str, *, own_traffic: bool | None = None, **labels: str
+) -> MetricValue | None:
+    """As :func:`pick`, among the values of a baseline."""
+    traffic = model.own_traffic if _means_own(name, own_traffic) else model.priced_traffic
+    return _pick_among(model.metrics, name, traffic, labels)
+
+
+def _means_own(name: str, own_traffic: bool | None) -> bool:
+    return card_for(name).section not in PRICED_SECTIONS if own_traffic is None else own_traffic
+
+
+def _pick_among(
+    values: Iterable[MetricValue], name: str, traffic: str | None, labels: Mapping[str, str]
+) -> MetricValue | None:
     wanted = {"window": "total", **labels}
-    for value in model.metrics:
+    for value in values:
         if value.name != name or value.labels.get("traffic", traffic) != traffic:
             continue
         rest = {key: label for key, label in value.labels.items() if key not in PROVENANCE}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
+from moeprof.cli.baseline import baseline_app
 from moeprof.cli.compare import compare
 from moeprof.cli.doctor import doctor
 from moeprof.cli.explain import explain
@@ -35,6 +36,7 @@ app = typer.Typer(
 for command in (run, report, compare, ladder, params, doctor, explain, init):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
+app.add_typer(baseline_app, name="baseline")
 
 
 def _version(asked: bool) -> None:

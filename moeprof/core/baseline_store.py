@@ -15,7 +15,7 @@ from moeprof.core.baseline_file import check_name, load_baseline, save_baseline
 from moeprof.core.errors import InputError
 
 DEFAULT_FOLDER = Path("baselines")
-MAX_SLUG = 56
+MAX_SLUG = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,14 @@ class Found:
 
 
 def device_slug(device: str) -> str:
-    """A device as the name of a folder; a long one ends in a hash of the whole, so that two do not share a folder."""
+    """A device as the name of a folder; where that leaves something out, it ends in a hash of the whole.
+
+    ``AMD EPYC 7763, 4 logical (avx2)`` -> ``amd-epyc-7763-4-logical-`` and six digits; ``1 x NVIDIA H200`` ->
+    ``1-x-nvidia-h200``.
+    """
     plain = device.replace("(R)", "").replace("(TM)", "").lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
-    if len(slug) <= MAX_SLUG:
+    slug = re.sub(r"[^a-z0-9]+", "-", plain.partition(" (")[0]).strip("-") or "unknown"
+    if len(slug) <= MAX_SLUG and " (" not in plain:
         return slug
     return f"{slug[:MAX_SLUG].rstrip('-')}-{hashlib.sha256(device.encode()).hexdigest()[:6]}"
 

@@ -88,7 +88,7 @@ def differences(first: Facts, second: Facts) -> tuple[Difference, ...]:
     a fact of a model that a side did not record.
     """
     found = [
-        Difference(name=name, first=_said(first.run[name]), second=_said(second.run[name]), forbids=forbids)
+        Difference(name=name, first=fact_text(first.run[name]), second=fact_text(second.run[name]), forbids=forbids)
         for name, forbids in RUN_FACTS.items()
         if name in first.run and name in second.run and plain(first.run[name]) != plain(second.run[name])
     ]
@@ -170,10 +170,12 @@ def banners(found: Iterable[Difference], allow: Collection[str] = ()) -> tuple[s
 def _of_model(model: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     found = []
     for name, forbids in MODEL_FACTS.items():
-        said = plain(one.get(name)), plain(other.get(name))
-        if None not in said and said[0] != said[1] and not (name == "schedule" and _same_requests(one, other)):
+        facts = plain(one.get(name)), plain(other.get(name))
+        if None not in facts and facts[0] != facts[1] and not (name == "schedule" and _same_requests(one, other)):
             found.append(
-                Difference(name=name, first=_said(said[0]), second=_said(said[1]), forbids=forbids, model=model)
+                Difference(
+                    name=name, first=fact_text(facts[0]), second=fact_text(facts[1]), forbids=forbids, model=model
+                )
             )
     return found
 
@@ -195,5 +197,6 @@ def _merged(found: list[Difference], num_models: int) -> list[Difference]:
     return merged
 
 
-def _said(value: Any) -> str:
+def fact_text(value: Any) -> str:
+    """A fact for people: long hashes are cut to twelve digits."""
     return "not recorded" if value in (None, "") else _LONG_HASH.sub(r"\1", str(value))
