@@ -42,7 +42,7 @@ HOMES = {
     "pynvml": ("capture/gpu.py",),
     "yaml": ("core/yamlfile.py",),
     "typer": ("cli/",),
-    "rich": ("cli/", "render/terminal.py", "render/terminal_compare.py"),
+    "rich": ("cli/", "render/terminal.py", "render/terminal_compare.py", "render/terminal_gates.py"),
     "jinja2": ("render/", "sources/"),
     "matplotlib": (),
     "requests": (),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moeprof.analysis.document_compare import GateRow as GateRow
+from moeprof.analysis.document_compare import GateTable as GateTable
 from moeprof.analysis.document_compare import Ratio as Ratio
 from moeprof.analysis.document_compare import RatioRow as RatioRow
 from moeprof.analysis.document_compare import RatioTable as RatioTable
@@ -177,7 +179,7 @@ class StackedBars:
     unit: str
 
 
-Block = Paragraph | MetricTable | RatioTable | FactTable | Chart | HeatMap | StackedBars | Waterfall
+Block = Paragraph | MetricTable | RatioTable | GateTable | FactTable | Chart | HeatMap | StackedBars | Waterfall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

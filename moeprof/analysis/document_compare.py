@@ -63,6 +63,49 @@ class RatioTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateRow:
+    """One gate of a regression check.
+
+    Attributes:
+        label: the figure, for people.
+        card: of the metric.
+        name: stable identifier, with labels: ``step_mean_s{phase=decode}``.
+        reference, other: the values; None where a side has none (a lock-step ratio has neither).
+        ratio: other / reference with verdict and reason.
+        by_difference: what counts is the difference of the values (or the new value alone), not their ratio.
+        n: samples in words.
+        limit: what is allowed, in words: ``+3 %``, ``no rise``, ``at most 50 ms``.
+        decide: what would decide an undecided gate, or None.
+    """
+
+    label: str
+    card: Card
+    name: str
+    reference: MetricValue | None
+    other: MetricValue | None
+    ratio: Ratio
+    by_difference: bool
+    n: str
+    limit: str
+    decide: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateTable:
+    """Gates with their verdicts, most important first.
+
+    Attributes:
+        title: heading.
+        rows: the gates.
+        folded: True for a table that a page should show closed at first.
+    """
+
+    title: str
+    rows: tuple[GateRow, ...]
+    folded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaterfallStep:
     """One bar of a waterfall.
 

@@ -22,6 +22,8 @@ from moeprof.analysis.document import (
     Document,
     Doubt,
     FactTable,
+    GateRow,
+    GateTable,
     HeatMap,
     MetricTable,
     Paragraph,
@@ -34,7 +36,7 @@ from moeprof.analysis.document import (
 )
 from moeprof.core.metric import Card
 from moeprof.render.html_cells import ModelCard, anchor, cell, main_row, per_what, table_row
-from moeprof.render.html_compare import compare_table, waterfall_drawing
+from moeprof.render.html_compare import compare_table, drawn_gates, waterfall_drawing
 from moeprof.render.svg_bars import draw_bars
 from moeprof.render.svg_chart import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.svg_heatmap import draw_heatmap
@@ -66,7 +68,7 @@ def render_html(document: Document) -> str:
         doubt_counts=_doubt_counts(document.doubts),
         cards=_cards(document),
         colours=colours,
-        compares=any(isinstance(b, RatioTable) for s in document.sections for b in s.blocks),
+        compares=any(isinstance(b, RatioTable | GateTable) for s in document.sections for b in s.blocks),
     )
 
 
@@ -129,6 +131,8 @@ def _item(block: Block, models: Sequence[str]) -> Item:
         return "waterfall", {"block": block, "drawing": waterfall_drawing(block)}
     if isinstance(block, HeatMap):
         return "heat", {"block": block, "drawing": draw_heatmap(block)}
+    if isinstance(block, GateTable):
+        return "gates", {"table": drawn_gates(block), "title": block.title}
     if isinstance(block, FactTable):
         return "facts", {"block": block}
     assert isinstance(block, Paragraph)
@@ -174,8 +178,8 @@ def _doubt_counts(doubts: Sequence[Doubt]) -> list[tuple[str, int]]:
 
 def _cards(document: Document) -> list[tuple[str, list[Card]]]:
     """Every card that any table refers to, by section, each once."""
-    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable | RatioTable)]
-    rows: list[Row | RatioRow] = [*document.first_screen, *(row for table in tables for row in table.rows)]
+    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable | RatioTable | GateTable)]
+    rows: list[Row | RatioRow | GateRow] = [*document.first_screen, *(row for table in tables for row in table.rows)]
     cards = {card.name: card for card in (*document.cards, *(row.card for row in rows))}
     order = {section: i for i, section in enumerate(dict.fromkeys(card.section for card in cards.values()))}
     ordered = sorted(cards.values(), key=lambda card: order[card.section])

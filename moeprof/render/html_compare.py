@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from moeprof.analysis.document import Ratio, RatioTable, Row, Waterfall
+from moeprof.analysis.document import GateTable, Ratio, RatioTable, Row, Waterfall
 from moeprof.render.cells_compare import (
     CANNOT_TELL,
     ratio_interval,
@@ -17,6 +17,7 @@ from moeprof.render.cells_compare import (
     step_text,
     tone,
 )
+from moeprof.render.cells_gates import INTERVAL_HEAD, gate_cells, gate_notes
 from moeprof.render.html_cells import Cell, TableRow, table_row
 from moeprof.render.svg_waterfall import draw_waterfall
 
@@ -102,6 +103,51 @@ def ratio_cell(ratio: Ratio | None) -> RatioCell:
         tone="na" if ratio.value is None else tone(ratio.verdict),
         detail=ratio.reason or "",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLine:
+    """One gate: its name as in any table, values, and the ratio cell; ``note`` says what would decide it."""
+
+    row: TableRow
+    values: tuple[Cell, Cell]
+    ratio: RatioCell
+    n: str
+    limit: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnGates:
+    """A drawn GateTable; without ``has_values`` its two columns of values would be empty."""
+
+    title: str
+    folded: bool
+    has_values: bool
+    lines: tuple[GateLine, ...]
+    notes: tuple[str, ...]
+
+
+def drawn_gates(table: GateTable) -> DrawnGates:
+    """The table for the template."""
+    lines = []
+    for gate in table.rows:
+        plain = table_row(Row(label=gate.label, card=gate.card, name=gate.name, values=(gate.reference, gate.other)))
+        texts = gate_cells(gate)
+        ratio = RatioCell(
+            text=texts["change"],
+            interval=texts[INTERVAL_HEAD][1:-1],
+            verdict=texts["verdict"],
+            tone=tone(gate.ratio.verdict),
+            detail=gate.ratio.reason or "",
+        )
+        note = f"{gate.decide} would decide" if gate.decide else ""
+        paired = gate.reference is None and gate.other is None
+        values = (Cell(text="", kind="none"),) * 2 if paired else (plain.cells[0], plain.cells[1])
+        lines.append(GateLine(row=plain, values=values, ratio=ratio, n=gate.n, limit=gate.limit, note=note))
+    has_values = any(cell.text for line in lines for cell in line.values)
+    notes = gate_notes(table)
+    return DrawnGates(title=table.title, folded=table.folded, has_values=has_values, lines=tuple(lines), notes=notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from moeprof.analysis.document import (
     Chart,
     Document,
     FactTable,
+    GateTable,
     HeatMap,
     MetricTable,
     Paragraph,
@@ -18,7 +19,7 @@ from moeprof.analysis.document import (
 )
 from moeprof.core import units
 from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
-from moeprof.render.markdown_compare import ratio_table, waterfall_table
+from moeprof.render.markdown_compare import gate_table, ratio_table, waterfall_table
 from moeprof.render.markdown_text import escape as escape
 
 
@@ -43,7 +44,7 @@ def render_markdown(document: Document) -> str:
 
 
 def _is_open(section: Section) -> bool:
-    return any(isinstance(block, Waterfall | RatioTable) for block in section.blocks)
+    return any(isinstance(block, Waterfall | RatioTable | GateTable) for block in section.blocks)
 
 
 def _section(section: Section, document: Document) -> list[str]:
@@ -87,6 +88,8 @@ def _block(block: Block, document: Document) -> list[str]:
         return _bars(block)
     if isinstance(block, RatioTable):
         return ratio_table(block)
+    if isinstance(block, GateTable):
+        return gate_table(block)
     if isinstance(block, Waterfall):
         return waterfall_table(block)
     assert isinstance(block, Chart | HeatMap)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.document import Ratio, RatioRow, RatioTable, Waterfall
+from moeprof.analysis.document import GateRow, GateTable, Ratio, RatioRow, RatioTable, Waterfall
 from moeprof.render.cells import interval_text, short_text
 from moeprof.render.cells_compare import (
     CANNOT_TELL,
@@ -16,6 +16,7 @@ from moeprof.render.cells_compare import (
     step_text,
     tone,
 )
+from moeprof.render.cells_gates import HEADS, INTERVAL_HEAD, gate_cells, gate_notes
 from moeprof.render.markdown_text import escape
 
 BAR_WIDTH = 24
@@ -57,6 +58,26 @@ def _ratio(ratio: Ratio) -> str:
         text = f"**{text}**"
     interval = ratio_interval(ratio)
     return text + (f"<br><sub>{escape(interval)}</sub>" if interval else "")
+
+
+def gate_table(table: GateTable) -> list[str]:
+    """Gates as lines; a folded table stands closed."""
+    lines = ["|" + "|".join(HEADS) + "|", "|:--|--:|--:|--:|:--|:--|:--|"]
+    lines += [_gate(row) for row in table.rows]
+    lines += [f"\n<sub>{escape(note)}</sub>" for note in gate_notes(table)]
+    if table.folded:
+        return [f"<details><summary><b>{escape(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
+    return [f"**{escape(table.title)}**", "", *lines, ""]
+
+
+def _gate(row: GateRow) -> str:
+    cells = {name: escape(text) for name, text in gate_cells(row).items()}
+    for name in ("change", "verdict"):
+        if cells[name] and tone(row.ratio.verdict) != "open":
+            cells[name] = f"**{cells[name]}**"
+    if cells[INTERVAL_HEAD]:
+        cells["change"] += f"<br><sub>{cells[INTERVAL_HEAD]}</sub>"
+    return "|" + "|".join(cells[name] for name in HEADS) + "|"
 
 
 def waterfall_table(waterfall: Waterfall) -> list[str]:

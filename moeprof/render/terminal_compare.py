@@ -14,8 +14,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moeprof.analysis.document import Block, Document, Paragraph, RatioRow, RatioTable, Section, Waterfall
-from moeprof.core.plaintext import printable
+from moeprof.analysis.document import (
+    Block,
+    Document,
+    GateTable,
+    Paragraph,
+    RatioRow,
+    RatioTable,
+    Section,
+    Waterfall,
+)
+from moeprof.core.plaintext import one_line, printable
 from moeprof.render.cells import interval_text, short_text
 from moeprof.render.cells_compare import (
     CANNOT_TELL,
@@ -29,6 +38,8 @@ from moeprof.render.cells_compare import (
     step_text,
     tone,
 )
+from moeprof.render.cells_gates import gate_notes
+from moeprof.render.terminal_gates import gate_table
 
 GAP = 2  # columns between two columns
 WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
@@ -36,6 +47,8 @@ NARROW = 70  # below this, a waterfall's intervals go under their values
 LONGEST_BAR, WANTED_BAR, SHORTEST_BAR = 60, 24, 6
 LEAST_LABEL = 16  # a metric's name gets so many columns before its words are folded
 STYLES = {"better": "bold green", "worse": "bold red", "open": "dim"}
+TABLES = RatioTable | GateTable
+COMPARING = TABLES | Waterfall
 
 
 def print_sections(document: Document, console: Console, *, folded: bool = False) -> None:
@@ -43,26 +56,27 @@ def print_sections(document: Document, console: Console, *, folded: bool = False
 
     Tables that a page would fold, and those of later sections, only where ``folded``: a terminal has no fold.
     """
-    comparing = [s for s in document.sections if any(isinstance(b, RatioTable | Waterfall) for b in s.blocks)]
+    comparing = [s for s in document.sections if any(isinstance(b, COMPARING) for b in s.blocks)]
     left_out = 0
     for section in comparing:
-        shown = [
-            b for b in section.blocks if folded or not isinstance(b, RatioTable) or _is_first(b, section, comparing)
-        ]
-        left_out += len(section.blocks) - len(shown)  # all of them tables of ratios
-        blocks = [block for block in shown if isinstance(block, Paragraph | RatioTable | Waterfall)]
+        shown = [b for b in section.blocks if folded or not isinstance(b, TABLES) or _is_first(b, section, comparing)]
+        left_out += len(section.blocks) - len(shown)  # all of them tables
+        blocks = [block for block in shown if isinstance(block, Paragraph | COMPARING)]
         if not blocks:
             continue
         console.print()
         console.print(Text(printable(section.title), style="bold underline"))
-        for block in blocks:
+        for n, block in enumerate(blocks):
+            if n and isinstance(blocks[n - 1], GateTable):
+                console.print()
             _print_block(block, console, section.title)
     if left_out:
         console.print()
-        console.print(Text(f"{left_out} more tables with --all, or in the files that --write makes", style="dim"))
+        more = "1 more table" if left_out == 1 else f"{left_out} more tables"
+        console.print(Text(f"{more} with --all, or in the files that --write makes", style="dim"))
 
 
-def _is_first(block: RatioTable, section: Section, comparing: Sequence[Section]) -> bool:
+def _is_first(block: RatioTable | GateTable, section: Section, comparing: Sequence[Section]) -> bool:
     return section is comparing[0] and not block.folded
 
 
@@ -75,6 +89,12 @@ def _print_block(block: Block, console: Console, heading: str) -> None:
         console.print(ratio_table(block, console.width))
         for note in ratio_notes(block):
             console.print(Text(printable(note), style="dim"))
+    elif isinstance(block, GateTable):
+        if block.title != heading:
+            console.print(Text(printable(block.title), style="bold"))
+        console.print(gate_table(block, console.width))
+        for note in gate_notes(block):
+            console.print(Text(one_line(note), style="dim"))
     elif isinstance(block, Waterfall):
         _print_waterfall(block, console)
 

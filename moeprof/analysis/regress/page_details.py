@@ -1,0 +1,111 @@
+"""What stands under the gates: other figures, what differs between the runs, the machine's noise, launch values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moeprof.analysis.compare.tables import Compared, section_tables
+from moeprof.analysis.document import Block, FactTable, Paragraph, RatioRow, RatioTable, Section
+from moeprof.analysis.regress.page_gates import figure_label, model_names, named
+from moeprof.analysis.regress.result import Change, Regression
+from moeprof.analysis.report import FIRST_SCREEN
+from moeprof.core import units
+
+MOST_CHANGES = 8  # other figures that stand open; all of them stand in the tables of every figure
+HEADLINES = [name for _, name, _ in FIRST_SCREEN]
+
+
+def changed_figures(regression: Regression) -> tuple[Block, ...]:
+    """Figures that no gate watches and that were shown to differ, those of the first screen of a report first."""
+    moved = [change for change in regression.changes if change.changed and not change.is_gate]
+    if not moved:
+        return ()
+    names = model_names(regression)
+    moved.sort(key=lambda change: (change.ratio.verdict != "worse", _rank(change)))
+    rows = [
+        RatioRow(
+            label=named(change.model, figure_label(change.key), names),
+            card=change.card,
+            name=change.key[0],
+            values=(change.reference, change.other),
+            ratios=(None, change.ratio),
+        )
+        for change in moved[:MOST_CHANGES]
+    ]
+    table = RatioTable(title="Also changed, without a gate", columns=_columns(regression), rows=tuple(rows))
+    more = len(moved) - len(rows)
+    if not more:
+        return (table,)
+    return (table, Paragraph(text=f"{more} more figures changed; they stand under every figure."))
+
+
+def _rank(change: Change) -> int:
+    name = change.key[0]
+    return HEADLINES.index(name) if name in HEADLINES else len(HEADLINES)
+
+
+def every_figure(regression: Regression, *, folded: bool) -> Section | None:
+    """All figures of both runs, model by model."""
+    tables: list[Block] = []
+    names = model_names(regression)
+    for model in names:
+        compared = {
+            change.key: Compared(values=(change.reference, change.other), ratios=(None, change.ratio))
+            for change in regression.changes
+            if change.model == model
+        }
+        prefix = f"{model}: " if len(names) > 1 else ""
+        for table in section_tables(_columns(regression), compared, prefix=prefix):
+            tables.append(
+                RatioTable(title=table.title, columns=table.columns, rows=table.rows, folded=folded and table.folded)
+            )
+    return Section(name="all", title="Every figure", blocks=tuple(tables)) if tables else None
+
+
+def _columns(regression: Regression) -> tuple[str, str]:
+    """Names of the two sides; equal names would make one column of them."""
+    if regression.reference == regression.other:
+        return f"{regression.reference} (reference)", f"{regression.other} (new)"
+    return regression.reference, regression.other
+
+
+def differences_section(regression: Regression) -> Section:
+    """Facts that are not the same in both runs, and whether that was allowed."""
+    rows = []
+    for difference in regression.differences:
+        label = difference.name.replace("_", " ") + (f" of {difference.model}" if difference.model else "")
+        text = f"{difference.first} in the reference, {difference.second} in the new run"
+        if difference.forbids:
+            text += (
+                " (allowed)" if difference.name in regression.allow else f" (forbids {_classes(difference.forbids)})"
+            )
+        rows.append((label, text))
+    table = FactTable(title="Facts", rows=tuple(rows or [("nothing", "all facts of the runs are equal")]))
+    return Section(name="differences", title="What differs between the runs", blocks=(table,))
+
+
+def _classes(forbids: frozenset[str]) -> str:
+    return ", ".join(sorted(forbids - {"tokens"})) + " figures"
+
+
+def launches_section(regression: Regression) -> Section | None:
+    """What the machine did, and each launch's value of every gate that has them."""
+    blocks: list[Block] = []
+    if regression.noise is not None:
+        blocks.append(Paragraph(text=regression.noise.text))
+    names = model_names(regression)
+    rows = [
+        (named(gate.model, figure_label(gate.key), names), text)
+        for gate in regression.gates
+        if (text := _launches(gate.reference_launches, gate.other_launches, gate.card.unit))
+    ]
+    if rows:
+        blocks.append(FactTable(title="Value of each launch", rows=tuple(rows)))
+    return Section(name="launches", title="Noise and launches", blocks=tuple(blocks)) if blocks else None
+
+
+def _launches(reference: Sequence[float], other: Sequence[float], unit: str) -> str:
+    if not reference:
+        return f"ratio of each pair: {', '.join(f'{ratio:.3f}' for ratio in other)}" if other else ""
+    sides = (("reference", reference), ("new", other))
+    return "; ".join(f"{side}: {', '.join(units.short(v, unit) for v in values)}" for side, values in sides)

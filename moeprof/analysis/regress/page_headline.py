@@ -1,0 +1,93 @@
+"""The check in one sentence that can be forwarded: the verdict in a word, the figures behind it, and how many hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moeprof.analysis.regress.page_gates import figure_label, from_to, is_difference, limit_text, model_names
+from moeprof.analysis.regress.result import GateResult, Regression
+from moeprof.core import units
+
+MOST = 3  # gates that the sentence names; the table has them all
+COUNTED = (  # verdict -> what is said of one gate, and of several
+    ("worse", "is worse", "are worse"),
+    ("cannot tell", "cannot be told", "cannot be told"),
+    ("incomparable", "is incomparable", "are incomparable"),
+    ("better", "is better", "are better"),
+    ("no difference shown", "shows no difference", "show no difference"),
+)
+
+
+def headline(regression: Regression) -> str:
+    """The sentence: ``WORSE: decode step 1.112x [1.098, 1.127] (6 pairs); 7 gates show no difference``."""
+    if not regression.gates:
+        return "Nothing was judged: no gate applies to these runs."
+    if regression.verdict == "no difference shown":
+        return _holds(regression)
+    own = regression.with_verdict(regression.verdict)
+    said = _all_said(own[:MOST], model_names(regression))
+    if len(own) > MOST:
+        said.append(f"{len(own) - MOST} more")
+    rest = _counts([gate for gate in regression.gates if gate.verdict != regression.verdict])
+    allowed = ", which is allowed" if regression.verdict == "cannot tell" and regression.allow_undecided else ""
+    return f"{regression.verdict.upper()}{allowed}: {'; '.join((*said, *rest))}."
+
+
+def _holds(regression: Regression) -> str:
+    """Says how much was looked at: the widest of the timed gates shows what could have been seen."""
+    held = regression.with_verdict("no difference shown")
+    timed = [gate for gate in held if gate.kind == "timed" and gate.ratio.low and gate.ratio.high]
+    text = f"No regression: {len(held)} {'gate holds' if len(held) == 1 else 'gates hold'}"
+    if timed:
+        widest = max(timed, key=lambda gate: (gate.ratio.high or 1.0) / (gate.ratio.low or 1.0))
+        which = "" if len(timed) == 1 else f"; the widest of {len(timed)} timed ones is"
+        text += f"{which or ';'} {_all_said([widest], model_names(regression))[0]}"
+    else:
+        text += "; none of them is timed" if all(gate.kind != "timed" for gate in held) else ""
+    rest = _counts([gate for gate in regression.gates if gate.verdict != "no difference shown"])
+    return f"{'; '.join((text, *rest))}."
+
+
+def _counts(gates: Sequence[GateResult]) -> list[str]:
+    """``2 gates cannot be told, 1 is better, 4 show no difference``; nothing where no gate is left."""
+    found: list[str] = []
+    for verdict, one, several in COUNTED:
+        num = sum(gate.verdict == verdict for gate in gates)
+        if num:
+            noun = "" if found else " gate" if num == 1 else " gates"
+            found.append(f"{num}{noun} {one if num == 1 else several}")
+    return [", ".join(found)] if found else []
+
+
+def _all_said(gates: Sequence[GateResult], models: Sequence[str]) -> list[str]:
+    """Each gate with its figure; the model is named where it is another one than before."""
+    said, before = [], models[0] if len(models) == 1 else None
+    for gate in gates:
+        said.append(_said(gate) if gate.model == before else f"{gate.model}: {_said(gate)}")
+        before = gate.model
+    return said
+
+
+def _said(gate: GateResult) -> str:
+    """One gate with its figure: ``decode step 1.112x [1.098, 1.127] (6 pairs)``."""
+    text = figure_label(gate.key)
+    told = _figure(gate)
+    text += f" {told}" if told else ""
+    if told and gate.decide is None and gate.n not in ("exact", "not measured", ""):
+        text += f" ({gate.n})"
+    if gate.verdict == "cannot tell":
+        why = f"; {gate.decide} would decide" if gate.decide else f": {gate.ratio.reason}" if gate.ratio.reason else ""
+        text += why if told else why.replace(":", ",", 1)
+    return text
+
+
+def _figure(gate: GateResult) -> str:
+    ratio = gate.ratio
+    if is_difference(gate):
+        known = [side.value for side in (gate.reference, gate.other) if side is not None and side.value is not None]
+        text = from_to([units.short(value, gate.card.unit) for value in known])
+        return f"{text} ({limit_text(gate)})" if gate.gate.kind in ("at_most", "at_least") and text else text
+    if ratio.value is None:
+        return ""
+    between = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{ratio.value:.3f}x{between}"

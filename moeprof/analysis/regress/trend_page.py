@@ -1,0 +1,90 @@
+"""The trend as a section: a chart per figure, what changed in it, and the baselines behind it."""
+
+from __future__ import annotations
+
+from moeprof.analysis.document import Block, Chart, FactTable, Paragraph, Section, Series
+from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
+
+MOST_EVENTS = 6  # lines in one chart; the table has them all
+
+
+def trend_section(trend: Trend) -> Section | None:
+    """The trend over the last baselines; None where nothing can be shown."""
+    shown = [series for series in trend.series if len(series.points) > 1]
+    if not shown:
+        return None
+    several = len({series.model for series in shown}) > 1
+    rows = tuple((_title(series, several), series.sentence) for series in shown)
+    blocks: list[Block] = [
+        Paragraph(text=_what(trend)),
+        FactTable(title="Changes of level", rows=rows),
+        *(_chart(series, n, trend, several) for n, series in enumerate(shown, start=1) if _is_drawn(series)),
+    ]
+    if trend.events:
+        names = [name for name, _ in trend.baselines]
+        events = tuple((f"{event.number}: {names[event.number - 1]}", event.text) for event in trend.events)
+        blocks.append(FactTable(title="Facts that changed", rows=events))
+    numbered = tuple(
+        (str(number), " ".join((name, *when[:16].split("T")))) for number, (name, when) in enumerate(trend.baselines, 1)
+    )
+    blocks.append(FactTable(title="Baselines", rows=numbered))
+    return Section(name="trend", title=f"Trend over the last {len(trend.baselines)} baselines", blocks=tuple(blocks))
+
+
+def _what(trend: Trend) -> str:
+    older = f" {trend.left_out} older ones are not shown." if trend.left_out else ""
+    return (
+        f"Counted figures change whenever they differ. In the others a change of level is more than {FLOOR_RATIO:.0%} "
+        "and larger than the baselines' own spread explains; a series without any shows a false one in at most "
+        f"{trend.alpha:.1%} of cases. A level needs two baselines, so the newest alone is judged by the gates.{older}"
+    )
+
+
+def _is_drawn(series: TrendSeries) -> bool:
+    """A counted figure that never changed needs no picture."""
+    return not series.is_counted or bool(series.changes)
+
+
+def _title(series: TrendSeries, several: bool) -> str:
+    return f"{series.model}: {series.label}" if several else series.label
+
+
+def _chart(series: TrendSeries, number: int, trend: Trend, several: bool) -> Chart:
+    points = series.points
+    has_band = all(point.low is not None and point.high is not None for point in points)
+    band = tuple((point.low or 0.0, point.high or 0.0) for point in points) if has_band else ()
+    heights = [point.value for point in points] + [end for pair in band for end in pair]
+    low, high = min(heights), max(heights)
+    line = Series(
+        name=series.model,
+        x=tuple(float(point.number) for point in points),
+        y=tuple(point.value for point in points),
+        band=band,
+        labels=_labels(series, trend),
+    )
+    steps = [
+        _upright(f"step of {change.ratio:.3f}x" if change.ratio else "step", points[change.index].number, low, high)
+        for change in series.changes
+    ]
+    events = [_upright(event.text, event.number, low, high) for event in trend.events[-MOST_EVENTS:]]
+    return Chart(
+        name=f"trend-{number}",
+        title=_title(series, several),
+        caption=series.sentence[0].upper() + series.sentence[1:],
+        x_label="baseline",
+        x_unit="",
+        y_label=series.label,
+        y_unit=series.card.unit,
+        series=(line, *steps, *events),
+    )
+
+
+def _upright(name: str, number: int, low: float, high: float) -> Series:
+    """A line between this baseline and the one before."""
+    return Series(name=f"{name}, at {number}", x=(number - 0.5,) * 2, y=(low, high), style="dashed")
+
+
+def _labels(series: TrendSeries, trend: Trend) -> tuple[str, ...]:
+    """Names of the first and the last baseline, and of those where the level changed; the others stand in a table."""
+    named = {0, len(series.points) - 1, *(change.index for change in series.changes)}
+    return tuple(trend.baselines[point.number - 1][0] if i in named else "" for i, point in enumerate(series.points))
