@@ -267,3 +267,15 @@ def entropy(shares: np.ndarray) -> float:
     """In bits; an expert without tokens adds nothing."""
     some = shares[shares > 0]
     return float(-(some * np.log2(some)).sum())
+
+
+def write_golden() -> None:
+    """Every form of the planted check, as the code makes it now."""
+    from moeprof.render.ci.files import CI_FORMATS, write_ci_files
+
+    for path in write_ci_files(planted(), GOLDEN, CI_FORMATS):
+        print(path.name)
+
+
+if __name__ == "__main__":
+    write_golden()
