@@ -235,7 +235,7 @@ def test_the_workloads_own_twins_are_used_and_others_made() -> None:
 
 def test_the_command_climbs_and_leaves_a_record(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    ran = run_main(["ladder", tiny / "workload.yaml", "--concurrency", "4", "--distinct", "2,8", "--max-seconds", "0.5",
+    ran = run_main(["ladder", tiny / "workload.yaml", "--concurrency", "4", "--distinct", "2,8", "--max-seconds", "3",
                     "--model", "moe", "--output-dir", folder, "--write", "json"])  # fmt: skip
     assert ran.code == 0, ran.stderr
     assert "ladder: loading moe-total" in ran.stderr and f"record: {folder}" in ran.stderr

@@ -21,6 +21,7 @@ from moeprof.capture.lockstep_plan import OFFLINE, LanePlan, LockstepPlan, wante
 from moeprof.capture.moe_structure import MoeLayer, find_moe_layers
 from moeprof.capture.open_model import OpenModel, facts_of, open_model
 from moeprof.capture.plan import Order, Report
+from moeprof.capture.reference_kernel import time_reference
 from moeprof.capture.slowdown import slowed
 from moeprof.core.errors import EngineError
 from moeprof.core.record import write_json
@@ -157,6 +158,7 @@ class LockstepSession:
         info = self._described(concurrency, requests, seats)
         write_json(folder / "pass.json", info)
         self._launch["lanes"] = {seat.plan.name: asdict(seat.lane.engine.facts) for seat in seats}
+        timed = [self._reference()]
         try:
             result = self._lockstep(seats, requests, folder, deadline_s)
         except Unfinished:
@@ -166,9 +168,15 @@ class LockstepSession:
             for seat in seats:
                 seat.lane.engine.close()
             _give_memory_back()
+        if plan.kind == "pairs":  # one process: what the machine did, it did to both sides
+            timed.append(self._reference())
+            info["reference_kernel_s"] = {seat.plan.name: timed for seat in seats}
         info["notes"] += [seat.note for seat in seats if seat.note is not None]
         write_json(folder / "pass.json", info | asdict(result))
         return result.status
+
+    def _reference(self) -> float | None:
+        return time_reference(self._device) if self._plan.kind == "pairs" else None
 
     def _described(self, concurrency: int, requests: Requests, seats: list[Seat]) -> dict[str, Any]:
         """What pass.json says before the measurement."""
