@@ -24,7 +24,7 @@ from moeprof.analysis.compare.estimate import (
     run_blocks,
     widened_interval,
 )
-from moeprof.analysis.metrics.overhead import undisturbed, wall_over_cpu_ratio
+from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
 from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
 from moeprof.core.errors import RecordError
 from moeprof.core.record_lanes import LanePass
@@ -52,6 +52,7 @@ class LaneTimes:
         set_aside: turns left out because the machine took the processor away in some lane.
         wall_over_cpu_ratio: median over all turns and lanes; None where processor time is not known. On a CPU, above
             TAKEN_AWAY the machine was busy throughout, so that no turn could be set aside.
+        taken_SL: turns in which the machine took the processor away, by lane; all False unless they were kept.
     """
 
     launch: int
@@ -68,6 +69,7 @@ class LaneTimes:
     max_SL: FloatArray
     set_aside: int
     wall_over_cpu_ratio: float | None
+    taken_SL: BoolArray
 
     def of_phase(self, phase: str | None) -> BoolArray:
         """True for steps of this phase; None: all steps."""
@@ -79,10 +81,14 @@ class LaneTimes:
         return draw_means(self.lanes, self.time_SL[own], self.step_S[own])
 
 
-def lane_times(lane_pass: LanePass) -> LaneTimes:
+def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
     """Turns of a measurement in which every lane did its step and none was interrupted.
 
     A last cycle that was cut short is left out when MIN_CYCLES whole ones stand, so that every step counts alike.
+
+    Args:
+        lane_pass: the measurement.
+        keep_taken: keep turns in which the machine took the processor away, and say which they are.
 
     Raises:
         RecordError: a lane did the same step of a cycle twice.
@@ -101,7 +107,8 @@ def lane_times(lane_pass: LanePass) -> LaneTimes:
     cycle, step = (phase.index.get_level_values(name).to_numpy(dtype=np.int64) for name in ("cycle", "step"))
     time, cpu = values("wall_s"), values("cpu_s")
     whole = np.isfinite(time).all(axis=1) & _in_whole_cycle(cycle, step)
-    kept = whole & undisturbed(time, cpu)
+    taken = taken_away(time, cpu)
+    kept = whole if keep_taken else whole & ~taken.any(axis=1)
     tokens = values("prefill_tokens") + values("decode_tokens")
     return LaneTimes(
         launch=lane_pass.launch,
@@ -118,6 +125,7 @@ def lane_times(lane_pass: LanePass) -> LaneTimes:
         max_SL=values("max_expert_load")[kept],
         set_aside=int(whole.sum() - kept.sum()),
         wall_over_cpu_ratio=wall_over_cpu_ratio(time, cpu),
+        taken_SL=taken[kept],
     )
 
 

@@ -97,11 +97,16 @@ def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
     Returns:
         True for turns to keep, shape [S].
     """
+    return np.asarray(~taken_away(wall_SL, cpu_SL).any(axis=1), dtype=np.bool_)
+
+
+def taken_away(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
+    """In which turns of which lane wall time is far above processor time, shape [S, L]; see :func:`undisturbed`."""
     usual = wall_over_cpu_ratio(wall_SL, cpu_SL)
     if usual is None or usual > TAKEN_AWAY:
-        return np.ones(len(wall_SL), dtype=np.bool_)
+        return np.zeros(wall_SL.shape, dtype=np.bool_)
     known = np.isfinite(cpu_SL) & np.isfinite(wall_SL)
-    return np.asarray(((wall_SL <= TAKEN_AWAY * cpu_SL) | ~known).all(axis=1), dtype=np.bool_)
+    return np.asarray((wall_SL > TAKEN_AWAY * cpu_SL) & known, dtype=np.bool_)
 
 
 def wall_over_cpu_ratio(wall_SL: FloatArray, cpu_SL: FloatArray) -> float | None:

@@ -1,0 +1,174 @@
+"""Gates on what is counted, on routing, on quality, and bounds: no launches needed (METRICS section 9).
+
+Counted facts, quality on the same text, and routing of the same tokens by the same weights, kernels and kind of device
+are compared as they are, with the gate's allowance. Routing of other weights is a sample: its interval must lie on one
+side of the allowance. All give one Ratio.
+"""
+
+from __future__ import annotations
+
+import math
+
+from moeprof.analysis.compare.same_work import other_text
+from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.validity import FROM_ROUTING
+from moeprof.core.gates import Gate
+from moeprof.core.metric import Better, MetricValue
+
+SLACK = 1e-9  # what lies at the threshold itself is allowed, whatever the last bit says
+# Routing figures that also depend on which requests met in a batch, and so on time.
+OF_BATCHES = (FROM_ROUTING - {"cold_expert_bytes", "hot_set_bytes_90", "hot_set_bytes_99"}) | {
+    "step_load_max_over_mean",
+    "distinct_experts_per_step",
+    "experts_touched_ratio",
+    "expert_reuse_ratio",
+    "capacity_factor_for_1pct_drop",
+}
+FINITE_SAMPLES = "differs no more than finite samples do"
+
+
+def exact_gate(chosen: ChosenGate) -> Ratio:
+    """A counted fact, or quality on the same text."""
+    missing = _missing(chosen)
+    if missing is not None:
+        return missing
+    assert chosen.reference is not None and chosen.other is not None, "both were measured"
+    if chosen.kind == "quality" and (unlike := other_text(chosen.reference, chosen.other)) is not None:
+        return Ratio(value=None, verdict="cannot tell", reason=unlike)
+    return _point(chosen, "exact" if chosen.kind == "exact" else "the same text on both sides")
+
+
+def routing_gate(chosen: ChosenGate, *, exact: bool, is_noise: bool = False) -> Ratio:
+    """A gate on where tokens went.
+
+    Args:
+        chosen: the gate and both values.
+        exact: same weights, dtype, kernels, kind of device and tokens on both sides: any difference is one.
+        is_noise: the comparison of routing as a whole found nothing beyond finite samples; asked only where the value
+            has no interval of its own.
+    """
+    missing = _missing(chosen)
+    if missing is not None:
+        return missing
+    assert chosen.reference is not None and chosen.other is not None, "both were measured"
+    batches = chosen.gate.metric in OF_BATCHES and dict(chosen.key[1]).get("traffic") in ("open", "closed")
+    if exact and not batches:
+        return _point(chosen, "exact")
+    if chosen.figure is not None and chosen.other.ci_low is None:
+        ratio = _point(chosen, "same tokens, other weights or kernels")
+        if is_noise and ratio.verdict in ("better", "worse"):
+            return Ratio(value=ratio.value, verdict="cannot tell", reason=FINITE_SAMPLES)
+        return ratio
+    return _sampled(chosen)
+
+
+def bound_gate(chosen: ChosenGate) -> Ratio:
+    """A bound on the new run's own value: outside its interval decides, inside cannot be told."""
+    value, gate = chosen.other, chosen.gate
+    if value is None or value.value is None:
+        return _untold(value, "the new run")
+    if not value.valid:
+        return Ratio(value=None, verdict="cannot tell", reason=(value.reasons or ("a check failed",))[-1])
+    sign, word = (1, "at most") if gate.kind == "at_most" else (-1, "at least")
+    allowed = f"{word} {gate.amount:g} is allowed"
+    low, high = value.ci_low, value.ci_high
+    if low is None or high is None:
+        if chosen.is_sample and not value.exact:
+            return Ratio(value=None, verdict="cannot tell", reason=f"{value.value:g} has no interval; {allowed}")
+        low = high = float(value.value)
+    worst, best = (high, low) if sign > 0 else (-low, -high)
+    limit = sign * gate.amount
+    if worst <= limit + SLACK * abs(limit):
+        return Ratio(value=None, verdict="no difference shown", reason=f"{value.value:g}: {allowed}")
+    if best > limit + SLACK * abs(limit):
+        return Ratio(value=None, verdict="worse", reason=f"{value.value:g}: {allowed}")
+    return Ratio(value=None, verdict="cannot tell", reason=f"the interval {low:g} to {high:g} holds the bound")
+
+
+def allowance(gate: Gate, reference: float) -> float:
+    """What the value may move, in the metric's unit."""
+    return gate.amount * abs(reference) if gate.kind == "ratio" else gate.amount
+
+
+def worse_by(reference: float, other: float, better: Better) -> float:
+    """How much worse the other value is; where both directions are worse, how far it moved."""
+    moved = other - reference
+    return abs(moved) if better == "neither" else moved if better == "lower" else -moved
+
+
+def _point(chosen: ChosenGate, how: str) -> Ratio:
+    reference, other = _numbers(chosen)
+    moved, allowed = worse_by(reference, other, chosen.better), allowance(chosen.gate, reference)
+    limit = allowed * (1 + SLACK)
+    if moved > limit:
+        verdict = "worse"
+    elif -moved > limit:
+        verdict = "better"
+    else:
+        verdict = "no difference shown"
+    said = how if moved == 0 else f"{how}; moved by {_moved(reference, other)}, {_allowed(chosen)}"
+    return Ratio(value=_ratio(reference, other), verdict=verdict, reason=said)
+
+
+def _sampled(chosen: ChosenGate) -> Ratio:
+    """Both values with their intervals, as if independent: their halves add as squares."""
+    assert chosen.reference is not None and chosen.other is not None, "both were measured"
+    reference, other = _numbers(chosen)
+    halves = [_half(chosen.other), 0.0 if chosen.figure is not None else _half(chosen.reference)]
+    if None in halves:
+        return Ratio(value=_ratio(reference, other), verdict="cannot tell", reason="a value has no interval")
+    half = math.hypot(*(h for h in halves if h is not None))
+    moved, allowed = worse_by(reference, other, chosen.better), allowance(chosen.gate, reference)
+    said = f"moved by {_moved(reference, other)} +- {half:.3g}, {_allowed(chosen)}"
+    if moved - half > allowed:
+        verdict = "worse"
+    elif moved + half < -allowed:
+        verdict = "better"
+    elif moved + half <= allowed * (1 + SLACK):
+        verdict = "no difference shown"
+    else:
+        verdict = "cannot tell"
+    return Ratio(value=_ratio(reference, other), verdict=verdict, reason=said)
+
+
+def _numbers(chosen: ChosenGate) -> tuple[float, float]:
+    assert chosen.reference is not None and chosen.reference.value is not None, "the reference was measured"
+    assert chosen.other is not None and chosen.other.value is not None, "the new run was measured"
+    return float(chosen.reference.value), float(chosen.other.value)
+
+
+def _ratio(reference: float, other: float) -> float | None:
+    return other / reference if reference else None
+
+
+def _half(value: MetricValue) -> float | None:
+    if value.exact:
+        return 0.0
+    return None if value.ci_low is None or value.ci_high is None else (value.ci_high - value.ci_low) / 2
+
+
+def _moved(reference: float, other: float) -> str:
+    return f"{100 * (other / reference - 1):+.3g} %" if reference else f"{other - reference:+.4g}"
+
+
+def _allowed(chosen: ChosenGate) -> str:
+    gate = chosen.gate
+    if gate.amount == 0:
+        return "nothing is allowed"
+    return f"{100 * gate.amount:g} % is allowed" if gate.kind == "ratio" else f"{gate.amount:g} is allowed"
+
+
+def _missing(chosen: ChosenGate) -> Ratio | None:
+    """Why it cannot be judged at all, or None."""
+    for value, side in ((chosen.reference, "the reference"), (chosen.other, "the new run")):
+        if value is None or value.value is None:
+            return _untold(value, side)
+        if not value.valid:
+            return Ratio(value=None, verdict="cannot tell", reason=(value.reasons or ("a check failed",))[-1])
+    return None
+
+
+def _untold(value: MetricValue | None, side: str) -> Ratio:
+    reason = value.reasons[0] if value is not None and value.reasons else "it has no such figure"
+    return Ratio(value=None, verdict="cannot tell", reason=f"{side}: {reason}")

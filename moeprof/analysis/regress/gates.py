@@ -1,0 +1,240 @@
+"""From gates as written to the values they mean: which of a metric's values, in which direction, of which models.
+
+A gate without labels means the plain value: the total window, all phases together. Dollars, throughput, work, energy
+and step times mean the priced passes (the capacity pass of an open-loop run), latencies the workload's own traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from moeprof.analysis.compare.keys import DETAIL, Key, key_of
+from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.pick import PRICED_SECTIONS, PROVENANCE
+from moeprof.analysis.regress.defaults import SOURCE, default_gates
+from moeprof.analysis.regress.directions import card_of, direction
+from moeprof.analysis.regress.result import GateClass
+from moeprof.analysis.regress.routing_change import GateFigure, RoutingChange, gate_figure
+from moeprof.core.baseline import Baseline, BaselineModel
+from moeprof.core.errors import InputError
+from moeprof.core.gates import Gate
+from moeprof.core.metric import Better, Card, MetricValue
+
+IMPLIED = {"window": "total", "phase": "all"}  # what a gate that does not say means
+ONLY_BETWEEN_RUNS = {"routing_agreement_ratio"}  # a run alone has another figure of this name
+ModelPair = tuple[BaselineModel, BaselineModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenGate:
+    """A gate on one model.
+
+    Attributes:
+        gate: as written.
+        kind: how it is to be judged.
+        model: name in the new run.
+        card, better: of the metric; the gate's sign may decide the direction. ``neither``: any change is worse.
+        key: name and labels of the value.
+        reference, other: the values; None where a side has none.
+        figure: what the comparison of routing says, for gates on it.
+    """
+
+    gate: Gate
+    kind: GateClass
+    model: str
+    card: Card
+    better: Better
+    key: Key
+    reference: MetricValue | None
+    other: MetricValue | None
+    figure: GateFigure | None = None
+
+    @property
+    def is_sample(self) -> bool:
+        """A timed figure: a bare number of one launch says nothing about the next."""
+        return "timed" in classes_of(self.gate.metric)
+
+    @property
+    def is_default(self) -> bool:
+        """Nobody named it."""
+        return self.gate.source == SOURCE
+
+
+def model_pairs(reference: Baseline, other: Baseline) -> tuple[ModelPair, ...]:
+    """Models by name; the only model of each side is a pair whatever the names."""
+    if len(reference.models) == len(other.models) == 1:
+        return ((reference.models[0], other.models[0]),)
+    found = ((reference.model(model.name), model) for model in other.models)
+    return tuple((one, model) for one, model in found if one is not None)
+
+
+def resolve(
+    gates: Sequence[Gate | str] | None,
+    pairs: Sequence[ModelPair],
+    *,
+    floor_ratio: float,
+    routing: Iterable[RoutingChange] = (),
+) -> tuple[ChosenGate, ...]:
+    """Which values the gates mean. A default gate that neither side can answer does not apply.
+
+    Args:
+        gates: as written, with words for groups; None or empty: the defaults. A gate that was named stands for a
+            default one on the same value.
+        pairs: each model in the reference and in the new run.
+        floor_ratio: threshold of default timed gates.
+        routing: how routing changed, per model.
+
+    Raises:
+        InputError: no such metric or label, no direction, or nothing that a named gate could be judged by.
+    """
+    changes = {change.model: change for change in routing}
+    chosen: dict[tuple[str, Key, bool], ChosenGate] = {}
+    for gate in _spread(gates or ("default",), floor_ratio):
+        card = card_of(gate, _names(pairs))
+        better = direction(gate, card)
+        own = [pair for pair in pairs if dict(gate.labels).get("model") in (None, pair[1].name)]
+        found = [_of_model(gate, card, better, pair, changes.get(pair[1].name)) for pair in own]
+        applies = [one for one in found if one is not None]
+        if gate.source != SOURCE and not any(map(_is_known, applies)):
+            raise InputError(_nothing(gate, pairs, applies))
+        for one in applies:
+            key = (one.model, one.key, one.kind == "bound")
+            if one.is_default and (key in chosen or not _is_known(one)):
+                continue
+            chosen[key] = one
+    if not chosen:
+        raise InputError(f"no gate applies: neither side has a figure of {', '.join(map(str, gates or ('default',)))}")
+    return tuple(chosen.values())
+
+
+def _spread(gates: Sequence[Gate | str], floor_ratio: float) -> list[Gate]:
+    """Words become gates; named ones first, so that they win over defaults."""
+    named = [gate for gate in gates if isinstance(gate, Gate)]
+    groups = [group for group in gates if isinstance(group, str)]
+    return named + [gate for group in groups for gate in default_gates(group, floor_ratio=floor_ratio)]
+
+
+def _is_known(chosen: ChosenGate) -> bool:
+    values = (chosen.other,) if chosen.kind == "bound" else (chosen.reference, chosen.other)
+    return chosen.figure is not None or any(value is not None and value.value is not None for value in values)
+
+
+def _of_model(
+    gate: Gate, card: Card, better: Better, pair: ModelPair, change: RoutingChange | None
+) -> ChosenGate | None:
+    """The gate on one model; None where the model has no value of this name and labels at all."""
+    name = pair[1].name
+    is_bound = gate.kind in ("at_most", "at_least")
+    if change is not None and not is_bound and not _given(gate):
+        figure = gate_figure(change, gate.metric)
+        if figure is not None:
+            reference, other = _values(gate.metric, figure)
+            key: Key = (gate.metric, ())
+            return ChosenGate(gate=gate, kind="routing", model=name, card=card, better=better, key=key,
+                              reference=reference, other=other, figure=figure)  # fmt: skip
+    if gate.metric in ONLY_BETWEEN_RUNS:
+        return None
+    chosen = _key(gate, card, pair)
+    if chosen is None:
+        return None
+    sides = [next((v for v in model.metrics if key_of(v) == chosen and not DETAIL & set(v.labels)), None)
+             for model in pair]  # fmt: skip
+    kind: GateClass = "bound" if is_bound else _kind(chosen[0], sides)
+    return ChosenGate(
+        gate=gate, kind=kind, model=name, card=card, better=better, key=chosen, reference=sides[0], other=sides[1]
+    )
+
+
+def _values(metric: str, figure: GateFigure) -> tuple[MetricValue, MetricValue]:
+    low, high = figure.interval or (None, None)
+    return (
+        MetricValue(name=metric, value=figure.reference),
+        MetricValue(name=metric, value=figure.other, ci_low=low, ci_high=high),
+    )
+
+
+def _kind(name: str, sides: Sequence[MetricValue | None]) -> GateClass:
+    """How it is judged: what is counted exactly on both sides is exact, whatever its section."""
+    classes = classes_of(name)
+    known = [value for value in sides if value is not None and value.value is not None]
+    if "exact" in classes or ("timed" in classes and known and all(value.exact for value in known)):
+        return "exact"
+    return "routing" if "routing" in classes else "quality" if "quality" in classes else "timed"
+
+
+def _key(gate: Gate, card: Card, pair: ModelPair) -> Key | None:
+    """The value that is meant: of the reference, where the new run has it too; else of the one that has it."""
+    picked = [_pick(gate, card, model) for model in pair]
+    keys = [key_of(value) for value in picked if value is not None]
+    both = [key for key in keys if all(any(key_of(v) == key for v in model.metrics) for model in pair)]
+    return next(iter((*both, *keys)), None)
+
+
+def _pick(gate: Gate, card: Card, model: BaselineModel) -> MetricValue | None:
+    fitting = _fitting(gate, model)
+    plain = [value for value in fitting if not _unsaid(value, gate)]
+    traffic = _traffic(gate.metric, card, model)
+    ours = [value for value in plain if value.labels.get("traffic", traffic) == traffic]
+    return next(iter((*ours, *plain)), None)
+
+
+def _given(gate: Gate) -> dict[str, str]:
+    return {name: value for name, value in gate.labels if name != "model"}
+
+
+def _fitting(gate: Gate, model: BaselineModel) -> list[MetricValue]:
+    """Values of the metric that carry the labels that were written."""
+    given = _given(gate).items()
+    return [v for v in model.metrics
+            if v.name == gate.metric and not DETAIL & set(v.labels) and given <= v.labels.items()]  # fmt: skip
+
+
+def _unsaid(value: MetricValue, gate: Gate) -> dict[str, str]:
+    """Labels that would have had to be written."""
+    known = {*_given(gate), *PROVENANCE}
+    return {name: label for name, label in value.labels.items() if name not in known and IMPLIED.get(name) != label}
+
+
+def _traffic(metric: str, card: Card, model: BaselineModel) -> str | None:
+    held = {value.labels["traffic"] for value in model.metrics if "traffic" in value.labels}
+    own = next((traffic for traffic in ("open", "closed", "offline") if traffic in held), None)
+    is_priced = card.section in PRICED_SECTIONS or metric.startswith("step_")
+    return "offline" if is_priced and "offline" in held else own
+
+
+def _names(pairs: Sequence[ModelPair]) -> frozenset[str]:
+    return frozenset(value.name for pair in pairs for model in pair for value in model.metrics)
+
+
+def _nothing(gate: Gate, pairs: Sequence[ModelPair], applies: Sequence[ChosenGate]) -> str:
+    """Why a gate that was named has nothing to be judged by."""
+    start = f"{gate.source}: gate {gate.text!r}: "
+    names = [pair[1].name for pair in pairs]
+    model = dict(gate.labels).get("model")
+    if model is not None and model not in names:
+        return f"{start}no model {model!r} on both sides; there is {', '.join(names)}"
+    held = [
+        v for pair in pairs for m in pair for v in m.metrics if v.name == gate.metric and not DETAIL & set(v.labels)
+    ]
+    if not held and gate.metric not in ONLY_BETWEEN_RUNS:
+        return f"{start}neither side has this figure"
+    if gate.metric in ONLY_BETWEEN_RUNS:
+        needs = "the picks of the same forced tokens on both sides"
+        return f"{start}it needs {needs}, which a dense model and a baseline without its .npz do not have"
+    if applies:
+        reasons = [value.reasons[0] for one in applies for value in (one.reference, one.other) if value is not None
+                   and value.reasons]  # fmt: skip
+        return f"{start}not measured on {'the new' if gate.kind in ('at_most', 'at_least') else 'either'} side" + (
+            f" ({reasons[0]})" if reasons else ""
+        )
+    wanted = ", ".join(f"{name}={value}" for name, value in _given(gate).items()) or "no label"
+    return f"{start}no value with {wanted}; there is {_label_lists(held)}"
+
+
+def _label_lists(values: Iterable[MetricValue]) -> str:
+    found: dict[str, dict[str, None]] = {}
+    for value in values:
+        for name, label in value.labels.items():
+            found.setdefault(name, {})[label] = None
+    return "; ".join(f"{name}: {', '.join(labels)}" for name, labels in found.items()) or "only the plain value"

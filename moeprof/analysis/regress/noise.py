@@ -1,0 +1,154 @@
+"""What the machine did meanwhile, by a fixed reference kernel that was timed between measurements.
+
+It never corrects a figure (tried: correction made it worse, DESIGN section 9). Where the machine itself got slower or
+faster between two sides, a timed verdict in the same direction is taken back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.compare.keys import by_key, by_launch
+from moeprof.analysis.compare.stored import welch
+from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.regress.gates import ModelPair
+from moeprof.analysis.regress.result import Mode, Noise
+from moeprof.core.baseline import BaselineModel
+from moeprof.core.metric import Better
+from moeprof.core.record_lanes import LanePass
+from moeprof.core.record_pairs import BASE, NEW
+
+NAME = "reference_kernel_s"
+ENOUGH_TO_EXPLAIN = 0.5  # the machine explains a figure that moved at most twice as far
+OF_TIME = {"latency", "throughput", "cost", "work", "energy"}  # sections that a slow machine shows in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """log(new / reference) of the kernel's mean, with its 95 % interval; no interval with one launch a side."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_shown(self) -> bool:
+        """The interval is known and excludes 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def text(self) -> str:
+        """``+4.1 %``."""
+        return f"{100 * math.expm1(self.mean):+.1f} %"
+
+
+def kernel_seconds(model: BaselineModel) -> tuple[float, ...]:
+    """The kernel's mean of each launch of a model; empty where it was not timed."""
+    own = by_launch(model.metrics).get((NAME, ()))
+    if own:
+        return tuple(own.values())
+    value = by_key(model.metrics).get((NAME, ()))
+    return () if value is None or value.value is None else (float(value.value),)
+
+
+def stored_shift(reference: Sequence[float], other: Sequence[float]) -> Shift | None:
+    """Between launches of two runs; None where a side was not timed."""
+    if not reference or not other or min(*reference, *other) <= 0:
+        return None
+    test = welch(reference, other)
+    if test is None:
+        return Shift(mean=float(np.log(other).mean() - np.log(reference).mean()))
+    low, high = test.interval(stats.CONFIDENCE)
+    return Shift(mean=test.mean, low=math.log(low), high=math.log(high))
+
+
+def pair_kernels(passes: Sequence[LanePass]) -> dict[int, dict[str, list[float]]]:
+    """Launch -> lane -> timings before and after its measurements; launches without them are left out."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for one in passes:
+        timed = one.info.get(NAME)
+        for lane, seconds in timed.items() if isinstance(timed, Mapping) else ():
+            known = [float(s) for s in seconds or () if s is not None and s > 0]
+            if known:
+                found.setdefault(one.launch, {}).setdefault(str(lane), []).extend(known)
+    return found
+
+
+def pairs_shift(passes: Sequence[LanePass]) -> Shift | None:
+    """Between the two processes of each launch pair; None where they were not timed."""
+    logs = [
+        math.log(float(np.mean(lanes[NEW])) / float(np.mean(lanes[BASE])))
+        for lanes in pair_kernels(passes).values()
+        if {BASE, NEW} <= set(lanes)
+    ]
+    if not logs:
+        return None
+    mean = float(np.mean(logs))
+    if len(logs) < 2:
+        return Shift(mean=mean)
+    half = stats.t_quantile(0.975, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    return Shift(mean=mean, low=mean - half, high=mean + half)
+
+
+def taken_back(ratio: Ratio, shift: Shift | None, *, better: Better, section: str, limit_ratio: float) -> Ratio:
+    """The verdict of a timed gate after a look at the machine: it may become *cannot tell*, nothing else.
+
+    Args:
+        ratio: as judged.
+        shift: of the reference kernel between the two sides.
+        better: direction of the metric: a slow machine raises times and lowers rates.
+        section: of the metric; memory knows no slow machine.
+        limit_ratio: the gate's threshold.
+    """
+    if shift is None or ratio.value is None or section not in OF_TIME:
+        return ratio
+    moved = math.log(ratio.value) * (-1 if better == "higher" else 1)
+    machine = f"the reference kernel moved by {shift.text} too: it may be the machine"
+    if ratio.verdict in ("better", "worse"):
+        explains = moved * shift.mean > 0 and abs(shift.mean) >= ENOUGH_TO_EXPLAIN * abs(moved) and shift.is_shown
+        return replace(ratio, verdict="cannot tell", reason=f"{ratio.reason}, but {machine}") if explains else ratio
+    if ratio.verdict == "no difference shown" and abs(shift.mean) > math.log1p(limit_ratio):
+        hidden = f"the reference kernel moved by {shift.text}: the machine may hide a difference"
+        return replace(ratio, verdict="cannot tell", reason=f"{ratio.reason}, but {hidden}")
+    return ratio
+
+
+def stored_noise(pairs: Sequence[ModelPair]) -> Noise:
+    """Of a run against a stored one, all models together."""
+    sides = [[s for pair in pairs for s in kernel_seconds(pair[side])] for side in (0, 1)]
+    shift = stored_shift(sides[0], sides[1])
+    if shift is None:
+        return Noise(drift_ratio=None, shift=None, text=_not_timed(sides))
+    drift = max(*sides[0], *sides[1]) / min(*sides[0], *sides[1])
+    text = (
+        f"The reference kernel moved by {shift.text} between the two runs; its slowest launch took "
+        f"{drift:.2f} times its fastest. It corrects no figure."
+    )
+    return Noise(drift_ratio=drift, shift=shift.mean, text=text)
+
+
+def pairs_noise(passes: Mapping[str, Sequence[LanePass]], mode: Mode) -> Noise:
+    """Of launch pairs, all models together."""
+    every = [one for own in passes.values() for one in own]
+    timed = [s for lanes in pair_kernels(every).values() for own in lanes.values() for s in own]
+    if not timed:
+        return Noise(drift_ratio=None, shift=None, text=_not_timed([[], []]))
+    drift = max(timed) / min(timed)
+    text = f"The reference kernel's slowest timing took {drift:.2f} times its fastest"
+    shift = pairs_shift(every) if mode == "processes" else None
+    if shift is None:
+        return Noise(drift_ratio=drift, shift=None, text=f"{text}; both sides were stepped in turn.")
+    return Noise(
+        drift_ratio=drift, shift=shift.mean, text=f"{text}, and {shift.text} in the new side's process. It corrects "
+        "no figure."
+    )  # fmt: skip
+
+
+def _not_timed(sides: Sequence[Sequence[float]]) -> str:
+    which = "the reference" if sides[1] else "the new run" if sides[0] else "either side"
+    return f"The reference kernel was not timed on {which}: nothing is known of the machine."
