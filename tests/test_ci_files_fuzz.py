@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeprof.analysis.regress.result import Regression
@@ -50,6 +50,7 @@ def unescaped(text: str, *, is_property: bool) -> str:
     return text.replace("%25", "%")
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_junit_of_any_text_is_xml_and_valid(text: str) -> None:
     xml = render_junit(named(text))
@@ -58,6 +59,7 @@ def test_junit_of_any_text_is_xml_and_valid(text: str) -> None:
     pytest.importorskip("xmlschema").XMLSchema(str(SCHEMA)).validate(xml)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_only_characters_that_xml_cannot_hold_are_dropped(text: str) -> None:
     element = ET.fromstring(ET.tostring(_holding(legal(text)), encoding="unicode"))
@@ -67,6 +69,7 @@ def test_only_characters_that_xml_cannot_hold_are_dropped(text: str) -> None:
     )
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_an_annotation_is_one_line_and_reads_back(text: str) -> None:
     for is_property, escape in ((True, escape_property), (False, escape_data)):
@@ -80,6 +83,7 @@ def test_an_annotation_is_one_line_and_reads_back(text: str) -> None:
         assert re.match(r"::(error|warning|notice) title=[^:,\r\n]+(,file=[^:,\r\n]+,line=[1-9][0-9]*)?::[^\r\n]", line)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_metrics_of_any_text_are_read_by_both_readers(text: str) -> None:
     parser = pytest.importorskip("prometheus_client.openmetrics.parser")
@@ -91,6 +95,7 @@ def test_metrics_of_any_text_are_read_by_both_readers(text: str) -> None:
     assert {s.labels.get("model") for s in samples} == {None, flat}
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_every_file_of_any_text_is_utf_8_and_its_json_is_json(
     tmp_path_factory: pytest.TempPathFactory, text: str
@@ -103,6 +108,7 @@ def test_every_file_of_any_text_is_utf_8_and_its_json_is_json(
     assert json.loads((folder / "regress.json").read_text(encoding="utf-8"))["gates"][0]["model"] == f"m{text}"
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_a_slug_is_of_letters_digits_and_single_hyphens(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug(text))
