@@ -21,6 +21,7 @@ from moeprof.core import units
 from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
 from moeprof.render.markdown_compare import gate_table, ratio_table, waterfall_table
 from moeprof.render.markdown_text import escape as escape
+from moeprof.render.markdown_text import html_text
 
 
 def render_markdown(document: Document) -> str:
@@ -49,13 +50,12 @@ def _is_open(section: Section) -> bool:
 
 def _section(section: Section, document: Document) -> list[str]:
     """A section, closed at first; one that compares stands open, because it is the answer."""
-    body = [line for block in section.blocks for line in _block(block, document)]
+    body = [line for block in section.blocks for line in block_lines(block, document)]
     if not body:
         return []
-    title = escape(section.title)
     if _is_open(section):
-        return ["", f"## {title}", "", *body]
-    return ["", f"<details><summary><b>{title}</b></summary>", "", *body, "", "</details>"]
+        return ["", f"## {escape(section.title)}", "", *body]
+    return ["", f"<details><summary><b>{html_text(section.title)}</b></summary>", "", *body, "", "</details>"]
 
 
 def _first_table(document: Document) -> list[str]:
@@ -74,7 +74,8 @@ def _first_table(document: Document) -> list[str]:
     return lines + [f"\n<sub>{escape(note)}</sub>" for note in row_reasons(document.first_screen)]
 
 
-def _block(block: Block, document: Document) -> list[str]:
+def block_lines(block: Block, document: Document) -> list[str]:
+    """One block as lines; models of a MetricTable are those of the document."""
     if isinstance(block, Paragraph):
         return [escape(block.text), ""]
     if isinstance(block, FactTable):

@@ -17,7 +17,7 @@ from moeprof.render.cells_compare import (
     tone,
 )
 from moeprof.render.cells_gates import HEADS, INTERVAL_HEAD, gate_cells, gate_notes
-from moeprof.render.markdown_text import escape
+from moeprof.render.markdown_text import escape, html_text
 
 BAR_WIDTH = 24
 SPACE = "\u00a0"  # Markdown would run ordinary spaces together
@@ -33,7 +33,7 @@ def ratio_table(table: RatioTable) -> list[str]:
     lines += [_row(row) for row in table.rows]
     lines += [f"\n<sub>{escape(note)}</sub>" for note in ratio_notes(table)]
     if table.folded:
-        return [f"<details><summary><b>{escape(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
+        return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
     return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
 
 
@@ -66,8 +66,8 @@ def gate_table(table: GateTable) -> list[str]:
     lines += [_gate(row) for row in table.rows]
     lines += [f"\n<sub>{escape(note)}</sub>" for note in gate_notes(table)]
     if table.folded:
-        return [f"<details><summary><b>{escape(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
-    return [f"**{escape(table.title)}**", "", *lines, ""]
+        return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
+    return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
 
 
 def _gate(row: GateRow) -> str:
@@ -76,7 +76,7 @@ def _gate(row: GateRow) -> str:
         if cells[name] and tone(row.ratio.verdict) != "open":
             cells[name] = f"**{cells[name]}**"
     if cells[INTERVAL_HEAD]:
-        cells["change"] += f"<br><sub>{cells[INTERVAL_HEAD]}</sub>"
+        cells["change"] += f"<br><sub>{cells[INTERVAL_HEAD].replace(' ', SPACE)}</sub>"
     return "|" + "|".join(cells[name] for name in HEADS) + "|"
 
 
