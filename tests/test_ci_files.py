@@ -206,8 +206,9 @@ def test_the_tenth_annotation_of_a_kind_says_how_many_github_would_have_dropped(
 def test_a_place_is_a_file_below_the_working_directory_with_its_line() -> None:
     assert place("workloads/ci.yaml:14") == ("workloads/ci.yaml", 14)
     assert place("regress.yaml:3: fail_on") == ("regress.yaml", 3)
+    assert place("regress.yaml") == ("regress.yaml", 1)
     assert place(f"{Path.cwd()}/regress.yaml:3") == ("regress.yaml", 3)
-    assert [place(text) for text in ("default", "--fail-on", "/elsewhere/a.yaml:3", "../a.yaml:3", "a.yaml:0")] == [
+    assert [place(text) for text in ("default", "--fail-on", "/elsewhere/a.yaml:3", "../a.yaml:3", "workload")] == [
         None
     ] * 5
 

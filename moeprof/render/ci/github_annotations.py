@@ -29,7 +29,12 @@ class _Annotation:
 
 
 def render_annotations(regression: Regression) -> str:
-    """The file as text: the verdict first, then each gate that says something; errors before warnings."""
+    """The file as text."""
+    return "".join(f"{line}\n" for line in annotation_lines(regression))
+
+
+def annotation_lines(regression: Regression) -> tuple[str, ...]:
+    """The lines: the verdict first in its kind, then each gate that says something; errors before warnings."""
     found = [_Annotation(_level(regression.verdict, regression) or "notice", "moeprof", headline(regression))]
     for gate, name in zip(regression.gates, case_names(regression.gates), strict=True):
         level = _level(gate.verdict, regression)
@@ -38,7 +43,7 @@ def render_annotations(regression: Regression) -> str:
     lines: list[str] = []
     for level in LEVELS:
         lines += [_line(annotation) for annotation in _shown([one for one in found if one.level == level])]
-    return "".join(f"{line}\n" for line in lines)
+    return tuple(lines)
 
 
 def escape_data(text: str) -> str:

@@ -14,7 +14,7 @@ from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import display
 
-_PLACE = re.compile(r"(?P<file>.+?):(?P<line>[1-9][0-9]*)(:.*)?", re.DOTALL)
+_PLACE = re.compile(r"(?P<file>.+?):(?P<line>[1-9][0-9]*)(:.*)?|(?P<whole>.+\.ya?ml)", re.DOTALL)
 _BOUNDS = {"at_most": "<=", "at_least": ">="}
 
 
@@ -102,16 +102,19 @@ def headline(regression: Regression) -> str:
 
 
 def place(source: str) -> tuple[str, int] | None:
-    """``workloads/ci.yaml:14`` -> that file, seen from the working directory, and the line; None for anything else."""
+    """``workloads/ci.yaml:14`` -> that file, seen from the working directory, and the line; None for anything else.
+
+    A file without a line is its first line. A file outside the working directory means nothing to the reader.
+    """
     found = _PLACE.fullmatch(source)
     if found is None:
         return None
-    file = Path(found["file"])
+    file = Path(found["whole"] or found["file"])
     if file.is_absolute():
         if not file.is_relative_to(Path.cwd()):
             return None
         file = file.relative_to(Path.cwd())
-    return None if ".." in file.parts else (file.as_posix(), int(found["line"]))
+    return None if ".." in file.parts else (file.as_posix(), int(found["line"] or 1))
 
 
 def _name(result: GateResult) -> str:
