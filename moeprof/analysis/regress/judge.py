@@ -1,0 +1,242 @@
+"""The check as a whole: gates in use, what may be compared, each gate's verdict, the verdict of all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from moeprof.analysis.compare.comparable import (
+    Difference,
+    check_allow,
+    differences,
+    facts_of,
+    forbidden_by,
+    price_difference,
+)
+from moeprof.analysis.document import Doubt
+from moeprof.analysis.regress import noise, pairs, stored
+from moeprof.analysis.regress.changes import all_changes, is_same_run
+from moeprof.analysis.regress.exact import bound_gate, exact_gate, routing_gate
+from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
+from moeprof.analysis.regress.refusal import refuse_incomparable, tried
+from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
+from moeprof.analysis.regress.results import in_order, overall, result_of
+from moeprof.analysis.regress.routing_change import RoutingChange
+from moeprof.core.baseline import Baseline
+from moeprof.core.errors import InputError
+from moeprof.core.gates import Gate
+from moeprof.core.record_lanes import LanePass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """Both sides, and what is known before anything is judged."""
+
+    reference: Baseline
+    other: Baseline
+    models: tuple[ModelPair, ...]
+    gates: tuple[ChosenGate, ...]
+    found: tuple[Difference, ...]
+    differ: frozenset[str]
+    allow: frozenset[str]
+    routing: Mapping[str, RoutingChange]
+
+
+def judge_stored(
+    reference: Baseline,
+    other: Baseline,
+    gates: Sequence[Gate | str] | None = None,
+    *,
+    allow: Collection[str] = (),
+    allow_undecided: bool = False,
+    routing: Sequence[RoutingChange] = (),
+) -> Regression:
+    """Judge a run against a baseline.
+
+    Args:
+        reference: the baseline.
+        other: the run.
+        gates: as written, and words for groups; None or empty: the defaults.
+        allow: facts that may differ.
+        allow_undecided: *cannot tell* is no failure.
+        routing: how routing changed, per model.
+
+    Raises:
+        InputError: a gate that means nothing here, a fact that is none, no model in common, facts that forbid a gate
+            in use (one line each).
+    """
+    case = _case(reference, other, gates, allow, routing, "stored", stored.FLOOR_RATIO)
+    refuse_incomparable(case.gates, case.found, case.allow)
+    shifts = {
+        pair[1].name: noise.stored_shift(noise.kernel_seconds(pair[0]), noise.kernel_seconds(pair[1]))
+        for pair in case.models
+    }
+    timed = stored.stored_gates([gate for gate in case.gates if gate.kind == "timed"], case.models, shifts)
+    return _regression(case, "stored", timed, noise.stored_noise(case.models), allow_undecided)
+
+
+def judge_pairs(
+    reference: Baseline,
+    other: Baseline,
+    passes: Mapping[str, Sequence[LanePass]],
+    mode: Literal["pairs", "processes"],
+    gates: Sequence[Gate | str] | None = None,
+    *,
+    allow: Collection[str] = (),
+    allow_undecided: bool = False,
+    routing: Sequence[RoutingChange] = (),
+) -> Regression:
+    """Judge what ``regress --ab`` measured: two lone runs, and launch pairs for step times.
+
+    Args:
+        reference: the lone run of the base, frozen.
+        other: the lone run of the new side, frozen.
+        passes: model (its name in the new run) -> launch pairs.
+        mode: ``pairs`` (one process) or ``processes`` (two).
+        gates: as written; None or empty: the defaults, of which those that launch pairs cannot judge do not apply.
+        allow: facts that may differ; model, revision, dtype, backend and engine settings always may.
+        allow_undecided: *cannot tell* is no failure.
+        routing: how routing changed, per model.
+
+    Raises:
+        InputError: as in :func:`judge_stored`.
+        RecordError: a damaged table.
+    """
+    case = _case(reference, other, gates, allow, routing, mode, pairs.FLOOR_RATIOS[mode])
+    case = replace(case, gates=_without_lone_times(case.gates), found=tried(case.found))
+    refuse_incomparable(case.gates, case.found, case.allow)
+    by_pairs = [gate for gate in case.gates if pairs.judged_by_pairs(gate) is not None]
+    times = {model: pairs.turns_of(own) for model, own in passes.items()} if by_pairs else {}
+    shifts = {model: noise.pairs_shift(own) if mode == "processes" else None for model, own in passes.items()}
+    timed = pairs.pairs_gates(by_pairs, times, shifts)
+    lone = [gate for gate in case.gates if gate.kind == "timed" and gate not in by_pairs]
+    timed += [_lone_time(result) for result in stored.stored_gates(lone, case.models, {})]
+    return _regression(case, mode, timed, noise.pairs_noise(passes, mode), allow_undecided)
+
+
+def _case(
+    reference: Baseline,
+    other: Baseline,
+    gates: Sequence[Gate | str] | None,
+    allow: Collection[str],
+    routing: Sequence[RoutingChange],
+    mode: Mode,
+    floor_ratio: float,
+) -> _Case:
+    models = model_pairs(reference, other)
+    if not models:
+        names = [", ".join(model.name for model in side.models) for side in (reference, other)]
+        raise InputError(f"no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
+    if len(models) == 1:  # the only model of each side, whatever its names
+        models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
+        reference = replace(reference, models=tuple(pair[0] for pair in models))
+    found = list(differences(facts_of(reference), facts_of(other)))
+    price = price_difference(reference, other)
+    return _Case(
+        reference=reference,
+        other=other,
+        models=models,
+        gates=resolve(gates, models, floor_ratio=floor_ratio, routing=routing),
+        found=(*found, *([price] if price else [])),
+        differ=frozenset(
+            pair[1].name for pair in models if forbidden_by(found, {"routing"}, model=pair[1].name, allow=())
+        ),
+        allow=check_allow(allow),
+        routing={change.model: change for change in routing},
+    )
+
+
+def _without_lone_times(gates: Sequence[ChosenGate]) -> tuple[ChosenGate, ...]:
+    """Lone runs have one launch, which says nothing of time: default timed gates but step times do not apply."""
+    return tuple(
+        gate
+        for gate in gates
+        if not (gate.is_default and gate.kind == "timed") or pairs.judged_by_pairs(gate) is not None
+    )
+
+
+def _lone_time(result: GateResult) -> GateResult:
+    """A named timed gate that launch pairs do not measure."""
+    decide = "a baseline and a run with --launches 6 (launch pairs measure step_mean_s{phase=...} only)"
+    reason = "launch pairs measure step times only"
+    return replace(result, decide=decide, ratio=replace(result.ratio, verdict="cannot tell", reason=reason))
+
+
+def _regression(
+    case: _Case, mode: Mode, timed: Sequence[GateResult], heard: Noise, allow_undecided: bool
+) -> Regression:
+    results = in_order([*timed, *(_untimed(case, gate) for gate in case.gates if gate.kind != "timed")])
+    is_same = is_same_run(case.reference, case.other)
+    return Regression(
+        verdict=overall(results),
+        mode=mode,
+        reference=case.reference.name,
+        other=case.other.name,
+        reference_at=case.reference.created_at,
+        other_at=case.other.created_at,
+        workload=case.other.workload,
+        device=case.other.device,
+        gates=results,
+        changes=all_changes(case.models, results, case.found, case.allow, is_same=is_same),
+        routing=tuple(case.routing.values()),
+        differences=case.found,
+        allow=case.allow,
+        noise=heard,
+        doubts=_doubts(case, is_same),
+        allow_undecided=allow_undecided,
+        notes=_notes(case),
+        launches=_launches(case, mode, timed),
+    )
+
+
+def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
+    """A gate that needs no launches."""
+    if chosen.kind == "bound":
+        return result_of(chosen, bound_gate(chosen), n="the new run")
+    if chosen.kind != "routing":
+        num = chosen.other.n if chosen.other is not None else None
+        n = "exact" if chosen.kind == "exact" else f"{num} requests" if num else "the same text"
+        return result_of(chosen, exact_gate(chosen), n=n)
+    change = case.routing.get(chosen.model) if chosen.figure is not None else None
+    exact = change.exact if change is not None else chosen.model not in case.differ
+    is_noise = change is not None and change.verdict in ("unchanged", "noise")
+    ratio = routing_gate(chosen, exact=exact, is_noise=is_noise)
+    n = "exact" if exact else chosen.figure.n if chosen.figure is not None else "one sample a side"
+    decide = "more forced tokens" if ratio.verdict == "cannot tell" and ratio.value is not None else None
+    return result_of(chosen, ratio, n=n, decide=decide)
+
+
+def _doubts(case: _Case, is_same: bool) -> tuple[Doubt, ...]:
+    found = [
+        Doubt(
+            code="run_not_done",
+            flag="schedule",
+            severity="error",
+            model=None,
+            text=f"{side.name} is not a whole run: its status is {side.status}. Gates speak for what it measured.",
+        )
+        for side in (case.reference, case.other)
+        if side.status != "done"
+    ]
+    if is_same:
+        text = f"Both sides are the same run ({case.other.run}): nothing can differ."
+        found.append(Doubt(code="same_run", flag="schedule", severity="warning", model=None, text=text))
+    return tuple(found)
+
+
+def _notes(case: _Case) -> tuple[str, ...]:
+    held = {pair[1].name for pair in case.models}
+    notes = []
+    for side, which in ((case.reference, "reference"), (case.other, "new run")):
+        alone = [model.name for model in side.models if model.name not in held]
+        if alone:
+            notes.append(f"Only the {which} has {', '.join(alone)}; what one side has is not judged.")
+    return tuple(notes)
+
+
+def _launches(case: _Case, mode: Mode, timed: Sequence[GateResult]) -> dict[str, int]:
+    if mode != "stored":
+        return {"pairs": max((len(result.other_launches) for result in timed), default=0)}
+    sides = {"reference": [r.reference_launches for r in timed], "other": [r.other_launches for r in timed]}
+    return {side: max(map(len, launches), default=0) for side, launches in sides.items()}

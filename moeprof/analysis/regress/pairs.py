@@ -1,0 +1,215 @@
+"""Timed gates from launch pairs: both sides were stepped in turn, and the launch pair is the unit (METRICS section 9).
+
+Per launch pair and phase: log of (summed step times of new / of base). The sum is not trimmed: a few very slow steps
+are real cost. Turns in which the machine took the processor away are set aside on both sides, unless that hit one side
+more often than chance allows: a change that waits (for a lock, a disk, a timer) looks the same, and then all count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeprof.analysis import stats
+from moeprof.analysis.compare.keys import Key
+from moeprof.analysis.compare.lanes import LaneTimes, lane_times
+from moeprof.analysis.compare.stored import Welch
+from moeprof.analysis.compare.verdicts import LOCKSTEP_FLOOR_RATIO, MIN_LAUNCH_PAIRS
+from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.regress import power
+from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.noise import Shift, taken_back
+from moeprof.analysis.regress.power import enough as enough
+from moeprof.analysis.regress.power import half_width as half_width
+from moeprof.analysis.regress.power import needed_pairs as needed_pairs
+from moeprof.analysis.regress.result import GateResult
+from moeprof.analysis.regress.results import result_of
+from moeprof.analysis.regress.timed import TimedSample, judge_family
+from moeprof.core.record_lanes import LanePass
+from moeprof.core.record_pairs import BASE, NEW
+
+FLOOR_RATIOS = {"pairs": LOCKSTEP_FLOOR_RATIO, "processes": 0.05}
+METRIC = "step_mean_s"
+PHASES = {"prefill": ("prefill", "mixed"), "decode": ("decode",), "all": ("prefill", "mixed", "decode")}
+LOPSIDED_P = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhasePairs:
+    """One phase of all launch pairs of one model.
+
+    Attributes:
+        logs: log(new / base) of summed step times, one per launch pair.
+        base_step_s: mean step of the base side, for thresholds in seconds; None without steps.
+        turns: steps of all pairs.
+        taken: turns in which the machine took the processor away from (base, new).
+        all_count: those turns are counted, as they hit one side more often than chance allows.
+    """
+
+    logs: tuple[float, ...]
+    base_step_s: float | None
+    turns: int
+    taken: tuple[int, int]
+    all_count: bool
+
+    @property
+    def note(self) -> str:
+        """What was set aside, or why nothing was; empty where the machine was quiet."""
+        base, new = self.taken
+        if self.all_count:
+            return (
+                f"wall time was far above processor time in {base} turns of base and {new} of new: that is no chance, "
+                f"so all {self.turns:,} turns count"
+            )
+        return f"{base + new} interruptions in {self.turns:,} turns were set aside" if base + new else ""
+
+
+def judged_by_pairs(chosen: ChosenGate) -> str | None:
+    """The phase of a gate that launch pairs can judge; None for every other gate."""
+    labels = {name: value for name, value in chosen.gate.labels if name != "model"}
+    if chosen.kind != "timed" or chosen.gate.metric != METRIC or set(labels) - {"phase"}:
+        return None
+    phase = labels.get("phase", "all")
+    return phase if phase in PHASES else None
+
+
+def pair_logs(passes: Sequence[LanePass], phase: str) -> list[float]:
+    """log(new / base) of summed step times of each launch; several loads of one launch are summed.
+
+    Args:
+        passes: measurements of one model, lanes ``base`` and ``new``.
+        phase: ``prefill`` (every step that carries prompt tokens), ``decode`` or ``all``.
+
+    Raises:
+        RecordError: a damaged table.
+    """
+    return list(phase_pairs(turns_of(passes), phase).logs)
+
+
+def turns_of(passes: Sequence[LanePass]) -> list[LaneTimes]:
+    """All turns of each measurement, interrupted ones marked.
+
+    Raises:
+        RecordError: a damaged table.
+    """
+    return [lane_times(one, keep_taken=True) for one in passes]
+
+
+def phase_pairs(times: Sequence[LaneTimes], phase: str) -> PhasePairs:
+    """One phase of every launch pair; see :func:`pair_logs`."""
+    own = [np.isin(one.phase_S, PHASES[phase]) for one in times]
+    sides = [[one.lanes.index(lane) for lane in (BASE, NEW)] for one in times]
+    taken = [one.taken_SL[rows][:, lanes] for one, rows, lanes in zip(times, own, sides, strict=True)]
+    only = [sum(int((side[:, i] & ~side[:, 1 - i]).sum()) for side in taken) for i in (0, 1)]
+    all_count = _is_lopsided(only[0], only[1])
+    sums: dict[int, list[float]] = {}
+    num_steps, base_s = 0, 0.0
+    for one, rows, lanes, hit in zip(times, own, sides, taken, strict=True):
+        seconds = one.time_SL[rows][:, lanes]
+        kept = seconds if all_count else seconds[~hit.any(axis=1)]
+        held = sums.setdefault(one.launch, [0.0, 0.0])
+        held[0], held[1] = held[0] + float(kept[:, 0].sum()), held[1] + float(kept[:, 1].sum())
+        num_steps, base_s = num_steps + len(kept), base_s + float(kept[:, 0].sum())
+    return PhasePairs(
+        logs=tuple(math.log(new / base) for _, (base, new) in sorted(sums.items()) if base > 0 and new > 0),
+        base_step_s=base_s / num_steps if num_steps else None,
+        turns=sum(int(rows.sum()) for rows in own),
+        taken=(sum(int(side[:, 0].sum()) for side in taken), sum(int(side[:, 1].sum()) for side in taken)),
+        all_count=all_count,
+    )
+
+
+def _is_lopsided(base: int, new: int) -> bool:
+    """Whether interruptions of one side alone are more than chance gives: binomial, two-sided."""
+    from scipy.special import bdtr
+
+    return bool(2 * bdtr(min(base, new), base + new, 0.5) < LOPSIDED_P) if base + new else False
+
+
+def pairs_gates(
+    gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]], shifts: Mapping[str, Shift | None]
+) -> list[GateResult]:
+    """Judge the step times of launch pairs; they are one family.
+
+    Args:
+        gates: those that :func:`judged_by_pairs` knows.
+        times: model -> its turns.
+        shifts: model -> how the reference kernel differed between two processes; None in one process.
+    """
+    measured = [phase_pairs(times.get(chosen.model, ()), judged_by_pairs(chosen) or "all") for chosen in gates]
+    samples = {
+        i: _sample(chosen, found)
+        for i, (chosen, found) in enumerate(zip(gates, measured, strict=True))
+        if len(found.logs) >= MIN_LAUNCH_PAIRS
+    }
+    ratios, results = judge_family(samples), []
+    for i, (chosen, found) in enumerate(zip(gates, measured, strict=True)):
+        ratio = ratios.get(i) or _too_few(found)
+        decide = _decide(samples.get(i), found, len(gates)) if ratio.verdict == "cannot tell" else None
+        if i in samples:
+            shift = shifts.get(chosen.model)
+            limit = samples[i].limit_ratio
+            ratio = taken_back(ratio, shift, better=chosen.better, section="latency", limit_ratio=limit)
+        results.append(_result(chosen, found, ratio, decide))
+    return results
+
+
+def _sample(chosen: ChosenGate, found: PhasePairs) -> TimedSample:
+    limit = chosen.gate.amount
+    if chosen.gate.kind == "absolute":
+        assert found.base_step_s, "there are pairs, so there are steps"
+        limit /= found.base_step_s
+    return TimedSample(test=_test(found.logs), limit_ratio=limit, better=chosen.better, n=_pairs(len(found.logs)))
+
+
+def _test(logs: Sequence[float]) -> Welch:
+    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs)) if np.ptp(logs) > 0 else 0.0
+    return Welch(mean=float(np.mean(logs)), error=error, degrees=len(logs) - 1)
+
+
+def _too_few(found: PhasePairs) -> Ratio:
+    num, value, low, high = len(found.logs), None, None, None
+    if num:
+        value = math.exp(float(np.mean(found.logs)))
+    if num >= 2:
+        low, high = _test(found.logs).interval(stats.CONFIDENCE)
+    reason = f"{_pairs(num)}; at least {MIN_LAUNCH_PAIRS} are needed" if num else "no step of this phase was measured"
+    return Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=reason)
+
+
+def _decide(sample: TimedSample | None, found: PhasePairs, num_gates: int) -> str | None:
+    num = len(found.logs)
+    held = f"({num} were measured)" if num != 1 else "(1 was measured)"
+    if sample is None:
+        return f"at least {MIN_LAUNCH_PAIRS} launch pairs {held}" if num else None
+    needed = power.needed_pairs(found.logs, sample.limit_ratio, num_gates)
+    if needed is None:
+        return f"more than {power.MOST:,} launch pairs {held}"
+    if needed > num:
+        return f"about {needed} launch pairs {held}"
+    as_is = power.needed_as_is(sample, num, num_gates)
+    near = "the figure lies near the threshold"
+    if as_is is None:
+        return f"no affordable number of launch pairs ({near} itself)"
+    return f"about {max(as_is, num + 1)} launch pairs, as {near} {held}"
+
+
+def _result(chosen: ChosenGate, found: PhasePairs, ratio: Ratio, decide: str | None) -> GateResult:
+    key: Key = (METRIC, (("phase", judged_by_pairs(chosen) or "all"),))
+    said = Ratio(
+        value=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        verdict=ratio.verdict,
+        reason="; ".join(part for part in (ratio.reason, found.note) if part),
+    )
+    ratios = tuple(math.exp(log) for log in found.logs)
+    bare = replace(chosen, reference=None, other=None)  # the lone runs' values are not what was judged
+    return result_of(bare, said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios), key=key)
+
+
+def _pairs(num: int) -> str:
+    return f"{num} pair{'' if num == 1 else 's'}"

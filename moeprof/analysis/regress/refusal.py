@@ -1,0 +1,68 @@
+"""Which facts may differ between two sides, and the refusal where one forbids a gate in use: one line per fact."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from moeprof.analysis.compare.comparable import NOTHING, Difference, forbidden_by
+from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.pairs import judged_by_pairs
+from moeprof.core.errors import IncomparableError
+
+# What base and new of launch pairs may differ in: it is what is being tried.
+TRIED = frozenset({
+    "model",
+    "revision",
+    "dtype",
+    "backend",
+    "routing_policy",
+    "prefix_cache",
+    "max_batch_tokens",
+    "max_batch",
+    "kv_tokens",
+})  # fmt: skip
+GROUPS = ("exact", "routing", "quality", "timed")
+
+
+def tried(found: Iterable[Difference]) -> tuple[Difference, ...]:
+    """The same differences between base and new of launch pairs: what is tried forbids nothing, and is noted."""
+    return tuple(replace(one, forbids=NOTHING) if one.name in TRIED else one for one in found)
+
+
+def refuse_incomparable(
+    gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str], *, step_pairs: bool = False
+) -> None:
+    """Refuse where a fact that differs forbids a gate in use. Bounds look at one side, so nothing forbids them.
+
+    Args:
+        gates: in use.
+        found: facts that differ.
+        allow: names of facts that may.
+        step_pairs: step times come from launch pairs, which are taken in turn on one machine.
+
+    Raises:
+        IncomparableError: one line per fact, with the flag that allows it and the gates that could still be judged.
+    """
+    hit: dict[str, tuple[Difference, dict[str, None]]] = {}
+    free: set[str] = set()
+    for chosen in gates:
+        if chosen.kind == "bound" or (step_pairs and judged_by_pairs(chosen) is not None):
+            continue
+        against = forbidden_by(found, classes_of(chosen.gate.metric), model=chosen.model, allow=allow)
+        for one in against:
+            hit.setdefault(one.text, (one, {}))[1][chosen.kind] = None
+        if not against:
+            free.add(chosen.kind)
+    stopped = {kind for _, kinds in hit.values() for kind in kinds}
+    groups = [group for group in GROUPS if group in free - stopped]
+    if hit:
+        raise IncomparableError([_line(one, list(kinds), groups) for one, kinds in hit.values()])
+
+
+def _line(difference: Difference, kinds: Sequence[str], groups: Sequence[str]) -> str:
+    gates = " and ".join(kind for kind in (*GROUPS, "bound") if kind in kinds)
+    other = "".join(f" --fail-on {group}" for group in groups)
+    rest = f", or gate what can be compared:{other}" if groups else ""
+    return f"{difference.text}: forbids the {gates} gates; {difference.flag_to_allow}{rest}"
