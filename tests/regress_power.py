@@ -12,20 +12,16 @@ slow-3 and slow-10 (every step 3 or 10 % slower), tail (every twentieth step tak
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moeprof.capture.ab import pair_up
 from moeprof.capture.ab_run import AbRun
-from moeprof.capture.lockstep_plan import Slowdown
 from moeprof.capture.run import prepare
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.core.workload import load_workload
 
 WORKLOAD = Path(__file__).resolve().parents[1] / "workloads" / "regress-power.yaml"

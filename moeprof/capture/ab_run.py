@@ -1,4 +1,4 @@
-"""Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (see core/record_pairs.py)."""
+"""Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record_pairs.py)."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from moeprof.capture.plan import Command, LaunchPlan, Order
 from moeprof.capture.resume import Resume, sweep_pass_names
 from moeprof.capture.schedules import Scheduled
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.capture.sweep_run import SweepRun
 from moeprof.capture.telemetry import Meter
 from moeprof.capture.workers import Worker, WorkerFailedError
@@ -49,6 +50,7 @@ class Setup:
         meters: power and clocks.
         deadline_s: ``perf_counter`` time at which ``--max-minutes`` ends, or None.
         resume: the interrupted run that this one goes on with, or None.
+        slowdown: a test hook; see moeprof/capture/slowdown.py.
     """
 
     workload: Workload
@@ -60,6 +62,7 @@ class Setup:
     meters: list[Meter]
     deadline_s: float | None
     resume: Resume | None = None
+    slowdown: Slowdown | None = None
 
 
 class Experiment:
@@ -179,7 +182,9 @@ class Experiment:
     def _owed(self, launch: int) -> list[str]:
         """Keys of launch.json that are measured after the rounds."""
         instruments = self._setup.workload.instruments
-        return ["quality"] * (instruments.quality and launch == 0) + ["overhead_pairs"] * instruments.overhead
+        owed = ["quality"] * (instruments.quality and launch == 0)
+        owed += ["forced_picks"] * (instruments.forced_picks and launch == 0)
+        return owed + ["overhead_pairs"] * instruments.overhead
 
     def _is_known(self, name: str, launch: int, key: str) -> bool:
         """Whether an earlier process of the run has measured what launch.json calls ``key``."""
@@ -206,7 +211,9 @@ class Experiment:
         """What belongs to the launch and not to a round: the sweep, quality, the instruments' own cost."""
         self._sweep(workers)
         owed = self._owed(launch)
-        orders: tuple[tuple[str, Command], ...] = (("quality", "quality"), ("overhead_pairs", "overhead"))
+        orders: tuple[tuple[str, Command], ...] = (
+            ("quality", "quality"), ("forced_picks", "forced_picks"), ("overhead_pairs", "overhead"),
+        )  # fmt: skip
         for key, command in orders:
             for name in list(workers):
                 if key in owed and not self._over and not self._is_known(name, launch, key):
@@ -261,6 +268,7 @@ class Experiment:
             class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
             measure_peaks=launch == 0 and spec is workload.models[0] and not self._is_known(spec.name, launch, "peaks"),
+            slowdown=setup.slowdown,
             process=0 if setup.resume is None else setup.resume.process,
             twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
         )

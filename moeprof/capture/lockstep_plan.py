@@ -6,23 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moeprof.capture.slowdown_plan import Slowdown as Slowdown
 from moeprof.core.workload import EngineSettings, ModelSpec
 
 OFFLINE_REQUESTS = 32
 OFFLINE = 0  # the concurrency of a measurement in which all requests are sent at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slowdown:
-    """Time burnt after steps, to test whether a comparison notices. Never set by a workload.
-
-    Attributes:
-        ratio: of the step's own time; 0.03 makes it 3 % slower.
-        every: only each so-manieth step, spread evenly; 1: all.
-    """
-
-    ratio: float
-    every: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.core.workload import EngineSettings, Instruments, ModelSpec, Warmup
 
-Command = Literal["prepare", "pass", "quality", "overhead", "note", "measure", "close", "stop"]
+Command = Literal["prepare", "pass", "quality", "forced_picks", "overhead", "note", "measure", "close", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class LaunchPlan:
         twin_base: for a dense twin, its MoE.
         continues: True when the launch goes on after a reload (models that do not fit in memory together).
         process: 0 for the run's own process; a resumed run's are numbered from 1.
+        slowdown: a test hook; see moeprof/capture/slowdown.py.
     """
 
     model: ModelSpec
@@ -50,6 +52,7 @@ class LaunchPlan:
     twin_base: ModelSpec | None = None
     continues: bool = False
     process: int = 0
+    slowdown: Slowdown | None = None
 
     @property
     def label(self) -> str:

@@ -25,6 +25,7 @@ from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.resume import Resume
 from moeprof.capture.schedules import Scheduled, make_schedules
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.capture.sweep_schedules import all_schedules, save_points
 from moeprof.core.errors import InputError, WorkloadError
 from moeprof.core.workload import Workload
@@ -139,6 +140,7 @@ def execute(
     keep_content: bool = True,
     only_ladder: bool = False,
     resume: Resume | None = None,
+    slowdown: Slowdown | None = None,
 ) -> str:
     """Run it, or its sparsity ladder alone, or what ``resume`` lacks. Returns ``done``, ``failed`` or ``interrupted``.
 
@@ -180,6 +182,7 @@ def execute(
             meters=meters,
             deadline_s=deadline,
             resume=resume,
+            slowdown=slowdown,
         )
         if only_ladder:
             return run_ladder_only(setup, header, audience, signals)

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from moeprof.capture import memory, saturation
-from moeprof.capture.engine.base import ListenerSet
+from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.invariants import check_pass
-from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.overhead import measure_overhead
 from moeprof.capture.peaks import measure_peaks
@@ -28,12 +27,13 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.reference_kernel import time_reference
 from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.slowdown import slowed
 from moeprof.capture.tapping import Tapping
 from moeprof.capture.warmup import calibrate, warm_up
-from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.record import read_json, write_json
 from moeprof.core.schedule_rows import first_requests
 from moeprof.core.trace import Schedule
+from moeprof.core.workload import EngineSettings
 
 CALIBRATION_S = 6.0
 OVERHEAD_S = 6.0
@@ -89,7 +89,7 @@ class Session:
         self._memory.loaded()
         self._tapping = Tapping(self._model, plan)
         self._listeners = ListenerSet()
-        self._engine = build_engine(self._model, plan.engine, self._listeners)
+        self._engine = self._build(plan.engine)
         self._batch_tokens = plan.engine.max_batch_tokens
         self._memory.engine_ready(self._engine.facts.kv_bytes)
         self._tapping.replay_recorded(self._schedule, self._engine, self._listeners)
@@ -176,21 +176,30 @@ class Session:
 
     def measure_quality(self, order: Order) -> dict[str, Any]:
         """Bits per byte of the forced outputs; ``order.extra`` has the bytes of their text."""
-        plan, reason = self._plan, no_quality(self._plan.model, self._schedule)
+        reason = no_quality(self._plan.model, self._schedule)
         if reason is None:
             self._say("quality")
             max_tokens = self._engine.facts.max_sequence_tokens
-            self._engine.close()
-            found = measure_quality(
-                self._model,
-                self._schedule,
-                order.extra["output_bytes"],
-                max_tokens=max_tokens,
-                should_stop=self._should_stop,
-            )
-            self._engine = build_engine(self._model, plan.engine, self._listeners)
-            self._batch_tokens = plan.engine.max_batch_tokens
+            with self._without_engine():
+                found = measure_quality(
+                    self._model,
+                    self._schedule,
+                    order.extra["output_bytes"],
+                    max_tokens=max_tokens,
+                    should_stop=self._should_stop,
+                )
         self._launch["quality"] = found if reason is None else {"reason": reason}
+        self._write()
+        return {}
+
+    def record_forced_picks(self, order: Order) -> dict[str, Any]:
+        """Where the model sends a fixed text: forced.npz beside launch.json."""
+        reason = self._tapping.no_forced_picks
+        if reason is None:
+            self._say("picks of forced tokens")
+            with self._without_engine():
+                found = self._tapping.record_forced_picks(self._schedule, self._should_stop)
+        self._launch["forced_picks"] = found if reason is None else {"reason": reason}
         self._write()
         return {}
 
@@ -210,15 +219,24 @@ class Session:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _build(self, settings: EngineSettings) -> Engine:
+        return slowed(build_engine(self._model, settings, self._listeners), self._plan.slowdown)
+
+    @contextmanager
+    def _without_engine(self) -> Iterator[None]:
+        """The bare model inside, a new engine with the workload's settings afterwards."""
+        self._engine.close()
+        yield
+        self._engine = self._build(self._plan.engine)
+        self._batch_tokens = self._plan.engine.max_batch_tokens
+
     def _use_batch_tokens(self, max_batch_tokens: int) -> None:
         """Build the engine again where a sweep asks for another step size; a few warm-up requests, then it counts."""
         if max_batch_tokens == self._batch_tokens:
             return
         self._engine.close()
         self._batch_tokens = max_batch_tokens
-        self._engine = build_engine(
-            self._model, replace(self._plan.engine, max_batch_tokens=max_batch_tokens), self._listeners
-        )
+        self._engine = self._build(replace(self._plan.engine, max_batch_tokens=max_batch_tokens))
         few = first_requests(self._warmup, WARM_AGAIN_REQUESTS, self._engine.facts.max_sequence_tokens).as_offline()
         replay(self._engine, few, [], should_stop=self._should_stop)
         self._engine.reset()
@@ -264,17 +282,3 @@ def _deadline(order: Order) -> tuple[float | None, str]:
     if own is None or (order.deadline_s is not None and order.deadline_s < own):
         return order.deadline_s, "max_minutes"
     return own, "sweep.max_seconds"
-
-
-@contextmanager
-def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
-    """Turn the allocator's error into ours: what was needed, what was there, which setting to change."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        first = str(error).splitlines()[0] if str(error) else "the allocator gave up"
-        raise OutOfMemoryError(
-            f"{plan.label}: out of memory on {plan.device}: {first} "
-            f"Lower engine.kv_tokens (now {plan.engine.kv_tokens}) or engine.max_batch_tokens "
-            f"(now {plan.engine.max_batch_tokens}), or choose a smaller model"
-        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from moeprof.capture.engine.base import Engine, EngineFacts, Step
-from moeprof.capture.lockstep_plan import Slowdown
+from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.core.trace import Request
 
 

@@ -77,7 +77,7 @@ def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve_plan(plan: LockstepPlan, orders: Iterable[bytes], send: Send) -> None:
-    from moeprof.capture.session import as_out_of_memory
+    from moeprof.capture.out_of_memory import as_out_of_memory
     from moeprof.capture.step_session import StepSession
 
     with as_out_of_memory(plan), StepSession(plan, send) as session:

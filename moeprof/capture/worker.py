@@ -88,7 +88,7 @@ def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection) -> None
 
 
 def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
-    from moeprof.capture.session import as_out_of_memory
+    from moeprof.capture.out_of_memory import as_out_of_memory
 
     with as_out_of_memory(plan), _session(plan, ear, send) as session:
         handlers = (
@@ -99,6 +99,7 @@ def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, se
                 "pass": session.run_pass,
                 "overhead": session.measure_overhead,
                 "quality": session.measure_quality,
+                "forced_picks": session.record_forced_picks,
                 "note": session.note,
             }
         )
