@@ -5,13 +5,14 @@ A dense model has none of this; everything here is then empty, and the same code
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moeprof.capture.engine.base import Engine, ForwardListener, ListenerSet
+from moeprof.capture.forced_picks import record_forced_picks
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.pick_table import PickOverride, PickTable, layer_shapes
 from moeprof.capture.plan import LaunchPlan
@@ -22,6 +23,7 @@ from moeprof.capture.replay import Recorder, refusal, replay
 from moeprof.capture.routing_check import self_check
 from moeprof.capture.routing_replay import replay_table
 from moeprof.capture.routing_tap import RoutingTap
+from moeprof.core.forced_picks_file import FILE_NAME, save_forced_picks
 from moeprof.core.schedule_rows import first_requests
 from moeprof.core.trace import Schedule
 
@@ -32,7 +34,7 @@ class Tapping:
     """Owns the hooks of one model."""
 
     def __init__(self, model: Any, plan: LaunchPlan) -> None:
-        self._plan, self._device = plan, next(model.parameters()).device
+        self._model, self._plan, self._device = model, plan, next(model.parameters()).device
         self.layers = find_moe_layers(model)
         self._replayed: PickOverride | None = None
         self._override = self._overridden(plan)
@@ -55,6 +57,29 @@ class Tapping:
         from moeprof.capture.routing_override import override_routing
 
         return override_routing(self.layers, plan.model.routing)
+
+    @property
+    def no_forced_picks(self) -> str | None:
+        """Why it cannot be told where a fixed text is sent, or None."""
+        if self._tap is None:
+            return "the routing tap is off (instruments.routing)" if self.layers else "a dense model has no router"
+        return None if self._passed else "the routing tap failed its self-check"
+
+    def record_forced_picks(self, schedule: Schedule, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Record where the model sends a fixed text, beside launch.json, which gets what is returned.
+
+        No engine may be at work on the model.
+        """
+        if self._override is not None and self._replayed is None:
+            self._override.close()  # drawn picks begin anew: they are then a fact of the text alone
+            self._override = self._overridden(self._plan)
+        found = record_forced_picks(
+            self._model, self.layers, schedule, self._plan.class_names, listeners=self.always, should_stop=should_stop
+        )
+        if isinstance(found, str):
+            return {"reason": found}
+        save_forced_picks(self._plan.launch_folder / FILE_NAME, found)
+        return {"tokens": found.num_tokens, "requests": found.num_requests, "sha256": found.tokens_sha256}
 
     def replay_recorded(self, schedule: Schedule, engine: Engine, listeners: ListenerSet) -> None:
         """Put recorded picks in force, where the model's routing policy is ``replay``.
@@ -132,6 +157,7 @@ class Tapping:
             result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))
         engine.reset()
         self._tap.discard()
+        self._passed = result.passed
         return asdict(result)
 
     def close(self) -> None:

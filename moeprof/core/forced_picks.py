@@ -20,7 +20,8 @@ class ForcedPicks:
     """Legend: T tokens, L MoE layers, K the largest top-k, C classes.
 
     Attributes:
-        picks_TLK: expert ids in the order in which the model gave them; -1 where a layer has fewer than K picks.
+        picks_TLK: expert ids in the order in which the model gave them; -1 where a layer has fewer than K picks or a
+            pick stands for no expert; ids from E on are identity experts.
         request_T: row of the token's request in the schedule.
         position_T: the token's place in its sequence.
         class_T: index into ``classes``.
@@ -45,3 +46,8 @@ class ForcedPicks:
     def num_tokens(self) -> int:
         """T."""
         return len(self.request_T)
+
+    @property
+    def num_requests(self) -> int:
+        """Distinct requests."""
+        return len(np.unique(self.request_T))

@@ -6,6 +6,7 @@
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
       <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/modelfacts.py)
       <model>/launch-<l>/launch.json        engine facts, device, peaks, warm-up, overhead, self-check, memory
+      <model>/launch-0/forced.npz           picks of forced tokens (see core/forced_picks.py)
       <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
       <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, refused, invariants
       <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
@@ -35,6 +36,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import RecordError
+from moeprof.core.forced_picks import ForcedPicks
+from moeprof.core.forced_picks_file import FILE_NAME as FORCED_PICKS
+from moeprof.core.forced_picks_file import load_forced_picks
 from moeprof.core.jsonfile import read_json as read_json
 from moeprof.core.jsonfile import write_json as write_json
 from moeprof.core.record_lanes import LanePass as LanePass
@@ -132,6 +136,12 @@ class LaunchRecord:
     def sweep(self) -> tuple[PassRecord, ...]:
         """Passes of the sweep, by point and round; they belong to no other figure."""
         return self._named("sweep-")
+
+    @cached_property
+    def forced_picks(self) -> ForcedPicks | None:
+        """Where the model sent a fixed text; None where that was not recorded (launch.json says why)."""
+        path = self.path / FORCED_PICKS
+        return load_forced_picks(path) if path.exists() else None
 
     def _named(self, start: str) -> tuple[PassRecord, ...]:
         folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(start)]

@@ -144,6 +144,7 @@ class Instruments:
         save_detailed: keep every pick of every token.
         picks_cap_mib: bound for them.
         quality: bits per byte of the forced outputs.
+        forced_picks: where about 2,048 forced tokens are sent, one request at a time.
     """
 
     routing: bool = True
@@ -156,6 +157,7 @@ class Instruments:
     save_detailed: bool = False
     picks_cap_mib: int = 256
     quality: bool = True
+    forced_picks: bool = True
 
     def __post_init__(self) -> None:
         _at_least(1, window_steps=self.window_steps)
