@@ -85,7 +85,7 @@ def _gate(result: GateResult) -> dict[str, Any]:
             "sign": result.gate.sign,
             "source": result.gate.source,
         },
-        **_judged(result.reference, result.other, result.ratio, result.card),
+        **_judged(result.reference, result.other, result.ratio),
         "n": result.n,
         "decide": result.decide,
         "reference_launches": list(result.reference_launches),
@@ -102,18 +102,27 @@ def _change(change: Change) -> dict[str, Any]:
         "unit": change.card.unit,
         "better": change.card.better,
         "is_gate": change.is_gate,
-        **_judged(change.reference, change.other, change.ratio, change.card),
+        **_judged(change.reference, change.other, change.ratio),
     }
 
 
-def _judged(reference: MetricValue | None, other: MetricValue | None, ratio: Ratio, card: Card) -> dict[str, Any]:
+def _judged(reference: MetricValue | None, other: MetricValue | None, ratio: Ratio) -> dict[str, Any]:
     return {
-        "reference": None if reference is None else reference.to_json(card),
-        "other": None if other is None else other.to_json(card),
+        "reference": _value(reference),
+        "other": _value(other),
         "ratio": {"value": ratio.value, "ci_low": ratio.low, "ci_high": ratio.high},
         "verdict": ratio.verdict,
         "reason": ratio.reason,
     }
+
+
+def _value(side: MetricValue | None) -> dict[str, Any] | None:
+    """One side; name, labels, unit and direction stand once, beside both."""
+    if side is None:
+        return None
+    found = asdict(side)
+    del found["name"], found["labels"]
+    return found
 
 
 def _routing(change: RoutingChange) -> dict[str, Any]:
