@@ -260,6 +260,14 @@ def layer(
         nearly_dead=(0, len(dead)),
         moved=tuple((expert, before[expert], after[expert]) for expert in moved),
         load=(before, after),
+        newly_nearly_dead=dead,
+        drift_null_mean=0.004,
+        is_beyond_null=bool(dead),
+        collapse=("dead",) if dead else (),
+        specialisation=(0.3, 0.2) if dead else None,
+        specialisation_null=0.05 if dead else None,
+        margin_p05=(0.02, 0.01),
+        margin_p50=(0.2, 0.15),
     )
 
 
