@@ -148,11 +148,15 @@ CARDS: tuple[Card, ...] = (
         better="neither",
         source="Mixtral of Experts (arXiv 2401.04088), table 5",
     ),
-    _card(
-        "router_margin_p05",
-        "Routing margin",
-        "5th percentile of p_(k) - p_(k+1) of the gate's selection scores",
-        better="higher",
+    *(
+        _card(
+            f"router_margin_p{percent:02}",
+            f"Routing margin, {word}",
+            f"{percent}th percentile of p_(k) - p_(k+1) of the gate's selection scores, over forced tokens and layers "
+            "whose picks those scores give",
+            better="higher",
+        )
+        for percent, word in ((5, "5th percentile"), (50, "median"))
     ),
     _card(
         "routing_agreement_ratio",

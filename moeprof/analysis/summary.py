@@ -25,6 +25,7 @@ from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.quality import quality_metrics
 from moeprof.analysis.metrics.reference import reference_metrics
 from moeprof.analysis.metrics.routing import routing_metrics
+from moeprof.analysis.metrics.routing_margin import margin_metrics
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.metrics.work import peaks_of, work_metrics
@@ -121,7 +122,8 @@ def _model(
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, pricing, peaks)
-    own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
+    quality = quality_metrics([launch.info for launch in record.launches])
+    own = (*parameter_metrics(facts), *quality, *margin_metrics(record.launches))
     return ModelSummary(
         record=record,
         facts=facts,

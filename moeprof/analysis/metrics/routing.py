@@ -37,7 +37,6 @@ BOUNDED = ("router_entropy_ratio", "router_gini", "router_jain", "top_decile_loa
 EXTREMES = ("router_load_max_over_mean", WORST, "dead_experts")
 NO_INTERVAL = "no interval: no resampling covers an extreme of counts; compare with the uniform expectation"
 OTHER_RUNS = {
-    "router_margin_p05": "the gate's selection scores are not recorded",
     "routing_agreement_ratio": "compares two runs on the same tokens, with every pick recorded (--save-detailed)",
 }
 COUNTED = ("realised_drop_ratio", "identity_pick_ratio", "hot_set_experts_90", "hot_set_experts_99")
