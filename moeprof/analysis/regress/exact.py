@@ -24,6 +24,7 @@ OF_BATCHES = (FROM_ROUTING - {"cold_expert_bytes", "hot_set_bytes_90", "hot_set_
     "experts_touched_ratio",
     "expert_reuse_ratio",
     "capacity_factor_for_1pct_drop",
+    "router_drift_js",  # of a run's own windows
 }
 FINITE_SAMPLES = "differs no more than finite samples do"
 
@@ -44,7 +45,8 @@ def routing_gate(chosen: ChosenGate, *, exact: bool, is_noise: bool = False) -> 
 
     Args:
         chosen: the gate and both values.
-        exact: same weights, dtype, kernels, kind of device and tokens on both sides: any difference is one.
+        exact: same weights, dtype, kernels, kind of device and tokens on both sides, and the figure does not depend on
+            batches: any difference is one.
         is_noise: the comparison of routing as a whole found nothing beyond finite samples; asked only where the value
             has no interval of its own.
     """
@@ -52,8 +54,7 @@ def routing_gate(chosen: ChosenGate, *, exact: bool, is_noise: bool = False) -> 
     if missing is not None:
         return missing
     assert chosen.reference is not None and chosen.other is not None, "both were measured"
-    batches = chosen.gate.metric in OF_BATCHES and dict(chosen.key[1]).get("traffic") in ("open", "closed")
-    if exact and not batches:
+    if exact:
         return _point(chosen, "exact")
     if chosen.figure is not None and chosen.other.ci_low is None:
         ratio = _point(chosen, "same tokens, other weights or kernels")
@@ -84,6 +85,11 @@ def bound_gate(chosen: ChosenGate) -> Ratio:
     if best > limit + SLACK * abs(limit):
         return Ratio(value=None, verdict="worse", reason=f"{value.value:g}: {allowed}")
     return Ratio(value=None, verdict="cannot tell", reason=f"the interval {low:g} to {high:g} holds the bound")
+
+
+def depends_on_batches(chosen: ChosenGate) -> bool:
+    """Whether the figure depends on which requests met in a step; offline the scheduler alone decides that."""
+    return chosen.gate.metric in OF_BATCHES and dict(chosen.key[1]).get("traffic") in ("open", "closed")
 
 
 def allowance(gate: Gate, reference: float) -> float:

@@ -23,6 +23,7 @@ from moeprof.core.metric import Better, Card, MetricValue
 
 IMPLIED = {"window": "total", "phase": "all"}  # what a gate that does not say means
 ONLY_BETWEEN_RUNS = {"routing_agreement_ratio"}  # a run alone has another figure of this name
+OF_TWO_RUNS = {*ONLY_BETWEEN_RUNS, "router_drift_js"}  # figures that are themselves a comparison
 ModelPair = tuple[BaselineModel, BaselineModel]
 
 
@@ -98,11 +99,10 @@ def resolve(
         applies = [one for one in found if one is not None]
         if gate.source != SOURCE and not any(map(_is_known, applies)):
             raise InputError(_nothing(gate, pairs, applies))
-        for one in applies:
+        for one in filter(_is_known, applies):  # a dense model has no router: that is no failure of the gate
             key = (one.model, one.key, one.kind == "bound")
-            if one.is_default and (key in chosen or not _is_known(one)):
-                continue
-            chosen[key] = one
+            if not (one.is_default and key in chosen):
+                chosen[key] = one
     if not chosen:
         raise InputError(f"no gate applies: neither side has a figure of {', '.join(map(str, gates or ('default',)))}")
     return tuple(chosen.values())
@@ -126,32 +126,41 @@ def _of_model(
     """The gate on one model; None where the model has no value of this name and labels at all."""
     name = pair[1].name
     is_bound = gate.kind in ("at_most", "at_least")
-    if change is not None and not is_bound and not _given(gate):
+    if change is not None and not _given(gate) and (gate.metric in OF_TWO_RUNS or not is_bound):
         figure = gate_figure(change, gate.metric)
         if figure is not None:
-            reference, other = _values(gate.metric, figure)
-            key: Key = (gate.metric, ())
-            return ChosenGate(gate=gate, kind="routing", model=name, card=card, better=better, key=key,
-                              reference=reference, other=other, figure=figure)  # fmt: skip
+            return _of_change(gate, card, better, name, figure)
     if gate.metric in ONLY_BETWEEN_RUNS:
         return None
     chosen = _key(gate, card, pair)
     if chosen is None:
         return None
-    sides = [next((v for v in model.metrics if key_of(v) == chosen and not DETAIL & set(v.labels)), None)
-             for model in pair]  # fmt: skip
+    sides = [next((v for v in _plain_values(m.metrics) if key_of(v) == chosen), None) for m in pair]
     kind: GateClass = "bound" if is_bound else _kind(chosen[0], sides)
     return ChosenGate(
         gate=gate, kind=kind, model=name, card=card, better=better, key=chosen, reference=sides[0], other=sides[1]
     )
 
 
-def _values(metric: str, figure: GateFigure) -> tuple[MetricValue, MetricValue]:
+def _of_change(gate: Gate, card: Card, better: Better, model: str, figure: GateFigure) -> ChosenGate:
+    """A gate on a figure of the comparison of routing."""
     low, high = figure.interval or (None, None)
-    return (
-        MetricValue(name=metric, value=figure.reference),
-        MetricValue(name=metric, value=figure.other, ci_low=low, ci_high=high),
+    return ChosenGate(
+        gate=gate,
+        kind="routing" if gate.kind in ("ratio", "absolute") else "bound",
+        model=model,
+        card=card,
+        better=better,
+        key=(gate.metric, ()),
+        reference=MetricValue(name=gate.metric, value=figure.reference),
+        other=MetricValue(name=gate.metric, value=figure.other, ci_low=low, ci_high=high),
+        figure=figure,
     )
+
+
+def _plain_values(values: Iterable[MetricValue]) -> list[MetricValue]:
+    """Of all launches together, without the finest cuts."""
+    return [value for value in values if not DETAIL & set(value.labels)]
 
 
 def _kind(name: str, sides: Sequence[MetricValue | None]) -> GateClass:
@@ -186,8 +195,7 @@ def _given(gate: Gate) -> dict[str, str]:
 def _fitting(gate: Gate, model: BaselineModel) -> list[MetricValue]:
     """Values of the metric that carry the labels that were written."""
     given = _given(gate).items()
-    return [v for v in model.metrics
-            if v.name == gate.metric and not DETAIL & set(v.labels) and given <= v.labels.items()]  # fmt: skip
+    return [v for v in _plain_values(model.metrics) if v.name == gate.metric and given <= v.labels.items()]
 
 
 def _unsaid(value: MetricValue, gate: Gate) -> dict[str, str]:
@@ -228,8 +236,11 @@ def _nothing(gate: Gate, pairs: Sequence[ModelPair], applies: Sequence[ChosenGat
         return f"{start}not measured on {'the new' if gate.kind in ('at_most', 'at_least') else 'either'} side" + (
             f" ({reasons[0]})" if reasons else ""
         )
-    wanted = ", ".join(f"{name}={value}" for name, value in _given(gate).items()) or "no label"
-    return f"{start}no value with {wanted}; there is {_label_lists(held)}"
+    wanted = ", ".join(f"{name}={value}" for name, value in _given(gate).items())
+    which = (
+        f"no value with {wanted}" if not any(_fitting(gate, m) for pair in pairs for m in pair) else "several values"
+    )
+    return f"{start}{which}; there is {_label_lists(held)}"
 
 
 def _label_lists(values: Iterable[MetricValue]) -> str:

@@ -11,15 +11,14 @@ from moeprof.analysis.compare.comparable import (
     check_allow,
     differences,
     facts_of,
-    forbidden_by,
     price_difference,
 )
 from moeprof.analysis.document import Doubt
 from moeprof.analysis.regress import noise, pairs, stored
 from moeprof.analysis.regress.changes import all_changes, is_same_run
-from moeprof.analysis.regress.exact import bound_gate, exact_gate, routing_gate
+from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
-from moeprof.analysis.regress.refusal import refuse_incomparable, tried
+from moeprof.analysis.regress.refusal import is_exact_routing, refuse_incomparable, tried
 from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.results import in_order, overall, result_of
 from moeprof.analysis.regress.routing_change import RoutingChange
@@ -139,9 +138,7 @@ def _case(
         models=models,
         gates=resolve(gates, models, floor_ratio=floor_ratio, routing=routing),
         found=(*found, *([price] if price else [])),
-        differ=frozenset(
-            pair[1].name for pair in models if forbidden_by(found, {"routing"}, model=pair[1].name, allow=())
-        ),
+        differ=frozenset(pair[1].name for pair in models if not is_exact_routing(found, pair[1].name)),
         allow=check_allow(allow),
         routing={change.model: change for change in routing},
     )
@@ -193,13 +190,16 @@ def _regression(
 def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
     """A gate that needs no launches."""
     if chosen.kind == "bound":
-        return result_of(chosen, bound_gate(chosen), n="the new run")
+        ratio = bound_gate(chosen)
+        decide = "more rounds or launches" if ratio.verdict == "cannot tell" and chosen.is_sample else None
+        return result_of(chosen, ratio, n="the new run", decide=decide)
     if chosen.kind != "routing":
         num = chosen.other.n if chosen.other is not None else None
         n = "exact" if chosen.kind == "exact" else f"{num} requests" if num else "the same text"
         return result_of(chosen, exact_gate(chosen), n=n)
     change = case.routing.get(chosen.model) if chosen.figure is not None else None
-    exact = change.exact if change is not None else chosen.model not in case.differ
+    same = change.exact if change is not None else chosen.model not in case.differ
+    exact = same and not depends_on_batches(chosen)
     is_noise = change is not None and change.verdict in ("unchanged", "noise")
     ratio = routing_gate(chosen, exact=exact, is_noise=is_noise)
     n = "exact" if exact else chosen.figure.n if chosen.figure is not None else "one sample a side"

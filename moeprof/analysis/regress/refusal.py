@@ -31,6 +31,14 @@ def tried(found: Iterable[Difference]) -> tuple[Difference, ...]:
     return tuple(replace(one, forbids=NOTHING) if one.name in TRIED else one for one in found)
 
 
+def is_exact_routing(found: Iterable[Difference], model: str) -> bool:
+    """Whether both sides route alike by their facts: the same weights, dtype, kernels, kind of device and tokens.
+
+    Asked whatever the user allows to differ: what was allowed is compared, but as a sample.
+    """
+    return not forbidden_by(found, {"routing"}, model=model)
+
+
 def refuse_incomparable(
     gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str], *, step_pairs: bool = False
 ) -> None:

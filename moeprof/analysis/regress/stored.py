@@ -36,7 +36,8 @@ class _Gate:
 
     @property
     def n(self) -> str:
-        return f"{len(self.launches[0])} against {len(self.launches[1])} launches"
+        reference, other = map(len, self.launches)
+        return "1 launch a side" if reference == other == 1 else f"{reference} against {other} launches"
 
 
 def stored_gates(
@@ -121,7 +122,7 @@ def _undecided(gate: _Gate) -> GateResult:
         value = gate.launches[1][0] / gate.launches[0][0] if max(map(len, gate.launches)) == 1 else _mean_ratio(gate)
     ratio = Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=gate.reason)
     few = known and min(map(len, gate.launches)) < FEWEST_LAUNCHES
-    wanted = f"at least {FEWEST_LAUNCHES} launches a side, with --launches {WANTED_LAUNCHES} ({gate.n} were measured)"
+    wanted = f"at least {FEWEST_LAUNCHES} launches a side, with --launches {WANTED_LAUNCHES} (measured: {gate.n})"
     return result_of(gate.chosen, ratio, n=gate.n, decide=wanted if few else None, launches=gate.launches)
 
 
@@ -133,7 +134,7 @@ def _mean_ratio(gate: _Gate) -> float:
 def _decide(gate: _Gate, sample: TimedSample, family: int) -> str:
     """What would decide: launches of the new run; where none would do, of the baseline too."""
     logs = [np.log(side).tolist() for side in gate.launches]
-    held = f"({gate.n} were measured)"
+    held = f"(measured: {gate.n})"
     new = power.needed_launches(logs[0], logs[1], gate.limit_ratio, family)
     if new is not None and new > len(logs[1]):
         return f"about {new} launches of the new run {held}"
