@@ -67,6 +67,13 @@ def test_ids_that_stand_for_no_expert_agree_with_each_other_and_are_not_counted(
     assert value(found, "routing_agreement_ratio") == 1
 
 
+def test_ids_may_be_stored_in_as_few_bits_as_they_need() -> None:
+    wide = balanced_picks(TOKENS, 128, 2)
+    small = replace(forced([wide]), picks_TLK=wide[:, None].astype(np.int8))
+    found = changed(model(wide, experts=128), with_picks(small, [128], [TOP_K]))
+    assert found.verdict == "unchanged"
+
+
 def test_every_figure_has_a_card() -> None:
     found = changed(model(PLAIN), model(without(PLAIN, 5)))
     assert {card_for(metric.name).section for metric in found.metrics} == {"routing"}

@@ -168,9 +168,10 @@ def _layer_pair(
 
 def members(picks_TK: Picks, num_experts: int) -> BoolArray:
     """Which experts each token took, shape [T, E]; ids below 0 and from E on are no experts."""
-    real = (picks_TK >= 0) & (picks_TK < num_experts)
-    taken = np.zeros((len(picks_TK), num_experts + 1), dtype=np.bool_)
-    taken[np.arange(len(picks_TK))[:, None], np.where(real, picks_TK, num_experts)] = True
+    ids = picks_TK.astype(np.int64)  # a baseline keeps them in as few bits as they need
+    real = (ids >= 0) & (ids < num_experts)
+    taken = np.zeros((len(ids), num_experts + 1), dtype=np.bool_)
+    taken[np.arange(len(ids))[:, None], np.where(real, ids, num_experts)] = True
     return taken[:, :num_experts]
 
 
