@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,6 +17,7 @@ import pytest
 import moeprof
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.result import GateResult, Regression
+from moeprof.analysis.regress.routing_change import LayerChange, RoutingChange
 from moeprof.analysis.regress.to_data import regression_json, regression_rows
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
@@ -354,3 +355,17 @@ def test_the_csv_has_a_row_per_gate_and_one_per_other_figure(tmp_path: Path) -> 
     assert len(rows) + 1 == len(regression_rows(planted()))
     assert (rows[4]["model"], rows[4]["reason"]) == (ODD, "line one\nline two, 100 % sure: no")
     assert (rows[1]["model"], rows[1]["reference"], rows[1]["ratio"]) == (MODEL, "", "1.1")
+
+
+def test_a_field_that_is_added_to_a_check_or_a_gate_must_be_told_in_the_json() -> None:
+    found = regression_json(planted())
+    gate, routing = found["gates"][0], found["routing"][0]
+    moved = {"reference_at": "reference", "other_at": "other", "key": "label", "card": "title"}
+    for noun, told in (
+        (Regression, found),
+        (GateResult, gate),
+        (RoutingChange, routing),
+        (LayerChange, routing["layers"][0]),
+    ):
+        names = {moved.get(field.name, field.name) for field in fields(noun)}
+        assert names <= set(told), noun.__name__
