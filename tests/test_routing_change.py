@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.cards import card_for
+from moeprof.analysis.document import Document, Paragraph
 from moeprof.analysis.regress.router_health import routing_change
+from moeprof.analysis.regress.routing_blocks import routing_section
 from moeprof.analysis.regress.routing_change import RoutingChange, gate_figure
 from moeprof.core.baseline import BaselineModel
+from moeprof.render.html import render_html
+from moeprof.render.markdown import render_markdown
 from tests.planted_picks import Ids, balanced_picks, draw_picks, forced, with_loads, with_picks
 
 EXPERTS, TOP_K, TOKENS = 8, 2, 400  # 800 picks a layer, 100 for each expert where they are balanced
@@ -290,3 +294,50 @@ def test_gates_without_a_figure_say_nothing() -> None:
     assert gate_figure(found, "routing_agreement_ratio") is None
     assert gate_figure(found, "router_margin_p05") is None
     assert gate_figure(found, "step_mean_s") is None
+
+
+# -- on a page ---------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(change: RoutingChange) -> dict[str, Any]:
+    section = routing_section([change])
+    assert section is not None and section.name == "routing"
+    assert isinstance(section.blocks[0], Paragraph)
+    return {"said": section.blocks[0].text, **{b.title: b for b in section.blocks[1:] if not isinstance(b, Paragraph)}}
+
+
+def test_a_page_shows_which_layers_and_experts_moved() -> None:
+    found = blocks_of(changed(model(PLAIN, PLAIN), model(PLAIN, without(PLAIN, 5))))
+    assert found["said"].startswith("Collapsed: ") and found["said"].endswith("same tokens on both sides.")
+    layers = dict(found["Layers, the most moved first"].rows)
+    assert "12.5 % of the load moved (beyond chance)" in layers["layer 1"]
+    assert "dead experts 0 \u2192 1 (newly: 5)" in layers["layer 1"]
+    assert layers["1 other layer"] == "unchanged"
+    assert found["Experts that moved most"].rows[:2] == (
+        ("layer 1, expert 5", "12.5 % \u2192 0 % of the layer's picks"),
+        ("layer 1, expert 6", "12.5 % \u2192 25 % of the layer's picks"),
+    )
+    drift, null = found["Drift per layer"].series
+    assert drift.y[0] == 0 < null.y[1] < drift.y[1]
+    assert [variant.label for variant in found["Expert load before and after"].variants] == ["new run", "reference"]
+    assert found["Expert load before and after"].variants[0].loads[1] == (1, 1, 1, 1, 1, 0, 2, 1)
+    assert dict(found["All layers together"].rows)["Experts newly dead"] == "1"
+
+
+def test_a_page_says_little_where_nothing_moved() -> None:
+    assert list(blocks_of(changed(model(PLAIN), model(PLAIN), exact=True))) == ["said"]
+    assert routing_section([]) is None
+
+
+def test_pages_and_comments_can_draw_the_blocks() -> None:
+    several = [changed(model(PLAIN), model(without(PLAIN, 5))), changed(model(PLAIN, PLAIN), model(PLAIN, PLAIN + 0))]
+    loads = changed(with_loads({"decode": [[9, 1]]}, 1), with_loads({"decode": [[2, 8]]}, 1))
+    section = routing_section([*several, loads])
+    assert section is not None
+    page = Document(
+        title="t", run="r", status="done", started_at="", headline="", subtitle="", banners=(), models=(),
+        first_screen=(), sections=(section,), doubts=(), cards=(),
+    )  # fmt: skip
+    assert "Layer 0: expert 5 got 12.5 %" in render_html(page)
+    assert "|layer 0, expert 5|12.5 % \u2192 0 %" in render_markdown(page)
+    assert "loads alone, of tokens that may differ" in render_markdown(page)
