@@ -122,15 +122,15 @@ def _model(
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, pricing, peaks)
-    quality = quality_metrics([launch.info for launch in record.launches])
-    own = (*parameter_metrics(facts), *quality, *margin_metrics(record.launches))
+    own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
+    together = (*own, *over_launches(measured), *margin_metrics(record.launches))
     return ModelSummary(
         record=record,
         facts=facts,
         launch=first.launch,
         rounds=tuple(tables for part in parts for tables in part.rounds),
         capacity=tuple(tables for part in parts for tables in part.capacity),
-        metrics=with_price_at_slo((*own, *over_launches(measured)), sweep, slo),
+        metrics=with_price_at_slo(together, sweep, slo),
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
         sweep=sweep,
