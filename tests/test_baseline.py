@@ -289,3 +289,4 @@ def test_a_real_run_is_saved_small_and_reads_as_it_was_judged(tiny_run: tuple[Pa
     moe, dense = baseline.models
     assert moe.routing is not None and sum(moe.routing.counts["decode"][0]) == 2 * moe.routing.tokens["decode"]
     assert (moe.own_traffic, moe.priced_traffic, dense.num_experts) == ("open", "offline", ())
+    assert moe.picks is not None and moe.picks.picks_TLK.dtype == np.int8 and dense.picks is None

@@ -19,11 +19,10 @@ import numpy.typing as npt
 from moeprof.core.baseline import STEP_PHASES, BaselineModel, StepSums
 from moeprof.core.errors import RecordError
 from moeprof.core.forced_picks import ForcedPicks
+from moeprof.core.forced_picks_file import forced_picks_arrays, forced_picks_of
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)
-_PICKS = ("picks_TLK", "request_T", "position_T", "class_T", "is_output_T", "margin_TL")
-_NAMES = ("layers", "classes")
 
 
 def compact_picks(picks: ForcedPicks) -> ForcedPicks:
@@ -53,10 +52,7 @@ def pack(models: Sequence[BaselineModel]) -> bytes | None:
             arrays[f"{number}.steps.seconds_LP"] = model.steps.seconds_LP
             arrays[f"{number}.steps.steps_LP"] = model.steps.steps_LP
         if model.picks is not None:
-            picks = compact_picks(model.picks)
-            arrays |= {f"{number}.picks.{name}": getattr(picks, name) for name in _PICKS}
-            arrays |= {f"{number}.picks.{name}": np.array(getattr(picks, name), dtype=np.str_) for name in _NAMES}
-            arrays[f"{number}.picks.tokens_sha256"] = np.array(picks.tokens_sha256, dtype=np.str_)
+            arrays |= {f"{number}.picks.{name}": array for name, array in _picks_arrays(model.picks).items()}
     if not arrays:
         return None
     out = io.BytesIO()
@@ -78,7 +74,7 @@ def unpack(content: bytes, path: Path, num_models: int) -> list[tuple[StepSums |
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-        return [(_steps(arrays, f"{n}.steps."), _picks(arrays, f"{n}.picks.")) for n in range(num_models)]
+        return [(_steps(arrays, f"{n}.steps."), _picks(arrays, f"{n}.picks.", path)) for n in range(num_models)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RecordError(f"{path}: damaged ({error}); take it from version control again") from error
 
@@ -94,17 +90,18 @@ def _steps(arrays: Arrays, prefix: str) -> StepSums | None:
     return StepSums(launches=launches, seconds_LP=seconds, steps_LP=steps)
 
 
-def _picks(arrays: Arrays, prefix: str) -> ForcedPicks | None:
-    if f"{prefix}picks_TLK" not in arrays:
-        return None
-    values = {name: arrays[f"{prefix}{name}"] for name in _PICKS}
-    names = {name: tuple(str(item) for item in arrays[f"{prefix}{name}"]) for name in _NAMES}
-    tokens, layers = len(values["request_T"]), len(names["layers"])
-    if values["picks_TLK"].shape[:2] != (tokens, layers) or values["margin_TL"].shape != (tokens, layers):
-        raise ValueError(f"picks of shape {values['picks_TLK'].shape}, {tokens} tokens and {layers} layers")
-    if {len(values[name]) for name in ("position_T", "class_T", "is_output_T")} != {tokens}:
-        raise ValueError(f"picks of {tokens} tokens with columns of other lengths")
-    return ForcedPicks(**values, **names, tokens_sha256=str(arrays[f"{prefix}tokens_sha256"]))  # type: ignore[arg-type]
+def _picks_arrays(picks: ForcedPicks) -> dict[str, npt.NDArray[Any]]:
+    """As a record has them, numbers in their compact form."""
+    small = compact_picks(picks)
+    return {
+        name: array if array.dtype.kind == "U" else getattr(small, name)
+        for name, array in forced_picks_arrays(picks).items()
+    }
+
+
+def _picks(arrays: Arrays, prefix: str, path: Path) -> ForcedPicks | None:
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return forced_picks_of(own, path) if own else None
 
 
 def _smallest(values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:

@@ -143,9 +143,9 @@ def _load(rounds: list[Routing], num_experts: tuple[int, ...]) -> RoutingLoad:
 
 
 def _picks(model: ModelRecord) -> ForcedPicks | None:
-    """Of the first launch that recorded them; they are a fact of weights, kernels and text."""
+    """Of the first launch that recorded them with a tap to trust; they are a fact of weights, kernels and text."""
     for launch in model.launches:
-        picks: ForcedPicks | None = getattr(launch, "forced_picks", None)
-        if picks is not None:
+        picks = launch.forced_picks
+        if picks is not None and broken_routing(launch) is None:
             return compact_picks(picks)
     return None
