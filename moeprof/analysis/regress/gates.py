@@ -108,6 +108,17 @@ def resolve(
     return tuple(chosen.values())
 
 
+def check_gates(gates: Iterable[Gate | str]) -> None:
+    """What can be wrong with gates before anything is measured.
+
+    Raises:
+        InputError: no such metric, no direction, a sign against the card.
+    """
+    for gate in gates:
+        if isinstance(gate, Gate):
+            direction(gate, card_of(gate))
+
+
 def _spread(gates: Sequence[Gate | str], floor_ratio: float) -> list[Gate]:
     """Words become gates; named ones first, so that they win over defaults."""
     named = [gate for gate in gates if isinstance(gate, Gate)]

@@ -21,6 +21,7 @@ from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, r
 from moeprof.analysis.regress.refusal import is_exact_routing, refuse_incomparable, tried
 from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.results import in_order, overall, result_of
+from moeprof.analysis.regress.router_health import routing_change
 from moeprof.analysis.regress.routing_change import RoutingChange
 from moeprof.core.baseline import Baseline
 from moeprof.core.errors import InputError
@@ -37,7 +38,7 @@ class _Case:
     models: tuple[ModelPair, ...]
     gates: tuple[ChosenGate, ...]
     found: tuple[Difference, ...]
-    differ: frozenset[str]
+    alike: frozenset[str]
     allow: frozenset[str]
     routing: Mapping[str, RoutingChange]
 
@@ -49,7 +50,7 @@ def judge_stored(
     *,
     allow: Collection[str] = (),
     allow_undecided: bool = False,
-    routing: Sequence[RoutingChange] = (),
+    routing: Sequence[RoutingChange] | None = None,
 ) -> Regression:
     """Judge a run against a baseline.
 
@@ -59,13 +60,13 @@ def judge_stored(
         gates: as written, and words for groups; None or empty: the defaults.
         allow: facts that may differ.
         allow_undecided: *cannot tell* is no failure.
-        routing: how routing changed, per model.
+        routing: how routing changed, per model; None: found here.
 
     Raises:
         InputError: a gate that means nothing here, a fact that is none, no model in common, facts that forbid a gate
             in use (one line each).
     """
-    case = _case(reference, other, gates, allow, routing, "stored", stored.FLOOR_RATIO)
+    case = _case(reference, other, gates, allow, routing, stored.FLOOR_RATIO)
     refuse_incomparable(case.gates, case.found, case.allow)
     shifts = {
         pair[1].name: noise.stored_shift(noise.kernel_seconds(pair[0]), noise.kernel_seconds(pair[1]))
@@ -84,7 +85,7 @@ def judge_pairs(
     *,
     allow: Collection[str] = (),
     allow_undecided: bool = False,
-    routing: Sequence[RoutingChange] = (),
+    routing: Sequence[RoutingChange] | None = None,
 ) -> Regression:
     """Judge what ``regress --ab`` measured: two lone runs, and launch pairs for step times.
 
@@ -96,13 +97,13 @@ def judge_pairs(
         gates: as written; None or empty: the defaults, of which those that launch pairs cannot judge do not apply.
         allow: facts that may differ; model, revision, dtype, backend and engine settings always may.
         allow_undecided: *cannot tell* is no failure.
-        routing: how routing changed, per model.
+        routing: how routing changed, per model; None: found here.
 
     Raises:
         InputError: as in :func:`judge_stored`.
         RecordError: a damaged table.
     """
-    case = _case(reference, other, gates, allow, routing, mode, pairs.FLOOR_RATIOS[mode])
+    case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode])
     case = replace(case, gates=_without_lone_times(case.gates), found=tried(case.found))
     refuse_incomparable(case.gates, case.found, case.allow)
     by_pairs = [gate for gate in case.gates if pairs.judged_by_pairs(gate) is not None]
@@ -114,13 +115,36 @@ def judge_pairs(
     return _regression(case, mode, timed, noise.pairs_noise(passes, mode), allow_undecided)
 
 
+def pairs_are_enough(
+    reference: Baseline,
+    other: Baseline,
+    passes: Mapping[str, Sequence[LanePass]],
+    mode: Literal["pairs", "processes"],
+    gates: Sequence[Gate | str] | None = None,
+) -> bool:
+    """Whether every step-time gate is measured precisely enough, whatever it shows: see power.enough.
+
+    Args:
+        reference: the lone run of the base, frozen.
+        other: the lone run of the new side, frozen.
+        passes: model -> launch pairs so far.
+        mode: ``pairs`` or ``processes``.
+        gates: as in :func:`judge_pairs`.
+
+    Raises:
+        InputError: as there.
+    """
+    case = _case(reference, other, gates, (), (), pairs.FLOOR_RATIOS[mode])
+    by_pairs = [gate for gate in case.gates if pairs.judged_by_pairs(gate) is not None]
+    return pairs.are_enough(by_pairs, {model: pairs.turns_of(own) for model, own in passes.items()})
+
+
 def _case(
     reference: Baseline,
     other: Baseline,
     gates: Sequence[Gate | str] | None,
     allow: Collection[str],
-    routing: Sequence[RoutingChange],
-    mode: Mode,
+    routing: Sequence[RoutingChange] | None,
     floor_ratio: float,
 ) -> _Case:
     models = model_pairs(reference, other)
@@ -132,13 +156,17 @@ def _case(
         reference = replace(reference, models=tuple(pair[0] for pair in models))
     found = list(differences(facts_of(reference), facts_of(other)))
     price = price_difference(reference, other)
+    alike = {pair[1].name: is_exact_routing(found, pair[1].name) for pair in models}
+    if routing is None:
+        changes = (routing_change(*pair, exact=alike[pair[1].name]) for pair in models)
+        routing = [change for change in changes if change is not None]
     return _Case(
         reference=reference,
         other=other,
         models=models,
         gates=resolve(gates, models, floor_ratio=floor_ratio, routing=routing),
         found=(*found, *([price] if price else [])),
-        differ=frozenset(pair[1].name for pair in models if not is_exact_routing(found, pair[1].name)),
+        alike=frozenset(name for name, same in alike.items() if same),
         allow=check_allow(allow),
         routing={change.model: change for change in routing},
     )
@@ -198,7 +226,7 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
         n = "exact" if chosen.kind == "exact" else f"{num} requests" if num else "the same text"
         return result_of(chosen, exact_gate(chosen), n=n)
     change = case.routing.get(chosen.model) if chosen.figure is not None else None
-    same = change.exact if change is not None else chosen.model not in case.differ
+    same = change.exact if change is not None else chosen.model in case.alike
     exact = same and not depends_on_batches(chosen)
     is_noise = change is not None and change.verdict in ("unchanged", "noise")
     ratio = routing_gate(chosen, exact=exact, is_noise=is_noise)

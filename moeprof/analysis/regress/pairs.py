@@ -157,12 +157,25 @@ def pairs_gates(
     return results
 
 
+def are_enough(gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]]) -> bool:
+    """Whether more launch pairs would be waste for every one of these gates; see power.enough."""
+    for chosen in gates:
+        found = phase_pairs(times.get(chosen.model, ()), judged_by_pairs(chosen) or "all")
+        if not found.logs or not power.enough(found.logs, _limit(chosen, found), len(gates)):
+            return False
+    return True
+
+
+def _limit(chosen: ChosenGate, found: PhasePairs) -> float:
+    """The threshold as a share of the base."""
+    if chosen.gate.kind == "ratio" or not found.base_step_s:
+        return chosen.gate.amount
+    return chosen.gate.amount / found.base_step_s
+
+
 def _sample(chosen: ChosenGate, found: PhasePairs) -> TimedSample:
-    limit = chosen.gate.amount
-    if chosen.gate.kind == "absolute":
-        assert found.base_step_s, "there are pairs, so there are steps"
-        limit /= found.base_step_s
-    return TimedSample(test=_test(found.logs), limit_ratio=limit, better=chosen.better, n=_pairs(len(found.logs)))
+    n = _pairs(len(found.logs))
+    return TimedSample(test=_test(found.logs), limit_ratio=_limit(chosen, found), better=chosen.better, n=n)
 
 
 def _test(logs: Sequence[float]) -> Welch:
