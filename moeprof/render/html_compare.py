@@ -107,14 +107,13 @@ def ratio_cell(ratio: Ratio | None) -> RatioCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
-    """One gate: its name as in any table, values, and the ratio cell; ``note`` says what would decide it."""
+    """One gate: its name as in any table, values, and the ratio cell."""
 
     row: TableRow
     values: tuple[Cell, Cell]
     ratio: RatioCell
     n: str
     limit: str
-    note: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +140,9 @@ def drawn_gates(table: GateTable) -> DrawnGates:
             tone=tone(gate.ratio.verdict),
             detail=gate.ratio.reason or "",
         )
-        note = f"{gate.decide} would decide" if gate.decide else ""
         paired = gate.reference is None and gate.other is None
         values = (Cell(text="", kind="none"),) * 2 if paired else (plain.cells[0], plain.cells[1])
-        lines.append(GateLine(row=plain, values=values, ratio=ratio, n=gate.n, limit=gate.limit, note=note))
+        lines.append(GateLine(row=plain, values=values, ratio=ratio, n=gate.n, limit=gate.limit))
     has_values = any(cell.text for line in lines for cell in line.values)
     notes = gate_notes(table)
     return DrawnGates(title=table.title, folded=table.folded, has_values=has_values, lines=tuple(lines), notes=notes)

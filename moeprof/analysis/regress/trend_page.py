@@ -5,6 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.document import Block, Chart, FactTable, Paragraph, Section, Series
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
 
+CAPTION = "Band: 95 % interval over the launches. Upright lines: changes of level, and facts that changed."
 MOST_EVENTS = 6  # lines in one chart; the table has them all
 
 
@@ -63,14 +64,16 @@ def _chart(series: TrendSeries, number: int, trend: Trend, several: bool) -> Cha
         labels=_labels(series, trend),
     )
     steps = [
-        _upright(f"step of {change.ratio:.3f}x" if change.ratio else "step", points[change.index].number, low, high)
+        _upright(
+            f"step of {change.ratio:.3f}x" if change.ratio else "step", points[change.index].number, 0.6, low, high
+        )
         for change in series.changes
     ]
-    events = [_upright(event.text, event.number, low, high) for event in trend.events[-MOST_EVENTS:]]
+    events = [_upright(event.text, event.number, 0.4, low, high) for event in trend.events[-MOST_EVENTS:]]
     return Chart(
         name=f"trend-{number}",
         title=_title(series, several),
-        caption=series.sentence[0].upper() + series.sentence[1:],
+        caption=CAPTION if band else CAPTION.partition(". ")[2],
         x_label="baseline",
         x_unit="",
         y_label=series.label,
@@ -79,9 +82,9 @@ def _chart(series: TrendSeries, number: int, trend: Trend, several: bool) -> Cha
     )
 
 
-def _upright(name: str, number: int, low: float, high: float) -> Series:
-    """A line between this baseline and the one before."""
-    return Series(name=f"{name}, at {number}", x=(number - 0.5,) * 2, y=(low, high), style="dashed")
+def _upright(name: str, number: int, back: float, low: float, high: float) -> Series:
+    """A line between this baseline and the one before; ``back`` keeps steps and facts from covering each other."""
+    return Series(name=f"{name}, at {number}", x=(number - back,) * 2, y=(low, high), style="dashed")
 
 
 def _labels(series: TrendSeries, trend: Trend) -> tuple[str, ...]:
