@@ -19,6 +19,7 @@ from moeprof.cli.explain import explain
 from moeprof.cli.init import init
 from moeprof.cli.ladder import ladder
 from moeprof.cli.params import params
+from moeprof.cli.regress import regress
 from moeprof.cli.report import report
 from moeprof.cli.run import run
 from moeprof.cli.trace import trace_app
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, report, compare, ladder, params, doctor, explain, init):
+for command in (run, report, compare, regress, ladder, params, doctor, explain, init):
     app.command()(command)
 app.add_typer(trace_app, name="trace")
 app.add_typer(baseline_app, name="baseline")

@@ -122,6 +122,11 @@ def print_comparison(comparison: Comparison, form: str = "table", *, folded: boo
         sys.stdout.write(_compared_text(form, comparison))
 
 
+def print_page(document: Document, *, folded: bool) -> None:
+    """Print a page on the terminal, sections included; ``folded``: what is closed at first too."""
+    _print_table(document, sections=True, folded=folded)
+
+
 def _print_table(document: Document, *, sections: bool, folded: bool) -> None:
     from rich.console import Console
 
