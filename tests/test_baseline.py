@@ -29,7 +29,8 @@ from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.record import open_record
 from tests.baselines import differing, make_baseline, make_model, make_picks
-from tests.planted_runs import planted_run
+from tests.planted_runs import PRICING, launch, planted_run
+from tests.records import make_facts, write_record
 from tests.tiny_run import Ran
 
 
@@ -61,6 +62,14 @@ def test_step_sums_are_of_each_launch_and_phase_over_its_rounds(tmp_path: Path) 
     decode = pick(model, "step_mean_s", phase="decode")
     assert decode is not None
     assert steps.seconds_LP[:, 1].sum() / steps.steps_LP[:, 1].sum() == pytest.approx(decode.value)
+
+
+def test_a_launch_that_measured_nothing_has_no_step_sums_and_no_label(tmp_path: Path) -> None:
+    launches = [launch(1), [], launch(2)]
+    record = open_record(write_record(tmp_path / "run", {"dense": (make_facts(num_experts=0), launches)}))
+    (model,) = freeze(summarise(record, PRICING)).models
+    assert model.steps is not None and model.steps.launches == (0, 1)
+    assert {number for values in by_launch(model.metrics).values() for number in values} == {0, 1}
 
 
 def test_routing_is_that_of_one_launch_over_its_rounds(tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ def test_a_run_that_did_not_end_is_saved_only_when_asked(tmp_path: Path, monkeyp
     assert list_baselines()[0].baseline.status == "failed"
 
 
+def test_a_folder_of_launch_pairs_is_no_run_but_holds_two(tmp_path: Path) -> None:
+    (tmp_path / "ab.json").write_text("{}", encoding="utf-8")
+    ran = run_main(["baseline", "save", tmp_path, "main"])
+    assert ran.code == 2 and f"save {tmp_path / 'new'} or {tmp_path / 'base'} of it" in ran.stderr
+
+
 @pytest.mark.parametrize("form", ["table", "json", "csv", "md"])
 def test_list_and_show_in_every_format(saved: Path, form: str) -> None:
     listed, shown = (run_main(["baseline", *words, "--format", form]) for words in (["list"], ["show", "main"]))

@@ -52,8 +52,11 @@ def save(
     from moeprof.core.baseline_file import check_name
     from moeprof.core.baseline_store import store
     from moeprof.core.record import open_record
+    from moeprof.core.record_pairs import is_pairs_record
 
     check_name(name)
+    if is_pairs_record(run):
+        raise InputError(f"{run}: holds launch pairs of regress --ab; save {run / 'new'} or {run / 'base'} of it")
     record = open_record(run)
     if record.status != "done" and not allow_unfinished:
         raise InputError(
