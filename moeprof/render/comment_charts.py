@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moeprof.analysis.document import Chart, FactTable, Section
 from moeprof.analysis.regress.routing_change import LayerChange, RoutingChange
+from moeprof.analysis.regress.routing_sentences import layer_labels
 from moeprof.core import units
 from moeprof.core.plaintext import one_line
 from moeprof.render.markdown_text import escape
@@ -48,17 +49,21 @@ def _routing(change: RoutingChange, whose: str) -> tuple[str, list[str]]:
     lines = [f"- {escape(sentence)}" for sentence in change.sentences[:MOST_SENTENCES]]
     if change.verdict == "unchanged" or not change.layers:
         return title, lines
-    ranked = sorted(change.layers, key=lambda layer: (not layer.newly_dead, -layer.drift_js))
+    labels = layer_labels([layer.name for layer in change.layers])
+    ranked = sorted(
+        zip(labels, change.layers, strict=True),
+        key=lambda pair: (not (pair[1].collapse or pair[1].newly_dead), -pair[1].drift_js),
+    )
     shown = ranked[:MOST_LAYERS]
     lines += ["", "|layer|drift|same picks|busiest / mean|dead|", "|:--|:--|--:|--:|:--|"]
-    largest = max(layer.drift_js for layer in shown)
-    lines += [_layer(layer, largest) for layer in shown]
+    largest = max(layer.drift_js for _, layer in shown)
+    lines += [_layer(label, layer, largest) for label, layer in shown]
     if len(ranked) > len(shown):
         lines += ["", f"{len(ranked) - len(shown)} more layers drifted less."]
-    return title, [*lines, "", *_experts(ranked[0])]
+    return title, [*lines, "", *_experts(*ranked[0])]
 
 
-def _layer(layer: LayerChange, largest: float) -> str:
+def _layer(label: str, layer: LayerChange, largest: float) -> str:
     drift = f"{code(bar(layer.drift_js, largest))} {units.significant(layer.drift_js, 2)}"
     if layer.drift_null is not None:
         drift += f" <sub>chance {units.significant(layer.drift_null, 2)}</sub>"
@@ -69,16 +74,16 @@ def _layer(layer: LayerChange, largest: float) -> str:
         some = ", ".join(str(expert) for expert in layer.newly_dead[:MOST_EXPERTS])
         more = len(layer.newly_dead) - MOST_EXPERTS
         dead = f"**{dead}** (expert {some}{f' and {more} more' if more > 0 else ''})"
-    return f"|{code(layer.name)}|{drift}|{agreement}|{busiest}|{dead}|"
+    return f"|{code(label)}|{drift}|{agreement}|{busiest}|{dead}|"
 
 
-def _experts(layer: LayerChange) -> list[str]:
+def _experts(label: str, layer: LayerChange) -> list[str]:
     """Shares of the experts that moved most in one layer, before and after."""
     moved = layer.moved[:MOST_EXPERTS]
     if not moved:
         return []
     largest = max(share for _, *shares in moved for share in shares)
-    lines = [f"Experts of {code(layer.name)} whose share of the tokens changed most:", ""]
+    lines = [f"Experts of {code(label)} whose share of the tokens changed most:", ""]
     lines += ["|expert|reference|new|", "|--:|:--|:--|"]
     for expert, before, after in moved:
         cells = [f"{code(bar(share, largest))} {units.percent(share)}" for share in (before, after)]

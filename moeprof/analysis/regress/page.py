@@ -16,6 +16,7 @@ from moeprof.analysis.regress.page_details import (
 from moeprof.analysis.regress.page_gates import gate_tables, model_names
 from moeprof.analysis.regress.page_headline import headline
 from moeprof.analysis.regress.result import Mode, Regression
+from moeprof.analysis.regress.routing_blocks import routing_section
 from moeprof.analysis.regress.trend import Trend
 from moeprof.analysis.regress.trend_page import trend_section
 
@@ -37,7 +38,7 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
     first: tuple[Block, ...] = (*gate_tables(regression, all_metrics=all_metrics), *changed_figures(regression))
     sections = [
         Section(name="verdicts", title=_first_title(first), blocks=first),
-        _routing(regression),
+        routing_section(regression.routing),
         None if trend is None else trend_section(trend),
         launches_section(regression),
         differences_section(regression),
@@ -67,17 +68,6 @@ def _first_title(blocks: Sequence[Block]) -> str:
     return first.title if isinstance(first, GateTable) and not first.folded else "Gates"
 
 
-def _routing(regression: Regression) -> Section | None:
-    from importlib import import_module, util
-
-    if util.find_spec("moeprof.analysis.regress.routing_blocks") is None:
-        return None
-    section: Section | None = import_module("moeprof.analysis.regress.routing_blocks").routing_section(
-        regression.routing
-    )
-    return section
-
-
 def _subtitle(regression: Regression) -> str:
     """Which runs, where, and how they were set against each other."""
     when = " ".join(regression.reference_at[:16].split("T"))
@@ -92,7 +82,8 @@ def _notes(regression: Regression) -> tuple[str, ...]:
     moved = [change for change in regression.routing if change.verdict in ("changed", "collapsed") and change.sentences]
     several = len(regression.routing) > 1
     routing = [f"{change.model}: {change.sentences[0]}" if several else change.sentences[0] for change in moved]
-    return (*routing, *regression.notes)
+    noise = () if regression.noise is None else (regression.noise.text,)
+    return (*routing, *regression.notes, *noise)
 
 
 def _used(sections: Sequence[Section]) -> set[str]:

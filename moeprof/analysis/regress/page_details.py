@@ -1,4 +1,4 @@
-"""What stands under the gates: other figures, what differs between the runs, the machine's noise, launch values."""
+"""What stands under the gates: other figures, what differs between the runs, each launch's value."""
 
 from __future__ import annotations
 
@@ -89,19 +89,15 @@ def _classes(forbids: frozenset[str]) -> str:
 
 
 def launches_section(regression: Regression) -> Section | None:
-    """What the machine did, and each launch's value of every gate that has them."""
-    blocks: list[Block] = []
-    if regression.noise is not None:
-        blocks.append(Paragraph(text=regression.noise.text))
+    """Each launch's value of every gate that has them."""
     names = model_names(regression)
     rows = [
         (named(gate.model, figure_label(gate.key), names), text)
         for gate in regression.gates
         if (text := _launches(gate.reference_launches, gate.other_launches, gate.card.unit))
     ]
-    if rows:
-        blocks.append(FactTable(title="Value of each launch", rows=tuple(rows)))
-    return Section(name="launches", title="Noise and launches", blocks=tuple(blocks)) if blocks else None
+    table = FactTable(title="Of gates", rows=tuple(rows))
+    return Section(name="launches", title="Value of each launch", blocks=(table,)) if rows else None
 
 
 def _launches(reference: Sequence[float], other: Sequence[float], unit: str) -> str:
