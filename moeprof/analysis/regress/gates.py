@@ -233,6 +233,7 @@ def _nothing(gate: Gate, pairs: Sequence[ModelPair], applies: Sequence[ChosenGat
     model = dict(gate.labels).get("model")
     if model is not None and model not in names:
         return f"{start}no model {model!r} on both sides; there is {', '.join(names)}"
+    pairs = [pair for pair in pairs if model in (None, pair[1].name)]
     held = [
         v for pair in pairs for m in pair for v in m.metrics if v.name == gate.metric and not DETAIL & set(v.labels)
     ]
