@@ -194,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layer", type=int, default=2, help="of the dead expert")
     parser.add_argument("--expert", type=int, default=5, help="the dead expert")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more are slower where the machine is shared")
     return parser.parse_args()
 
 
