@@ -14,8 +14,9 @@ from rich.cells import cell_len
 from moeprof.analysis.document import FactTable, GateTable, RatioTable
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.page import regress_document
-from moeprof.analysis.regress.page_gates import figure_label, from_to, limit_text
+from moeprof.analysis.regress.page_gates import from_to, limit_text
 from moeprof.analysis.regress.page_headline import headline
+from moeprof.analysis.regress.page_names import figure_label
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
 from moeprof.render.comment import guarded, marker, render_comment
 from moeprof.render.comment_charts import bar, spark
@@ -110,6 +111,27 @@ def test_figures_have_names_that_people_use() -> None:
     assert figure_label(("usd_per_1m_output_tokens", ())) == "price of 1M output tokens"
     assert figure_label(("dead_experts", (("phase", "decode"),))) == "dead experts, decode"
     assert figure_label(("kv_bytes_per_token", ())) == "KV bytes per token"
+    closed = ("usd_per_1m_output_tokens", (("traffic", "closed"),))
+    assert figure_label(closed) == "price of 1M output tokens, closed loop"
+    assert figure_label(closed, hide_traffic="closed") == "price of 1M output tokens"
+
+
+def test_a_traffic_that_all_gates_share_is_not_said() -> None:
+    def of(traffic: str) -> GateResult:
+        return replace(
+            decode(1.1, 1.09, 1.11, "worse"), key=("step_mean_s", (("phase", "decode"), ("traffic", traffic)))
+        )
+
+    assert headline(check("worse", of("closed"))).startswith("WORSE: decode step 1.100x")
+    both = headline(check("worse", of("closed"), of("offline")))
+    assert "decode step, closed loop 1.100x" in both and "decode step, offline 1.100x" in both
+
+
+def test_what_would_decide_several_gates_is_said_once() -> None:
+    open_gate = decode(0.98, 0.91, 1.06, "cannot tell", decide="about 14 launch pairs")
+    text = headline(check("cannot tell", open_gate, replace(open_gate, key=("step_mean_s", (("phase", "prefill"),)))))
+    first = "decode step 0.980x [0.910, 1.060]; prefill step 0.980x [0.910, 1.060]"
+    assert text == f"CANNOT TELL: {first}; about 14 launch pairs would decide."
 
 
 def test_a_shared_unit_stands_once() -> None:

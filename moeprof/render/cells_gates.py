@@ -8,6 +8,7 @@ from moeprof.core import units
 from moeprof.render.cells import ABSENT, short_text
 
 HEADS = ("gate", "reference", "new", "change", "verdict", "n", "limit")
+MOST_NAMED = 3  # gates that one footnote names
 INTERVAL_HEAD = "95 % interval"
 SPAN = "reference \u2192 new"
 
@@ -55,10 +56,17 @@ def gate_notes(table: GateTable) -> tuple[str, ...]:
     for row in table.rows:
         if row.ratio.verdict not in ("cannot tell", "incomparable"):
             continue
-        parts = [row.ratio.reason or "", f"{row.decide} would decide" if row.decide else ""]
+        reason = row.ratio.reason or ""
+        told = "needed" in reason  # then it says itself what would decide
+        parts = [reason, f"{row.decide} would decide" if row.decide and not told else ""]
         why = "; ".join(part for part in parts if part)
         notes.setdefault(f"{row.ratio.verdict} ({why})" if why else "", []).append(row.label)
-    return tuple(f"{', '.join(labels)}: {why}" for why, labels in notes.items() if why)
+    return tuple(f"{_few(labels)}: {why}" for why, labels in notes.items() if why)
+
+
+def _few(labels: list[str]) -> str:
+    more = len(labels) - MOST_NAMED
+    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def gate_cells(row: GateRow) -> dict[str, str]:

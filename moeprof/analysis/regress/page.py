@@ -13,8 +13,9 @@ from moeprof.analysis.regress.page_details import (
     every_figure,
     launches_section,
 )
-from moeprof.analysis.regress.page_gates import gate_tables, model_names
+from moeprof.analysis.regress.page_gates import gate_tables
 from moeprof.analysis.regress.page_headline import headline
+from moeprof.analysis.regress.page_names import names_of
 from moeprof.analysis.regress.result import Mode, Regression
 from moeprof.analysis.regress.routing_blocks import routing_section
 from moeprof.analysis.regress.trend import Trend
@@ -53,7 +54,7 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
         headline=headline(regression),
         subtitle=_subtitle(regression),
         banners=banners(regression.differences, regression.allow),
-        models=tuple(ModelColumn(name=name, status="done", subtitle="") for name in model_names(regression)),
+        models=tuple(ModelColumn(name=name, status="done", subtitle="") for name in names_of(regression).models),
         first_screen=(),
         sections=kept,
         doubts=regression.doubts,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moeprof.analysis.compare.tables import Compared, section_tables
 from moeprof.analysis.document import Block, FactTable, Paragraph, RatioRow, RatioTable, Section
-from moeprof.analysis.regress.page_gates import figure_label, model_names, named
+from moeprof.analysis.regress.page_names import figure_label, names_of
 from moeprof.analysis.regress.result import Change, Regression
 from moeprof.analysis.report import FIRST_SCREEN
 from moeprof.core import units
@@ -20,11 +20,11 @@ def changed_figures(regression: Regression) -> tuple[Block, ...]:
     moved = [change for change in regression.changes if change.changed and not change.is_gate]
     if not moved:
         return ()
-    names = model_names(regression)
+    names = names_of(regression)
     moved.sort(key=lambda change: (change.ratio.verdict != "worse", _rank(change)))
     rows = [
         RatioRow(
-            label=named(change.model, figure_label(change.key), names),
+            label=names.of(change.model, figure_label(change.key)),
             card=change.card,
             name=change.key[0],
             values=(change.reference, change.other),
@@ -47,14 +47,14 @@ def _rank(change: Change) -> int:
 def every_figure(regression: Regression, *, folded: bool) -> Section | None:
     """All figures of both runs, model by model."""
     tables: list[Block] = []
-    names = model_names(regression)
-    for model in names:
+    models = names_of(regression).models
+    for model in models:
         compared = {
             change.key: Compared(values=(change.reference, change.other), ratios=(None, change.ratio))
             for change in regression.changes
             if change.model == model
         }
-        prefix = f"{model}: " if len(names) > 1 else ""
+        prefix = f"{model}: " if len(models) > 1 else ""
         for table in section_tables(_columns(regression), compared, prefix=prefix):
             tables.append(
                 RatioTable(title=table.title, columns=table.columns, rows=table.rows, folded=folded and table.folded)
@@ -90,9 +90,9 @@ def _classes(forbids: frozenset[str]) -> str:
 
 def launches_section(regression: Regression) -> Section | None:
     """Each launch's value of every gate that has them."""
-    names = model_names(regression)
+    names = names_of(regression)
     rows = [
-        (named(gate.model, figure_label(gate.key), names), text)
+        (names.full(gate.model, gate.key), text)
         for gate in regression.gates
         if (text := _launches(gate.reference_launches, gate.other_launches, gate.card.unit))
     ]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.keys import Key
 from moeprof.analysis.document import GateRow, GateTable
+from moeprof.analysis.regress.page_names import Names, names_of
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.report import FIRST_SCREEN, heading_of, label_of
 from moeprof.core import units
 
 HOLDS = "no difference shown"
@@ -16,7 +15,7 @@ HOLDS = "no difference shown"
 
 def gate_tables(regression: Regression, *, all_metrics: bool = False) -> tuple[GateTable, ...]:
     """What changed or cannot be told, then the gates that hold, closed unless ``all_metrics``."""
-    names = model_names(regression)
+    names = names_of(regression)
     moved = [gate_row(gate, names) for gate in regression.gates if gate.verdict != HOLDS]
     held = [gate_row(gate, names) for gate in regression.gates if gate.verdict == HOLDS]
     tables = []
@@ -29,10 +28,10 @@ def gate_tables(regression: Regression, *, all_metrics: bool = False) -> tuple[G
     return tuple(tables)
 
 
-def gate_row(gate: GateResult, models: Sequence[str]) -> GateRow:
+def gate_row(gate: GateResult, names: Names) -> GateRow:
     """One gate; its model is named where the check has several."""
     return GateRow(
-        label=named(gate.model, figure_label(gate.key), models),
+        label=names.full(gate.model, gate.key),
         card=gate.card,
         name=gate.label,
         reference=gate.reference,
@@ -43,31 +42,6 @@ def gate_row(gate: GateResult, models: Sequence[str]) -> GateRow:
         limit=limit_text(gate),
         decide=gate.decide,
     )
-
-
-def model_names(regression: Regression) -> tuple[str, ...]:
-    """Models of the check, in order."""
-    return tuple(dict.fromkeys((*(gate.model for gate in regression.gates), *(c.model for c in regression.changes))))
-
-
-def named(model: str, label: str, models: Sequence[str]) -> str:
-    """``moe: decode step``; without the model where there is only one."""
-    return f"{model}: {label}" if len(models) > 1 else label
-
-
-def figure_label(key: Key) -> str:
-    """What people call a figure: ``decode step``, ``price of 1M output tokens``, ``dead experts, decode``."""
-    name, labels = key[0], dict(key[1])
-    if name == "step_mean_s":
-        heading = heading_of({k: v for k, v in labels.items() if k != "phase"})
-        rest = "" if heading == "whole run" else f", {heading}"
-        return f"{labels['phase']} step{rest}" if "phase" in labels else f"step{rest}"
-    for label, known, wanted in FIRST_SCREEN:
-        if known == name and wanted == labels:
-            return label
-    heading, text = heading_of(labels), label_of(name, labels)
-    text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
-    return text if heading == "whole run" else f"{text}, {heading}"
 
 
 def from_to(values: Sequence[str]) -> str:

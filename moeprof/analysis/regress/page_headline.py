@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeprof.analysis.regress.page_gates import figure_label, from_to, is_difference, limit_text, model_names
+from moeprof.analysis.regress.page_gates import from_to, is_difference, limit_text
+from moeprof.analysis.regress.page_names import Names, names_of
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.core import units
 
@@ -25,9 +26,12 @@ def headline(regression: Regression) -> str:
     if regression.verdict == "no difference shown":
         return _holds(regression)
     own = regression.with_verdict(regression.verdict)
-    said = _all_said(own[:MOST], model_names(regression))
+    decide = {gate.decide for gate in own}
+    once = decide.pop() if len(own) > 1 and len(decide) == 1 else None
+    said = _all_said(own[:MOST], names_of(regression), decided=once is not None)
     if len(own) > MOST:
         said.append(f"{len(own) - MOST} more")
+    said += [f"{once} would decide"] if once else []
     rest = _counts([gate for gate in regression.gates if gate.verdict != regression.verdict])
     allowed = ", which is allowed" if regression.verdict == "cannot tell" and regression.allow_undecided else ""
     return f"{regression.verdict.upper()}{allowed}: {'; '.join((*said, *rest))}."
@@ -41,7 +45,7 @@ def _holds(regression: Regression) -> str:
     if timed:
         widest = max(timed, key=lambda gate: (gate.ratio.high or 1.0) / (gate.ratio.low or 1.0))
         which = "" if len(timed) == 1 else f"; the widest of {len(timed)} timed ones is"
-        text += f"{which or ';'} {_all_said([widest], model_names(regression))[0]}"
+        text += f"{which or ';'} {_all_said([widest], names_of(regression))[0]}"
     else:
         text += "; none of them is timed" if all(gate.kind != "timed" for gate in held) else ""
     rest = _counts([gate for gate in regression.gates if gate.verdict != "no difference shown"])
@@ -59,23 +63,30 @@ def _counts(gates: Sequence[GateResult]) -> list[str]:
     return [", ".join(found)] if found else []
 
 
-def _all_said(gates: Sequence[GateResult], models: Sequence[str]) -> list[str]:
-    """Each gate with its figure; the model is named where it is another one than before."""
-    said, before = [], models[0] if len(models) == 1 else None
+def _all_said(gates: Sequence[GateResult], names: Names, *, decided: bool = False) -> list[str]:
+    """Each gate with its figure; the model is named where it is another one than before.
+
+    Args:
+        gates: in order.
+        names: of models and figures.
+        decided: what would decide them is said once, elsewhere.
+    """
+    said, before = [], names.models[0] if len(names.models) == 1 else None
     for gate in gates:
-        said.append(_said(gate) if gate.model == before else f"{gate.model}: {_said(gate)}")
+        text = _said(gate, names, decided)
+        said.append(text if gate.model == before else f"{gate.model}: {text}")
         before = gate.model
     return said
 
 
-def _said(gate: GateResult) -> str:
+def _said(gate: GateResult, names: Names, decided: bool) -> str:
     """One gate with its figure: ``decode step 1.112x [1.098, 1.127] (6 pairs)``."""
-    text = figure_label(gate.key)
+    text = names.figure(gate.key)
     told = _figure(gate)
     text += f" {told}" if told else ""
     if told and gate.decide is None and gate.n not in ("exact", "not measured", ""):
         text += f" ({gate.n})"
-    if gate.verdict == "cannot tell":
+    if gate.verdict == "cannot tell" and not decided:
         why = f"; {gate.decide} would decide" if gate.decide else f": {gate.ratio.reason}" if gate.ratio.reason else ""
         text += why if told else why.replace(":", ",", 1)
     return text

@@ -13,7 +13,8 @@ from moeprof.analysis.compare.comparable import Difference, differences, facts_o
 from moeprof.analysis.compare.keys import Key, by_key, by_launch
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.regress.change_points import ALPHA, FEWEST, ChangePoint, change_points, counted_changes
-from moeprof.analysis.regress.page_gates import figure_label, from_to
+from moeprof.analysis.regress.page_gates import from_to
+from moeprof.analysis.regress.page_names import figure_label, shared_traffic
 from moeprof.analysis.regress.result import Regression
 from moeprof.core import units
 from moeprof.core.baseline import Baseline
@@ -113,7 +114,8 @@ def trend(baselines: Sequence[Baseline], wanted: Sequence[tuple[str, Key]], *, l
     noisy = sum(not counted for _, counted in shown.values())
     alpha = min(ALPHA, FAMILY_ALPHA / noisy) if noisy else ALPHA
     names = [baseline.name for baseline in kept]
-    series = [_series(pair, *points, events, names, alpha) for pair, points in shown.items()]
+    traffic = shared_traffic(key for _, key in shown)
+    series = [_series(pair, traffic, *points, events, names, alpha) for pair, points in shown.items()]
     return Trend(
         baselines=tuple((baseline.name, baseline.created_at) for baseline in kept),
         series=tuple(series),
@@ -141,6 +143,7 @@ def _points(baselines: Sequence[Baseline], model: str, key: Key) -> tuple[list[T
 
 def _series(
     pair: tuple[str, Key],
+    traffic: str | None,
     points: Sequence[TrendPoint],
     counted: bool,
     events: Sequence[TrendEvent],
@@ -148,7 +151,7 @@ def _series(
     alpha: float,
 ) -> TrendSeries:
     model, key = pair
-    values, card, label = [point.value for point in points], card_for(key[0]), figure_label(key)
+    values, card, label = [point.value for point in points], card_for(key[0]), figure_label(key, hide_traffic=traffic)
     changes = counted_changes(values) if counted else change_points(values, floor_ratio=FLOOR_RATIO, alpha=alpha)
     said = [_change_text(change, points, card, events, names) for change in changes]
     if said:
