@@ -340,7 +340,7 @@ def test_a_folder_of_an_environment_is_no_python_and_the_message_names_the_one_i
 
 def test_a_python_without_moeprof_is_told_how_to_get_it(tmp_path: Path) -> None:
     bare = script(tmp_path / "bare", f'exec "{sys.executable}" -I -S "$@"')
-    with pytest.raises(InputError, match=r"--base-python: .*/bare has no moeprof; install moeprof .* -m pip install"):
+    with pytest.raises(InputError, match=r"--base-python: .*/bare has no moeprof; install moeprof .* into that env"):
         check_python(bare)
 
 
@@ -388,8 +388,8 @@ def test_another_python_does_not_find_this_moeprof_by_accident(tmp_path: Path) -
     assert "OMP_NUM_THREADS" not in own
 
 
-def test_a_child_is_gone_after_close() -> None:
-    child = StepChild("base", None, None)
+def test_a_child_is_gone_after_close(tmp_path: Path) -> None:
+    child = StepChild("base", fake(tmp_path / "base"), None)
     child.greet()
     child.close()
     assert not psutil.pid_exists(child.pid)

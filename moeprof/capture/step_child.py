@@ -210,8 +210,8 @@ class StepChild:
         if name.startswith("moeprof."):
             what = "a moeprof that cannot be stepped from outside"
         return InputError(
-            f"{_option(self.lane)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later there: "
-            f"`{self.python} -m pip install moeprof`"
+            f"{_option(self.lane)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later with its "
+            "libraries into that environment"
         )
 
     def _errors(self) -> str:

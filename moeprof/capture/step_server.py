@@ -19,6 +19,7 @@ from moeprof.core.errors import EngineError, MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.capture.lockstep_plan import LockstepPlan
+    from moeprof.capture.step_session import StepSession
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -55,18 +56,24 @@ def _take_channel() -> tuple[BinaryIO, BinaryIO]:
 
 
 def serve(orders: Iterable[bytes], send: Send) -> int:
-    """Do what each line of ``orders`` says until ``close`` or the end; returns the exit code."""
+    """Do what each line of ``orders`` says until ``close`` or the end; returns the exit code.
+
+    Torch is imported before the first order comes, so that two processes do it at the same time.
+    """
     try:
+        from moeprof.capture.step_session import StepSession
+
         lines = iter(orders)
         first = next(lines, None)
         if first is not None and (message := decode(first)).get("do") != "close":
-            _serve_plan(plan_from_json(_plan_of(message)), lines, send)
+            _serve_plan(plan_from_json(_plan_of(message)), StepSession, lines, send)
+        code = 0
     except MoeprofError as error:
-        return _failed(send, str(error), error.exit_code, None)
+        code = _failed(send, str(error), error.exit_code, None)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a message
         text = str(error).splitlines()[0] if str(error) else ""
-        return _failed(send, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
-    return 0
+        code = _failed(send, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+    return code
 
 
 def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +83,10 @@ def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _serve_plan(plan: LockstepPlan, orders: Iterable[bytes], send: Send) -> None:
+def _serve_plan(plan: LockstepPlan, kind: type[StepSession], orders: Iterable[bytes], send: Send) -> None:
     from moeprof.capture.out_of_memory import as_out_of_memory
-    from moeprof.capture.step_session import StepSession
 
-    with as_out_of_memory(plan), StepSession(plan, send) as session:
+    with as_out_of_memory(plan), kind(plan, send) as session:
         send({"event": "done", "data": session.load()})
         for line in orders:
             message = decode(line)

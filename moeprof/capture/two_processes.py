@@ -60,8 +60,8 @@ def run_process_pair(
     assert len(plan.lanes) == 2, plan.lanes
     assert turn_steps >= 1, turn_steps
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _children(plan, pythons) as children:
-        pair = _Pair(plan=plan, children=children, hear=hear, should_stop=should_stop, turn_steps=turn_steps)
+    with started(plan, pythons) as children:
+        pair = ProcessPair(plan=plan, children=children, hear=hear, should_stop=should_stop, turn_steps=turn_steps)
         measured = dict[str, str]()
         try:
             pair.load()
@@ -79,7 +79,7 @@ def run_process_pair(
 
 
 @contextmanager
-def _children(plan: LockstepPlan, pythons: Mapping[str, Path]) -> Iterator[list[StepChild]]:
+def started(plan: LockstepPlan, pythons: Mapping[str, Path]) -> Iterator[list[StepChild]]:
     """Both processes, in the order of the plan's lanes; none is left behind."""
     children = list[StepChild]()
     try:
@@ -92,14 +92,22 @@ def _children(plan: LockstepPlan, pythons: Mapping[str, Path]) -> Iterator[list[
 
 
 @dataclass(slots=True, kw_only=True)
-class _Pair:
-    """Two processes, and what is known of their launch."""
+class ProcessPair:
+    """Two processes, and what is known of their launch.
+
+    Attributes:
+        plan, hear, should_stop, turn_steps: see :func:`run_process_pair`.
+        children: one per lane, in the order of the plan.
+        launch: what launch.json says.
+        together: what holds for both sides because one of them needs it.
+        next_beat_s: when the next report of progress is due.
+    """
 
     plan: LockstepPlan
     children: list[StepChild]
     hear: Hear
     should_stop: Callable[[], bool]
-    turn_steps: int
+    turn_steps: int = TURN_STEPS
     launch: dict[str, Any] = field(init=False)
     together: dict[str, Any] = field(init=False)
     next_beat_s: float = 0.0
