@@ -101,6 +101,8 @@ def launches_section(regression: Regression) -> Section | None:
 
 
 def _launches(reference: Sequence[float], other: Sequence[float], unit: str) -> str:
+    if len(reference) == len(other) == 1:
+        return ""  # that is the value itself
     if not reference:
         return f"ratio of each pair: {', '.join(f'{ratio:.3f}' for ratio in other)}" if other else ""
     sides = (("reference", reference), ("new", other))
