@@ -13,6 +13,11 @@ from moeprof.core.metric import Better, Card
 BETWEEN_RUNS_FROM_0 = {"router_drift_js"}  # 0 where nothing changed, so no share of it can be allowed
 
 
+def named(gate: Gate) -> str:
+    """Where a gate was written, and what: how messages about it begin."""
+    return f"{gate.source + ': ' if gate.source else ''}gate {gate.text!r}: "
+
+
 def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
     """The card of the gate's metric.
 
@@ -29,7 +34,7 @@ def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
         known = sorted({*names, *(card.name for card in CARDS if "*" not in card.name)})
         close = difflib.get_close_matches(gate.metric, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "`moeprof explain` lists them"
-        raise InputError(f"{gate.source}: gate {gate.text!r}: there is no metric {gate.metric!r}; {hint}") from error
+        raise InputError(f"{named(gate)}there is no metric {gate.metric!r}; {hint}") from error
 
 
 def direction(gate: Gate, card: Card) -> Better:
@@ -39,7 +44,7 @@ def direction(gate: Gate, card: Card) -> Better:
         InputError: the card knows none and no sign was written; the sign contradicts the card; a threshold that
             cannot be passed.
     """
-    start = f"{gate.source}: gate {gate.text!r}: "
+    start = named(gate)
     if gate.kind in ("at_most", "at_least"):
         return "lower" if gate.kind == "at_most" else "higher"
     if gate.kind == "ratio" and gate.metric in BETWEEN_RUNS_FROM_0:

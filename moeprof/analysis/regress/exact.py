@@ -12,11 +12,11 @@ import math
 from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.timed import SLACK
 from moeprof.analysis.validity import FROM_ROUTING
 from moeprof.core.gates import Gate
 from moeprof.core.metric import Better, MetricValue
 
-SLACK = 1e-9  # what lies at the threshold itself is allowed, whatever the last bit says
 # Routing figures that also depend on which requests met in a batch, and so on time.
 OF_BATCHES = (FROM_ROUTING - {"cold_expert_bytes", "hot_set_bytes_90", "hot_set_bytes_99"}) | {
     "step_load_max_over_mean",

@@ -13,7 +13,7 @@ from moeprof.analysis.compare.keys import DETAIL, Key, key_of
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.pick import PRICED_SECTIONS, PROVENANCE
 from moeprof.analysis.regress.defaults import SOURCE, default_gates
-from moeprof.analysis.regress.directions import card_of, direction
+from moeprof.analysis.regress.directions import card_of, direction, named
 from moeprof.analysis.regress.result import GateClass
 from moeprof.analysis.regress.routing_change import GateFigure, RoutingChange, gate_figure
 from moeprof.core.baseline import Baseline, BaselineModel
@@ -216,9 +216,13 @@ def _unsaid(value: MetricValue, gate: Gate) -> dict[str, str]:
 
 
 def _traffic(metric: str, card: Card, model: BaselineModel) -> str | None:
+    """Of the passes that are meant; a baseline that does not know guesses from what it holds."""
+    is_priced = card.section in PRICED_SECTIONS or metric.startswith("step_")
+    known = model.priced_traffic if is_priced else model.own_traffic
+    if known is not None:
+        return known
     held = {value.labels["traffic"] for value in model.metrics if "traffic" in value.labels}
     own = next((traffic for traffic in ("open", "closed", "offline") if traffic in held), None)
-    is_priced = card.section in PRICED_SECTIONS or metric.startswith("step_")
     return "offline" if is_priced and "offline" in held else own
 
 
@@ -228,7 +232,7 @@ def _names(pairs: Sequence[ModelPair]) -> frozenset[str]:
 
 def _nothing(gate: Gate, pairs: Sequence[ModelPair], applies: Sequence[ChosenGate]) -> str:
     """Why a gate that was named has nothing to be judged by."""
-    start = f"{gate.source}: gate {gate.text!r}: "
+    start = named(gate)
     names = [pair[1].name for pair in pairs]
     model = dict(gate.labels).get("model")
     if model is not None and model not in names:

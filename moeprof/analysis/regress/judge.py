@@ -106,11 +106,11 @@ def judge_pairs(
     case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode])
     case = replace(case, gates=_without_lone_times(case.gates), found=tried(case.found))
     refuse_incomparable(case.gates, case.found, case.allow)
-    by_pairs = [gate for gate in case.gates if pairs.judged_by_pairs(gate) is not None]
-    times = {model: pairs.turns_of(own) for model, own in passes.items()} if by_pairs else {}
+    times = {model: pairs.turns_of(own) for model, own in passes.items()}
+    by_pairs = pairs.measured_gates(case.gates, times)
     shifts = {model: noise.pairs_shift(own) if mode == "processes" else None for model, own in passes.items()}
     timed = pairs.pairs_gates(by_pairs, times, shifts)
-    lone = [gate for gate in case.gates if gate.kind == "timed" and gate not in by_pairs]
+    lone = [gate for gate in case.gates if gate.kind == "timed" and pairs.judged_by_pairs(gate) is None]
     timed += [_lone_time(result) for result in stored.stored_gates(lone, case.models, {})]
     return _regression(case, mode, timed, noise.pairs_noise(passes, mode), allow_undecided)
 
@@ -135,8 +135,8 @@ def pairs_are_enough(
         InputError: as there.
     """
     case = _case(reference, other, gates, (), (), pairs.FLOOR_RATIOS[mode])
-    by_pairs = [gate for gate in case.gates if pairs.judged_by_pairs(gate) is not None]
-    return pairs.are_enough(by_pairs, {model: pairs.turns_of(own) for model, own in passes.items()})
+    times = {model: pairs.turns_of(own) for model, own in passes.items()}
+    return pairs.are_enough(pairs.measured_gates(case.gates, times), times)
 
 
 def _case(
@@ -151,9 +151,9 @@ def _case(
     if not models:
         names = [", ".join(model.name for model in side.models) for side in (reference, other)]
         raise InputError(f"no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
-    if len(models) == 1:  # the only model of each side, whatever its names
+    if any(one.name != model.name for one, model in models):  # the only model of each side, renamed
         models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
-        reference = replace(reference, models=tuple(pair[0] for pair in models))
+        reference = replace(reference, models=(models[0][0],))
     found = list(differences(facts_of(reference), facts_of(other)))
     price = price_difference(reference, other)
     alike = {pair[1].name: is_exact_routing(found, pair[1].name) for pair in models}

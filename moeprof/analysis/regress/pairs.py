@@ -157,6 +157,21 @@ def pairs_gates(
     return results
 
 
+def measured_gates(gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]]) -> list[ChosenGate]:
+    """Gates that launch pairs judge. A default one on a phase that the schedule does not have does not apply."""
+    own = [(chosen, judged_by_pairs(chosen)) for chosen in gates]
+    return [
+        chosen
+        for chosen, phase in own
+        if phase is not None and not (chosen.is_default and _lacks(times.get(chosen.model, ()), phase))
+    ]
+
+
+def _lacks(times: Sequence[LaneTimes], phase: str) -> bool:
+    phases = {str(name) for one in times for name in np.unique(one.phase_S)}
+    return bool(phases) and not phases & set(PHASES[phase])
+
+
 def are_enough(gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]]) -> bool:
     """Whether more launch pairs would be waste for every one of these gates; see power.enough."""
     for chosen in gates:

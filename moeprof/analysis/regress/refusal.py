@@ -8,7 +8,6 @@ from dataclasses import replace
 from moeprof.analysis.compare.comparable import NOTHING, Difference, forbidden_by
 from moeprof.analysis.compare.metric_classes import classes_of
 from moeprof.analysis.regress.gates import ChosenGate
-from moeprof.analysis.regress.pairs import judged_by_pairs
 from moeprof.core.errors import IncomparableError
 
 # What base and new of launch pairs may differ in: it is what is being tried.
@@ -39,16 +38,13 @@ def is_exact_routing(found: Iterable[Difference], model: str) -> bool:
     return not forbidden_by(found, {"routing"}, model=model)
 
 
-def refuse_incomparable(
-    gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str], *, step_pairs: bool = False
-) -> None:
+def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]) -> None:
     """Refuse where a fact that differs forbids a gate in use. Bounds look at one side, so nothing forbids them.
 
     Args:
         gates: in use.
         found: facts that differ.
         allow: names of facts that may.
-        step_pairs: step times come from launch pairs, which are taken in turn on one machine.
 
     Raises:
         IncomparableError: one line per fact, with the flag that allows it and the gates that could still be judged.
@@ -56,7 +52,7 @@ def refuse_incomparable(
     hit: dict[str, tuple[Difference, dict[str, None]]] = {}
     free: set[str] = set()
     for chosen in gates:
-        if chosen.kind == "bound" or (step_pairs and judged_by_pairs(chosen) is not None):
+        if chosen.kind == "bound":
             continue
         against = forbidden_by(found, classes_of(chosen.gate.metric), model=chosen.model, allow=allow)
         for one in against:

@@ -19,6 +19,7 @@ from moeprof.analysis.document_compare import Ratio
 from moeprof.core.metric import Better
 
 PRECISE = 0.5  # half an interval is narrow enough to decide at this share of the threshold
+SLACK = 1e-9  # what lies at the threshold itself is allowed, whatever the last bit says
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -51,7 +52,7 @@ class TimedSample:
     @property
     def is_beyond(self) -> bool:
         """The point lies beyond the threshold, on either side."""
-        return self.test.mean > self.rise or self.test.mean < -self.fall
+        return self.test.mean > self.rise + SLACK or self.test.mean < -self.fall - SLACK
 
     @property
     def p(self) -> float:
