@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart example test test-517 lint types check bench accept clean
+.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,19 @@ types: .venv/ready ## types
 	$(BIN)/mypy
 
 check: lint types test ## everything before a commit
+
+wheel-check: ## the whole path of a CI job from a wheel, outside of this repository (a minute)
+	.ci/check_wheel
+
+smoke: .venv/ready ## the smoke workload against the committed baseline
+	rm -rf reports/smoke
+	$(BIN)/moeprof run workloads/ci-smoke.yaml --quiet --output-dir reports/smoke >/dev/null
+	$(BIN)/moeprof regress reports/smoke --baseline main --baselines .ci/baselines
+
+baseline: .venv/ready ## make that baseline anew, when a change is wanted: commit it
+	rm -rf reports/smoke
+	$(BIN)/moeprof run workloads/ci-smoke.yaml --quiet --output-dir reports/smoke >/dev/null
+	$(BIN)/moeprof baseline save reports/smoke main --folder .ci/baselines --replace
 
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
