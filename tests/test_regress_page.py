@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
+from moeprof.analysis.cards import card_for
 from moeprof.analysis.document import FactTable, GateTable, RatioTable
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.page import regress_document
+from moeprof.analysis.regress.page_details import changed_figures
 from moeprof.analysis.regress.page_gates import from_to, limit_text
 from moeprof.analysis.regress.page_headline import headline
 from moeprof.analysis.regress.page_names import figure_label
@@ -159,6 +161,16 @@ def test_gates_stand_in_the_order_of_the_check() -> None:
 def test_figures_without_a_gate_that_changed_are_shown() -> None:
     tables = [b for b in regress_document(planted()).sections[0].blocks if isinstance(b, RatioTable)]
     assert [[row.name for row in table.rows] for table in tables] == [["kv_bytes_per_token"]]
+
+
+def test_of_many_figures_that_changed_the_first_screen_comes_first() -> None:
+    whole = planted()
+    one = whole.changes[-2]
+    many = [replace(one, key=(f"step_p{p}_s", ()), card=card_for(f"step_p{p}_s")) for p in range(50, 60)]
+    last = replace(one, key=("ttft_p50_s", ()), card=card_for("ttft_p50_s"))
+    (table,) = changed_figures(replace(whole, changes=(*many, last)))
+    assert isinstance(table, RatioTable) and table.title == "Also changed, without a gate: 8 of 11 figures"
+    assert table.rows[0].name == "ttft_p50_s"
 
 
 def test_differences_noise_and_launches_are_told() -> None:

@@ -67,7 +67,7 @@ def _head(name: str) -> str:
 def _drawn(columns: Sequence[Sequence[str]], widths: Sequence[int], rows: Sequence[Cells]) -> Table:
     found = Table(box=None, pad_edge=False, show_edge=False, padding=(0, GAP, 0, 0))
     for column, width in zip(columns, widths, strict=True):
-        head = Text("\n".join(_head(name) for name in column), style="bold")
+        head = Text("\n".join(_head(name) for name in column).rstrip("\n"), style="bold")
         justify = "right" if column[0] in RIGHT else "left"
         found.add_column(head, justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
     for row in rows:

@@ -32,7 +32,8 @@ from moeprof.analysis.tables import FloatArray
 ALPHA = 0.02
 SHORTEST = 2  # values that a level needs; so the newest value alone is never a change
 FEWEST = 5  # values in which a change is looked for
-DRAWS = 4999
+DRAWS, FEWER_DRAWS, SHORT = 4999, 1999, 50  # series of noise behind a p-value; fewer for more than SHORT values
+AT_ONCE = 1_000_000  # weights in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +149,9 @@ def _p_value(num: int, weight: float) -> float:
 @cache
 def _normal_null(num: int) -> FloatArray:
     """Largest weights of series of normal noise; a t does not depend on level or spread."""
-    noise = np.random.default_rng(num).standard_normal((DRAWS, num))
-    return np.concatenate([arc_weights(part).max(axis=1) for part in np.array_split(noise, 10)])
+    noise = np.random.default_rng(num).standard_normal((DRAWS if num <= SHORT else FEWER_DRAWS, num))
+    parts = np.array_split(noise, 1 + len(noise) * len(_arcs(num)[0]) // AT_ONCE)
+    return np.concatenate([arc_weights(part).max(axis=1) for part in parts])
 
 
 def _stand_alone(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moeprof.analysis.compare.tables import Compared, section_tables
-from moeprof.analysis.document import Block, FactTable, Paragraph, RatioRow, RatioTable, Section
+from moeprof.analysis.document import Block, FactTable, RatioRow, RatioTable, Section
 from moeprof.analysis.regress.page_names import figure_label, names_of
 from moeprof.analysis.regress.result import Change, Regression
 from moeprof.analysis.report import FIRST_SCREEN
@@ -32,11 +32,9 @@ def changed_figures(regression: Regression) -> tuple[Block, ...]:
         )
         for change in moved[:MOST_CHANGES]
     ]
-    table = RatioTable(title="Also changed, without a gate", columns=_columns(regression), rows=tuple(rows))
-    more = len(moved) - len(rows)
-    if not more:
-        return (table,)
-    return (table, Paragraph(text=f"{more} more figures changed; they stand under every figure."))
+    title = "Also changed, without a gate"
+    title += f": {len(rows)} of {len(moved)} figures" if len(moved) > len(rows) else ""
+    return (RatioTable(title=title, columns=_columns(regression), rows=tuple(rows)),)
 
 
 def _rank(change: Change) -> int:

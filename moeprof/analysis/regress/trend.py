@@ -20,7 +20,7 @@ from moeprof.core import units
 from moeprof.core.baseline import Baseline
 from moeprof.core.metric import Card
 
-LAST = 20
+LAST, MOST = 20, 200  # baselines by default and at most: the search takes seconds beyond
 FAMILY_ALPHA = 0.05  # of all noisy figures of a trend together
 FLOOR_RATIO = 0.03  # of noisy figures: smaller changes of level are not called one
 
@@ -104,10 +104,10 @@ def trend(baselines: Sequence[Baseline], wanted: Sequence[tuple[str, Key]], *, l
     Args:
         baselines: in any order; the run that is judged may stand among them.
         wanted: model and figure; those that no baseline has are left out.
-        last: the newest so many are shown.
+        last: the newest so many are shown, at most MOST; ``left_out`` counts the others.
     """
     ordered = sorted(baselines, key=lambda baseline: (baseline.created_at, baseline.name))
-    kept = ordered[max(len(ordered) - last, 0) :]
+    kept = ordered[max(len(ordered) - min(last, MOST), 0) :]
     events = _events(kept)
     found = {(model, key): _points(kept, model, key) for model, key in wanted}
     shown = {pair: points for pair, points in found.items() if points[0]}
