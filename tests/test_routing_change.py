@@ -289,6 +289,38 @@ def test_gates_find_their_figures() -> None:
     assert entropy is not None and 0 < entropy.worse_by == pytest.approx(entropy.reference - entropy.other)
 
 
+def test_the_busiest_expert_is_told_by_phase_with_an_interval_of_its_rise() -> None:
+    # In each request of 20 tokens 4 are the prompt's: of every expert one pick in prefill, four in decode.
+    crowded = PLAIN.copy()
+    crowded[np.arange(TOKENS) % 20 > 3] = [0, 1]
+    found = changed(model(PLAIN, PLAIN), model(crowded, PLAIN))
+    prefill, decode = (gate_figure(found, "router_load_max_over_mean", phase) for phase in ("prefill", "decode"))
+    assert prefill is not None and (prefill.reference, prefill.other, prefill.n) == (1, 1, "80 tokens")
+    # All requests are alike, so resampling them changes nothing: 4 times the mean in one layer of two.
+    assert decode is not None and (decode.reference, decode.other, decode.worse_by) == (1, 2.5, 1.5)
+    assert decode.interval == (2.5, 2.5)
+    assert gate_figure(found, "dead_experts", "decode") is None
+
+
+def test_where_any_difference_is_one_phases_are_left_to_the_runs_own_figures() -> None:
+    found = changed(model(PLAIN), model(flipped(PLAIN, 5)), exact=True)
+    assert gate_figure(found, "router_load_max_over_mean", "decode") is None
+    whole = gate_figure(found, "router_load_max_over_mean")
+    assert whole is not None and whole.interval is None
+
+
+def test_the_interval_of_the_rise_holds_zero_where_nothing_changed() -> None:
+    """Both sides draw every token anew from the same popularity: nearly all intervals hold 0 (99 of 100 here)."""
+    rng, held = np.random.default_rng(8), 0
+    popularity = np.exp(0.7 * rng.normal(size=16))
+    for _ in range(100):
+        sides = [model(*(draw_picks(300, popularity, 2, rng) for _ in range(4)), experts=16) for _ in range(2)]
+        figure = gate_figure(changed(*sides), "router_load_max_over_mean", "decode")
+        assert figure is not None and figure.interval is not None
+        held += figure.interval[0] <= figure.reference <= figure.interval[1]
+    assert held >= 95
+
+
 def test_gates_without_a_figure_say_nothing() -> None:
     found = changed(with_loads({"decode": [[1, 2]]}, 1), with_loads({"decode": [[2, 1]]}, 1))
     assert gate_figure(found, "routing_agreement_ratio") is None

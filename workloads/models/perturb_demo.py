@@ -69,7 +69,7 @@ def read_hidden(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
         return lambda _module, arguments: kept.append(arguments[0].reshape(-1, arguments[0].shape[-1]).float())
 
     hooks = [gate.register_forward_pre_hook(watch(kept)) for gate, kept in zip(find_gates(model), seen, strict=True)]
-    for batch in windows.split(BATCH_SEQUENCES):
+    for batch in torch.split(windows, BATCH_SEQUENCES):
         model(input_ids=batch, use_cache=False)
     for hook in hooks:
         hook.remove()

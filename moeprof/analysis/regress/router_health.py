@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moeprof.analysis import stats
+from moeprof.analysis.regress.routing_busiest import busiest_by_phase
 from moeprof.analysis.regress.routing_change import LayerChange, RoutingChange
 from moeprof.analysis.regress.routing_layers import layer_changes
 from moeprof.analysis.regress.routing_pairs import RoutingPair, pair_routing
 from moeprof.analysis.regress.routing_sentences import change_sentences
+from moeprof.analysis.regress.routing_swaps import MINIMUM_REQUESTS
 from moeprof.analysis.tables import FloatArray
 from moeprof.core.baseline import BaselineModel
 from moeprof.core.metric import MetricValue, missing
@@ -20,7 +22,6 @@ NOISE_AGREEMENT = 0.99
 # no layer drifted beyond its null and sent more than this share of its load elsewhere. Rounding flips tokens whose
 # k-th and next score are nearly equal; what flips one way and what flips back leave the loads where they were.
 NOISE_MOVED = 0.01
-MINIMUM_REQUESTS = 10  # for an interval by resampling requests
 NO_EXTREME = "no interval: an extreme of layers"
 NO_INTERVAL = "no interval: judged against its null"
 
@@ -64,6 +65,7 @@ def routing_change(
         metrics=metrics,
         sentences=change_sentences(layers, metrics[0], verdict, exact=exact),
         verdict=verdict,
+        busiest=busiest_by_phase(pair, exact=exact, seed=seed),
     )
 
 

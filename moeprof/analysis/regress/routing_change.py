@@ -6,18 +6,20 @@ Which figure answers which gate, see :func:`gate_figure` (a gate fails where ``w
     dead_experts                  dead before, dead before + newly dead, over all layers  newly dead beyond chance
     nearly_dead_experts           the same for experts below a tenth of the mean load     newly so beyond chance
     routing_agreement_ratio       1, mean share of the same picks                         1 - agreement
-    router_load_max_over_mean     mean over layers, before and after                      the rise
+    router_load_max_over_mean     mean over layers, before and after; also by phase       the rise
     router_entropy_ratio          mean over layers, before and after                      the fall
     domain_total_variation        distance between classes, before and after              the fall
     router_margin_p05             mean over layers, before and after                      the fall
     router_drift_js               0, drift                                                the drift
 
-They are figures of the forced tokens, both phases together; gates with a label ``phase`` are for the runs' own metrics.
+They are figures of the forced tokens. Where both sides route alike by their facts, gates with a label ``phase`` are for
+the runs' own metrics; where they do not, a run's own metric is one sample, and the forced tokens are a pair of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from moeprof.core.metric import MetricValue
 
@@ -80,36 +82,6 @@ class LayerChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingChange:
-    """All MoE layers of one model.
-
-    Attributes:
-        model: its name.
-        tokens: tokens behind it.
-        same_tokens: both sides routed the same token ids.
-        exact: both sides have the same weights, kernels, dtype and device: any difference is one.
-        layers: in order.
-        metrics: figures of the change for gates and tables (means or totals over layers, without labels, ``_worst``
-            where they exist): routing_agreement_ratio, router_drift_js, ...
-        sentences: what to say, most important first.
-        verdict: ``unchanged``, ``noise`` (differs as finite samples or rounding do), ``changed``, ``collapsed``.
-    """
-
-    model: str
-    tokens: int
-    same_tokens: bool
-    exact: bool
-    layers: tuple[LayerChange, ...]
-    metrics: tuple[MetricValue, ...]
-    sentences: tuple[str, ...]
-    verdict: str
-
-    def metric(self, name: str) -> MetricValue | None:
-        """By name."""
-        return next((value for value in self.metrics if value.name == name), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GateFigure:
     """What a gate is judged by.
 
@@ -127,9 +99,53 @@ class GateFigure:
     n: str
 
 
-def gate_figure(change: RoutingChange, metric: str) -> GateFigure | None:
-    """The figure of a gate; None for a metric that this change says nothing about, or could not measure."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingChange:
+    """All MoE layers of one model.
+
+    Attributes:
+        model: its name.
+        tokens: tokens behind it.
+        same_tokens: both sides routed the same token ids.
+        exact: both sides have the same weights, kernels, dtype and device: any difference is one.
+        layers: in order.
+        metrics: figures of the change for gates and tables (means or totals over layers, without labels, ``_worst``
+            where they exist): routing_agreement_ratio, router_drift_js, ...
+        sentences: what to say, most important first.
+        verdict: ``unchanged``, ``noise`` (differs as finite samples or rounding do), ``changed``, ``collapsed``.
+        busiest: ``router_load_max_over_mean`` (mean over layers) by phase: ``all``, ``prefill``, ``decode``; phases
+            without tokens are left out.
+    """
+
+    model: str
+    tokens: int
+    same_tokens: bool
+    exact: bool
+    layers: tuple[LayerChange, ...]
+    metrics: tuple[MetricValue, ...]
+    sentences: tuple[str, ...]
+    verdict: str
+    busiest: Mapping[str, GateFigure] = field(default_factory=dict)
+
+    def metric(self, name: str) -> MetricValue | None:
+        """By name."""
+        return next((value for value in self.metrics if value.name == name), None)
+
+
+def gate_figure(change: RoutingChange, metric: str, phase: str = "all") -> GateFigure | None:
+    """The figure of a gate; None for a metric that this change says nothing about, or could not measure.
+
+    Args:
+        change: of the model.
+        metric: the gate's.
+        phase: of ``router_load_max_over_mean``; other figures are of both phases together. None for a phase where both
+            sides route alike by their facts: the runs' own metrics are then exact, and of more tokens.
+    """
     n = f"{change.tokens:,} tokens"
+    if metric == "router_load_max_over_mean":
+        return None if change.exact and phase != "all" else change.busiest.get(phase)
+    if phase != "all":
+        return None
     if metric in ("dead_experts", "nearly_dead_experts"):
         before, gained = _dead(change, nearly=metric != "dead_experts")
         return GateFigure(reference=before, other=before + gained, worse_by=gained, n=n)
@@ -140,14 +156,10 @@ def gate_figure(change: RoutingChange, metric: str) -> GateFigure | None:
     if not known or len(known) < len(pairs):
         return None
     before, after = (sum(pair[side] for pair in known) / len(known) for side in (0, 1))
-    rise = after - before
-    return GateFigure(
-        reference=before, other=after, worse_by=rise if metric == "router_load_max_over_mean" else -rise, n=n
-    )
+    return GateFigure(reference=before, other=after, worse_by=before - after, n=n)
 
 
 _MEASURES = {
-    "router_load_max_over_mean": lambda layer: layer.max_over_mean,
     "router_entropy_ratio": lambda layer: layer.entropy_ratio,
     "domain_total_variation": lambda layer: layer.specialisation,
     "router_margin_p05": lambda layer: layer.margin_p05,

@@ -6,6 +6,7 @@ is always a pair (reference, other).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from moeprof.analysis.metrics.routing_picks import Picks
 from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
 from moeprof.core.baseline import BaselineModel
 from moeprof.core.forced_picks import ForcedPicks
+from moeprof.core.record import PHASES
 
 MINIMUM_REQUESTS = 20  # fewer are cut into stretches, so that sides can be swapped in enough ways
 STRETCHES = 40
@@ -31,6 +33,7 @@ class LayerPair:
         agreed_B: sum over the block's tokens of |S & S'| / k; None without picks.
         is_identical: every token has the same set on both sides (without picks: every expert the same count).
         margins: finite margins of the tokens, (reference, other); empty where a side has none.
+        phases_BE: phase -> the same counts, of its tokens alone.
     """
 
     name: str
@@ -40,6 +43,7 @@ class LayerPair:
     agreed_B: FloatArray | None
     is_identical: bool
     margins: tuple[FloatArray, FloatArray]
+    phases_BE: Mapping[str, tuple[IntArray, IntArray]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +57,12 @@ class RoutingPair:
         request_B: each block's request, numbered from 0.
         class_B: each block's class, numbered from 0.
         no_picks: why tokens could not be set against each other one by one; None where they were.
+        phase_tokens: phase -> its tokens; phases without any are left out.
     """
 
     layers: tuple[LayerPair, ...]
     tokens: int
+    phase_tokens: Mapping[str, int]
     tokens_B: IntArray
     request_B: IntArray
     class_B: IntArray
@@ -97,6 +103,7 @@ def _pair_picks(
     request_T = np.unique(picks[0].request_T[rows[0]], return_inverse=True)[1]
     class_T = picks[0].class_T[rows[0]].astype(np.int64)
     starts = _block_starts(request_T)
+    is_output_T = picks[0].is_output_T[rows[0]]
     found = []
     for index, name in enumerate(picks[0].layers):
         if name not in picks[1].layers:
@@ -113,12 +120,13 @@ def _pair_picks(
         top_k = max(
             _of_layer(m.top_k, i, one.shape[1]) for m, i, (one, _) in zip((reference, other), where, sides, strict=True)
         )
-        found.append(_layer_pair(name, experts, top_k, sides[0], sides[1], starts))
+        found.append(_layer_pair(name, experts, top_k, sides[0], sides[1], starts, is_output_T))
     if not found:
         return None
     return RoutingPair(
         layers=tuple(found),
         tokens=len(request_T),
+        phase_tokens=_present(dict(zip(PHASES, (int((~is_output_T).sum()), int(is_output_T.sum())), strict=True))),
         tokens_B=np.diff(np.append(starts, len(request_T))),
         request_B=request_T[starts].astype(np.int64),
         class_B=np.unique(class_T[starts], return_inverse=True)[1].astype(np.int64),
@@ -146,24 +154,32 @@ def _layer_pair(
     reference: tuple[Picks, FloatArray],
     other: tuple[Picks, FloatArray],
     starts: IntArray,
+    is_output_T: BoolArray,
 ) -> LayerPair:
     first, second = members(reference[0], experts), members(other[0], experts)
     shared = (first & second).sum(axis=1)
     most = np.maximum(first.sum(axis=1), second.sum(axis=1))
     agreed = np.where(most > 0, shared / np.maximum(most, 1), 1.0)
     margins = tuple(margin[np.isfinite(margin)] for _, margin in (reference, other))
+
+    def counted(taken: BoolArray) -> tuple[IntArray, IntArray]:
+        one, two = (np.add.reduceat(side & taken[:, None], starts, axis=0, dtype=np.int64) for side in (first, second))
+        return one, two
+
     return LayerPair(
         name=name,
         num_experts=experts,
         top_k=top_k,
-        counts_BE=(
-            np.add.reduceat(first, starts, axis=0, dtype=np.int64),
-            np.add.reduceat(second, starts, axis=0, dtype=np.int64),
-        ),
+        counts_BE=counted(np.ones_like(is_output_T)),
         agreed_B=np.add.reduceat(agreed, starts),
         is_identical=bool((first == second).all()),
         margins=(margins[0], margins[1]),
+        phases_BE=dict(zip(PHASES, (counted(~is_output_T), counted(is_output_T)), strict=True)),
     )
+
+
+def _present(tokens: Mapping[str, int]) -> dict[str, int]:
+    return {phase: num for phase, num in tokens.items() if num}
 
 
 def members(picks_TK: Picks, num_experts: int) -> BoolArray:
@@ -186,27 +202,32 @@ def _pair_loads(reference: BaselineModel, other: BaselineModel, reason: str) -> 
         if name not in second.layers or not phases:
             continue
         where = second.layers.index(name)
-        one = np.sum([np.array(first.counts[phase][index], dtype=np.int64) for phase in phases], axis=0)
-        two = np.sum([np.array(second.counts[phase][where], dtype=np.int64) for phase in phases], axis=0)
-        experts = max(len(one), len(two))
-        counts = tuple(np.pad(side, (0, experts - len(side)))[None] for side in (one, two))
-        top_k = max(_of_layer(reference.top_k, index, 1), _of_layer(other.top_k, where, 1))
+        by_phase = {phase: _padded(first.counts[phase][index], second.counts[phase][where]) for phase in phases}
+        both = np.sum(list(by_phase.values()), axis=0)  # [sides, 1, E]
         found.append(
             LayerPair(
                 name=name,
-                num_experts=experts,
-                top_k=top_k,
-                counts_BE=(counts[0], counts[1]),
+                num_experts=both.shape[2],
+                top_k=max(_of_layer(reference.top_k, index, 1), _of_layer(other.top_k, where, 1)),
+                counts_BE=(both[0], both[1]),
                 agreed_B=None,
-                is_identical=bool((counts[0] == counts[1]).all()),
+                is_identical=all(bool((one == two).all()) for one, two in by_phase.values()),
                 margins=(np.empty(0), np.empty(0)),
+                phases_BE=by_phase,
             )
         )
     if not found:
         return None
-    tokens = min(sum(side.tokens[phase] for phase in phases) for side in (first, second))
-    one_block = np.zeros(1, dtype=np.int64)
+    tokens = {phase: min(first.tokens[phase], second.tokens[phase]) for phase in phases}
+    one_block, num = np.zeros(1, dtype=np.int64), sum(tokens.values())
     return RoutingPair(
-        layers=tuple(found), tokens=tokens, tokens_B=np.full(1, tokens), request_B=one_block, class_B=one_block,
-        no_picks=reason,
+        layers=tuple(found), tokens=num, phase_tokens=tokens, tokens_B=one_block + num, request_B=one_block,
+        class_B=one_block, no_picks=reason,
     )  # fmt: skip
+
+
+def _padded(first: Sequence[int], second: Sequence[int]) -> tuple[IntArray, IntArray]:
+    """Two rows of counts, as one block each, the shorter filled with experts that have no token."""
+    experts = max(len(first), len(second))
+    one, two = (np.pad(np.array(row, dtype=np.int64), (0, experts - len(row)))[None] for row in (first, second))
+    return one, two

@@ -23,6 +23,16 @@ from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
 
 DRAWS = 200
 LEVEL = 0.95
+MINIMUM_REQUESTS = 10  # for an interval by resampling requests
+
+
+def resampled_requests(pair: RoutingPair, seed: int) -> FloatArray | None:
+    """How often each block is drawn where requests are drawn anew, shape [N, B]; None with fewer than ten requests."""
+    num = int(pair.request_B.max()) + 1
+    if num < MINIMUM_REQUESTS:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=DRAWS)
+    return drawn[:, pair.request_B].astype(np.float64)
 
 
 def random_swaps(num_blocks: int, seed: int) -> FloatArray:
