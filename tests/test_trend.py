@@ -86,6 +86,14 @@ def test_the_section_draws_each_figure_with_upright_lines() -> None:
     assert tables["Baselines"][0] == ("1", "b01 2026-11-01 03:15")
 
 
+def test_counted_figures_that_never_change_are_only_counted() -> None:
+    section = trend_section(trend(baselines(8), WANTED))  # the weights change at the ninth
+    assert section is not None
+    tables = {block.title: block.rows for block in section.blocks if isinstance(block, FactTable)}
+    assert tables["Changes of level"][-1] == ("1 other counted figure", "the same in all baselines.")
+    assert sum(isinstance(block, Chart) for block in section.blocks) == 2
+
+
 def test_a_single_baseline_is_no_trend() -> None:
     assert trend_section(trend(baselines(1), WANTED)) is None
 

@@ -15,11 +15,14 @@ def trend_section(trend: Trend) -> Section | None:
     if not shown:
         return None
     several = len({series.model for series in shown}) > 1
-    rows = tuple((_title(series, several), series.sentence) for series in shown)
+    drawn = [series for series in shown if _is_drawn(series)]
+    rows = [(_title(series, several), series.sentence) for series in drawn]
+    if same := len(shown) - len(drawn):
+        rows.append((f"{same} other counted figure{'s' if same > 1 else ''}", "the same in all baselines."))
     blocks: list[Block] = [
         Paragraph(text=_what(trend)),
-        FactTable(title="Changes of level", rows=rows),
-        *(_chart(series, n, trend, several) for n, series in enumerate(shown, start=1) if _is_drawn(series)),
+        FactTable(title="Changes of level", rows=tuple(rows)),
+        *(_chart(series, n, trend, several) for n, series in enumerate(drawn, start=1)),
     ]
     if trend.events:
         names = [name for name, _ in trend.baselines]
