@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.document import Block, Chart, FactTable, Paragraph, Section, Series
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
 
-CAPTION = "Band: 95 % interval over the launches. Upright lines: changes of level, and facts that changed."
+CAPTION = "Band: 95 % interval. Upright lines: changes of level, and facts that changed."
 MOST_EVENTS = 6  # lines in one chart; the table has them all
 
 
