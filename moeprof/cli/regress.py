@@ -9,50 +9,68 @@ import typer
 
 from moeprof.core.errors import InputError
 
+RunArgument = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="Run folder to judge, or one that --ab wrote.")
+]
+BaselineOption = Annotated[str | None, typer.Option(help="Name of a baseline, its file, or another run folder.")]
+AbOption = Annotated[
+    tuple[Path, Path] | None, typer.Option(metavar="BASE NEW", help="Two workloads, measured in turn now.")
+]
+BasePythonOption = Annotated[
+    Path | None, typer.Option(help="With --ab: the base side's own interpreter; two processes then.")
+]
+LaunchesOption = Annotated[int | None, typer.Option(help="With --ab: launch pairs; else 6.")]
+MaxSecondsOption = Annotated[float | None, typer.Option(help="With --ab: bound on one launch pair.")]
+UntilPreciseOption = Annotated[
+    bool, typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough.")
+]
+MaxMinutesOption = Annotated[float | None, typer.Option(help="With --ab: begin no launch pair after so long.")]
+FailOnOption = Annotated[
+    list[str] | None, typer.Option(metavar="METRIC:THRESHOLD", help="A gate, or a group of them; may repeat.")
+]
+GatesOption = Annotated[Path | None, typer.Option(help="File of gates; else regress.yaml where there is one.")]
+AllowOption = Annotated[str | None, typer.Option(help="Facts that may differ: device,revision,...")]
+AllowUndecidedOption = Annotated[bool, typer.Option("--allow-undecided", help="Exit 0 where a gate cannot tell.")]
+BaselinesOption = Annotated[Path, typer.Option(help="Folder of baselines.")]
+LastOption = Annotated[int, typer.Option(min=2, help="Baselines of the trend in the HTML page.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Everything, not only what changed.")]
+PriceOption = Annotated[float | None, typer.Option(help="Price the new run at this rent.")]
+DeviceOption = Annotated[str | None, typer.Option(help="With --ab: auto, cpu, cuda or cuda:N.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="With --ab: CPU threads of a worker.")]
+FormatOption = Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")]
+FORMATS = "md,html,json,csv,comment,junit,github,benchmark-action,bmf,codequality,metrics"
+WriteOption = Annotated[str | None, typer.Option(help=f"Files to write: {FORMATS}.")]
+OutputOption = Annotated[Path | None, typer.Option(help="New folder for them, and for what --ab measures.")]
+GithubOption = Annotated[
+    bool | None, typer.Option("--github/--no-github", help="Annotations and step summary; on under GitHub Actions.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
 
 def regress(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Run folder to judge, or one that --ab wrote.")
-    ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Name of a baseline, its file, or another run folder.")] = None,
-    ab: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="BASE NEW", help="Two workloads, measured in turn now.")
-    ] = None,
-    base_python: Annotated[
-        Path | None, typer.Option(help="With --ab: the base side's own interpreter; two processes then.")
-    ] = None,
-    launches: Annotated[int | None, typer.Option(help="With --ab: launch pairs; else 6.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="With --ab: bound on one launch pair.")] = None,
-    until_precise: Annotated[
-        bool, typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough.")
-    ] = False,
-    max_minutes: Annotated[float | None, typer.Option(help="With --ab: begin no launch pair after so long.")] = None,
-    fail_on: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC:THRESHOLD", help="A gate, or a group of them; may repeat.")
-    ] = None,
-    gates: Annotated[Path | None, typer.Option(help="File of gates; else regress.yaml where there is one.")] = None,
-    allow: Annotated[str | None, typer.Option(help="Facts that may differ: device,revision,...")] = None,
-    allow_undecided: Annotated[
-        bool, typer.Option("--allow-undecided", help="Exit 0 where a gate cannot tell.")
-    ] = False,
-    baselines: Annotated[Path, typer.Option(help="Folder of baselines.")] = Path("baselines"),
-    last: Annotated[int, typer.Option(help="Baselines of the trend in the HTML page.")] = 20,
-    all_metrics: Annotated[bool, typer.Option("--all", help="Everything, not only what changed.")] = False,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price the new run at this rent.")] = None,
-    device: Annotated[str | None, typer.Option(help="With --ab: auto, cpu, cuda or cuda:N.")] = None,
-    threads: Annotated[int | None, typer.Option(help="With --ab: CPU threads of a worker.")] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
-    write: Annotated[
-        str | None,
-        typer.Option(
-            help="Files to write: md,html,json,csv,comment,junit,github,benchmark-action,bmf,codequality,metrics."
-        ),
-    ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="New folder for them, and for what --ab measures.")] = None,
-    github: Annotated[
-        bool | None, typer.Option("--github/--no-github", help="Annotations and step summary; on under GitHub Actions.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    run: RunArgument = None,
+    baseline: BaselineOption = None,
+    ab: AbOption = None,
+    base_python: BasePythonOption = None,
+    launches: LaunchesOption = None,
+    max_seconds: MaxSecondsOption = None,
+    until_precise: UntilPreciseOption = False,
+    max_minutes: MaxMinutesOption = None,
+    fail_on: FailOnOption = None,
+    gates: GatesOption = None,
+    allow: AllowOption = None,
+    allow_undecided: AllowUndecidedOption = False,
+    baselines: BaselinesOption = Path("baselines"),
+    last: LastOption = 20,
+    all_metrics: AllOption = False,
+    usd_per_device_hour: PriceOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    format: FormatOption = "table",
+    write: WriteOption = None,
+    output_dir: OutputOption = None,
+    github: GithubOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Judge a run against a baseline, or measure two revisions in turn: exit 0 fine, 3 regression, 4 cannot tell."""
     from moeprof.cli.regress_ab import AbOptions, measured_pairs
@@ -76,12 +94,10 @@ def regress(
             quiet=quiet,
         )  # fmt: skip
         folder = measured_pairs(ab[0], ab[1], options, choices, output_dir)
-        judged = judge_pairs_folder(folder, choices)
-        output = output.into(folder)
-    else:
-        assert run is not None, "checked above"
-        judged = judge_pairs_folder(run, choices) if is_pairs_record(run) else judge_run(run, baseline, choices)
-    show(judged, output)
+        show(judge_pairs_folder(folder, choices), output.into(folder))
+    elif run is not None:
+        pairs = is_pairs_record(run)
+        show(judge_pairs_folder(run, choices) if pairs else judge_run(run, str(baseline), choices), output)
 
 
 def _check_usage(run: Path | None, baseline: str | None, ab: tuple[Path, Path] | None, *only_with_ab: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +88,8 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         check_python(options.base_python)
     sides = {BASE: _side(base, options), NEW: _side(new, options)}
     pairing = pair_up(sides[BASE].prepared, sides[NEW].prepared, max_seconds=options.max_seconds)
-    folder = new_run_folder(sides[NEW].prepared.workload, output_dir, Path("reports"))
+    workload = sides[NEW].prepared.workload
+    folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     measure = in_one_process if options.base_python is None else _in_two_processes(options.base_python)
     pricing = Pricing.from_json(sides[NEW].pricing)
     with SignalWatch() as signals, make_audience(pricing, quiet=options.quiet) as audience:

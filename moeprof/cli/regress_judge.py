@@ -90,7 +90,7 @@ class Judged:
     trend: Trend | None = None
 
 
-def judge_run(run: Path, baseline: str | None, choices: Choices) -> Judged:
+def judge_run(run: Path, baseline: str, choices: Choices) -> Judged:
     """A run against something stored.
 
     Raises:
@@ -101,7 +101,7 @@ def judge_run(run: Path, baseline: str | None, choices: Choices) -> Judged:
     record = _open(run)
     other = frozen(record, choices.usd_per_device_hour)
     settings, gates = choices.settings(_workload_gates(record))
-    reference = find_reference(str(baseline), other, choices)
+    reference = find_reference(baseline, other, choices)
     regression = judge_stored(
         reference,
         other,

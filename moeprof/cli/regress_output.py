@@ -87,9 +87,15 @@ def show(judged: Judged, output: Output) -> None:
     if output.github:
         _tell_github(regression, document, output)
     if regression.exit_code == RegressionFoundError.exit_code:
-        raise RegressionFoundError(document.headline)
+        raise RegressionFoundError(f"regression: {_counted(regression, 'worse')} worse")
     if regression.exit_code == UndecidedError.exit_code:
-        raise UndecidedError(f"{document.headline} (--allow-undecided makes this exit 0)")
+        said = f"cannot tell: {_counted(regression, 'cannot tell')} undecided"
+        raise UndecidedError(f"{said} (--allow-undecided makes this exit 0)")
+
+
+def _counted(regression: Regression, verdict: str) -> str:
+    num, of = len(regression.with_verdict(verdict)), len(regression.gates)
+    return f"{num} of {of} gates {'is' if num == 1 else 'are'}"
 
 
 def _write(regression: Regression, document: Document, output: Output) -> list[Path]:
