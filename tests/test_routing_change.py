@@ -80,7 +80,7 @@ def test_ids_may_be_stored_in_as_few_bits_as_they_need() -> None:
 
 def test_every_figure_has_a_card() -> None:
     found = changed(model(PLAIN), model(without(PLAIN, 5)))
-    assert {card_for(metric.name).section for metric in found.metrics} == {"routing"}
+    assert {card_for(metric.name).section for metric in found.metrics} == {"routing", "comparison"}
 
 
 # -- dead --------------------------------------------------------------------------------------------------------------
@@ -285,6 +285,9 @@ def test_gates_find_their_figures() -> None:
     busiest = gate_figure(found, "router_load_max_over_mean")
     # Expert 5's tokens (4, 5) become (4, 6): expert 6 has 200 of 800 where the mean is 100; the other layer has 100.
     assert busiest is not None and (busiest.reference, busiest.other, busiest.worse_by) == (1, 1.5, 0.5)
+    gained, drift = gate_figure(found, "dead_experts_gained"), gate_figure(found, "router_drift_js_worst")
+    assert gained is not None and (gained.reference, gained.worse_by) == (0, 1)
+    assert drift is not None and drift.worse_by == drift.other == found.layers[1].drift_js
     entropy = gate_figure(found, "router_entropy_ratio")
     assert entropy is not None and 0 < entropy.worse_by == pytest.approx(entropy.reference - entropy.other)
 

@@ -16,6 +16,7 @@ def _card(
     better: Better = "lower",
     source: str = _RULE,
     headline: bool = False,
+    section: str = "routing",
 ) -> Card:
     return Card(
         name=name,
@@ -24,11 +25,12 @@ def _card(
         better=better,
         formula=formula,
         source=source,
-        section="routing",
+        section=section,
         headline=headline,
     )
 
 
+_BETWEEN = "comparison"  # figures that no run alone reports
 _MAX_OVER_MEAN = "max n_e / mu over the window, mean over layers; at most E/k"
 _SHIFT_NULL = "beside permutation and multinomial nulls"
 CARDS: tuple[Card, ...] = (
@@ -170,12 +172,14 @@ CARDS: tuple[Card, ...] = (
         "Routing agreement of two runs, worst layer",
         "mean of shared picks / k over tokens that both runs processed, lowest of the layers",
         better="higher",
+        section=_BETWEEN,
     ),
     _card(
         "router_drift_js_worst",
         "Router drift between runs, worst layer",
         "Jensen-Shannon divergence (base 2) of q, one run against another, largest of the layers",
         source="Lin 1991",
+        section=_BETWEEN,
     ),
     _card(
         "dead_experts_gained",
@@ -184,6 +188,7 @@ CARDS: tuple[Card, ...] = (
         "chance: share^n_e < 0.01 / experts of all layers, share = the reference's part of all picks",
         unit="experts",
         source="conditional test of two Poisson rates (Przyborowski and Wilenski 1940), Bonferroni",
+        section=_BETWEEN,
     ),
     _card(
         "nearly_dead_experts_gained",
@@ -192,26 +197,31 @@ CARDS: tuple[Card, ...] = (
         "beyond chance, as for dead_experts_gained",
         unit="experts",
         source="conditional test of two Poisson rates (Przyborowski and Wilenski 1940), Bonferroni",
+        section=_BETWEEN,
     ),
     _card(
         "router_load_max_over_mean_rise",
         "Rise of the busiest expert over mean",
         "max n_e / mu now - in the reference, largest of the layers",
+        section=_BETWEEN,
     ),
     _card(
         "router_entropy_ratio_fall",
         "Fall of the load entropy",
         "router_entropy_ratio in the reference - now, largest of the layers",
+        section=_BETWEEN,
     ),
     _card(
         "domain_total_variation_fall",
         "Specialisation lost",
         "total variation of q between two classes, mean over pairs: in the reference - now, mean over layers",
         better="neither",
+        section=_BETWEEN,
     ),
     _card(
         "router_margin_p05_fall",
         "Fall of the routing margin",
         "5th percentile of p_(k) - p_(k+1) in the reference - now, mean over layers",
+        section=_BETWEEN,
     ),
 )

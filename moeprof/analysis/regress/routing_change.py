@@ -10,7 +10,7 @@ Which figure answers which gate, see :func:`gate_figure` (a gate fails where ``w
     router_entropy_ratio          mean over layers, before and after                      the fall
     domain_total_variation        distance between classes, before and after              the fall
     router_margin_p05             mean over layers, before and after                      the fall
-    router_drift_js               0, drift                                                the drift
+    any of RoutingChange.metrics  1 for agreement, else 0; the figure                     how far it is from that
 
 They are figures of the forced tokens. Where both sides route alike by their facts, gates with a label ``phase`` are for
 the runs' own metrics; where they do not, a run's own metric is one sample, and the forced tokens are a pair of them.
@@ -149,7 +149,7 @@ def gate_figure(change: RoutingChange, metric: str, phase: str = "all") -> GateF
     if metric in ("dead_experts", "nearly_dead_experts"):
         before, gained = _dead(change, nearly=metric != "dead_experts")
         return GateFigure(reference=before, other=before + gained, worse_by=gained, n=n)
-    if metric in ("routing_agreement_ratio", "router_drift_js"):
+    if change.metric(metric) is not None:
         return _of_change(change, metric, n)
     pairs = [_MEASURES[metric](layer) for layer in change.layers] if metric in _MEASURES else []
     known = [pair for pair in pairs if pair is not None]
@@ -175,10 +175,13 @@ def _dead(change: RoutingChange, *, nearly: bool) -> tuple[int, int]:
 
 
 def _of_change(change: RoutingChange, metric: str, n: str) -> GateFigure | None:
-    """A figure that is itself a comparison: agreement is 1 and drift 0 where nothing changed."""
+    """A figure that is itself a comparison: agreement is 1, anything else 0, where nothing changed."""
     value = change.metric(metric)
     if value is None or value.value is None:
         return None
-    reference, now = (1.0, float(value.value)) if metric == "routing_agreement_ratio" else (0.0, float(value.value))
+    is_agreement = metric.startswith("routing_agreement_ratio")
+    reference, now = float(is_agreement), float(value.value)
     interval = None if value.ci_low is None or value.ci_high is None else (value.ci_low, value.ci_high)
-    return GateFigure(reference=reference, other=now, worse_by=abs(now - reference), interval=interval, n=n)
+    return GateFigure(
+        reference=reference, other=now, worse_by=reference - now if is_agreement else now, interval=interval, n=n
+    )
