@@ -466,3 +466,20 @@ def test_no_number_is_ever_without_end() -> None:
 def test_a_difference_has_the_flag_that_the_line_names() -> None:
     difference = Difference(name="device", first="a", second="b", forbids=frozenset({"timed"}))
     assert difference.flag_to_allow == "--allow device"
+
+
+def test_what_depends_on_which_requests_met_is_no_counted_fact() -> None:
+    """In an open loop, time decides who shares a step; offline, the scheduler alone does."""
+
+    def steps(number: float, traffic: str) -> MetricValue:
+        labels = {"phase": "decode", "traffic": traffic, "window": "total"}
+        return MetricValue(name="distinct_experts_per_step", value=number, exact=True, labels=labels)
+
+    sides = [side(model(steps(n, "open"), steps(n, "offline"), PARAMS), run=str(n)) for n in (4.0, 5.0)]
+    changes = {dict(one.key[1]).get("traffic"): one for one in check(sides[0], sides[1], "exact").changes}
+    assert (changes["open"].ratio.verdict, changes["offline"].ratio.verdict) == ("cannot tell", "worse")
+
+
+def test_launches_are_counted_whatever_is_gated() -> None:
+    sides = side(model(PARAMS, *launches("step_mean_s", STEADY, **DECODE))), side(model(PARAMS), run="new")
+    assert check(*sides, "exact").launches == {"reference": 6, "other": 1}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.compare.keys import Key
 from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
+from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.regress.exact import depends_on_batches
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.result import Change, GateResult
-from moeprof.core.baseline import Baseline
+from moeprof.core.baseline import Baseline, BaselineModel
 
 
 def all_changes(
@@ -59,6 +62,11 @@ def _numbers(side: Baseline) -> dict[tuple[str, Key], float | int | None]:
     }
 
 
+def num_launches(model: BaselineModel) -> int:
+    """Launches of a model: those that its values name, or one."""
+    return max(len({value.labels["launch"] for value in model.metrics if "launch" in value.labels}), 1)
+
+
 def _change(model: str, one: MetricComparison, gate: GateResult | None) -> Change:
     return Change(
         model=model,
@@ -66,9 +74,16 @@ def _change(model: str, one: MetricComparison, gate: GateResult | None) -> Chang
         key=one.key,
         reference=one.reference,
         other=one.other,
-        ratio=one.ratio if gate is None else gate.ratio,
+        ratio=_of_batches(one) if gate is None else gate.ratio,
         is_gate=gate is not None,
     )
+
+
+def _of_batches(one: MetricComparison) -> Ratio:
+    """Two samples of what depends on which requests met: without an interval, a difference is not shown."""
+    if one.ratio.low is None and one.ratio.verdict in ("better", "worse") and depends_on_batches(one.key):
+        return replace(one.ratio, verdict="cannot tell", reason="depends on which requests met in a step")
+    return one.ratio
 
 
 def _gate(result: GateResult) -> Change:

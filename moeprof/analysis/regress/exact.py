@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from moeprof.analysis.compare.keys import Key
 from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.gates import ChosenGate
@@ -87,9 +88,9 @@ def bound_gate(chosen: ChosenGate) -> Ratio:
     return Ratio(value=None, verdict="cannot tell", reason=f"the interval {low:g} to {high:g} holds the bound")
 
 
-def depends_on_batches(chosen: ChosenGate) -> bool:
+def depends_on_batches(key: Key) -> bool:
     """Whether the figure depends on which requests met in a step; offline the scheduler alone decides that."""
-    return chosen.gate.metric in OF_BATCHES and dict(chosen.key[1]).get("traffic") in ("open", "closed")
+    return key[0] in OF_BATCHES and dict(key[1]).get("traffic") in ("open", "closed")
 
 
 def allowance(gate: Gate, reference: float) -> float:
@@ -118,24 +119,48 @@ def _point(chosen: ChosenGate, how: str) -> Ratio:
 
 
 def _sampled(chosen: ChosenGate) -> Ratio:
-    """Both values with their intervals, as if independent: their halves add as squares."""
-    assert chosen.reference is not None and chosen.other is not None, "both were measured"
+    """A sample: how far the value moved has an interval, which must lie on one side of what is allowed."""
     reference, other = _numbers(chosen)
-    halves = [_half(chosen.other), 0.0 if chosen.figure is not None else _half(chosen.reference)]
-    if None in halves:
+    between = _movement(chosen)
+    if between is None:
         return Ratio(value=_ratio(reference, other), verdict="cannot tell", reason="a value has no interval")
-    half = math.hypot(*(h for h in halves if h is not None))
-    moved, allowed = worse_by(reference, other, chosen.better), allowance(chosen.gate, reference)
-    said = f"moved by {_moved(reference, other)} +- {half:.3g}, {_allowed(chosen)}"
-    if moved - half > allowed:
+    low, high = between
+    allowed = allowance(chosen.gate, reference)
+    if low > allowed * (1 + SLACK):
         verdict = "worse"
-    elif moved + half < -allowed:
+    elif high < -allowed * (1 + SLACK):
         verdict = "better"
-    elif moved + half <= allowed * (1 + SLACK):
+    elif high <= allowed * (1 + SLACK):
         verdict = "no difference shown"
     else:
         verdict = "cannot tell"
+    said = f"moved by {_moved(reference, other)}; worse by {low:.3g} to {high:.3g}, {_allowed(chosen)}"
     return Ratio(value=_ratio(reference, other), verdict=verdict, reason=said)
+
+
+def _movement(chosen: ChosenGate) -> tuple[float, float] | None:
+    """95 % interval of how much worse the value is; None where it is not known.
+
+    A figure of the comparison of routing is a pair of the same tokens, and its interval that of the change. Two runs'
+    own values are taken as independent, half their intervals add as squares.
+    """
+    assert chosen.reference is not None and chosen.other is not None, "both were measured"
+    reference, other = _numbers(chosen)
+    if chosen.figure is not None:
+        ends = (chosen.other.ci_low, chosen.other.ci_high)
+        moved = sorted(end - reference for end in ends if end is not None)
+        if len(moved) < 2:
+            return None
+    else:
+        halves = [_half(value) for value in (chosen.reference, chosen.other)]
+        if None in halves:
+            return None
+        half = math.hypot(*(h for h in halves if h is not None))
+        moved = [other - reference - half, other - reference + half]
+    low, high = moved
+    if chosen.better == "neither":
+        return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+    return (low, high) if chosen.better == "lower" else (-high, -low)
 
 
 def _numbers(chosen: ChosenGate) -> tuple[float, float]:

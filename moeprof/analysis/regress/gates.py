@@ -137,8 +137,8 @@ def _of_model(
     """The gate on one model; None where the model has no value of this name and labels at all."""
     name = pair[1].name
     is_bound = gate.kind in ("at_most", "at_least")
-    if change is not None and not _given(gate) and (gate.metric in OF_TWO_RUNS or not is_bound):
-        figure = gate_figure(change, gate.metric)
+    if change is not None and not set(_given(gate)) - {"phase"} and (gate.metric in OF_TWO_RUNS or not is_bound):
+        figure = gate_figure(change, gate.metric, _given(gate).get("phase", "all"))
         if figure is not None:
             return _of_change(gate, card, better, name, figure)
     if gate.metric in ONLY_BETWEEN_RUNS:
@@ -162,7 +162,7 @@ def _of_change(gate: Gate, card: Card, better: Better, model: str, figure: GateF
         model=model,
         card=card,
         better=better,
-        key=(gate.metric, ()),
+        key=(gate.metric, tuple(_given(gate).items())),
         reference=MetricValue(name=gate.metric, value=figure.reference),
         other=MetricValue(name=gate.metric, value=figure.other, ci_low=low, ci_high=high),
         figure=figure,

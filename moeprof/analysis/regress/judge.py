@@ -15,7 +15,7 @@ from moeprof.analysis.compare.comparable import (
 )
 from moeprof.analysis.document import Doubt
 from moeprof.analysis.regress import noise, pairs, stored
-from moeprof.analysis.regress.changes import all_changes, is_same_run
+from moeprof.analysis.regress.changes import all_changes, is_same_run, num_launches
 from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
 from moeprof.analysis.regress.refusal import is_exact_routing, refuse_incomparable, tried
@@ -227,7 +227,7 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
         return result_of(chosen, exact_gate(chosen), n=n)
     change = case.routing.get(chosen.model) if chosen.figure is not None else None
     same = change.exact if change is not None else chosen.model in case.alike
-    exact = same and not depends_on_batches(chosen)
+    exact = same and not depends_on_batches(chosen.key)
     is_noise = change is not None and change.verdict in ("unchanged", "noise")
     ratio = routing_gate(chosen, exact=exact, is_noise=is_noise)
     n = "exact" if exact else chosen.figure.n if chosen.figure is not None else "one sample a side"
@@ -266,5 +266,5 @@ def _notes(case: _Case) -> tuple[str, ...]:
 def _launches(case: _Case, mode: Mode, timed: Sequence[GateResult]) -> dict[str, int]:
     if mode != "stored":
         return {"pairs": max((len(result.other_launches) for result in timed), default=0)}
-    sides = {"reference": [r.reference_launches for r in timed], "other": [r.other_launches for r in timed]}
-    return {side: max(map(len, launches), default=0) for side, launches in sides.items()}
+    sides = {"reference": [pair[0] for pair in case.models], "other": [pair[1] for pair in case.models]}
+    return {side: max(map(num_launches, models)) for side, models in sides.items()}
