@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from moeprof.analysis.metrics.routing_margin import NOT_RECORDED, UNEXPLAINED, margin_metrics, picks_margins
 from moeprof.capture import session as session_module
+from moeprof.capture.engine.base import ListenerSet
+from moeprof.capture.engine.select import build_engine
 from moeprof.capture.experiment import Experiment
 from moeprof.capture.forced_picks import NO_PICKS, forced_texts, record_forced_picks
 from moeprof.capture.moe_structure import find_moe_layers
@@ -32,6 +34,7 @@ from moeprof.core.record import LaunchRecord
 from moeprof.core.trace import Schedule
 from moeprof.core.workload import EngineSettings, Instruments, ModelSpec, RoutingPolicy, Warmup
 from tests.plain_moe import PlainExperts
+from tests.test_routing_replay import write_pass
 from tests.tiny_run import NUM_EXPERTS, NUM_LAYERS, TOP_K, Ran
 
 CLASSES = ("code", "prose")
@@ -194,6 +197,23 @@ def test_an_override_that_goes_on_begins_anew_so_that_picks_are_a_fact_of_the_te
     assert np.bincount(found.picks_TLK[:100, 1].flatten(), minlength=NUM_EXPERTS).tolist() == [25] * NUM_EXPERTS
 
 
+def test_replayed_routing_goes_where_it_was_recorded(tmp_path: Path, tiny: Path) -> None:
+    planted = write_pass(tmp_path / "pass", schedule(4))  # token p of request r: experts (r + p) mod 8, and the next
+    plan = plan_of(tmp_path, tiny, schedule(4), routing=RoutingPolicy(policy="replay", path=str(planted)))
+    plan.launch_folder.mkdir()
+    model, listeners = AutoModelForCausalLM.from_pretrained(tiny / "moe").eval(), ListenerSet()
+    engine, tapping = build_engine(model, plan.engine, listeners), Tapping(model, plan)
+    try:
+        tapping.replay_recorded(schedule(4), engine, listeners)
+        engine.close()
+        tapping.record_forced_picks(schedule(4), lambda: False)
+    finally:
+        tapping.close()
+    found = load_forced_picks(plan.launch_folder / FILE_NAME)
+    first_T = (found.request_T + found.position_T) % NUM_EXPERTS
+    assert (found.picks_TLK == np.stack([first_T, (first_T + 1) % NUM_EXPERTS], axis=1)[:, None]).all()
+
+
 # -- margins -----------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +363,14 @@ def test_where_there_are_none_the_reason_is_said(tmp_path: Path, tiny: Path) -> 
     assert Tapping(model, plan_of(tmp_path, tiny, schedule(2))).no_forced_picks is None
     layers = [replace(layer, tapped=nn.Identity()) for layer in find_moe_layers(model)]
     assert record_forced_picks(model, layers, schedule(2), CLASSES) == NO_PICKS
+
+    def too_large(module: nn.Module, args: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    handle = model.register_forward_pre_hook(too_large)
+    full = record_forced_picks(model, find_moe_layers(model), schedule(2), CLASSES)
+    handle.remove()
+    assert full == "no memory for one forward pass of 25 tokens"
 
 
 def test_a_real_run_keeps_them_of_the_moe_and_says_that_the_dense_model_has_no_router(

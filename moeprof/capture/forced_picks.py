@@ -92,7 +92,10 @@ def record_forced_picks(
             hooks.callback(attach(layer, i, slots.__setitem__, NO_EXPERT).remove)
         for text in forced_texts(schedule, longest=longest):
             scores.expect(len(text.ids))
-            _forward(model, text, listeners)
+            try:
+                _forward(model, text, listeners)
+            except (torch.OutOfMemoryError, MemoryError):
+                return f"no memory for one forward pass of {len(text.ids)} tokens"  # the rounds stay good
             part = _picks(layers, slots, len(text.ids))
             if part is None:
                 return NO_PICKS
