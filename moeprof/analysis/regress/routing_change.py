@@ -50,7 +50,7 @@ class LayerChange:
         collapse: which of the rules of a collapse this layer breaks: ``dead``, ``entropy``, ``busiest``.
         specialisation: total variation of expert loads between request classes, mean over pairs, (reference, other);
             None with fewer than two classes.
-        specialisation_null: 95th percentile of its change by chance.
+        specialisation_null: what its change exceeds by chance in any layer at all one time in twenty.
         margin_p05, margin_p50: quantiles of p_(k) - p_(k+1), (reference, other); None where a side has no margins.
     """
 

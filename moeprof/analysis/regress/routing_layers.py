@@ -36,17 +36,21 @@ def layer_changes(pair: RoutingPair, *, exact: bool, seed: int = 0) -> tuple[Lay
     loads = [tuple(side.sum(axis=0) for side in layer.counts_BE) for layer in pair.layers]
     drift = [float(np.nan_to_num(js_divergence(one, two))) for one, two in loads]
     chance = _drift_nulls(pair, swaps, exact=exact, seed=seed)
-    beyond = nulls.beyond_null(drift, chance) if chance else [js > 0 for js in drift]
+    bars = nulls.family_bars(chance) or [0.0] * len(drift)
+    apart = [nulls.class_distance(layer, pair, swaps) if pair.no_picks is None else None for layer in pair.layers]
+    known = [i for i, one in enumerate(apart) if one is not None]
+    apart_bars = dict(zip(known, nulls.family_bars([one.null_N for one in apart if one is not None]), strict=True))
     limit = FALSE_DEAD / sum(layer.num_experts for layer in pair.layers)
     return tuple(
         _layer_change(
-            pair,
             layer,
+            tokens=pair.tokens,
             drift_js=drift[i],
             null_N=chance[i] if chance else None,
-            is_beyond_null=beyond[i],
+            is_beyond_null=drift[i] > bars[i],
+            apart=apart[i],
+            apart_bar=apart_bars.get(i),
             dead_limit=limit,
-            swaps_NB=swaps,
             exact=exact,
         )
         for i, layer in enumerate(pair.layers)
@@ -61,22 +65,22 @@ def _drift_nulls(pair: RoutingPair, swaps: FloatArray, *, exact: bool, seed: int
 
 
 def _layer_change(
-    pair: RoutingPair,
     layer: LayerPair,
     *,
+    tokens: int,
     drift_js: float,
     null_N: FloatArray | None,
     is_beyond_null: bool,
+    apart: nulls.ClassDistance | None,
+    apart_bar: float | None,
     dead_limit: float,
-    swaps_NB: FloatArray,
     exact: bool,
 ) -> LayerChange:
     before, after = (side.sum(axis=0) for side in layer.counts_BE)
     lost = _lost_experts(before, after, dead_limit, exact=exact)
-    apart = nulls.class_distance(layer, pair, swaps_NB) if pair.no_picks is None else None
     busiest, entropy = _both(max_over_mean, before, after), _both(entropy_ratio, before, after)
     share = tuple(np.nan_to_num(shares(side)) for side in (before, after))
-    agreed = None if layer.agreed_B is None else float(layer.agreed_B.sum() / pair.tokens)
+    agreed = None if layer.agreed_B is None else float(layer.agreed_B.sum() / tokens)
     return LayerChange(
         name=layer.name,
         agreement_ratio=agreed,
@@ -95,7 +99,7 @@ def _layer_change(
         load=(tuple(share[0].tolist()), tuple(share[1].tolist())),
         collapse=_collapse(layer, busiest, entropy, is_dead=lost.is_beyond_chance, is_beyond_null=is_beyond_null),
         specialisation=(apart.reference, apart.other) if apart else None,
-        specialisation_null=apart.null_change if apart else None,
+        specialisation_null=apart_bar,
         margin_p05=_margins(layer, 0.05),
         margin_p50=_margins(layer, 0.5),
     )

@@ -56,16 +56,18 @@ def multinomial_drift(layer: LayerPair, seed: int) -> FloatArray:
     return js_divergence(sides[0], sides[1])
 
 
-def beyond_null(drift_L: Sequence[float], null_LN: Sequence[FloatArray]) -> list[bool]:
-    """Which layers drifted more than chance does in the worst of all layers, one time in twenty.
+def family_bars(null_LN: Sequence[FloatArray]) -> list[float]:
+    """For each layer, what chance exceeds in any layer at all one time in twenty.
 
     Single-step max-T of Westfall and Young 1993: each layer's draws are scaled by their own 95th percentile, and the
     95th percentile of the largest over layers is the bar for all.
     """
-    bars = np.array([np.quantile(null, LEVEL) for null in null_LN])
-    scales = np.where(bars > 0, bars, 1.0)
-    bar = max(1.0, float(np.quantile((np.stack(list(null_LN)) / scales[:, None]).max(axis=0), LEVEL)))
-    return [drift > bar * scale for drift, scale in zip(drift_L, np.where(bars > 0, bars, 0.0), strict=True)]
+    if not null_LN:
+        return []
+    own = np.array([np.quantile(null, LEVEL) for null in null_LN])
+    scaled = np.stack(list(null_LN)) / np.where(own > 0, own, 1.0)[:, None]
+    bar = max(1.0, float(np.quantile(scaled.max(axis=0), LEVEL)))
+    return [float(bar * scale) for scale in own]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +76,12 @@ class ClassDistance:
 
     Attributes:
         reference, other: before and after.
-        null_change: 95th percentile of the absolute change under swapped sides.
+        null_N: absolute change under each draw of swapped sides.
     """
 
     reference: float
     other: float
-    null_change: float
+    null_N: FloatArray
 
 
 def class_distance(layer: LayerPair, pair: RoutingPair, swaps_NB: FloatArray) -> ClassDistance | None:
@@ -101,7 +103,7 @@ def class_distance(layer: LayerPair, pair: RoutingPair, swaps_NB: FloatArray) ->
     return ClassDistance(
         reference=float(_apart(first)),
         other=float(_apart(second)),
-        null_change=float(np.quantile(np.abs(chance), LEVEL)),
+        null_N=np.abs(chance),
     )
 
 
