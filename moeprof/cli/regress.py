@@ -34,7 +34,7 @@ AllowUndecidedOption = Annotated[bool, typer.Option("--allow-undecided", help="E
 BaselinesOption = Annotated[Path, typer.Option(help="Folder of baselines.")]
 LastOption = Annotated[int, typer.Option(min=2, help="Baselines of the trend in the HTML page.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Everything, not only what changed.")]
-PriceOption = Annotated[float | None, typer.Option(help="Price the new run at this rent.")]
+PriceOption = Annotated[float | None, typer.Option(help="Price runs at this rent; a saved baseline keeps its own.")]
 DeviceOption = Annotated[str | None, typer.Option(help="With --ab: auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="With --ab: CPU threads of a worker.")]
 FormatOption = Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")]

@@ -32,7 +32,7 @@ class Choices:
         allow_undecided: cannot tell is no failure.
         baselines: folder of baselines.
         last: baselines of the trend.
-        usd_per_device_hour: price of the new run, or None for its own.
+        usd_per_device_hour: price of the runs, or None for their own; a saved baseline keeps its own.
     """
 
     fail_on: tuple[str, ...]
@@ -49,7 +49,10 @@ class Choices:
         Raises:
             InputError: a gate or a fact that nobody knows, or a bad file.
         """
-        self.settings(None)
+        from moeprof.analysis.regress.gates import check_gates
+
+        _, gates = self.settings(None)
+        check_gates(gates or ())
 
     def settings(self, workload: GateSettings | None) -> tuple[GateSettings, tuple[Gate | str, ...] | None]:
         """Settings and gates in force: the command line before the file before the workload; None: the defaults.
@@ -190,7 +193,7 @@ def find_reference(baseline: str, other: Baseline, choices: Choices) -> Baseline
 
     path = Path(baseline)
     if path.is_dir():
-        return frozen(_open(path))
+        return frozen(_open(path), choices.usd_per_device_hour)
     if path.suffix == ".json" or path.is_file():
         return load_baseline(path)
     found = find(choices.baselines, baseline, other.workload, other.device, other.device_kind)
