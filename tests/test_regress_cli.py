@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,8 +114,6 @@ def test_a_mistake_is_one_line_and_two(runs: Path, arguments: tuple[str, ...], s
 
 
 def changed_record(source: Path, target: Path, **environment: object) -> Path:
-    import shutil
-
     shutil.copytree(source, target)
     file = target / "experiment.json"
     content = json.loads(file.read_text())
@@ -146,8 +147,6 @@ def test_another_device_is_refused_for_times_and_not_for_counts(runs: Path, tmp_
 
 
 def test_a_record_of_a_newer_format_is_refused(runs: Path, tmp_path: Path) -> None:
-    import shutil
-
     newer = tmp_path / "newer"
     shutil.copytree(runs / "same" / "planted", newer)
     content = json.loads((newer / "experiment.json").read_text())
@@ -265,3 +264,13 @@ def test_five_pairs_are_too_few_and_the_message_says_so(tmp_path: Path) -> None:
     code, out, _ = regress(pairs_folder(tmp_path / "ab", ratio=1.04, launches=5), *RENT)
 
     assert code == 4 and "at least 6" in out.replace("\n", " ")
+
+
+def test_a_reader_that_goes_away_does_not_hide_the_verdict(runs: Path) -> None:
+    arguments = [str(runs / "slow" / "planted"), "--baseline", str(runs / "base" / "planted"), "--all", *RENT]
+    command = [sys.executable, "-m", "moeprof", "regress", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+
+    assert process.returncode == 3

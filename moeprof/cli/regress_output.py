@@ -83,9 +83,13 @@ def show(judged: Judged, output: Output) -> None:
     document = regress_document(regression, trend=judged.trend, all_metrics=output.all_metrics)
     for path in _write(regression, document, output):
         print(f"Wrote {path}", file=sys.stderr)
-    _print(regression, document, output)
-    if output.github:
-        _tell_github(regression, document, output)
+    try:
+        _print(regression, document, output)
+        if output.github:
+            _tell_github(regression, document, output)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader went away, as `| head` does; that must not hide the verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if regression.exit_code == RegressionFoundError.exit_code:
         raise RegressionFoundError(f"regression: {_counted(regression, 'worse')} worse")
     if regression.exit_code == UndecidedError.exit_code:
