@@ -13,9 +13,9 @@ from moeprof.analysis.compare.comparable import (
     facts_of,
     price_difference,
 )
-from moeprof.analysis.document import Doubt
 from moeprof.analysis.regress import noise, pairs, stored
 from moeprof.analysis.regress.changes import all_changes, is_same_run, num_launches
+from moeprof.analysis.regress.doubts import doubts_of
 from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
 from moeprof.analysis.regress.refusal import is_exact_routing, refuse_incomparable, tried
@@ -208,7 +208,9 @@ def _regression(
         differences=case.found,
         allow=case.allow,
         noise=heard,
-        doubts=_doubts(case, is_same),
+        doubts=doubts_of(
+            case.reference, case.other, case.models, tuple(case.routing.values()), heard, mode, is_same=is_same
+        ),
         allow_undecided=allow_undecided,
         notes=_notes(case),
         launches=_launches(case, mode, timed),
@@ -233,24 +235,6 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
     n = "exact" if exact else chosen.figure.n if chosen.figure is not None else "one sample a side"
     decide = "more forced tokens" if ratio.verdict == "cannot tell" and ratio.value is not None else None
     return result_of(chosen, ratio, n=n, decide=decide)
-
-
-def _doubts(case: _Case, is_same: bool) -> tuple[Doubt, ...]:
-    found = [
-        Doubt(
-            code="run_not_done",
-            flag="schedule",
-            severity="error",
-            model=None,
-            text=f"{side.name} is not a whole run: its status is {side.status}. Gates speak for what it measured.",
-        )
-        for side in (case.reference, case.other)
-        if side.status != "done"
-    ]
-    if is_same:
-        text = f"Both sides are the same run ({case.other.run}): nothing can differ."
-        found.append(Doubt(code="same_run", flag="schedule", severity="warning", model=None, text=text))
-    return tuple(found)
 
 
 def _notes(case: _Case) -> tuple[str, ...]:

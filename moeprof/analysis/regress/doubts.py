@@ -1,0 +1,80 @@
+"""Reasons to distrust a check, as every report ends with them: what was seen, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moeprof.analysis.document import Doubt, Severity
+from moeprof.analysis.regress.gates import ModelPair
+from moeprof.analysis.regress.result import Mode, Noise
+from moeprof.analysis.regress.routing_change import RoutingChange
+from moeprof.core.baseline import Baseline
+
+DRIFTED = 1.15  # slowest over fastest timing of the reference kernel; a quiet machine stays well below
+
+
+def doubts_of(
+    reference: Baseline,
+    other: Baseline,
+    models: Sequence[ModelPair],
+    routing: Sequence[RoutingChange],
+    noise: Noise,
+    mode: Mode,
+    *,
+    is_same: bool,
+) -> tuple[Doubt, ...]:
+    """Errors first, then warnings, then what should be known."""
+    found = [
+        _doubt("run_not_done", "schedule", "error", f"{side.name} is not a whole run: its status is {side.status}. "
+               "Gates speak for what it measured.")
+        for side in (reference, other) if side.status != "done"
+    ]  # fmt: skip
+    if is_same:
+        text = f"Both sides are the same run ({other.run}): nothing can differ."
+        found.append(_doubt("same_run", "schedule", "warning", text))
+    found += _machine(noise, mode)
+    for _, model in models:
+        if str(model.facts.get("model", "")).endswith("random"):
+            text = "its weights are random: routing is near to uniform, and quality means nothing."
+            found.append(_doubt("random_weights", "realism", "note", text, model.name))
+    found += _tokens(routing)
+    if mode != "stored":
+        found.append(_doubt("lone_runs", "isolation", "note", _ONE_MACHINE))
+    return tuple(found)
+
+
+_ONE_MACHINE = (
+    "launch pairs speak for this machine and this workload; figures other than step times come from one lone launch "
+    "a side."
+)
+
+
+def _machine(noise: Noise, mode: Mode) -> list[Doubt]:
+    if noise.drift_ratio is None or noise.drift_ratio < DRIFTED:
+        return []
+    cure = (
+        "both sides were hit alike, but intervals are wider: more pairs help (--until-precise)"
+        if mode == "pairs"
+        else "use regress --ab on a machine like this"
+    )
+    slowest = f"the reference kernel took up to {noise.drift_ratio:.2f} times its fastest"
+    text = f"the machine was not steady: {slowest}; {cure}."
+    return [_doubt("machine_drifted", "isolation", "warning", text)]
+
+
+def _tokens(routing: Sequence[RoutingChange]) -> list[Doubt]:
+    return [
+        _doubt(
+            "few_forced_tokens",
+            "routing",
+            "note",
+            f"routing was compared on {change.tokens:,} tokens: an expert used less often than that can die unseen.",
+            change.model,
+        )
+        for change in routing
+        if change.same_tokens
+    ]
+
+
+def _doubt(code: str, flag: str, severity: Severity, text: str, model: str | None = None) -> Doubt:
+    return Doubt(code=code, flag=flag, severity=severity, model=model, text=text)
