@@ -19,7 +19,7 @@ from moeprof.analysis.regress.routing_change import GateFigure, RoutingChange, g
 from moeprof.core.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.gates import Gate
-from moeprof.core.metric import Better, Card, MetricValue
+from moeprof.core.metric import Better, Card, MetricValue, missing
 
 IMPLIED = {"window": "total", "phase": "all"}  # what a gate that does not say means
 ONLY_BETWEEN_RUNS = {"routing_agreement_ratio"}  # a run alone has another figure of this name
@@ -90,7 +90,7 @@ def resolve(
         InputError: no such metric or label, no direction, or nothing that a named gate could be judged by.
     """
     changes = {change.model: change for change in routing}
-    chosen: dict[tuple[str, Key, bool], ChosenGate] = {}
+    chosen: dict[tuple[str, Key, str], ChosenGate] = {}
     for gate in _spread(gates or ("default",), floor_ratio):
         card = card_of(gate, _names(pairs))
         better = direction(gate, card)
@@ -100,9 +100,9 @@ def resolve(
         if gate.source != SOURCE and not any(map(_is_known, applies)):
             raise InputError(_nothing(gate, pairs, applies))
         for one in filter(_is_known, applies):  # a dense model has no router: that is no failure of the gate
-            key = (one.model, one.key, one.kind == "bound")
-            if not (one.is_default and key in chosen):
-                chosen[key] = one
+            # both bounds of a figure may be in force, and a threshold beside them
+            key = (one.model, one.key, gate.kind if one.kind == "bound" else "threshold")
+            chosen[key] = _stronger(chosen[key], one) if key in chosen else one
     if not chosen:
         raise InputError(f"no gate applies: neither side has a figure of {', '.join(map(str, gates or ('default',)))}")
     return tuple(chosen.values())
@@ -126,6 +126,19 @@ def _spread(gates: Sequence[Gate | str], floor_ratio: float) -> list[Gate]:
     return named + [gate for group in groups for gate in default_gates(group, floor_ratio=floor_ratio)]
 
 
+def _stronger(first: ChosenGate, second: ChosenGate) -> ChosenGate:
+    """Of two gates on one value: a named one before a default one, and that of one model before that of all.
+
+    Raises:
+        InputError: neither comes before the other; none may be dropped in silence.
+    """
+    ranks = [(not one.is_default, "model" in dict(one.gate.labels)) for one in (first, second)]
+    if ranks[0] == ranks[1] and (first.gate.amount, first.gate.sign) != (second.gate.amount, second.gate.sign):
+        raise InputError(f"{named(second.gate)}the same value of {second.model} has the gate {first.gate.text!r} too; "
+                         "one of them is allowed")  # fmt: skip
+    return second if ranks[1] > ranks[0] else first
+
+
 def _is_known(chosen: ChosenGate) -> bool:
     values = (chosen.other,) if chosen.kind == "bound" else (chosen.reference, chosen.other)
     return chosen.figure is not None or any(value is not None and value.value is not None for value in values)
@@ -142,7 +155,7 @@ def _of_model(
         if figure is not None:
             return _of_change(gate, card, better, name, figure)
     if gate.metric in ONLY_BETWEEN_RUNS:
-        return None
+        return _lost(gate, card, better, pair, change)
     chosen = _key(gate, card, pair)
     if chosen is None:
         return None
@@ -166,6 +179,24 @@ def _of_change(gate: Gate, card: Card, better: Better, model: str, figure: GateF
         reference=MetricValue(name=gate.metric, value=figure.reference),
         other=MetricValue(name=gate.metric, value=figure.other, ci_low=low, ci_high=high),
         figure=figure,
+    )
+
+
+def _lost(gate: Gate, card: Card, better: Better, pair: ModelPair, change: RoutingChange | None) -> ChosenGate | None:
+    """Agreement that nobody can tell any more: the reference has picks, the new run none of the same tokens."""
+    if pair[0].picks is None or _given(gate):  # it was saved without
+        return None
+    found = None if change is None else change.metric(gate.metric)
+    reasons = (*(found.reasons if found is not None else ()), "it has no picks of forced tokens")
+    return ChosenGate(
+        gate=gate,
+        kind="routing" if gate.kind in ("ratio", "absolute") else "bound",
+        model=pair[1].name,
+        card=card,
+        better=better,
+        key=(gate.metric, ()),
+        reference=MetricValue(name=gate.metric, value=1.0),
+        other=missing(gate.metric, reasons[0]),
     )
 
 

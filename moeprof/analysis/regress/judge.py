@@ -134,9 +134,17 @@ def pairs_are_enough(
     Raises:
         InputError: as there.
     """
-    case = _case(reference, other, gates, (), (), pairs.FLOOR_RATIOS[mode])
+    asked = [gate for gate in gates or ("default",) if _is_of_steps(gate)]
+    if not asked:
+        return True
+    case = _case(reference, other, asked, (), (), pairs.FLOOR_RATIOS[mode])
     times = {model: pairs.turns_of(own) for model, own in passes.items()}
     return pairs.are_enough(pairs.measured_gates(case.gates, times), times)
+
+
+def _is_of_steps(gate: Gate | str) -> bool:
+    """Whether launch pairs may measure it; the comparison of routing is left out where only these are looked at."""
+    return gate in ("default", "timed") if isinstance(gate, str) else gate.metric == pairs.METRIC
 
 
 def _case(
@@ -156,7 +164,8 @@ def _case(
         reference = replace(reference, models=(models[0][0],))
     found = list(differences(facts_of(reference), facts_of(other)))
     price = price_difference(reference, other)
-    alike = {pair[1].name: is_exact_routing(found, pair[1].name) for pair in models}
+    whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens
+    alike = {pair[1].name: whole and is_exact_routing(found, pair[1].name) for pair in models}
     if routing is None:
         changes = (routing_change(*pair, exact=alike[pair[1].name]) for pair in models)
         routing = [change for change in changes if change is not None]
@@ -244,6 +253,10 @@ def _notes(case: _Case) -> tuple[str, ...]:
         alone = [model.name for model in side.models if model.name not in held]
         if alone:
             notes.append(f"Only the {which} has {', '.join(alone)}; what one side has is not judged.")
+    without = [other.name for one, other in case.models if one.picks is None and other.picks is not None]
+    if without:
+        whose = ", ".join(without)
+        notes.append(f"The reference has no picks of forced tokens ({whose}): routing agreement is not judged.")
     return tuple(notes)
 
 

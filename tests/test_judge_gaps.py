@@ -1,0 +1,101 @@
+"""What a check could overlook: gates that drop out in silence, parts of runs, and requests that failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moeprof.analysis.regress.judge import judge_stored, pairs_are_enough
+from moeprof.analysis.regress.result import Regression
+from moeprof.core.baseline import Baseline, BaselineModel
+from moeprof.core.errors import InputError
+from moeprof.core.gate_text import parse_gate
+from moeprof.core.metric import MetricValue
+from tests.planted_picks import balanced_picks, forced, with_loads, with_picks
+from tests.planted_sides import MODEL_FACTS, exact, model, side
+
+PICKS = forced([balanced_picks(400, 8, 2)])
+LOADS = with_loads({"decode": [[100] * 8]}, 2)
+
+
+def check(reference: Baseline, other: Baseline, *gates: str, **options: Any) -> Regression:
+    return judge_stored(reference, other, [parse_gate(gate, "--fail-on") for gate in gates] or None, **options)
+
+
+def moe(plain: BaselineModel, *values: MetricValue) -> BaselineModel:
+    return replace(plain, name="moe", facts=MODEL_FACTS, metrics=values)
+
+
+def verdicts(found: Regression) -> dict[str, str]:
+    return {gate.gate.text: gate.verdict for gate in found.gates}
+
+
+# -- gates that must not drop out --------------------------------------------------------------------------------------
+
+
+def test_both_bounds_of_a_figure_are_in_force_beside_a_threshold() -> None:
+    sides = [side(model(exact("weights_bytes", size)), run=f"run-{size}") for size in (100, 50)]
+    found = check(*sides, "weights_bytes>=80", "weights_bytes<=120", "weights_bytes:3%")
+    assert verdicts(found) == {
+        "weights_bytes>=80": "worse", "weights_bytes<=120": "no difference shown", "weights_bytes:3%": "better"
+    }  # fmt: skip
+
+
+def test_two_thresholds_on_one_value_are_refused_and_that_of_one_model_comes_before_that_of_all() -> None:
+    sides = [side(model(exact("weights_bytes", size)), run=f"run-{size}") for size in (100, 105)]
+    with pytest.raises(InputError, match="the same value of moe has the gate 'weights_bytes:3%' too; one of them"):
+        check(*sides, "weights_bytes:3%", "weights_bytes:10%")
+    for gates in (["weights_bytes:3%", "weights_bytes{model=moe}:10%"], ["weights_bytes{model=moe}:10%", "exact"]):
+        assert verdicts(check(*sides, *gates)) == {"weights_bytes{model=moe}:10%": "no difference shown"}
+    assert check(*sides, "weights_bytes:3%", "weights_bytes:3%").verdict == "worse"
+
+
+def test_agreement_that_only_the_new_run_cannot_tell_is_not_dropped() -> None:
+    """Its loads are equal; without picks that says nothing of where each token went."""
+    told = side(moe(replace(LOADS, picks=PICKS)))
+    for lost in (LOADS, replace(LOADS, picks=forced([balanced_picks(400, 8, 2)], tokens_sha256="other"))):
+        found = check(told, side(moe(lost), run="new"))
+        assert verdicts(found)["routing_agreement_ratio:-1%"] == found.verdict == "cannot tell"
+    assert check(told, told, "routing").verdict == "no difference shown"
+
+
+def test_a_reference_without_picks_is_said_and_the_rest_is_judged() -> None:
+    found = check(side(moe(LOADS)), side(moe(replace(LOADS, picks=PICKS)), run="new"))
+    assert found.verdict == "no difference shown" and set(verdicts(found)) == {"dead_experts:0"}
+    assert found.notes == ("The reference has no picks of forced tokens (moe): routing agreement is not judged.",)
+
+
+@pytest.mark.parametrize(
+    "gate", ["routing_agreement_ratio:-1%", "router_drift_js:+0.02", "weights_bytes:0%", "routing"]
+)
+def test_gates_on_no_time_do_not_ask_for_more_pairs(gate: str) -> None:
+    sides = [side(moe(with_picks(PICKS, [8], [2]), exact("weights_bytes", 5)), run=run) for run in ("base", "new")]
+    assert pairs_are_enough(sides[0], sides[1], {"moe": ()}, "pairs", [parse_gate(gate, "--fail-on")])
+
+
+# -- parts of runs -----------------------------------------------------------------------------------------------------
+
+
+def busiest(number: float) -> MetricValue:
+    labels = {"phase": "decode", "traffic": "offline", "window": "total"}
+    return MetricValue(name="router_load_max_over_mean", value=number, labels=labels)
+
+
+def test_a_part_of_a_run_routed_a_part_of_its_tokens_so_no_difference_is_a_fact() -> None:
+    gate = "router_load_max_over_mean{phase=decode}:+0.2"
+    sides = side(model(busiest(1.5))), side(model(busiest(1.8)), run="new")
+    assert check(*sides, gate).verdict == "worse"
+    stopped = check(sides[0], replace(sides[1], status="interrupted"), gate)
+    assert (stopped.verdict, stopped.doubts[0].code) == ("cannot tell", "run_not_done")
+
+
+def test_an_expert_that_died_is_caught_in_a_part_of_a_run_too() -> None:
+    dead = PICKS.picks_TLK.copy()
+    dead[dead == 3] = 4
+    whole, without = (moe(with_picks(replace(PICKS, picks_TLK=picks), [8], [2])) for picks in (PICKS.picks_TLK, dead))
+    assert np.isin(3, PICKS.picks_TLK)
+    found = check(side(whole), side(without, run="new", status="interrupted"))
+    assert verdicts(found)["dead_experts:0"] == "worse"
