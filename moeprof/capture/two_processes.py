@@ -16,9 +16,9 @@ step times, mean and standard deviation over launches in percent:
     demo-moe,   load 2 to 3.5     -0.2 +- 1.5   +0.1 +- 0.7   -0.3 +- 1.2   +0.3 +- 0.8
     demo-dense, load 3.7          +0.0 +- 0.7   -0.8 +- 0.8   -0.2 +- 0.6   +0.7 +- 1.0
 
-Long turns meet other noise than their partner's, so 4 it is. A side slowed by 10 % (log ratio 0.095) read 0.097 to 0.114
-in each of 6 launches at load 2 to 3. At load 7 to 10, with the older order, the spread was 3 to 11 % for every length
-(processor time: 1 to 4 %), and 4 to 6 % with both pinned to one core. This has not been run on a GPU: there both
+Long turns meet other noise than their partner's, so 4 it is. A side slowed by 10 % (log ratio 0.095) read 0.097 to
+0.114 in each of 6 launches at load 2 to 3. At load 7 to 10, with the older order, the spread was 3 to 11 % for every
+length (processor time: 1 to 4 %), and 4 to 6 % with both pinned to one core. This has not been run on a GPU: there both
 processes share the device, and ``device_s`` is what the engine of each says, as in one process.
 """
 
