@@ -15,7 +15,7 @@ from moeprof.core.errors import InputError
 from moeprof.core.gate_text import parse_gate
 from moeprof.core.metric import MetricValue
 from tests.planted_picks import balanced_picks, forced, with_loads, with_picks
-from tests.planted_sides import MODEL_FACTS, exact, model, side
+from tests.planted_sides import DECODE, MODEL_FACTS, STEADY, exact, launches, model, side
 
 PICKS = forced([balanced_picks(400, 8, 2)])
 LOADS = with_loads({"decode": [[100] * 8]}, 2)
@@ -99,3 +99,27 @@ def test_an_expert_that_died_is_caught_in_a_part_of_a_run_too() -> None:
     assert np.isin(3, PICKS.picks_TLK)
     found = check(side(whole), side(without, run="new", status="interrupted"))
     assert verdicts(found)["dead_experts:0"] == "worse"
+
+
+# -- requests that failed ----------------------------------------------------------------------------------------------
+
+
+def loaded(times: float, done: int, rounds: int = 1, run: str = "run") -> Baseline:
+    """Decode steps of ``times`` a second; of 16 requests a round so many ended well."""
+    labels = {"traffic": "offline", "window": "total"}
+    counts = exact("num_requests", 16 * rounds, **labels), exact("num_requests_done", done * rounds, **labels)
+    return side(model(*launches("step_mean_s", [times * s for s in STEADY], **DECODE), *counts), run=run)
+
+
+def test_a_run_that_is_faster_because_requests_failed_is_not_better() -> None:
+    failing = check(loaded(1.0, 16), loaded(0.5, 8, run="new"), "timed")
+    (gate,) = failing.gates
+    assert (failing.verdict, failing.exit_code) == ("cannot tell", 4)
+    assert gate.ratio.reason == "not the same work: 8 of 16 requests ended well, 16 of 16 in the reference"
+    assert check(loaded(1.0, 15), loaded(0.5, 15, rounds=3, run="new"), "timed").verdict == "better"
+
+
+def test_a_figure_that_is_not_valid_is_no_answer_even_without_a_reason() -> None:
+    broken = [replace(v, valid=False) for v in launches("step_mean_s", STEADY, **DECODE)]
+    found = check(loaded(1.0, 16), side(model(*broken), run="new"), "timed")
+    assert found.verdict == "cannot tell" and found.gates[0].ratio.reason == "a check failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,9 +81,9 @@ def _prepared(chosen: ChosenGate, pair: ModelPair) -> _Gate:
         () if value is None else launch_samples(by_launch(model.metrics), value)
         for model, value in zip(pair, sides, strict=True)
     )
-    invalid = next((v.reasons[-1] for v in sides if v is not None and not v.valid and v.reasons), None)
+    invalid = next((v for v in sides if v is not None and not v.valid), None)
     test = welch(*launches) if all(launches) else None
-    reason = invalid
+    reason = _other_work(chosen, pair) if invalid is None else (invalid.reasons or ("a check failed",))[-1]
     if reason is None and not all(launches):
         which, value = ("the reference", sides[0]) if not launches[0] else ("the new run", sides[1])
         why = value.reasons[0] if value is not None and value.reasons else "it has no such figure"
@@ -92,6 +93,25 @@ def _prepared(chosen: ChosenGate, pair: ModelPair) -> _Gate:
     elif reason is None and min(map(len, launches)) < FEWEST_LAUNCHES:
         reason = _too_few(launches)
     return _Gate(chosen=chosen, launches=launches, test=test, reason=reason, limit_ratio=_limit(chosen, launches))
+
+
+def _other_work(chosen: ChosenGate, pair: ModelPair) -> str | None:
+    """Why the two sides did not do the same work, or None: requests that failed or were refused cost no time.
+
+    By share, as the sides may differ in rounds; of the passes that the figure is of.
+    """
+    sides = []
+    for model in pair:
+        traffic = dict(chosen.key[1]).get("traffic") or model.priced_traffic
+        own = {v.name: v.value for v in model.metrics if v.labels == {"traffic": traffic, "window": "total"}}
+        num, done = own.get("num_requests"), own.get("num_requests_done")
+        if not num or done is None:
+            return None
+        sides.append((done, num))
+    (before, of_before), (now, of_now) = sides
+    if math.isclose(before / of_before, now / of_now):
+        return None
+    return f"not the same work: {now:g} of {of_now:g} requests ended well, {before:g} of {of_before:g} in the reference"
 
 
 def _limit(chosen: ChosenGate, launches: Launches) -> float:
