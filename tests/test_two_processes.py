@@ -287,6 +287,19 @@ def test_an_odd_number_of_steps_ends_a_turn_early(models: Path, tmp_path: Path) 
     assert first["place"].tolist() == [1, 1, 1, 1, 1]
 
 
+def test_who_begins_changes_with_the_launch_though_the_plan_turns_its_lanes_round_too(
+    models: Path, tmp_path: Path
+) -> None:
+    pythons, first = {"base": fake(tmp_path / "base"), "new": fake(tmp_path / "new")}, []
+    for number in (0, 1):
+        plan = replace(plan_of(models, tmp_path), folder=tmp_path / f"launch-{number}")
+        plan = replace(plan, lanes=plan.lanes if number % 2 == 0 else plan.lanes[::-1])  # as regress --ab does
+        run_process_pair(plan, pythons, ignore, never, None, turn_steps=2)
+        table = LanePass(plan.folder / "c2").table
+        first += table[(table["cycle"] == 0) & (table["place"] == 0)]["lane"].unique().tolist()
+    assert first == ["base", "new"]
+
+
 def test_a_killed_side_is_an_error_that_says_so(models: Path, tmp_path: Path) -> None:
     new = fake(tmp_path / "new", WHEN_TOLD="os.kill(os.getpid(), 9)")
     with pytest.raises(WorkerFailedError, match=r"new: its process died \(exit code -9\); the system may have killed"):

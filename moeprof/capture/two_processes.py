@@ -158,7 +158,9 @@ class ProcessPair:
 
     def _loading_order(self) -> list[int]:
         """By name in even launches and the other way round in odd ones, whatever the order of the plan."""
-        odd = self._launch_number % 2 == 1
+        return self._by_name(odd=self._launch_number % 2 == 1)
+
+    def _by_name(self, *, odd: bool) -> list[int]:
         return sorted(range(len(self.children)), key=lambda i: self.children[i].lane, reverse=odd)
 
     def write_launch(self) -> None:
@@ -246,8 +248,9 @@ class ProcessPair:
 
     def _turns(self, cycle: int) -> Iterator[tuple[list[list[dict[str, Any]]], bool]]:
         """Turns of a cycle: per step the rows of both lanes, in the order of the turn; and whether it was the last."""
-        # Strictly in turn, so that each finds its caches equally cold; who begins changes with cycle and launch.
-        turn, order = 0, (0, 1) if (cycle + self._launch_number) % 2 == 0 else (1, 0)
+        # Strictly in turn, so that each finds its caches equally cold; who begins changes with cycle and launch, by
+        # name: the plan's own order changes with the launch too, and both changes together would be none.
+        turn, order = 0, self._by_name(odd=(cycle + self._launch_number) % 2 == 1)
         while True:
             answers = dict[int, dict[str, Any]]()
             for i in order:
