@@ -33,6 +33,7 @@ def write_lanes(
     tokens: int = 8,
     distinct: Mapping[str, int] | None = None,
     cpu_s: Mapping[str, Any] | None = None,
+    queued_s: Mapping[str, Any] | None = None,
 ) -> LanePass:
     """A measurement on disk. ``seconds`` (and ``cpu_s``, which defaults to it): per lane a number or one per turn."""
     import pyarrow as pa
@@ -58,6 +59,7 @@ def write_lanes(
             "num_requests": concurrency,
             "wall_s": wall_s,
             "cpu_s": np.broadcast_to((cpu_s or {}).get(name, wall_s), num),
+            "queued_s": None if queued_s is None else np.broadcast_to(queued_s[name], num),
             "device_s": None,
             "distinct_experts": (distinct or {}).get(name),
             "max_expert_load": None,

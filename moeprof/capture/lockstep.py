@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from moeprof.capture.engine.base import Engine, Step
 from moeprof.capture.replay import Pacer
+from moeprof.capture.run_queue import nobody_knows
 from moeprof.capture.streams import TableStream
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Schedule
@@ -83,6 +84,7 @@ class Limits:
         should_stop: asked between turns.
         beat: told between turns how far it is: cycle and step.
         clock, cpu_clock: seconds; replaced in tests.
+        queue_clock: seconds that the machine let this thread wait for a processor, where known (run_queue.py).
     """
 
     max_seconds: float
@@ -91,6 +93,7 @@ class Limits:
     beat: Callable[[int, int], None] = lambda cycle, step: None
     clock: Callable[[], float] = time.perf_counter
     cpu_clock: Callable[[], float] = time.process_time
+    queue_clock: Callable[[], float | None] = nobody_knows
     started_s: float = field(init=False, default=0.0)
 
     def start(self) -> None:
@@ -211,9 +214,9 @@ def check_alike(lanes: Sequence[Lane]) -> None:
 
 def _timed_step(lane: Lane, number: int, place: int, limits: Limits) -> tuple[Step, dict[str, Any]]:
     with lane.switched_on():
-        cpu, start = limits.cpu_clock(), limits.clock()
+        queued, cpu, start = limits.queue_clock(), limits.cpu_clock(), limits.clock()
         step = lane.engine.step()
-        wall_s, cpu_s = limits.clock() - start, limits.cpu_clock() - cpu
+        wall_s, cpu_s, now = limits.clock() - start, limits.cpu_clock() - cpu, limits.queue_clock()
     if step is None:
         raise EngineError(f"lane {lane.name}: nothing to run in step {number} while requests are in flight")
     return step, {
@@ -226,6 +229,7 @@ def _timed_step(lane: Lane, number: int, place: int, limits: Limits) -> tuple[St
         "num_requests": len(step.sequences),
         "wall_s": wall_s,
         "cpu_s": cpu_s,
+        "queued_s": None if now is None or queued is None else min(now - queued, wall_s),
         "device_s": step.device_s,
     }
 

@@ -22,6 +22,7 @@ from moeprof.capture.moe_structure import MoeLayer, find_moe_layers
 from moeprof.capture.open_model import OpenModel, facts_of, open_model
 from moeprof.capture.plan import Order, Report
 from moeprof.capture.reference_kernel import time_reference
+from moeprof.capture.run_queue import run_queue_clock
 from moeprof.capture.slowdown import slowed
 from moeprof.core.errors import EngineError
 from moeprof.core.record import write_json
@@ -63,6 +64,7 @@ class LockstepSession:
         plan = self._plan
         if plan.threads is not None:
             torch.set_num_threads(plan.threads)
+        self._queue_clock = run_queue_clock(self._device)
         plan.folder.mkdir(parents=True, exist_ok=True)
         self._schedule = Schedule.load(plan.schedule_file)
         self._warmup = Schedule.load(plan.warmup_file)
@@ -257,7 +259,10 @@ class LockstepSession:
                 self._next_beat_s = now + BEAT_EVERY_S
                 self._say(f"{doing}, cycle {cycle}, step {step}")
 
-        return Limits(max_seconds=max_seconds, deadline_s=deadline_s, should_stop=self._should_stop, beat=beat)
+        return Limits(
+            max_seconds=max_seconds, deadline_s=deadline_s, should_stop=self._should_stop, beat=beat,
+            queue_clock=self._queue_clock,
+        )  # fmt: skip
 
     def _say(self, what: str) -> None:
         self._send(Report(event="progress", data={"doing": what}))

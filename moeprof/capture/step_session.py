@@ -65,6 +65,7 @@ class Turns:
     lane: Lane
     engine: SeenEngine
     schedule: Schedule
+    queue_clock: Callable[[], float | None]
     cycle: Iterator[tuple[list[dict[str, Any]], bool]] | None = None
 
     def take(self, number: int) -> dict[str, Any]:
@@ -72,7 +73,8 @@ class Turns:
         rows, batches, is_last = list[dict[str, Any]](), list[Batch](), False
         while len(rows) < number and not is_last:
             if self.cycle is None:
-                self.cycle = cycle([self.lane], self.schedule, turn_orders(1), 0, Limits(max_seconds=float("inf")))
+                limits = Limits(max_seconds=float("inf"), queue_clock=self.queue_clock)
+                self.cycle = cycle([self.lane], self.schedule, turn_orders(1), 0, limits)
             found = next(self.cycle, None)
             if found is None:
                 raise EngineError(f"lane {self.lane.name}: the schedule has no request to run")
@@ -140,7 +142,7 @@ class StepSession(LockstepSession):
         requests = self._requests(concurrency)
         seat = self._seat(self._lanes[0], self._settings(requests.schedule))
         EQUIP[self._plan.kind]([seat], requests, Limits(max_seconds=float("inf")))
-        self._turns = _turns(seat, requests.schedule)
+        self._turns = _turns(seat, requests.schedule, self._queue_clock)
         gc.collect()
         gc.freeze()  # a collection in the middle of a step would be billed to this lane
         return {
@@ -186,7 +188,7 @@ class StepSession(LockstepSession):
         return longest
 
 
-def _turns(seat: Seat, schedule: Schedule) -> Turns:
+def _turns(seat: Seat, schedule: Schedule, queue_clock: Callable[[], float | None]) -> Turns:
     engine = SeenEngine(seat.lane.engine)
     seat.lane.engine = engine
-    return Turns(lane=seat.lane, engine=engine, schedule=schedule)
+    return Turns(lane=seat.lane, engine=engine, schedule=schedule, queue_clock=queue_clock)

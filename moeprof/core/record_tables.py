@@ -94,10 +94,13 @@ LANE_COLUMNS = {
     "num_requests": "int64",
     "wall_s": "double",
     "cpu_s": "double",
+    "queued_s": "double",  # ready to run while another program had the processor; null where that is not known
     "device_s": "double",
     "distinct_experts": "int64",  # experts with a token, summed over MoE layers; null for dense lanes
     "max_expert_load": "int64",  # tokens of the busiest expert, summed over MoE layers; null for dense lanes
 }
+# Columns that records of older versions lack: null there.
+LATER = {"lanes": ("queued_s",)}
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,
@@ -143,6 +146,9 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
             data = pa.Table.from_batches(_readable_batches(stream), schema=arrow_schema(table))
         else:
             data = arrow_schema(table).empty_table()
+        for name in LATER.get(table, ()):
+            if name not in data.column_names:
+                data = data.append_column(name, pa.nulls(len(data)))
         missing = [name for name in TABLES[table] if name not in data.column_names]
         if missing:
             raise RecordError(f"{folder / table}: damaged table, without column {missing[0]}")

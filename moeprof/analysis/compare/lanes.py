@@ -47,6 +47,7 @@ class LaneTimes:
         tokens_S: prompt and output tokens of the step's batch.
         time_SL: wall seconds (on a GPU the host waits for the device).
         cpu_SL: processor seconds of the process.
+        queued_SL: seconds of ``time_SL`` in which another program had the processor; NaN where that is not known.
         distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
         max_SL: tokens of the busiest expert, summed over MoE layers; NaN for dense lanes.
         set_aside: turns left out because the machine took the processor away in some lane.
@@ -65,6 +66,7 @@ class LaneTimes:
     tokens_S: FloatArray
     time_SL: FloatArray
     cpu_SL: FloatArray
+    queued_SL: FloatArray
     distinct_SL: FloatArray
     max_SL: FloatArray
     set_aside: int
@@ -88,7 +90,8 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
 
     Args:
         lane_pass: the measurement.
-        keep_taken: keep turns in which the machine took the processor away, and say which they are.
+        keep_taken: keep turns in which the machine took the processor away, and say which they are: those whose own
+            time (without ``queued_SL``, where it is known) is far above processor time.
 
     Raises:
         RecordError: a lane did the same step of a cycle twice.
@@ -105,9 +108,9 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
 
     phase = wide["phase"].unstack("lane").bfill(axis=1)
     cycle, step = (phase.index.get_level_values(name).to_numpy(dtype=np.int64) for name in ("cycle", "step"))
-    time, cpu = values("wall_s"), values("cpu_s")
+    time, cpu, queued = values("wall_s"), values("cpu_s"), values("queued_s")
     whole = np.isfinite(time).all(axis=1) & _in_whole_cycle(cycle, step)
-    taken = taken_away(time, cpu)
+    taken = taken_away(time - np.nan_to_num(queued) if keep_taken else time, cpu)
     kept = whole if keep_taken else whole & ~taken.any(axis=1)
     tokens = values("prefill_tokens") + values("decode_tokens")
     return LaneTimes(
@@ -121,6 +124,7 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         tokens_S=tokens[kept, 0] if lanes else np.empty(0),
         time_SL=time[kept],
         cpu_SL=cpu[kept],
+        queued_SL=queued[kept],
         distinct_SL=values("distinct_experts")[kept],
         max_SL=values("max_expert_load")[kept],
         set_aside=int(whole.sum() - kept.sum()),

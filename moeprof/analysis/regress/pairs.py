@@ -25,6 +25,7 @@ from moeprof.analysis.regress.noise import Shift, taken_back
 from moeprof.analysis.regress.power import enough as enough
 from moeprof.analysis.regress.power import half_width as half_width
 from moeprof.analysis.regress.power import needed_pairs as needed_pairs
+from moeprof.analysis.regress.queue_time import Queue, queue_of
 from moeprof.analysis.regress.result import GateResult
 from moeprof.analysis.regress.results import result_of
 from moeprof.analysis.regress.timed import TimedSample, judge_family
@@ -47,6 +48,7 @@ class PhasePairs:
         turns: steps of all pairs.
         taken: turns in which the machine took the processor away from (base, new).
         all_count: those turns are counted, as they hit one side more often than chance allows.
+        queue: what was done about time in which other programs had the processor.
     """
 
     logs: tuple[float, ...]
@@ -54,10 +56,15 @@ class PhasePairs:
     turns: int
     taken: tuple[int, int]
     all_count: bool
+    queue: Queue
 
     @property
     def note(self) -> str:
         """What was set aside, or why nothing was; empty where the machine was quiet."""
+        return "; ".join(part for part in (self.queue.note, self._taken_note) if part)
+
+    @property
+    def _taken_note(self) -> str:
         base, new = self.taken
         if self.all_count:
             return (
@@ -102,13 +109,16 @@ def phase_pairs(times: Sequence[LaneTimes], phase: str) -> PhasePairs:
     """One phase of every launch pair; see :func:`pair_logs`."""
     own = [np.isin(one.phase_S, PHASES[phase]) for one in times]
     sides = [[one.lanes.index(lane) for lane in (BASE, NEW)] for one in times]
+    waits = [one.queued_SL[rows][:, lanes] for one, rows, lanes in zip(times, own, sides, strict=True)]
+    walls = [one.time_SL[rows][:, lanes] for one, rows, lanes in zip(times, own, sides, strict=True)]
+    queue = queue_of(walls, waits)
     taken = [one.taken_SL[rows][:, lanes] for one, rows, lanes in zip(times, own, sides, strict=True)]
     only = [sum(int((side[:, i] & ~side[:, 1 - i]).sum()) for side in taken) for i in (0, 1)]
     all_count = _is_lopsided(only[0], only[1])
     sums: dict[int, list[float]] = {}
     num_steps, base_s = 0, 0.0
-    for one, rows, lanes, hit in zip(times, own, sides, taken, strict=True):
-        seconds = one.time_SL[rows][:, lanes]
+    for one, wall, wait, hit in zip(times, walls, waits, taken, strict=True):
+        seconds = wall - wait if queue.is_off else wall
         kept = seconds if all_count else seconds[~hit.any(axis=1)]
         held = sums.setdefault(one.launch, [0.0, 0.0])
         held[0], held[1] = held[0] + float(kept[:, 0].sum()), held[1] + float(kept[:, 1].sum())
@@ -119,6 +129,7 @@ def phase_pairs(times: Sequence[LaneTimes], phase: str) -> PhasePairs:
         turns=sum(int(rows.sum()) for rows in own),
         taken=(sum(int(side[:, 0].sum()) for side in taken), sum(int(side[:, 1].sum()) for side in taken)),
         all_count=all_count,
+        queue=queue,
     )
 
 
