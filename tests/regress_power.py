@@ -1,6 +1,6 @@
 """Can `moeprof regress` be believed? Measures the same code against itself, and against itself slowed down (no test).
 
-    python -m tests.regress_power measure reports/power --kind aa --comparisons 40
+    python -m tests.regress_power measure reports/power --kind aa --comparisons 40 --load 3
     python -m tests.regress_power measure reports/power --kind slow-3 --comparisons 10
     python -m tests.regress_power measure reports/power --kind slow-10 --comparisons 10 --mode processes
     python -m tests.regress_power measure reports/power --kind slow-25 --comparisons 3 --mode stored
@@ -10,15 +10,18 @@ A comparison is measured as `moeprof regress --ab` does with default settings: s
 process (``pairs``) or in two (``processes``); a ``stored`` one is a run of six launches against an earlier one. The
 lone runs of --ab are measured once, since what they count is equal whatever the machine does. Kinds: aa (no change),
 slow-N (every step N % slower), tail (every twentieth step takes three times as long: 10 % in all, none in the median).
-What is there already is left alone, so a stopped measurement goes on where it was.
+What is there already is left alone, so a stopped measurement goes on where it was. ``--load 3`` makes the machine
+busy: three processes that compute for 0.05 to 2 seconds and rest for as long, at random.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,35 @@ def run_folder(target: Path, prepared: Prepared, mode: str, slowdown: Slowdown |
     return True
 
 
+# -- a busy machine ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def load(num: int) -> Iterator[None]:
+    """So many processes that compute and rest at random, until the end of the block."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=compute_and_rest, args=(seed,), daemon=True) for seed in range(num)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def compute_and_rest(seed: int) -> None:
+    """For ever: arithmetic on a few megabytes, then nothing."""
+    random = np.random.default_rng(seed)
+    values = random.random(500_000)
+    while True:
+        until = time.perf_counter() + random.uniform(0.05, 2.0)
+        while time.perf_counter() < until:
+            values = values * 0.5 + 0.25
+        time.sleep(random.uniform(0.05, 2.0))
+
+
 # -- judging -----------------------------------------------------------------------------------------------------------
 
 
@@ -178,11 +210,13 @@ def main() -> None:
     measuring.add_argument("--mode", choices=MODES, default="pairs")
     measuring.add_argument("--kind", choices=tuple(KINDS), required=True)
     measuring.add_argument("--comparisons", type=int, default=10)
+    measuring.add_argument("--load", type=int, default=0)
     given = parser.parse_args()
     if given.command == "judge":
         judge(given.folder)
     else:
-        measure(given.folder, given.mode, given.kind, given.comparisons)
+        with load(given.load):
+            measure(given.folder, given.mode, given.kind, given.comparisons)
 
 
 if __name__ == "__main__":
