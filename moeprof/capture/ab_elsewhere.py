@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from moeprof.capture.signals import SignalWatch
@@ -38,8 +39,15 @@ def check_python(python: Path) -> None:
         )
 
 
-def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch) -> None:
+def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
     """``moeprof run`` in the other environment: one launch, one round.
+
+    Args:
+        python: interpreter of the base side.
+        workload: its file.
+        folder: where the record goes.
+        signals: Ctrl-C ends it after its step.
+        options: more options of ``moeprof run``, such as the device that both sides use.
 
     Raises:
         EngineError: it failed; the message is the last line that it said.
@@ -47,6 +55,7 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch) -
     """
     command = [str(python), "-m", "moeprof", "run", str(workload), "--output-dir", str(folder)]
     command += ["--rounds", "1", "--launches", "1", "--no-content", "--quiet", "--write", "json"]
+    command += options
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment()
     )
@@ -71,5 +80,9 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch) -
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what would make the other Python import our packages."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    """This process's environment without what would make the other Python import our packages.
+
+    The current folder is left out too: in a checkout of the new revision it holds the new moeprof.
+    """
+    ours = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return ours | {"PYTHONSAFEPATH": "1"}

@@ -55,6 +55,13 @@ class AbOptions:
                 raise InputError(f"--{name.replace('_', '-')}: found {value:g}; more than 0 is allowed")
 
     @property
+    def of_run(self) -> tuple[str, ...]:
+        """Those that ``moeprof run`` has too, as it is told them."""
+        names = ("device", "threads", "usd_per_device_hour")
+        told = ((f"--{name.replace('_', '-')}", getattr(self, name)) for name in names)
+        return tuple(text for option, value in told if value is not None for text in (option, str(value)))
+
+    @property
     def mode(self) -> Literal["pairs", "processes"]:
         """How many processes a launch pair has."""
         return "pairs" if self.base_python is None else "processes"
@@ -131,7 +138,7 @@ def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, 
     if run.stopped:
         return
     if name == BASE and options.base_python is not None:
-        run_lone(options.base_python, side.path, folder / BASE, signals)
+        run_lone(options.base_python, side.path, folder / BASE, signals, options.of_run)
     else:
         text = side.path.read_text(encoding="utf-8", errors="replace")
         run.lone(name, workload_text=text, pricing=side.pricing)
