@@ -92,6 +92,14 @@ def test_a_part_of_a_run_routed_a_part_of_its_tokens_so_no_difference_is_a_fact(
     assert (stopped.verdict, stopped.doubts[0].code) == ("cannot tell", "run_not_done")
 
 
+def test_what_is_undecided_because_the_run_failed_is_not_forgiven_as_noise_is() -> None:
+    whole, failed = (side(model(*values), run="new") for values in ((exact("weights_bytes", 100),), ()))
+    reference = side(model(exact("weights_bytes", 100)))
+    assert check(reference, failed, allow_undecided=True).exit_code == 0
+    assert check(reference, replace(failed, status="failed"), allow_undecided=True).exit_code == 4
+    assert check(reference, replace(whole, status="interrupted"), allow_undecided=True).exit_code == 0
+
+
 def test_an_expert_that_died_is_caught_in_a_part_of_a_run_too() -> None:
     dead = PICKS.picks_TLK.copy()
     dead[dead == 3] = 4

@@ -266,6 +266,18 @@ def test_five_pairs_are_too_few_and_the_message_says_so(tmp_path: Path) -> None:
     assert code == 4 and "at least 6" in out.replace("\n", " ")
 
 
+def test_pairs_of_a_measurement_that_failed_are_no_verdict_and_cut_ones_say_so(tmp_path: Path) -> None:
+    folder = pairs_folder(tmp_path / "ab", ratio=1.0)
+    content = json.loads((folder / "ab.json").read_text())
+    found = {}
+    for status in ("failed", "interrupted"):
+        (folder / "ab.json").write_text(json.dumps(content | {"status": status}))
+        found[status] = regress(folder, "--format", "json", *RENT)
+
+    assert found["failed"][0] == 2 and "its measurement failed, which is no verdict" in found["failed"][2]
+    assert json.loads(found["interrupted"][1])["doubts"][0]["code"] == "run_not_done"
+
+
 def test_a_reader_that_goes_away_does_not_hide_the_verdict(runs: Path) -> None:
     arguments = [str(runs / "slow" / "planted"), "--baseline", str(runs / "base" / "planted"), "--all", *RENT]
     command = [sys.executable, "-m", "moeprof", "regress", *arguments]

@@ -119,11 +119,15 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     """A folder of ``regress --ab``.
 
     Raises:
-        InputError: it is damaged or not finished, or a gate that nobody measured was asked for.
+        InputError: its measurement failed, or a gate that nobody measured was asked for.
+        RecordError: it is damaged.
     """
     from moeprof.analysis.regress.judge import judge_pairs
 
     sides = _sides(folder, choices)
+    status = str(sides.found.info.get("status"))
+    if status == "failed":
+        raise InputError(f"{folder}: its measurement failed, which is no verdict: mend what failed, measure again")
     settings, gates = choices.settings(_workload_gates(sides.found.new))
     regression = judge_pairs(
         sides.reference,
@@ -134,7 +138,16 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
         allow=frozenset(settings.allow),
         allow_undecided=settings.allow_undecided,
     )
-    return Judged(regression=regression)
+    return Judged(regression=regression if status == "done" else _cut(regression, status))
+
+
+def _cut(regression: Regression, status: str) -> Regression:
+    """The check with what is to be known of launch pairs that were cut."""
+    from moeprof.analysis.document import Doubt
+
+    text = f"The measurement of launch pairs is not whole: its status is {status}. Gates speak for what it measured."
+    cut = Doubt(code="run_not_done", flag="schedule", severity="error", model=None, text=text)
+    return replace(regression, doubts=(cut, *regression.doubts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,8 @@ def show(judged: Judged, output: Output) -> None:
         raise RegressionFoundError(f"regression: {_counted(regression, 'worse')} worse")
     if regression.exit_code == UndecidedError.exit_code:
         said = f"cannot tell: {_counted(regression, 'cannot tell')} undecided"
-        raise UndecidedError(f"{said} (--allow-undecided makes this exit 0)")
+        hint = "--allow-undecided makes this exit 0" if regression.is_whole else "a side is not a whole run"
+        raise UndecidedError(f"{said} ({hint})")
 
 
 def _counted(regression: Regression, verdict: str) -> str:

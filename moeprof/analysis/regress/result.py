@@ -151,10 +151,15 @@ class Regression:
 
     @property
     def exit_code(self) -> int:
-        """0 no regression, 3 regression, 4 cannot tell (0 where that is allowed)."""
-        if self.verdict == "cannot tell" and self.allow_undecided:
+        """0 no regression, 3 regression, 4 cannot tell (0 where that is allowed, and both sides are whole)."""
+        if self.verdict == "cannot tell" and self.allow_undecided and self.is_whole:
             return 0
         return EXIT_CODES[self.verdict]
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing failed and nothing was cut: what is undecided is noise, not an error."""
+        return not any(doubt.code == "run_not_done" for doubt in self.doubts)
 
     def with_verdict(self, verdict: str) -> tuple[GateResult, ...]:
         """The gates that ended so."""
