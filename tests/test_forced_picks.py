@@ -162,8 +162,10 @@ def test_the_same_text_gives_the_same_picks_and_other_text_another_hash(tiny: Pa
 def test_it_stops_between_requests_when_told_to_or_when_it_took_too_long(tiny: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny / "moe").eval()
     times = iter([0.0, 10.0, 61.0])
-    assert recorded(model, schedule(), clock=lambda: next(times)).num_requests == 2
-    assert recorded(model, schedule(), should_stop=lambda: True).num_requests == 1
+    late = recorded(model, schedule(), clock=lambda: next(times))
+    stopped = recorded(model, schedule(), should_stop=lambda: True)
+    assert (late.num_requests, stopped.num_requests) == (2, 1)
+    assert late.tokens_sha256 == stopped.tokens_sha256 == recorded(model, schedule()).tokens_sha256  # of one text
 
 
 # -- routing that is not the model's own -------------------------------------------------------------------------------

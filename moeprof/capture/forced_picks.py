@@ -84,13 +84,14 @@ def record_forced_picks(
     if model.config._attn_implementation == attention.NAME:
         model.set_attn_implementation(attention.STOCK)  # the engine's own needs the engine
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    whole = tuple(forced_texts(schedule, longest=longest))
     texts, parts, begin = [], [], clock()
     with ExitStack() as hooks:
         scores = hooks.enter_context(GateScores(layers))
         slots: list[torch.Tensor | None] = [None] * len(layers)
         for i, layer in enumerate(layers):
             hooks.callback(attach(layer, i, slots.__setitem__, NO_EXPERT).remove)
-        for text in forced_texts(schedule, longest=longest):
+        for text in whole:
             scores.expect(len(text.ids))
             try:
                 _forward(model, text, listeners)
@@ -110,7 +111,8 @@ def record_forced_picks(
     if not texts:
         return "the schedule holds no token"
     picks_TLK = np.concatenate(parts)
-    return _assembled(texts, picks_TLK, scores.margins(len(picks_TLK)), layers, schedule, classes)
+    margin_TL = scores.margins(len(picks_TLK))
+    return _assembled(texts, _text_sha256(whole), picks_TLK, margin_TL, layers, schedule, classes)
 
 
 def _forward(model: Any, text: ForcedText, listeners: Sequence[ForwardListener]) -> None:
@@ -139,8 +141,17 @@ def _picks(
     return found
 
 
+def _text_sha256(texts: Sequence[ForcedText]) -> str:
+    """Of all texts, those included that there was no time for: what was recorded is compared with a longer record."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text.ids).to_bytes(8, "little") + text.ids.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
 def _assembled(
     texts: Sequence[ForcedText],
+    text_sha256: str,
     picks_TLK: npt.NDArray[np.int16],
     margin_TL: npt.NDArray[np.float32],
     layers: Sequence[MoeLayer],
@@ -151,9 +162,6 @@ def _assembled(
     position_T = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
     prompt_T = np.repeat([text.prompt_tokens for text in texts], lengths)
     class_of = {name: i for i, name in enumerate(classes)}
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(len(text.ids).to_bytes(8, "little") + text.ids.astype("<i4").tobytes())
     return ForcedPicks(
         picks_TLK=picks_TLK,
         request_T=np.repeat(np.array([text.row for text in texts], dtype=np.int32), lengths),
@@ -163,5 +171,5 @@ def _assembled(
         margin_TL=margin_TL,
         layers=tuple(layer.name for layer in layers),
         classes=tuple(classes),
-        tokens_sha256=digest.hexdigest(),
+        tokens_sha256=text_sha256,
     )

@@ -29,7 +29,8 @@ class ForcedPicks:
         margin_TL: p_(k) - p_(k+1) of the gate's selection scores, NaN in layers whose scores do not give the picks.
         layers: names of the MoE layers.
         classes: names of request classes.
-        tokens_sha256: of the token ids, so that only equal texts are compared.
+        tokens_sha256: of the ids of the whole text, so that only equal texts are compared; a recording that ran out of
+            time has the text's too, and fewer tokens of it.
     """
 
     picks_TLK: npt.NDArray[np.integer[Any]]
