@@ -11,32 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moeprof.capture.signals import SignalWatch
+from moeprof.capture.step_child import child_environment, find_python
 from moeprof.core.errors import EngineError, InputError
 
 LOOK_EVERY_S = 0.2
 STOP_GRACE_S = 30.0
-
-
-def check_python(python: Path) -> None:
-    """Is there a Python with a moeprof of its own?
-
-    Raises:
-        InputError: no; the message says what to do.
-    """
-    command = [str(python), "-c", "import moeprof; print(moeprof.__version__)"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
-    except OSError as error:
-        raise InputError(
-            f"--base-python {python}: cannot be run ({error.strerror}); give the interpreter of an environment, "
-            "such as base/.venv/bin/python"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"--base-python {python}: importing moeprof took over a minute") from error
-    if found.returncode != 0:
-        raise InputError(
-            f"--base-python {python}: has no moeprof; install the base revision there: {python} -m pip install moeprof"
-        )
 
 
 def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
@@ -53,11 +32,17 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         EngineError: it failed; the message is the last line that it said.
         InputError: it found the workload bad.
     """
+    python = find_python("base", python)
     command = [str(python), "-m", "moeprof", "run", str(workload), "--output-dir", str(folder)]
     command += ["--rounds", "1", "--launches", "1", "--no-content", "--quiet", "--write", "json"]
     command += options
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment()
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=child_environment(os.environ, python, None),
     )
     said, told = "", False
     try:
@@ -77,12 +62,3 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
         kind = InputError if process.returncode == InputError.exit_code else EngineError
         raise kind(f"--base-python {python}: the lone run of base failed: {last}")
-
-
-def environment() -> dict[str, str]:
-    """This process's environment without what would make the other Python import our packages.
-
-    The current folder is left out too: in a checkout of the new revision it holds the new moeprof.
-    """
-    ours = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return ours | {"PYTHONSAFEPATH": "1"}

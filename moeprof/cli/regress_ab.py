@@ -85,10 +85,10 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     """
     from moeprof.analysis.pricing import Pricing
     from moeprof.capture.ab import pair_up
-    from moeprof.capture.ab_elsewhere import check_python
     from moeprof.capture.ab_run import AbRun, in_one_process
     from moeprof.capture.run import new_run_folder
     from moeprof.capture.signals import SignalWatch
+    from moeprof.capture.step_child import check_python
     from moeprof.cli.progress import make_audience
 
     if options.base_python is not None:
