@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean
+.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean prove
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,16 @@ baseline: .venv/ready ## make that baseline anew, when a change is wanted: commi
 
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
+
+PROOFS := reports/power
+prove: .venv/ready ## can `moeprof regress` be believed? A/A and power, measured and judged (two hours; goes on where it was)
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-3 --comparisons 10
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind tail --comparisons 10
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-10 --comparisons 10 --mode processes
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-25 --comparisons 2 --mode stored
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-10 --comparisons 2 --mode stored
+	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind aa --comparisons 40 --load 3
+	$(BIN)/python -m tests.regress_power judge $(PROOFS)
 
 AZURE := ../shared/data/traces/AzureLLMInferenceTrace_conv.csv
 accept: .venv/ready ## a minute of the real Azure trace: open loop at a quarter length, offline at full length (minutes)
