@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean prove
+.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,12 @@ baseline: .venv/ready ## make that baseline anew, when a change is wanted: commi
 
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
+
+regress-example: .venv/ready ## the demo MoE against itself with a dead expert, in turn (two minutes); ends in 3, as it should
+	test -d reports/demo-dead || $(BIN)/python workloads/models/perturb_demo.py reports/demo-dead --kind dead
+	rm -rf reports/regress-example
+	$(BIN)/moeprof regress --ab workloads/regress-power.yaml workloads/regress-dead.yaml \
+	  --write comment,html,junit,json --output-dir reports/regress-example
 
 PROOFS := reports/power
 prove: .venv/ready ## can `moeprof regress` be believed? A/A and power, measured and judged (two hours; goes on where it was)
