@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from moeprof.analysis.regress.judge import judge_stored, pairs_are_enough
+from moeprof.analysis.regress.judge import judge_pairs, judge_stored, pairs_are_enough
 from moeprof.analysis.regress.result import Regression
 from moeprof.core.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.gate_text import parse_gate
 from moeprof.core.metric import MetricValue
 from tests.planted_picks import balanced_picks, forced, with_loads, with_picks
-from tests.planted_sides import DECODE, MODEL_FACTS, STEADY, exact, launches, model, side
+from tests.planted_sides import DECODE, MODEL_FACTS, STEADY, exact, launches, model, pairs, side
 
 PICKS = forced([balanced_picks(400, 8, 2)])
 LOADS = with_loads({"decode": [[100] * 8]}, 2)
@@ -131,3 +132,25 @@ def test_a_figure_that_is_not_valid_is_no_answer_even_without_a_reason() -> None
     broken = [replace(v, valid=False) for v in launches("step_mean_s", STEADY, **DECODE)]
     found = check(loaded(1.0, 16), side(model(*broken), run="new"), "timed")
     assert found.verdict == "cannot tell" and found.gates[0].ratio.reason == "a check failed"
+
+
+# -- few turns in which a side waits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stalls", "seconds", "verdict"),
+    [(1, 0.3, "cannot tell"), (1, 0.02, "no difference shown"), (2, 0.3, "worse"), (0, 0.3, "no difference shown")],
+)
+def test_one_long_wait_in_each_launch_is_not_set_aside_as_if_it_were_nothing(
+    tmp_path: Path, stalls: int, seconds: float, verdict: str
+) -> None:
+    """Of 120 steps of 10 ms, one that waits 300 ms is 24 %. Six such steps on one side: one time in 32 by chance."""
+    waits = np.where(np.isin(np.arange(120), [40, 90][:stalls]), seconds, 0.01)
+    passes = pairs(tmp_path, [1.0] * 6, lanes={"base": 0.01, "new": waits}, cpu_s={"base": 0.01, "new": 0.01})
+    lone = (side(model(*launches("step_mean_s", [0.01], **DECODE)), run=run) for run in ("base", "new"))
+    gate = parse_gate("step_mean_s{phase=decode}:1.5%", "--fail-on")
+    (found,) = judge_pairs(*lone, {"moe": passes}, "pairs", [gate]).gates
+    assert found.verdict == verdict
+    assert (stalls, seconds) != (1, 0.3) or "the ratio is 1.242, and they hit one side more often" in str(
+        found.ratio.reason
+    )
