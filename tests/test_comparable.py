@@ -125,10 +125,11 @@ def test_a_fact_of_the_run_that_an_older_file_never_knew_is_no_difference(tmp_pa
     assert [d.name for d in differences(replace(first, run={**first.run, "threads": None}), first)] == ["threads"]
 
 
-def test_another_record_format_is_only_noted(tmp_path: Path) -> None:
+def test_another_record_format_leaves_exact_figures_comparable(tmp_path: Path) -> None:
     first = facts_of(record(tmp_path / "a"))
     (told,) = differences(first, replace(first, run={**first.run, "format_version": 2}))
-    assert (told.name, told.forbids, told.flag_to_allow) == ("format_version", frozenset(), None)
+    assert (told.name, told.flag_to_allow) == ("format_version", "--allow format_version")
+    assert told.forbids == {"routing", "quality", "timed"} and told.text == "format version: 1 against 2"
 
 
 def test_other_requests_under_another_tokenizer_are_another_schedule_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from moeprof.analysis.regress.judge import judge_pairs, judge_stored, pairs_are_enough
 from moeprof.analysis.regress.result import Regression
 from moeprof.core.baseline import Baseline, BaselineModel
-from moeprof.core.errors import InputError
+from moeprof.core.errors import IncomparableError, InputError
 from moeprof.core.gate_text import parse_gate
 from moeprof.core.metric import MetricValue
 from tests.planted_picks import balanced_picks, forced, with_loads, with_picks
@@ -154,3 +154,24 @@ def test_one_long_wait_in_each_launch_is_not_set_aside_as_if_it_were_nothing(
     assert (stalls, seconds) != (1, 0.3) or "the ratio is 1.242, and they hit one side more often" in str(
         found.ratio.reason
     )
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fact", ["device", "format_version", "dtype", "schedule", "revision"])
+def test_unequal_facts_are_refused_in_one_line_that_names_them_and_the_flag(fact: str) -> None:
+    of_run = fact in ("device", "format_version")
+    steps = launches("step_mean_s", STEADY, **DECODE)
+    sides = [
+        side(
+            model(*steps, facts={} if of_run else {fact: said}), run=said, facts={fact: said} if of_run else {}
+        )
+        for said in ("old", "young")
+    ]  # fmt: skip
+    with pytest.raises(IncomparableError) as refused:
+        check(*sides)
+    (line,) = str(refused.value).splitlines()
+    assert f"{fact.replace('_', ' ')}{'' if of_run else ' of moe'}: old against young" in line
+    assert f"--allow {fact}" in line and refused.value.exit_code == 2
+    assert check(*sides, allow={fact}).exit_code == 0

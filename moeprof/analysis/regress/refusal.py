@@ -21,6 +21,7 @@ TRIED = frozenset({
     "max_batch_tokens",
     "max_batch",
     "kv_tokens",
+    "format_version",  # of the base's own moeprof
 })  # fmt: skip
 GROUPS = ("exact", "routing", "quality", "timed")
 
