@@ -39,7 +39,7 @@ def verdicts(found: Regression) -> dict[str, str]:
 
 def test_both_bounds_of_a_figure_are_in_force_beside_a_threshold() -> None:
     sides = [side(model(exact("weights_bytes", size)), run=f"run-{size}") for size in (100, 50)]
-    found = check(*sides, "weights_bytes>=80", "weights_bytes<=120", "weights_bytes:3%")
+    found = check(sides[0], sides[1], "weights_bytes>=80", "weights_bytes<=120", "weights_bytes:3%")
     assert verdicts(found) == {
         "weights_bytes>=80": "worse", "weights_bytes<=120": "no difference shown", "weights_bytes:3%": "better"
     }  # fmt: skip
@@ -48,10 +48,10 @@ def test_both_bounds_of_a_figure_are_in_force_beside_a_threshold() -> None:
 def test_two_thresholds_on_one_value_are_refused_and_that_of_one_model_comes_before_that_of_all() -> None:
     sides = [side(model(exact("weights_bytes", size)), run=f"run-{size}") for size in (100, 105)]
     with pytest.raises(InputError, match="the same value of moe has the gate 'weights_bytes:3%' too; one of them"):
-        check(*sides, "weights_bytes:3%", "weights_bytes:10%")
+        check(sides[0], sides[1], "weights_bytes:3%", "weights_bytes:10%")
     for gates in (["weights_bytes:3%", "weights_bytes{model=moe}:10%"], ["weights_bytes{model=moe}:10%", "exact"]):
-        assert verdicts(check(*sides, *gates)) == {"weights_bytes{model=moe}:10%": "no difference shown"}
-    assert check(*sides, "weights_bytes:3%", "weights_bytes:3%").verdict == "worse"
+        assert verdicts(check(sides[0], sides[1], *gates)) == {"weights_bytes{model=moe}:10%": "no difference shown"}
+    assert check(sides[0], sides[1], "weights_bytes:3%", "weights_bytes:3%").verdict == "worse"
 
 
 def test_agreement_that_only_the_new_run_cannot_tell_is_not_dropped() -> None:
@@ -88,7 +88,7 @@ def busiest(number: float) -> MetricValue:
 def test_a_part_of_a_run_routed_a_part_of_its_tokens_so_no_difference_is_a_fact() -> None:
     gate = "router_load_max_over_mean{phase=decode}:+0.2"
     sides = side(model(busiest(1.5))), side(model(busiest(1.8)), run="new")
-    assert check(*sides, gate).verdict == "worse"
+    assert check(sides[0], sides[1], gate).verdict == "worse"
     stopped = check(sides[0], replace(sides[1], status="interrupted"), gate)
     assert (stopped.verdict, stopped.doubts[0].code) == ("cannot tell", "run_not_done")
 
@@ -147,9 +147,9 @@ def test_one_long_wait_in_each_launch_is_not_set_aside_as_if_it_were_nothing(
     """Of 120 steps of 10 ms, one that waits 300 ms is 24 %. Six such steps on one side: one time in 32 by chance."""
     waits = np.where(np.isin(np.arange(120), [40, 90][:stalls]), seconds, 0.01)
     passes = pairs(tmp_path, [1.0] * 6, lanes={"base": 0.01, "new": waits}, cpu_s={"base": 0.01, "new": 0.01})
-    lone = (side(model(*launches("step_mean_s", [0.01], **DECODE)), run=run) for run in ("base", "new"))
+    lone = [side(model(*launches("step_mean_s", [0.01], **DECODE)), run=run) for run in ("base", "new")]
     gate = parse_gate("step_mean_s{phase=decode}:1.5%", "--fail-on")
-    (found,) = judge_pairs(*lone, {"moe": passes}, "pairs", [gate]).gates
+    (found,) = judge_pairs(lone[0], lone[1], {"moe": passes}, "pairs", [gate]).gates
     assert found.verdict == verdict
     assert (stalls, seconds) != (1, 0.3) or "the ratio is 1.242, and they hit one side more often" in str(
         found.ratio.reason
@@ -170,8 +170,8 @@ def test_unequal_facts_are_refused_in_one_line_that_names_them_and_the_flag(fact
         for said in ("old", "young")
     ]  # fmt: skip
     with pytest.raises(IncomparableError) as refused:
-        check(*sides)
+        check(sides[0], sides[1])
     (line,) = str(refused.value).splitlines()
     assert f"{fact.replace('_', ' ')}{'' if of_run else ' of moe'}: old against young" in line
     assert f"--allow {fact}" in line and refused.value.exit_code == 2
-    assert check(*sides, allow={fact}).exit_code == 0
+    assert check(sides[0], sides[1], allow={fact}).exit_code == 0
