@@ -91,6 +91,9 @@ def test_a_part_of_a_run_routed_a_part_of_its_tokens_so_no_difference_is_a_fact(
     assert check(sides[0], sides[1], gate).verdict == "worse"
     stopped = check(sides[0], replace(sides[1], status="interrupted"), gate)
     assert (stopped.verdict, stopped.doubts[0].code) == ("cannot tell", "run_not_done")
+    unfinished = exact("num_requests_unfinished", 3, traffic="offline", window="total")
+    late = side(model(busiest(1.8), unfinished), run="new")  # its max_minutes were over
+    assert check(sides[0], late, gate).verdict == "cannot tell"
 
 
 def test_what_is_undecided_because_the_run_failed_is_not_forgiven_as_noise_is() -> None:
@@ -113,24 +116,24 @@ def test_an_expert_that_died_is_caught_in_a_part_of_a_run_too() -> None:
 # -- requests that failed ----------------------------------------------------------------------------------------------
 
 
-def loaded(times: float, done: int, rounds: int = 1, run: str = "run") -> Baseline:
-    """Decode steps of ``times`` a second; of 16 requests a round so many ended well."""
+def loaded(times: float, failed: int, rounds: int = 1, run: str = "run") -> Baseline:
+    """Decode steps of ``times`` a second; of 16 requests a round so many failed."""
     labels = {"traffic": "offline", "window": "total"}
-    counts = exact("num_requests", 16 * rounds, **labels), exact("num_requests_done", done * rounds, **labels)
+    counts = exact("num_requests", 16 * rounds, **labels), exact("num_requests_failed", failed * rounds, **labels)
     return side(model(*launches("step_mean_s", [times * s for s in STEADY], **DECODE), *counts), run=run)
 
 
 def test_a_run_that_is_faster_because_requests_failed_is_not_better() -> None:
-    failing = check(loaded(1.0, 16), loaded(0.5, 8, run="new"), "timed")
+    failing = check(loaded(1.0, 0), loaded(0.5, 8, run="new"), "timed")
     (gate,) = failing.gates
     assert (failing.verdict, failing.exit_code) == ("cannot tell", 4)
-    assert gate.ratio.reason == "not the same work: 8 of 16 requests ended well, 16 of 16 in the reference"
-    assert check(loaded(1.0, 15), loaded(0.5, 15, rounds=3, run="new"), "timed").verdict == "better"
+    assert gate.ratio.reason == "not the same work: 8 of 16 requests failed or were refused, 0 of 16 in the reference"
+    assert check(loaded(1.0, 1), loaded(0.5, 1, rounds=3, run="new"), "timed").verdict == "better"
 
 
 def test_a_figure_that_is_not_valid_is_no_answer_even_without_a_reason() -> None:
     broken = [replace(v, valid=False) for v in launches("step_mean_s", STEADY, **DECODE)]
-    found = check(loaded(1.0, 16), side(model(*broken), run="new"), "timed")
+    found = check(loaded(1.0, 0), side(model(*broken), run="new"), "timed")
     assert found.verdict == "cannot tell" and found.gates[0].ratio.reason == "a check failed"
 
 

@@ -23,7 +23,7 @@ from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.results import in_order, overall, result_of
 from moeprof.analysis.regress.router_health import routing_change
 from moeprof.analysis.regress.routing_change import RoutingChange
-from moeprof.core.baseline import Baseline
+from moeprof.core.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.gates import Gate
 from moeprof.core.record_lanes import LanePass
@@ -165,7 +165,9 @@ def _case(
     found = list(differences(facts_of(reference), facts_of(other)))
     price = price_difference(reference, other)
     whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens
-    alike = {pair[1].name: whole and is_exact_routing(found, pair[1].name) for pair in models}
+    alike = {
+        pair[1].name: whole and not any(map(_is_cut, pair)) and is_exact_routing(found, pair[1].name) for pair in models
+    }
     if routing is None:
         changes = (routing_change(*pair, exact=alike[pair[1].name]) for pair in models)
         routing = [change for change in changes if change is not None]
@@ -179,6 +181,11 @@ def _case(
         allow=check_allow(allow),
         routing={change.model: change for change in routing},
     )
+
+
+def _is_cut(model: BaselineModel) -> bool:
+    """Requests were still under way when the time was up."""
+    return any(value.name == "num_requests_unfinished" and value.value for value in model.metrics)
 
 
 def _without_lone_times(gates: Sequence[ChosenGate]) -> tuple[ChosenGate, ...]:

@@ -104,14 +104,17 @@ def _other_work(chosen: ChosenGate, pair: ModelPair) -> str | None:
     for model in pair:
         traffic = dict(chosen.key[1]).get("traffic") or model.priced_traffic
         own = {v.name: v.value for v in model.metrics if v.labels == {"traffic": traffic, "window": "total"}}
-        num, done = own.get("num_requests"), own.get("num_requests_done")
-        if not num or done is None:
+        num, lost = own.get("num_requests"), [own.get(f"num_requests_{how}") for how in ("refused", "failed")]
+        if not num:
             return None
-        sides.append((done, num))
+        sides.append((sum(count or 0 for count in lost), num))
     (before, of_before), (now, of_now) = sides
     if math.isclose(before / of_before, now / of_now):
         return None
-    return f"not the same work: {now:g} of {of_now:g} requests ended well, {before:g} of {of_before:g} in the reference"
+    return (
+        f"not the same work: {now:g} of {of_now:g} requests failed or were refused, {before:g} of {of_before:g} in "
+        "the reference"
+    )
 
 
 def _limit(chosen: ChosenGate, launches: Launches) -> float:
