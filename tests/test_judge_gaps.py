@@ -137,6 +137,18 @@ def test_a_figure_that_is_not_valid_is_no_answer_even_without_a_reason() -> None
     assert found.verdict == "cannot tell" and found.gates[0].ratio.reason == "a check failed"
 
 
+def test_dollars_at_another_price_say_that_the_price_is_part_of_it() -> None:
+    def dollars(times: float, usd_per_hour: float, run: str) -> Baseline:
+        usd = launches("usd_per_1m_output_tokens", [times * s for s in STEADY], traffic="offline", window="total")
+        return side(model(*usd), run=run, usd_per_second=usd_per_hour / 3600)
+
+    dearer = check(dollars(1.0, 4.0, "a"), dollars(1.25, 5.0, "b"), "usd_per_1m_output_tokens:3%")
+    assert dearer.verdict == "worse"
+    assert str(dearer.gates[0].ratio.reason).endswith("at 4 USD/h against 5 USD/h, so the price is part of it")
+    same = check(dollars(1.0, 4.0, "a"), dollars(1.25, 4.0, "b"), "usd_per_1m_output_tokens:3%")
+    assert "price" not in str(same.gates[0].ratio.reason)
+
+
 # -- few turns in which a side waits -----------------------------------------------------------------------------------
 
 

@@ -207,7 +207,8 @@ def _lone_time(result: GateResult) -> GateResult:
 def _regression(
     case: _Case, mode: Mode, timed: Sequence[GateResult], heard: Noise, allow_undecided: bool
 ) -> Regression:
-    results = in_order([*timed, *(_untimed(case, gate) for gate in case.gates if gate.kind != "timed")])
+    found = [*timed, *(_untimed(case, gate) for gate in case.gates if gate.kind != "timed")]
+    results = in_order(_with_price(result, case.found) for result in found)
     is_same = is_same_run(case.reference, case.other)
     return Regression(
         verdict=overall(results),
@@ -231,6 +232,15 @@ def _regression(
         notes=_notes(case),
         launches=_launches(case, mode, timed),
     )
+
+
+def _with_price(result: GateResult, found: Sequence[Difference]) -> GateResult:
+    """Dollars at two prices: the verdict stands, and says that the price is part of it."""
+    price = next((one for one in found if one.name == "price"), None)
+    if price is None or result.card.section != "cost" or result.kind == "bound":
+        return result
+    said = f"at {price.first} against {price.second}, so the price is part of it"
+    return replace(result, ratio=replace(result.ratio, reason=f"{result.ratio.reason}; {said}"))
 
 
 def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
