@@ -88,6 +88,9 @@ def test_a_saved_baseline_judges_as_its_run_does(runs: Path, tmp_path: Path) -> 
     ]
     assert gates[0] == gates[1] == gates[2]
     assert [code for code, _, _ in said] == [3, 3, 3]
+    next(tmp_path.glob("*/*/main.json")).with_name("other.json").write_text('{"format_version": 99}')
+    code, _, err = regress(runs / "slow" / "planted", "--baseline", ways[0], "--baselines", tmp_path, *RENT)
+    assert code == 3 and "note: no trend: " in err, "another file of the folder hides no verdict"
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,11 @@ def _trend(regression: Regression, other: Baseline, choices: Choices) -> Trend |
     from moeprof.analysis.regress.trend import trend, wanted_figures
     from moeprof.core.baseline_store import history
 
-    stored: Sequence[Baseline] = history(choices.baselines, other.workload, other.device)
+    stored: Sequence[Baseline] = ()
+    try:
+        stored = history(choices.baselines, other.workload, other.device)
+    except InputError as error:  # another file of the folder must not hide the verdict
+        print(f"moeprof: note: no trend: {error}", file=sys.stderr)
     if not stored:
         return None
     return trend((*stored, other), wanted_figures(regression), last=choices.last)
