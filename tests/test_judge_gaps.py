@@ -190,3 +190,28 @@ def test_unequal_facts_are_refused_in_one_line_that_names_them_and_the_flag(fact
     assert f"{fact.replace('_', ' ')}{'' if of_run else ' of moe'}: old against young" in line
     assert f"--allow {fact}" in line and refused.value.exit_code == 2
     assert check(sides[0], sides[1], allow={fact}).exit_code == 0
+
+
+def test_what_rounds_otherwise_may_cost_an_expert_its_only_pick_and_that_is_no_dead_expert() -> None:
+    """Expert 7 has one pick of 800. By the same facts any difference is one; on another processor that one flips."""
+    few = PICKS.picks_TLK.copy()
+    few[few == 7] = 6
+    few[0, 0] = [0, 7]
+    flipped = few.copy()
+    flipped[0, 0] = [0, 6]
+    picks = [
+        moe(with_picks(replace(PICKS, picks_TLK=ids), [8], [2]), exact("total_params", 5)) for ids in (few, flipped)
+    ]
+
+    def gained(**facts: Any) -> str:
+        found = check(side(picks[0]), side(picks[1], run="new", facts=facts), "dead_experts:0")
+        return found.verdict
+
+    assert gained() == gained(versions="moeprof 2") == "worse"
+    assert gained(device="another") == gained(versions="moeprof 1, torch 3") == "no difference shown"
+    dead = PICKS.picks_TLK.copy()
+    dead[dead == 7] = 6
+    sides = (moe(with_picks(replace(PICKS, picks_TLK=ids), [8], [2])) for ids in (PICKS.picks_TLK, dead))
+    reference, other = sides
+    elsewhere = side(other, run="new", facts={"device": "another"})
+    assert check(side(reference), elsewhere, "routing").verdict == "worse"
