@@ -160,7 +160,7 @@ def _movement(chosen: ChosenGate) -> tuple[float, float] | None:
     low, high = moved
     if chosen.better == "neither":
         return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
-    return (low, high) if chosen.better == "lower" else (-high, -low)
+    return (low, high) if chosen.better == "lower" else (0.0 - high, 0.0 - low)
 
 
 def _numbers(chosen: ChosenGate) -> tuple[float, float]:
