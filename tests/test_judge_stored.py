@@ -362,7 +362,7 @@ def test_every_fact_that_forbids_a_gate_in_use_has_a_line_with_its_flag() -> Non
     (dtype,) = lines(of_model={"dtype": "float16"})
     assert dtype.startswith("dtype of moe: bfloat16 against float16: forbids the timed gates; --allow dtype")
     (other_model,) = lines("default", of_model={"model": "another"})
-    assert "forbids the exact and timed gates; --allow model" in other_model and "gate what" not in other_model
+    assert "forbids the timed gates; --allow model" in other_model and other_model.endswith("--fail-on exact")
     (schedule,) = lines(of_model={"schedule": "sha256 " + "6" * 64})
     assert "--allow schedule" in schedule
 
@@ -388,11 +388,43 @@ def test_the_command_line_prints_one_line_per_fact(
     assert capsys.readouterr().err == "moeprof: device: a against b\nmoeprof: threads: 1\\x1b against 2\n"
 
 
+def test_a_counted_fact_that_is_worse_is_said_whatever_else_differs() -> None:
+    """5 % more parameters are another model, which forbids times; but that they are more is certain."""
+    steps = launches("step_mean_s", STEADY, **DECODE)
+    reference = side(model(exact("weights_bytes", 100), *steps))
+    heavier = side(model(exact("weights_bytes", 105), *steps, facts={"model": "105 parameters"}), run="new")
+    lighter = side(model(exact("weights_bytes", 95), *steps, facts={"model": "95 parameters"}), run="new")
+
+    found = check(reference, heavier)
+
+    assert (found.verdict, found.exit_code) == ("worse", 3)
+    assert [(gate.key[0], gate.verdict) for gate in found.gates] == [
+        ("weights_bytes", "worse"),
+        ("step_mean_s", "incomparable"),
+    ]
+    assert found.gates[1].decide == "--allow model"
+    with pytest.raises(IncomparableError, match="--allow model"):
+        check(reference, lighter)
+    assert check(reference, lighter, "exact").verdict == "better"
+
+
+def test_a_model_that_the_new_run_lacks_is_refused_unless_that_is_allowed() -> None:
+    reference = side(model(PARAMS, name="a"), model(PARAMS, name="b"))
+    new = side(model(PARAMS, name="a"), run="new")
+
+    with pytest.raises(IncomparableError, match=r"models: b of run, not in new: .*--allow models"):
+        check(reference, new)
+    assert check(reference, new, allow=("models",)).verdict == "no difference shown"
+    assert check(new, reference).verdict == "no difference shown", "one more model loses no gate"
+
+
 def test_no_model_in_common_is_an_error_and_one_sided_models_are_noted() -> None:
     with pytest.raises(InputError, match=r"no model is in both run \(a, b\) and new \(c, d\)"):
         check(side(model(PARAMS, name="a"), model(name="b")), side(model(name="c"), model(name="d"), run="new"))
     found = check(
-        side(model(PARAMS, name="a"), model(name="b")), side(model(PARAMS, name="a"), model(name="c"), run="new")
+        side(model(PARAMS, name="a"), model(name="b")),
+        side(model(PARAMS, name="a"), model(name="c"), run="new"),
+        allow=("models",),
     )
     assert found.notes == (
         "Only the reference has b; what one side has is not judged.",

@@ -48,7 +48,8 @@ MODEL_FACTS: dict[str, frozenset[MetricClass]] = {
     "tokenizer": PER_TOKEN,
     "schedule": MEASURED,
 }
-FACTS: tuple[str, ...] = (*RUN_FACTS, *MODEL_FACTS)
+# `models`: a check may do without a model that the new run lacks.
+FACTS: tuple[str, ...] = (*RUN_FACTS, *MODEL_FACTS, "models")
 _LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 

@@ -18,7 +18,13 @@ from moeprof.analysis.regress.changes import all_changes, is_same_run, num_launc
 from moeprof.analysis.regress.doubts import doubts_of
 from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
-from moeprof.analysis.regress.refusal import is_exact_routing, refuse_incomparable, tried
+from moeprof.analysis.regress.refusal import (
+    is_exact_routing,
+    judged_all_the_same,
+    refuse_incomparable,
+    refuse_lost_models,
+    tried,
+)
 from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.results import in_order, overall, result_of
 from moeprof.analysis.regress.router_health import routing_change
@@ -67,13 +73,14 @@ def judge_stored(
             in use (one line each).
     """
     case = _case(reference, other, gates, allow, routing, stored.FLOOR_RATIO)
-    refuse_incomparable(case.gates, case.found, case.allow)
+    free, stopped = judged_all_the_same(case.gates, case.found, case.allow)
+    case = replace(case, gates=free)
     shifts = {
         pair[1].name: noise.stored_shift(noise.kernel_seconds(pair[0]), noise.kernel_seconds(pair[1]))
         for pair in case.models
     }
     timed = stored.stored_gates([gate for gate in case.gates if gate.kind == "timed"], case.models, shifts)
-    return _regression(case, "stored", timed, noise.stored_noise(case.models), allow_undecided)
+    return _regression(case, "stored", [*timed, *stopped], noise.stored_noise(case.models), allow_undecided)
 
 
 def judge_pairs(
@@ -162,6 +169,7 @@ def _case(
     if any(one.name != model.name for one, model in models):  # the only model of each side, renamed
         models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
         reference = replace(reference, models=(models[0][0],))
+    refuse_lost_models(reference, other, check_allow(allow))
     found = list(differences(facts_of(reference), facts_of(other)))
     price = price_difference(reference, other)
     whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens

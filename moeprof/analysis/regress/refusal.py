@@ -7,7 +7,12 @@ from dataclasses import replace
 
 from moeprof.analysis.compare.comparable import NOTHING, Difference, forbidden_by
 from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.regress.exact import exact_gate
 from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.result import GateResult
+from moeprof.analysis.regress.results import result_of
+from moeprof.core.baseline import Baseline
 from moeprof.core.errors import IncomparableError
 
 # What base and new of launch pairs may differ in: it is what is being tried.
@@ -51,8 +56,27 @@ def _rounds_otherwise(difference: Difference) -> bool:
     return any(sides[0].get(package) != sides[1].get(package) for package in ARITHMETIC)
 
 
+def forbidding(
+    gates: Iterable[ChosenGate], found: Sequence[Difference], allow: Collection[str]
+) -> list[tuple[Difference, ...]]:
+    """For each gate the facts that differ and forbid it; none for a bound, which looks at one side.
+
+    A model of another size is what the exact gates are there to tell, so that forbids them nothing.
+    """
+    return [
+        ()
+        if chosen.kind == "bound"
+        else tuple(
+            one
+            for one in forbidden_by(found, classes_of(chosen.gate.metric), model=chosen.model, allow=allow)
+            if not (chosen.kind == "exact" and one.name == "model")
+        )
+        for chosen in gates
+    ]
+
+
 def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]) -> None:
-    """Refuse where a fact that differs forbids a gate in use. Bounds look at one side, so nothing forbids them.
+    """Refuse where a fact that differs forbids a gate in use.
 
     Args:
         gates: in use.
@@ -64,18 +88,52 @@ def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference]
     """
     hit: dict[str, tuple[Difference, dict[str, None]]] = {}
     free: set[str] = set()
-    for chosen in gates:
-        if chosen.kind == "bound":
-            continue
-        against = forbidden_by(found, classes_of(chosen.gate.metric), model=chosen.model, allow=allow)
+    for chosen, against in zip(gates, forbidding(gates, found, allow), strict=True):
         for one in against:
             hit.setdefault(one.text, (one, {}))[1][chosen.kind] = None
-        if not against:
+        if not against and chosen.kind != "bound":
             free.add(chosen.kind)
     stopped = {kind for _, kinds in hit.values() for kind in kinds}
     groups = [group for group in GROUPS if group in free - stopped]
     if hit:
         raise IncomparableError([_line(one, list(kinds), groups) for one, kinds in hit.values()])
+
+
+def judged_all_the_same(
+    gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]
+) -> tuple[tuple[ChosenGate, ...], tuple[GateResult, ...]]:
+    """The gates that nothing forbids, and the others as incomparable, where a counted fact is worse for certain.
+
+    That is known whatever else differs, and hiding it behind a refusal would help nobody.
+
+    Raises:
+        IncomparableError: something forbids a gate, and no counted fact is worse.
+    """
+    against = forbidding(gates, found, allow)
+    free = tuple(chosen for chosen, facts in zip(gates, against, strict=True) if not facts)
+    if not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
+        refuse_incomparable(gates, found, allow)
+    stopped = tuple(
+        result_of(chosen, Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
+                  decide=f"{facts[0].flag_to_allow}")
+        for chosen, facts in zip(gates, against, strict=True)
+        if facts
+    )  # fmt: skip
+    return free, stopped
+
+
+def refuse_lost_models(reference: Baseline, other: Baseline, allow: Collection[str]) -> None:
+    """A model that the new run lacks has lost its gates, which must not look like a pass.
+
+    Raises:
+        IncomparableError: there is one, and that was not allowed.
+    """
+    held = {model.name for model in other.models}
+    lost = [model.name for model in reference.models if model.name not in held]
+    if lost and "models" not in allow:
+        what = f"models: {', '.join(lost)} of {reference.name}, not in {other.name}"
+        cure = "--allow models, or give the model its old name"
+        raise IncomparableError([f"{what}: its gates would be lost in silence; {cure}"])
 
 
 def _line(difference: Difference, kinds: Sequence[str], groups: Sequence[str]) -> str:

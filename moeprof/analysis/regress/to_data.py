@@ -14,7 +14,7 @@ import moeprof
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.result import Change, GateResult, Regression
-from moeprof.analysis.regress.routing_change import LayerChange, RoutingChange
+from moeprof.analysis.regress.routing_change import GateFigure, LayerChange, RoutingChange
 from moeprof.core.metric import Card, MetricValue
 
 FORMAT_VERSION = 1
@@ -137,8 +137,13 @@ def _routing(change: RoutingChange) -> dict[str, Any]:
             {"name": value.name, "labels": dict(value.labels), "value": value.value, "reasons": list(value.reasons)}
             for value in change.metrics
         ],
+        "busiest": {phase: _figure(figure) for phase, figure in change.busiest.items()},
         "layers": [_layer(layer) for layer in change.layers],
     }
+
+
+def _figure(figure: GateFigure) -> dict[str, Any]:
+    return asdict(figure) | {"interval": None if figure.interval is None else list(figure.interval)}
 
 
 def _layer(layer: LayerChange) -> dict[str, Any]:
