@@ -58,6 +58,14 @@ def test_waiting_that_one_side_brought_about_counts(tmp_path: Path) -> None:
     assert min(found.logs) > math.log(1.5)
 
 
+def test_an_account_that_does_not_add_up_is_not_used(tmp_path: Path) -> None:
+    """10 ms of wall time cannot hold 8 ms of computing and 8 ms of waiting."""
+    sides = {"base": 0.01, "new": 0.01}
+    written = write_lanes(tmp_path, sides, cpu_s=dict.fromkeys(sides, 0.008), queued_s=dict.fromkeys(sides, 0.008))
+
+    assert np.isnan(lane_times(written, keep_taken=True).queued_SL).all()
+
+
 def test_without_the_account_wall_time_decides(tmp_path: Path) -> None:
     passes = [write_lanes(tmp_path, {"base": 0.01, "new": 0.02}, launch=launch) for launch in range(2)]
 

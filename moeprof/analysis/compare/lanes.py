@@ -47,7 +47,8 @@ class LaneTimes:
         tokens_S: prompt and output tokens of the step's batch.
         time_SL: wall seconds (on a GPU the host waits for the device).
         cpu_SL: processor seconds of the process.
-        queued_SL: seconds of ``time_SL`` in which another program had the processor; NaN where that is not known.
+        queued_SL: seconds of ``time_SL`` in which another program had the processor; NaN where that is not known, or
+            does not add up.
         distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
         max_SL: tokens of the busiest expert, summed over MoE layers; NaN for dense lanes.
         set_aside: turns left out because the machine took the processor away in some lane.
@@ -110,6 +111,8 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
     cycle, step = (phase.index.get_level_values(name).to_numpy(dtype=np.int64) for name in ("cycle", "step"))
     time, cpu, queued = values("wall_s"), values("cpu_s"), values("queued_s")
     whole = np.isfinite(time).all(axis=1) & _in_whole_cycle(cycle, step)
+    if keep_taken and not _adds_up(time[whole], cpu[whole], queued[whole]):
+        queued = np.full_like(queued, np.nan)
     taken = taken_away(time - np.nan_to_num(queued) if keep_taken else time, cpu)
     kept = whole if keep_taken else whole & ~taken.any(axis=1)
     tokens = values("prefill_tokens") + values("decode_tokens")
@@ -131,6 +134,12 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         wall_over_cpu_ratio=wall_over_cpu_ratio(time, cpu),
         taken_SL=taken[kept],
     )
+
+
+def _adds_up(time_SL: FloatArray, cpu_SL: FloatArray, queued_SL: FloatArray) -> bool:
+    """No more seconds computed and waited than there were, but for what the clocks' own calls take; else no account."""
+    known = np.isfinite(time_SL) & np.isfinite(cpu_SL) & np.isfinite(queued_SL)
+    return bool((cpu_SL + queued_SL)[known].sum() <= 1.02 * time_SL[known].sum())
 
 
 def _in_whole_cycle(cycle: IntArray, step: IntArray) -> BoolArray:
