@@ -63,9 +63,12 @@ def test_agreement_that_only_the_new_run_cannot_tell_is_not_dropped() -> None:
     assert check(told, told, "routing").verdict == "no difference shown"
 
 
-def test_a_reference_without_picks_is_said_and_the_rest_is_judged() -> None:
+def test_a_reference_without_picks_cannot_tell_agreement_and_the_rest_is_judged() -> None:
+    """Its npz may have been left out of the repository: that must not look like a pass."""
     found = check(side(moe(LOADS)), side(moe(replace(LOADS, picks=PICKS)), run="new"))
-    assert found.verdict == "no difference shown" and set(verdicts(found)) == {"dead_experts:0"}
+    assert found.verdict == "cannot tell"
+    assert verdicts(found) == {"dead_experts:0": "no difference shown", "routing_agreement_ratio:-1%": "cannot tell"}
+    assert "the baseline has no picks of forced tokens: is its .npz there?" in str(found.gates[0].ratio.reason)
     assert found.notes == ("The reference has no picks of forced tokens (moe): routing agreement is not judged.",)
 
 
@@ -75,6 +78,19 @@ def test_a_reference_without_picks_is_said_and_the_rest_is_judged() -> None:
 def test_gates_on_no_time_do_not_ask_for_more_pairs(gate: str) -> None:
     sides = [side(moe(with_picks(PICKS, [8], [2]), exact("weights_bytes", 5)), run=run) for run in ("base", "new")]
     assert pairs_are_enough(sides[0], sides[1], {"moe": ()}, "pairs", [parse_gate(gate, "--fail-on")])
+
+
+def test_another_checkpoint_is_not_gated_on_agreement_unless_that_is_asked_for() -> None:
+    """A few training steps move some per cent of the picks; what tells collapse is gated all the same."""
+    sides = [
+        side(replace(moe(replace(LOADS, picks=PICKS)), facts={"revision": f"sha256:{run}"}), run=run)
+        for run in ("a", "b")
+    ]
+    default = check(*sides, allow=("revision",))
+    named = check(*sides, "routing_agreement_ratio:-1%", allow=("revision",))
+
+    assert "dead_experts:0" in verdicts(default) and "routing_agreement_ratio:-1%" not in verdicts(default)
+    assert set(verdicts(named)) == {"routing_agreement_ratio:-1%"}
 
 
 # -- parts of runs -----------------------------------------------------------------------------------------------------

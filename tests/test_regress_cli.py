@@ -289,3 +289,21 @@ def test_a_reader_that_goes_away_does_not_hide_the_verdict(runs: Path) -> None:
         process.stdout.close()
 
     assert process.returncode == 3
+
+
+def test_where_nothing_is_judged_the_comment_and_the_summary_say_why(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    other = changed_record(runs / "same" / "planted", tmp_path / "other", threads=7)
+    arguments = (other, "--baseline", runs / "base" / "planted", "--write", "comment", "--output-dir", tmp_path / "out")
+
+    code, out, err = regress(*arguments, *RENT)
+
+    comment = (tmp_path / "out" / "comment.md").read_text()
+    assert (code, out) == (2, "")
+    assert comment.startswith("### NO VERDICT\n\n- threads: ") and "ended with 2" in comment
+    assert summary.read_text() == comment + "\n"
+    assert "gate what can be compared: --fail-on exact" in err

@@ -75,7 +75,7 @@ def regress(
     """Judge a run against a baseline, or measure two revisions in turn: exit 0 fine, 3 regression, 4 cannot tell."""
     from moeprof.cli.regress_ab import AbOptions, measured_pairs
     from moeprof.cli.regress_judge import Choices, judge_pairs_folder, judge_run
-    from moeprof.cli.regress_output import Output, show
+    from moeprof.cli.regress_output import Output, show, telling
     from moeprof.core.record_pairs import is_pairs_record
 
     _check_usage(run, baseline, ab, base_python, launches, max_seconds, until_precise, max_minutes)
@@ -93,11 +93,15 @@ def regress(
             max_minutes=max_minutes, device=device, threads=threads, usd_per_device_hour=usd_per_device_hour,
             quiet=quiet,
         )  # fmt: skip
-        folder = measured_pairs(ab[0], ab[1], options, choices, output_dir)
-        show(judge_pairs_folder(folder, choices), output.into(folder))
+        with telling(output):
+            folder = measured_pairs(ab[0], ab[1], options, choices, output_dir)
+            judged = judge_pairs_folder(folder, choices)
+        show(judged, output.into(folder))
     elif run is not None:
-        pairs = is_pairs_record(run)
-        show(judge_pairs_folder(run, choices) if pairs else judge_run(run, str(baseline), choices), output)
+        with telling(output):
+            pairs = is_pairs_record(run)
+            judged = judge_pairs_folder(run, choices) if pairs else judge_run(run, str(baseline), choices)
+        show(judged, output)
 
 
 def _check_usage(run: Path | None, baseline: str | None, ab: tuple[Path, Path] | None, *only_with_ab: object) -> None:

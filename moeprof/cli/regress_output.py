@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeprof.core.errors import InputError, RegressionFoundError, UndecidedError
+from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
 
 if TYPE_CHECKING:
     from moeprof.analysis.document import Document
@@ -98,6 +100,40 @@ def show(judged: Judged, output: Output) -> None:
         raise UndecidedError(f"{said} ({hint})")
 
 
+@contextmanager
+def telling(output: Output) -> Iterator[None]:
+    """Inside, an error that leaves nothing judged is told to whoever reads the comment; then it goes on."""
+    try:
+        yield
+    except (InputError, EngineError) as error:
+        no_verdict(error, output)
+        raise
+
+
+def no_verdict(error: MoeprofError, output: Output) -> None:
+    """Say in the comment and the step's summary why nothing was judged, so that no older verdict stays there."""
+    from moeprof.render.comment import render_no_verdict
+
+    text = render_no_verdict(error.lines or (str(error),), error.exit_code)
+    folder = output.folder
+    if "comment" in output.formats and folder is not None and not (folder / PAGES["comment"]).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PAGES["comment"]).write_text(text, encoding="utf-8")
+        print(f"Wrote {folder / PAGES['comment']}", file=sys.stderr)
+    if output.github:
+        _append_summary(text)
+
+
+def _append_summary(text: str) -> None:
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            raise InputError(f"GITHUB_STEP_SUMMARY {summary}: cannot be written ({error.strerror})") from error
+
+
 def _counted(regression: Regression, verdict: str) -> str:
     num, of = len(regression.with_verdict(verdict)), len(regression.gates)
     return f"{num} of {of} gates {'is' if num == 1 else 'are'}"
@@ -155,10 +191,4 @@ def _tell_github(regression: Regression, document: Document, output: Output) -> 
     stream = sys.stdout if output.form == "table" else sys.stderr
     for line in annotation_lines(regression):
         print(line, file=stream)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        try:
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(_page("comment", regression, document) + "\n")
-        except OSError as error:
-            raise InputError(f"GITHUB_STEP_SUMMARY {summary}: cannot be written ({error.strerror})") from error
+    _append_summary(_page("comment", regression, document))

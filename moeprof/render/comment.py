@@ -162,6 +162,17 @@ def _text(lines: Sequence[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
+def render_no_verdict(lines: Sequence[str], exit_code: int) -> str:
+    """What stands in the comment's place when nothing could be judged, so that no older verdict stays there.
+
+    Args:
+        lines: why, as on the command line.
+        exit_code: how the command ends.
+    """
+    said = [f"- {escape(one_line(line))}" for line in lines]
+    return _text(["### NO VERDICT", "", *said, "", f"Nothing was judged; `moeprof regress` ended with {exit_code}."])
+
+
 def guarded(line: str) -> str:
     """What GitHub makes of text besides Markdown: entities, mentions of people, formulas between dollars."""
     if line.startswith(MARKER):

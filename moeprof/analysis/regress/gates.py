@@ -183,11 +183,13 @@ def _of_change(gate: Gate, card: Card, better: Better, model: str, figure: GateF
 
 
 def _lost(gate: Gate, card: Card, better: Better, pair: ModelPair, change: RoutingChange | None) -> ChosenGate | None:
-    """Agreement that nobody can tell any more: the reference has picks, the new run none of the same tokens."""
-    if pair[0].picks is None or _given(gate):  # it was saved without
+    """Agreement that nobody can tell: one side has picks, the other none of the same tokens."""
+    if (pair[0].picks is None and pair[1].picks is None) or _given(gate):  # neither recorded any
         return None
     found = None if change is None else change.metric(gate.metric)
-    reasons = (*(found.reasons if found is not None else ()), "it has no picks of forced tokens")
+    side = "the new run" if pair[1].picks is None else "the baseline"
+    without = f"{side} has no picks of forced tokens" + ("" if pair[1].picks is None else ": is its .npz there?")
+    reasons = (*(found.reasons if found is not None and None not in (pair[0].picks, pair[1].picks) else ()), without)
     return ChosenGate(
         gate=gate,
         kind="routing" if gate.kind in ("ratio", "absolute") else "bound",

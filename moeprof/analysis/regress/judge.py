@@ -24,6 +24,7 @@ from moeprof.analysis.regress.refusal import (
     refuse_incomparable,
     refuse_lost_models,
     tried,
+    without_agreement_between_checkpoints,
 )
 from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.results import in_order, overall, result_of
@@ -183,7 +184,9 @@ def _case(
         reference=reference,
         other=other,
         models=models,
-        gates=resolve(gates, models, floor_ratio=floor_ratio, routing=routing),
+        gates=without_agreement_between_checkpoints(
+            resolve(gates, models, floor_ratio=floor_ratio, routing=routing), found
+        ),
         found=(*found, *([price] if price else [])),
         alike=frozenset(name for name, same in alike.items() if same),
         allow=check_allow(allow),

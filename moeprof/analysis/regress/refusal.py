@@ -122,6 +122,26 @@ def judged_all_the_same(
     return free, stopped
 
 
+def without_agreement_between_checkpoints(
+    gates: Iterable[ChosenGate], found: Sequence[Difference]
+) -> tuple[ChosenGate, ...]:
+    """The gates without the default one on agreement where a model's revision differs.
+
+    Another checkpoint routes otherwise by its nature: a few training steps moved 3 to 4 % of the demo MoE's picks. How
+    much stands on the page; what is gated is what tells collapse: dead experts, the busiest expert's load, quality.
+    """
+    new = {one.model for one in found if one.name == "revision"}
+    return tuple(
+        chosen
+        for chosen in gates
+        if not (
+            chosen.is_default
+            and chosen.gate.metric == "routing_agreement_ratio"
+            and (None in new or chosen.model in new)
+        )
+    )
+
+
 def refuse_lost_models(reference: Baseline, other: Baseline, allow: Collection[str]) -> None:
     """A model that the new run lacks has lost its gates, which must not look like a pass.
 
