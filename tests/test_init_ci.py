@@ -144,10 +144,27 @@ def test_only_the_job_that_comments_may_write_and_it_runs_no_code_of_the_change(
     assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
         "comment": {"pull-requests": "write"}
     }
-    assert [step["uses"].split("@")[0] for step in jobs["comment"]["steps"]] == [
+    assert {step["uses"].split("@")[0] for step in jobs["comment"]["steps"]} == {
         "actions/download-artifact",
         "actions/github-script",
+    }
+
+
+def test_the_comment_is_read_where_it_was_kept_whether_one_job_ran_or_both() -> None:
+    """An artifact that is named lies flat under ``path``; one of a pattern has a folder only where several match."""
+    jobs = yaml.safe_load(texts()["init --ci github"])["jobs"]
+    *downloads, script = jobs["comment"]["steps"]
+    assert [step["with"] for step in downloads] == [
+        {"name": "moeprof-exact", "path": "moeprof-exact"},
+        {"name": "moeprof-timed", "path": "moeprof-timed"},
     ]
+    assert all(step["continue-on-error"] is True for step in downloads)
+    assert "`moeprof-${job}/${job}/comment.md`" in script["with"]["script"]
+    for name in ("exact", "timed"):
+        kept = next(step["with"] for step in jobs[name]["steps"] if "upload" in step.get("uses", ""))
+        call = next(words for words in commands(json.dumps(jobs[name])) if words[0] == "regress")
+        assert kept["name"] == f"moeprof-{name}"
+        assert Path(parse(call)["output_dir"]).relative_to(kept["path"]) == Path(name)
 
 
 def test_our_workflow_gives_our_action_what_it_takes() -> None:
