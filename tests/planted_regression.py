@@ -7,6 +7,7 @@ in tests/golden/regress/ again.
 
 from __future__ import annotations
 
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -281,8 +282,9 @@ def write_golden() -> None:
     """Every form of the planted check, as the code makes it now."""
     from moeprof.render.ci.files import CI_FORMATS, write_ci_files
 
-    for path in write_ci_files(planted(), GOLDEN, CI_FORMATS):
-        print(path.name)
+    with chdir(GOLDEN):  # no folder `workloads` there
+        for path in write_ci_files(planted(), GOLDEN, CI_FORMATS):
+            print(path.name)
 
 
 if __name__ == "__main__":

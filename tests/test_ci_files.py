@@ -27,7 +27,7 @@ from moeprof.render.ci.files import CI_FORMATS, write_ci_files
 from moeprof.render.ci.github_annotations import render_annotations
 from moeprof.render.ci.gitlab import render_code_quality, render_metrics
 from moeprof.render.ci.junit import render_junit
-from moeprof.render.ci.words import case_names, place
+from moeprof.render.ci.words import case_names, place, workload_file
 from tests.planted_regression import GOLDEN, MODEL, ODD, planted, undecided
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -89,6 +89,7 @@ def outcomes(check: Regression) -> dict[tuple[str, str], tuple[str, str | None]]
 def test_a_form_is_byte_for_byte_its_golden_file(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a wanted change: ``python -m tests.planted_regression``, and read the diff."""
     monkeypatch.setattr(moeprof, "__version__", "0.1.0")
+    monkeypatch.chdir(tmp_path)  # no folder `workloads` here
     for path in write_ci_files(planted(), tmp_path, [form]):
         assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
 
@@ -264,7 +265,10 @@ def findings(check: Regression) -> list[dict[str, Any]]:
     return found
 
 
-def test_code_quality_has_a_finding_for_each_gate_that_fails_or_cannot_tell() -> None:
+def test_code_quality_has_a_finding_for_each_gate_that_fails_or_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     found = findings(planted())
     pytest.importorskip("jsonschema").validate(found, FINDINGS_SCHEMA)
     assert [one["severity"] for one in found] == ["major"] * 5 + ["minor"] * 2
@@ -272,6 +276,15 @@ def test_code_quality_has_a_finding_for_each_gate_that_fails_or_cannot_tell() ->
     places = [(one["location"]["path"], one["location"]["lines"]["begin"]) for one in found]
     assert places.count(("workloads/ci-smoke.yaml", 14)) == 1
     assert places.count(("ci-smoke.yaml", 1)) == 6
+    (tmp_path / "workloads").mkdir()
+    (tmp_path / "workloads" / "ci-smoke.yaml").touch()
+    paths = [one["location"]["path"] for one in findings(planted())]
+    assert paths == ["workloads/ci-smoke.yaml"] * 7, "GitLab reads paths from the root of the repository"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800"])
+def test_a_workload_of_a_name_that_no_file_can_have_is_pointed_at_all_the_same(name: str) -> None:
+    assert workload_file(name) == f"{name}.yaml"
 
 
 def test_a_fingerprint_stays_while_only_figures_move_and_changes_with_the_verdict() -> None:

@@ -21,7 +21,7 @@ from collections import Counter
 from typing import Any
 
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.render.ci.words import case_names, place, point, sentence
+from moeprof.render.ci.words import case_names, place, point, sentence, workload_file
 
 PREFIX = "moeprof_"
 Samples = dict[tuple[tuple[str, str], ...], float | int]
@@ -65,7 +65,7 @@ def _severity(verdict: str, regression: Regression) -> str | None:
 
 def _finding(regression: Regression, gate: GateResult, name: str, severity: str) -> dict[str, Any]:
     # a gate without a place (a flag, a default) is pointed at the workload by its usual name
-    file, line = place(gate.gate.source) or (f"{regression.workload}.yaml", 1)
+    file, line = place(gate.gate.source) or (workload_file(regression.workload), 1)
     whole = "\0".join((regression.workload, gate.model, name, gate.verdict))
     return {
         "description": f"{name} of {gate.model}: {sentence(gate)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -115,6 +116,12 @@ def place(source: str) -> tuple[str, int] | None:
             return None
         file = file.relative_to(Path.cwd())
     return None if ".." in file.parts else (file.as_posix(), int(found["line"] or 1))
+
+
+def workload_file(workload: str) -> str:
+    """Where the workload of this name stands, seen from the working directory, by the names that files usually have."""
+    usual = f"workloads/{workload}.yaml"
+    return usual if os.path.isfile(usual) else f"{workload}.yaml"  # Path.is_file raises for long names
 
 
 def _name(result: GateResult) -> str:
