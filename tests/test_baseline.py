@@ -258,15 +258,24 @@ def test_damage_is_named_by_its_key_in_one_line(
     with pytest.raises(RecordError, match=said) as raised:
         load_baseline(file)
     assert str(raised.value).startswith(f"{file}: damaged") and "\n" not in str(raised.value)
+    assert str(raised.value).endswith("; take it from version control again")
 
 
 def test_a_truncated_file_is_damaged_and_a_missing_one_is_missing(tmp_path: Path) -> None:
     file = save_baseline(make_baseline(), tmp_path)
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(RecordError, match=r"main.json: damaged"):
+    with pytest.raises(RecordError, match=r"main.json: damaged .*; take it from version control again$"):
         load_baseline(file)
     with pytest.raises(InputError, match="no such baseline file"):
         load_baseline(tmp_path / "other.json")
+
+
+def test_a_file_with_marks_of_a_merge_conflict_says_so(tmp_path: Path) -> None:
+    file = save_baseline(make_baseline(), tmp_path)
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(f"{first}\n<<<<<<< HEAD\n=======\n>>>>>>> main\n{rest}")
+    with pytest.raises(RecordError, match=r"damaged .*merge conflict stand in it; take it from version control again$"):
+        load_baseline(file)
 
 
 def test_without_its_npz_a_baseline_has_no_picks_and_says_so(tmp_path: Path) -> None:

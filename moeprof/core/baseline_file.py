@@ -10,10 +10,11 @@ import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moeprof.core.baseline import Baseline
 from moeprof.core.baseline_arrays import pack, unpack
-from moeprof.core.baseline_read import baseline_of, upgraded
+from moeprof.core.baseline_read import AGAIN, baseline_of, upgraded
 from moeprof.core.baseline_text import baseline_text
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.jsonfile import read_json
@@ -72,7 +73,7 @@ def load_baseline(path: Path) -> Baseline:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such baseline file; `moeprof baseline list` shows what there is")
-    value, version = upgraded(path, read_json(path))
+    value, version = upgraded(path, _read(path))
     baseline, sha256 = baseline_of(path, value, version)
     if sha256 is None:
         return baseline
@@ -99,6 +100,15 @@ def delete_baseline(path: Path) -> tuple[Path, ...]:
     for file in removed:
         file.unlink()
     return removed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except RecordError as error:
+        text = getattr(error.__cause__, "doc", "")  # what was no JSON
+        conflict = ", marks of a merge conflict stand in it" if re.search(r"^<{7} |^>{7} ", text, re.MULTILINE) else ""
+        raise RecordError(f"{error}{conflict}; {AGAIN}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from moeprof.core.baseline import FORMAT_VERSION, Baseline, BaselineModel, Routi
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 
+AGAIN = "take it from version control again"  # what to do about a damaged file
 # format -> what makes the next format of it
 UPGRADERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -24,7 +25,9 @@ def upgraded(file: Path, value: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """
     version = value.get("format_version")
     if type(version) is not int or not min(UPGRADERS, default=FORMAT_VERSION) <= version:
-        raise RecordError(f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there")
+        raise RecordError(
+            f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there; {AGAIN}"
+        )
     if version > FORMAT_VERSION:
         raise RecordError(
             f"{file}: a baseline of format {version}, this moeprof reads up to {FORMAT_VERSION}; upgrade moeprof"
@@ -127,11 +130,11 @@ class _Keys:
         """The error to raise."""
         place = f"{self.where}.{key}" if self.where else key
         if key not in self.value:
-            return RecordError(f"{self.file}: damaged, without {place}; {wanted} belongs there")
+            return RecordError(f"{self.file}: damaged, without {place}; {wanted} belongs there; {AGAIN}")
         found = self.value[key]
         kinds: dict[type, str] = {dict: "keys and values", list: "a list"}
         said = kinds.get(type(found), repr(found)[:40])
-        return RecordError(f"{self.file}: damaged, {place} is {said}; {wanted} belongs there")
+        return RecordError(f"{self.file}: damaged, {place} is {said}; {wanted} belongs there; {AGAIN}")
 
     def text(self, key: str) -> str:
         found = self.value.get(key)
@@ -194,7 +197,7 @@ class _Keys:
         for number, item in enumerate(self.items(key, "a list")):
             place = f"{self.where}.{key}[{number}]" if self.where else f"{key}[{number}]"
             if not isinstance(item, dict):
-                raise RecordError(f"{self.file}: damaged, {place} is {item!r}; keys and values belong there")
+                raise RecordError(f"{self.file}: damaged, {place} is {item!r}; keys and values belong there; {AGAIN}")
             yield _Keys(self.file, place, item)
 
 
