@@ -159,6 +159,8 @@ def test_a_metric_that_is_none_is_answered_with_those_of_like_name() -> None:
     assert "there is no metric 'itl_p99'; did you mean itl_p99_s" in said
     with pytest.raises(InputError, match="there is no metric 'total_parms'; did you mean total_params"):
         check_gates([gate("total_parms:+1%")])
+    with pytest.raises(InputError, match="there is no metric 'itl_p99'; did you mean itl_p99_s"):
+        check_gates([gate("itl_p99:3%")])  # before anything is measured
 
 
 def test_a_direction_comes_from_the_card_and_a_sign_may_not_contradict_it() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from moeprof.analysis.cards import card_for
 from moeprof.analysis.compare.stored import FEWEST_LAUNCHES
 from moeprof.analysis.pick import pick_frozen
+from moeprof.analysis.regress.stored import WANTED_LAUNCHES
 from moeprof.core.baseline import Baseline, BaselineModel
 from moeprof.core.metric import MetricValue
 
@@ -73,7 +74,7 @@ def shortcomings(baseline: Baseline) -> tuple[str, ...]:
         counts = ", ".join(f"{name} {number}" for name, number in few.items())
         said.append(
             f"fewer than {FEWEST_LAUNCHES} launches ({counts}): no figure of time can be judged against it; "
-            f"run with --launches {FEWEST_LAUNCHES}, or use regress --ab"
+            f"run with --launches {WANTED_LAUNCHES}, or use regress --ab"
         )
     without = [model.name for model in baseline.models if model.num_experts and model.picks is None]
     if without and not baseline.notes:

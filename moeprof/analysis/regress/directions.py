@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 
-from moeprof.analysis.cards import CARDS, card_for
+from moeprof.analysis.cards import CARDS, STATISTIC, card_for
 from moeprof.core.errors import InputError
 from moeprof.core.gates import Gate
 from moeprof.core.metric import Better, Card
@@ -31,7 +32,9 @@ def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
     try:
         return card_for(gate.metric)
     except KeyError as error:
-        known = sorted({*names, *(card.name for card in CARDS if "*" not in card.name)})
+        found = re.search(STATISTIC, gate.metric)
+        statistic = found[0] if found else "mean"
+        known = sorted({*names, *(card.name.replace("*", statistic) for card in CARDS)})
         close = difflib.get_close_matches(gate.metric, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "`moeprof explain` lists them"
         raise InputError(f"{named(gate)}there is no metric {gate.metric!r}; {hint}") from error
