@@ -14,7 +14,7 @@ import pytest
 
 from moeprof.analysis.compare.lanes import LaneTimes
 from moeprof.analysis.regress.judge import judge_pairs, pairs_are_enough
-from moeprof.analysis.regress.pairs import enough, half_width, needed_pairs, pair_logs
+from moeprof.analysis.regress.pairs import enough, half_width, needed_pairs, pair_logs, phase_pairs
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.timed import TimedSample, judge_family
 from moeprof.core.baseline import Baseline
@@ -127,7 +127,7 @@ def test_two_processes_have_a_floor_of_5_percent(tmp_path: Path) -> None:
 def test_with_more_spread_it_cannot_be_told_and_it_is_said_how_many_pairs_it_would_take(tmp_path: Path) -> None:
     gate = only(check(pairs(tmp_path, ratios(0.08, 6, math.log(1.05))), f"{STEP}:5%", mode="processes"))
     assert gate.verdict == "cannot tell"
-    assert gate.decide == "about 62 launch pairs (6 were measured)"
+    assert gate.decide == "a quieter machine, with --until-precise (about 62 launch pairs on this one; 6 were measured)"
     assert needed_pairs(spread(0.08), 0.05) == 62
 
 
@@ -237,6 +237,8 @@ def test_interruptions_that_hit_both_sides_alike_are_set_aside(tmp_path: Path) -
     gate = only(check(interrupted(tmp_path, [3, 50, 90], [7, 60, 99, 110]), f"{STEP}:1.5%"))
     assert gate.verdict == "no difference shown" and gate.ratio.value == pytest.approx(1.0)
     assert "42 interruptions in 720 turns were set aside" in str(gate.ratio.reason)
+    few = replace(phase_pairs((), "decode"), turns=9, taken=(1, 0), all_count=False)
+    assert few.note == "1 interruption in 9 turns was set aside"
 
 
 def test_a_change_that_waits_is_no_interruption(tmp_path: Path) -> None:
@@ -277,6 +279,8 @@ def test_between_two_processes_the_machine_may_take_a_verdict_back(
     found = check(passes, f"{STEP}:5%", mode="processes")
     assert only(found).verdict == verdict and only(found).ratio.value == pytest.approx(times, rel=1e-4)
     assert found.noise is not None and found.noise.shift == pytest.approx(math.log(kernel), abs=1e-4)
+    said = {1.0: "the same time as in", 1.15: "15.0 % more time than in", 0.9: "10.0 % less time than in"}
+    assert f"in the new side's process it took {said.get(kernel, '')}" in found.noise.text
 
 
 def test_in_one_process_the_kernel_tells_only_how_much_the_machine_drifted(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_with_fewer_than_5_launches_a_side_it_is_said_how_many_are_needed(num: i
     gate = only(found)
     assert (found.verdict, found.exit_code) == ("cannot tell", 4)
     assert gate.ratio.reason == f"{said}at least 5 a side are needed: run with --launches 6"
-    assert gate.ratio.value == pytest.approx(1.5) and "at least 5 launches a side" in str(gate.decide)
+    assert gate.ratio.value == pytest.approx(1.5) and str(gate.decide).startswith(f"5 launches a side ({num} w")
     assert check(stepped(seconds=STEADY[:num]), stepped(run="new"), STEP + ":9%", allow_undecided=True).exit_code == 0
 
 
@@ -224,11 +224,12 @@ def test_an_undecided_gate_says_how_many_launches_would_decide() -> None:
     """Launches 8 % apart cannot show 10 %; a baseline of 100 % apart can never be enough by itself."""
     gate = only(check(stepped(seconds=noisy(0.08)), stepped(1.02, noisy(0.08), run="new"), f"{STEP}:10%"))
     assert gate.verdict == "cannot tell"
-    assert gate.decide == "about 33 launches a side, the baseline's too (measured: 6 against 6 launches)"
+    pairs = "launch pairs, with regress --ab"
+    assert gate.decide == f"{pairs} (else about 33 launches a side, the baseline's too; 6 were measured)"
     steady = only(check(stepped(seconds=noisy(0.02)), stepped(1.02, noisy(0.08), run="new"), f"{STEP}:10%"))
-    assert str(steady.decide).startswith("about 22 launches of the new run (measured: 6 against 6")
+    assert steady.decide == f"{pairs} (else about 22 launches of the new run; 6 were measured)"
     wild = only(check(stepped(seconds=noisy(1.0)), stepped(1.02, noisy(1.0), run="new"), f"{STEP}:1%"))
-    assert str(wild.decide).startswith("more than 1,000 launches a side")
+    assert str(wild.decide).startswith(f"{pairs} (else more than 1,000 launches a side")
     near = only(check(stepped(seconds=noisy(0.01)), stepped(1.1, noisy(0.01), run="new"), f"{STEP}:10%"))
     assert near.verdict == "cannot tell" and "lies near the threshold" in str(near.decide)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moeprof.analysis.regress.page_cures import cures
 from moeprof.analysis.regress.page_gates import from_to, is_difference, limit_text
 from moeprof.analysis.regress.page_names import Names, names_of
 from moeprof.analysis.regress.result import GateResult, Regression
@@ -25,13 +26,11 @@ def headline(regression: Regression) -> str:
         return "Nothing was judged: no gate applies to these runs."
     if regression.verdict == "no difference shown":
         return _holds(regression)
-    own = regression.with_verdict(regression.verdict)
-    decide = {gate.decide for gate in own}
-    once = decide.pop() if len(own) > 1 and len(decide) == 1 else None
-    said = _all_said(own[:MOST], names_of(regression), decided=once is not None)
-    if len(own) > MOST:
-        said.append(f"{len(own) - MOST} more")
-    said += [f"{once} would decide"] if once else []
+    own, names = regression.with_verdict(regression.verdict), names_of(regression)
+    if regression.verdict == "cannot tell":
+        said = cures(own, lambda gate, whole: _open(gate, names, whole))
+    else:
+        said = _all_said(own[:MOST], names) + ([f"{len(own) - MOST} more"] if len(own) > MOST else [])
     rest = _counts([gate for gate in regression.gates if gate.verdict != regression.verdict])
     allowed = ", which is allowed" if regression.verdict == "cannot tell" and regression.allow_undecided else ""
     return f"{regression.verdict.upper()}{allowed}: {'; '.join((*said, *rest))}."
@@ -63,33 +62,27 @@ def _counts(gates: Sequence[GateResult]) -> list[str]:
     return [", ".join(found)] if found else []
 
 
-def _all_said(gates: Sequence[GateResult], names: Names, *, decided: bool = False) -> list[str]:
-    """Each gate with its figure; the model is named where it is another one than before.
-
-    Args:
-        gates: in order.
-        names: of models and figures.
-        decided: what would decide them is said once, elsewhere.
-    """
+def _all_said(gates: Sequence[GateResult], names: Names) -> list[str]:
+    """Each gate with its figure; the model is named where it is another one than before."""
     said, before = [], names.models[0] if len(names.models) == 1 else None
     for gate in gates:
-        text = _said(gate, names, decided)
+        text = _said(gate, names)
         said.append(text if gate.model == before else f"{gate.model}: {text}")
         before = gate.model
     return said
 
 
-def _said(gate: GateResult, names: Names, decided: bool) -> str:
+def _said(gate: GateResult, names: Names) -> str:
     """One gate with its figure: ``decode step 1.112x [1.098, 1.127] (6 pairs)``."""
-    text = names.figure(gate.key)
     told = _figure(gate)
-    text += f" {told}" if told else ""
-    if told and gate.decide is None and gate.n not in ("exact", "not measured", ""):
-        text += f" ({gate.n})"
-    if gate.verdict == "cannot tell" and not decided:
-        why = f"; {gate.decide} would decide" if gate.decide else f": {gate.ratio.reason}" if gate.ratio.reason else ""
-        text += why if told else why.replace(":", ",", 1)
-    return text
+    text = " ".join(part for part in (names.figure(gate.key), told) if part)
+    return f"{text} ({gate.n})" if told and gate.n not in ("exact", "not measured", "") else text
+
+
+def _open(gate: GateResult, names: Names, whole: bool) -> str:
+    """One undecided gate: ``moe: decode step 1.012x``; its interval only where it is the only one."""
+    told = _figure(gate) if whole else _figure(gate).partition(" [")[0]
+    return " ".join(part for part in (names.full(gate.model, gate.key), told) if part)
 
 
 def _figure(gate: GateResult) -> str:

@@ -37,6 +37,7 @@ METRIC = "step_mean_s"
 PHASES = {"prefill": ("prefill", "mixed"), "decode": ("decode",), "all": ("prefill", "mixed", "decode")}
 LOPSIDED_P = 0.01
 DOUBTFUL_P = 0.05
+QUIETER = "a quieter machine, with --until-precise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,8 @@ class PhasePairs:
                 f"wall time was far above processor time in {base} turns of base and {new} of new: that is no chance, "
                 f"so all {self.turns:,} turns count"
             )
-        return f"{base + new} interruptions in {self.turns:,} turns were set aside" if base + new else ""
+        said = "1 interruption" if base + new == 1 else f"{base + new} interruptions"
+        return f"{said} in {self.turns:,} turns {_was(base + new)} set aside" if base + new else ""
 
 
 def judged_by_pairs(chosen: ChosenGate) -> str | None:
@@ -245,19 +247,26 @@ def _too_few(found: PhasePairs) -> Ratio:
 
 def _decide(sample: TimedSample | None, found: PhasePairs, num_gates: int) -> str | None:
     num = len(found.logs)
-    held = f"({num} were measured)" if num != 1 else "(1 was measured)"
+    held = f"{num} {_was(num)} measured"
     if sample is None:
-        return f"at least {MIN_LAUNCH_PAIRS} launch pairs {held}" if num else None
+        return f"at least {MIN_LAUNCH_PAIRS} launch pairs ({held})" if num else None
     needed = power.needed_pairs(found.logs, sample.limit_ratio, num_gates)
     if needed is None:
-        return f"more than {power.MOST:,} launch pairs {held}"
-    if needed > num:
-        return f"about {needed} launch pairs {held}"
-    as_is = power.needed_as_is(sample, num, num_gates)
-    near = "the figure lies near the threshold"
-    if as_is is None:
-        return f"no affordable number of launch pairs ({near} itself)"
-    return f"about {max(as_is, num + 1)} launch pairs, as {near} {held}"
+        return f"{QUIETER} (more than {power.MOST:,} launch pairs on this one; {held})"
+    near = ""
+    if needed <= num:  # narrow enough, and yet on neither side
+        as_is = power.needed_as_is(sample, num, num_gates)
+        near = ", as the figure lies near the threshold"
+        if as_is is None:
+            return "no affordable number of launch pairs (the figure lies near the threshold itself)"
+        needed = max(as_is, num + 1)
+    if needed > power.MANY:
+        return f"{QUIETER} (about {needed} launch pairs on this one{near}; {held})"
+    return f"about {needed} launch pairs{near} ({held})"
+
+
+def _was(num: int) -> str:
+    return "was" if num == 1 else "were"
 
 
 def _result(chosen: ChosenGate, found: PhasePairs, ratio: Ratio, decide: str | None) -> GateResult:

@@ -19,6 +19,7 @@ from moeprof.analysis.compare.verdicts import ALPHA, MIN_LAUNCH_PAIRS
 from moeprof.analysis.regress.timed import PRECISE, TimedSample
 
 MOST = 1000  # beyond it nobody would measure
+MANY = 20  # launches or pairs beyond which another way of measuring is named first
 FloatArray = npt.NDArray[np.float64]
 
 

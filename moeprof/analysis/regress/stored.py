@@ -16,6 +16,7 @@ from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress import power
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair
 from moeprof.analysis.regress.noise import Shift, taken_back
+from moeprof.analysis.regress.pairs import judged_by_pairs
 from moeprof.analysis.regress.result import GateResult
 from moeprof.analysis.regress.results import result_of
 from moeprof.analysis.regress.timed import TimedSample, judge_family
@@ -145,7 +146,7 @@ def _undecided(gate: _Gate) -> GateResult:
         value = gate.launches[1][0] / gate.launches[0][0] if max(map(len, gate.launches)) == 1 else _mean_ratio(gate)
     ratio = Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=gate.reason)
     few = known and min(map(len, gate.launches)) < FEWEST_LAUNCHES
-    wanted = f"at least {FEWEST_LAUNCHES} launches a side, with --launches {WANTED_LAUNCHES} (measured: {gate.n})"
+    wanted = f"{FEWEST_LAUNCHES} launches a side ({_held(gate)}): moeprof run WORKLOAD --launches {WANTED_LAUNCHES}"
     return result_of(gate.chosen, ratio, n=gate.n, decide=wanted if few else None, launches=gate.launches)
 
 
@@ -154,22 +155,33 @@ def _mean_ratio(gate: _Gate) -> float:
     return float(np.exp(other - reference))
 
 
+def _held(gate: _Gate) -> str:
+    """``1 was measured``, ``6 against 3 were measured``."""
+    reference, other = map(len, gate.launches)
+    if reference != other:
+        return f"{reference} against {other} were measured"
+    return "1 was measured" if other == 1 else f"{other} were measured"
+
+
 def _decide(gate: _Gate, sample: TimedSample, family: int) -> str:
-    """What would decide: launches of the new run; where none would do, of the baseline too."""
+    """What would decide: launches of the new run; where none would do, of the baseline too; of many, another way."""
     logs = [np.log(side).tolist() for side in gate.launches]
-    held = f"(measured: {gate.n})"
     new = power.needed_launches(logs[0], logs[1], gate.limit_ratio, family)
     if new is not None and new > len(logs[1]):
-        return f"about {new} launches of the new run {held}"
+        return _needed(gate, new, "of the new run")
     if new is not None:  # narrow enough, and yet on neither side
         num = power.needed_as_is(sample, min(map(len, logs)), family)
-        near = "the figure lies near the threshold"
-        return (
-            f"no affordable number of launches ({near} itself)"
-            if num is None
-            else f"about {num} launches a side, as {near} {held}"
-        )
+        if num is None:
+            return "no affordable number of launches (the figure lies near the threshold itself)"
+        return _needed(gate, num, "a side, as the figure lies near the threshold")
     both = power.needed_launches(logs[0], logs[1], gate.limit_ratio, family, fixed=False)
-    if both is None:
-        return f"more than {power.MOST:,} launches a side {held}: compare launch pairs, with --ab"
-    return f"about {both} launches a side, the baseline's too {held}"
+    return _needed(gate, both, "a side, the baseline's too")
+
+
+def _needed(gate: _Gate, num: int | None, of: str) -> str:
+    """So many launches; where that is many, launch pairs if they measure the figure, else a quieter machine."""
+    if num is not None and num <= power.MANY:
+        return f"about {num} launches {of} ({_held(gate)})"
+    way = "launch pairs, with regress --ab" if judged_by_pairs(gate.chosen) else "a quieter machine"
+    count = f"more than {power.MOST:,}" if num is None else f"about {num}"
+    return f"{way} (else {count} launches {of}; {_held(gate)})"
