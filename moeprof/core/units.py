@@ -37,6 +37,8 @@ RATE_UNITS = {
     "FLOP/s": [(1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s")],
 }
 _COUNTS = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")]
+SINGULARS = {"experts": "expert", "layers": "layer", "requests": "request"}
+_PLURALS = {one: several for several, one in SINGULARS.items()}
 
 
 def seconds(value: float) -> str:
@@ -89,7 +91,16 @@ def display(value: float | int | None, unit: str) -> str:
         return count(value)
     if unit == "ratio":
         return significant(value)
-    return f"{significant(value)} {unit}" if unit else significant(value)
+    text = significant(value)
+    if unit in SINGULARS and text in ("1", "-1"):
+        return f"{text} {SINGULARS[unit]}"
+    return f"{text} {unit}" if unit else text
+
+
+def split(text: str) -> tuple[str, str]:
+    """Number and unit of a shown value, units of counts in the plural: ``1 expert`` -> ``("1", "experts")``."""
+    number, _, unit = text.partition(" ")
+    return number, _PLURALS.get(unit, unit)
 
 
 _LARGEST_SHOWN_IN = {"s": [(7200.0, 3600.0, "h"), (600.0, 60.0, "min"), *((f, f, u) for f, u in _SECONDS[2:])]}
@@ -136,7 +147,7 @@ def short(value: float | int | None, unit: str) -> str:
 def interval(low: float, high: float, unit: str) -> str:
     """An interval in display units, the unit written once where both ends share it: ``1.2 - 1.4 ms``."""
     left, right = short(low, unit), short(high, unit)
-    left_number, _, left_unit = left.partition(" ")
-    if left_unit and left_unit == right.partition(" ")[2]:
+    left_number, left_unit = split(left)
+    if left_unit and left_unit == split(right)[1]:
         left = left_number
     return f"{left} \u2013 {right}"

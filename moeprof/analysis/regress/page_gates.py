@@ -46,9 +46,9 @@ def gate_row(gate: GateResult, names: Names) -> GateRow:
 
 def from_to(values: Sequence[str]) -> str:
     """``24.1 ms``, ``26.8 ms`` -> ``24.1 -> 26.8 ms``: a unit that all share stands once."""
-    last = values[-1].partition(" ")[2] if values else ""
-    shared = last and all(value.partition(" ")[2] == last for value in values)
-    first = [value.partition(" ")[0] for value in values[:-1]] if shared else values[:-1]
+    last = units.split(values[-1])[1] if values else ""
+    shared = last and all(units.split(value)[1] == last for value in values)
+    first = [units.split(value)[0] for value in values[:-1]] if shared else values[:-1]
     return " \u2192 ".join((*first, *values[-1:]))
 
 
