@@ -20,6 +20,7 @@ from moeprof.analysis.regress.page_gates import from_to, limit_text
 from moeprof.analysis.regress.page_headline import headline
 from moeprof.analysis.regress.page_names import figure_label
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
+from moeprof.core import units
 from moeprof.render.comment import guarded, marker, render_comment
 from moeprof.render.comment_charts import bar, spark
 from moeprof.render.html import render_html
@@ -72,7 +73,7 @@ def test_no_regression_says_how_finely_it_was_looked_at() -> None:
 def test_cannot_tell_says_what_would_decide() -> None:
     open_gate = decode(0.98, 0.91, 1.06, "cannot tell", decide="about 14 launch pairs (6 were measured)")
     text = headline(check("cannot tell", open_gate))
-    wanted = "decode step 0.980x [0.910, 1.060]; about 14 launch pairs (6 were measured) would decide."
+    wanted = "decode step 0.980x [0.910, 1.060] needs about 14 launch pairs (6 were measured)."
     assert text == f"CANNOT TELL: {wanted}"
     assert headline(check("cannot tell", open_gate, allow_undecided=True)) == f"CANNOT TELL, which is allowed: {wanted}"
 
@@ -84,7 +85,7 @@ def test_a_check_without_gates_claims_nothing() -> None:
 def test_the_sentence_names_three_gates_and_counts_the_rest() -> None:
     text = headline(planted())
     assert "; 2 more; 2 gates cannot be told, 2 are better, 4 show no difference." in text
-    assert "dead experts, decode 0 \u2192 1 experts" in text, "a count has no ratio to 0"
+    assert "dead experts, decode 0 \u2192 1 expert (2,048 tokens)" in text, "a count has no ratio to 0"
     assert text.count("moe-demo:") == 1, "a model is named once for the gates that follow each other"
 
 
@@ -132,14 +133,34 @@ def test_a_traffic_that_all_gates_share_is_not_said() -> None:
 def test_what_would_decide_several_gates_is_said_once() -> None:
     open_gate = decode(0.98, 0.91, 1.06, "cannot tell", decide="about 14 launch pairs")
     text = headline(check("cannot tell", open_gate, replace(open_gate, key=("step_mean_s", (("phase", "prefill"),)))))
-    first = "decode step 0.980x [0.910, 1.060]; prefill step 0.980x [0.910, 1.060]"
-    assert text == f"CANNOT TELL: {first}; about 14 launch pairs would decide."
+    assert text == "CANNOT TELL: decode step 0.980x and prefill step 0.980x need about 14 launch pairs."
+
+
+def test_undecided_gates_with_the_same_cure_are_counted_and_the_largest_number_is_said() -> None:
+    few = "5 launches a side (1 was measured): moeprof run WORKLOAD --launches 6"
+    timed = [decode(0.9, 0.9, 0.9, "cannot tell", decide=few) for _ in range(4)]
+    near = replace(decode(1.01, 0.99, 1.03, "cannot tell"), decide="no affordable number of launches (planted)")
+    wanted = f"4 timed gates need {few}; decode step 1.010x is too close to its limit; 1 gate shows no difference."
+    assert headline(check("cannot tell", *timed, near, same("total_params"))) == f"CANNOT TELL: {wanted}"
+    pairs = [replace(near, decide=f"about {num} launch pairs (6 were measured)") for num in (9, 14, 7, 8)]
+    assert headline(check("cannot tell", *pairs)) == (
+        "CANNOT TELL: 4 timed gates need about 14 launch pairs (6 were measured)."
+    )
+    other = replace(near, decide="about 20 launch pairs (5 were measured)")
+    assert headline(check("cannot tell", *pairs, other)) == "CANNOT TELL: 5 timed gates need about 20 launch pairs."
+
+
+def test_of_many_cures_three_are_said() -> None:
+    why = [Ratio(value=None, verdict="cannot tell", reason=f"reason {i}") for i in range(5)]
+    text = headline(check("cannot tell", *(gate("weights_bytes:0%", "exact", ratio=one, n="") for one in why)))
+    assert text == "CANNOT TELL: weights: reason 0; weights: reason 1; weights: reason 2; 2 more."
 
 
 def test_a_shared_unit_stands_once() -> None:
     assert from_to(["24.1 ms", "26.8 ms"]) == "24.1 \u2192 26.8 ms"
     assert from_to(["980 us", "1.2 ms"]) == "980 us \u2192 1.2 ms"
     assert from_to(["$0.5", "$0.6"]) == "$0.5 \u2192 $0.6"
+    assert from_to(["0 experts", "1 expert"]) == "0 \u2192 1 expert"
 
 
 def test_what_changed_stands_open_and_what_holds_is_folded() -> None:
@@ -181,6 +202,32 @@ def test_differences_noise_and_launches_are_told() -> None:
     (launches,) = sections["launches"]
     assert isinstance(launches, FactTable)
     assert launches.rows[0] == ("moe-demo: decode step", "ratio of each pair: 1.090, 1.110, 1.100, 1.080, 1.120, 1.100")
+
+
+def test_the_machine_stands_first_only_where_a_timed_gate_was_tested() -> None:
+    whole = planted()
+    sentence = "The reference kernel stayed within 2 % of itself."
+    assert whole.noise is not None and sentence in regress_document(whole).notes
+    counted = regress_document(replace(whole, gates=tuple(one for one in whole.gates if one.kind != "timed")))
+    assert sentence not in counted.notes
+    (facts,) = (b for s in counted.sections if s.name == "differences" for b in s.blocks)
+    assert isinstance(facts, FactTable) and facts.rows[-1] == ("the machine", sentence)
+
+
+def test_launch_pairs_are_not_called_launches() -> None:
+    assert regress_document(planted()).subtitle.endswith("lock-step pairs in one process, 6 launch pairs.")
+    stored = replace(planted(), mode="stored", launches={"reference": 1, "other": 6})
+    assert regress_document(stored).subtitle.endswith("against a stored baseline, 1 or 6 launches.")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(1, "experts", "1 expert"), (-1, "experts", "-1 expert"), (1, "requests", "1 request"),
+     (1, "s", "1 s"), (1, "bits / byte", "1 bits / byte")],
+)  # fmt: skip
+def test_of_one_the_unit_stands_in_the_singular(value: float, unit: str, text: str) -> None:
+    assert units.display(value, unit) == text
+    assert units.interval(1, 3, "experts") == "1 \u2013 3 experts"
 
 
 # -- golden files ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def test_a_step_is_found_and_the_driver_that_came_with_it_is_named() -> None:
     assert decode.points[change.index].number == STEP_AT
     assert decode.sentence.startswith("worse: 24 \u2192 26.2 ms (1.095x) since b13")
     assert decode.sentence.endswith("meanwhile driver 550.54 \u2192 560.35.")
-    assert prefill.sentence == "no change of level in 20 baselines."
+    assert prefill.sentence == "no change of level in 20 points."
     assert [weights.points[change.index].number for change in weights.changes] == [WEIGHTS_AT]
     assert weights.is_counted and not decode.is_counted
 
@@ -64,7 +64,7 @@ def test_a_baseline_without_the_figure_leaves_a_gap() -> None:
 
 def test_too_few_baselines_say_how_many_are_needed() -> None:
     (prefill,) = trend(baselines(3), [(MODEL, PREFILL)]).series
-    assert prefill.sentence.startswith("3 baselines have it, 5 are the fewest")
+    assert prefill.sentence.startswith("3 points, 5 are the fewest")
 
 
 def test_the_error_of_a_page_is_shared_by_its_noisy_figures() -> None:
@@ -90,12 +90,22 @@ def test_counted_figures_that_never_change_are_only_counted() -> None:
     section = trend_section(trend(baselines(8), WANTED))  # the weights change at the ninth
     assert section is not None
     tables = {block.title: block.rows for block in section.blocks if isinstance(block, FactTable)}
-    assert tables["Changes of level"][-1] == ("1 other counted figure", "the same in all baselines.")
+    assert tables["Changes of level"][-1] == ("1 other counted figure", "the same throughout.")
     assert sum(isinstance(block, Chart) for block in section.blocks) == 2
 
 
-def test_a_single_baseline_is_no_trend() -> None:
+def test_fewer_than_three_points_are_no_trend() -> None:
     assert trend_section(trend(baselines(1), WANTED)) is None
+    assert trend_section(trend(baselines(2), WANTED)) is None
+    assert trend_section(trend(baselines(3), WANTED)) is not None
+
+
+def test_the_judged_run_is_not_counted_among_the_baselines() -> None:
+    found = trend(baselines(4), WANTED)
+    section = trend_section(found, judged=found.baselines[-1])
+    assert section is not None and section.title == "Trend over the last 3 baselines and this run"
+    (rows,) = (b.rows for b in section.blocks if isinstance(b, FactTable) and b.title == "Baselines")
+    assert rows[-1] == ("4", "b04 2026-11-04 03:15, this run")
 
 
 def test_the_gates_of_a_check_are_what_its_trend_shows() -> None:

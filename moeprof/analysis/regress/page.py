@@ -12,6 +12,7 @@ from moeprof.analysis.regress.page_details import (
     differences_section,
     every_figure,
     launches_section,
+    noise_matters,
 )
 from moeprof.analysis.regress.page_gates import gate_tables
 from moeprof.analysis.regress.page_headline import headline
@@ -40,7 +41,7 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
     sections = [
         Section(name="verdicts", title=_first_title(first), blocks=first),
         routing_section(regression.routing),
-        None if trend is None else trend_section(trend),
+        None if trend is None else trend_section(trend, judged=(regression.other, regression.other_at)),
         launches_section(regression),
         differences_section(regression),
         every_figure(regression, folded=not all_metrics),
@@ -73,8 +74,9 @@ def _subtitle(regression: Regression) -> str:
     """Which runs, where, and how they were set against each other."""
     when = " ".join(regression.reference_at[:16].split("T"))
     of = f"{regression.other} against {regression.reference}" + (f" of {when}" if when else "")
-    launches = sorted(set(regression.launches.values()))
-    counted = f", {' or '.join(map(str, launches))} {'launch' if launches == [1] else 'launches'}" if launches else ""
+    launches = sorted(set(regression.launches.values()) - {0})
+    one, several = ("launch", "launches") if regression.mode == "stored" else ("launch pair", "launch pairs")
+    counted = f", {' or '.join(map(str, launches))} {one if launches == [1] else several}" if launches else ""
     return f"{of}. {regression.workload} on {regression.device}; {MODES[regression.mode]}{counted}."
 
 
@@ -83,7 +85,7 @@ def _notes(regression: Regression) -> tuple[str, ...]:
     moved = [change for change in regression.routing if change.verdict in ("changed", "collapsed") and change.sentences]
     several = len(regression.routing) > 1
     routing = [f"{change.model}: {change.sentences[0]}" if several else change.sentences[0] for change in moved]
-    noise = () if regression.noise is None else (regression.noise.text,)
+    noise = (regression.noise.text,) if regression.noise is not None and noise_matters(regression) else ()
     return (*routing, *regression.notes, *noise)
 
 

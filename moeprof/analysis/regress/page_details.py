@@ -78,8 +78,16 @@ def differences_section(regression: Regression) -> Section:
                 " (allowed)" if difference.name in regression.allow else f" (forbids {_classes(difference.forbids)})"
             )
         rows.append((label, text))
-    table = FactTable(title="Facts", rows=tuple(rows or [("nothing", "all facts of the runs are equal")]))
+    rows = rows or [("nothing", "all facts of the runs are equal")]
+    if regression.noise is not None and not noise_matters(regression):
+        rows.append(("the machine", regression.noise.text))
+    table = FactTable(title="Facts", rows=tuple(rows))
     return Section(name="differences", title="What differs between the runs", blocks=(table,))
+
+
+def noise_matters(regression: Regression) -> bool:
+    """Whether a timed gate was tested: what the machine did stands first then, else among the facts."""
+    return any(gate.kind == "timed" and gate.ratio.low is not None for gate in regression.gates)
 
 
 def _classes(forbids: frozenset[str]) -> str:

@@ -157,9 +157,9 @@ def _series(
     if said:
         text = "; ".join(said)
     elif not counted and len(points) < FEWEST:
-        text = f"{len(points)} baselines have it, {FEWEST} are the fewest in which a change of level can be told"
+        text = f"{len(points)} points, {FEWEST} are the fewest in which a change of level can be told"
     else:
-        text = f"{'the same' if counted else 'no change of level'} in {len(points)} baselines"
+        text = f"{'the same' if counted else 'no change of level'} in {len(points)} points"
     return TrendSeries(
         model=model,
         key=key,

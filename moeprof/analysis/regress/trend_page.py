@@ -6,19 +6,25 @@ from moeprof.analysis.document import Block, Chart, FactTable, Paragraph, Sectio
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
 
 CAPTION = "Band: 95 % interval. Upright lines: changes of level, and facts that changed."
+FEWEST_POINTS = 3  # two points are a comparison, and the gates made it
 MOST_EVENTS = 6  # lines in one chart; the table has them all
 
 
-def trend_section(trend: Trend) -> Section | None:
-    """The trend over the last baselines; None where nothing can be shown."""
-    shown = [series for series in trend.series if len(series.points) > 1]
+def trend_section(trend: Trend, *, judged: tuple[str, str] | None = None) -> Section | None:
+    """The trend over the last baselines; None where no figure has three points.
+
+    Args:
+        trend: the figures.
+        judged: name and ISO time of the run that is judged, which may stand among the baselines.
+    """
+    shown = [series for series in trend.series if len(series.points) >= FEWEST_POINTS]
     if not shown:
         return None
     several = len({series.model for series in shown}) > 1
     drawn = [series for series in shown if _is_drawn(series)]
     rows = [(_title(series, several), series.sentence) for series in drawn]
     if same := len(shown) - len(drawn):
-        rows.append((f"{same} other counted figure{'s' if same > 1 else ''}", "the same in all baselines."))
+        rows.append((f"{same} other counted figure{'s' if same > 1 else ''}", "the same throughout."))
     blocks: list[Block] = [
         Paragraph(text=_what(trend)),
         FactTable(title="Changes of level", rows=tuple(rows)),
@@ -29,10 +35,19 @@ def trend_section(trend: Trend) -> Section | None:
         events = tuple((f"{event.number}: {names[event.number - 1]}", event.text) for event in trend.events)
         blocks.append(FactTable(title="Facts that changed", rows=events))
     numbered = tuple(
-        (str(number), " ".join((name, *when[:16].split("T")))) for number, (name, when) in enumerate(trend.baselines, 1)
+        (str(number), " ".join((name, *when[:16].split("T"))) + (", this run" if (name, when) == judged else ""))
+        for number, (name, when) in enumerate(trend.baselines, 1)
     )
     blocks.append(FactTable(title="Baselines", rows=numbered))
-    return Section(name="trend", title=f"Trend over the last {len(trend.baselines)} baselines", blocks=tuple(blocks))
+    return Section(name="trend", title=_section_title(trend, judged), blocks=tuple(blocks))
+
+
+def _section_title(trend: Trend, judged: tuple[str, str] | None) -> str:
+    """Without the judged run, which is no baseline (yet), in the count."""
+    own = judged in trend.baselines
+    num = len(trend.baselines) - own
+    which = "last baseline" if num == 1 else f"last {num} baselines"
+    return f"Trend over the {which}{' and this run' if own else ''}"
 
 
 def _what(trend: Trend) -> str:
