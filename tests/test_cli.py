@@ -28,8 +28,8 @@ FROZEN = {
     "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
     "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
     "regress": "RUN --ab --all --allow --allow-undecided --base-python --baseline --baselines --device --fail-on "
-    "--format --gates --github --last --launches --max-minutes --max-seconds --no-github --output-dir --quiet --threads "
-    "--until-precise --usd-per-device-hour --write -q",
+    "--format --gates --github --last --launches --max-minutes --max-seconds --no-github --output-dir --quiet "
+    "--threads --until-precise --usd-per-device-hour --write -q",
     "ladder": "WORKLOAD --concurrency --device --distinct --format --launches --max-seconds --model --output-dir "
     "--quiet --threads --usd-per-device-hour --write -q",
     "params": "MODELS --batch --context --dtype --format --gpu --list",
