@@ -18,12 +18,12 @@ def doubts_of(
     other: Baseline,
     models: Sequence[ModelPair],
     routing: Sequence[RoutingChange],
-    noise: Noise,
+    noise: Noise | None,
     mode: Mode,
     *,
     is_same: bool,
 ) -> tuple[Doubt, ...]:
-    """Errors first, then warnings, then what should be known."""
+    """Errors first, then warnings, then what should be known. ``noise``: None where no gate is timed."""
     found = [
         _doubt("run_not_done", "schedule", "error", f"{side.name} is not a whole run: its status is {side.status}. "
                "Gates speak for what it measured.")
@@ -49,8 +49,8 @@ _ONE_MACHINE = (
 )
 
 
-def _machine(noise: Noise, mode: Mode) -> list[Doubt]:
-    if noise.drift_ratio is None or noise.drift_ratio < DRIFTED:
+def _machine(noise: Noise | None, mode: Mode) -> list[Doubt]:
+    if noise is None or noise.drift_ratio is None or noise.drift_ratio < DRIFTED:
         return []
     cure = (
         "both sides were hit alike, but intervals are wider: more pairs help (--until-precise)"

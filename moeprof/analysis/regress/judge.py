@@ -221,6 +221,7 @@ def _regression(
     found = [*timed, *(_untimed(case, gate) for gate in case.gates if gate.kind != "timed")]
     results = in_order(_with_price(result, case.found) for result in found)
     is_same = is_same_run(case.reference, case.other)
+    told = heard if any(result.kind == "timed" for result in results) else None
     return Regression(
         verdict=overall(results),
         mode=mode,
@@ -237,7 +238,7 @@ def _regression(
         allow=case.allow,
         noise=heard,
         doubts=doubts_of(
-            case.reference, case.other, case.models, tuple(case.routing.values()), heard, mode, is_same=is_same
+            case.reference, case.other, case.models, tuple(case.routing.values()), told, mode, is_same=is_same
         ),
         allow_undecided=allow_undecided,
         notes=_notes(case),
