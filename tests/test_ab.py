@@ -14,6 +14,7 @@ from moeprof.analysis.compare.lanes import lane_times
 from moeprof.capture.ab import Pairing, lone_workload, pair_plan, pair_up
 from moeprof.capture.ab_elsewhere import run_lone
 from moeprof.capture.ab_run import AbRun
+from moeprof.capture.engine.base import Step
 from moeprof.capture.lockstep_plan import LockstepPlan, Slowdown
 from moeprof.capture.run import Prepared, prepare
 from moeprof.capture.signals import SignalWatch
@@ -123,14 +124,14 @@ class Counting:
     def submit(self, request: Any) -> None: ...
 
     def step(self) -> Any:
-        return "step"
+        return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=())
 
     def reset(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-def test_a_slowdown_burns_after_each_so_manieth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slowdown_burns_after_each_so_manieth_step_and_the_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def clock() -> float:
@@ -145,9 +146,10 @@ def test_a_slowdown_burns_after_each_so_manieth_step(monkeypatch: pytest.MonkeyP
         engine.step()
         return now[0] - before
 
-    # A step takes one tick between two looks; every second one burns ten more.
-    assert [looks() for _ in range(4)] == [2, 12, 2, 12]
-    assert slowed(Counting(), None).step() == "step"
+    # A step takes one tick between two looks; every second one burns ten more, and a last look stamps its end.
+    assert [looks() for _ in range(4)] == [2, 13, 2, 13]
+    assert engine.step().end_s == 0.0 and engine.step().end_s == now[0]
+    assert slowed(Counting(), None).step().end_s == 0.0
 
 
 def fake_measure(seen: list[LockstepPlan]) -> Callable[..., Mapping[str, str]]:

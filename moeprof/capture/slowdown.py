@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from moeprof.capture.engine.base import Engine, EngineFacts, Step
 from moeprof.capture.slowdown_plan import Slowdown
@@ -33,6 +34,7 @@ class SlowedEngine:
             until = end + self._slowdown.ratio * (end - start)
             while time.perf_counter() < until:
                 pass
+            step = replace(step, end_s=time.perf_counter())  # a run reads step times from here
         return step
 
     def reset(self) -> None:
