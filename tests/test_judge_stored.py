@@ -409,6 +409,14 @@ def test_a_counted_fact_that_is_worse_is_said_whatever_else_differs() -> None:
     assert check(reference, lighter, "exact").verdict == "better"
 
 
+def test_the_allocated_kv_cache_of_another_schedule_is_not_compared() -> None:
+    reference = side(model(exact("kv_cache_bytes", 100)))
+    other = {"schedule": "sha256 " + "6" * 64}
+    with pytest.raises(IncomparableError, match="--allow schedule"):
+        check(reference, side(model(exact("kv_cache_bytes", 700), facts=other), run="new"), "kv_cache_bytes:+1%")
+    assert check(reference, side(model(exact("kv_cache_bytes", 105)), run="new"), "kv_cache_bytes:+1%").exit_code == 3
+
+
 def test_a_model_that_the_new_run_lacks_is_refused_unless_that_is_allowed() -> None:
     reference = side(model(PARAMS, name="a"), model(PARAMS, name="b"))
     new = side(model(PARAMS, name="a"), run="new")

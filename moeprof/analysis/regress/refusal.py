@@ -61,15 +61,23 @@ def forbidding(
 ) -> list[tuple[Difference, ...]]:
     """For each gate the facts that differ and forbid it; none for a bound, which looks at one side.
 
-    A model of another size is what the exact gates are there to tell, so that forbids them nothing.
+    A model of another size is what the exact gates are there to tell, so that forbids them nothing. The allocated KV
+    cache is as large as the schedule needs, so that of another schedule forbids it.
     """
     return [
         ()
         if chosen.kind == "bound"
         else tuple(
             one
-            for one in forbidden_by(found, classes_of(chosen.gate.metric), model=chosen.model, allow=allow)
-            if not (chosen.kind == "exact" and one.name == "model")
+            for one in found
+            if one.name not in allow
+            and one.model in (None, chosen.model)
+            and (
+                one.name == "schedule"
+                if chosen.gate.metric == "kv_cache_bytes"
+                else one.forbids & classes_of(chosen.gate.metric)
+            )
+            and not (chosen.kind == "exact" and one.name == "model")
         )
         for chosen in gates
     ]
