@@ -126,6 +126,9 @@ class Counting:
     def step(self) -> Any:
         return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=())
 
+    def drain(self) -> list[Step]:
+        return []
+
     def reset(self) -> None: ...
 
     def close(self) -> None: ...

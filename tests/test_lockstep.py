@@ -78,6 +78,9 @@ class Scripted:
         self._left = {index: left for index, left in self._left.items() if left}
         return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=tuple(sequences))
 
+    def drain(self) -> list[Step]:
+        return []
+
     def reset(self) -> None:
         self._left.clear()
 

@@ -76,6 +76,9 @@ class FakeEngine:
                 del self.running[index]
         return Step(start_s=start, end_s=self.clock.now_s, device_s=None, sequences=tuple(sequences))
 
+    def drain(self) -> list[Step]:
+        return []
+
     def reset(self) -> None:
         self.running.clear()
 

@@ -131,6 +131,10 @@ def replay(
         if deadline_s is not None and clock() >= deadline_s:
             status = "cut"
             break
+    for step in engine.drain():  # launched before the stop was heard: their tokens were computed, so they count
+        finished += sum(sequence.finished for sequence in step.sequences)
+        for recorder in recorders:
+            recorder.on_step(step, 0)
     end = clock()
     for recorder in recorders:
         recorder.on_end(end)

@@ -37,6 +37,10 @@ class SlowedEngine:
             step = replace(step, end_s=time.perf_counter())  # a run reads step times from here
         return step
 
+    def drain(self) -> list[Step]:
+        """Hand on."""
+        return self._engine.drain()
+
     def reset(self) -> None:
         """Hand on; the count of steps goes on, so that slow ones do not always hit the same requests."""
         self._engine.reset()

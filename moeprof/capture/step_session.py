@@ -42,6 +42,10 @@ class SeenEngine:
         self.last = self._engine.step()
         return self.last
 
+    def drain(self) -> list[Step]:
+        """Hand on."""
+        return self._engine.drain()
+
     def reset(self) -> None:
         """Hand on."""
         self._engine.reset()

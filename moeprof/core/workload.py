@@ -46,8 +46,16 @@ class EngineSettings:
         experts: experts implementation of transformers, or ``auto``.
         kv_tokens: KV cache slots; None = what the schedule needs, bounded by memory. Equal for all models.
         prefix_cache: reuse the KV of shared prefixes (changes token counts).
-        batching: ``auto`` chooses continuous where the architecture allows it.
+        batching: ``paged`` is our own loop over a paged cache, ``continuous`` that of transformers, ``static`` knows
+            whole batches only; ``auto`` chooses by architecture and device.
         max_batch: sequences in a static batch.
+        max_sequences: sequences in flight in a paged batch.
+        decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
+        compile: ``layers`` applies torch.compile to the decoder layers.
+        run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
+        decode_attention: kernel of paged decode: ``torch``, ``triton``, ``varlen``; ``auto`` takes the fastest that
+            agrees with ``torch`` on the device.
+        memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
     """
 
     kind: Literal["transformers"] = "transformers"
@@ -56,12 +64,20 @@ class EngineSettings:
     experts: str = "auto"
     kv_tokens: int | None = None
     prefix_cache: bool = False
-    batching: Literal["auto", "continuous", "static"] = "auto"
+    batching: Literal["auto", "paged", "continuous", "static"] = "auto"
     max_batch: int = 16
+    max_sequences: int = 256
+    decode_graphs: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "layers"] = "off"
+    run_ahead: Literal["auto", "on", "off"] = "auto"
+    decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
+    memory_margin_ratio: float = 0.05
 
     def __post_init__(self) -> None:
         _at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
-        _at_least(1, max_batch=self.max_batch)
+        _at_least(1, max_batch=self.max_batch, max_sequences=self.max_sequences)
+        if not 0 <= self.memory_margin_ratio < 0.5:
+            raise WorkloadError(f"memory_margin_ratio: found {self.memory_margin_ratio}; 0 up to 0.5 is allowed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

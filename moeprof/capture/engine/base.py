@@ -6,8 +6,9 @@ stepped in turn (lock-step pairs) and nothing hides in a background thread. Time
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from moeprof.core.trace import Request
 
@@ -112,6 +113,35 @@ class ForwardListener(Protocol):
         """Called once per forward, after it was launched (not synchronised)."""
 
 
+@runtime_checkable
+class InGraphListener(Protocol):
+    """A ForwardListener that can take part in captured decode steps (CUDA graphs), where no hook runs in a replay.
+
+    How a captured step goes, for every listener of the engine, in the order of adding:
+
+    once, while capturing:  ``enter_capture(width)``; the model runs with its hooks; ``leave_capture()`` as the last
+    thing inside the captured region.
+    at each replay:  ``before_forward(layout)`` (outside of the graph: fills static input buffers on the same stream),
+    the replay, ``after_replay(kept)`` with what ``leave_capture`` returned, ``after_forward()``.
+
+    Rows past the real tokens of ``layout`` are padding: copies of the first row, so that they touch no expert that no
+    real token touches. Listeners must not count them.
+    """
+
+    @property
+    def graph_key(self) -> Hashable:
+        """What of the listener's state is baked into a captured step: another key, another capture."""
+
+    def enter_capture(self, width: int) -> None:
+        """A step of ``width`` rows is about to be captured: static buffers of that width must exist from here on."""
+
+    def leave_capture(self) -> Any:
+        """Inside the captured region, after the model: last device work. Returns what ``after_replay`` gets."""
+
+    def after_replay(self, kept: Any) -> None:
+        """A replay was launched; ``kept`` are the static tensors that it fills, valid until the next replay."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
     """What an engine is, for the record.
@@ -128,6 +158,13 @@ class EngineFacts:
         max_batch_tokens: largest number of tokens in a step.
         max_sequence_tokens: longest prompt + output that is accepted.
         notes: reasons for choices that a reader should know (for example why batches are static).
+        scheduler: whose loop forms the batches: ``transformers`` or ``moeprof``.
+        decode: how a decode step is launched: ``eager`` or ``graph`` (captured once per batch size, then replayed).
+        compiled: what torch.compile was applied to (``layers``), or None.
+        run_ahead: True when a step is launched while the one before still runs.
+        decode_experts: experts kernel of decode steps where it is another than ``experts``.
+        ranks: processes that share the model (tensor or expert parallel).
+        parallel: ``tensor``, ``expert`` or None.
     """
 
     kind: str
@@ -141,6 +178,13 @@ class EngineFacts:
     max_batch_tokens: int
     max_sequence_tokens: int
     notes: tuple[str, ...] = ()
+    scheduler: str = "transformers"
+    decode: Literal["eager", "graph"] = "eager"
+    compiled: str | None = None
+    run_ahead: bool = False
+    decode_experts: str | None = None
+    ranks: int = 1
+    parallel: Literal["tensor", "expert"] | None = None
 
 
 class Engine(Protocol):
@@ -157,7 +201,13 @@ class Engine(Protocol):
         """
 
     def step(self) -> Step | None:
-        """Run one step; None when there is nothing to do."""
+        """Run one step; None when there is nothing to do.
+
+        An engine that runs ahead launches the next step first, then waits for the oldest one and tells that.
+        """
+
+    def drain(self) -> list[Step]:
+        """Wait for steps that were launched and not told yet, oldest first; empty for engines that do not run ahead."""
 
     def reset(self) -> None:
         """Forget all requests and free their cache (between passes)."""
@@ -181,6 +231,29 @@ class ListenerSet:
         """Tell all."""
         for listener in self.listeners:
             listener.after_forward()
+
+    @property
+    def graph_key(self) -> Hashable:
+        """Which captured steps serve these listeners as they are; None when one of them cannot be in a graph."""
+        inside = [listener for listener in self.listeners if isinstance(listener, InGraphListener)]
+        return None if len(inside) < len(self.listeners) else tuple(listener.graph_key for listener in inside)
+
+    def enter_capture(self, width: int) -> None:
+        """Tell all."""
+        for listener in self._inside():
+            listener.enter_capture(width)
+
+    def leave_capture(self) -> list[Any]:
+        """What each of them keeps of a captured step."""
+        return [listener.leave_capture() for listener in self._inside()]
+
+    def after_replay(self, kept: Sequence[Any]) -> None:
+        """Give each of them what it kept."""
+        for listener, own in zip(self._inside(), kept, strict=True):
+            listener.after_replay(own)
+
+    def _inside(self) -> list[InGraphListener]:
+        return [listener for listener in self.listeners if isinstance(listener, InGraphListener)]
 
 
 Model = Any  # a torch.nn.Module; typed loosely so that base.py needs no torch

@@ -114,6 +114,10 @@ class ContinuousEngine:
             preempted=preempted,
         )
 
+    def drain(self) -> list[Step]:
+        """Nothing: each step is told when it has ended."""
+        return []
+
     def reset(self) -> None:
         """Forget all requests and free their cache."""
         _drain(self._manager.input_queue)

@@ -123,6 +123,10 @@ class StaticEngine:
             kv_tokens_used=batch.slots if self._batch is not None else 0,
         )
 
+    def drain(self) -> list[Step]:
+        """Nothing: each step is told when it has ended."""
+        return []
+
     def reset(self) -> None:
         """Forget all requests and free their cache."""
         self._waiting.clear()
