@@ -111,7 +111,7 @@ def test_model_facts_tell_it_for_checkpoints_and_drawn_weights(tiny: Path) -> No
     found = facts(checkpoint)
     assert found.revision == folder_revision(tiny / "moe")
     assert ModelFacts.from_json(found.to_json()) == found
-    assert facts(replace(checkpoint, weights="random")).revision == "random, seed 0"
+    assert facts(replace(checkpoint, weights="random")).revision == "random by module, seed 0"
     old = found.to_json()
     del old["revision"]
     assert ModelFacts.from_json(old).revision is None
@@ -123,7 +123,7 @@ def test_a_twin_tells_its_moes_and_how_it_was_made(tiny: Path) -> None:
     own = folder_revision(tiny / "moe")
     assert facts(twin, moe).revision == f"{own}; dense twin active, MLPs random, seed small/active"
     drawn = facts(twin, replace(moe, weights="random")).revision
-    assert drawn == "random, seed 0; dense twin active, MLPs random, seed small/active"
+    assert drawn == "random by module, seed 0; dense twin active, MLPs random, seed small/active"
 
 
 def test_a_hub_model_has_the_commit_of_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Load a model onto the device: checkpoint or random weights, safetensors only, mapped to clear errors.
 
-Random weights are drawn straight on the device in the target dtype (no host copy). A checkpoint whose tensors do not
-match its config is an error: transformers would fill the gaps with random numbers and only warn.
+Random weights are drawn straight on the device in the target dtype (no host copy, see random_weights.py). A checkpoint
+goes shard by shard from the files to the device. One whose tensors do not match its config is an error: transformers
+would fill the gaps with random numbers and only warn.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moeprof.capture.model_source import ModelSource
+from moeprof.capture.random_weights import random_model
+from moeprof.capture.twin_mlp import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.workload import EngineSettings, ModelSpec
 
 Reshape = Callable[[Any], None]
 RANDOM_SEED = 0
+RANDOM_WEIGHTS = f"random by module, seed {RANDOM_SEED}"  # how they are drawn: other words, other weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +79,8 @@ def load_model(
         blueprint: config and dtype.
         settings: experts implementation.
         device: where to.
-        reshape: changes the model's modules before memory is taken for any weight; weights of what it puts in are
-            drawn at random, those of what it takes out are not read.
+        reshape: changes the model's modules before memory is taken for any weight; those of what it takes out are not
+            read. A TwinMlp that it puts in gets memory, and its values later (``draw_weights``).
 
     Raises:
         ModelError: damaged or mismatching weights.
@@ -87,7 +91,9 @@ def load_model(
     if settings.experts != "auto":
         kwargs["experts_implementation"] = settings.experts
     try:
-        if reshape is None:
+        if spec.weights == "random":
+            model = _build_random(spec, blueprint.config, device, kwargs, reshape)
+        elif reshape is None:
             model = _build(spec, source, blueprint.config, device, kwargs)
         else:
             model = _build_reshaped(spec, source, blueprint.config, device, kwargs, reshape)
@@ -139,11 +145,22 @@ def _config(spec: ModelSpec, source: ModelSource) -> Any:
         ) from error
 
 
+def _build_random(
+    spec: ModelSpec, config: Any, device: torch.device, kwargs: dict[str, Any], reshape: Reshape | None
+) -> Any:
+    if reshape is not None:
+        _text_model_class(spec, config)  # refuses code that comes with a checkpoint
+
+    def build() -> Any:
+        return AutoModelForCausalLM.from_config(config, **kwargs)
+
+    return _guard(
+        spec,
+        lambda: random_model(build, device, seed=RANDOM_SEED, name=spec.name, reshape=reshape, later=TwinMlp),
+    )
+
+
 def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any]) -> Any:
-    if spec.weights == "random":
-        torch.manual_seed(RANDOM_SEED)
-        with torch.device(device):
-            return _guard(spec, lambda: AutoModelForCausalLM.from_config(config, **kwargs))
     model, info = _guard(
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -163,7 +180,7 @@ def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.devi
 def _build_reshaped(
     spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any], reshape: Reshape
 ) -> Any:
-    """Build on the meta device, reshape there, then load or draw only what is left."""
+    """Build on the meta device, reshape there, then load only what is left."""
     model_class, config = _text_model_class(spec, config)
     new: set[str] = set()
 
@@ -175,18 +192,19 @@ def _build_reshaped(
 
     # Under its own name and module: transformers finds key conversions and source files by them.
     reshaped: Any = type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
-    is_random = spec.weights == "random"
-    where = None if is_random else source.hub_id or source.folder
-    files: dict[str, Any] = {"state_dict": {}} if is_random else {"revision": spec.revision, "use_safetensors": True}
-    torch.manual_seed(RANDOM_SEED)
     model, info = _guard(
         spec,
         lambda: reshaped.from_pretrained(
-            where, config=config, output_loading_info=True, device_map={"": device}, **files, **kwargs
+            source.hub_id or source.folder,
+            config=config,
+            revision=spec.revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map={"": device},
+            **kwargs,
         ),
     )
-    if not is_random:
-        _refuse_missing(spec, set(info["missing_keys"]) - new)
+    _refuse_missing(spec, set(info["missing_keys"]) - new)
     return model
 
 

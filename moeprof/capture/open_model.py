@@ -15,6 +15,7 @@ import torch
 from moeprof.capture.loading import Blueprint, load_model, read_blueprint
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.parameters import model_facts
+from moeprof.capture.random_weights import residual_scale
 from moeprof.capture.revision import revision_of
 from moeprof.capture.twin_popular import popular_twin
 from moeprof.capture.twins import (
@@ -128,7 +129,7 @@ def _random_twin(
         replace_experts(model, tuple(layers), spec)
 
     model = load_model(weights, source, blueprint, engine, device, reshape=reshape).model
-    draw_weights(model, spec)
+    draw_weights(model, spec, residual_scale=residual_scale(model.config) if weights.weights == "random" else 1.0)
     return model, describe_twin(model, tuple(layers), spec)
 
 

@@ -4,7 +4,7 @@
 ``sampled:...``  the same of a folder over 4 GiB, of whose files headers, sizes and evenly spaced samples are read; a
                  change that misses every sample is not seen
 ``commit:...``   the commit of a hub repository
-``random, seed 0``; a twin says the revision of its MoE and how it was made
+``random by module, seed 0``; a twin says the revision of its MoE and how it was made
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.loading import RANDOM_SEED
+from moeprof.capture.loading import RANDOM_WEIGHTS
 from moeprof.capture.model_source import ModelSource
 from moeprof.core.modelspec import ModelSpec
 
@@ -36,7 +36,7 @@ def revision_of(source: ModelSource, weights: ModelSpec, spec: ModelSpec) -> str
         spec: the model.
     """
     if weights.weights == "random":
-        found: str | None = f"random, seed {RANDOM_SEED}"
+        found: str | None = RANDOM_WEIGHTS
     elif source.hub_id is not None:
         found = _commit(source.hub_id, weights.revision)
     else:

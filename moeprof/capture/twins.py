@@ -145,11 +145,16 @@ def twin_mlps(model: nn.Module) -> list[TwinMlp]:
     return [module for module in model.modules() if isinstance(module, TwinMlp)]
 
 
-def draw_weights(model: nn.Module, spec: ModelSpec) -> None:
+def draw_weights(model: nn.Module, spec: ModelSpec, *, residual_scale: float = 1.0) -> None:
     """Random weights for a twin's MLPs, drawn on the device in the dtype; the same ones in every launch.
 
     The output projection is drawn narrower, by the square root of how much wider the MLP is than one expert: what it
     adds to the residual stream has the size of one expert's output, whatever the width.
+
+    Args:
+        model: with the twin's MLPs in place.
+        spec: of the twin; its name and width are the seed.
+        residual_scale: of the output projections beside that; below 1 where the rest of the model is random too.
     """
     config: Any = getattr(model, "config", None)
     std = float(getattr(config.get_text_config(decoder=True), "initializer_range", None) or 0.02)
@@ -158,7 +163,7 @@ def draw_weights(model: nn.Module, spec: ModelSpec) -> None:
     with torch.no_grad():
         for mlp in twin_mlps(model):
             mlp.up_proj.weight.normal_(0.0, std, generator=generator)
-            mlp.down_proj.weight.normal_(0.0, std * mlp.down_scale, generator=generator)
+            mlp.down_proj.weight.normal_(0.0, std * mlp.down_scale * residual_scale, generator=generator)
             for linear in (mlp.up_proj, mlp.down_proj):
                 if linear.bias is not None:
                     linear.bias.zero_()
