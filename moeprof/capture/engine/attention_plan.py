@@ -77,7 +77,7 @@ class StepEdges:
         # Without cached tokens nothing is read back, so there is no index to make.
         any_past = query_tokens != key_tokens
         together = [i for i, num in enumerate(query_tokens) if num == 1] if any_past else []
-        members = _alike(together, key_tokens)
+        members = alike(together, key_tokens)
         grouped = {i for group in members for i in group}
         alone = [i for i in range(len(query_tokens)) if i not in grouped]
         parts = [self._add_group(group) for group in members]
@@ -132,7 +132,7 @@ class StepEdges:
         return mask
 
 
-def _alike(sequences: list[int], key_tokens: list[int]) -> list[list[int]]:
+def alike(sequences: list[int], key_tokens: list[int]) -> list[list[int]]:
     """Sequences in groups whose key counts differ by at most PADDING_TOKENS; all in order where one group will do."""
     if not sequences:
         return []

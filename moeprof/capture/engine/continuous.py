@@ -29,7 +29,6 @@ from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 
 PAGE_TOKENS = 16  # small pages waste little KV on short sequences; measured fastest on a CPU
-NO_TOKEN = -1
 
 
 class ContinuousEngine:
@@ -120,8 +119,7 @@ class ContinuousEngine:
 
     def reset(self) -> None:
         """Forget all requests and free their cache."""
-        _drain(self._manager.input_queue)
-        _drain(self._manager.output_router.output_queue)
+        _drain(self._manager.input_queue, self._manager.output_router.output_queue)
         self._batch.reset()
         _forget_all(self._batch.cache)
         for table in (self._requests, self._produced, self._computed):
@@ -298,6 +296,7 @@ def _forget_all(cache: Any) -> None:
     cache._block_manager.has_enough_free_blocks(cache.num_blocks)
 
 
-def _drain(queue: Any) -> None:
-    while not queue.empty():
-        queue.get_nowait()
+def _drain(*queues: Any) -> None:
+    for queue in queues:
+        while not queue.empty():
+            queue.get_nowait()

@@ -1,0 +1,171 @@
+"""The plan of a step that is not captured: who decodes together, which prompts run, where their keys lie.
+
+Shape legend: cache.py; B sequences of a group, W keys of each with padding, Q queries and K keys of a prompt.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from moeprof.capture.engine.attention_plan import alike
+from moeprof.capture.engine.paged.cache import KvLayer
+from moeprof.capture.engine.paged.sequences import PAGE_TOKENS, Part
+
+OFFSETS = np.arange(PAGE_TOKENS)
+
+
+class Group:
+    """Sequences that decode in one call on a CPU, their keys padded to the longest."""
+
+    def __init__(self, parts: list[Part], rows: list[int]) -> None:
+        """``rows``: places of their queries among the step's."""
+        self._rows = rows
+        keys = np.array([part.past + 1 for part in parts])
+        num_pages = -(-int(keys.max()) // PAGE_TOKENS)
+        pages_BP = np.zeros((len(parts), num_pages), dtype=np.int64)
+        for row, part in zip(pages_BP, parts, strict=True):
+            own = part.sequence.pages[:num_pages]
+            row[: len(own)] = own
+        slots_BW = (pages_BP[:, :, None] * PAGE_TOKENS + OFFSETS).reshape(len(parts), -1)
+        self._slots = torch.from_numpy(slots_BW.ravel())
+        self._size, self._width = slots_BW.shape
+        padding_BW = np.arange(self._width) >= keys[:, None]
+        self._scores = torch.from_numpy(np.where(padding_BW, np.float32("-inf"), np.float32(0))[:, None, None])
+        self._mask: torch.Tensor | None = None
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Places of their queries, [B]."""
+        return torch.tensor(self._rows)
+
+    def attend(self, layer: KvLayer, query_1HBD: torch.Tensor) -> torch.Tensor:
+        """[1, B, H, V]."""
+        if self._mask is None or self._mask.dtype != query_1HBD.dtype:
+            self._mask = self._scores.to(query_1HBD.dtype)
+        shape = (self._size, self._width, layer.facts.num_groups, -1)
+        key_BGWD = layer.key_SGD.index_select(0, self._slots).view(shape).transpose(1, 2)
+        value_BGWV = layer.value_SGV.index_select(0, self._slots).view(shape).transpose(1, 2)
+        out_BH1V = scaled_dot_product_attention(
+            query_1HBD.permute(2, 1, 0, 3),
+            key_BGWD,
+            value_BGWV,
+            attn_mask=self._mask,
+            scale=layer.facts.shape.scale,
+            enable_gqa=layer.facts.num_heads != layer.facts.num_groups,
+        )
+        return out_BH1V.permute(2, 0, 1, 3)
+
+
+class Prompt:
+    """A chunk of a prompt.
+
+    Attributes:
+        first: place of its first query among the step's.
+        tokens: queries, Q.
+        past: keys in the cache before it.
+    """
+
+    def __init__(self, part: Part, first: int, device: torch.device) -> None:
+        """``first``: place of its first token in the step."""
+        self.first, self.tokens, self.past = first, part.query_tokens, part.past
+        self._pages, self._device = part.sequence.pages, device
+        self._masks: dict[tuple[torch.dtype, int | None], torch.Tensor] = {}
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """Where its keys lie, this chunk's included, [K]."""
+        total = self.past + self.tokens
+        pages = np.array(self._pages[: -(-total // PAGE_TOKENS)])
+        slots = (pages[:, None] * PAGE_TOKENS + OFFSETS).ravel()[:total]
+        return torch.from_numpy(slots).to(self._device, non_blocking=True)
+
+    def mask(self, dtype: torch.dtype, window: int | None) -> torch.Tensor:
+        """What to add to the scores [Q, K]: 0 where a query may look, -inf elsewhere. One for all layers."""
+        mask = self._masks.get((dtype, window))
+        if mask is None:
+            query_Q1 = torch.arange(self.past, self.past + self.tokens, device=self._device)[:, None]
+            key_K = torch.arange(self.past + self.tokens, device=self._device)
+            hidden = key_K > query_Q1
+            if window is not None:
+                hidden |= key_K <= query_Q1 - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=self._device).masked_fill_(hidden, float("-inf"))
+            self._masks[dtype, window] = mask
+        return mask
+
+
+class EagerPlan:
+    """The plan of a step. Queries of sequences that decode come first.
+
+    Attributes:
+        num_decode: how many of them.
+        groups: those that share a call; empty on a GPU, whose kernel takes any lengths.
+        prompts: chunks of prompts.
+    """
+
+    def __init__(self, parts: list[Part], device: torch.device) -> None:
+        """``parts`` in the order of the step's tokens."""
+        decoding = [part for part in parts if not part.is_prefill]
+        self.num_decode = len(decoding)
+        self.groups: list[Group] = []
+        if device.type == "cpu":
+            keys = [part.past + 1 for part in decoding]
+            self.groups = [Group([decoding[i] for i in rows], rows) for rows in alike(list(range(len(keys))), keys)]
+        self.prompts: list[Prompt] = []
+        first = self.num_decode
+        for part in parts[self.num_decode :]:
+            self.prompts.append(Prompt(part, first, device))
+            first += part.query_tokens
+
+
+def attend_prompt(
+    prompt: Prompt,
+    layer: KvLayer,
+    query_1HQD: torch.Tensor,
+    key_1GQD: torch.Tensor,
+    value_1GQV: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+) -> torch.Tensor:
+    """[1, H, Q, V]: the queries of a chunk to all keys of its sequence so far."""
+    if prompt.past:
+        key_1GQD = layer.key_SGD.index_select(0, prompt.slots).transpose(0, 1)[None]
+        value_1GQV = layer.value_SGV.index_select(0, prompt.slots).transpose(0, 1)[None]
+    facts = layer.facts
+    if not facts.is_plain:
+        return _attend_plainly(prompt, layer, query_1HQD, key_1GQD, value_1GQV, sinks_H)
+    alone = prompt.past == 0 or prompt.tokens == 1
+    return scaled_dot_product_attention(
+        query_1HQD,
+        key_1GQD,
+        value_1GQV,
+        attn_mask=None if alone else prompt.mask(query_1HQD.dtype, None),
+        is_causal=prompt.past == 0 and prompt.tokens > 1,
+        scale=facts.shape.scale,
+        enable_gqa=facts.num_heads != facts.num_groups,
+    )
+
+
+def _attend_plainly(
+    prompt: Prompt,
+    layer: KvLayer,
+    query_1HQD: torch.Tensor,
+    key_1GKD: torch.Tensor,
+    value_1GKV: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+) -> torch.Tensor:
+    """Windows, soft caps and sinks, score by score."""
+    facts, shape = layer.facts, layer.facts.shape
+    repeats = facts.num_heads // facts.num_groups
+    key, value = key_1GKD.repeat_interleave(repeats, 1), value_1GKV.repeat_interleave(repeats, 1)
+    scores = query_1HQD.float() @ key.float().transpose(2, 3) * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    scores = scores + prompt.mask(torch.float32, shape.window)
+    if sinks_H is not None:
+        sinks = sinks_H.float().reshape(1, -1, 1, 1).expand(-1, -1, scores.shape[2], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weight = scores.softmax(dim=-1)[..., : key.shape[2]]
+    return (weight @ value.float()).to(query_1HQD.dtype)
