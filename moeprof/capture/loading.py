@@ -131,7 +131,7 @@ def _attention(config: Any) -> str:
 def _config(spec: ModelSpec, source: ModelSource) -> Any:
     where = source.hub_id or source.folder
     try:
-        if where is not None:
+        if where is not None and not spec.override:
             return AutoConfig.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         values = dict(source.config)
         return AutoConfig.for_model(values.pop("model_type"), **values)

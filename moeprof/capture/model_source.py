@@ -27,6 +27,7 @@ class ModelSource:
         tokenizer_file: tokenizer.json, or None when the model has none.
         weights_bytes: bytes of the weight files, or None when not on disk yet, or for a twin.
         twin: for a dense twin, what it is in words; all else is then its MoE's.
+        changes: what ``override`` changed in the config, in words.
     """
 
     folder: Path | None
@@ -35,15 +36,13 @@ class ModelSource:
     tokenizer_file: Path | None
     weights_bytes: int | None
     twin: str | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
-        """For the record: hub id or the folder's name (never the whole path)."""
-        if self.twin is not None:
-            return self.twin
-        if self.hub_id is not None:
-            return self.hub_id
-        return self.folder.name if self.folder is not None else "named config"
+        """For the record: hub id or the folder's name (never the whole path), and what was changed."""
+        plain = self.twin or self.hub_id or (self.folder.name if self.folder is not None else "named config")
+        return f"{plain}, {', '.join(self.changes)}" if self.changes else plain
 
 
 def find_model(spec: ModelSpec, base: ModelSpec | None = None) -> ModelSource:
@@ -59,6 +58,11 @@ def find_model(spec: ModelSpec, base: ModelSpec | None = None) -> ModelSource:
     if base is not None:
         twin = f"dense twin of {base.name} ({spec.match})"
         return replace(find_model(replace(base, name=spec.name)), weights_bytes=None, twin=twin)
+    source = _find(spec)
+    return _overridden(source, spec) if spec.override else source
+
+
+def _find(spec: ModelSpec) -> ModelSource:
     if spec.config is not None:
         return _from_config(spec)
     assert spec.path is not None
@@ -132,6 +136,34 @@ def _from_config(spec: ModelSpec) -> ModelSource:
             "ones; or give the path of a config.json"
         )
     return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
+
+
+def _overridden(source: ModelSource, spec: ModelSpec) -> ModelSource:
+    """The source with keys of its config changed; lists of one item per layer are cut to the new depth.
+
+    Raises:
+        ModelError: the config has no such key, so that a slip of the pen would go unnoticed.
+    """
+    config, changes = dict(source.config), []
+    for key, value in spec.override.items():
+        if key not in config:
+            close = difflib.get_close_matches(key, config, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(config))}"
+            raise ModelError(f"model {spec.name}: override: its config has no key {key!r}{hint}")
+        old, config[key] = config[key], value
+        if old == value:
+            continue
+        changes.append(f"{value} of {old} layers" if key == "num_hidden_layers" else f"{key} {value} instead of {old}")
+        if key == "num_hidden_layers":
+            config |= _cut_lists(config, old, value, spec.name)
+    return replace(source, config=config, changes=tuple(changes))
+
+
+def _cut_lists(config: dict[str, Any], old: Any, new: Any, name: str) -> dict[str, Any]:
+    """Lists of one item per layer, for fewer layers."""
+    if not isinstance(new, int) or new < 1 or (isinstance(old, int) and new > old):
+        raise ModelError(f"model {name}: override: num_hidden_layers: found {new}; 1 to {old} is allowed")
+    return {key: value[:new] for key, value in config.items() if isinstance(value, list) and len(value) == old}
 
 
 def named_configs() -> dict[str, dict[str, Any]]:

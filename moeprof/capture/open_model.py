@@ -109,7 +109,7 @@ def open_model(
         load_s=time.perf_counter() - start,
         weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
         twin=None if twin is None else twin.facts,
-        notes=() if twin is None else twin.notes,
+        notes=(*(f"not the model's own config: {change}" for change in source.changes), *(twin.notes if twin else ())),
     )
 
 

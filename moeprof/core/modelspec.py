@@ -63,6 +63,7 @@ class ModelSpec:
         revision: hub revision.
         dtype: overrides ``engine.dtype`` for this model.
         routing: routing policy.
+        override: for random weights, keys of the config with other values, such as ``{num_hidden_layers: 8}``.
         trust_remote_code: run code that comes with the checkpoint.
     """
 
@@ -77,6 +78,7 @@ class ModelSpec:
     revision: str | None = None
     dtype: Dtype | None = None
     routing: RoutingPolicy = field(default_factory=RoutingPolicy)
+    override: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +90,11 @@ class ModelSpec:
             )
         if self.config is not None and self.weights == "checkpoint":
             raise WorkloadError("weights: a model given by config has no checkpoint; say `weights: random`")
+        if self.override and (self.twin_of is not None or self.weights == "checkpoint"):
+            raise WorkloadError(
+                "override: belongs to a model of random weights (a checkpoint is what it is, a twin follows its MoE); "
+                "say `weights: random`, or leave it out"
+            )
         if self.twin_of is None:
             self._is_no_twin()
         else:
