@@ -96,7 +96,8 @@ class ContinuousEngine:
             self.listeners.before_forward(layout)
             events = self._event_pair()
             self._batch._generation_step(self._model)
-            self._close_events(events)
+            if events is not None:
+                events[1].record(self._io.compute_stream)
             self.listeners.after_forward()
             kv_tokens_used = sum(state.position_offset for state in self._batch.scheduler.active_requests.values())
             self._batch.update_batch()  # waits for the device: the new tokens are needed on the host
@@ -264,17 +265,12 @@ class ContinuousEngine:
         pair[0].record(self._io.compute_stream)
         return pair
 
-    def _close_events(self, events: tuple[Any, Any] | None) -> None:
-        if events is not None:
-            events[1].record(self._io.compute_stream)
-
 
 def _settings(kv_tokens: int, max_batch_tokens: int, prefix_cache: bool) -> ContinuousBatchingConfig:
     """The same settings in the spelling of the installed transformers."""
     known = inspect.signature(ContinuousBatchingConfig).parameters
-    page = "page_size" if "page_size" in known else "block_size"
     wanted = {
-        page: PAGE_TOKENS,
+        "page_size" if "page_size" in known else "block_size": PAGE_TOKENS,
         "num_blocks": max(2, -(-kv_tokens // PAGE_TOKENS)),
         "max_batch_tokens": max_batch_tokens,
         "use_async_batching": False,  # a step must end before the next begins, or step times mean nothing

@@ -24,10 +24,15 @@ REASONS = {
 }
 
 
-def needs_static(model: Any) -> str | None:
+def needs_static(model: Any, *, own_pages: bool = False) -> str | None:
     """Why this model cannot run in continuous batches, or None when nothing in its structure forbids it.
 
     A model that passes can still fail on its first step; whoever selects an engine should try one step and fall back.
+
+    Args:
+        model: the model.
+        own_pages: for our own paged cache, which keeps what the attention interface is given: expanded keys of latent
+            attention, and keys of any shape in every layer.
     """
     config = model.config.get_text_config(decoder=True)
     others = sorted({str(kind) for kind in layer_types(config)} - PAGED_LAYER_TYPES)
@@ -37,13 +42,13 @@ def needs_static(model: Any) -> str | None:
         return "it keeps a recurrent state between forwards"
     if _has_indexer(model):
         return "sparse attention with an index"
-    if _global(config, "kv_lora_rank"):
+    if _global(config, "kv_lora_rank") and not own_pages:
         return "latent attention caches a compressed key"
-    if not getattr(model, "_supports_sdpa", False):
+    if not own_pages and not getattr(model, "_supports_sdpa", False):
         return "its attention has no form for scaled_dot_product_attention"
     if not model._supports_default_dynamic_cache():
         return "it has a cache of its own"
-    return _uneven_keys(model, config)
+    return None if own_pages else _uneven_keys(model, config)
 
 
 def _uneven_keys(model: Any, config: Any) -> str | None:

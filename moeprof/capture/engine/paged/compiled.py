@@ -1,0 +1,35 @@
+"""torch.compile on the decoder layers: norms, rotations, routers and activations become few kernels.
+
+Layers are compiled one by one because they are alike: what is compiled for the first serves all. The attention stays
+outside (its plan changes with every step), so a layer is two pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+RECOMPILES = 64  # batch sizes and layers of a kind; beyond it a piece runs uncompiled, silently
+
+
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The stack of layers: the list of modules whose length is the number of layers; None when there is no such."""
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
+    return lists[0] if lists else None
+
+
+def compile_layers(model: Any) -> str | None:
+    """Compile in place; once is enough for all engines of a model. ``layers``, or None when no stack was found."""
+    layers = decoder_layers(model)
+    if layers is None:
+        return None
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, RECOMPILES)
+    settings.allow_unspec_int_on_nn_module = True  # the number of a layer is no reason to compile it anew
+    for layer in layers:
+        if getattr(layer, "_compiled_call_impl", None) is None:
+            cast("Any", layer).compile()
+    return "layers"
