@@ -1,1 +1,1 @@
-"""The evidence for one data-centre GPU: what is measured, in which order, against which targets, and how it is published."""
+"""The evidence for one data-centre card: what is measured, in which order, against which targets, how published."""
