@@ -182,7 +182,8 @@ class Experiment:
     def _owed(self, launch: int) -> list[str]:
         """Keys of launch.json that are measured after the rounds."""
         instruments = self._setup.workload.instruments
-        owed = ["quality"] * (instruments.quality and launch == 0)
+        owed = ["gap"] * (instruments.gap and launch == 0)
+        owed += ["quality"] * (instruments.quality and launch == 0)
         owed += ["forced_picks"] * (instruments.forced_picks and launch == 0)
         return owed + ["overhead_pairs"] * instruments.overhead
 
@@ -212,7 +213,7 @@ class Experiment:
         self._sweep(workers)
         owed = self._owed(launch)
         orders: tuple[tuple[str, Command], ...] = (
-            ("quality", "quality"), ("forced_picks", "forced_picks"), ("overhead_pairs", "overhead"),
+            ("gap", "gap"), ("quality", "quality"), ("forced_picks", "forced_picks"), ("overhead_pairs", "overhead"),
         )  # fmt: skip
         for key, command in orders:
             for name in list(workers):

@@ -58,8 +58,8 @@ def measure_gap(
     schedule: Schedule,
     tapped: Tapped,
     eager: Callable[[], AbstractContextManager[Engine]],
-    *,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
     max_seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Gap:
@@ -70,15 +70,15 @@ def measure_gap(
         engine: as configured; it is reset.
         schedule: the workload's requests.
         tapped: the routing tap.
-        eager: gives an engine in which Python launches every operation: ``engine`` itself where it is such a one.
-        should_stop: ends the measurement after the size under way.
+        eager: gives an engine in which Python launches every operation; asked only where ``engine`` is none.
+        should_stop: ends the measurement after the step under way.
         max_seconds: about how long to take; None is by device.
         clock: seconds.
     """
     started = clock()
     cuda = torch.device(engine.facts.device).type == "cuda"
     budget_s = max_seconds if max_seconds is not None else BUDGET_S["cuda" if cuda else "cpu"]
-    found = _Found(model, tapped, "kernels" if cuda else "operations", clock)
+    found = _Found(model, tapped, "kernels" if cuda else "operations", should_stop, clock)
     cost_s = dict.fromkeys(("decode", "prefill"), 0.0)
     for size in sizes_of(engine, schedule, WARM + TIMED + PROFILED):
         if isinstance(size, str):
@@ -90,7 +90,7 @@ def measure_gap(
             continue
         found.measure(engine, size, profiled=_is_eager(engine))
         cost_s[size.phase] = (clock() - before) / grows
-    if not _is_eager(engine):
+    if not _is_eager(engine) and not should_stop():
         with eager() as other:
             for size in list(found.points):
                 found.itemise(other, size)
@@ -111,8 +111,10 @@ def _is_eager(engine: Engine) -> bool:
 class _Found:
     """What was measured so far."""
 
-    def __init__(self, model: Any, tapped: Tapped, kind: Clock, clock: Callable[[], float]) -> None:
-        self._model, self._tapped, self._clock = model, tapped, clock
+    def __init__(
+        self, model: Any, tapped: Tapped, kind: Clock, should_stop: Callable[[], bool], clock: Callable[[], float]
+    ) -> None:
+        self._model, self._tapped, self._should_stop, self._clock = model, tapped, should_stop, clock
         self._stages = find_stages(model)
         self.clock = kind
         self.points: dict[Size, GapPoint] = {}
@@ -151,7 +153,7 @@ class _Found:
         rows: list[tuple[float, Step]] = []
         until = self._clock() + ENOUGH_S
         for number in range(TIMED):
-            if number >= FEWEST and self._clock() >= until:
+            if self._should_stop() or (number >= FEWEST and self._clock() >= until):
                 break
             size.ready(engine)
             start_s = self._clock()

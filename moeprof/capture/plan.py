@@ -9,7 +9,7 @@ from typing import Any, Literal
 from moeprof.capture.slowdown_plan import Slowdown
 from moeprof.core.workload import EngineSettings, Instruments, ModelSpec, Warmup
 
-Command = Literal["prepare", "pass", "quality", "forced_picks", "overhead", "note", "measure", "close", "stop"]
+Command = Literal["prepare", "pass", "quality", "forced_picks", "gap", "overhead", "note", "measure", "close", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

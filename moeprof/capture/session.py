@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from moeprof.capture import memory, saturation
 from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.select import build_engine
+from moeprof.capture.gap import measure_gap
 from moeprof.capture.invariants import check_pass
 from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.overhead import measure_overhead
@@ -158,7 +159,8 @@ class Session:
         self._engine = watched = build_engine(self._model, settings, self._listeners)
         self._say("overhead")
         with tempfile.TemporaryDirectory() as scratch:
-            recorders = self._scratch_recorders(Path(scratch))
+            into = Path(scratch)
+            recorders: list[Recorder] = [RequestRecorder(into), StepRecorder(into), *self._tapping.recorders(into)]
             pairs = measure_overhead(
                 bare,
                 watched,
@@ -203,6 +205,16 @@ class Session:
         self._write()
         return {}
 
+    def measure_gap(self, order: Order) -> dict[str, Any]:
+        """What a step consists of: its parts, launching, the host."""
+        self._say("where a step goes")
+        self._use_batch_tokens(self._plan.engine.max_batch_tokens)
+        tapped, schedule = self._tapping.tapped(self._listeners), self._schedule
+        found = measure_gap(self._model, self._engine, schedule, tapped, self._eager_engine, self._should_stop)
+        self._launch["gap"] = found.to_json()
+        self._write()
+        return {}
+
     def note(self, order: Order) -> dict[str, Any]:
         """Write what the parent learnt about this launch into launch.json."""
         self._launch |= order.extra
@@ -229,6 +241,13 @@ class Session:
         yield
         self._engine = self._build(self._plan.engine)
         self._batch_tokens = self._plan.engine.max_batch_tokens
+
+    @contextmanager
+    def _eager_engine(self) -> Iterator[Engine]:
+        """An engine of which Python launches every operation, as a profiler needs it."""
+        settings = replace(self._plan.engine, decode_graphs="off", run_ahead="off", compile="off")
+        with self._without_engine(), closing(self._build(settings)) as eager:
+            yield eager
 
     def _use_batch_tokens(self, max_batch_tokens: int) -> None:
         """Build the engine again where a sweep asks for another step size; a few warm-up requests, then it counts."""
@@ -264,9 +283,6 @@ class Session:
             calibrate(
                 self._engine, self._warmup, plan.launch_folder, max_seconds=CALIBRATION_S, should_stop=self._should_stop
             )
-
-    def _scratch_recorders(self, folder: Path) -> Sequence[Recorder]:
-        return [RequestRecorder(folder), StepRecorder(folder), *self._tapping.recorders(folder)]
 
     def _say(self, what: str) -> None:
         self._send(Report(event="progress", data={"doing": what}))

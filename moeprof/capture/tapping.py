@@ -13,6 +13,7 @@ from typing import Any
 
 from moeprof.capture.engine.base import Engine, ForwardListener, ListenerSet
 from moeprof.capture.forced_picks import record_forced_picks
+from moeprof.capture.gap import Tapped
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.pick_table import PickOverride, PickTable, layer_shapes
 from moeprof.capture.plan import LaunchPlan
@@ -59,8 +60,15 @@ class Tapping:
         return override_routing(self.layers, plan.model.routing)
 
     @property
+    def tap(self) -> RoutingTap | None:
+        """The tap, switched off unless something is watched; None where there is nothing to tap."""
+        return self._tap
+
+    @property
     def no_forced_picks(self) -> str | None:
         """Why it cannot be told where a fixed text is sent, or None."""
+        if self._plan.engine.parallel is not None and self._override is not None:
+            return "routing is overridden and ranks share the model"
         if self._tap is None:
             return "the routing tap is off (instruments.routing)" if self.layers else "a dense model has no router"
         return None if self._passed else "the routing tap failed its self-check"
@@ -128,6 +136,15 @@ class Tapping:
         finally:
             listeners.listeners.remove(self._tap)
             self._tap.disable()
+
+    def tapped(self, listeners: ListenerSet) -> Tapped:
+        """The tap as the itemisation of steps needs it; without layers where it is off or failed its self-check."""
+        tap = self._tap if self._passed else None
+        return Tapped(
+            layers=() if tap is None else tuple(layer.name for layer in self.layers),
+            watching=lambda: self.watching(listeners),
+            seen=lambda: [] if tap is None else tap.collect_blocks(everything=True),
+        )
 
     def recorders(self, folder: Path) -> list[Recorder]:
         """The routing recorder of a pass; empty for dense models."""

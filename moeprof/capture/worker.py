@@ -100,6 +100,7 @@ def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, se
                 "overhead": session.measure_overhead,
                 "quality": session.measure_quality,
                 "forced_picks": session.record_forced_picks,
+                "gap": session.measure_gap,
                 "note": session.note,
             }
         )

@@ -161,6 +161,7 @@ class Instruments:
         picks_cap_mib: bound for them.
         quality: bits per byte of the forced outputs.
         forced_picks: where about 2,048 forced tokens are sent, one request at a time.
+        gap: steps of a few sizes itemised by part of the model (see core/gap.py).
     """
 
     routing: bool = True
@@ -174,6 +175,7 @@ class Instruments:
     picks_cap_mib: int = 256
     quality: bool = True
     forced_picks: bool = True
+    gap: bool = True
 
     def __post_init__(self) -> None:
         _at_least(1, window_steps=self.window_steps)
