@@ -78,7 +78,7 @@ class ModelSpec:
     revision: str | None = None
     dtype: Dtype | None = None
     routing: RoutingPolicy = field(default_factory=RoutingPolicy)
-    override: dict[str, Any] = field(default_factory=dict)
+    override: dict[str, Any] = field(default_factory=dict, hash=False)
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
