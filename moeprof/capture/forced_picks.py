@@ -22,7 +22,7 @@ from moeprof.capture.engine import attention
 from moeprof.capture.engine.base import BatchLayout, ForwardListener
 from moeprof.capture.gate_scores import GateScores
 from moeprof.capture.moe_structure import MoeLayer
-from moeprof.capture.routing_adapters import attach
+from moeprof.capture.routing_adapters import Cell, attach
 from moeprof.core.forced_picks import MAX_TOKENS, ForcedPicks
 from moeprof.core.trace import Schedule
 
@@ -88,22 +88,24 @@ def record_forced_picks(
     texts, parts, begin = [], [], clock()
     with ExitStack() as hooks:
         scores = hooks.enter_context(GateScores(layers))
-        slots: list[torch.Tensor | None] = [None] * len(layers)
-        for i, layer in enumerate(layers):
-            hooks.callback(attach(layer, i, slots.__setitem__, NO_EXPERT).remove)
+        cells: list[Cell] = [[None] for _ in layers]
+        for cell, layer in zip(cells, layers, strict=True):
+            hooks.callback(attach(layer, cell, NO_EXPERT).remove)
         for text in whole:
             scores.expect(len(text.ids))
             try:
                 _forward(model, text, listeners)
             except (torch.OutOfMemoryError, MemoryError):
                 return f"no memory for one forward pass of {len(text.ids)} tokens"  # the rounds stay good
+            slots = [cell[0] for cell in cells]
             part = _picks(layers, slots, len(text.ids))
             if part is None:
                 return NO_PICKS
             for i, picks in enumerate(slots):
                 if picks is not None:
                     scores.add(i, picks)
-            slots[:] = [None] * len(slots)
+            for cell in cells:
+                cell[0] = None
             texts.append(text)
             parts.append(part)
             if clock() - begin >= MAX_S or should_stop():

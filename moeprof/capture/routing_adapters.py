@@ -1,26 +1,26 @@
 """How the executed picks are read off a module, and which architectures are refused and why.
 
-Three kinds of hook cover all that is measured: the picks stand in the arguments of the experts module (nearly all), in
-the scores that a router returns (llama4), or in the sort order that a gating module returns (jetmoe). A hook only
-keeps a reference to a tensor: no device work, no synchronisation. Suffix legend: T tokens, E experts, K top-k.
+Three kinds of watcher cover all that is measured: the picks stand in the arguments of the experts module (nearly all),
+in the scores that a router returns (llama4), or in the sort order that a gating module returns (jetmoe). A watcher
+only keeps a reference to a tensor: no device work, no synchronisation. Suffix legend: T tokens, E experts, K top-k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
+from moeprof.capture.forward_seam import Forward, SeamHandle, Wrap, put_on
 from moeprof.core.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from moeprof.capture.moe_structure import MoeLayer
 
 HookKind = Literal["experts_arguments", "router_scores", "gating_output"]
-Store = Callable[[int, torch.Tensor], None]
+Cell = list[torch.Tensor | None]  # of one element
 
 # Class of a module in the model -> why it cannot be measured.
 REFUSED_MODULES = {
@@ -56,54 +56,76 @@ def refuse_unsupported(model: nn.Module) -> None:
         raise UnsupportedModelError(f"{name} runs hub kernels that replace whole blocks; load without use_kernels")
 
 
-def attach(layer: MoeLayer, index: int, store: Store, dropped_id: int) -> RemovableHandle:
-    """Hook one layer so that each forward calls ``store(index, picks [T, K])``.
+def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> SeamHandle:
+    """Watch one layer, so that each forward puts its picks [T, K] into the cell.
 
     Args:
         layer: the layer.
-        index: its number among the MoE layers.
-        store: keeps the tensor; must not synchronise.
+        cell: a list of one element. One per layer and no index, so that layers that are compiled share a graph.
         dropped_id: the id to give to picks that stand for "no expert".
     """
     if layer.hook == "router_scores":
-        return layer.tapped.register_forward_hook(_scores_hook(index, store, layer.top_k))
-    if layer.hook == "gating_output":
-        return layer.tapped.register_forward_hook(_gating_hook(index, store, layer.top_k, layer.num_experts))
-    hook = _skipping_hook(index, store, dropped_id) if layer.skips_zero_weight else _arguments_hook(index, store)
-    return layer.tapped.register_forward_pre_hook(hook)
+        wrap = _scores_wrap(cell, layer.top_k)
+    elif layer.hook == "gating_output":
+        wrap = _gating_wrap(cell, layer.top_k, layer.num_experts)
+    else:
+        wrap = _skipping_wrap(cell, dropped_id) if layer.skips_zero_weight else _arguments_wrap(cell)
+    return put_on(layer.tapped, "watch", wrap)
 
 
-def _arguments_hook(index: int, store: Store) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        # Picks passed by keyword are not seen: nothing is stored, and the self-check says so.
-        if len(args) > 1:
-            store(index, args[1])
+def _arguments_wrap(cell: Cell) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # Picks passed by keyword are not seen: nothing is stored, and the self-check says so.
+            if len(args) > 1:
+                cell[0] = args[1]
+            return inner(*args, **kwargs)
 
-    return hook
+        return forward
 
-
-def _skipping_hook(index: int, store: Store, dropped_id: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if len(args) > 2:
-            store(index, args[1].masked_fill(args[2] == 0, dropped_id))
-
-    return hook
+    return wrap
 
 
-def _scores_hook(index: int, store: Store, top_k: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> None:
-        # Scores are 0 for all but the k chosen experts.
-        store(index, output[0].topk(top_k, dim=-1).indices)
+def _skipping_wrap(cell: Cell, dropped_id: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > 2:
+                cell[0] = args[1].masked_fill(args[2] == 0, dropped_id)
+            return inner(*args, **kwargs)
 
-    return hook
+        return forward
+
+    return wrap
 
 
-def _gating_hook(index: int, store: Store, top_k: int, num_experts: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: tuple[Any, ...]) -> None:
-        # Position i of the experts' sorted input is pick order[i] of the flattened [T * K] picks.
-        order, expert_size = output[0], output[3]
-        sizes = torch.tensor(expert_size, device=order.device)
-        experts = torch.arange(num_experts, device=order.device).repeat_interleave(sizes, output_size=order.numel())
-        store(index, torch.empty_like(order).scatter_(0, order, experts).view(-1, top_k))
+def _scores_wrap(cell: Cell, top_k: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            # Scores are 0 for all but the k chosen experts.
+            cell[0] = output[0].topk(top_k, dim=-1).indices
+            return output
 
-    return hook
+        return forward
+
+    return wrap
+
+
+def _gating_wrap(cell: Cell, top_k: int, num_experts: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            # Position i of the experts' sorted input is pick order[i] of the flattened [T * K] picks.
+            order, expert_size = output[0], output[3]
+            sizes = torch.tensor(expert_size, device=order.device)
+            experts = torch.arange(num_experts, device=order.device).repeat_interleave(sizes, output_size=order.numel())
+            cell[0] = torch.empty_like(order).scatter_(0, order, experts).view(-1, top_k)
+            return output
+
+        return forward
+
+    return wrap

@@ -1,26 +1,31 @@
 """The routing tap: which experts each real token was sent to, counted on the device.
 
-A hook per MoE layer keeps a reference to the layer's picks, nothing else. Every few dozen forwards, between steps, all
-that was kept is counted in one scatter and copied to the host asynchronously: small operations straight after a
+A watcher per MoE layer keeps a reference to the layer's picks, nothing else. Every few dozen forwards, between steps,
+all that was kept is counted in one scatter and copied to the host asynchronously: small operations straight after a
 forward run with cold caches and cost several times what they cost in a loop, so they are done rarely and in bulk.
 Nothing synchronises on the way and no Python runs per token. Tokens are labelled (phase, request class) from the batch
 layout before the forward; padding gets a label that is thrown away.
+
+In a captured step (a CUDA graph) the watchers run once, while it is captured; what they saw lies at fixed addresses
+that every replay overwrites. The last kernel of the captured step stacks all layers into one tensor, and after each
+replay one kernel takes the real rows of it out of the way.
 Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E experts, K top-k.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.engine.base import BatchLayout
+from moeprof.capture.forward_seam import SeamHandle
 from moeprof.capture.moe_structure import MoeLayer
-from moeprof.capture.routing_adapters import Store, attach
-from moeprof.capture.routing_counts import Counter, Forward, Label, RoutingBlock, RoutingStep
+from moeprof.capture.routing_adapters import Cell, attach
+from moeprof.capture.routing_blocks import RoutingBlock, RoutingStep
+from moeprof.capture.routing_counts import Counter, Forward, Label, Seen
 
 PICKS_CAP_BYTES = 256 * 2**20
 BLOCK_FORWARDS = 32
@@ -28,7 +33,7 @@ BLOCK_TOKENS = 4096  # bounds the references kept: 48 layers, top-8 and int64 ma
 
 
 class RoutingTap:
-    """Counts executed picks per forward, layer, phase, request class and expert; a ForwardListener.
+    """Counts executed picks per forward, layer, phase, request class and expert; an InGraphListener.
 
     Args:
         model: the model whose layers are tapped.
@@ -37,8 +42,6 @@ class RoutingTap:
         request_class: class name per schedule row; without it all requests are of the first class.
         save_picks: also keep each real token's picks.
         picks_cap_bytes: most bytes of picks kept over the life of the tap; what is over is counted.
-        in_graph_tokens: copy picks into a static buffer of this many tokens instead of keeping references, for models
-            that are compiled or captured in CUDA graphs (more work per layer).
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class RoutingTap:
         request_class: Sequence[str] = (),
         save_picks: bool = False,
         picks_cap_bytes: int = PICKS_CAP_BYTES,
-        in_graph_tokens: int | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self.class_names = tuple(class_names)
         self.on_picks: Callable[[list[torch.Tensor | None], BatchLayout], bool] | None = None
         self.num_forwards = 0
+        self.was_replayed = False
         device = next(model.parameters()).device
         self._counter = Counter(
             layers=self.layers,
@@ -63,12 +66,10 @@ class RoutingTap:
             device=device,
             picks_room_bytes=picks_cap_bytes if save_picks else None,
         )
-        self._slots: list[torch.Tensor | None] = [None] * len(self.layers)
-        self._buffer: torch.Tensor | None = None
-        if in_graph_tokens is not None:
-            shape = (len(self.layers), in_graph_tokens, self._counter.top_k)
-            self._buffer = torch.full(shape, self._counter.absent_id, dtype=torch.int64, device=device)
-        self._handles: list[RemovableHandle] = []
+        self._cells: list[Cell] = [[None] for _ in self.layers]
+        self._replayed: torch.Tensor | None = None
+        self._width = 0
+        self._handles: list[SeamHandle] = []
         self._waiting: list[Forward] = []
         self._waiting_tokens = 0
         self._steps: deque[RoutingStep] = deque()
@@ -87,27 +88,32 @@ class RoutingTap:
 
     @property
     def enabled(self) -> bool:
-        """True while hooks are on the model."""
+        """True while watchers are on the model."""
         return bool(self._handles)
 
+    @property
+    def announced(self) -> bool:
+        """True from before a forward until after it; else what runs is a capture, or nobody's business."""
+        return self._layout is not None
+
     def enable(self) -> None:
-        """Put the hooks on; nothing happens when they are."""
+        """Put the watchers on; nothing happens when they are."""
         if not self._handles:
-            store, dropped = self._store(), self._counter.dropped_id
-            self._handles = [attach(layer, i, store, dropped) for i, layer in enumerate(self.layers)]
+            dropped = self._counter.dropped_id
+            self._handles = [attach(*pair, dropped) for pair in zip(self.layers, self._cells, strict=True)]
 
     def disable(self) -> None:
-        """Take the hooks off; what was seen can still be collected."""
+        """Take the watchers off; what was seen can still be collected."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._layout = None
 
     def close(self) -> None:
-        """Take the hooks off and forget everything."""
+        """Take the watchers off and forget everything."""
         self.disable()
         self.discard()
-        self._slots[:] = [None] * len(self.layers)
+        self._clear()
 
     def discard(self) -> None:
         """Forget what was not collected (after warm-up, between passes)."""
@@ -123,26 +129,54 @@ class RoutingTap:
         if label is None or not label.fits(layout):
             label = self._label = self._counter.label(layout, self._class_of, len(self.class_names))
         self._layout = layout
-        if self._buffer is not None:
-            self._buffer[:, : label.width] = self._counter.absent_id
+        self._clear()
 
     def after_forward(self) -> None:
-        """Keep what the hooks saw; does no device work (one clone where graphs need a static buffer)."""
+        """Keep what was seen; does no device work."""
         layout, label = self._layout, self._label
         if layout is None or label is None:
             return
         self._layout = None
-        seen: list[torch.Tensor | None] = (
-            self._slots[:] if self._buffer is None else list(self._buffer[:, : label.width].clone())
-        )
-        self._slots[:] = [None] * len(seen)
+        self.was_replayed = self._replayed is not None
+        seen: Seen = [cell[0] for cell in self._cells] if self._replayed is None else self._replayed
+        self._replayed = None
         self.num_forwards += 1
-        if self.on_picks is not None and not self.on_picks(seen, layout):
+        if self.on_picks is not None and not self.on_picks(self._by_layer(seen), layout):
             return
         self._waiting.append(Forward(seen=seen, label=label))
         self._waiting_tokens += label.width
         if self._waiting_tokens >= 2 * BLOCK_TOKENS or len(self._waiting) >= 2 * BLOCK_FORWARDS:
             self._launch()  # nobody collected in time: bound what is kept
+
+    @property
+    def graph_key(self) -> Hashable:
+        """Watchers are part of a captured step, or not; any tap of the same layers reads what it keeps."""
+        return ("routing_tap", self.enabled, len(self.layers))
+
+    def enter_capture(self, width: int) -> None:
+        """A step of ``width`` rows is about to be captured."""
+        self._width = width
+        self._clear()
+
+    def leave_capture(self) -> torch.Tensor:
+        """All layers' picks in one tensor [L, width, K] that every replay fills anew."""
+        picks_LWK = self._counter.stacked([cell[0] for cell in self._cells], self._width)
+        self._clear()
+        return picks_LWK
+
+    def after_replay(self, kept: torch.Tensor) -> None:
+        """Take the real rows out of the way of the next replay: one kernel, which also makes them small."""
+        if self._layout is not None and self._label is not None:
+            self._replayed = kept[:, : self._label.width].to(self._counter.picks_dtype, copy=True)
+
+    def _clear(self) -> None:
+        for cell in self._cells:
+            cell[0] = None
+
+    def _by_layer(self, seen: Seen) -> list[torch.Tensor | None]:
+        if isinstance(seen, list):
+            return seen
+        return [picks[:, : layer.top_k] for picks, layer in zip(seen, self.layers, strict=True)]
 
     def collect(self) -> RoutingStep | None:
         """The oldest forward that was not collected yet, or None.
@@ -178,18 +212,6 @@ class RoutingTap:
         for part in self._counter.parts(self._waiting):
             self._blocks.append(self._counter.count(part))
         self._waiting, self._waiting_tokens = [], 0
-
-    def _store(self) -> Store:
-        buffer = self._buffer
-        if buffer is None:
-            # The C method itself: the cheapest thing a hook can call.
-            return self._slots.__setitem__
-
-        def copy(index: int, picks: torch.Tensor) -> None:
-            if picks.shape[0] <= buffer.shape[1]:
-                buffer[index, : picks.shape[0], : picks.shape[1]].copy_(picks)
-
-        return copy
 
     @property
     def dropped_id(self) -> int:

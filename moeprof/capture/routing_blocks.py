@@ -1,0 +1,68 @@
+"""What the tap hands out: counts of some dozens of forwards, on the host.
+
+Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingStep:
+    """One forward of a :class:`RoutingBlock`; same meaning without S."""
+
+    counts_LGE: Int32Array
+    tokens_G: npt.NDArray[np.int64]
+    dropped_LG: Int32Array
+    identity_LG: Int32Array
+    picks_TLK: npt.NDArray[np.integer[Any]] | None = None
+    picks_left_out_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingBlock:
+    """What was routed in S consecutive forwards. Group = phase * C + class, phases in the order prefill, decode.
+
+    Attributes:
+        counts_SLGE: executed (token, expert) assignments of real tokens.
+        tokens_SG: real tokens.
+        dropped_SLG: picks that stand for no expert (weight 0).
+        identity_SLG: picks of zero-computation experts.
+        picks_TLK: every pick of every real token of the block, in the order of the forwards; None unless asked for.
+            Ids at or above a layer's E: identity experts, then the two highest "dropped" and "absent".
+        picks_tokens_S: tokens of each forward in ``picks_TLK`` (0 where left out); empty when picks are not kept.
+        picks_left_out_tokens: real tokens whose picks were left out because the cap was reached.
+    """
+
+    counts_SLGE: Int32Array
+    tokens_SG: npt.NDArray[np.int64]
+    dropped_SLG: Int32Array
+    identity_SLG: Int32Array
+    picks_TLK: npt.NDArray[np.integer[Any]] | None = None
+    picks_tokens_S: tuple[int, ...] = ()
+    picks_left_out_tokens: int = 0
+
+    def steps(self) -> Iterator[RoutingStep]:
+        """The forwards of the block, one by one."""
+        start = 0
+        for s in range(len(self.tokens_SG)):
+            tokens = int(self.tokens_SG[s].sum())
+            kept = bool(self.picks_tokens_S) and self.picks_tokens_S[s] > 0
+            picks = self.picks_TLK[start : start + tokens] if kept and self.picks_TLK is not None else None
+            start += tokens if kept else 0
+            yield RoutingStep(
+                counts_LGE=self.counts_SLGE[s],
+                tokens_G=self.tokens_SG[s],
+                dropped_LG=self.dropped_SLG[s],
+                identity_LG=self.identity_SLG[s],
+                picks_TLK=picks,
+                picks_left_out_tokens=tokens if self.picks_tokens_S and not kept else 0,
+            )
