@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart example test test-517 lint types check wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,13 @@ test: .venv/ready ## set up and pass the tests
 
 test-517: ## the engine's tests under the oldest supported transformers
 	bash .ci/transformers-517
+
+# Beside the environment, not in it: 190 MB that only these tests need, and torch acts differently where it finds Triton.
+.venv-triton: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-triton triton==3.6.0
+
+test-triton: .venv-triton ## our GPU kernels on the CPU: interpreted, and compiled for an H200 (two minutes)
+	$(BIN)/pytest tests/test_kernels_interpreted.py
 
 lint: .venv/ready ## style
 	$(BIN)/ruff check .

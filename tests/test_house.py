@@ -40,6 +40,7 @@ HOMES = {
     "accelerate": ("capture/",),
     "huggingface_hub": ("capture/",),
     "pynvml": ("capture/gpu.py",),
+    "triton": ("capture/kernels/",),
     "yaml": ("core/yamlfile.py",),
     "typer": ("cli/",),
     "rich": ("cli/", "render/terminal.py", "render/terminal_compare.py", "render/terminal_gates.py"),
