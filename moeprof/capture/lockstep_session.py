@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from moeprof.capture.engine.base import Engine, ListenerSet
-from moeprof.capture.engine.select import build_engine
+from moeprof.capture.engine.select import build_engine, prepare_decode
 from moeprof.capture.engine.static_reason import needs_static
 from moeprof.capture.fit import HEADROOM, all_at_once_tokens
 from moeprof.capture.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
@@ -206,6 +206,10 @@ class LockstepSession:
         unbounded = self._limits(float("inf"), deadline_s, f"{name}: recording routing")
         EQUIP[plan.kind](seats, requests, unbounded)
         lanes = [seat.lane for seat in seats]
+        longest = int((schedule.input_tokens + schedule.output_tokens).max())
+        for lane in lanes:
+            with lane.switched_on():  # what a captured step routes by is baked in
+                prepare_decode(lane.engine, schedule.concurrency or len(schedule), longest)
         warm_up_lanes(
             lanes, schedule, self._limits(WARM_UP_SHARE * plan.max_seconds, deadline_s, f"{name}: warming up")
         )
@@ -237,8 +241,9 @@ class LockstepSession:
         return replace(settings, batching="static") if self._static() else settings
 
     def _static(self) -> bool:
-        """True when a model cannot run in continuous batches."""
-        return any(needs_static(opened.model) is not None for opened in self._models.values())
+        """True when a model cannot run in continuous batches, transformers' own or ours."""
+        own_pages = self._plan.engine.batching != "continuous"
+        return any(needs_static(opened.model, own_pages=own_pages) is not None for opened in self._models.values())
 
     def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
         key, own = self._weights_of(lane), settings
@@ -246,7 +251,7 @@ class LockstepSession:
             own = replace(lane.engine, kv_tokens=settings.kv_tokens, batching=settings.batching, prefix_cache=False)
 
         def build(model: Any, listeners: ListenerSet) -> Engine:
-            return slowed(build_engine(model, own, listeners), lane.slowdown)
+            return slowed(build_engine(model, own, listeners, in_turn=True), lane.slowdown)
 
         return take_seat(lane, self._models[key].model, self._layers[key], build)
 

@@ -36,8 +36,12 @@ def build_engine(
     Raises:
         UnsupportedModelError: a kind of batching was asked for by name and the architecture cannot run in it.
     """
-    kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
     listeners = listeners or ListenerSet()
+    if settings.parallel is not None:
+        from moeprof.capture.parallel.build import build_on_all_ranks  # torch.distributed is not there everywhere
+
+        return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
+    kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
         if reason is None:
