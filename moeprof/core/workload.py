@@ -17,6 +17,7 @@ from moeprof.core.gates import GateSettings
 from moeprof.core.modelspec import ModelSpec as ModelSpec
 from moeprof.core.modelspec import RoutingPolicy as RoutingPolicy
 from moeprof.core.modelspec import expand
+from moeprof.core.parallel import Parallel as Parallel
 from moeprof.core.sparsity import Claim, Ladder, Lockstep, Sweep
 from moeprof.core.traffic import Traffic
 
@@ -56,6 +57,7 @@ class EngineSettings:
         decode_attention: kernel of paged decode: ``torch``, ``triton``, ``varlen``; ``auto`` takes the fastest that
             agrees with ``torch`` on the device.
         memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
+        parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
     """
 
     kind: Literal["transformers"] = "transformers"
@@ -72,12 +74,15 @@ class EngineSettings:
     run_ahead: Literal["auto", "on", "off"] = "auto"
     decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
     memory_margin_ratio: float = 0.05
+    parallel: Parallel | None = None
 
     def __post_init__(self) -> None:
         _at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
         _at_least(1, max_batch=self.max_batch, max_sequences=self.max_sequences)
         if not 0 <= self.memory_margin_ratio < 0.5:
             raise WorkloadError(f"memory_margin_ratio: found {self.memory_margin_ratio}; 0 up to 0.5 is allowed")
+        if self.parallel is not None:
+            self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +200,10 @@ class Warmup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A whole experiment. See the classes above for each part."""
+    """A whole experiment. See the classes above for each part.
+
+    A model is ended when a step takes longer than ``watchdog_s`` and fifty times the longest step so far; 0: never.
+    """
 
     name: str
     traffic: Traffic
@@ -209,6 +217,7 @@ class Workload:
     device: str = "auto"
     threads: int | None = None
     max_minutes: float | None = None
+    watchdog_s: float = 120.0
     slo: Slo = field(default_factory=Slo)
     prices: Prices = field(default_factory=Prices)
     instruments: Instruments = field(default_factory=Instruments)
@@ -235,7 +244,7 @@ class Workload:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
         _at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
-        _at_least(0, seed=self.seed)
+        _at_least(0, seed=self.seed, watchdog_s=self.watchdog_s)
         _more_than_zero(max_minutes=self.max_minutes)
 
     def _check_chosen(self, names: list[str]) -> None:
