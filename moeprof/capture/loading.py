@@ -22,7 +22,7 @@ from moeprof.capture.model_source import ModelSource
 from moeprof.capture.random_weights import random_model
 from moeprof.capture.twin_mlp import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
-from moeprof.core.workload import EngineSettings, ModelSpec
+from moeprof.core.workload import EngineSettings, ModelSpec, Parallel
 
 Reshape = Callable[[Any], None]
 RANDOM_SEED = 0
@@ -91,7 +91,9 @@ def load_model(
     if settings.experts != "auto":
         kwargs["experts_implementation"] = settings.experts
     try:
-        if spec.weights == "random":
+        if settings.parallel is not None:
+            model = _build_part(spec, source, blueprint.config, settings.parallel, device, kwargs)
+        elif spec.weights == "random":
             model = _build_random(spec, blueprint.config, device, kwargs, reshape)
         elif reshape is None:
             model = _build(spec, source, blueprint.config, device, kwargs)
@@ -143,6 +145,14 @@ def _config(spec: ModelSpec, source: ModelSource) -> Any:
             f"model {spec.name}: transformers {transformers.__version__} cannot build "
             f"model_type {source.config.get('model_type')!r}: {first}"
         ) from error
+
+
+def _build_part(
+    spec: ModelSpec, source: ModelSource, config: Any, parallel: Parallel, device: torch.device, kwargs: dict[str, Any]
+) -> Any:
+    from moeprof.capture.parallel.loading import load_part  # torch.distributed is not there on every platform
+
+    return _guard(spec, lambda: load_part(spec, source, config, parallel, device, kwargs, RANDOM_SEED))
 
 
 def _build_random(

@@ -97,8 +97,11 @@ def _text_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _takes_picks(module: nn.Module) -> bool:
-    """True when forward takes hidden states, picks and weights (shared experts take less)."""
-    return len(inspect.signature(module.forward).parameters) >= 3
+    """True when forward takes hidden states, picks and weights (shared experts take less).
+
+    The class is asked: a parallel plan puts a forward of its own on the module.
+    """
+    return len(inspect.signature(type(module).forward).parameters) >= 4
 
 
 def _layer_index(name: str) -> int:
@@ -135,6 +138,7 @@ def _expert_counts(name: str, experts: nn.Module) -> tuple[int, int]:
     """Experts that compute, and identity experts above them, from the stacked weights."""
     stacked = [parameter.shape[0] for parameter in experts.parameters(recurse=False) if parameter.dim() == 3]
     stated = next((getattr(experts, n) for n in NUM_EXPERTS_NAMES if isinstance(getattr(experts, n, None), int)), None)
+    stated = getattr(experts, "moeprof_num_experts", stated)  # of all ranks that share the model
     if stacked and stated is not None and stated != min(stacked):
         raise UnsupportedModelError(
             f"{name}: {type(experts).__name__} says {stated} experts but holds {min(stacked)}; sharded experts are not "

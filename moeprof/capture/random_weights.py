@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def random_model(
     name: str,
     reshape: Callable[[Any], None] | None = None,
     later: type[nn.Module] | tuple[type[nn.Module], ...] = (),
+    around_module: Callable[[str, nn.Module], AbstractContextManager[None]] = lambda path, module: nullcontext(),
 ) -> Any:
     """A model with random weights, its memory taken once.
 
@@ -42,6 +44,7 @@ def random_model(
         name: what messages call the model.
         reshape: changes the modules before memory is taken.
         later: modules of this kind get memory and no values; somebody else draws them.
+        around_module: entered while a module is drawn; tensors that several ranks share are its business.
 
     Returns:
         The transformers module, on the device, in the mode that its class starts in.
@@ -56,12 +59,14 @@ def random_model(
     model.tie_weights()
     materialise(model, device)
     skipped = {id(tensor) for module in model.modules() if isinstance(module, later) for tensor in _tensors(module)}
+    skipped |= {id(tensor) for tensor in _tensors(model) if hasattr(tensor, "placements")}
     drawn = {key: tensor for key, tensor in _named_tensors(model) if id(tensor) not in skipped}
     with torch.no_grad(), _own_random_state(device):
         _mark(drawn.values())
         for path, owner, module in _with_owners(model, later):
             torch.manual_seed(module_seed(seed, path))
-            owner._init_weights(module)
+            with around_module(path, module):
+                owner._init_weights(module)
         _fill_unset(drawn, model, name, seed)
         _narrow_residual_outputs(model, residual_scale(model.config))
     return model

@@ -47,8 +47,8 @@ def refuse_unsupported(model: nn.Module) -> None:
         reason = REFUSED_MODULES.get(type(module).__name__)
         if reason is not None:
             raise UnsupportedModelError(f"{name} is not supported: {type(module).__name__}: {reason}")
-        if getattr(module, "_is_expert_parallel", False):
-            raise UnsupportedModelError(f"{name} is loaded with expert parallelism; load it on one device")
+        if getattr(module, "_is_expert_parallel", False) and not hasattr(module, "moeprof_num_experts"):
+            raise UnsupportedModelError(f"{name} is loaded with expert parallelism; say so in engine.parallel")
     config: Any = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoder models continue a prompt")

@@ -10,10 +10,9 @@ from moeprof.core.errors import WorkloadError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """Several ranks run one model::
+    """Several ranks run one model.
 
-        engine:
-          parallel: {plan: expert, ranks: 2}
+    In a workload: ``engine: {parallel: {plan: expert, ranks: 2}}``.
 
     Attributes:
         plan: ``tensor`` cuts every matrix, experts by width; ``expert`` gives each rank whole experts and cuts the rest

@@ -1,0 +1,132 @@
+"""The same steps on all ranks: rank 0 decides when, the others follow.
+
+Each rank runs a whole engine over its part of the model: scheduler, cache and sampling included. Engines decide by
+what was submitted and by nothing else, so ranks that get the same requests before the same step form the same batch;
+what they chose is compared whenever a pass ends.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from moeprof.capture.engine.base import Engine, EngineFacts, ListenerSet, Step
+from moeprof.capture.parallel.group import Group
+from moeprof.core.errors import EngineError
+from moeprof.core.parallel import Parallel
+from moeprof.core.trace import Request
+from moeprof.core.workload import EngineSettings
+
+NO_TOKEN = -1
+EAGER = "ranks share the model: no captured decode steps and no running ahead"
+
+
+def settings_of_rank(settings: EngineSettings) -> EngineSettings:
+    """How each rank builds its engine: as one without ranks, and each step told when it has ended."""
+    return replace(settings, parallel=None, decode_graphs="off", run_ahead="off")
+
+
+class ParallelEngine:
+    """Rank 0's engine; see :class:`moeprof.capture.engine.base.Engine`.
+
+    Args:
+        engine: this rank's own.
+        group: joined.
+        parallel: the plan.
+        number: what the ranks call this engine; they have built theirs.
+    """
+
+    def __init__(self, engine: Engine, group: Group, parallel: Parallel, number: int) -> None:
+        self._engine, self._group, self._number = engine, group, number
+        self._pending: list[Request] = []
+        self._digest = 0
+        self.facts = _shared_facts(group.gather(engine.facts), parallel)
+
+    @property
+    def listeners(self) -> ListenerSet:
+        """Those of this rank's engine."""
+        found: Any = self._engine
+        return found.listeners  # type: ignore[no-any-return]
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request; the others hear of it with the next step."""
+        self._engine.submit(request)
+        self._pending.append(request)
+
+    def step(self) -> Step | None:
+        """One step on all ranks."""
+        self._group.tell("step", self._number, tuple(self._pending), self._is_watched())
+        self._pending.clear()
+        with self._group.hold():
+            step = self._engine.step()
+        self._digest = digest(self._digest, step)
+        return step
+
+    def drain(self) -> list[Step]:
+        """Nothing: no rank runs ahead."""
+        return []
+
+    def reset(self) -> None:
+        """Forget all requests, then compare what the ranks chose since the last reset.
+
+        Raises:
+            EngineError: they did not choose the same.
+        """
+        self._group.tell("reset", self._number)
+        with self._group.hold():
+            self._engine.reset()
+        self._pending.clear()
+        mine, self._digest = self._digest, 0
+        replies = self._group.gather((mine, None))
+        strays = [rank for rank, (found, _) in enumerate(replies) if found != mine]
+        if strays:
+            raise EngineError(
+                f"rank {strays[0]} formed other batches or chose other tokens than rank 0, so its part of the model "
+                "was not the one that was measured"
+            )
+        self._group.counts_of_followers = [counts for _, counts in replies[1:]]
+
+    def close(self) -> None:
+        """Release the engines of all ranks."""
+        self._group.tell("close", self._number)
+        with self._group.hold():
+            self._engine.close()
+
+    def _is_watched(self) -> bool:
+        from moeprof.capture.routing_tap import RoutingTap
+
+        return any(isinstance(listener, RoutingTap) for listener in self.listeners.listeners)
+
+
+def digest(before: int, step: Step | None) -> int:
+    """A checksum that goes on from ``before`` with who was in a step and what each of them chose."""
+    if step is None:
+        return before
+    told = array("q")
+    for sequence in step.sequences:
+        told.extend((sequence.request, sequence.query_tokens, sequence.past_tokens))
+        told.extend(NO_TOKEN if token is None else token for token in (sequence.token, sequence.chosen))
+    return zlib.crc32(told.tobytes(), before)
+
+
+def _shared_facts(facts: Sequence[EngineFacts], parallel: Parallel) -> EngineFacts:
+    """Rank 0's facts for the whole; bytes of the cache are the sum.
+
+    Raises:
+        EngineError: the ranks have different engines.
+    """
+    first = facts[0]
+    for rank, other in enumerate(facts):
+        if replace(other, device=first.device, kv_bytes=first.kv_bytes) != first:
+            raise EngineError(f"rank {rank} built another engine than rank 0: {other} instead of {first}")
+    sizes = [fact.kv_bytes for fact in facts if fact.kv_bytes is not None]
+    return replace(
+        first,
+        kv_bytes=sum(sizes) if len(sizes) == len(facts) else None,
+        notes=(*first.notes, EAGER),
+        ranks=parallel.ranks,
+        parallel=parallel.plan,
+    )
