@@ -12,6 +12,7 @@ from functools import cache
 from moeprof.analysis import (
     cards_compare,
     cards_cost,
+    cards_gap,
     cards_params,
     cards_resources,
     cards_routing,
@@ -28,6 +29,7 @@ CARDS: tuple[Card, ...] = (
     *cards_validity.CARDS,
     *cards_compare.CARDS,
     *cards_params.CARDS,
+    *cards_gap.CARDS,
 )
 STATISTIC = r"(mean|median|std|min|max|worst|p\d+(_\d+)?)"
 

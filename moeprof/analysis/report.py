@@ -44,7 +44,7 @@ FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("energy / output token", "energy_j_per_output_token", {}),
     ("memory bandwidth used (MBU)", "mbu_ratio", {}),
 )
-APART = {"layer", "experts", "launch"}  # too many for tables: they stay in summary.json and the heat map
+APART = {"layer", "experts", "launch", "part"}  # too many for tables: they stay in summary.json and the heat map
 SECTIONS = (
     ("cost", "Cost"),
     ("throughput", "Throughput"),
@@ -53,6 +53,7 @@ SECTIONS = (
     ("parameters", "Parameters"),
     ("memory", "Memory"),
     ("work", "Work and limits"),
+    ("gap", "Where a step goes"),
     ("energy", "Energy"),
     ("quality", "Quality"),
     ("validity", "Validity"),

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from moeprof.analysis import report_gap
 from moeprof.analysis.document import Block, Chart, HeatMap, HeatMapVariant, Series, StackedBars
 from moeprof.analysis.metrics.routing_shift_values import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
@@ -261,4 +262,5 @@ BUILDERS: dict[str, tuple[Callable[[Summary], list[Block]], ...]] = {
     "latency": (_latency_cdfs, _step_scatter),
     "routing": (_heat_maps,),
     "memory": (_memory,),
+    "gap": (report_gap.blocks,),
 }

@@ -18,6 +18,7 @@ from moeprof.analysis.cost import CostSplit, cost_metrics, cost_splits
 from moeprof.analysis.launches import over_launches
 from moeprof.analysis.metrics.attribution import Attribution, attribution_metrics, attributions, placebo_metrics
 from moeprof.analysis.metrics.energy import energy_metrics
+from moeprof.analysis.metrics.gap import gap_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.overhead import overhead_metrics
@@ -123,7 +124,7 @@ def _model(
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, pricing, peaks)
     own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
-    together = (*own, *over_launches(measured), *margin_metrics(record.launches))
+    together = (*own, *over_launches(measured), *margin_metrics(record.launches), *gap_metrics(first.launch, facts))
     return ModelSummary(
         record=record,
         facts=facts,

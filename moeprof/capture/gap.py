@@ -33,8 +33,8 @@ from moeprof.core.gap import Clock, Gap, GapPoint, ProfiledStep
 from moeprof.core.trace import Schedule
 
 BUDGET_S = {"cpu": 4.0, "cuda": 45.0}
-WARM, TIMED, PROFILED = 2, 16, 4
-FEWEST, ENOUGH_S = 4, 0.4  # of the timed steps: at least so many, then no more after so long
+WARM, TIMED, PROFILED = 2, 16, 8
+FEWEST, ENOUGH_S = 4, 0.4  # at least so many steps of each kind, then no more after so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +165,28 @@ class _Found:
     def _itemised(self, engine: Engine, size: Size, point: GapPoint) -> GapPoint:
         try:
             with stage_ranges(self._model, self._stages):
-                steps = _profiled(engine, size, self.clock)
+                steps = self._profiled(engine, size)
         except RuntimeError as error:
             steps = f"the profiler failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return replace(point, reason=steps) if isinstance(steps, str) else replace(point, profiled_P=tuple(steps))
+
+    def _profiled(self, engine: Engine, size: Size) -> list[ProfiledStep] | str:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr
+        on_device = self.clock == "kernels"
+        until = self._clock() + ENOUGH_S
+        with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_device]) as profiler:
+            for number in range(PROFILED):
+                if number >= FEWEST and self._clock() >= until:
+                    break
+                size.ready(engine)
+                with record_function(STEP):
+                    engine.step()
+            if on_device:
+                torch.cuda.synchronize()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(file))
+            return profiled_steps(json.loads(file.read_bytes())["traceEvents"], self.clock)
 
 
 def _point(size: Size, rows: Sequence[tuple[float, Step]], blocks: Sequence[RoutingBlock]) -> GapPoint:
@@ -194,22 +212,6 @@ def _distinct(blocks: Sequence[RoutingBlock]) -> tuple[float, ...] | None:
         return None
     touched_SL = np.concatenate([(block.counts_SLGE.sum(axis=2) > 0).sum(axis=-1) for block in blocks])
     return tuple(float(x) for x in touched_SL.mean(axis=0))
-
-
-def _profiled(engine: Engine, size: Size, clock: Clock) -> list[ProfiledStep] | str:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if clock == "kernels" else [])]
-    with profile(activities=activities) as profiler:
-        for _ in range(PROFILED):
-            size.ready(engine)
-            with record_function(STEP):
-                engine.step()
-        if clock == "kernels":
-            torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(file))
-        return profiled_steps(json.loads(file.read_bytes())["traceEvents"], clock)
 
 
 def _forget(engine: Engine) -> None:

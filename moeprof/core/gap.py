@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from moeprof.core.errors import RecordError
+
 # In the order of a step. Whatever of the model is in no other stage (norms, residual sums) is ``elementwise``.
 STAGES = (
     "batch",
@@ -105,10 +107,17 @@ class Gap:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Gap:
-        """The inverse of :meth:`to_json`; unknown keys (from a newer minor version) are ignored."""
-        kept = _known(Gap, value)
-        kept["points"] = tuple(_point(point) for point in kept["points"])
-        return Gap(**_tuples(kept, "layers", "notes"))
+        """The inverse of :meth:`to_json`; unknown keys (from a newer minor version) are ignored.
+
+        Raises:
+            RecordError: a key is missing or of another kind.
+        """
+        try:
+            kept = _known(Gap, value)
+            kept["points"] = tuple(_point(point) for point in kept["points"])
+            return Gap(**_tuples(kept, "layers", "notes"))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RecordError(f"launch.json: damaged, gap cannot be read ({error})") from error
 
 
 def _point(value: dict[str, Any]) -> GapPoint:

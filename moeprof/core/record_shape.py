@@ -27,7 +27,9 @@ EXPERIMENT: dict[str, tuple[type, ...]] = {
     "idle_power_w": (int, float, type(None)),
 }
 MODEL = {"name": (str,), "folder": (str,), "status": (str,), "error": (str, type(None))}
-LAUNCH = {key: (dict, type(None)) for key in ("engine", "memory", "warmup", "self_check", "peaks", "forced_picks")}
+LAUNCH = {
+    key: (dict, type(None)) for key in ("engine", "memory", "warmup", "self_check", "peaks", "forced_picks", "gap")
+}
 PASS: dict[str, tuple[type, ...]] = {
     "traffic": (str,),
     "status": (str,),
