@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from moeprof.capture.engine import attention
 from moeprof.capture.engine.base import ListenerSet
-from moeprof.capture.engine.continuous import ContinuousEngine
+from moeprof.capture.engine.select import build_engine
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.routing import RoutingRecorder
@@ -32,6 +31,7 @@ from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing_tap import RoutingTap
 from moeprof.core.trace import Schedule
+from moeprof.core.workload import EngineSettings
 
 Ids = npt.NDArray[np.int32]
 PAD_ID = 0
@@ -90,21 +90,19 @@ class Watched:
 
 
 class Ours:
-    """The continuous engine under ``replay``, tap and recorders on."""
+    """The engine of a run under ``replay``, tap and recorders on."""
 
-    def __init__(self, model: Any, schedule: Schedule, *, max_batch_tokens: int) -> None:
-        self.name = f"moeprof max_batch_tokens={max_batch_tokens}"
-        self._model, self._schedule = model, schedule
+    def __init__(self, model: Any, schedule: Schedule, *, settings: Mapping[str, Any]) -> None:
+        self.name = "moeprof " + " ".join(f"{key}={value}" for key, value in settings.items())
+        self._schedule = schedule
         listeners = ListenerSet()
-        self._engine = ContinuousEngine(
-            model, kv_tokens=kv_tokens(schedule), max_batch_tokens=max_batch_tokens, listeners=listeners
+        self._engine = build_engine(
+            model, EngineSettings(kv_tokens=kv_tokens(schedule), **settings), listeners=listeners
         )
-        self._attention = attention.STOCK if self._engine.facts.attention == attention.STOCK else attention.NAME
         self._watched = Watched(model, schedule, listeners)
 
     def run(self) -> tuple[float, int]:
         """The pass's duration as a record states it: to the end of the last step; parquet is written after."""
-        self._model.set_attn_implementation(self._attention)
         with tempfile.TemporaryDirectory() as folder, self._watched.on(), collector_asleep():
             result = replay(self._engine, self._schedule, self._watched.recorders(Path(folder)))
         self._engine.reset()

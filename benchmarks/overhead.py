@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.contenders import Watched, collector_asleep, kv_tokens
-from benchmarks.throughput import SHORT, make_schedule
+from benchmarks.loads import SHORT, make_schedule
 from benchmarks.verdict import Row, Target
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.capture.engine.base import ListenerSet
@@ -21,7 +21,7 @@ MAX_BATCH_TOKENS = 512
 NAME = "instrumentation_overhead_ratio"
 
 
-def overhead_row(model: Any, folder: Path, seconds: float) -> Row:
+def overhead_rows(model: Any, folder: Path, seconds: float) -> list[Row]:
     """Instrumented over bare step time, as in the overhead pass of a run."""
     schedule, listeners = make_schedule(folder, SHORT), ListenerSet()
     sizes: dict[str, Any] = {"kv_tokens": kv_tokens(schedule), "max_batch_tokens": MAX_BATCH_TOKENS}
@@ -38,7 +38,7 @@ def overhead_row(model: Any, folder: Path, seconds: float) -> Row:
     watched.close()
     bare.close()
     instrumented.close()
-    return judged(pairs)
+    return [judged(pairs)]
 
 
 def judged(pairs: pd.DataFrame) -> Row:
