@@ -12,7 +12,6 @@ import psutil
 
 import moeprof
 from moeprof.capture.gpu import Gpu
-from moeprof.core.errors import InputError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
@@ -60,17 +59,6 @@ def cpu_flags() -> list[str]:
     except OSError:
         pass
     return []
-
-
-def choose_device(asked: str, gpu: Gpu | None) -> str:
-    """``auto`` is the GPU when there is one and torch was built for it."""
-    has_cuda_build = "+cpu" not in (_version("torch") or "+cpu")
-    if asked.startswith("cuda") and (gpu is None or not has_cuda_build):
-        why = "this torch is built for the CPU" if gpu is not None else "no NVIDIA driver or GPU was found"
-        raise InputError(f"device: found {asked}, but {why}; use cpu or auto (`moeprof doctor` says more)")
-    if asked != "auto":
-        return asked
-    return "cuda:0" if gpu is not None and has_cuda_build else "cpu"
 
 
 def _version(name: str) -> str | None:

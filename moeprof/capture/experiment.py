@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from moeprof.capture.failures import Failures, has_ended
 from moeprof.capture.header import Header
 from moeprof.capture.lockstep_run import LockstepRun
 from moeprof.capture.pass_watch import PassWatch
@@ -70,7 +71,7 @@ class Experiment:
 
     def __init__(self, setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> None:
         self._setup, self._header, self._audience, self._signals = setup, header, audience, signals
-        self._failed: set[str] = set()
+        self._failures = Failures(header, setup.meters, audience.hear)
         self._lockstep = LockstepRun(setup, header, audience, signals)
 
     def run(self) -> str:
@@ -81,30 +82,39 @@ class Experiment:
                 self._launch(launch)
                 if self._over:
                     break
-            status = "interrupted" if self._signals.number else "failed" if self._failed else "done"
+            if self._failures.lost_with is not None:
+                self._failures.leave_out(spec.name for spec in self._setup.workload.models if self._owes(spec.name))
+            status = "interrupted" if self._signals.number else "failed" if self._failures.names else "done"
         finally:
-            self._header.finish(status, failed=self._failed)
+            self._header.finish(status, failed=self._failures.names)
         return status
 
     @property
     def _stopped(self) -> bool:
-        return bool(self._signals.number)
+        return bool(self._signals.number) or self._failures.lost_with is not None
 
     @property
     def _over(self) -> bool:
         deadline = self._setup.deadline_s
-        return bool(self._signals.number) or (deadline is not None and time.perf_counter() >= deadline)
+        return self._stopped or (deadline is not None and time.perf_counter() >= deadline)
+
+    def _owes(self, name: str) -> bool:
+        """Whether a model has rounds that did not end."""
+        workload, folder = self._setup.workload, self._setup.folder / name
+        names = self._pass_names(name, range(workload.rounds))
+        launches = [folder / f"launch-{launch}" for launch in range(workload.launches)]
+        return not all(has_ended(launch / passed) for launch in launches for passed in names)
 
     def _launch(self, launch: int) -> None:
         """One launch of each model; which model loads first alternates between launches."""
-        models = [spec for spec in self._setup.workload.models if spec.name not in self._failed]
+        models = [spec for spec in self._setup.workload.models if spec.name not in self._failures.names]
         models = models[::-1] if launch % 2 else models
         if self._setup.together:
             self._resident(models, launch)
         else:
             self._reloading(models, launch)
         if not self._stopped:
-            self._lockstep.after_rounds(launch, self._failed)
+            self._lockstep.after_rounds(launch, self._failures.names)
 
     def _resident(self, models: list[ModelSpec], launch: int) -> None:
         """All models live at once; rounds go A B, then B A."""
@@ -112,7 +122,7 @@ class Experiment:
         try:
             for spec in models:
                 if self._is_missing(spec.name, launch, range(self._setup.workload.rounds)):
-                    workers[spec.name] = Worker(self._plan(spec, launch))
+                    workers[spec.name] = Worker(self._plan(spec, launch), self._setup.workload.watchdog_s)
             for name in list(workers):
                 self._try(workers, name, Order(command="prepare"))
             for number in range(self._setup.workload.rounds):
@@ -126,14 +136,11 @@ class Experiment:
         """One model at a time; each round loads it again."""
         for number in range(self._setup.workload.rounds):
             for spec in models[:: -1 if number % 2 else 1]:
-                if spec.name in self._failed or self._over or not self._is_missing(spec.name, launch, [number]):
+                if spec.name in self._failures.names or self._over or not self._is_missing(spec.name, launch, [number]):
                     continue
                 plan = self._plan(spec, launch)
-                workers = {
-                    spec.name: Worker(
-                        replace(plan, continues=number > 0, measure_peaks=plan.measure_peaks and number == 0)
-                    )
-                }
+                plan = replace(plan, continues=number > 0, measure_peaks=plan.measure_peaks and number == 0)
+                workers = {spec.name: Worker(plan, self._setup.workload.watchdog_s)}
                 try:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
@@ -170,14 +177,16 @@ class Experiment:
         setup, resume = self._setup, self._setup.resume
         if resume is None:
             return True
-        names = [f"round-{number}" for number in rounds]
-        if self._has_capacity(name):
-            names += [f"capacity-{number}" for number in rounds]
+        names = self._pass_names(name, rounds)
         if setup.workload.rounds - 1 in rounds:
             names += sweep_pass_names(setup.workload.sweep)
             if not all(self._is_known(name, launch, key) for key in self._owed(launch)):
                 return True
         return resume.is_missing(setup.folder / name / f"launch-{launch}", names)
+
+    def _pass_names(self, name: str, rounds: Sequence[int]) -> list[str]:
+        names = [f"round-{number}" for number in rounds]
+        return names + [f"capacity-{number}" for number in rounds] * self._has_capacity(name)
 
     def _owed(self, launch: int) -> list[str]:
         """Keys of launch.json that are measured after the rounds."""
@@ -236,20 +245,20 @@ class Experiment:
             workers.pop(name).kill()
             if self._signals.number:
                 return None  # a signal to the whole group ends workers too: that is no failure of the model
-            self._failed.add(name)
-            self._header.model_failed(name, str(error), error.details, error.exit_code)
-            self._audience.hear(name, "failed", {"error": str(error)})
+            self._failures.add(name, error, worker.plan.launch_folder / order.name if order.name else None)
         finally:
             watch.close()
         return None
 
     def _close(self, workers: dict[str, Worker]) -> None:
         for name, worker in workers.items():
+            if self._failures.lost_with is not None:
+                worker.kill()  # it would wait for a device that does not answer
+                continue
             try:
                 worker.close(lambda report: None)
             except WorkerFailedError as error:
-                self._failed.add(name)
-                self._header.model_failed(name, str(error), error.details, error.exit_code)
+                self._failures.add(name, error)
 
     def _plan(self, spec: ModelSpec, launch: int) -> LaunchPlan:
         setup, scheduled = self._setup, self._setup.schedules[spec.name]
@@ -269,7 +278,7 @@ class Experiment:
             class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
             measure_peaks=launch == 0 and spec is workload.models[0] and not self._is_known(spec.name, launch, "peaks"),
-            slowdown=setup.slowdown,
+            slowdown=None if setup.slowdown is None else setup.slowdown.of_model(spec.name),
             process=0 if setup.resume is None else setup.resume.process,
             twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
         )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from moeprof.capture.cpu_energy import CpuEnergy as CpuEnergy
 
 T = TypeVar("T")
+MOST_XIDS = 16  # of one look
 
 # pynvml's exception class -> reason code. What is not here is `nvml_error`.
 REASONS = {
@@ -36,7 +37,7 @@ class GpuReading:
     """One look at a GPU. None = could not be read, see ``reasons``.
 
     Attributes:
-        power_w: average over the driver's period (about 0.1 to 1 s).
+        power_w: as ``Gpu.power_source`` says: at this moment, or averaged by the driver (1 s on recent GPUs).
         energy_counter_j: running total since the driver was loaded.
         temperature_c: of the chip.
         sm_clock_mhz: clock of the processors.
@@ -70,12 +71,15 @@ class Gpu:
         uuid: as NVML spells it, or None.
         name: product name, or None.
         driver: driver version, or None.
+        power_source: ``instant``, or ``usage`` where the driver has no such field; what the latter averages over
+            depends on the GPU.
         reason: reason code when there is no GPU to read, else None.
     """
 
     uuid: str | None = None
     name: str | None = None
     driver: str | None = None
+    power_source: str | None = None
     reason: str | None = None
     _nvml: Any = None
     _handle: Any = None
@@ -86,7 +90,7 @@ class Gpu:
             return GpuReading(reasons=dict.fromkeys(_READERS, self.reason))
         values: dict[str, Any] = {}
         reasons: dict[str, str] = {}
-        for name, reader in _READERS.items():
+        for name, reader in (_READERS | POWER[self.power_source or "usage"]).items():
             value, reason = _try(self._nvml, lambda reader=reader: reader(self._nvml, self._handle))  # type: ignore[misc]
             values[name] = value
             if value is None:
@@ -94,18 +98,38 @@ class Gpu:
         return GpuReading(**values, reasons=reasons)
 
     def facts(self) -> dict[str, Any]:
-        """What the record keeps of it: identity, driver, power limit, highest clock, persistence; None = not told."""
-        nvml, handle = self._nvml, self._handle
-        asked: dict[str, Callable[[], Any]] = {
-            "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
-            "max_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "memory_bytes": lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
-        }
+        """What the record keeps of it: identity, driver, limits, modes, memory errors; None = not told."""
         known = {"uuid": self.uuid, "name": self.name, "driver": self.driver, "reason": self.reason}
+        known["power_source"] = self.power_source
         if self.reason is not None:
-            return known | dict.fromkeys(asked)
-        return known | {name: _try(nvml, call)[0] for name, call in asked.items()}
+            return known | dict.fromkeys(FACTS)
+        return known | {
+            name: _try(self._nvml, lambda ask=ask: ask(self._nvml, self._handle))[0]  # type: ignore[misc]
+            for name, ask in FACTS.items()
+        }
+
+    def open_events(self) -> Any:
+        """Where the driver reports critical errors (Xid) of this GPU from now on, or None where it does not."""
+        if self.reason is not None:
+            return None
+        nvml = self._nvml
+
+        def register() -> Any:
+            events = nvml.nvmlEventSetCreate()
+            nvml.nvmlDeviceRegisterEvents(self._handle, nvml.nvmlEventTypeXidCriticalError, events)
+            return events
+
+        return _try(nvml, register)[0]
+
+    def new_xids(self, events: Any) -> list[int]:
+        """Numbers of the errors that were reported since the last look; see NVIDIA's table of Xids."""
+        found: list[int] = []
+        while events is not None and len(found) < MOST_XIDS:
+            event, _ = _try(self._nvml, lambda: self._nvml.nvmlEventSetWait_v2(events, 0))
+            if event is None:
+                break
+            found.append(int(event.eventData))
+        return found
 
     def close(self) -> None:
         """Give NVML back."""
@@ -142,7 +166,9 @@ def find_gpu(uuid: str | None, nvml: Any = None, *, position: int = 0) -> Gpu:
     if handle is None or isinstance(handle, str):
         _try(nvml, nvml.nvmlShutdown)
         return Gpu(reason=handle or reason)
+    instant, _ = _try(nvml, lambda: _instant_power_w(nvml, handle))
     return Gpu(
+        power_source="usage" if instant is None else "instant",
         uuid=_try(nvml, lambda: _text(nvml.nvmlDeviceGetUUID(handle)))[0],
         name=_try(nvml, lambda: _text(nvml.nvmlDeviceGetName(handle)))[0],
         driver=_try(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()))[0],
@@ -187,6 +213,19 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def _instant_power_w(nvml: Any, handle: Any) -> float | None:
+    """Power at this moment; None where this GPU or its driver has no such field."""
+    field = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])[0]
+    return field.value.uiVal / 1e3 if field.nvmlReturn == 0 else None
+
+
+def _mig(nvml: Any, handle: Any) -> str:
+    """``slice``: a part of a GPU; ``on``: a GPU that is cut into parts; ``off``."""
+    if nvml.nvmlDeviceIsMigDeviceHandle(handle):
+        return "slice"
+    return "on" if nvml.nvmlDeviceGetMigMode(handle)[0] else "off"
+
+
 def _throttle_reasons(nvml: Any, handle: Any) -> int:
     # The call was renamed in driver 535; the old name is still there, so it is the one that always works.
     return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
@@ -216,8 +255,16 @@ def _is_ours(pid: int) -> bool | None:
     return me.pid in family or pid in {parent.pid for parent in me.parents()}
 
 
+def _ecc_errors(nvml: Any, handle: Any, kind: int) -> int:
+    return int(nvml.nvmlDeviceGetTotalEccErrors(handle, kind, nvml.NVML_VOLATILE_ECC))
+
+
+POWER: dict[str, dict[str, Callable[[Any, Any], Any]]] = {
+    "instant": {"power_w": _instant_power_w},
+    "usage": {"power_w": lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3},
+}
 _READERS: dict[str, Callable[[Any, Any], Any]] = {
-    "power_w": lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+    "power_w": POWER["usage"]["power_w"],
     "energy_counter_j": lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
     "temperature_c": lambda nvml, handle: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
     "sm_clock_mhz": lambda nvml, handle: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
@@ -227,4 +274,16 @@ _READERS: dict[str, Callable[[Any, Any], Any]] = {
     "memory_total_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
     "throttle_reasons": _throttle_reasons,
     "num_other_processes": _other_processes,
+}
+
+FACTS: dict[str, Callable[[Any, Any], Any]] = {
+    "power_limit_w": lambda nvml, handle: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+    "power_limit_default_w": lambda nvml, handle: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3,
+    "max_sm_clock_mhz": lambda nvml, handle: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+    "memory_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+    "persistence": lambda nvml, handle: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
+    "mig": _mig,
+    "num_mps_processes": lambda nvml, handle: len(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)),
+    "ecc_corrected_errors": lambda nvml, handle: _ecc_errors(nvml, handle, nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
+    "ecc_uncorrected_errors": lambda nvml, handle: _ecc_errors(nvml, handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
 }

@@ -40,9 +40,11 @@ class Header:
         temporary.write_text(f"{time.time():.1f}\n", encoding="ascii")
         temporary.replace(self._folder / "heartbeat")
 
-    def model_failed(self, name: str, error: str, details: str | None, exit_code: int) -> None:
+    def model_failed(
+        self, name: str, error: str, details: str | None, exit_code: int, reason: str | None = None
+    ) -> None:
         """Mark a model; the traceback goes beside its record. ``exit_code`` 2 means that its input was bad."""
-        self._models[name] |= {"status": "failed", "error": error, "exit_code": exit_code}
+        self._models[name] |= {"status": "failed", "error": error, "exit_code": exit_code, "reason": reason}
         if details:
             (self._folder / name).mkdir(exist_ok=True)
             (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")

@@ -148,7 +148,7 @@ class LockstepRun:
         def hear(report: Report) -> None:
             self.audience.hear(plan.label, report.event, report.data)
 
-        worker, measured = LockstepWorker(plan), dict[str, str]()
+        worker, measured = LockstepWorker(plan, self.setup.workload.watchdog_s), dict[str, str]()
         try:
             for order in (Order(command="prepare"), Order(command="measure", deadline_s=self.setup.deadline_s)):
                 if not self.signals.number:
@@ -168,7 +168,7 @@ class LockstepRun:
 
     def _failed(self, plan: LockstepPlan, error: WorkerFailedError) -> None:
         self.failures[plan.kind] = error
-        self.header.put(plan.kind, {"status": "failed", "error": str(error)})
+        self.header.put(plan.kind, {"status": "failed", "error": str(error), "reason": error.reason})
         if error.details:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
@@ -192,7 +192,7 @@ def run_ladder_only(setup: Setup, header: Header, audience: Audience, signals: S
                 run.carry_out(ladder_plan(setup, launch, facts_folder=setup.folder))
         if "ladder" in run.failures:
             error = run.failures["ladder"]
-            header.model_failed(moe, str(error), error.details, error.exit_code)
+            header.model_failed(moe, str(error), error.details, error.exit_code, error.reason)
             failed.add(moe)
         status = "interrupted" if signals.number else "failed" if failed else "done"
     finally:

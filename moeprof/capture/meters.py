@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from collections.abc import Sequence
 from typing import Any
 
 from moeprof.capture.cpu_energy import CpuEnergy
 from moeprof.capture.gpu import Gpu
 from moeprof.capture.telemetry import Meter
-
-IDLE_SAMPLES = 10
-IDLE_EVERY_S = 0.1
 
 
 class GpuMeter:
@@ -35,6 +31,10 @@ class GpuMeter:
             "num_other_processes": reading.num_other_processes,
         }
 
+    def is_lost(self) -> bool:
+        """Whether the driver says that the GPU is gone."""
+        return "gpu_lost" in self._gpu.read().reasons.values()
+
 
 class CpuMeter:
     """RAPL package energy."""
@@ -54,14 +54,6 @@ def open_meters(gpu: Gpu | None) -> list[Meter]:
     return meters if cpu.reason is not None else [*meters, CpuMeter(cpu)]
 
 
-def idle_power_w(meters: list[Meter]) -> float | None:
-    """Device power before anything runs: the median of a second of samples; None without a GPU meter."""
-    gpu = [meter for meter in meters if isinstance(meter, GpuMeter)]
-    if not gpu:
-        return None
-    samples = []
-    for _ in range(IDLE_SAMPLES):
-        samples.append(gpu[0].read()["power_w"])
-        time.sleep(IDLE_EVERY_S)
-    known = [sample for sample in samples if sample is not None]
-    return statistics.median(known) if known else None
+def device_is_lost(meters: Sequence[Meter]) -> bool:
+    """Whether a GPU that was there does not answer any more."""
+    return any(meter.is_lost() for meter in meters if isinstance(meter, GpuMeter))

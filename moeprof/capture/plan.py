@@ -87,12 +87,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A worker's message: ``progress``, ``started``, ``done`` or ``failed``.
+    """A worker's message: ``progress``, ``started``, ``done``, ``failed``, or ``alive`` when nothing else is to say.
 
     Attributes:
         event: what kind.
         data: JSON-able details.
     """
 
-    event: Literal["progress", "started", "done", "failed"]
+    event: Literal["progress", "started", "done", "failed", "alive"]
     data: dict[str, Any]

@@ -25,6 +25,7 @@ class ProgressRecorder:
     ) -> None:
         self._send, self._name, self._watch, self._clock = send, name, watch, clock
         self._sent = self._done = self._refused = self._tokens = self._steps = 0
+        self._longest_s = 0.0
 
     def on_start(self, schedule: Schedule, origin_s: float) -> None:
         """Tell the parent the origin: its samples share the clock."""
@@ -37,12 +38,14 @@ class ProgressRecorder:
         self._refused += refused is not None
 
     def on_step(self, step: Step, num_waiting: int) -> None:
-        """Count; report when due."""
+        """Count; report when due, and when no request is left: what follows is no step."""
         self._steps += 1
+        if step.end_s - step.start_s > self._longest_s:
+            self._longest_s = step.end_s - step.start_s
         for sequence in step.sequences:
             self._tokens += sequence.token is not None
             self._done += sequence.finished
-        if step.end_s >= self._next_s:
+        if step.end_s >= self._next_s or self._done + self._refused == self._total:
             self._next_s = step.end_s + EVERY_S
             self._report(step.end_s)
 
@@ -60,5 +63,6 @@ class ProgressRecorder:
             "refused": self._refused,
             "output_tokens": self._tokens,
             "steps": self._steps,
+            "longest_step_s": self._longest_s,
         }
         self._send(Report(event="progress", data=data | self._watch.allocator()))

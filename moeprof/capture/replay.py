@@ -91,15 +91,35 @@ def replay(
 ) -> ReplayResult:
     """Run one pass. ``deadline_s`` is a clock time after which the pass is cut.
 
-    A closed-loop request "arrives" when its place becomes free, so its latency counts from when it was sent.
+    A closed-loop request "arrives" when its place becomes free, so its latency counts from when it was sent. When the
+    engine fails, the recorders still write what they have seen before the error goes on.
     """
     origin = clock()
-    pacer = Pacer(schedule, origin)
+    for recorder in recorders:
+        recorder.on_start(schedule, origin)
+    try:
+        result = _loop(engine, Pacer(schedule, origin), recorders, origin, should_stop, deadline_s, clock, sleep)
+    except Exception as error:
+        _end_after(error, recorders, clock())
+        raise
+    for recorder in recorders:
+        recorder.on_end(result.end_s)
+    return result
+
+
+def _loop(
+    engine: Engine,
+    pacer: Pacer,
+    recorders: Sequence[Recorder],
+    origin: float,
+    should_stop: Callable[[], bool],
+    deadline_s: float | None,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> ReplayResult:
     in_flight = sent = refused = finished = 0
     step_end = origin
     status: Literal["done", "cut", "stopped"] = "done"
-    for recorder in recorders:
-        recorder.on_start(schedule, origin)
     while True:
         for request in pacer.due(clock(), in_flight):
             reason = refusal(engine, request)
@@ -135,10 +155,18 @@ def replay(
         finished += sum(sequence.finished for sequence in step.sequences)
         for recorder in recorders:
             recorder.on_step(step, 0)
-    end = clock()
+    return ReplayResult(status=status, origin_s=origin, end_s=clock(), sent=sent, refused=refused, finished=finished)
+
+
+def _end_after(error: Exception, recorders: Sequence[Recorder], end_s: float) -> None:
+    """Let every recorder write; one that cannot (its figures are on the broken device) is named in the error."""
     for recorder in recorders:
-        recorder.on_end(end)
-    return ReplayResult(status=status, origin_s=origin, end_s=end, sent=sent, refused=refused, finished=finished)
+        try:
+            recorder.on_end(end_s)
+        except Exception as second:  # the first error is the one to tell
+            error.add_note(
+                f"{type(recorder).__name__} could not write its last rows: {type(second).__name__}: {second}"
+            )
 
 
 def refusal(engine: Engine, request: Request) -> str | None:

@@ -21,7 +21,7 @@ from moeprof.core.record import HEARTBEAT_STALE_S, open_record
 from moeprof.core.sparsity import Sweep
 from moeprof.core.workload import Workload
 
-MAY_DIFFER = ("max_minutes", "label")  # bounds and notes, not what is measured
+MAY_DIFFER = ("max_minutes", "watchdog_s", "label")  # bounds and notes, not what is measured
 MACHINE = ("device", "device_name", "cpu", "threads", "packages")
 PASS_FOLDER = r"(round|capacity|sweep)-[\d-]+|c\d+"
 OWN_BOUND = "sweep.max_seconds"

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture import fit as fitting
-from moeprof.capture.environment import choose_device, environment
+from moeprof.capture.at_start import device_at_start
+from moeprof.capture.device_choice import choose_device
+from moeprof.capture.environment import environment
 from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
-from moeprof.capture.gpu import Gpu, find_gpu
+from moeprof.capture.gpu import Gpu
 from moeprof.capture.header import Header
 from moeprof.capture.lockstep_checks import check_workload
 from moeprof.capture.lockstep_run import run_ladder_only
-from moeprof.capture.meters import idle_power_w, open_meters
+from moeprof.capture.meters import open_meters
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.resume import Resume
 from moeprof.capture.schedules import Scheduled, make_schedules
@@ -43,6 +45,7 @@ class Prepared:
         environment: what machine this is.
         gpu: the GPU, or None.
         device: ``cpu`` or ``cuda:N``.
+        device_why: why this device, where there was something to choose from.
     """
 
     workload: Workload
@@ -52,6 +55,7 @@ class Prepared:
     environment: dict[str, Any]
     gpu: Gpu | None
     device: str
+    device_why: str | None = None
 
 
 def prepare(workload: Workload) -> Prepared:
@@ -65,8 +69,8 @@ def prepare(workload: Workload) -> Prepared:
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     schedules = make_schedules(workload, sources)
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
-    gpu = _gpu(workload.device)
-    device = choose_device(workload.device, gpu)
+    choice = choose_device(workload.device)
+    gpu, device = choice.gpu, choice.device
     weights = estimate_weights_bytes(workload.models, sources, workload.engine)
     fit = fitting.predict(
         workload.models,
@@ -89,6 +93,7 @@ def prepare(workload: Workload) -> Prepared:
         environment=environment(gpu, device, workload.threads),
         gpu=gpu,
         device=device,
+        device_why=choice.why,
     )
 
 
@@ -99,14 +104,6 @@ def _refuse_silent_warmup(workload: Workload) -> None:
             f"warmup.num_requests: found 0, but model {popular} is made of the experts that are popular on the warm-up "
             "text; give 1 or more, or say `initialise: random`"
         )
-
-
-def _gpu(asked: str) -> Gpu | None:
-    """The first visible GPU, or None on a machine without (or when the workload wants the CPU)."""
-    if asked == "cpu":
-        return None
-    gpu = find_gpu(None)
-    return gpu if gpu.reason is None else None
 
 
 def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
@@ -148,7 +145,8 @@ def execute(
         InputError: ``resume`` is a run of something else.
     """
     workload = prepared.workload
-    meters = open_meters(prepared.gpu if prepared.device != "cpu" else None) if workload.instruments.power else []
+    meters = open_meters(prepared.gpu) if workload.instruments.power else []
+    at_start = device_at_start(prepared.gpu)
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     content = {
         "workload": without_machine_paths(workload.to_json()),
@@ -159,7 +157,9 @@ def execute(
                 "wanted_kv_tokens": prepared.fit.wanted_kv_tokens, "free_bytes": prepared.fit.free_bytes},
         "pricing": pricing,
         "content_kept": keep_content,
-        "idle_power_w": idle_power_w(meters),
+        "device_why": prepared.device_why,
+        "device_at_start": at_start,
+        "idle_power_w": None if at_start is None else at_start["idle_power_w"],
     }  # fmt: skip
     if resume is not None:
         resume.check_same(content)

@@ -1,12 +1,18 @@
-"""A test hook: an engine that burns time after its steps, to see whether a comparison notices (never for users)."""
+"""Test hooks: an engine that burns time after its steps, to see whether a comparison notices; one that breaks.
+
+Never for users.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
+import torch
+
 from moeprof.capture.engine.base import Engine, EngineFacts, Step
-from moeprof.capture.slowdown_plan import Slowdown
+from moeprof.capture.slowdown_plan import Fault, Slowdown
 from moeprof.core.trace import Request
 
 
@@ -19,13 +25,17 @@ class SlowedEngine:
         self._engine, self._slowdown = engine, slowdown
         self.facts = engine.facts
         self._steps = 0
+        self._due: Fault | None = None
 
     def submit(self, request: Request) -> None:
         """Hand on."""
+        self._due = next((fault for fault in self._slowdown.faults if fault.request == request.index), self._due)
         self._engine.submit(request)
 
     def step(self) -> Step | None:
         """One step, then what it is slowed by."""
+        if self._due is not None:
+            break_down(self._due)
         start = time.perf_counter()
         step = self._engine.step()
         end = time.perf_counter()
@@ -48,6 +58,20 @@ class SlowedEngine:
     def close(self) -> None:
         """Hand on."""
         self._engine.close()
+
+
+def break_down(fault: Fault) -> None:
+    """Hang, or raise as torch does."""
+    if fault.kind == "hang":
+        threading.Event().wait()
+    if fault.kind == "out_of_memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    said = {
+        "device_assert": "device-side assert triggered",
+        "device_error": "an illegal memory access was encountered",
+        "device_lost": "GPU is lost",
+    }
+    raise RuntimeError(f"CUDA error: {said[fault.kind]}\nCUDA kernel errors might be reported later.")
 
 
 def slowed(engine: Engine, slowdown: Slowdown | None) -> Engine:

@@ -13,22 +13,29 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from moeprof.capture.device_errors import device_reason, device_sentence
 from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.capture.stacks import answer_stack_requests
 from moeprof.core.errors import MoeprofError
 
 LISTEN_EVERY_S = 0.2
+ALIVE_EVERY_S = 1.0
 
 
 class Ear:
-    """Hears ``stop`` (or the parent's death) while a pass runs, without a system call per step."""
+    """Hears ``stop`` (or the parent's death) while a pass runs, without a system call per step.
+
+    Whoever asks it is alive, so it tells the parent that too, about once a second: an idle pass reports nothing else.
+    """
 
     def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
         self._connection, self._clock = connection, clock
-        self._next_s = 0.0
+        self._next_s = self._alive_s = 0.0
         self._stopped = False
         self.at_work = False
 
@@ -43,18 +50,22 @@ class Ear:
         now = self._clock()
         if not self._stopped and now >= self._next_s:
             self._next_s = now + LISTEN_EVERY_S
-            self._stopped = self._heard()
+            self._stopped = self._heard(now)
         return self._stopped
 
-    def _heard(self) -> bool:
+    def _heard(self, now: float) -> bool:
         try:
+            if now >= self._alive_s:
+                self._alive_s = now + ALIVE_EVERY_S
+                self._connection.send(Report(event="alive", data={}))
             return self._connection.poll(0) and self._connection.recv().command == "stop"
         except (EOFError, OSError):
             return True
 
 
-def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection) -> None:
-    """Entry point of the process."""
+def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection, stacks: Path) -> None:
+    """Entry point of the process; ``stacks`` is where it tells where it stands when it is asked."""
+    answer_stack_requests(stacks)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if plan.threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -76,20 +87,26 @@ def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection) -> None
     try:
         _serve(plan, connection, ear, send)
     except MoeprofError as error:
-        send(Report(event="failed", data={"error": str(error), "exit_code": error.exit_code}))
+        send(_failed(str(error), error, error.exit_code))
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
-        text = str(error).splitlines()[0] if str(error) else ""
-        details = traceback.format_exc()
-        send(
-            Report(
-                event="failed", data={"error": f"{type(error).__name__}: {text}", "exit_code": 1, "traceback": details}
-            )
-        )
+        reason = device_reason(error)
+        if reason is None:
+            text = str(error).splitlines()[0] if str(error) else ""
+            said = f"{type(error).__name__}: {text}"
+        else:
+            said = f"{plan.label}: {device_sentence(reason, plan.device, error)}"
+        send(_failed(said, error, 1, traceback.format_exc()))
+
+
+def _failed(said: str, error: Exception, exit_code: int, details: str | None = None) -> Report:
+    data = {"error": said, "exit_code": exit_code, "traceback": details, "reason": device_reason(error)}
+    return Report(event="failed", data=data)
 
 
 def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
     from moeprof.capture.out_of_memory import as_out_of_memory
 
+    _choose_device(plan.device)
     with as_out_of_memory(plan), _session(plan, ear, send) as session:
         handlers = (
             session.handlers
@@ -117,6 +134,14 @@ def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, se
             result = handlers[order.command](order)
             ear.at_work = False
             send(Report(event="done", data=result))
+
+
+def _choose_device(device: str) -> None:
+    """What names no device (kernels of other libraries, events, pinned memory) takes the current one: make it ours."""
+    if device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(device)
 
 
 def _session(plan: LaunchPlan | LockstepPlan, ear: Ear, send: Callable[[Report], None]) -> Any:

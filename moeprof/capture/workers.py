@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
+from moeprof.capture.stacks import ask_for_stacks, where
+from moeprof.capture.watchdog import BETWEEN_S, Overdue, Watchdog
+from moeprof.capture.watchdog import STOP_GRACE_S as STOP_GRACE_S
 from moeprof.capture.worker import worker_main
-from moeprof.core.errors import EngineError, MoeprofError
+from moeprof.core.errors import EngineError
 
 LISTEN_S = 0.1
-SILENCE_S = 900.0  # a worker that says nothing for so long hangs: even one huge step is shorter
-STOP_GRACE_S = 20.0
+SILENCE_S = BETWEEN_S  # of processes that tell nothing about their steps
+KILL_S = 20.0  # a process that waits inside of the device's driver may not even be killed
+WATCHDOG_S = 120.0
 
 
 class WorkerFailedError(EngineError):
-    """A worker failed; the message is its own. ``details`` holds the traceback, for the record."""
+    """A worker failed; the message is its own.
 
-    def __init__(self, message: str, exit_code: int = 1, details: str | None = None) -> None:
+    Attributes:
+        exit_code: 2 means that its input was bad.
+        details: the traceback or the stacks, for the record.
+        reason: reason code (see device_errors.py and watchdog.py; ``process_died``), or None for other errors.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1, details: str | None = None, reason: str | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.details = details
+        self.reason = reason
 
 
 class WorkerProcess:
-    """One worker process, of either kind."""
+    """One worker process, of either kind. ``watchdog_s`` as in the workload."""
 
-    def __init__(self, plan: LaunchPlan | LockstepPlan) -> None:
+    def __init__(self, plan: LaunchPlan | LockstepPlan, watchdog_s: float = WATCHDOG_S) -> None:
         self.plan = plan
+        self._watchdog = Watchdog(watchdog_s, compiles=plan.engine.compile != "off")
+        self._scratch = tempfile.TemporaryDirectory(prefix="moeprof-worker-")
+        self._stacks = Path(self._scratch.name) / "stacks.txt"
         context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of the parent
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=worker_main, args=(plan, theirs), daemon=True)
+        self._process = context.Process(target=worker_main, args=(plan, theirs, self._stacks), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -43,41 +58,34 @@ class WorkerProcess:
         assert self._process.pid is not None
         return self._process.pid
 
-    def do(
-        self,
-        order: Order,
-        hear: Callable[[Report], None],
-        stop_asked: Callable[[], bool],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> dict[str, Any]:
+    def do(self, order: Order, hear: Callable[[Report], None], stop_asked: Callable[[], bool]) -> dict[str, Any]:
         """Give an order and wait until it is done; reports on the way go to ``hear``.
 
         When ``stop_asked`` turns true the worker is told to stop after its current step; it still ends the pass.
 
         Raises:
-            WorkerFailedError: it reported an error, died, or fell silent.
+            WorkerFailedError: it reported an error, died, or fell silent for longer than the watchdog allows.
         """
         self._send(order)
-        heard, told_to_stop = clock(), False
+        self._watchdog.begin(order)
+        told_to_stop = False
         while True:
             if self._connection.poll(LISTEN_S):
                 report = self._receive()
-                heard = clock()
+                self._watchdog.hear(report)
                 if report.event == "done":
                     return report.data
                 if report.event == "failed":
-                    raise WorkerFailedError(
-                        report.data["error"], report.data["exit_code"], report.data.get("traceback")
-                    )
-                hear(report)
+                    raise _failure(report.data)
+                if report.event != "alive":
+                    hear(report)
             if stop_asked() and not told_to_stop:
                 told_to_stop = True
                 self._send(Order(command="stop"))
-                heard = clock()
-            if clock() - heard > (STOP_GRACE_S if told_to_stop else SILENCE_S):
-                self.kill()
-                raise WorkerFailedError(f"{self.plan.label}: no step ended for {clock() - heard:.0f} s")
+                self._watchdog.stop()
+            overdue = self._watchdog.overdue()
+            if overdue is not None:
+                raise self._hung(overdue)
 
     def close(self, hear: Callable[[Report], None]) -> None:
         """Let it finish and write launch.json. One that ended well by itself (told to stop between passes) is fine."""
@@ -90,12 +98,25 @@ class WorkerProcess:
         self._process.join(STOP_GRACE_S)
         self.kill()
 
-    def kill(self) -> None:
-        """End it now; what it flushed to disk stays."""
+    def kill(self) -> bool:
+        """End it now; what it flushed to disk stays. False where it does not end even so."""
         if self._process.is_alive():
             self._process.kill()
-        self._process.join()
+        self._process.join(KILL_S)
         self._connection.close()
+        self._scratch.cleanup()
+        return not self._process.is_alive()
+
+    def _hung(self, overdue: Overdue) -> WorkerFailedError:
+        """Ask where it stands, then end it."""
+        stacks = ask_for_stacks(self.pid, self._stacks)
+        place = None if stacks is None else where(stacks)
+        ended, reason = self.kill(), overdue.reason
+        text = f"{self.plan.label}: {overdue.text}"
+        text += "" if place is None else f"; it stood in {place}"
+        if not ended:
+            text, reason = f"{text}; its process cannot be ended, so {self.plan.device} does not answer", "device_lost"
+        return WorkerFailedError(text, 1, stacks, reason)
 
     def _send(self, order: Order) -> None:
         try:
@@ -110,11 +131,16 @@ class WorkerProcess:
             raise self._death() from error
         return report
 
-    def _death(self) -> MoeprofError:
+    def _death(self) -> WorkerFailedError:
         self._process.join(STOP_GRACE_S)
         code = self._process.exitcode
         hint = "; the system may have killed it for memory" if code == -9 else ""
-        return WorkerFailedError(f"{self.plan.label}: its process died (exit code {code}){hint}")
+        text = f"{self.plan.label}: its process died (exit code {code}){hint}"
+        return WorkerFailedError(text, reason="process_died")
+
+
+def _failure(data: dict[str, Any]) -> WorkerFailedError:
+    return WorkerFailedError(data["error"], data["exit_code"], data.get("traceback"), data.get("reason"))
 
 
 class Worker(WorkerProcess):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from moeprof.capture.gpu import Gpu
 
 
 def doctor(
@@ -41,34 +44,49 @@ IN_WORDS = {
     "not_supported": "not_supported: this device does not have it",
     "driver_too_old": "driver_too_old: a newer NVIDIA driver has it",
     "no_rapl": "no_rapl: the kernel shows no RAPL counters (virtual machines seldom do)",
+    "instant": "instant: at the moment of reading",
+    "usage": "usage: averaged by the driver, over 1 s on recent GPUs",
     "unreadable": "unreadable: the counter is there and gives no number",
 }
 
 
 def _findings() -> list[dict[str, Any]]:
     from moeprof.capture.cpu_energy import CpuEnergy
-    from moeprof.capture.environment import choose_device, environment
+    from moeprof.capture.device_choice import choose_device
+    from moeprof.capture.environment import environment
     from moeprof.capture.gpu import find_gpu
 
-    gpu = find_gpu(None)
-    usable = gpu if gpu.reason is None else None
-    device = choose_device("auto", usable)
-    facts = environment(usable, device, None)
+    choice = choose_device("auto")
+    gpu, device = choice.gpu or find_gpu(None), choice.device
+    facts = environment(choice.gpu, device, None)
     reading = gpu.read()
     rapl = CpuEnergy().reason
     rows = [
-        _row("device", facts["device_name"], "the GPU" if device != "cpu" else "no GPU that this torch can use"),
+        _row("device", facts["device_name"], choice.why or ("the GPU" if choice.gpu else "no GPU that torch can use")),
         _row("gpu", gpu.name, gpu.reason),
         _row("driver", gpu.driver, gpu.reason),
         _row("energy counter", _yes(reading.energy_counter_j), reading.reasons.get("energy_counter_j")),
-        _row("power", _yes(reading.power_w), reading.reasons.get("power_w")),
+        _row("power", _yes(reading.power_w), reading.reasons.get("power_w") or gpu.power_source),
         _row("clocks", _yes(reading.sm_clock_mhz), reading.reasons.get("sm_clock_mhz")),
         _row("cpu energy (RAPL)", "readable" if rapl is None else None, rapl),
         _row("processor", f"{facts['cpu']}, {facts['cpu_cores']} logical", ", ".join(facts["cpu_flags"]) or None),
         _price(facts),
     ]
+    rows[1:1] = _gpu_rows(choice.gpu)
     rows += [_row(name, version, None if version else "not installed") for name, version in facts["packages"].items()]
     return rows
+
+
+def _gpu_rows(gpu: Gpu | None) -> list[dict[str, Any]]:
+    """What is not as it should be with the GPU that a run would take."""
+    from moeprof.analysis.device_state import findings
+    from moeprof.capture.at_start import device_at_start
+
+    seen = device_at_start(gpu)
+    if seen is None:
+        return []
+    rows = [_row(finding.code, finding.severity, finding.text) for finding in findings(seen)]
+    return rows or [_row("gpu state", "fine", "idle, no neighbours, power limit at its default")]
 
 
 def _row(what: str, found: Any, note: str | None) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def run(
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload), options))
     prepared = prepare(resolved)
+    if prepared.device_why is not None and not quiet:
+        print(f"device: {prepared.device_why}", file=sys.stderr)
     machine = prepared.environment
     pricing = resolve_pricing(
         resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
