@@ -327,9 +327,16 @@ def test_out_of_memory_is_predicted_with_what_is_needed_and_what_is_there(
 ) -> None:
     monkeypatch.setattr("moeprof.capture.fit.free_memory_bytes", lambda device, gpu: 100 * 2**20)
     said = refused(here, PRICED)
-    assert said.startswith("model dense: needs about 256 MiB")
-    assert "100 MiB is free" in said
-    assert "lower engine.kv_tokens" in said
+    assert said.startswith("model dense: needs about 6") and " KiB weights" in said
+    assert "100 MiB of " in said and "stays as margin (engine.memory_margin_ratio 0.05)" in said
+    assert "its weights leave no room for a step" in said
+
+
+def test_a_dry_run_shows_what_does_not_fit_and_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeprof.capture.fit.free_memory_bytes", lambda device, gpu: 100 * 2**20)
+    (here / "w.yaml").write_text(PRICED, encoding="utf-8")
+    ran = run_main(["run", "w.yaml", "--dry-run"])
+    assert ran.code == 2 and "does not fit" in ran.stdout and "for the process itself" in ran.stderr
 
 
 def test_a_device_without_a_price_is_an_error_that_says_how_to_give_one(

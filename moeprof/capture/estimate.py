@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from moeprof.capture.fit import DTYPE_BYTES
+from moeprof.capture.memory_shape import stored_bytes
+from moeprof.capture.model_memory import dtype_bytes
 from moeprof.capture.model_source import ModelSource
 from moeprof.core.errors import ModelError, MoeprofError
 from moeprof.core.workload import EngineSettings, ModelSpec
@@ -34,12 +35,12 @@ class _Answer:
 
 
 def estimate_weights_bytes(
-    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings
+    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings, *, is_host: bool = True
 ) -> dict[str, int | None]:
     """Bytes on the device by model; None when only loading will tell.
 
     Random weights and twins are counted in one short-lived process, because that needs torch and the parent stays
-    without.
+    without. Quantised weights are taken to be as large as their files.
 
     Raises:
         ModelError: a twin of a model that has no dense twin.
@@ -57,11 +58,11 @@ def estimate_weights_bytes(
     found: dict[str, int | None] = {}
     for spec in models:
         source, base = sources[spec.name], by_name.get(spec.twin_of or "")
-        dtype = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
-        stored = DTYPE_BYTES.get(str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32"), 4)
-        width = stored if dtype == "auto" else DTYPE_BYTES[dtype]
+        stored = stored_bytes(source.config)
+        width = dtype_bytes(spec, source.config, settings, is_host=is_host, base=base)
         params = answers[spec.name].params if spec.name in answers else None
         if source.weights_bytes is not None:
+            width = stored if "quantization_config" in source.config else width
             found[spec.name] = source.weights_bytes * width // stored
         else:
             found[spec.name] = None if params is None else params * width

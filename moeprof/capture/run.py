@@ -58,8 +58,12 @@ class Prepared:
     device_why: str | None = None
 
 
-def prepare(workload: Workload) -> Prepared:
+def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     """Everything that can be known before weights load.
+
+    Args:
+        workload: the experiment.
+        must_fit: False tells a model that does not fit in ``fit.refusal`` instead of raising.
 
     Raises:
         InputError: a model, trace, or the memory is wrong; see the callees.
@@ -71,7 +75,8 @@ def prepare(workload: Workload) -> Prepared:
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
     choice = choose_device(workload.device)
     gpu, device = choice.gpu, choice.device
-    weights = estimate_weights_bytes(workload.models, sources, workload.engine)
+    memory = fitting.device_memory(device, gpu)
+    weights = estimate_weights_bytes(workload.models, sources, workload.engine, is_host=memory.is_host)
     fit = fitting.predict(
         workload.models,
         sources,
@@ -80,10 +85,12 @@ def prepare(workload: Workload) -> Prepared:
             for scheduled in schedules.values()
             for schedule in all_schedules(scheduled.measured, scheduled.points)
         ],
-        asked_kv_tokens=workload.engine.kv_tokens,
-        free_bytes=fitting.free_memory_bytes(device, gpu),
+        settings=workload.engine,
+        memory=memory,
         weights_bytes=weights,
     )
+    if must_fit:
+        fit.require()
     engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
     return Prepared(
         workload=replace(workload, device=device, engine=engine),
@@ -153,8 +160,7 @@ def execute(
         "workload_text": workload_text,
         "environment": prepared.environment,
         "schedules": _schedules_json(prepared.schedules),
-        "fit": {"together": prepared.fit.together, "kv_tokens": prepared.fit.kv_tokens,
-                "wanted_kv_tokens": prepared.fit.wanted_kv_tokens, "free_bytes": prepared.fit.free_bytes},
+        "fit": prepared.fit.to_json(),
         "pricing": pricing,
         "content_kept": keep_content,
         "device_why": prepared.device_why,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from moeprof.analysis.pricing import Pricing
+from moeprof.capture.fit import Fit
 from moeprof.capture.run import Prepared
 from moeprof.cli.tables import print_records
 from moeprof.core import units
@@ -26,10 +27,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         ("classes", ", ".join(schedule.classes)),
         ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"),
     ]
-    for spec in workload.models:
-        need = fit.needed_bytes(spec.name)
-        text = "unknown until it loads" if need is None else f"about {units.num_bytes(need)}"
-        rows.append((f"memory, {spec.name}", f"{text} of {units.num_bytes(fit.free_bytes)} free"))
+    rows += _memory(prepared)
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
@@ -42,6 +40,47 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
     print_records([{"what": what, "plan": plan} for what, plan in rows], form)
+    if form in ("table", "md"):
+        print()
+        print_records(memory_table(fit), form)
+
+
+def memory_table(fit: Fit) -> list[dict[str, str | None]]:
+    """One row per model: what it needs, part by part, and whether it fits."""
+    verdicts = {True: "fits", False: "does not fit", None: "unknown until it loads"}
+    return [
+        {
+            "model": name,
+            "weights": _bytes(model.weights_bytes),
+            "more while loading": _bytes(model.load_extra_bytes),
+            "KV cache": _bytes(model.kv_bytes(fit.kv_tokens)) if model.kv_bytes_per_token else "unknown",
+            "activations": _bytes(model.activation_bytes),
+            "workspace": _bytes(model.workspace_bytes),
+            "process": _bytes(model.base_bytes),
+            "needs": _bytes(fit.needed_bytes(name)) or "unknown",
+            "usable": _bytes(fit.usable_bytes),
+            "verdict": verdicts[fit.fits(name)],
+        }
+        for name, model in fit.models.items()
+    ]
+
+
+def _bytes(value: int | None) -> str | None:
+    return units.num_bytes(value) if value else None
+
+
+def _memory(prepared: Prepared) -> list[tuple[str, str]]:
+    """What may be used, and what each model needs of it."""
+    fit = prepared.fit
+    margin = f"{units.num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio)"
+    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {units.num_bytes(fit.free_bytes)} is free, {margin}"
+    rows = [("memory", usable)]
+    for name in fit.models:
+        need = fit.needed_bytes(name)
+        text = "unknown until it loads" if need is None else f"about {units.num_bytes(need)}"
+        verdict = "" if need is None else ": fits" if fit.fits(name) else ": does not fit"
+        rows.append((f"memory, {name}", f"{text} of {units.num_bytes(fit.usable_bytes)}{verdict}"))
+    return rows
 
 
 def _in_turn(prepared: Prepared) -> list[tuple[str, str]]:
@@ -72,9 +111,12 @@ def _sweep(prepared: Prepared) -> list[tuple[str, str]]:
 
 
 def _too_long(prepared: Prepared, schedule: Schedule) -> list[tuple[str, str]]:
-    """Requests that a model's position limit will refuse."""
+    """Requests that the KV cache or a model's position limit will refuse."""
     rows = []
     lengths = (schedule.input_tokens + schedule.output_tokens).tolist()
+    longer = sum(length > prepared.fit.kv_tokens for length in lengths)
+    if longer:
+        rows.append(("refused", f"{longer:,} of {len(lengths):,} requests are longer than the KV cache"))
     for name, source in prepared.sources.items():
         limit = source.config.get("max_position_embeddings")
         over = sum(length > limit for length in lengths) if isinstance(limit, int) else 0

@@ -90,7 +90,7 @@ def run(
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload), options))
-    prepared = prepare(resolved)
+    prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
     machine = prepared.environment
@@ -99,6 +99,7 @@ def run(
     )
     if dry_run:
         show_plan(prepared, pricing, format)
+        prepared.fit.require()
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, pricing, place, printing, text=text)

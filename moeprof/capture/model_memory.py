@@ -1,0 +1,140 @@
+"""What one model needs in memory, by part, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from moeprof.capture.environment import cpu_flags
+from moeprof.capture.memory_shape import (
+    DTYPE_BYTES,
+    activation_bytes,
+    kv_bytes_per_token,
+    load_extra_bytes,
+    read_widths,
+    stored_bytes,
+)
+from moeprof.core.workload import EngineSettings, ModelSpec
+
+MIB = 2**20
+# A worker's resident set before it loads anything is about 450 MiB (torch, transformers); recorders come on top.
+HOST_BASE_BYTES = 600 * MIB
+DEVICE_BASE_BYTES = 614 * MIB  # a CUDA context with its kernels, about 0.6 GiB
+LIBRARY_WORKSPACE_BYTES = 64 * MIB  # of matrix products, twice the 32 MiB that torch gives cuBLAS on Hopper
+UNKNOWN_ACTIVATION_BYTES = 256 * MIB  # for a config whose sizes are not understood
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Memory of the device, or of the host for a CPU run.
+
+    Attributes:
+        total_bytes: all of it.
+        free_bytes: free before the run.
+        is_host: True for a CPU run.
+    """
+
+    total_bytes: int
+    free_bytes: int
+    is_host: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """What one model needs, in bytes.
+
+    Attributes:
+        weights_bytes: on the device in its dtype; None when only loading will tell.
+        load_extra_bytes: beside the weights while loading.
+        kv_bytes_per_token: None for caches of another kind.
+        activation_bytes: estimated peak of one step.
+        workspace_bytes: captured steps and libraries.
+        base_bytes: the process itself: libraries on a host, the context on a device.
+        layers_to_cut: decoder layers of random weights, of which there may be fewer; 0 for a checkpoint.
+    """
+
+    weights_bytes: int | None
+    load_extra_bytes: int
+    kv_bytes_per_token: int | None
+    activation_bytes: int
+    workspace_bytes: int
+    base_bytes: int
+    layers_to_cut: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the KV cache."""
+        return self.base_bytes + (self.weights_bytes or 0) + self.activation_bytes + self.workspace_bytes
+
+    def kv_bytes(self, kv_tokens: int) -> int:
+        """The KV cache; 0 where bytes per token are unknown."""
+        return kv_tokens * (self.kv_bytes_per_token or 0)
+
+    def needed_bytes(self, kv_tokens: int) -> int | None:
+        """The larger of loading and running; None when the weights are unknown."""
+        if self.weights_bytes is None:
+            return None
+        loading = self.base_bytes + self.weights_bytes + self.load_extra_bytes
+        return max(loading, self.fixed_bytes + self.kv_bytes(kv_tokens))
+
+
+def model_memory(
+    spec: ModelSpec,
+    config: dict[str, Any],
+    weights_bytes: int | None,
+    settings: EngineSettings,
+    *,
+    is_host: bool,
+    base: ModelSpec | None = None,
+) -> ModelMemory:
+    """What one model needs.
+
+    Args:
+        spec: the model.
+        config: its config.json; that of the MoE for a twin.
+        weights_bytes: of its weights, or None.
+        settings: of the engine.
+        is_host: True for a CPU run.
+        base: for a twin, the spec of its MoE.
+    """
+    widths, element = read_widths(config), dtype_bytes(spec, config, settings, is_host=is_host, base=base)
+    paged = is_paged(settings, is_host=is_host)
+    tokens = settings.max_batch_tokens
+    activations, extra, captured = UNKNOWN_ACTIVATION_BYTES, 0, 0
+    if widths is not None:
+        rows = min(tokens, settings.max_sequences) if paged else tokens
+        size = {"width_bytes": element, "match": spec.match}
+        activations = activation_bytes(widths, tokens=tokens, logit_rows=rows, **size)  # type: ignore[arg-type]
+        if not is_host and settings.decode_graphs != "off":
+            most = settings.max_sequences
+            captured = activation_bytes(widths, tokens=most, logit_rows=most, **size)  # type: ignore[arg-type]
+        reads_files = (base or spec).weights == "checkpoint" and (base is None or spec.initialise != "random")
+        extra = load_extra_bytes(widths, element) if reads_files else 0
+    return ModelMemory(
+        weights_bytes=weights_bytes,
+        load_extra_bytes=extra,
+        kv_bytes_per_token=kv_bytes_per_token(config, width_bytes=element, paged=paged),
+        activation_bytes=activations,
+        workspace_bytes=captured + (0 if is_host else LIBRARY_WORKSPACE_BYTES),
+        base_bytes=HOST_BASE_BYTES if is_host else DEVICE_BASE_BYTES,
+        layers_to_cut=widths.layers if widths is not None and (base or spec).weights == "random" else 0,
+    )
+
+
+def dtype_bytes(
+    spec: ModelSpec, config: dict[str, Any], settings: EngineSettings, *, is_host: bool, base: ModelSpec | None = None
+) -> int:
+    """Bytes of an element in the dtype that the model will have; see ``loading.choose_dtype``."""
+    asked = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
+    if asked != "auto":
+        return DTYPE_BYTES[asked]
+    text = config.get("text_config") or config
+    own = next((str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
+    if not is_host or own == "float32" or (own == "bfloat16" and "avx512_bf16" in cpu_flags()):
+        return stored_bytes(config)
+    return DTYPE_BYTES["float32"]  # a CPU without instructions for it computes in float32
+
+
+def is_paged(settings: EngineSettings, *, is_host: bool) -> bool:
+    """Whether moeprof's own engine is expected to run: asked for, or chosen on a GPU."""
+    return settings.batching == "paged" or (settings.batching == "auto" and not is_host)
