@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from moeprof.capture.failures import Failures, has_ended
 from moeprof.capture.header import Header
 from moeprof.capture.lockstep_run import LockstepRun
+from moeprof.capture.parallel.worker import start_worker
 from moeprof.capture.pass_watch import PassWatch
 from moeprof.capture.plan import Command, LaunchPlan, Order
 from moeprof.capture.resume import Resume, sweep_pass_names
@@ -122,7 +123,7 @@ class Experiment:
         try:
             for spec in models:
                 if self._is_missing(spec.name, launch, range(self._setup.workload.rounds)):
-                    workers[spec.name] = Worker(self._plan(spec, launch), self._setup.workload.watchdog_s)
+                    workers[spec.name] = start_worker(self._plan(spec, launch), self._setup.workload.watchdog_s)
             for name in list(workers):
                 self._try(workers, name, Order(command="prepare"))
             for number in range(self._setup.workload.rounds):
@@ -140,7 +141,7 @@ class Experiment:
                     continue
                 plan = self._plan(spec, launch)
                 plan = replace(plan, continues=number > 0, measure_peaks=plan.measure_peaks and number == 0)
-                workers = {spec.name: Worker(plan, self._setup.workload.watchdog_s)}
+                workers = {spec.name: start_worker(plan, self._setup.workload.watchdog_s)}
                 try:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
