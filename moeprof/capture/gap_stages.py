@@ -106,7 +106,8 @@ def _ranged(module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHan
         opened[-1].__enter__()
 
     def leave(*_: Any) -> None:
-        opened.pop().__exit__(None, None, None)
+        if opened:  # another hook may have failed before ours opened anything
+            opened.pop().__exit__(None, None, None)
 
     close: Callable[..., None] = leave
     return module.register_forward_pre_hook(enter), module.register_forward_hook(close, always_call=True)
