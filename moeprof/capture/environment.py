@@ -16,8 +16,8 @@ from moeprof.capture.gpu import Gpu
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
 
-def environment(gpu: Gpu | None, device: str, threads: int | None) -> dict[str, Any]:
-    """The environment part of experiment.json."""
+def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_devices: int = 1) -> dict[str, Any]:
+    """The environment part of experiment.json; ``num_devices`` are used and billed."""
     return {
         "moeprof": moeprof.__version__,
         "python": platform.python_version(),
@@ -29,7 +29,7 @@ def environment(gpu: Gpu | None, device: str, threads: int | None) -> dict[str, 
         "memory_bytes": psutil.virtual_memory().total,
         "device": device,
         "device_name": cpu_name() if gpu is None or device == "cpu" else gpu.name,
-        "num_devices": 1,
+        "num_devices": num_devices,
         "gpu": None if gpu is None or device == "cpu" else {"uuid": gpu.uuid, "driver": gpu.driver},
         "threads": threads,
         "load_average_1min": os.getloadavg()[0],

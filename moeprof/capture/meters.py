@@ -9,12 +9,17 @@ from moeprof.capture.cpu_energy import CpuEnergy
 from moeprof.capture.gpu import Gpu
 from moeprof.capture.telemetry import Meter
 
+# Errors after which the device runs nothing until it is reset: uncorrected memory, off the bus, its processor hangs
+LOST_XIDS = {48, 62, 79, 95, 119, 120}
+
 
 class GpuMeter:
     """NVML readings of one device."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
+        self._events = gpu.open_events()
+        self._xids: list[int] = []
 
     def read(self) -> dict[str, Any]:
         """Telemetry columns."""
@@ -32,8 +37,13 @@ class GpuMeter:
         }
 
     def is_lost(self) -> bool:
-        """Whether the driver says that the GPU is gone."""
-        return "gpu_lost" in self._gpu.read().reasons.values()
+        """Whether the driver says that the GPU is gone, or reported an error that only a reset mends."""
+        return "gpu_lost" in self._gpu.read().reasons.values() or bool(LOST_XIDS & set(self.xids()))
+
+    def xids(self) -> list[int]:
+        """Numbers of the critical errors that the driver has reported since the run began."""
+        self._xids += self._gpu.new_xids(self._events)
+        return self._xids
 
 
 class CpuMeter:
@@ -47,11 +57,22 @@ class CpuMeter:
         return {"cpu_energy_counter_j": self._energy.read_j()}
 
 
-def open_meters(gpu: Gpu | None) -> list[Meter]:
-    """All meters of this machine."""
-    meters: list[Meter] = [] if gpu is None else [GpuMeter(gpu)]
+def open_meters(gpu: Gpu | None, others: Sequence[Gpu] = ()) -> list[Meter]:
+    """All meters of this machine; ``others`` are GPUs that share the model with the first one."""
+    meters: list[Meter] = [] if gpu is None else [_gpu_meter(gpu, others)]
     cpu = CpuEnergy()
     return meters if cpu.reason is not None else [*meters, CpuMeter(cpu)]
+
+
+def _gpu_meter(gpu: Gpu, others: Sequence[Gpu]) -> GpuMeter:
+    from moeprof.capture.parallel.meters import GpusMeter  # it imports this file
+
+    return GpusMeter([gpu, *others]) if others else GpuMeter(gpu)
+
+
+def reported_xids(meters: Sequence[Meter]) -> list[int]:
+    """Critical errors of the device so far, as the driver numbers them."""
+    return [xid for meter in meters if isinstance(meter, GpuMeter) for xid in meter.xids()]
 
 
 def device_is_lost(meters: Sequence[Meter]) -> bool:

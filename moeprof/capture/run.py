@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture import fit as fitting
-from moeprof.capture.at_start import device_at_start
-from moeprof.capture.device_choice import choose_device
+from moeprof.capture.at_start import device_at_end, device_at_start
 from moeprof.capture.environment import environment
 from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
@@ -24,6 +23,7 @@ from moeprof.capture.lockstep_checks import check_workload
 from moeprof.capture.lockstep_run import run_ladder_only
 from moeprof.capture.meters import open_meters
 from moeprof.capture.model_source import ModelSource, find_model
+from moeprof.capture.parallel.checks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.resume import Resume
 from moeprof.capture.schedules import Scheduled, make_schedules
 from moeprof.capture.signals import SignalWatch
@@ -46,6 +46,7 @@ class Prepared:
         gpu: the GPU, or None.
         device: ``cpu`` or ``cuda:N``.
         device_why: why this device, where there was something to choose from.
+        other_gpus: of rank 1 and up, where ranks share a model.
     """
 
     workload: Workload
@@ -56,6 +57,7 @@ class Prepared:
     gpu: Gpu | None
     device: str
     device_why: str | None = None
+    other_gpus: tuple[Gpu, ...] = ()
 
 
 def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
@@ -69,13 +71,14 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         InputError: a model, trace, or the memory is wrong; see the callees.
     """
     _refuse_silent_warmup(workload)
+    check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     schedules = make_schedules(workload, sources)
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
-    choice = choose_device(workload.device)
+    choice, other_gpus = choose_devices(workload)
     gpu, device = choice.gpu, choice.device
-    memory = fitting.device_memory(device, gpu)
+    memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
     weights = estimate_weights_bytes(workload.models, sources, workload.engine, is_host=memory.is_host)
     fit = fitting.predict(
         workload.models,
@@ -97,10 +100,11 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         sources=sources,
         schedules=schedules,
         fit=fit,
-        environment=environment(gpu, device, workload.threads),
+        environment=environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus)),
         gpu=gpu,
         device=device,
         device_why=choice.why,
+        other_gpus=other_gpus,
     )
 
 
@@ -152,8 +156,7 @@ def execute(
         InputError: ``resume`` is a run of something else.
     """
     workload = prepared.workload
-    meters = open_meters(prepared.gpu) if workload.instruments.power else []
-    at_start = device_at_start(prepared.gpu)
+    meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     content = {
         "workload": without_machine_paths(workload.to_json()),
@@ -163,9 +166,7 @@ def execute(
         "fit": prepared.fit.to_json(),
         "pricing": pricing,
         "content_kept": keep_content,
-        "device_why": prepared.device_why,
-        "device_at_start": at_start,
-        "idle_power_w": None if at_start is None else at_start["idle_power_w"],
+        **_device_at_start(prepared),
     }  # fmt: skip
     if resume is not None:
         resume.check_same(content)
@@ -190,9 +191,18 @@ def execute(
             resume=resume,
             slowdown=slowdown,
         )
-        if only_ladder:
-            return run_ladder_only(setup, header, audience, signals)
-        return Experiment(setup, header, audience, signals).run()
+        try:
+            if only_ladder:
+                return run_ladder_only(setup, header, audience, signals)
+            return Experiment(setup, header, audience, signals).run()
+        finally:
+            header.put("device_at_end", device_at_end(prepared.gpu, meters))
+
+
+def _device_at_start(prepared: Prepared) -> dict[str, Any]:
+    found = device_at_start(prepared.gpu)
+    idle = None if found is None else found["idle_power_w"]
+    return {"device_why": prepared.device_why, "device_at_start": found, "idle_power_w": idle}
 
 
 def without_machine_paths(value: Any) -> Any:

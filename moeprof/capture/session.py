@@ -13,6 +13,7 @@ import torch
 from moeprof.capture import after_rounds, memory, saturation
 from moeprof.capture.invariants import check_pass
 from moeprof.capture.open_model import facts_of, open_model
+from moeprof.capture.parallel.facts import memory_of_ranks, picks_of_ranks
 from moeprof.capture.peaks import measure_peaks
 from moeprof.capture.plan import LaunchPlan, Order, Report
 from moeprof.capture.progress import ProgressRecorder
@@ -126,6 +127,7 @@ class Session:
             "finished": result.finished,
             "memory": self._memory.pass_ended(),
             "invariants": check_pass(folder, complete=result.status == "done"),
+            **picks_of_ranks(folder, self._plan.engine.parallel),
         }
         if result.status == "cut":
             info["cut_by"] = cut_by
@@ -171,7 +173,7 @@ class Session:
         """Remove hooks, write what the launch learnt. A run that was stopped early has nothing to finish."""
         if not self._prepared:
             return
-        self._launch["memory"] = self._memory.summary()
+        self._launch |= memory_of_ranks(self._memory.summary(), self._plan.engine.parallel)
         self._rig.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -202,6 +204,7 @@ class Session:
                 should_stop=self._should_stop,
             )
             self._launch["warmup"] = asdict(result)
+            self._launch["engine"] = asdict(self._rig.engine.facts)  # a model that could not be captured says so now
             self._say("calibrating")
             calibrate(
                 self._rig.engine,
@@ -215,7 +218,7 @@ class Session:
         self._send(Report(event="progress", data={"doing": what}))
 
     def _write(self) -> None:
-        self._launch["memory"] = self._memory.summary()
+        self._launch |= memory_of_ranks(self._memory.summary(), self._plan.engine.parallel)
         write_json(self._plan.launch_folder / "launch.json", self._launch)
 
 

@@ -24,7 +24,10 @@ def repriced(
         pricing = Pricing.from_json(stored)
     else:
         environment = record.environment
-        pricing = resolve_pricing(checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"))
+        pricing = resolve_pricing(
+            checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"),
+            num_devices=environment.get("num_devices", 1),
+        )  # fmt: skip
     if usd_per_device_hour is not None:
         pricing = replace(
             pricing, usd_per_device_hour=usd_per_device_hour, capital=None, source="given on the command line", date=""

@@ -95,8 +95,9 @@ def run(
         print(f"device: {prepared.device_why}", file=sys.stderr)
     machine = prepared.environment
     pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
-    )
+        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"],
+        num_devices=machine["num_devices"],
+    )  # fmt: skip
     if dry_run:
         show_plan(prepared, pricing, format)
         prepared.fit.require()

@@ -44,16 +44,20 @@ class Limits:
 
 
 def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
-    """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache."""
-    peaks = launch_info.get("peaks") or {}
-    dtype = str((launch_info.get("engine") or {}).get("dtype", facts.dtype)).removeprefix("torch.")
-    measured = peaks.get("bandwidth_bytes_per_s")
+    """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache.
+
+    Peaks are those of one device; a model that several GPUs share has them all.
+    """
+    peaks, engine = launch_info.get("peaks") or {}, launch_info.get("engine") or {}
+    dtype = str(engine.get("dtype", facts.dtype)).removeprefix("torch.")
+    devices = int(engine.get("ranks") or 1) if str(engine.get("device")).startswith("cuda") else 1
+    measured = _times(peaks.get("bandwidth_bytes_per_s"), devices)
     bandwidth, bandwidth_reason = measured, str(peaks.get("bandwidth_reason") or "")
-    cache, weights = peaks.get("cache_bytes"), sum(facts.bytes_by_group.values())
+    cache, weights = _times(peaks.get("cache_bytes"), devices), sum(facts.bytes_by_group.values())
     if cache is not None and weights <= cache:
         sizes = f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
         bandwidth, bandwidth_reason = None, sizes
-    flops = (peaks.get("flops_per_s") or {}).get(dtype)
+    flops = _times((peaks.get("flops_per_s") or {}).get(dtype), devices)
     unmeasured = "peaks were not measured"
     return Limits(
         bandwidth_bytes_per_s=bandwidth,
@@ -62,6 +66,10 @@ def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
         measured_bandwidth_bytes_per_s=measured,
         flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if peaks else unmeasured),
     )
+
+
+def _times(value: float | None, devices: int) -> float | None:
+    return None if value is None else value * devices
 
 
 def peaks_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[float, float] | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from moeprof.capture.device_choice import Choice, choose_device
+from moeprof.capture.fit import device_memory
 from moeprof.capture.gpu import Gpu, find_gpu
+from moeprof.capture.model_memory import DeviceMemory
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload import Workload
 
@@ -60,3 +64,27 @@ def devices_of(workload: Workload, device: str) -> int:
     """Devices that are billed: one per rank; ranks on a CPU share the one machine."""
     parallel = workload.engine.parallel
     return parallel.ranks if parallel is not None and device.startswith("cuda") else 1
+
+
+def choose_devices(workload: Workload) -> tuple[Choice, tuple[Gpu, ...]]:
+    """The device of rank 0, chosen as without ranks but from the first GPU on, and the GPUs of the other ranks.
+
+    Raises:
+        InputError: the device is not there, or there are fewer GPUs than ranks.
+    """
+    choice = choose_device(workload.device)
+    if workload.engine.parallel is not None and choice.device.startswith("cuda:") and choice.device != "cuda:0":
+        choice = choose_device("cuda:0")
+    return choice, tuple(gpus_of_ranks(workload, choice.device))
+
+
+def memory_of_all(memory: DeviceMemory, others: Sequence[Gpu]) -> DeviceMemory:
+    """Memory of all devices as one: as often the tightest of them as there are, because each holds an equal part."""
+    if not others:
+        return memory
+    each = [memory, *(device_memory("cuda", gpu) for gpu in others)]
+    return replace(
+        memory,
+        total_bytes=len(each) * min(part.total_bytes for part in each),
+        free_bytes=len(each) * min(part.free_bytes for part in each),
+    )

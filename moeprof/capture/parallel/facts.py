@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.capture.parallel.group import joined_or_none
 from moeprof.core.errors import EngineError
 from moeprof.core.parallel import Parallel
+
+if TYPE_CHECKING:
+    from moeprof.capture.parallel.group import Group
 
 # Of one machine, however many ranks there are.
 SHARED = {"host": ("device_total_bytes",), "device": ("host_rss_start_bytes",)}
@@ -28,11 +30,14 @@ def memory_of_ranks(memory: dict[str, Any], parallel: Parallel | None) -> dict[s
         memory: of rank 0.
         parallel: the plan; None: nothing is shared and ``memory`` is all there is.
     """
-    group = joined_or_none()
+    group = None if parallel is None else _group()
     if parallel is None or group is None:
         return {"memory": memory}
     group.tell("memory")
     each = group.gather(memory)
+    cache = memory.get("kv_cache_bytes")  # that of the engine's facts: of all ranks
+    if cache is not None:
+        each[0] = memory | {"kv_cache_bytes": cache - sum(part["kv_cache_bytes"] or 0 for part in each[1:])}
     ranks = {
         "plan": parallel.plan,
         "ranks": parallel.ranks,
@@ -41,6 +46,12 @@ def memory_of_ranks(memory: dict[str, Any], parallel: Parallel | None) -> dict[s
         "memory_largest": combined(each, max),
     }
     return {"memory": memory | combined(each, sum), "ranks": ranks}
+
+
+def _group() -> Group | None:
+    from moeprof.capture.parallel.group import joined_or_none  # torch.distributed is not there on every platform
+
+    return joined_or_none()
 
 
 def numbers(memory: Mapping[str, Any]) -> dict[str, int]:
@@ -65,7 +76,7 @@ def picks_of_ranks(folder: Path, parallel: Parallel | None) -> dict[str, Any]:
     Raises:
         EngineError: a rank counted other picks than rank 0.
     """
-    group, file = joined_or_none(), folder / "routing.npz"
+    group, file = None if parallel is None else _group(), folder / "routing.npz"
     if parallel is None or group is None or not file.exists():
         return {}
     with np.load(file) as arrays:
