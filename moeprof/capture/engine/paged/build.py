@@ -13,8 +13,9 @@ import torch
 
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.paged.compiled import compile_layers
-from moeprof.capture.engine.paged.engine import PagedEngine, PagedOptions
+from moeprof.capture.engine.paged.engine import PagedEngine
 from moeprof.capture.engine.paged.graphs import CudaGraphs, GraphBackend
+from moeprof.capture.engine.paged.options import PagedOptions
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload import EngineSettings
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from moeprof.capture.engine.base import BatchLayout, EngineFacts, ListenerSet, S
 from moeprof.capture.engine.paged.cache import hub_of, make_cache
 from moeprof.capture.engine.paged.discover import attention_layers, leave_model, take_model
 from moeprof.capture.engine.paged.forward import Forward
-from moeprof.capture.engine.paged.graphs import DecodeGraphs, GraphBackend, sizes_up_to
+from moeprof.capture.engine.paged.graphs import CaptureError, DecodeGraphs, sizes_up_to
 from moeprof.capture.engine.paged.inputs import Seats, Staging, decode_rows
+from moeprof.capture.engine.paged.options import PagedOptions
 from moeprof.capture.engine.paged.sequences import PAGE_TOKENS, Part, Scheduler, pages_for
 from moeprof.capture.engine.paged.step_watch import Marks, StepWatch
-from moeprof.capture.kernels.decode_attention import DecodeKernel, torch_decode
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 
@@ -40,44 +40,6 @@ class Flight:
     chosen: torch.Tensor
     kv_tokens: int
     watch: Marks | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedKernel:
-    """A kernel of decode steps and what the record calls it."""
-
-    name: str
-    kernel: DecodeKernel
-
-
-TORCH_DECODE = NamedKernel(name="torch", kernel=torch_decode)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PagedOptions:
-    """How a paged engine runs; see EngineSettings.
-
-    Attributes:
-        kv_tokens: token slots of the cache.
-        max_batch_tokens: tokens in a step.
-        max_sequences: sequences in flight.
-        eos_ids: ids that end an output where the request says so.
-        run_ahead: launch a step while the one before runs.
-        graphs: captures decode steps, or None.
-        decode_attention: kernel of decode steps, and its name.
-        compiled: what of the model is compiled, for the facts.
-        notes: for the facts.
-    """
-
-    kv_tokens: int
-    max_batch_tokens: int
-    max_sequences: int = 256
-    eos_ids: tuple[int, ...] = ()
-    run_ahead: bool = False
-    graphs: GraphBackend | None = None
-    decode_attention: NamedKernel = TORCH_DECODE
-    compiled: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 class PagedEngine:
@@ -162,14 +124,22 @@ class PagedEngine:
     def prepare(self, num_sequences: int, longest_tokens: int) -> int:
         """Capture decode steps of up to so many sequences and so long contexts; returns how many were captured.
 
-        Only while nothing is under way. Listeners are those of the passes to come: they take part.
+        Only while nothing is under way. Listeners are those of the passes to come: they take part. A model that cannot
+        be captured runs eagerly from then on; the facts say why.
         """
         if self._graphs is None:
             return 0
         hub_of(self._model).active = self._cache
         most = min(num_sequences, self._options.max_sequences, self._options.max_batch_tokens)
         longest = min(longest_tokens, self.facts.max_sequence_tokens)
-        return self._graphs.prepare(sizes_up_to(most), pages_for(longest))
+        try:
+            return self._graphs.prepare(sizes_up_to(most), pages_for(longest))
+        except CaptureError as error:
+            self._graphs.forget()
+            self._graphs = None
+            notes = (*self.facts.notes, f"decode steps are not captured: {error}")
+            self.facts = replace(self.facts, decode="eager", notes=notes)
+            return 0
 
     # -- one step --------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,13 @@ import torch
 from moeprof.capture.engine.base import ListenerSet
 
 T = TypeVar("T")
+CHECKED_ROWS = 16  # one page: rows of a check must not overwrite each other's keys
+CHECKED_SHARE = 0.9  # sums in another order may tip a near tie
 WIDTHS_PAGES = (64, 256, 1024, 4096, 16384)  # 1 k, 4 k, 16 k ... tokens of context: a table is no wider than it must be
+
+
+class CaptureError(Exception):
+    """A decode step cannot be captured, or what was captured does something else; says why."""
 
 
 class GraphBackend(Protocol):
@@ -81,16 +87,20 @@ class DecodeGraphs:
         """Capture these sizes for contexts of ``num_pages`` with the listeners as they are; returns how many are new.
 
         Large sizes first: smaller ones then live in their memory.
+
+        Raises:
+            CaptureError: the model does something that cannot be captured, or a replay chose other tokens.
         """
-        key = self._listeners.graph_key
+        key, sizes, new = self._listeners.graph_key, sorted(set(sizes), reverse=True), 0
         if key is None:
             return 0
-        new = 0
         for width in [w for w in self._widths() if w <= self._width(num_pages)]:
-            for size in sorted(set(sizes), reverse=True):
+            for size in sizes:
                 if (size, width, key) not in self._captured:
-                    self._captured[size, width, key] = self._capture(size, width)
+                    captured = self._captured[size, width, key] = self._capture(size, width)
                     new += 1
+                    if size == max((s for s in sizes if s <= CHECKED_ROWS), default=0):
+                        self._check(captured, width)
             self._sizes[width, key] = sorted(s for s, w, k in self._captured if (w, k) == (width, key))
         return new
 
@@ -121,8 +131,28 @@ class DecodeGraphs:
             chosen_B = self._forward(rows_3B, width)
             return chosen_B, self._listeners.leave_capture()
 
-        replay, (chosen_B, kept) = self._backend.capture(run)
+        try:
+            replay, (chosen_B, kept) = self._backend.capture(run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CaptureError(f"{first[:200]} (batch of {size})") from error
         return Captured(replay=replay, rows_3B=rows_3B, chosen_B=chosen_B, kept=kept)
+
+    def _check(self, captured: Captured, width: int) -> None:
+        """A replay must choose the tokens that the same step chooses when it is launched operation by operation."""
+        size = captured.rows_3B.shape[1]
+        captured.rows_3B[1] = captured.rows_3B[2] = torch.arange(size, device=self._device)  # positions and tokens
+        captured.replay()
+        replayed_B = captured.chosen_B.clone()
+        launched_B = self._forward(captured.rows_3B, width)
+        agree = int((replayed_B == launched_B).sum())
+        captured.rows_3B.zero_()
+        if agree < CHECKED_SHARE * size:
+            raise CaptureError(
+                f"{size - agree} of {size} tokens of a replay differ from those of the same step launched"
+            )
 
     def _widths(self) -> list[int]:
         return [*(w for w in WIDTHS_PAGES if w < self._most_pages), self._most_pages]
