@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def run(
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
     from moeprof.analysis.pricing import resolve_pricing
+    from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run import prepare
     from moeprof.cli.dry_run import show_plan
     from moeprof.core.workload import load_workload
@@ -90,6 +92,8 @@ def run(
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload), options))
+    if not leads_torchrun(resolved.engine.parallel, os.environ):
+        return
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
