@@ -151,7 +151,7 @@ class DecodeGraphs:
         captured.rows_3B.zero_()
         if agree < CHECKED_SHARE * size:
             raise CaptureError(
-                f"{size - agree} of {size} tokens of a replay differ from those of the same step launched"
+                f"{size - agree} of {size} tokens of a replay are not those of the same step run eagerly"
             )
 
     def _widths(self) -> list[int]:
