@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moeprof.analysis.document import FactTable, Section
@@ -84,6 +85,7 @@ def _engine(model: ModelSummary) -> FactTable:
     check = model.launch.get("self_check") or {}
     rows = {
         "source": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
+        "ranks": _ranks(model.launch),
         "batching": engine.get("batching"),
         "attention": engine.get("attention"),
         "experts": engine.get("experts") if model.facts is not None and model.facts.is_moe else None,
@@ -98,6 +100,17 @@ def _engine(model: ModelSummary) -> FactTable:
         ],
     }
     return _facts(f"Engine: {model.name}", rows)
+
+
+def _ranks(launch: Mapping[str, Any]) -> str | None:
+    """Of a model that several processes share: how, and what each of them holds at most."""
+    ranks = launch.get("ranks") or {}
+    if not ranks:
+        return None
+    largest = ranks.get("memory_largest") or {}
+    peak = largest.get("peak_reserved_bytes") or largest.get("host_rss_peak_bytes")
+    text = f"{ranks.get('ranks')}, {ranks.get('plan')} parallel ({ranks.get('backend')})"
+    return text if peak is None else f"{text}; the fullest holds {units.num_bytes(peak)} at its peak"
 
 
 def _facts(title: str, rows: dict[str, Any]) -> FactTable:

@@ -69,13 +69,19 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
         "model": _model(facts),
         "revision": facts.get("revision"),
         "dtype": engine.get("dtype") or facts.get("dtype"),
-        "backend": ", ".join(str(engine[key]) for key in ("attention", "experts", "batching") if engine.get(key))
-        or None,
+        "backend": _backend(engine),
         "routing_policy": facts.get("routing_policy"),
         "tokenizer": schedule.get("tokenizer_hash"),
         "schedule": None if sha256 is None else f"sha256 {sha256}",
         "requests": [schedule.get(key) for key in ("num_requests", "pattern", "concurrency", "span_s")],
     }
+
+
+def _backend(engine: Mapping[str, Any]) -> str | None:
+    parts = [str(engine[key]) for key in ("attention", "experts", "batching") if engine.get(key)]
+    if engine.get("parallel"):
+        parts.append(f"{engine['parallel']} parallel on {engine.get('ranks')} ranks")
+    return ", ".join(parts) or None
 
 
 def device(record: Record) -> str:
