@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
+.PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
 .PHONY: help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
@@ -83,6 +84,29 @@ accept: .venv/ready ## a minute of the real Azure trace: open loop at a quarter 
 	$(BIN)/python .ci/check_azure.py reports/accept-open $(AZURE) 0.25
 	$(BIN)/moeprof run workloads/azure-conv-full.yaml --output-dir reports/accept-full
 	$(BIN)/python .ci/check_azure.py reports/accept-full $(AZURE) 1.0
+
+# On a machine with one card of 141 GB the environment is that machine's own: GPU_PYTHON needs torch, transformers, triton.
+GPU_PYTHON ?= python3
+GPU_OUT ?= reports/gpu-out
+gpu-carry: .venv/ready ## for the card: the minute of traffic and the popularity counts that the repository does not hold
+	$(BIN)/python -m benchmarks.gpu.carry ../shared/data
+
+gpu-1: ## on the card, under ten minutes: limits, kernels, rooflines, cost of the instruments; into reports/gpu-out
+	$(GPU_PYTHON) -m benchmarks.gpu.evidence --part 1 --out $(GPU_OUT)/1
+
+gpu-2: ## on the card, under ten minutes: Mixtral 8x7B against dense
+	$(GPU_PYTHON) -m benchmarks.gpu.evidence --part 2 --out $(GPU_OUT)/2
+
+gpu-3: ## on the card, under ten minutes: Qwen3-30B against dense, Azure traffic through OLMoE
+	$(GPU_PYTHON) -m benchmarks.gpu.evidence --part 3 --out $(GPU_OUT)/3
+
+gpu-tiny: .venv/ready ## the same path with tiny models on the CPU (a few minutes)
+	rm -rf reports/gpu-tiny reports/gpu-tiny-pages
+	$(BIN)/python -m benchmarks.gpu.evidence --part all --tiny --budget-s 1200 --work reports/gpu-tiny/work --out reports/gpu-tiny/out
+	$(BIN)/python -m benchmarks.gpu.publish reports/gpu-tiny/out --allow-tiny --to reports/gpu-tiny-pages --experiments /dev/null
+
+gpu-publish: .venv/ready ## what was brought back into reports/published, with pages and the README's block
+	$(BIN)/python -m benchmarks.gpu.publish $(wildcard $(GPU_OUT)/*)
 
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info

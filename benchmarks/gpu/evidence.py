@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.figures import probe_figures, record_figures
-from benchmarks.gpu.goals import Figure, judged, text_table
+from benchmarks.gpu.goals import Figure, goals_of, judged, text_table
 from benchmarks.gpu.pack import pack
 from benchmarks.gpu.parts import PARTS, PLAN, Built, build
 from benchmarks.gpu.steps import ROOT, Step, StepResult, run_steps
@@ -106,11 +106,21 @@ class Keeper:
         figures = record_figures(self._work)
         for probe in self._content["probes"].values():
             figures += probe_figures(probe)
+        figures += self._missing({figure.key for figure in figures})
         self._content["figures"] = [figure.to_json() for figure in figures]
         file = self._out / f"results-{self._part}.json"
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
         partial.replace(file)
+
+    def _missing(self, known: set[str]) -> list[Figure]:
+        """Figures that a step owes and did not give, with what became of it."""
+        return [
+            Figure(key=goal.key, reason=f"step {step['name']}: {step['status']} {step['reason']}".strip())
+            for step in self._content["steps"]
+            for goal in goals_of(step["name"])
+            if goal.key not in known
+        ]
 
     def closing(self) -> str:
         """The short tables that stand last in the output."""

@@ -110,7 +110,7 @@ def _shortest(points: Points, batch: int) -> PassTables | None:
 def _prefill(key: str, points: Points, batch: int, launch: LaunchRecord, facts: ModelFacts, source: str) -> Figure:
     tables = points.get((batch, LONG_TOKENS))
     if tables is None:
-        return Figure(key=key, reason=f"no pass with {batch} prompts of {LONG_TOKENS:,} tokens at once", source=source)
+        return Figure(key=key, reason=f"no pass with {_prompts(batch)} at once", source=source)
     work = step_work(tables, facts, launch.info.get("engine") or {})
     if isinstance(work, str):
         return Figure(key=key, reason=work, source=source)
@@ -119,9 +119,13 @@ def _prefill(key: str, points: Points, batch: int, launch: LaunchRecord, facts: 
         return Figure(key=key, reason=limits.flops_reason, source=source)
     mask = _whole_prompts(tables, work, batch)
     if not mask.any():
-        return Figure(key=key, reason=f"no step held {batch} whole prompts and nothing else", source=source)
+        return Figure(key=key, reason=f"no step held {_prompts(batch)} whole and nothing else", source=source)
     least_s = work.flops_S / limits.flops_per_s
     return _ratio(key, least_s[mask], _own_s(tables, work)[mask], "", source)
+
+
+def _prompts(batch: int) -> str:
+    return f"{batch} prompt{'s' * (batch > 1)} of {LONG_TOKENS:,} tokens"
 
 
 def _whole_prompts(tables: PassTables, work: StepWork, batch: int) -> BoolArray:

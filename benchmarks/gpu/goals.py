@@ -106,6 +106,14 @@ def _goals() -> tuple[Goal, ...]:
 GOALS = _goals()
 
 
+def goals_of(step: str) -> tuple[Goal, ...]:
+    """The targets whose figures a step of the script measures."""
+    if step == "overhead":
+        return tuple(goal for goal in GOALS if goal.key.startswith(("overhead/", "save-detailed/")))
+    model = step.removeprefix("roofline-")
+    return tuple(goal for goal in GOALS if step != model and model in goal.key.split("/"))
+
+
 def judge(goal: Goal, figure: Figure | None) -> Verdict:
     """Is the target met? A figure without a value, or without the interval end that decides, was not measured."""
     if figure is None or figure.value is None:
@@ -169,8 +177,8 @@ def tally(rows: Sequence[Judged]) -> str:
 
 def text_table(rows: Sequence[Judged]) -> str:
     """Aligned text, one line per target, for the end of the script's output."""
-    lines = [("what", "target", "measured", "verdict")]
-    lines += [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    lines = [("target", "bound", "measured", "verdict", "")]
+    lines += [(row.goal.key, row.goal.text, row.measured, row.verdict, row.reason[:60]) for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
     printed = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*printed, "", tally(rows)])

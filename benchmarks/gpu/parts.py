@@ -109,7 +109,7 @@ def _probe(one: Planned, work: Path, is_tiny: bool) -> Step:
 
 def _run(one: Planned, workload: Path, work: Path) -> Step:
     record = work / one.name
-    options = ("--output-dir", str(record), "--no-content", "--write", "json", "--format", "json", "--quiet")
+    options = ("--output-dir", str(record), "--no-content", "--write", "json", "--quiet")
     return Step(
         name=one.name,
         arguments=("-m", "moeprof", "run", str(workload), *options),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def run_step(step: Step, limit_s: float, log: Path, clock: Callable[[], float] =
             code = None
         finally:
             _end(process)
-    text = own_log.read_text(encoding="utf-8", errors="replace")
+    text = without_folders(own_log.read_text(encoding="utf-8", errors="replace"))
     own_log.unlink()
     with log.open("a", encoding="utf-8") as stream_all:
         stream_all.write(f"== {step.name}\n{text}\n")
@@ -127,6 +128,11 @@ def run_step(step: Step, limit_s: float, log: Path, clock: Callable[[], float] =
             name=step.name, status="timed out", seconds=seconds, reason=f"ended after {limit_s:.0f} s", tail=tail
         )
     return StepResult(name=step.name, status="failed", seconds=seconds, reason=f"exit code {code}: {last}", tail=tail)
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut to their last part: results are published, the machine's folders are nobody's business."""
+    return re.sub(r"(?<![\w.])/(?:[\w.+@-]+/)+", "", text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

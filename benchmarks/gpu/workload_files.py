@@ -73,10 +73,7 @@ def tiny(name: str, folder: Path) -> Ready:
     content = _read(WORKLOADS / f"{name}.yaml")
     for model in content["models"]:
         _shrink_model(model, WORKLOADS, folder)
-    content["models"] = [model for model in content["models"] if model.get("name") not in ("dense-14b", "dense-32b")]
-    for model in content["models"]:
-        if "ladder" in model:
-            model["ladder"] = [1, 2, 4]
+    content["models"] = [_single(model) for model in content["models"]][:2]  # the MoE and the first dense one
     content |= {
         "device": "cpu",
         "threads": 1,
@@ -94,6 +91,14 @@ def tiny(name: str, folder: Path) -> Ready:
         if key in content:
             content[key] |= {"concurrency": [1, 2], "num_requests": MOST_REQUESTS, "max_seconds": 1.5}
     return Ready(path=_write(content, folder / f"{name}.yaml"))
+
+
+def _single(model: dict[str, Any]) -> dict[str, Any]:
+    """The largest twin alone in the place of a ladder of them."""
+    ladder = model.get("ladder")
+    if ladder is None:
+        return model
+    return {"name": f"{model['name']}-{ladder[-1]:g}x", "twin_of": model["twin_of"], "match": "total"}
 
 
 def _shrink_model(model: dict[str, Any], source: Path, folder: Path) -> None:
