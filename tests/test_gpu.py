@@ -14,6 +14,7 @@ import pytest
 
 from moeprof.capture.cpu_energy import CpuEnergy
 from moeprof.capture.gpu import REASONS, find_gpu, open_gpu
+from moeprof.capture.meters import GpuMeter, device_is_lost
 
 
 def fake_nvml(**failures: int) -> Any:
@@ -33,6 +34,13 @@ def fake_nvml(**failures: int) -> Any:
     nvml.nvmlDeviceGetMemoryInfo.return_value = SimpleNamespace(used=1000, total=4000)
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons.return_value = 4
     nvml.nvmlDeviceGetComputeRunningProcesses.return_value = [SimpleNamespace(pid=os.getpid())]
+    nvml.nvmlDeviceGetFieldValues.return_value = [SimpleNamespace(nvmlReturn=3)]  # not supported
+    nvml.nvmlDeviceGetEnforcedPowerLimit.return_value = nvml.nvmlDeviceGetPowerManagementDefaultLimit.return_value = 7e5
+    nvml.nvmlDeviceGetMaxClockInfo.return_value = 1980
+    nvml.nvmlDeviceIsMigDeviceHandle.return_value, nvml.nvmlDeviceGetMigMode.return_value = 0, [0, 0]
+    nvml.nvmlDeviceGetMPSComputeRunningProcesses.return_value = []
+    nvml.nvmlDeviceGetTotalEccErrors.return_value = 0
+    nvml.nvmlEventSetWait_v2.side_effect = pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT)
     for name, code in failures.items():
         getattr(nvml, name).side_effect = pynvml.NVMLError(code)
     return nvml
@@ -101,6 +109,51 @@ def test_facts_say_what_the_gpu_is_and_leave_out_what_it_does_not_tell() -> None
     nvml.nvmlDeviceGetMaxClockInfo.return_value = 1980
     facts = find_gpu("1", nvml).facts()
     assert (facts["power_limit_w"], facts["max_sm_clock_mhz"], facts["persistence"]) == (700.0, 1980, None)
+
+
+def test_power_is_that_of_the_moment_where_the_driver_tells_it() -> None:
+    nvml = fake_nvml()
+    nvml.nvmlDeviceGetFieldValues.return_value = [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=410_000))]
+    gpu = find_gpu("1", nvml)
+    assert (gpu.power_source, gpu.read().power_w) == ("instant", 410.0)
+    nvml.nvmlDeviceGetPowerUsage.assert_not_called()
+    older = find_gpu("1", fake_nvml(nvmlDeviceGetFieldValues=pynvml.NVML_ERROR_NOT_SUPPORTED))
+    assert (older.power_source, older.read().power_w) == ("usage", 350.0)
+
+
+def test_facts_tell_of_modes_limits_and_memory_errors() -> None:
+    nvml = fake_nvml()
+    nvml.nvmlDeviceGetMigMode.return_value = [1, 1]
+    nvml.nvmlDeviceGetTotalEccErrors.side_effect = lambda handle, kind, counter: {0: 5, 1: 2}[kind]
+    nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 0, 1
+    facts = find_gpu("1", nvml).facts()
+    assert (facts["mig"], facts["num_mps_processes"], facts["power_limit_default_w"]) == ("on", 0, 700.0)
+    assert (facts["ecc_corrected_errors"], facts["ecc_uncorrected_errors"]) == (5, 2)
+    nvml.nvmlDeviceIsMigDeviceHandle.return_value = 1
+    assert find_gpu("1", nvml).facts()["mig"] == "slice"
+
+
+def test_critical_errors_of_the_device_are_heard_once() -> None:
+    nvml = fake_nvml()
+    meter = GpuMeter(find_gpu("1", nvml))
+    assert not meter.is_lost()
+    timeout = pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT)
+    nvml.nvmlEventSetWait_v2.side_effect = [
+        SimpleNamespace(eventData=31),
+        timeout,
+        SimpleNamespace(eventData=79),
+        timeout,
+    ]
+    assert meter.xids() == [31]
+    assert meter.is_lost()  # 79: it fell off the bus
+    nvml.nvmlEventSetWait_v2.side_effect = timeout
+    assert meter.xids() == [31, 79]
+
+
+def test_a_device_that_does_not_answer_is_lost() -> None:
+    gone = fake_nvml(nvmlDeviceGetPowerUsage=pynvml.NVML_ERROR_GPU_IS_LOST)
+    assert device_is_lost([GpuMeter(find_gpu("1", gone))])
+    assert not device_is_lost([])
 
 
 def test_without_a_driver_every_field_is_null_with_the_reason() -> None:

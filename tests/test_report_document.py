@@ -242,8 +242,11 @@ PLANTS: dict[str, tuple[Callable[[], Models], dict[str, Any]]] = {
     "short_pass": (lambda: moe(offline(step_s=0.001)), {}),
     "energy_unknown": (moe, {}),
     "throttled": (lambda: with_telemetry(throttle_reasons=0x8), {}),
-    "clock_moved": (lambda: with_telemetry(sm_clock_mhz=[1000.0, 2000.0]), {}),
+    "clocks_changed": (lambda: with_telemetry(sm_clock_mhz=[1000.0, 2000.0]), {}),
     "other_processes": (lambda: with_telemetry(num_other_processes=1), {}),
+    "device_memory_in_use_at_start": (moe, {"device_at_start": {"memory_used_bytes": 2 * 2**30}}),
+    "device_busy_at_start": (moe, {"device_at_start": {"utilisation_ratio": 0.06}}),
+    "power_limit_lowered": (moe, {"device_at_start": {"power_limit_w": 500.0, "power_limit_default_w": 700.0}}),
 }
 ALWAYS = {"no_steady_state", "overhead_unknown", "energy_unknown"}  # such a small record has no better
 

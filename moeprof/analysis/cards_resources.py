@@ -88,7 +88,7 @@ MEMORY = _cards(
             "peak allocated - allocated after weights and cache",
         ),
         ("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory"),
-        ("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at their peaks"),
+        ("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak"),
         ("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded"),
         ("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process"),
         (
@@ -184,7 +184,13 @@ ENERGY = _cards(
         ("power_mean_w", "mean power", "W", "lower", "energy_j / window"),
         ("energy_j_per_output_token", "energy per output token", "J / token", "lower", "energy_j / output tokens"),
         ("energy_j_per_total_token", "energy per token", "J / token", "lower", "energy_j / (input + output tokens)"),
-        ("idle_power_w", "idle power", "W", "lower", "median of a second of samples before anything ran"),
+        (
+            "idle_power_w",
+            "idle power",
+            "W",
+            "lower",
+            "median of two seconds of samples before anything ran; null where the device was busy",
+        ),
     ),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from moeprof.analysis.document import Doubt
+from moeprof.analysis.doubts_device import device_at_start
 from moeprof.analysis.doubts_model import MODEL_CHECKS
 from moeprof.analysis.summary import Summary
 
@@ -150,4 +151,5 @@ RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _tokenizers,
     _dtypes,
     _machine,
+    device_at_start,
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from moeprof.analysis.document import Doubt, Severity
+from moeprof.analysis.doubts_device import clocks_changed, other_processes, throttled
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.pick import number, pick
 from moeprof.analysis.summary import ModelSummary
@@ -17,15 +18,6 @@ STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
 BUSY = 0.95
 SHORT_PASS_S = 0.5
-CLOCK_SPREAD = 1.1
-# NVML nvmlClocksThrottleReason* bits that mean less speed than asked for (idle and applications clocks are no fault)
-THROTTLES = {
-    0x4: "software power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "hardware power brake",
-}
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
@@ -35,6 +27,12 @@ def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: 
 def _failed(model: ModelSummary) -> Iterator[Doubt]:
     if model.record.status == "failed":
         yield _doubt(model, "failed", "schedule", "error", f"it failed: {model.record.error}")
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            if passed.info.get("status") == "failed":
+                code = str(passed.info.get("reason") or "pass_failed")
+                text = f"{passed.name} ended early ({code.replace('_', ' ')}): its figures speak for what ran before"
+                yield _doubt(model, code, "schedule", "error", text)
 
 
 def _self_check(model: ModelSummary) -> Iterator[Doubt]:
@@ -215,25 +213,6 @@ def _placebo(model: ModelSummary) -> Iterator[Doubt]:
             yield _doubt(model, "placebo_explains", "latency", "warning", text)
 
 
-def _throttled(model: ModelSummary) -> Iterator[Doubt]:
-    telemetry = [tables.telemetry for tables in (*model.rounds, *model.capacity) if len(tables.telemetry)]
-    reasons = {int(r) for t in telemetry for r in t["throttle_reasons"].dropna()}
-    slowing = sorted(name for bit, name in THROTTLES.items() if any(reason & bit for reason in reasons))
-    if slowing:
-        yield _doubt(model, "throttled", "isolation", "warning", f"the device slowed itself down: {', '.join(slowing)}")
-    clocks = [c for t in telemetry for c in t["sm_clock_mhz"].dropna()]
-    if clocks and max(clocks) > CLOCK_SPREAD * min(clocks):
-        text = f"the device's clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"
-        yield _doubt(model, "clock_moved", "isolation", "warning", text)
-
-
-def _gpu(model: ModelSummary) -> Iterator[Doubt]:
-    for tables in (*model.rounds, *model.capacity):
-        if "num_other_processes" in tables.telemetry and (tables.telemetry["num_other_processes"].fillna(0) > 0).any():
-            yield _doubt(model, "other_processes", "isolation", "warning", "other processes used the device")
-            return
-
-
 MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _failed,
     _self_check,
@@ -253,6 +232,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _split,
     _energy,
     _placebo,
-    _throttled,
-    _gpu,
+    throttled,
+    clocks_changed,
+    other_processes,
 )

@@ -105,18 +105,18 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
     """
     peaks = _device_peaks(record)
     slo = Slo(**(record.workload.get("slo") or {}))
-    idle_power_w = record.experiment.get("idle_power_w")
-    models = tuple(_model(model, pricing, slo, peaks, idle_power_w) for model in record.models)
+    idle = (record.experiment.get("idle_power_w"), _no_idle_power(record.experiment))
+    models = tuple(_model(model, pricing, slo, peaks, idle) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
 
 def _model(
-    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: Mapping[str, Any], idle_power_w: float | None
+    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: Mapping[str, Any], idle: tuple[float | None, str]
 ) -> ModelSummary:
     if not record.facts:
         return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
     facts = ModelFacts.from_json(record.facts)
-    parts = [_launch(launch, facts, pricing, slo, peaks, idle_power_w) for launch in record.launches]
+    parts = [_launch(launch, facts, pricing, slo, peaks, idle) for launch in record.launches]
     if not parts:
         values = tuple(parameter_metrics(facts))
         return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
@@ -144,7 +144,7 @@ def _launch(
     pricing: Pricing,
     slo: Slo,
     peaks: Mapping[str, Any],
-    idle_power_w: float | None,
+    idle: tuple[float | None, str],
 ) -> _Part:
     """Everything that one fresh process tells."""
     info = {**peaks, **record.info}
@@ -158,7 +158,7 @@ def _launch(
             values += latency_metrics(passes, slo) + throughput_metrics(passes, slo)
             splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=peaks_of(info, facts))
             values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
-            values += energy_metrics(passes, idle_power_w)
+            values += energy_metrics(passes, *idle)
             values += work_metrics(info, facts, passes)
             told = attributions(passes)
             values += variance_metrics(passes) + attribution_metrics(passes, told)
@@ -212,6 +212,11 @@ def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
 def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
     table = read_table(launch.path, name)
     return table if len(table) else None
+
+
+def _no_idle_power(experiment: Mapping[str, Any]) -> str:
+    seen = experiment.get("device_at_start") or {}
+    return str(seen.get("idle_power_reason") or "no power meter")
 
 
 def _device_peaks(record: Record) -> dict[str, Any]:

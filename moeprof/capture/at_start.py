@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moeprof.capture.gpu import Gpu, GpuReading
+from moeprof.capture.meters import reported_xids
+from moeprof.capture.telemetry import Meter
 
 LOOK_FOR_S = 2.0  # longer than what drivers average power and utilisation over
 LOOK_EVERY_S = 0.1
@@ -39,6 +41,11 @@ def device_at_start(
     }
     power, reason = _idle_power(samples, found)
     return gpu.facts() | found | {"idle_power_w": power, "idle_power_reason": reason}
+
+
+def device_at_end(gpu: Gpu | None, meters: Sequence[Meter]) -> dict[str, Any] | None:
+    """The same facts after the run, and the critical errors that the driver reported meanwhile."""
+    return None if gpu is None else gpu.facts() | {"xids": reported_xids(meters)}
 
 
 def _idle_power(samples: Sequence[GpuReading], found: dict[str, Any]) -> tuple[float | None, str | None]:

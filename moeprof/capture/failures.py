@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture.header import Header
-from moeprof.capture.meters import device_is_lost
+from moeprof.capture.meters import device_is_lost, reported_xids
 from moeprof.capture.telemetry import Meter
 from moeprof.capture.workers import WorkerFailedError
 from moeprof.core.errors import RecordError
@@ -38,7 +38,9 @@ class Failures:
 
     def add(self, name: str, error: WorkerFailedError, pass_folder: Path | None = None) -> None:
         """Mark a model, and the pass that it failed in."""
-        reason, text = error.reason, str(error)
+        reason, text, xids = error.reason, str(error), reported_xids(self.meters)
+        if xids:
+            text += f"; the driver reported Xid {', '.join(map(str, xids))}"
         if reason != "device_lost" and device_is_lost(self.meters):
             reason, text = "device_lost", f"{text}; the device was lost, `nvidia-smi` and the kernel's log say more"
         if reason == "device_lost":

@@ -23,17 +23,16 @@ class PassWatch:
     def __init__(
         self, worker: Worker, order: Order, meters: list[Meter], tell: Callable[[str, str, dict[str, Any]], None]
     ) -> None:
-        self._worker, self._order, self._meters, self._tell = worker, order, meters, tell
-        self._telemetry: Telemetry | None = None
+        self._worker, self._order, self._tell = worker, order, tell
+        self._telemetry = Telemetry(meters, worker.pid) if order.command == "pass" else None
 
     def hear(self, report: Report) -> None:
-        """Start sampling when a pass starts; pass progress on."""
-        if report.event == "started":
-            if self._order.command == "pass":
-                folder = self._worker.plan.launch_folder / report.data["pass"]
-                self._telemetry = Telemetry(folder, report.data["origin_s"], self._meters, self._worker.pid)
-        elif self._telemetry is not None:
-            self._telemetry.note(report.data)
+        """Write samples once the pass has begun; pass progress on."""
+        if self._telemetry is not None:
+            if report.event == "started":
+                self._telemetry.begin(self._worker.plan.launch_folder / report.data["pass"], report.data["origin_s"])
+            else:
+                self._telemetry.note(report.data)
         self._tell(self._worker.plan.model.name, report.event, report.data)
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ EXPERIMENT: dict[str, tuple[type, ...]] = {
     "fit": (dict, type(None)),
     "notes": (list,),
     "idle_power_w": (int, float, type(None)),
+    "device_at_start": (dict, type(None)),
+    "device_at_end": (dict, type(None)),
 }
 MODEL = {"name": (str,), "folder": (str,), "status": (str,), "error": (str, type(None))}
 LAUNCH = {

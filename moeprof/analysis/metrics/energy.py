@@ -1,9 +1,9 @@
 """Energy of a pass (METRICS section 6): the counter's difference, checked against sampled power.
 
 A figure stands only when the window is bracketed by samples (at most 5 % of it lie outside them), much longer than the
-counter's period, sampled without long gaps, and both ways of measuring agree. Otherwise it is null with a reason code:
-``no_counter``, ``window_too_short``, ``window_not_bracketed``, ``sample_gap``, ``counter_reset``,
-``counter_disagrees``.
+counter's period, sampled without long gaps, when nobody else used the device, and both ways of measuring agree.
+Otherwise it is null with a reason code: ``no_counter``, ``window_too_short``, ``window_not_bracketed``, ``sample_gap``,
+``counter_reset``, ``counter_stuck``, ``shared_device``, ``no_power_samples``, ``power_gap``, ``counter_disagrees``.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _counted(times: FloatArray, counter: FloatArray, tables: PassTables, source:
     if (np.diff(counter) < 0).any():
         return "counter_reset"
     joules = _between(times, counter, start_s, end_s)
-    if source == "nvml" and not _power_agrees(joules, tables):
-        return "counter_disagrees"
-    return joules
+    if source == "nvml":
+        return _doubtful(joules, tables) or joules
+    return joules if joules > 0 else "counter_stuck"  # a processor that runs a model takes power
 
 
 def _between(times: FloatArray, counter: FloatArray, start_s: float, end_s: float) -> float:
@@ -81,34 +81,41 @@ def _between(times: FloatArray, counter: FloatArray, start_s: float, end_s: floa
     return covered * (end_s - start_s) / (high - low)
 
 
-def _power_agrees(joules: float, tables: PassTables) -> bool:
-    """The trapezoid of sampled power is within 5 % of the counter; without power samples there is nothing to check."""
+def _doubtful(joules: float, tables: PassTables) -> str | None:
+    """Why the device's counter is not to be believed, or None: the trapezoid of sampled power is within 5 % of it."""
     power, times = column(tables.telemetry, "power_w"), column(tables.telemetry, "t_s")
+    start_s, end_s = tables.window_s
+    others = column(tables.telemetry, "num_other_processes")[(times >= start_s) & (times <= end_s)]
+    if (others > 0).any():  # a comparison with NaN, which is not known, is false
+        return "shared_device"
     known = np.isfinite(power)
     if known.sum() < 2:
-        return False
+        return "no_power_samples"
     times, power = times[known], power[known]
-    start_s, end_s = tables.window_s
     low, high = max(start_s, float(times[0])), min(end_s, float(times[-1]))
-    if high <= low:
-        return False
+    edges = [low, *times[(times > low) & (times < high)], high]
+    if high <= low or max(np.diff(edges).max(), low - start_s, end_s - high) > LONGEST_GAP_S:
+        return "power_gap"
     grid = np.unique(np.concatenate([[low, high], times[(times > low) & (times < high)]]))
     sampled = float(np.trapezoid(np.interp(grid, times, power), grid)) * (end_s - start_s) / (high - low)
-    return abs(sampled - joules) <= MOST_DISAGREEMENT * max(joules, sampled)
+    return None if abs(sampled - joules) <= MOST_DISAGREEMENT * max(joules, sampled) else "counter_disagrees"
 
 
-def energy_metrics(rounds: Sequence[PassTables], idle_power_w: float | None = None) -> list[MetricValue]:
+def energy_metrics(
+    rounds: Sequence[PassTables], idle_power_w: float | None = None, idle_reason: str = "no power meter"
+) -> list[MetricValue]:
     """Energy, mean power, and energy per token of the rounds; the device's idle power apart.
 
     Args:
         rounds: passes with the same traffic.
         idle_power_w: measured before anything ran, or None.
+        idle_reason: why there is none.
     """
     if not rounds:
         return []
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
     idle = MetricValue(name="idle_power_w", value=idle_power_w, labels=labels)
-    values = [missing("idle_power_w", "no power meter", **labels) if idle_power_w is None else idle]
+    values = [missing("idle_power_w", idle_reason, **labels) if idle_power_w is None else idle]
     energies = [pass_energy(tables) for tables in rounds]
     failed = next((energy for energy in energies if energy.joules is None), None)
     if failed is not None:
