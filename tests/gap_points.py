@@ -9,7 +9,13 @@ from moeprof.core.gap import Clock, Gap, GapPoint, ProfiledStep
 LAYERS = ("model.layers.0.mlp", "model.layers.1.mlp")
 # Of make_facts(): 800,000 bytes of attention, 600,000 of the head, 120,000 of experts, 323,200 of keys and values, and
 # 800 of embedding rows. At 1 GB/s that is 0.8, 0.6, 0.12, 0.3232 and 0.0008 ms.
-PEAKS = {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {"bfloat16": 1e12}, "cache_bytes": 1000}
+PEAKS: dict[str, Any] = {
+    "bandwidth_bytes_per_s": 1e9,
+    "bandwidth_method": "copy",
+    "flops_per_s": {"bfloat16": 1e12},
+    "cache_bytes": 1000,
+    "threads": 1,
+}
 ROOFLINE_MS = 0.8 + 0.6 + 0.12 + 0.3232 + 0.0008
 STAGES_MS = {"attention_projections": 1.0, "attention": 0.5, "experts": 0.5, "lm_head": 0.6}  # 2.6 ms together
 

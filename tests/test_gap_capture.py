@@ -186,7 +186,7 @@ def test_a_profiler_that_fails_leaves_the_times_and_the_reason(dense: Any, monke
     engine = make_engine(dense)
     (point, *_) = measure_gap(dense, engine, make_schedule(2), NO_TAP, no_engine, max_seconds=60).points
     assert point.profiled_P == ()
-    assert point.reason == "the profiler failed: CUPTI_ERROR_NOT_INITIALIZED"
+    assert point.reason == "profiling failed: CUPTI_ERROR_NOT_INITIALIZED"
     assert len(point.wall_S) >= 4
     engine.close()
 
@@ -305,3 +305,15 @@ def test_ranges_are_closed_and_hooks_removed_when_the_model_fails(dense: Any) ->
         dense(torch.tensor([[1, 2]]))
     broken.remove()
     assert hooks() == []
+
+
+def test_compiled_layers_are_itemised_as_they_were_written() -> None:
+    from moeprof.capture.engine.paged.compiled import decoder_layers
+
+    model = tiny_model("qwen3_moe").eval()
+    for layer in decoder_layers(model) or ():
+        layer.compile(backend="eager")
+    engine = make_engine(model, "paged")
+    found = measure_gap(model, engine, make_schedule(1), NO_TAP, no_engine, max_seconds=60)
+    assert stages(found, "decode") >= {"attention", "router", "dispatch", "experts"}
+    engine.close()

@@ -1,8 +1,9 @@
 """Where the time of a step goes: steps of known sizes, timed as the engine runs them, then itemised under a profiler.
 
 Timed steps run exactly as in a pass: captured graphs, run-ahead, the routing tap on. Profiled steps run eagerly, with a
-profiler range around every part of the model: on a device the kernels of each part, on a CPU its operations. What the
-timed step takes beyond its kernels is launching (between the kernels) and the host (beyond the device's time).
+profiler range around every part of the model: on a device the kernels of each part, on a CPU its operations. Compiled
+layers are profiled as they were written, because no range opens inside of what is compiled. What the timed step takes
+beyond its kernels is launching (between the kernels) and the host (beyond the device's time).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from moeprof.capture.engine.base import Engine, Step
+from moeprof.capture.engine.select import prepare_decode
 from moeprof.capture.gap_sizes import Size, sizes_of
 from moeprof.capture.gap_stages import find_stages, stage_ranges
 from moeprof.capture.gap_trace import STEP, profiled_steps
@@ -88,7 +90,7 @@ def measure_gap(
         if before + cost_s[size.phase] * grows > started + budget_s or should_stop():
             found.notes.append(f"{size.name}: left out, no time for it in {budget_s:g} s")
             continue
-        found.measure(engine, size, profiled=_is_eager(engine))
+        found.measure(engine, size)
         cost_s[size.phase] = (clock() - before) / grows
     if not _is_eager(engine) and not should_stop():
         with eager() as other:
@@ -120,18 +122,19 @@ class _Found:
         self.points: dict[Size, GapPoint] = {}
         self.notes: list[str] = []
 
-    def measure(self, engine: Engine, size: Size, *, profiled: bool) -> None:
+    def measure(self, engine: Engine, size: Size) -> None:
         """Time a size; itemise it on the way where the engine can be profiled."""
         try:
             with self._tapped.watching():
+                prepare_decode(engine, size.num_decoding, size.longest_tokens)
                 size.start(engine)
                 point = self._timed(engine, size)
             if point is None:
                 self.notes.append(f"{size.name}: no step was of that size")
                 return
-            self.points[size] = self._itemised(engine, size, point) if profiled else point
-        except EngineError as error:
-            self.notes.append(str(error))
+            self.points[size] = self._itemised(engine, size, point) if _is_eager(engine) else point
+        except (EngineError, torch.OutOfMemoryError) as error:
+            self.notes.append(_why(size, error))
         finally:
             _forget(engine)
 
@@ -140,8 +143,8 @@ class _Found:
         try:
             size.start(engine)
             self.points[size] = self._itemised(engine, size, self.points[size])
-        except EngineError as error:
-            self.points[size] = replace(self.points[size], reason=str(error))
+        except (EngineError, torch.OutOfMemoryError) as error:
+            self.points[size] = replace(self.points[size], reason=_why(size, error))
         finally:
             _forget(engine)
 
@@ -164,10 +167,10 @@ class _Found:
 
     def _itemised(self, engine: Engine, size: Size, point: GapPoint) -> GapPoint:
         try:
-            with stage_ranges(self._model, self._stages):
+            with stage_ranges(self._model, self._stages), torch.compiler.set_stance("force_eager"):
                 steps = self._profiled(engine, size)
         except RuntimeError as error:
-            steps = f"the profiler failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            steps = f"profiling failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return replace(point, reason=steps) if isinstance(steps, str) else replace(point, profiled_P=tuple(steps))
 
     def _profiled(self, engine: Engine, size: Size) -> list[ProfiledStep] | str:
@@ -212,6 +215,10 @@ def _distinct(blocks: Sequence[RoutingBlock]) -> tuple[float, ...] | None:
         return None
     touched_SL = np.concatenate([(block.counts_SLGE.sum(axis=2) > 0).sum(axis=-1) for block in blocks])
     return tuple(float(x) for x in touched_SL.mean(axis=0))
+
+
+def _why(size: Size, error: Exception) -> str:
+    return str(error) if isinstance(error, EngineError) else f"{size.name}: out of memory"
 
 
 def _forget(engine: Engine) -> None:

@@ -39,6 +39,16 @@ class Size:
         """For people: ``decode of 8``."""
         return f"{self.phase} of {len(self.requests)}"
 
+    @property
+    def num_decoding(self) -> int:
+        """Sequences of a decode step; 1 where none is wanted."""
+        return len(self.requests) if self.phase == "decode" else 1
+
+    @property
+    def longest_tokens(self) -> int:
+        """The longest sequence."""
+        return max(len(request.input_ids) + request.output_tokens for request in self.requests)
+
     def start(self, engine: Engine) -> None:
         """Bring the engine to where every next step is of this size.
 
