@@ -278,15 +278,18 @@ def test_the_table_has_the_loads_that_a_tap_counts(moe: Any, dense: Any, tmp_pat
     assert again.distinct_experts.to_list()[: len(sparse)] == sparse.distinct_experts.to_list()[: len(again)]
 
 
-def test_a_policy_that_draws_anew_has_no_loads_and_says_so(moe: Any) -> None:
-    spec = ModelSpec(name="even", path="moe", routing=RoutingPolicy(policy="balanced"))
-    one = seat("even", moe, spec=spec)
-    equip_models([one], Requests(schedule=schedule(2), rows_N=(0, 1)), Limits(max_seconds=60.0))
-    assert one.lane.loads is None and one.note is not None and "draws anew" in one.note
-    assert one.describe()["rung"] == "balanced"
+@pytest.mark.parametrize("policy", ["balanced", "zipf"])
+def test_an_override_routes_every_cycle_alike_so_its_loads_are_known(moe: Any, tmp_path: Path, policy: Any) -> None:
+    spec = ModelSpec(name="even", path="moe", routing=RoutingPolicy(policy=policy))
+    one, requests = seat("even", moe, spec=spec), schedule(2)
+    equip_models([one], Requests(schedule=requests, rows_N=(0, 1)), Limits(max_seconds=60.0))
+    assert one.note is None and one.describe()["routing_policy"] == policy
+    _, table = measure([one.lane], requests, tmp_path, max_seconds=0.2)
+    first = table[table.cycle == 0].sort_values("step")
     with one.lane.switched_on():
-        assert one.layers[0].experts._forward_pre_hooks
-    assert not one.layers[0].experts._forward_pre_hooks
+        assert "forward" in vars(one.layers[0].experts)
+        assert list(zip(first.distinct_experts, first.max_expert_load, strict=True)) == loads_seen(one, requests)
+    assert "forward" not in vars(one.layers[0].experts)
 
 
 # -- what a run asks for -----------------------------------------------------------------------------------------------

@@ -30,14 +30,17 @@ def routed(policy: RoutingPolicy, tokens: int = 400) -> np.ndarray[Any, Any]:
     """Counts [E] of one layer under a policy, from a model that would send all tokens to experts 0 and 1."""
     model = Model(num_layers=1)
     layers = find_moe_layers(model)
+    tap = RoutingTap(model, layers, save_picks=True)
     override = override_routing(layers, policy)
     assert override is not None
-    tap = RoutingTap(model, layers, save_picks=True)
-    run(tap, model, layout((tokens,)), [[0, 1]] * tokens)
+    now = layout((tokens,))
+    override.before_forward(now)
+    run(tap, model, now, [[0, 1]] * tokens)
+    override.after_forward()
     step = collected(tap)
     tap.close()
     override.close()
-    assert not layers[0].experts._forward_pre_hooks
+    assert "forward" not in vars(layers[0].experts)
     assert step.picks_TLK is not None and (step.picks_TLK[:, 0, 0] != step.picks_TLK[:, 0, 1]).all()
     counts: np.ndarray[Any, Any] = step.counts_LGE[0, 0]
     assert counts.sum() == tokens * TOP_K

@@ -72,7 +72,7 @@ def test_a_token_without_a_row_is_an_error_and_borrows_one_only_when_allowed() -
 def test_padding_gets_the_picks_of_real_tokens() -> None:
     table = PickTable(np.arange(30)[None, :, None], Positions.of(schedule(3)), torch.device("cpu"))
     padded = layout((0, 1), (1, 2), (0, 0), token_mask=[False, True, True, True, False])
-    assert table.gather(padded, torch.int64)[0, :, 0].tolist() == [0, 0, 8, 9, 8]
+    assert table.gather(padded)[0, :, 0].tolist() == [0, 0, 8, 9, 8]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

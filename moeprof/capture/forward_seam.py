@@ -57,6 +57,13 @@ def put_on(module: nn.Module, role: Role, wrap: Wrap) -> SeamHandle:
     return SeamHandle(module, role, wrap)
 
 
+def plain_forward(module: nn.Module) -> Forward:
+    """The module's forward without any of these wrappers."""
+    seam: _Seam | None = module.__dict__.get(STATE)
+    forward: Forward = module.forward if seam is None else seam.inner
+    return forward
+
+
 def _rebuild(module: nn.Module, seam: _Seam) -> None:
     forward = seam.inner
     for wrap in (*seam.wraps["watch"], *reversed(seam.wraps["override"])):

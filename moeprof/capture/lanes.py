@@ -29,7 +29,6 @@ from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import Schedule
 
 CHECKED_STEPS = 8
-DRAWN = ("balanced", "zipf", "profile")  # policies whose picks differ from cycle to cycle
 
 
 class Unfinished(Exception):  # noqa: N818 - no error: someone asked to stop, or time is up
@@ -114,11 +113,7 @@ def equip_models(seats: Sequence[Seat], requests: Requests, limits: Limits) -> N
         if not seat.layers:
             continue
         _use_policy(seat, requests)
-        policy = seat.plan.model.routing.policy
-        if policy in DRAWN:
-            seat.note = f"{seat.plan.name}: routing policy {policy} draws anew in every cycle: no loads per step"
-        else:
-            seat.lane.loads = loads_of(record_steps(seat, requests.schedule, limits), seat.shapes)
+        seat.lane.loads = loads_of(record_steps(seat, requests.schedule, limits), seat.shapes)
 
 
 def equip_pair(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:
@@ -141,6 +136,7 @@ def _use_policy(seat: Seat, requests: Requests) -> None:
         override = override_routing(seat.layers, policy)
         assert override is not None
         override.close()
+        seat.listeners.listeners.append(override)
         seat.lane.switched_on = override.switched_on
 
 

@@ -14,7 +14,10 @@ import torch
 
 from moeprof.capture.loading import Blueprint, load_model, read_blueprint
 from moeprof.capture.model_source import ModelSource, find_model
+from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.parameters import model_facts
+from moeprof.capture.pick_table import layer_shapes
+from moeprof.capture.popularity import routing_words
 from moeprof.capture.random_weights import residual_scale
 from moeprof.capture.revision import revision_of
 from moeprof.capture.twin_popular import popular_twin
@@ -135,6 +138,9 @@ def _random_twin(
 
 def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
     """Count an opened model, for ``model.json``."""
+    overridden = None
+    if spec.routing.policy != "native":
+        overridden = routing_words(spec.routing, layer_shapes(find_moe_layers(opened.model)))
     facts = model_facts(
         opened.model,
         name=spec.name,
@@ -142,6 +148,6 @@ def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> 
         tokenizer_hash=tokenizer_hash,
         routing_policy=spec.routing.policy,
         weights=opened.weights,
-        notes=opened.notes,
+        notes=opened.notes if overridden is None else (*opened.notes, overridden),
     )
     return replace(facts, twin=opened.twin, revision=revision_of(opened.source, opened.origin, spec))

@@ -1,65 +1,100 @@
 """Routing by table: every token's picks are looked up by its request and its position in it.
 
-Ladder rungs and replayed routing go through this one path, so what it costs is the same for all of them. Before each
-forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a hook per layer puts
-its slice in the place of the router's picks and leaves the weights. Nothing synchronises.
-Suffix legend: R rows (request x position), L MoE layers, T tokens, K top-k.
+Ladder rungs, replayed routing and drawn picks go through this one path, so what it costs is the same for all of them.
+Before each forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a wrapper
+per layer puts its slice in the place of the router's picks and leaves the weights. Nothing synchronises.
+
+In a captured step (a CUDA graph) the wrappers read a static tensor, which is filled before each replay.
+Suffix legend: R rows, L MoE layers, T tokens, W rows of a captured step, K top-k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Hashable, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from moeprof.capture.engine.base import BatchLayout
+from moeprof.capture.forward_seam import Forward, Wrap
 from moeprof.capture.moe_structure import MoeLayer
-from moeprof.capture.positions import Positions
+from moeprof.capture.pinned import to_device
+from moeprof.capture.positions import RowsOfTokens
+from moeprof.capture.routing_adapters import Cell
 from moeprof.capture.rungs import LayerShape
-from moeprof.capture.switchable_hooks import Hook, SwitchableHooks
+from moeprof.capture.switchable_hooks import SwitchableHooks
 from moeprof.core.errors import EngineError, UnsupportedModelError
+from moeprof.core.trace import IntArray
 
 LARGE_BYTES = 64 * 2**20
+LEAST_WIDTH = 256  # rows of a static tensor: captured steps of most batch sizes share one
+_numbers = count()
 
 
 class PickTable:
     """Picks of every row, on a device. Layers of smaller top-k leave the rest unused.
 
     A large table is kept in a smaller integer type, for one more small operation per forward.
+
+    Args:
+        picks_LRK: experts by layer and row.
+        rows: which row a token takes.
+        device: where the model is.
     """
 
-    def __init__(self, picks_LRK: npt.NDArray[np.integer[Any]], positions: Positions, device: torch.device) -> None:
-        if picks_LRK.shape[1] != positions.num_rows:
-            raise AssertionError(f"{picks_LRK.shape[1]} rows of picks for {positions.num_rows} positions")
+    def __init__(self, picks_LRK: npt.NDArray[np.integer[Any]], rows: RowsOfTokens, device: torch.device) -> None:
+        if picks_LRK.shape[1] != rows.num_rows:
+            raise AssertionError(f"{picks_LRK.shape[1]} rows of picks for {rows.num_rows} positions")
         small = np.int16 if picks_LRK.max(initial=0) < 2**15 else np.int32
         dtype = np.int64 if picks_LRK.size * 8 <= LARGE_BYTES else small
-        self.positions = positions
+        self.rows = rows
         self._picks_LRK = torch.from_numpy(np.ascontiguousarray(picks_LRK, dtype=dtype)).to(device)
 
-    def gather(self, layout: BatchLayout, dtype: torch.dtype, *, wrap: bool = False) -> torch.Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the picks are."""
+        return self._picks_LRK.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """[L, R, K]."""
+        return self._picks_LRK.shape
+
+    def gather(self, layout: BatchLayout, *, wrap: bool = False) -> torch.Tensor:
         """Picks of the coming forward [L, T, K]; padding gets those of real tokens in turn, so loads keep their shape.
 
         Raises:
             EngineError: see :meth:`Positions.rows`.
         """
-        rows_T = self.positions.rows(layout, wrap=wrap)
+        rows_T = self.rows.rows(layout, wrap=wrap)
         if layout.token_mask is not None:
             real = np.array(layout.token_mask, dtype=np.bool_)
             padded = rows_T[np.arange(len(real)) % len(rows_T)]
             padded[real] = rows_T
             rows_T = padded
-        index = torch.from_numpy(rows_T)
-        if self._picks_LRK.is_cuda:
-            index = index.pin_memory().to(self._picks_LRK.device, non_blocking=True)
-        return self._picks_LRK.index_select(1, index).to(dtype)
+        return self._look_up(rows_T).to(torch.int64)
+
+    def fill(self, static_LWK: torch.Tensor, layout: BatchLayout, *, wrap: bool = False) -> None:
+        """Put the picks of the coming forward into a static tensor; rows past it get those of its first token.
+
+        Raises:
+            EngineError: see :meth:`Positions.rows`.
+        """
+        rows_T = self.rows.rows(layout, wrap=wrap)
+        rows_W = np.full(static_LWK.shape[1], rows_T[0])
+        rows_W[: len(rows_T)] = rows_T
+        static_LWK.copy_(self._look_up(rows_W))
+
+    def _look_up(self, rows_T: IntArray) -> torch.Tensor:
+        return self._picks_LRK.index_select(1, to_device(rows_T, self.device))
 
 
 class PickOverride(SwitchableHooks):
-    """Puts a table in the place of the router's picks; a ForwardListener of the engine whose forwards it serves.
+    """Puts a table in the place of the router's picks; an InGraphListener of the engine whose forwards it serves.
 
     Args:
         layers: the model's MoE layers.
@@ -70,33 +105,95 @@ class PickOverride(SwitchableHooks):
     def __init__(self, layers: Sequence[MoeLayer], table: PickTable, *, strict: bool = True) -> None:
         check_overridable(layers, "routing by table")
         self.table, self.strict = table, strict
-        super().__init__([(layer.experts, self._hook(i, layer)) for i, layer in enumerate(layers)])
-        self._picks_LTK: torch.Tensor | None = None
-        self._dtype = torch.int64
+        self._layers, self._number = tuple(layers), next(_numbers)
+        self._cells: list[Cell] = [[None] for _ in layers]
+        self._statics: list[torch.Tensor] = []  # the last one is the widest; captured steps read older ones too
+        self._is_static = False
+        self._has_spare_rows = [False]  # a list, so that the layers' wrappers see it change
+        super().__init__(
+            [
+                (layer.experts, _wrap(cell, layer, self._has_spare_rows))
+                for cell, layer in zip(self._cells, layers, strict=True)
+            ]
+        )
 
     def before_forward(self, layout: BatchLayout) -> None:
-        """Gather the picks of the coming forward."""
-        self._picks_LTK = self.table.gather(layout, self._dtype, wrap=not self.strict)
+        """Look up the picks of the coming forward."""
+        if not self._fits_static(layout):
+            self._show(self.table.gather(layout, wrap=not self.strict))
+            self._is_static = self._has_spare_rows[0] = False
+            return
+        for static_LWK in self._statics:
+            if static_LWK.shape[1] >= len(layout.requests):
+                self.table.fill(static_LWK, layout, wrap=not self.strict)
+        self._show_static()
 
     def after_forward(self) -> None:
         """Forget them."""
-        self._picks_LTK = None
+        if not self._is_static:
+            for cell in self._cells:
+                cell[0] = None
 
-    def _hook(self, index: int, layer: MoeLayer) -> Hook:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            if self._picks_LTK is None:
-                raise EngineError(f"{layer.name}: called outside of a forward that was announced")
-            picks = self._picks_LTK[index, :, : layer.top_k]
-            if picks.shape != args[1].shape:
+    @property
+    def graph_key(self) -> Hashable:
+        """Captured steps read this override's own tensor, or the router's picks while it is off."""
+        return ("pick_override", self._number if self.enabled else None)
+
+    def enter_capture(self, width: int) -> None:
+        """Have a static tensor of at least ``width`` rows, and let the layers read it."""
+        if not self._statics or self._statics[-1].shape[1] < width:
+            num_layers, _, top_k = self.table.shape
+            rows = max(LEAST_WIDTH, 1 << (width - 1).bit_length())
+            with torch.inference_mode(False):  # written outside of inference mode too
+                ids = torch.arange(top_k, device=self.table.device)
+                self._statics.append(ids.expand(num_layers, rows, top_k).contiguous())
+            self._is_static = False
+        self._show_static()
+
+    def leave_capture(self) -> None:
+        """Nothing is kept."""
+
+    def after_replay(self, kept: Any) -> None:
+        """Nothing to take."""
+
+    def _fits_static(self, layout: BatchLayout) -> bool:
+        """True for steps that may be a replay: one row per request, no padding of the engine's own."""
+        if not self._statics or layout.token_mask is not None:
+            return False
+        return sum(layout.query_tokens) == len(layout.requests) <= self._statics[-1].shape[1]
+
+    def _show_static(self) -> None:
+        if not self._is_static:
+            self._show(self._statics[-1])
+            self._is_static = self._has_spare_rows[0] = True
+
+    def _show(self, picks_LTK: torch.Tensor) -> None:
+        for cell, layer, picks_TK in zip(self._cells, self._layers, picks_LTK.unbind(), strict=True):
+            cell[0] = picks_TK if layer.top_k == picks_TK.shape[1] else picks_TK[:, : layer.top_k]
+
+
+def _wrap(cell: Cell, layer: MoeLayer, has_spare_rows: list[bool]) -> Wrap:
+    name = layer.name
+
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            picks, routed = cell[0], args[1]
+            if picks is None:
+                raise EngineError(f"{name}: called outside of a forward that was announced")
+            if has_spare_rows[0]:
+                picks = picks[: routed.shape[0]]
+            if picks.shape != routed.shape:
                 raise EngineError(
-                    f"{layer.name}: called with picks of shape {list(args[1].shape)}, {list(picks.shape)} was expected"
+                    f"{name}: called with picks of shape {list(routed.shape)}, {list(picks.shape)} was expected"
                 )
-            if picks.dtype != args[1].dtype:
-                self._dtype = args[1].dtype  # the next gather gives this type at once
-                picks = picks.to(self._dtype)
-            return (args[0], picks, *args[2:])
+            if picks.dtype != routed.dtype:
+                picks = picks.to(routed.dtype)
+            return inner(args[0], picks, *args[2:], **kwargs)
 
-        return hook
+        return forward
+
+    return wrap
 
 
 def check_overridable(layers: Sequence[MoeLayer], what: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moeprof.capture.engine.base import BatchLayout, Engine, ListenerSet
+from moeprof.capture.forward_seam import plain_forward
 from moeprof.capture.moe_structure import MoeLayer
 from moeprof.capture.routing_tap import RoutingTap
 
@@ -185,8 +186,8 @@ def _executed(tap: RoutingTap, watcher: _Watcher) -> Check:
     if layer.num_experts < 2:
         return Check(name=name, passed=None, detail="one expert only")
     with torch.inference_mode():
-        # forward itself, not the call: hooks (the tap, a routing override) stay out of it
-        moved = layer.experts.forward(hidden, (picks + 1) % layer.num_experts, weights)
-        same = bool(torch.equal(layer.experts.forward(hidden, picks, weights), moved))
+        run = plain_forward(layer.experts)  # the tap and a routing override stay out of it
+        moved = run(hidden, (picks + 1) % layer.num_experts, weights)
+        same = bool(torch.equal(run(hidden, picks, weights), moved))
     detail = "other picks give the same output" if same else "other picks give another output"
     return Check(name=name, passed=not same, detail=f"{layer.name}: {detail}")

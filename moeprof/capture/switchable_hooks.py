@@ -1,42 +1,45 @@
-"""Forward pre-hooks that are put on and taken off together; what replaces the router's picks is switched so."""
+"""Wrappers of modules' forwards that are put on and taken off together; what replaces the router's picks is such."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
+from moeprof.capture.forward_seam import SeamHandle, Wrap, put_on
 
 
 class SwitchableHooks:
-    """Hooks on modules, off at first. They must go on before the tap's, which then sees what is executed.
+    """Overrides on modules, off at first. Watchers see what these make of the arguments, whoever was first.
 
     Args:
-        hooks: modules and the hook that each gets.
+        hooks: modules and the wrapper that each gets.
     """
 
-    def __init__(self, hooks: Sequence[tuple[nn.Module, Hook]]) -> None:
+    def __init__(self, hooks: Sequence[tuple[nn.Module, Wrap]]) -> None:
         self._hooks = tuple(hooks)
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[SeamHandle] = []
+
+    @property
+    def enabled(self) -> bool:
+        """True while they are on."""
+        return bool(self._handles)
 
     def enable(self) -> None:
-        """Put the hooks on; nothing happens when they are."""
+        """Put them on; nothing happens when they are."""
         if not self._handles:
-            self._handles = [module.register_forward_pre_hook(hook) for module, hook in self._hooks]
+            self._handles = [put_on(module, "override", wrap) for module, wrap in self._hooks]
 
     def close(self) -> None:
-        """Take the hooks off: the model has its own routing back."""
+        """Take them off: the model has its own routing back."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
     def switched_on(self) -> Iterator[None]:
-        """Hooks on inside, off outside."""
+        """On inside, off outside."""
         self.enable()
         try:
             yield

@@ -51,8 +51,8 @@ class Tapping:
             )
             self._tap.disable()
 
-    def _overridden(self, plan: LaunchPlan) -> Any:
-        """Hooks that replace the router's picks; before the tap's, so that the tap sees what is executed."""
+    def _overridden(self, plan: LaunchPlan) -> PickOverride | None:
+        """What replaces the router's picks; the tap sees what is executed."""
         if not self.layers or plan.model.routing.policy in ("native", "replay"):
             return None
         from moeprof.capture.routing_override import override_routing
@@ -78,9 +78,6 @@ class Tapping:
 
         No engine may be at work on the model.
         """
-        if self._override is not None and self._replayed is None:
-            self._override.close()  # drawn picks begin anew: they are then a fact of the text alone
-            self._override = self._overridden(self._plan)
         found = record_forced_picks(
             self._model, self.layers, schedule, self._plan.class_names, listeners=self.always, should_stop=should_stop
         )
@@ -109,7 +106,7 @@ class Tapping:
     @property
     def always(self) -> list[ForwardListener]:
         """Listeners that any engine of this model needs, watched or not."""
-        return [] if self._replayed is None else [self._replayed]
+        return [] if self._override is None else [self._override]
 
     @contextmanager
     def measuring(self, listeners: ListenerSet) -> Iterator[None]:

@@ -24,19 +24,37 @@ class RoutingPolicy:
 
     Attributes:
         policy: ``native`` or an override.
-        path: popularity counts for ``profile``; a pass of a record with ``picks`` for ``replay``.
+        path: popularity counts for ``profile``: a JSON list, a CSV file, a routing.npz, or a round's or a model's
+            folder of a record; a pass of a record with ``picks`` for ``replay``.
         seed: of the drawn picks.
         exponent: of ``zipf``.
+        select: of a CSV file, column to value, such as ``{model: olmoe, domain: c4}``.
+        layers: which MoE layers the lists of a file stand for, where it has fewer than the model.
+        correlation: chance that a token keeps the experts of the token before it (``profile`` and ``zipf``).
     """
 
     policy: Literal["native", "profile", "replay", "balanced", "concentrated", "zipf"] = "native"
     path: str | None = None
     seed: int = 0
     exponent: float = 1.0
+    select: dict[str, str] = field(default_factory=dict, hash=False)
+    layers: tuple[int, ...] = ()
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.policy == "profile" and self.path is None:
             raise WorkloadError("path: missing; routing policy profile needs a file of popularity counts")
+        if self.policy != "profile" and (self.select or self.layers):
+            key = "select" if self.select else "layers"
+            raise WorkloadError(f"{key}: belongs to routing policy profile, whose file it is about; leave it out")
+        if not 0 <= self.correlation < 1:
+            raise WorkloadError(f"correlation: found {self.correlation:g}; 0 up to, but not, 1 is allowed")
+        if self.correlation and self.policy not in ("profile", "zipf"):
+            raise WorkloadError("correlation: belongs to routing policies profile and zipf; leave it out")
+        if self.seed < 0:
+            raise WorkloadError(f"seed: found {self.seed}; 0 or more is allowed")
+        if any(layer < 0 for layer in self.layers):
+            raise WorkloadError(f"layers: found {min(self.layers)}; 0 or more is allowed")
         if self.policy == "replay" and self.path is None:
             raise WorkloadError(
                 "path: missing; routing policy replay needs a pass of a record made with --save-detailed "

@@ -66,6 +66,7 @@ class RoutingRecorder:
         """Label requests by class and forget what warm-up left in the tap."""
         self._origin_s, self._step = origin_s, 0
         self._pending: deque[Step] = deque()
+        self._blocks: deque[RoutingBlock] = deque()
         self._window = _Window(0, 0.0)
         self._closed: list[Routing] = []
         self._flushed_s = origin_s
@@ -78,15 +79,13 @@ class RoutingRecorder:
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Remember the step; take blocks that are ready."""
         self._pending.append(step)
-        for block in self._tap.collect_blocks():
-            self._add(block)
+        self._take(everything=False)
         if self._closed and step.end_s - self._flushed_s >= FLUSH_EVERY_S:
             self._flush(step.end_s)
 
     def on_end(self, end_s: float) -> None:
         """Take what is left, close the last window, join the parts."""
-        for block in self._tap.collect_blocks(everything=True):
-            self._add(block)
+        self._take(everything=True)
         if self._window.num_steps:
             self._close_window()
         if self._closed:
@@ -94,6 +93,12 @@ class RoutingRecorder:
         if self._picks is not None:
             self._picks.close()
         join_routing_parts(self._folder)
+
+    def _take(self, *, everything: bool) -> None:
+        """Blocks whose steps were all told; an engine that runs ahead launches a step before it tells the last one."""
+        self._blocks.extend(self._tap.collect_blocks(everything=everything))
+        while self._blocks and len(self._blocks[0].tokens_SG) <= len(self._pending):
+            self._add(self._blocks.popleft())
 
     def _add(self, block: RoutingBlock) -> None:
         size = len(block.tokens_SG)
