@@ -2,7 +2,7 @@
 
 A minute of the Azure conversation trace (Azure/AzurePublicDataset, CC-BY-4.0), popularity of Mixtral's experts
 (efeslab/fiddler, Apache-2.0, 32 layers, seven subjects of MMLU, summed) and of OLMoE's (allenai/OLMoE, Apache-2.0,
-layers 0, 7 and 15 on C4; each other layer takes the nearest of these). A few hundred kilobytes, to be copied along to a
+layers 0, 7 and 15 on C4). A few hundred kilobytes, to be copied along to a
 machine that has only the repository.
 """
 
@@ -19,10 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CARRY = ROOT / ".carry"
 MINUTE_S = 61.0  # the workload takes 60; a second to spare
 MIXTRAL = "mixtral-popularity.json"
-MIXTRAL_8 = "mixtral-popularity-8-layers.json"
 OLMOE = "olmoe-popularity.json"
 MINUTE = "azure-conversation-minute.csv"
-OLMOE_LAYERS, OLMOE_EXPERTS, OLMOE_DOMAIN = 16, 64, "c4"
+OLMOE_EXPERTS, OLMOE_DOMAIN = 64, "c4"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,10 +46,8 @@ def prepare(data: Path, to: Path) -> list[Path]:
         FileNotFoundError: a source is missing.
     """
     to.mkdir(parents=True, exist_ok=True)
-    mixtral = mixtral_counts(data / "routing" / "mixtral_8x7b_original")
     counts = {
-        MIXTRAL: mixtral,
-        MIXTRAL_8: mixtral[:8],
+        MIXTRAL: mixtral_counts(data / "routing" / "mixtral_8x7b_original"),
         OLMOE: olmoe_counts(data / "routing" / "olmoe_mixtral_expert_counts.csv"),
     }
     for name, counts_LE in counts.items():
@@ -74,14 +71,14 @@ def mixtral_counts(folder: Path) -> list[list[int]]:
 
 
 def olmoe_counts(file: Path) -> list[list[int]]:
-    """Assignments by layer and expert on C4 [16, 64]; layers that were not measured take the nearest that was."""
+    """Assignments by measured layer (0, 7, 15) and expert on C4 [3, 64]."""
     measured: dict[int, list[int]] = {}
     with file.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             if (row["model"], row["kind"], row["domain"]) == ("olmoe", "expert_counts", OLMOE_DOMAIN):
                 counts = measured.setdefault(int(row["layer"]), [0] * OLMOE_EXPERTS)
                 counts[int(row["expert"])] = int(row["count"])
-    return [measured[min(measured, key=lambda near: abs(near - layer))] for layer in range(OLMOE_LAYERS)]
+    return [measured[layer] for layer in sorted(measured)]
 
 
 def first_minute(lines: list[str]) -> list[str]:

@@ -37,15 +37,15 @@ class Planned:
 PLAN: dict[str, tuple[Planned, ...]] = {
     "1": (
         Planned(name="environment", kind="probe", expected_s=25, limit_s=60),
-        Planned(name="kernels", kind="probe", expected_s=50, limit_s=90),
-        Planned(name="roofline-mixtral", kind="run", expected_s=140, limit_s=190),
-        Planned(name="roofline-qwen3-30b", kind="run", expected_s=100, limit_s=150),
+        Planned(name="kernels", kind="probe", expected_s=60, limit_s=100),
+        Planned(name="roofline-mixtral", kind="run", expected_s=165, limit_s=230),
         Planned(name="overhead", kind="probe", expected_s=70, limit_s=110),
-        Planned(name="engine", kind="probe", expected_s=80, limit_s=140),
+        Planned(name="roofline-qwen3-30b", kind="run", expected_s=120, limit_s=180),
     ),
     "2": (
-        Planned(name="mixtral-against-dense", kind="run", expected_s=240, limit_s=350),
-        Planned(name="mixtral-8-layers", kind="run", expected_s=150, limit_s=240),
+        Planned(name="mixtral-against-dense", kind="run", expected_s=240, limit_s=330),
+        Planned(name="mixtral-8-layers", kind="run", expected_s=150, limit_s=210),
+        Planned(name="engine", kind="probe", expected_s=90, limit_s=150),
     ),
     "3": (
         Planned(name="qwen3-30b-against-dense", kind="run", expected_s=225, limit_s=310),

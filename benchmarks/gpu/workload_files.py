@@ -81,7 +81,7 @@ def tiny(name: str, folder: Path) -> Ready:
         "prices": {"usd_per_device_hour": 0.1, "source": "made up for a test"},
     }
     content["engine"] = {"dtype": "float32", "max_batch_tokens": 256}
-    content["instruments"] = content.get("instruments", {}) | {"overhead": False}
+    content["instruments"] = content.get("instruments", {}) | {"overhead": False, "gap": False}
     _shrink_traffic(content["traffic"], folder)
     if sweep := content.get("sweep"):
         sweep |= {"concurrency": sweep["concurrency"][:2], "max_seconds": 2, "num_requests": MOST_REQUESTS}
@@ -114,6 +114,7 @@ def _shrink_model(model: dict[str, Any], source: Path, folder: Path) -> None:
         counts = folder / f"{file.stem}-popularity.json"
         counts.write_text(json.dumps({"counts": [list(range(1, experts + 1))] * TINY_LAYERS}), encoding="utf-8")
         model["routing"]["path"] = str(counts)
+        model["routing"].pop("layers", None)
 
 
 def tiny_config(config: dict[str, Any]) -> dict[str, Any]:
