@@ -191,6 +191,14 @@ def test_memory_is_what_the_launch_measured_and_null_with_its_reason() -> None:
     assert get(values, "max_concurrent_sequences").value == 10
 
 
+def test_fragmentation_is_of_one_moment_or_says_that_it_is_not() -> None:
+    at_peak = {"reserved_at_peak_bytes": 7.5 * GIB, "reserved_at_peak_is_exact": True}
+    exact = get(memory_metrics({"memory": MEMORY | at_peak}, make_facts(), [routed_pass()]), "fragmentation_ratio")
+    assert exact.value == pytest.approx(0.2) and exact.reasons == ()
+    loose = get(memory_metrics({"memory": MEMORY}, make_facts(), [routed_pass()]), "fragmentation_ratio")
+    assert "another moment" in loose.reasons[0]
+
+
 def test_a_cpu_run_needs_what_is_resident() -> None:
     values = memory_metrics({"memory": {**MEMORY, "kind": "host"}}, make_facts(), [routed_pass()])
     assert get(values, "peak_memory_bytes").value == GIB

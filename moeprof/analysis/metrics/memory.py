@@ -18,6 +18,7 @@ HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
 DENSE = "dense model: no routed experts"
 NO_ROUTING = "routing was not recorded"
 UNMEASURED = "not measured"
+NOT_ONE_MOMENT = "at most: reserved memory changed in the pass, so its peak may be of another moment than allocated's"
 
 
 def memory_metrics(
@@ -78,14 +79,13 @@ def _cache_peak(facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
 
 
 def _fragmentation(memory: Mapping[str, Any]) -> MetricValue:
-    name, allocated, reserved = (
-        "fragmentation_ratio",
-        memory.get("peak_allocated_bytes"),
-        memory.get("peak_reserved_bytes"),
-    )
+    """Allocated and reserved of one moment: that of the largest allocation."""
+    name, allocated = "fragmentation_ratio", memory.get("peak_allocated_bytes")
+    reserved = memory.get("reserved_at_peak_bytes", memory.get("peak_reserved_bytes"))
     if allocated is None or not reserved:
         return missing(name, _reason(memory, "peak_reserved_bytes"))
-    return MetricValue(name=name, value=1 - allocated / reserved)
+    exact = bool(memory.get("reserved_at_peak_is_exact", False))
+    return MetricValue(name=name, value=1 - allocated / reserved, reasons=() if exact else (NOT_ONE_MOMENT,))
 
 
 def _peak(memory: Mapping[str, Any]) -> MetricValue:
