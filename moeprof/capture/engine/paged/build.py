@@ -15,9 +15,13 @@ from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.paged.compiled import compile_layers
 from moeprof.capture.engine.paged.engine import PagedEngine
 from moeprof.capture.engine.paged.graphs import CudaGraphs, GraphBackend
+from moeprof.capture.engine.paged.kernels_of import chooser
 from moeprof.capture.engine.paged.options import PagedOptions
+from moeprof.capture.kernels.choose_experts import ChosenExperts, apply_experts, choose_experts
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload import EngineSettings
+
+CHOSEN = "moeprof_chosen_experts"
 
 
 def build_paged(
@@ -35,6 +39,7 @@ def build_paged(
         UnsupportedModelError: something was asked for by name that this device or model cannot do.
     """
     device = torch.device(model.device)
+    experts = _experts(model, settings, device)
     options = PagedOptions(
         kv_tokens=kv_tokens,
         max_batch_tokens=settings.max_batch_tokens,
@@ -42,9 +47,26 @@ def build_paged(
         eos_ids=tuple(eos_ids),
         run_ahead=_runs_ahead(settings, device) and not in_turn,
         graphs=_graphs(settings, device),
+        kernels=chooser(settings.decode_attention, device),
+        experts=None if experts is None else experts.prefill,
+        decode_experts=None if experts is None or experts.decode == experts.prefill else experts.decode,
         compiled=compile_layers(model) if settings.compile == "layers" else None,
+        notes=() if experts is None else (f"experts of decode: {experts.decode}, {experts.reason}",),
     )
     return PagedEngine(model, options, listeners)
+
+
+def _experts(model: Any, settings: EngineSettings, device: torch.device) -> ChosenExperts | None:
+    """On a GPU with ``auto``: what is fastest on the model's own experts, tried once per model and put in force."""
+    if settings.experts != "auto" or device.type != "cuda":
+        return None
+    chosen: ChosenExperts | None = getattr(model, CHOSEN, None)
+    if chosen is None:
+        with torch.inference_mode():
+            chosen = choose_experts(model, max_tokens=min(settings.max_sequences, settings.max_batch_tokens))
+        apply_experts(model, chosen)
+        object.__setattr__(model, CHOSEN, chosen)
+    return chosen if chosen.decode is not None else None
 
 
 def _runs_ahead(settings: EngineSettings, device: torch.device) -> bool:

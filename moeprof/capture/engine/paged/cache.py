@@ -17,6 +17,7 @@ from torch import nn
 
 from moeprof.capture.engine.paged.sequences import PAGE_TOKENS
 from moeprof.capture.kernels.decode_attention import DecodeKernel, DecodeShape, torch_decode
+from moeprof.capture.kernels.prefill_attention import PrefillKernel, prefill_attention
 from moeprof.core.errors import UnsupportedModelError
 
 HUB = "moeprof_paged_hub"
@@ -60,11 +61,12 @@ class AttentionFacts:
 
 @dataclass(slots=True, kw_only=True)
 class KvLayer:
-    """Keys and values of one layer."""
+    """Keys and values of one layer, and how its prompts attend."""
 
     facts: AttentionFacts
     key_SGD: torch.Tensor
     value_SGV: torch.Tensor
+    prefill: PrefillKernel = prefill_attention
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class Prompt:
         """``first``: place of its first token in the step."""
         self.first, self.tokens, self.past = first, part.query_tokens, part.past
         self._pages, self._device = part.sequence.pages, device
-        self._masks: dict[tuple[torch.dtype, int | None], torch.Tensor] = {}
+        self._mask: torch.Tensor | None = None
 
     @cached_property
     def slots(self) -> torch.Tensor:
@@ -83,18 +83,12 @@ class Prompt:
         slots = (pages[:, None] * PAGE_TOKENS + OFFSETS).ravel()[:total]
         return torch.from_numpy(slots).to(self._device, non_blocking=True)
 
-    def mask(self, dtype: torch.dtype, window: int | None) -> torch.Tensor:
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """What to add to the scores [Q, K]: 0 where a query may look, -inf elsewhere. One for all layers."""
-        mask = self._masks.get((dtype, window))
-        if mask is None:
-            query_Q1 = torch.arange(self.past, self.past + self.tokens, device=self._device)[:, None]
-            key_K = torch.arange(self.past + self.tokens, device=self._device)
-            hidden = key_K > query_Q1
-            if window is not None:
-                hidden |= key_K <= query_Q1 - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=self._device).masked_fill_(hidden, float("-inf"))
-            self._masks[dtype, window] = mask
-        return mask
+        if self._mask is None or self._mask.dtype != dtype:
+            hidden = torch.full((self.tokens, self.past + self.tokens), float("-inf"), dtype=dtype, device=self._device)
+            self._mask = hidden.triu(self.past + 1)
+        return self._mask
 
 
 class EagerPlan:
@@ -134,38 +128,15 @@ def attend_prompt(
         key_1GQD = layer.key_SGD.index_select(0, prompt.slots).transpose(0, 1)[None]
         value_1GQV = layer.value_SGV.index_select(0, prompt.slots).transpose(0, 1)[None]
     facts = layer.facts
-    if not facts.is_plain:
-        return _attend_plainly(prompt, layer, query_1HQD, key_1GQD, value_1GQV, sinks_H)
+    if query_1HQD.is_cuda or not facts.is_plain:
+        return layer.prefill(query_1HQD, key_1GQD, value_1GQV, facts.shape, sinks_H)
     alone = prompt.past == 0 or prompt.tokens == 1
     return scaled_dot_product_attention(
         query_1HQD,
         key_1GQD,
         value_1GQV,
-        attn_mask=None if alone else prompt.mask(query_1HQD.dtype, None),
+        attn_mask=None if alone else prompt.mask(query_1HQD.dtype),
         is_causal=prompt.past == 0 and prompt.tokens > 1,
         scale=facts.shape.scale,
         enable_gqa=facts.num_heads != facts.num_groups,
     )
-
-
-def _attend_plainly(
-    prompt: Prompt,
-    layer: KvLayer,
-    query_1HQD: torch.Tensor,
-    key_1GKD: torch.Tensor,
-    value_1GKV: torch.Tensor,
-    sinks_H: torch.Tensor | None,
-) -> torch.Tensor:
-    """Windows, soft caps and sinks, score by score."""
-    facts, shape = layer.facts, layer.facts.shape
-    repeats = facts.num_heads // facts.num_groups
-    key, value = key_1GKD.repeat_interleave(repeats, 1), value_1GKV.repeat_interleave(repeats, 1)
-    scores = query_1HQD.float() @ key.float().transpose(2, 3) * shape.scale
-    if shape.softcap is not None:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
-    scores = scores + prompt.mask(torch.float32, shape.window)
-    if sinks_H is not None:
-        sinks = sinks_H.float().reshape(1, -1, 1, 1).expand(-1, -1, scores.shape[2], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    weight = scores.softmax(dim=-1)[..., : key.shape[2]]
-    return (weight @ value.float()).to(query_1HQD.dtype)

@@ -59,7 +59,10 @@ class PagedEngine:
         seen = attention_layers(model, self.listeners)
         num_pages = 1 + max(1, -(-options.kv_tokens // PAGE_TOKENS))
         self._cache = make_cache(seen, num_pages=num_pages, device=self._device)
-        self._cache.decode = options.decode_attention.kernel
+        self._kernels = options.kernels(seen, pages_for(self._longest()))
+        self._cache.decode = self._kernels.decode
+        for layer in self._cache.layers:
+            layer.prefill = self._kernels.prefill_of(layer.facts)
         self.facts = self._facts()
         self._seats = Seats(options.max_sequences, pages_for(self.facts.max_sequence_tokens), self._device)
         self._staging = Staging(self._device, 4 * max(options.max_batch_tokens, options.max_sequences))
@@ -225,22 +228,27 @@ class PagedEngine:
             stops_early=bool(options.eos_ids),
         )
 
+    def _longest(self) -> int:
+        """Tokens of the longest sequence that fits."""
+        kv_tokens = (self._cache.num_pages - 1) * PAGE_TOKENS
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return kv_tokens if limit is None else min(limit, kv_tokens)
+
     def _facts(self) -> EngineFacts:
         config, options = self._model.config.get_text_config(), self._options
-        kv_tokens = (self._cache.num_pages - 1) * PAGE_TOKENS
-        position_limit = getattr(config, "max_position_embeddings", None) or kv_tokens
         return EngineFacts(
             kind="transformers",
             batching="continuous",
-            attention=f"paged_{options.decode_attention.name}",
-            experts=getattr(config, "_experts_implementation", None),
+            attention=f"paged_{self._kernels.decode_name}",
+            experts=options.experts or getattr(config, "_experts_implementation", None),
+            decode_experts=options.decode_experts,
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=str(self._device),
-            kv_tokens=kv_tokens,
+            kv_tokens=(self._cache.num_pages - 1) * PAGE_TOKENS,
             kv_bytes=self._cache.num_bytes,
             max_batch_tokens=options.max_batch_tokens,
-            max_sequence_tokens=min(position_limit, kv_tokens),
-            notes=options.notes,
+            max_sequence_tokens=self._longest(),
+            notes=(*options.notes, *self._kernels.notes),
             scheduler="moeprof",
             decode="eager" if options.graphs is None else "graph",
             compiled=options.compiled,

@@ -5,18 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moeprof.capture.engine.paged.graphs import GraphBackend
-from moeprof.capture.kernels.decode_attention import DecodeKernel, torch_decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedKernel:
-    """A kernel of decode steps and what the record calls it."""
-
-    name: str
-    kernel: DecodeKernel
-
-
-TORCH_DECODE = NamedKernel(name="torch", kernel=torch_decode)
+from moeprof.capture.engine.paged.kernels_of import Chooser, plain_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +19,9 @@ class PagedOptions:
         eos_ids: ids that end an output where the request says so.
         run_ahead: launch a step while the one before runs.
         graphs: captures decode steps, or None.
-        decode_attention: kernel of decode steps, and its name.
+        kernels: chooses how layers attend.
+        experts: experts implementation of large steps, where it is not the one that the config names.
+        decode_experts: that of decode steps, where it is another.
         compiled: what of the model is compiled, for the facts.
         notes: for the facts.
     """
@@ -41,6 +32,8 @@ class PagedOptions:
     eos_ids: tuple[int, ...] = ()
     run_ahead: bool = False
     graphs: GraphBackend | None = None
-    decode_attention: NamedKernel = TORCH_DECODE
+    kernels: Chooser = plain_kernels
+    experts: str | None = None
+    decode_experts: str | None = None
     compiled: str | None = None
     notes: tuple[str, ...] = ()
