@@ -6,7 +6,7 @@ Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,21 @@ class RoutingBlock:
     picks_TLK: npt.NDArray[np.integer[Any]] | None = None
     picks_tokens_S: tuple[int, ...] = ()
     picks_left_out_tokens: int = 0
+
+    def first(self, num: int) -> RoutingBlock:
+        """The first ``num`` forwards of it, for a pass that broke off behind them."""
+        tokens_S = self.picks_tokens_S[:num]
+        left_out = sum(int(n.sum()) for n, kept in zip(self.tokens_SG, tokens_S, strict=False) if not kept)
+        return replace(
+            self,
+            counts_SLGE=self.counts_SLGE[:num],
+            tokens_SG=self.tokens_SG[:num],
+            dropped_SLG=self.dropped_SLG[:num],
+            identity_SLG=self.identity_SLG[:num],
+            picks_TLK=None if self.picks_TLK is None else self.picks_TLK[: sum(tokens_S)],
+            picks_tokens_S=tokens_S,
+            picks_left_out_tokens=left_out,
+        )
 
     def steps(self) -> Iterator[RoutingStep]:
         """The forwards of the block, one by one."""

@@ -86,6 +86,8 @@ class RoutingRecorder:
     def on_end(self, end_s: float) -> None:
         """Take what is left, close the last window, join the parts."""
         self._take(everything=True)
+        if self._blocks and self._pending:  # the engine broke off between launching a step and telling it
+            self._add(self._blocks[0].first(len(self._pending)))
         if self._window.num_steps:
             self._close_window()
         if self._closed:
