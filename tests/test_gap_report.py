@@ -49,6 +49,10 @@ def test_a_run_says_in_a_sentence_what_its_gap_consists_of(on_a_device: Document
     )
 
 
+def test_the_sentence_stands_on_the_first_screen_where_there_is_a_roofline(on_a_device: Document) -> None:
+    assert sum("its roofline" in note for note in on_a_device.notes) == 1
+
+
 def test_bars_are_in_multiples_of_the_roofline(on_a_device: Document) -> None:
     (bars,) = blocks(section_of(on_a_device), StackedBars)
     assert bars.bars == ("decode, batch 4", "prefill, 512 tokens")
@@ -68,7 +72,9 @@ def test_tables_set_each_part_against_its_own_floor(on_a_device: Document) -> No
 
 def test_where_weights_fit_the_cache_bars_are_shares(tmp_path: Path) -> None:
     launch = make_launch(make_point(wall_ms=4), peaks=PEAKS | {"cache_bytes": 10**9})
-    section = section_of(document_of(tmp_path / "run", launch))
+    document = document_of(tmp_path / "run", launch)
+    assert not any("roofline" in note for note in document.notes)
+    section = section_of(document)
     (bars,) = blocks(section, StackedBars)
     assert sum(values[0] for _, values in bars.parts if values[0] is not None) == pytest.approx(1)
     assert "fit the last-level cache" in blocks(section, Paragraph)[0].text

@@ -120,6 +120,12 @@ def test_a_kernel_launched_without_an_operation_is_placed_by_its_launch_and_told
     assert us(step)["dispatch"] == 40 + 7
 
 
+def test_launches_under_another_number_of_the_thread_are_placed_by_time() -> None:
+    plain = on_a_device()
+    other = [e | {"tid": 123456} if e["cat"] == "cuda_runtime" else e for e in plain]
+    assert profiled_steps(other, "kernels") == profiled_steps(plain, "kernels")
+
+
 def test_copies_and_fills_count_like_kernels() -> None:
     more = [launch(87, 8), kernel("Memcpy DtoH", 930, 3, 8, category="gpu_memcpy")]
     assert us(only(profiled_steps(on_a_device(*more), "kernels")))["sampling"] == 5 + 3

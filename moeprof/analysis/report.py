@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from moeprof.analysis import report_charts as charts
 from moeprof.analysis import report_facts as facts
+from moeprof.analysis import report_gap
 from moeprof.analysis.cards import CARDS, card_for
 from moeprof.analysis.compare.claims import claim_notes
 from moeprof.analysis.compare.ladder_page import ladder_section
@@ -74,7 +75,7 @@ def build_document(summary: Summary) -> Document:
         status=record.status,
         started_at=str(record.experiment.get("started_at", "")),
         headline=_headline(summary),
-        notes=(*claim_notes(summary), *findings(summary)),
+        notes=(*claim_notes(summary), *findings(summary), *report_gap.findings(summary)),
         subtitle=subtitle(summary),
         banners=banners(summary),
         models=tuple(model_column(model) for model in models),

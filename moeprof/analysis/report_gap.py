@@ -36,6 +36,16 @@ def blocks(summary: Summary) -> list[Block]:
     return found
 
 
+def findings(summary: Summary) -> tuple[str, ...]:
+    """Sentences for the first screen: models that were held against a roofline."""
+    found = []
+    for model in summary.models:
+        steps = () if model.facts is None else itemised_steps(model.launch, model.facts)
+        if any(step.roofline_s for step in steps):
+            found.append(sentence(model.name, steps))
+    return tuple(found)
+
+
 def sentence(name: str, steps: tuple[ItemisedStep, ...]) -> str:
     """``At batch 8 a decode step of moe takes 2.1x its roofline (2.5 ms). Above it: experts 0.6x, ...``."""
     decode = [step for step in steps if step.point.phase == "decode"] or list(steps)

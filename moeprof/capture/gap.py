@@ -189,7 +189,11 @@ class _Found:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(file))
-            return profiled_steps(json.loads(file.read_bytes())["traceEvents"], self.clock)
+            try:  # names of kernels are mangled C++: bytes and control characters of any kind
+                trace = json.loads(file.read_text(encoding="utf-8", errors="replace"), strict=False)
+            except ValueError as error:
+                return f"the profiler's trace cannot be read: {error}"
+        return profiled_steps(trace["traceEvents"], self.clock)
 
 
 def _point(size: Size, rows: Sequence[tuple[float, Step]], blocks: Sequence[RoutingBlock]) -> GapPoint:

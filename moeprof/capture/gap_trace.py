@@ -42,7 +42,7 @@ def profiled_steps(events: Iterable[Event], clock: Clock) -> list[ProfiledStep] 
     steps = sorted((e for e in kept if _is(e, "user_annotation") and e["name"] == STEP), key=_start)
     if not steps:
         return "the profiler saw no step"
-    host = [e for e in kept if e.get("tid") == steps[0]["tid"] and _is(e, "user_annotation", "cpu_op", *LAUNCHES)]
+    host = _of_thread(kept, steps[0]["tid"])
     walk = _Walk([_Step(wall_us=float(step["dur"]), start=_start(step), end=_end(step)) for step in steps])
     walk.over(sorted((e for e in host if _is_ours(e)), key=lambda e: (_start(e), -float(e["dur"]))))
     if clock == "operations":
@@ -51,6 +51,13 @@ def profiled_steps(events: Iterable[Event], clock: Clock) -> list[ProfiledStep] 
     if not any(_is(e, "kernel") for e in kernels):
         return "the profiler saw no kernels (no access to the device's counters, as in some virtual machines)"
     return _of_kernels(kernels, walk)
+
+
+def _of_thread(events: list[Event], tid: Any) -> list[Event]:
+    """What the thread of the steps did; all launches where the driver's library numbers threads in its own way."""
+    launches = [e for e in events if _is(e, *LAUNCHES)]
+    own = [e for e in launches if e.get("tid") == tid]
+    return [e for e in events if e.get("tid") == tid and _is(e, "user_annotation", "cpu_op")] + (own or launches)
 
 
 def _is_ours(event: Event) -> bool:
