@@ -13,6 +13,7 @@ import torch
 
 from moeprof.capture.kernels import triton_attention, varlen_attention
 from moeprof.capture.kernels.decode_attention import DecodeKernel, DecodeShape, torch_decode
+from moeprof.capture.kernels.launch import why_own_launch
 from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, run_trial, stopwatch_of
 from moeprof.core.errors import UnsupportedModelError
 
@@ -115,6 +116,8 @@ def choose_decode_kernel(
     taken = wanted[trials.index(best)]
     others = [trial for trial in trials if trial is not best]
     reason = "fastest that agrees with the plain form: " + "; ".join(str(trial) for trial in [best, *others])
+    if taken.name == "triton" and device.type == "cuda" and why_own_launch() is not None:
+        reason += f"; {why_own_launch()}: programs are launched through the driver"
     return ChosenKernel(name=taken.name, kernel=taken.kernel, reason=reason, trials=tuple(trials))
 
 

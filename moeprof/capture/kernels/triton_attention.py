@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 
 from moeprof.capture.kernels.decode_attention import DecodeShape
+from moeprof.capture.kernels.launch import launch
 
 STAND_IN_PROCESSORS = 4  # multiprocessors of a "device" that is none (Triton's interpreter on a CPU)
 MAX_SPLITS = 128
@@ -133,12 +134,12 @@ def triton_decode(
     if splits > 1:
         parts = torch.empty((num_seqs, num_heads, splits, value_dim), dtype=float32, device=device)
         peak, total = torch.empty((2, num_seqs, num_heads, splits), dtype=float32, device=device).unbind()
-    programs.attend_split[(num_seqs, num_groups, splits)](
-        *(query_BHD, key_SGD, value_SGV, block_table_BP, context_B, sinks, parts, peak, total),
-        *query_BHD.stride()[:2],
-        *key_SGD.stride()[:2],
-        *value_SGV.stride()[:2],
-        block_table_BP.stride(0),
+    tensors = (query_BHD, key_SGD, value_SGV, block_table_BP, context_B, sinks, parts, peak, total)
+    strides = (*query_BHD.stride()[:2], *key_SGD.stride()[:2], *value_SGV.stride()[:2], block_table_BP.stride(0))
+    launch(
+        programs.attend_split,
+        (num_seqs, num_groups, splits),
+        (*tensors, *strides),
         NUM_GROUPS=num_groups,
         R=num_heads // num_groups,
         D=head_dim,
@@ -157,8 +158,10 @@ def triton_decode(
         num_stages=tiling.num_stages,
     )
     if splits > 1:
-        programs.join_splits[(num_seqs, num_heads)](
-            *(parts, peak, total, sinks, out_BHV),
+        launch(
+            programs.join_splits,
+            (num_seqs, num_heads),
+            (parts, peak, total, sinks, out_BHV),
             NUM_HEADS=num_heads,
             V=value_dim,
             PADDED_V=padded(value_dim),

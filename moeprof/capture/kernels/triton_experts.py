@@ -18,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from moeprof.capture.kernels.launch import launch
 from moeprof.capture.kernels.triton_attention import padded, processors, why_no_triton
 
 NAME = "moeprof_decode"
@@ -105,8 +106,13 @@ def triton_experts(
     parts = torch.empty((num_tokens * top_k, hidden_size), dtype=torch.float32, device=hidden_Td.device)
     _linear(inner, down_weight, down_bias, factor, index, parts, transposed, 1, False, tiling)
     out_Td = hidden_Td.new_empty(hidden_Td.shape)
-    _programs().sum_picks[(num_tokens, -(-hidden_size // SUM_BLOCK))](
-        *(parts, index, out_Td, hidden_size), NUM_EXPERTS=weight.shape[0], TOP_K=top_k, BLOCK=SUM_BLOCK
+    launch(
+        _programs().sum_picks,
+        (num_tokens, -(-hidden_size // SUM_BLOCK)),
+        (parts, index, out_Td, hidden_size),
+        NUM_EXPERTS=weight.shape[0],
+        TOP_K=top_k,
+        BLOCK=SUM_BLOCK,
     )
     return out_Td
 
@@ -132,10 +138,12 @@ def _linear(
     slots = min(num_experts, num_picks)
     tile_n = _tile_columns(columns, slots, tiling, processors(x.device))
     tile_k = _tile_depth(depth, tiling)
-    _programs().expert_linear[(-(-columns // tile_n), slots)](
-        *(x, weight, x if bias is None else bias, x if factor is None else factor, index, out),
-        *(rows, columns, depth, x.stride(0), expert_stride, col_stride, depth_stride),
-        0 if bias is None else bias.stride(0),
+    tensors = (x, weight, x if bias is None else bias, x if factor is None else factor, index, out)
+    strides = (x.stride(0), expert_stride, col_stride, depth_stride, 0 if bias is None else bias.stride(0))
+    launch(
+        _programs().expert_linear,
+        (-(-columns // tile_n), slots),
+        (*tensors, rows, columns, depth, *strides),
         NUM_EXPERTS=num_experts,
         TOP_K=picks_per_row,
         BY_PICK=num_picks <= num_experts,
