@@ -16,6 +16,7 @@ from moeprof.analysis.document_compare import RatioRow as RatioRow
 from moeprof.analysis.document_compare import RatioTable as RatioTable
 from moeprof.analysis.document_compare import Waterfall as Waterfall
 from moeprof.analysis.document_compare import WaterfallStep as WaterfallStep
+from moeprof.analysis.document_timeline import Timeline as Timeline
 from moeprof.core.metric import Card, MetricValue
 
 Severity = Literal["note", "warning", "error"]
@@ -179,7 +180,8 @@ class StackedBars:
     unit: str
 
 
-Block = Paragraph | MetricTable | RatioTable | GateTable | FactTable | Chart | HeatMap | StackedBars | Waterfall
+Table = MetricTable | RatioTable | GateTable | FactTable
+Block = Paragraph | Table | Chart | Timeline | HeatMap | StackedBars | Waterfall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

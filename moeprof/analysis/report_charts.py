@@ -12,6 +12,7 @@ from moeprof.analysis.document import Block, Chart, HeatMap, HeatMapVariant, Ser
 from moeprof.analysis.metrics.routing_shift_values import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.pick import pick
+from moeprof.analysis.report_timeline import device_timelines
 from moeprof.analysis.summary import ModelSummary, Summary
 from moeprof.analysis.tables import FloatArray, column
 from moeprof.core.modelfacts import GROUPS
@@ -205,7 +206,6 @@ def _timelines(summary: Summary) -> list[Block]:
     specs: tuple[tuple[str, str, str, Callable[[ModelSummary], Series | None]], ...] = (
         ("timeline-rate", "Output tokens per second over time", "tokens / s", _rate_over_time),
         ("timeline-batch", "Requests in a step over time", "requests", _batch_over_time),
-        ("timeline-power", "Device power over time", "W", _power_over_time),
     )
     for name, title, unit, build in specs:
         series = tuple(s for model in summary.models if (s := build(model)) is not None)
@@ -243,15 +243,6 @@ def _batch_over_time(model: ModelSummary) -> Series | None:
     return Series(name=model.name, x=_floats(start[rows]), y=_floats(size[rows]), style="steps")
 
 
-def _power_over_time(model: ModelSummary) -> Series | None:
-    if not model.rounds or not len(model.rounds[0].telemetry):
-        return None
-    telemetry = model.rounds[0].telemetry
-    time, power = column(telemetry, "t_s"), column(telemetry, "power_w")
-    known = np.isfinite(power)
-    return Series(name=model.name, x=_floats(time[known]), y=_floats(power[known])) if known.any() else None
-
-
 def _floats(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
@@ -262,5 +253,6 @@ BUILDERS: dict[str, tuple[Callable[[Summary], list[Block]], ...]] = {
     "latency": (_latency_cdfs, _step_scatter),
     "routing": (_heat_maps,),
     "memory": (_memory,),
+    "energy": (device_timelines,),
     "gap": (report_gap.blocks,),
 }

@@ -32,6 +32,7 @@ from moeprof.analysis.document import (
     Row,
     Section,
     StackedBars,
+    Timeline,
     Waterfall,
 )
 from moeprof.core.metric import Card
@@ -40,6 +41,7 @@ from moeprof.render.html_compare import compare_table, drawn_gates, waterfall_dr
 from moeprof.render.svg_bars import draw_bars
 from moeprof.render.svg_chart import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.svg_heatmap import draw_heatmap
+from moeprof.render.svg_timeline import draw_timeline
 
 LAST_SECTIONS = ("workload", "machine", "environment")  # reference matter, after the doubts
 SEVERITIES = ("error", "warning", "note")
@@ -118,13 +120,21 @@ def _groups(section: Section, document: Document, colours: dict[str, str]) -> li
 
 
 def _kind(block: Block) -> str:
-    kinds = {Chart: "figures", StackedBars: "figures", Waterfall: "figures", MetricTable: "metrics"}
+    kinds = {
+        Chart: "figures",
+        Timeline: "figures",
+        StackedBars: "figures",
+        Waterfall: "figures",
+        MetricTable: "metrics",
+    }
     return {**kinds, RatioTable: "ratios"}.get(type(block), "other")
 
 
 def _item(block: Block, models: Sequence[str]) -> Item:
     if isinstance(block, Chart):
         return "chart", {"block": block, "drawing": draw_chart(block, models)}
+    if isinstance(block, Timeline):
+        return "chart", {"block": block, "drawing": draw_timeline(block)}
     if isinstance(block, StackedBars):
         return "bars", {"block": block, "drawing": draw_bars(block)}
     if isinstance(block, Waterfall):

@@ -15,6 +15,7 @@ from moeprof.analysis.document import (
     Row,
     Section,
     StackedBars,
+    Timeline,
     Waterfall,
 )
 from moeprof.core import units
@@ -93,7 +94,7 @@ def block_lines(block: Block, document: Document) -> list[str]:
         return gate_table(block)
     if isinstance(block, Waterfall):
         return waterfall_table(block)
-    assert isinstance(block, Chart | HeatMap)
+    assert isinstance(block, Chart | HeatMap | Timeline)
     return [f"*{escape(block.title)}*: see the HTML page", ""]
 
 
