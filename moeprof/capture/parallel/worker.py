@@ -29,6 +29,7 @@ class Followers:
         self._label = plan.label
         self._processes: dict[int, SpawnProcess] = {}
         self._pipes: dict[int, Connection] = {}
+        self._messages: dict[int, dict[str, Any]] = {}
         context = multiprocessing.get_context("spawn")
         for rank in range(1, meeting.ranks):
             self._pipes[rank], theirs = context.Pipe(duplex=False)
@@ -44,15 +45,14 @@ class Followers:
         ended = [rank for rank, process in self._processes.items() if process.exitcode]
         if not ended:
             return None
-        told = next((rank for rank in ended if self._has_told(rank)), None)
-        rank = ended[0] if told is None else told
-        if told is None:
-            code = self._processes[rank].exitcode
-            hint = "; the system may have killed it for memory" if code == -9 else ""
-            text = f"{self._label}: the process of rank {rank} died (exit code {code}){hint}"
-            return WorkerFailedError(text, reason="process_died")
-        data = self._pipes[rank].recv()
-        return WorkerFailedError(f"{data['error']} (rank {rank})", data["exit_code"], data["traceback"])
+        for rank in ended:
+            data = self._last_message(rank)
+            if data is not None:
+                return WorkerFailedError(f"{data['error']} (rank {rank})", data["exit_code"], data["traceback"])
+        code = self._processes[ended[0]].exitcode
+        hint = "; the system may have killed it for memory" if code == -9 else ""
+        text = f"{self._label}: the process of rank {ended[0]} died (exit code {code}){hint}"
+        return WorkerFailedError(text, reason="process_died")
 
     def last_words(self) -> WorkerFailedError | None:
         """:meth:`failure`, for as long as it may take one to say it."""
@@ -73,11 +73,15 @@ class Followers:
             pipe.close()
         self._processes, self._pipes = {}, {}
 
-    def _has_told(self, rank: int) -> bool:
+    def _last_message(self, rank: int) -> dict[str, Any] | None:
+        """What a rank said before it ended; None when it had no time to."""
+        pipe = self._pipes[rank]
         try:
-            return self._pipes[rank].poll()
+            while pipe.poll():
+                self._messages[rank] = pipe.recv()
         except (EOFError, OSError):
-            return False
+            pass  # the end of what it said
+        return self._messages.get(rank)
 
 
 class ParallelWorker(Worker):
