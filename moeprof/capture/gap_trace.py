@@ -68,7 +68,7 @@ def _is_ours(event: Event) -> bool:
 def _of_kernels(kernels: list[Event], walk: _Walk) -> list[ProfiledStep]:
     spent: list[list[tuple[_Owner | None, float, str]]] = [[] for _ in walk.steps]
     for kernel in kernels:
-        owner = walk.launched.get((kernel.get("args") or {}).get("correlation"))
+        owner = walk.launched.get(_correlation(kernel))
         number = owner.step if owner is not None else walk.step_at(_start(kernel))
         if number is not None:
             spent[number].append((owner, float(kernel["dur"]) / 1e6, str(kernel["name"])))
@@ -178,7 +178,7 @@ class _Walk:
             in_product = around.owner.in_product or bool(PRODUCT.search(str(event["name"]).lower()))
             owner = _Owner(self._number, around.owner.range, in_product, _start(event))
         if owner is not None and _is(event, *LAUNCHES):
-            self.launched[(event.get("args") or {}).get("correlation")] = owner
+            self.launched[_correlation(event)] = owner
         self._open.append(_Open(event, _end(event), owner))
 
     def _close(self) -> None:
@@ -191,6 +191,12 @@ class _Walk:
         step = self.steps[closed.owner.step]
         step.num_operations += not self._open or not _is(self._open[-1].event, "cpu_op")
         step.operations.append((closed.owner, duration - closed.inner_us, str(closed.event["name"])))
+
+
+def _correlation(event: Event) -> Any:
+    """What a kernel shares with its launch; where there is none, what nothing shares."""
+    found = (event.get("args") or {}).get("correlation")
+    return id(event) if found is None else (found,)
 
 
 def _is(event: Event, *categories: str) -> bool:
