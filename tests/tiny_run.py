@@ -57,7 +57,7 @@ rounds: 1
 threads: 1
 device: cpu
 warmup: {{num_requests: 1, max_seconds: 0.2}}
-instruments: {{overhead: false, peaks: false, window_steps: 4}}
+instruments: {{overhead: false, peaks: false, gap: false, window_steps: 4}}
 prices: {{usd_per_device_hour: 1}}
 """
 
