@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.gpu.goals import DECODE_BATCHES, LONG_TOKENS, MODELS, PREFILL_BATCHES, SHORT_TOKENS, Figure
 from moeprof.analysis import stats
-from moeprof.analysis.metrics.work import Limits, limits_of, roofline_S
+from moeprof.analysis.metrics.work import Limits, limits_of
 from moeprof.analysis.step_work import StepWork, step_work
 from moeprof.analysis.tables import BoolArray, FloatArray, PassTables, column
 from moeprof.core.errors import MoeprofError
@@ -86,9 +86,9 @@ def _decode(key: str, points: Points, batch: int, launch: LaunchRecord, facts: M
     if isinstance(work, str):
         return Figure(key=key, reason=work, source=source)
     limits = limits_of(launch.info, facts)
-    floor = roofline_S(work, limits)
-    if floor is None:
-        return Figure(key=key, reason=limits.bandwidth_reason or limits.flops_reason, source=source)
+    if limits.bandwidth_bytes_per_s is None:
+        return Figure(key=key, reason=limits.bandwidth_reason, source=source)
+    floor = work.bytes_S / limits.bandwidth_bytes_per_s
     mask = work.phase_mask(tables, "decode") & (work.tokens_S == batch)
     return _ratio(key, _own_s(tables, work)[mask], floor[mask], f"no decode step held {batch} requests", source)
 

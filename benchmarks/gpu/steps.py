@@ -132,7 +132,7 @@ def run_step(step: Step, limit_s: float, log: Path, clock: Callable[[], float] =
 
 def without_folders(text: str) -> str:
     """Absolute paths cut to their last part: results are published, the machine's folders are nobody's business."""
-    return re.sub(r"(?<![\w.])/(?:[\w.+@-]+/)+", "", text)
+    return re.sub(r"(?<![\w.:/])/(?:[\w.+@-]+/)+", "", text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
