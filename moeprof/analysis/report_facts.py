@@ -24,6 +24,8 @@ def _machine(summary: Summary) -> FactTable:
     rows = {
         "device": environment.get("device_name"),
         "driver": gpu.get("driver"),
+        "chosen because": summary.record.experiment.get("device_why"),
+        "before the run": _before(summary.record.experiment.get("device_at_start") or {}),
         "processor": f"{environment.get('cpu')}, {environment.get('cpu_cores')} logical",
         "instruction sets": ", ".join(environment.get("cpu_flags") or ()),
         "memory": units.num_bytes(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
@@ -36,6 +38,21 @@ def _machine(summary: Summary) -> FactTable:
         "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
     }
     return _facts("Machine", rows)
+
+
+def _before(seen: Mapping[str, Any]) -> str | None:
+    """What the device did and was allowed to do before anything of ours was on it; None without a look at it."""
+    parts = []
+    if seen.get("idle_power_w") is not None:
+        how = {"instant": " (readings of the moment)", "usage": " (averages of the driver)"}
+        parts.append(f"{seen['idle_power_w']:.0f} W{how.get(str(seen.get('power_source')), '')}")
+    if seen.get("memory_used_bytes") is not None:
+        parts.append(f"{units.num_bytes(seen['memory_used_bytes'])} in use")
+    if seen.get("num_other_processes") is not None:
+        parts.append(f"{seen['num_other_processes']} other processes")
+    if seen.get("power_limit_w") is not None:
+        parts.append(f"power limit {seen['power_limit_w']:.0f} W")
+    return ", ".join(parts) or None
 
 
 def _datasheet(device_name: str) -> str | None:

@@ -17,7 +17,7 @@ BUSY_RATIO = 0.05  # more than that, and the power is not that of an idle device
 
 
 def device_at_start(
-    gpu: Gpu | None, *, look_for_s: float = LOOK_FOR_S, sleep: Callable[[float], None] = time.sleep
+    gpu: Gpu | None, *, look_for_s: float | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> dict[str, Any] | None:
     """Facts of the GPU and two seconds of looking at it; None without a GPU.
 
@@ -25,6 +25,7 @@ def device_at_start(
     """
     if gpu is None:
         return None
+    look_for_s = LOOK_FOR_S if look_for_s is None else look_for_s
     samples = []
     for _ in range(max(1, round(look_for_s / LOOK_EVERY_S))):
         samples.append(gpu.read())
