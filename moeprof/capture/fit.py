@@ -8,7 +8,7 @@ where side by side would leave less than half of that space.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from moeprof.capture.model_memory import DeviceMemory, ModelMemory, is_paged, mo
 from moeprof.capture.model_source import ModelSource
 from moeprof.core.errors import ModelError
 from moeprof.core.trace import Schedule
+from moeprof.core.units import num_bytes
 from moeprof.core.workload import EngineSettings, ModelSpec
 
 PAGE_TOKENS = 16
@@ -128,6 +129,30 @@ def predict(
     if tight is None:
         return fit
     return replace(fit, refusal=refusal(tight.name, models[tight.name], fit, settings))
+
+
+def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
+    """The same prediction, refused where models that are stepped in turn in one process do not fit at once.
+
+    Args:
+        fit: the prediction of each alone.
+        names: models that are loaded at once.
+        what: key of the workload that asks for it, for the message.
+    """
+    models = [fit.models[name] for name in names]
+    if fit.refusal is not None or any(model.weights_bytes is None for model in models):
+        return fit
+    weights = sum(model.weights_bytes or 0 for model in models)
+    beside = max(m.base_bytes + m.activation_bytes + m.workspace_bytes + m.load_extra_bytes for m in models)
+    if weights + beside <= fit.usable_bytes:
+        return fit
+    each = ", ".join(f"{name} {num_bytes(fit.models[name].weights_bytes or 0)}" for name in names)
+    said = (
+        f"{what}: {len(names)} models are stepped in turn in one process and need {num_bytes(weights + beside)} at "
+        f"once (weights: {each}), {num_bytes(fit.usable_bytes)} may be used; name fewer in {what}.models, or leave "
+        f"{what} out"
+    )
+    return replace(fit, refusal=said)
 
 
 def device_memory(device: str, gpu: Gpu | None) -> DeviceMemory:

@@ -92,6 +92,8 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         memory=memory,
         weights_bytes=weights,
     )
+    if workload.lockstep is not None:
+        fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
     if must_fit:
         fit.require()
     engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
