@@ -10,6 +10,7 @@ import torch
 
 from moeprof.capture.engine.base import BatchLayout, ListenerSet, Step
 from moeprof.capture.engine.paged.cache import hub_of
+from moeprof.capture.engine.paged.compiled import as_written, compile_layers
 from moeprof.capture.engine.paged.engine import PagedEngine
 from moeprof.capture.engine.paged.graphs import DecodeGraphs, sizes_up_to
 from moeprof.capture.engine.paged.options import PagedOptions
@@ -285,6 +286,28 @@ def test_two_engines_share_a_model_step_by_step(model: Any) -> None:
     assert two.step() is not None  # still attends by its own cache
     two.close()
     assert tokens == (wanted, wanted)
+
+
+def test_compiled_layers_give_the_same_tokens_and_counts_and_are_compiled_once_for_all_layers() -> None:
+    model, counters = tiny_model("qwen3_moe"), torch._dynamo.utils.counters
+    layers, requests = find_moe_layers(model), requests_of(((5, 6), (9, 4), (20, 3)))
+    wanted = {request.index: generated(model, request) for request in requests}
+    counters.clear()
+    assert compile_layers(model, backend="aot_eager") == "layers"
+    listeners = ListenerSet()
+    tap = RoutingTap(model, layers)
+    listeners.listeners.append(tap)
+    engine = make_engine(model, listeners)
+    tap.discard()
+    tokens, _ = run(engine, requests)
+    engine.close()
+    counted = sum(int(step.counts_LGE.sum()) for block in tap.collect_blocks(everything=True) for step in block.steps())
+    tap.close()
+    as_written(model)
+    assert tokens == wanted
+    assert counted == (10 + 12 + 22) * 2 * len(layers)  # tokens computed x top-2 x layers
+    assert 0 < counters["stats"]["unique_graphs"] <= 16  # two pieces, a few kinds of batches
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "gpt_oss", "mimo_v2_flash", "gemma4_text"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from moeprof.capture.cpu_kernels.experts import use_cpu_experts
 from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.continuous import ContinuousEngine
 from moeprof.capture.engine.paged.build import build_paged
@@ -42,6 +43,8 @@ def build_engine(
 
         return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
+    if settings.experts == "auto" and model.device.type == "cpu":
+        use_cpu_experts(model)
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
         if reason is None:

@@ -197,8 +197,12 @@ def decode_experts(
 
 
 def register() -> None:
-    """Make ``moeprof_decode`` known to transformers; calling it twice does no harm."""
-    _interface().ALL_EXPERTS_FUNCTIONS.register(NAME, decode_experts)
+    """Make ``moeprof_decode`` known to transformers; calling it twice does no harm.
+
+    torch.compile goes round it: it cannot look into programs that are launched by hand.
+    """
+    disable: Any = torch.compiler.disable
+    _interface().ALL_EXPERTS_FUNCTIONS.register(NAME, disable(decode_experts))
 
 
 def _parameters(module: nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeprof.capture.engine.base import ListenerSet
-from moeprof.capture.engine.paged.compiled import compile_layers
+from moeprof.capture.engine.paged.compiled import as_written, compile_layers
 from moeprof.capture.engine.paged.engine import PagedEngine
 from moeprof.capture.engine.paged.graphs import CudaGraphs, GraphBackend
 from moeprof.capture.engine.paged.kernels_of import chooser
@@ -40,6 +40,8 @@ def build_paged(
     """
     device = torch.device(model.device)
     experts = _experts(model, settings, device)
+    if settings.compile == "off":
+        as_written(model)
     options = PagedOptions(
         kv_tokens=kv_tokens,
         max_batch_tokens=settings.max_batch_tokens,

@@ -21,7 +21,7 @@ def decoder_layers(model: Any) -> nn.ModuleList | None:
     return lists[0] if lists else None
 
 
-def compile_layers(model: Any) -> str | None:
+def compile_layers(model: Any, backend: str = "inductor") -> str | None:
     """Compile in place; once is enough for all engines of a model. ``layers``, or None when no stack was found."""
     layers = decoder_layers(model)
     if layers is None:
@@ -31,5 +31,11 @@ def compile_layers(model: Any) -> str | None:
     settings.allow_unspec_int_on_nn_module = True  # the number of a layer is no reason to compile it anew
     for layer in layers:
         if getattr(layer, "_compiled_call_impl", None) is None:
-            cast("Any", layer).compile()
+            cast("Any", layer).compile(backend=backend)
     return "layers"
+
+
+def as_written(model: Any) -> None:
+    """Take the compiled form away: the layers run as they are written."""
+    for layer in decoder_layers(model) or ():
+        layer._compiled_call_impl = None
