@@ -197,7 +197,7 @@ def test_commands_that_run_no_model_import_no_torch(arguments: list[str]) -> Non
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "energy", "quality",
+SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy", "quality",
             "validity", "comparison")  # fmt: skip
 
 

@@ -19,7 +19,7 @@ class Card:
         better: which direction is better.
         formula: one line.
         source: where the definition comes from.
-        section: report section: latency, throughput, cost, parameters, routing, memory, work, energy, validity.
+        section: report section: latency, throughput, cost, parameters, routing, memory, work, gap, energy, validity.
         headline: True when it stands on the first screen.
     """
 
