@@ -122,7 +122,7 @@ def test_power_is_that_of_the_moment_where_the_driver_tells_it() -> None:
 
 
 def test_facts_tell_of_modes_limits_and_memory_errors() -> None:
-    nvml = fake_nvml()
+    nvml = fake_nvml(nvmlDeviceGetMigDeviceHandleByIndex=pynvml.NVML_ERROR_NOT_FOUND)
     nvml.nvmlDeviceGetMigMode.return_value = [1, 1]
     nvml.nvmlDeviceGetTotalEccErrors.side_effect = lambda handle, kind, counter: {0: 5, 1: 2}[kind]
     nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 0, 1
@@ -131,6 +131,14 @@ def test_facts_tell_of_modes_limits_and_memory_errors() -> None:
     assert (facts["ecc_corrected_errors"], facts["ecc_uncorrected_errors"]) == (5, 2)
     nvml.nvmlDeviceIsMigDeviceHandle.return_value = 1
     assert find_gpu("1", nvml).facts()["mig"] == "slice"
+
+
+def test_of_a_gpu_that_is_cut_into_parts_the_first_part_is_read() -> None:
+    nvml = fake_nvml()
+    nvml.nvmlDeviceGetMigMode.return_value = [1, 1]
+    nvml.nvmlDeviceGetMigDeviceHandleByIndex.return_value = "part"
+    nvml.nvmlDeviceGetName.side_effect = {"part": "NVIDIA H200 MIG 1g.18gb"}.get
+    assert find_gpu("1", nvml).name == "NVIDIA H200 MIG 1g.18gb"
 
 
 def test_critical_errors_of_the_device_are_heard_once() -> None:

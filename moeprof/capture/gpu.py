@@ -166,6 +166,7 @@ def find_gpu(uuid: str | None, nvml: Any = None, *, position: int = 0) -> Gpu:
     if handle is None or isinstance(handle, str):
         _try(nvml, nvml.nvmlShutdown)
         return Gpu(reason=handle or reason)
+    handle = _try(nvml, lambda: _first_slice(nvml, handle))[0] or handle
     instant, _ = _try(nvml, lambda: _instant_power_w(nvml, handle))
     return Gpu(
         power_source="usage" if instant is None else "instant",
@@ -217,6 +218,12 @@ def _instant_power_w(nvml: Any, handle: Any) -> float | None:
     """Power at this moment; None where this GPU or its driver has no such field."""
     field = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])[0]
     return field.value.uiVal / 1e3 if field.nvmlReturn == 0 else None
+
+
+def _first_slice(nvml: Any, handle: Any) -> Any:
+    """Of a GPU that is cut into parts CUDA shows the first one; None for a whole GPU."""
+    is_cut = not nvml.nvmlDeviceIsMigDeviceHandle(handle) and nvml.nvmlDeviceGetMigMode(handle)[0] == 1
+    return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0) if is_cut else None
 
 
 def _mig(nvml: Any, handle: Any) -> str:

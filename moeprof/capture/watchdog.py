@@ -61,7 +61,7 @@ class Watchdog:
         data = report.data
         self._doing = data.get("doing", self._doing)
         self._longest_s = max(self._longest_s, data.get("longest_step_s", 0.0))
-        if data.get("steps"):
+        if data.get("steps") and "total" in data:
             self._steps = data["done"] + data["refused"] < data["total"]  # after the last one tables are written
 
     def stop(self) -> None:
