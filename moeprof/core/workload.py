@@ -54,8 +54,7 @@ class EngineSettings:
         decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
         compile: ``layers`` applies torch.compile to the decoder layers.
         run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
-        decode_attention: kernel of paged decode: ``torch``, ``triton``, ``varlen``; ``auto`` takes the fastest that
-            agrees with ``torch`` on the device.
+        decode_attention: kernel of paged decode; ``auto`` takes the fastest that agrees with ``torch`` on the device.
         memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
         parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
     """
