@@ -163,9 +163,8 @@ def test_a_forward_that_was_not_announced_or_is_of_another_size_is_an_error() ->
     steps_of(tap, override)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
-def test_compiled_layers_execute_the_override_only_while_it_is_on(model_type: str) -> None:
-    model: Any = tiny_model(model_type)
+def test_compiled_layers_execute_the_override_only_while_it_is_on() -> None:
+    model: Any = tiny_model("qwen3_moe")
     for layer in model.model.layers:
         layer.compile(backend="eager")
     listeners, override, tap = overridden(model, RoutingPolicy(policy="concentrated"))
@@ -177,12 +176,12 @@ def test_compiled_layers_execute_the_override_only_while_it_is_on(model_type: st
             model(input_ids=ids[:, :tokens])
             listeners.after_forward()
 
-    for tokens in (8, 9, 10):
+    for tokens in (8, 9):
         override.close()
         forward(tokens)
         override.enable()
         forward(tokens)
     found = steps_of(tap, override)
-    for native, concentrated, tokens in zip(found[::2], found[1::2], (8, 9, 10), strict=True):
+    for native, concentrated, tokens in zip(found[::2], found[1::2], (8, 9), strict=True):
         assert native.counts_LGE[:, 0, TOP_K:].sum() > 0
         assert (concentrated.counts_LGE[:, 0, :TOP_K] == tokens).all()
