@@ -134,6 +134,7 @@ RULES: dict[str, Callable[[Results], str]] = {
     "capture": _captures,
     "attention-mixtral": _kernels("attention mixtral"),
     "attention-qwen3": _kernels("attention qwen3-30b"),
+    "attention-prompt": _kernels("prompt "),
     "decode": _figures("decode-over-roofline"),
     "prefill": _figures("prefill-of-matmul"),
     "instruments": _figures("overhead", "save-detailed"),

@@ -65,6 +65,14 @@ class AttentionCase:
             num_bytes=2 * batch * context * self.num_groups * self.head_dim * key.element_size(),
         )
 
+    def prompt(self, num_tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random queries [1, H, T, D], keys and values [1, G, T, D] of one prompt."""
+        torch.manual_seed(0)
+        kinds: dict[str, Any] = {"device": device, "dtype": self.dtype}
+        heads = (self.num_heads, self.num_groups, self.num_groups)
+        query, key, value = (torch.randn(1, num, num_tokens, self.head_dim, **kinds) for num in heads)
+        return query, key, value
+
 
 ATTENTION = (
     AttentionCase(name="mixtral", num_heads=32, num_groups=8, head_dim=128),
@@ -79,10 +87,27 @@ def attention_candidates(every: bool) -> Iterator[tuple[str, Attention]]:
     if triton is not None:
         for number, tiling in enumerate(triton.TILINGS if every else triton.TILINGS[:1]):
             yield f"triton tiling {number}", partial(triton.triton_decode, tiling=tiling)
-    for module, name in (("varlen_attention", "varlen_decode"), ("flex_attention", "flex_decode")):
-        found = getattr(_module(module), name, None)
+    varlen = _module("varlen_attention")
+    if varlen is not None:
+        yield "varlen", partial(_varlen, varlen)
+
+
+def prefill_candidates() -> Iterator[tuple[str, Attention]]:
+    """Name and form of attention of whole prompts."""
+    prefill = _module("prefill_attention")
+    for name in ("sdpa", "varlen"):
+        found = getattr(prefill, f"{name}_prefill", None)
         if found is not None:
-            yield name.removesuffix("_decode"), found
+            yield name, found
+
+
+def _varlen(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
+    shape = rest[-1]
+    reason = module.why_not(query.device, query.dtype, query.shape[-1], value.shape[-1], shape, False)
+    if reason is not None:
+        raise RuntimeError(reason)
+    found: torch.Tensor = module.varlen_decode(query, key, value, *rest)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +40,27 @@ def main(arguments: list[str] | None = None) -> int:
     probe = Probe(__doc__, arguments)
     for name, num_layers in SLICES[:1] if probe.is_tiny else SLICES:
         opened = open_shape(name, probe.device, num_layers=num_layers, is_tiny=probe.is_tiny)
-        _watch_nothing(probe, opened)
+        tapping = _drawn_picks(probe, opened)
         for way, changes in list(SETTINGS.items())[: -1 if probe.is_tiny else None]:
             for batch in (2,) if probe.is_tiny else BATCHES:
-                probe.case(f"{name}, {num_layers} layers, batch {batch}: {way}", lambda b=batch, c=changes, o=opened:
-                           _decode(probe, o, b, c))  # type: ignore[misc]  # fmt: skip
-        del opened
+                measure = partial(_decode, probe, opened, tapping, batch, changes)
+                probe.case(f"{name}, {num_layers} layers, batch {batch}: {way}", measure)
+        tapping.close()
+        del opened, tapping
         if probe.device.type == "cuda":
             torch.cuda.empty_cache()
     return 0
 
 
-def _watch_nothing(probe: Probe, opened: Opened) -> None:
-    """Put the drawn picks in force; no tap: these are the engine's own times."""
-    plan = launch_plan(opened, equal_requests(1, 16, 2), Path("."), probe.device, detailed=False)
-    Tapping(opened.model, plan)  # its override stays on the model as long as the model lives
+def _drawn_picks(probe: Probe, opened: Opened) -> Tapping:
+    """Put the drawn picks in force; the tap stays off: these are the engine's own times."""
+    return Tapping(opened.model, launch_plan(opened, equal_requests(1, 16, 2), Path("."), probe.device, detailed=False))
 
 
-def _decode(probe: Probe, opened: Opened, batch: int, changes: dict[str, Any]) -> dict[str, Any]:
+def _decode(probe: Probe, opened: Opened, tapping: Tapping, batch: int, changes: dict[str, Any]) -> dict[str, Any]:
     inputs, outputs = (16, 8) if probe.is_tiny else (INPUT_TOKENS, OUTPUT_TOKENS)
     schedule = equal_requests(batch, inputs, outputs)
-    engine = build_engine(opened.model, replace(opened.settings, **changes), ListenerSet())
+    engine = build_engine(opened.model, replace(opened.settings, **changes), ListenerSet(tapping.always))
     try:
         prepare_decode(engine, batch, inputs + outputs)
         return _timed(engine, schedule, batch) | {"facts": _facts(engine)}

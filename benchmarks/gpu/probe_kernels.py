@@ -11,22 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.kernel_cases import (
     ATTENTION,
     EXPERTS,
+    PAGE_TOKENS,
     AttentionCase,
     ExpertsCase,
     attention_candidates,
     experts_candidates,
     plain_experts,
+    prefill_candidates,
 )
 from benchmarks.gpu.probe_tools import Probe, relative_error
-from moeprof.capture.kernels.decode_attention import torch_decode
+from moeprof.capture.kernels.decode_attention import DecodeShape, torch_decode
 
 TOKENS = {"decode": (1, 8, 64), "prefill": (2048,)}
 CONTEXTS = (512, 2048)
 BATCHES = (1, 8, 64)
+PROMPT_TOKENS = 2048
 MOST_GATHERED_BYTES = 8e9  # batched_mm copies the weights of every pick
 
 Capture = tuple[str, Callable[[], Any]]
@@ -43,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             captures += _experts(probe, shape.tiny() if probe.is_tiny else shape, bandwidth)
         for case in ATTENTION:
             captures += _attention(probe, case.tiny() if probe.is_tiny else case, bandwidth)
+        for case in ATTENTION:
+            _prompts(probe, case.tiny() if probe.is_tiny else case)
         for name, work in captures:
             probe.case(f"graph: {name}", lambda work=work: probe.graph_case(work))  # type: ignore[misc]
     return 0
@@ -87,6 +93,24 @@ def _attention(probe: Probe, case: AttentionCase, bandwidth: float) -> list[Capt
                 if "reason" not in row and every:
                     captures.append((label, work))
     return captures
+
+
+def _prompts(probe: Probe, case: AttentionCase) -> None:
+    """Attention of one whole prompt; FLOPs are those below the diagonal."""
+    num_tokens = 24 if probe.is_tiny else PROMPT_TOKENS
+    query, key, value = case.prompt(num_tokens, probe.device)
+    shape = DecodeShape(page_tokens=PAGE_TOKENS, scale=case.head_dim**-0.5)
+    keys, values = (part.float().repeat_interleave(case.num_heads // case.num_groups, 1) for part in (key, value))
+    reference = scaled_dot_product_attention(query.float(), keys, values, is_causal=True, scale=shape.scale)
+    flops = 2.0 * case.num_heads * case.head_dim * num_tokens * (num_tokens + 1)
+    for name, kernel in prefill_candidates():
+
+        def measure(kernel: Callable[..., torch.Tensor] = kernel) -> dict[str, Any]:
+            error = relative_error(kernel(query, key, value, shape), reference)
+            seconds = probe.time_s(lambda: kernel(query, key, value, shape))
+            return {"seconds": seconds, "error": error, "flops_per_s": flops / seconds}
+
+        probe.case(f"prompt {case.name} of {num_tokens}: {name}", measure)
 
 
 def _experts(probe: Probe, shape: ExpertsCase, bandwidth: float) -> list[Capture]:

@@ -57,7 +57,7 @@ def _paired(probe: Probe, opened: Opened, batch: int, detailed: bool) -> dict[st
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tapping = Tapping(opened.model, launch_plan(opened, schedule, folder, probe.device, detailed=detailed))
-        listeners = ListenerSet()
+        listeners = ListenerSet(tapping.always)  # the drawn picks are part of both sides
         bare = build_engine(opened.model, settings, ListenerSet(tapping.always), in_turn=True)
         watched = build_engine(opened.model, settings, listeners, in_turn=True)
         try:
