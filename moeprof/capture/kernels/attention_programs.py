@@ -26,37 +26,14 @@ def _scores(query_RD, key_DN, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):  # ty
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_split(  # type: ignore[no-untyped-def]
-    query,
-    key,
-    value,
-    table,
-    context,
-    sinks,
-    out,
-    peak,
-    total,
-    query_seq_stride,
-    query_head_stride,
-    key_slot_stride,
-    key_group_stride,
-    value_slot_stride,
-    value_group_stride,
-    table_seq_stride,
-    NUM_GROUPS: tl.constexpr,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    V: tl.constexpr,
-    PADDED_R: tl.constexpr,
-    PADDED_D: tl.constexpr,
-    PADDED_V: tl.constexpr,
-    PAGE: tl.constexpr,
-    N: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SCALE: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    query, key, value, table, context, sinks, out, peak, total,
+    query_seq_stride, query_head_stride, key_slot_stride, key_group_stride,
+    value_slot_stride, value_group_stride, table_seq_stride,
+    NUM_GROUPS: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    PADDED_R: tl.constexpr, PADDED_D: tl.constexpr, PADDED_V: tl.constexpr,
+    PAGE: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """One split of one sequence and key/value head.
 
     With one split the output is final and in the query's dtype; else ``out`` takes the unscaled sum, ``peak`` and
@@ -108,19 +85,10 @@ def attend_split(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def join_splits(  # type: ignore[no-untyped-def]
-    parts,
-    peak,
-    total,
-    sinks,
-    out,
-    NUM_HEADS: tl.constexpr,
-    V: tl.constexpr,
-    PADDED_V: tl.constexpr,
-    SPLITS: tl.constexpr,
-    PADDED_S: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-):
+    parts, peak, total, sinks, out,
+    NUM_HEADS: tl.constexpr, V: tl.constexpr, PADDED_V: tl.constexpr,
+    SPLITS: tl.constexpr, PADDED_S: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SINKS: tl.constexpr,
+):  # fmt: skip
     """Join the splits of one sequence and query head: [S, V] parts with their maxima and sums, into [V]."""
     seq, head = tl.program_id(0), tl.program_id(1)
     at = (seq * NUM_HEADS + head).to(tl.int64) * SPLITS

@@ -50,32 +50,12 @@ def _tile(at, held, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def expert_linear(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    bias,
-    factor,
-    index,
-    out,
-    num_picks,
-    cols,
-    depth,
-    x_row_stride,
-    expert_stride,
-    col_stride,
-    depth_stride,
-    bias_stride,
-    NUM_EXPERTS: tl.constexpr,
-    TOP_K: tl.constexpr,
-    BY_PICK: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_FACTOR: tl.constexpr,
-    EVEN: tl.constexpr,
-    P: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-):
+    x, weight, bias, factor, index, out,
+    num_picks, cols, depth, x_row_stride, expert_stride, col_stride, depth_stride, bias_stride,
+    NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, BY_PICK: tl.constexpr, GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, EVEN: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
     """``out[pick] = x[pick // TOP_K] @ weight[expert of the pick].T``, for some columns of one expert.
 
     BY_PICK: a slot is a pick, and the first pick of an expert does the work of all; else a slot is an expert.

@@ -123,36 +123,28 @@ def triton_decode(
         tiling: how the work is cut.
         num_processors: multiprocessors to fill, or None for those of the device.
     """
-    programs = _programs()
-    (num_seqs, num_heads, head_dim), num_groups, value_dim = query_BHD.shape, key_SGD.shape[1], value_SGV.shape[2]
-    device, float32 = query_BHD.device, torch.float32
+    programs, size = _programs(), _sizes(query_BHD, key_SGD, value_SGV)
+    num_seqs, num_heads, value_dim = query_BHD.shape[0], query_BHD.shape[1], value_SGV.shape[2]
+    device, num_groups = query_BHD.device, key_SGD.shape[1]
     table_tokens = block_table_BP.shape[1] * shape.page_tokens
     splits = count_splits(num_seqs, num_groups, table_tokens, tiling, num_processors or processors(device))
     out_BHV = torch.empty((num_seqs, num_heads, value_dim), dtype=query_BHD.dtype, device=device)
     sinks = out_BHV if sinks_H is None else sinks_H
     parts, peak, total = out_BHV, out_BHV, out_BHV  # never touched where there is one split
     if splits > 1:
-        parts = torch.empty((num_seqs, num_heads, splits, value_dim), dtype=float32, device=device)
-        peak, total = torch.empty((2, num_seqs, num_heads, splits), dtype=float32, device=device).unbind()
+        parts = torch.empty((num_seqs, num_heads, splits, value_dim), dtype=torch.float32, device=device)
+        peak, total = torch.empty((2, num_seqs, num_heads, splits), dtype=torch.float32, device=device).unbind()
     tensors = (query_BHD, key_SGD, value_SGV, block_table_BP, context_B, sinks, parts, peak, total)
     strides = (*query_BHD.stride()[:2], *key_SGD.stride()[:2], *value_SGV.stride()[:2], block_table_BP.stride(0))
+    masks = {"SCALE": shape.scale, "SOFTCAP": shape.softcap or 0.0, "WINDOW": shape.window or 0}
     launch(
         programs.attend_split,
         (num_seqs, num_groups, splits),
         (*tensors, *strides),
-        NUM_GROUPS=num_groups,
-        R=num_heads // num_groups,
-        D=head_dim,
-        V=value_dim,
-        PADDED_R=padded(num_heads // num_groups),
-        PADDED_D=padded(head_dim),
-        PADDED_V=padded(value_dim),
+        **(size | masks),
         PAGE=shape.page_tokens,
         N=tiling.block_keys,
         SPLITS=splits,
-        SCALE=shape.scale,
-        SOFTCAP=shape.softcap or 0.0,
-        WINDOW=shape.window or 0,
         HAS_SINKS=sinks_H is not None,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
@@ -171,6 +163,13 @@ def triton_decode(
             HAS_SINKS=sinks_H is not None,
         )
     return out_BHV
+
+
+def _sizes(query_BHD: torch.Tensor, key_SGD: torch.Tensor, value_SGV: torch.Tensor) -> dict[str, int]:
+    """What the program knows of the tensors when it is compiled."""
+    num_groups, repeats = key_SGD.shape[1], query_BHD.shape[1] // key_SGD.shape[1]
+    exact = {"R": repeats, "D": query_BHD.shape[2], "V": value_SGV.shape[2]}
+    return {"NUM_GROUPS": num_groups, **exact} | {f"PADDED_{name}": padded(size) for name, size in exact.items()}
 
 
 @functools.cache
