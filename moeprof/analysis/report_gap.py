@@ -1,4 +1,4 @@
-"""Where a step goes, as blocks of the report: per model one sentence, one bar per size of step, one table per size."""
+"""Where a step goes, as blocks of the report: per model a sentence, a bar per size of step, parts over their floors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def blocks(summary: Summary) -> list[Block]:
         steps = () if model.facts is None else itemised_steps(model.launch, model.facts)
         if steps:
             found += [Paragraph(text=sentence(model.name, steps)), _bars(model.name, steps)]
-            found += [_table(model, step) for step in steps]
+            found += [_sizes(model.name, steps), *(_parts(model.name, step) for step in steps if step.roofline_s)]
             found += [Paragraph(text=text) for text in _notes(model)]
     return found
 
@@ -98,39 +98,44 @@ def _size(step: ItemisedStep) -> str:
     return f"decode, batch {point.sequences}" if point.phase == "decode" else f"prefill, {point.tokens} tokens"
 
 
-def _table(model: ModelSummary, step: ItemisedStep) -> FactTable:
-    rows = [(word(part), _cell(part, step)) for part in step.parts]
-    total = f"{units.seconds(step.wall_s)}, median of {len(step.point.wall_S)}"
+def _sizes(name: str, steps: tuple[ItemisedStep, ...]) -> FactTable:
+    """What was timed and what was profiled, one line per size."""
+    return FactTable(title=f"{name}: steps", rows=tuple((_size(step), _timed(step)) for step in steps))
+
+
+def _timed(step: ItemisedStep) -> str:
+    text = f"{units.seconds(step.wall_s)} (median of {len(step.point.wall_S)})"
     if step.device_s is not None:
-        total += f"; on the device {units.seconds(step.device_s)}"
+        text += f", on the device {units.seconds(step.device_s)}"
     if step.roofline_s is not None and step.gap_s is not None:
-        total += f"; roofline {units.seconds(step.roofline_s)}, gap {units.seconds(step.gap_s)}"
-    rows.append(("whole step", total))
-    if step.profiled is not None:
-        seconds = units.seconds(step.profiled.wall_s)
-        rows.append(("profiled step", f"{seconds}, {step.profiled.launches} launches{_stretched(step)}"))
-    else:
-        rows.append(("not itemised because", step.point.reason or "no step was profiled"))
-    return FactTable(title=f"{model.name}: {_size(step)}", rows=tuple(rows))
+        text += f", roofline {units.seconds(step.roofline_s)}, gap {units.seconds(step.gap_s)}"
+    if step.profiled is None:
+        return f"{text}; not itemised: {step.point.reason or 'no step was profiled'}"
+    profiled = units.seconds(step.profiled.wall_s)
+    return f"{text}; profiled {profiled} with {step.profiled.launches} launches{_stretched(step)}"
 
 
-def _cell(part: Part, step: ItemisedStep) -> str:
+def _parts(name: str, step: ItemisedStep) -> FactTable:
+    """Each part against its own floor."""
+    rows = tuple((word(part), _over_floor(part, step)) for part in step.parts)
+    return FactTable(title=f"{name}: {_size(step)}", rows=rows)
+
+
+def _over_floor(part: Part, step: ItemisedStep) -> str:
     text = f"{units.seconds(part.seconds)}, {units.percent(part.seconds / step.wall_s)} of the step"
     if part.floor_s is None or part.excess_s is None or not step.roofline_s:
         return text
     over = units.significant(part.excess_s / step.roofline_s, 2)
-    return (
-        f"{text}; least {units.seconds(part.floor_s)}, above it {units.seconds(part.excess_s)} ({over}x the roofline)"
-    )
+    above = f"above it {units.seconds(part.excess_s)} ({over}x the roofline)"
+    return f"{text}; least {units.seconds(part.floor_s)}, {above}"
 
 
 def _stretched(step: ItemisedStep) -> str:
     """A doubt: on a CPU the profiler lengthens what it measures."""
     if step.profiled is None or step.profiled.wall_s < STRETCHED * step.wall_s:
         return ""
-    return (
-        f"; {_times(step.profiled.wall_s / step.wall_s)} the plain one: its parts may be too long, and host too short"
-    )
+    times = _times(step.profiled.wall_s / step.wall_s)
+    return f", {times} the plain one: its parts may be too long, and host too short"
 
 
 def _notes(model: ModelSummary) -> list[str]:
@@ -138,7 +143,6 @@ def _notes(model: ModelSummary) -> list[str]:
     notes = [f"{model.name}: {note}." for note in Gap.from_json(model.launch["gap"]).notes]
     engine = model.launch.get("engine") or {}
     if engine.get("compiled"):
-        notes.append(
-            f"{model.name}: the itemised steps were not compiled, those of the run were; their kernels differ."
-        )
+        text = "the itemised steps were not compiled, those of the run were; their kernels differ"
+        notes.append(f"{model.name}: {text}.")
     return notes
