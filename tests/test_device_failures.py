@@ -104,6 +104,13 @@ def test_samples_bracket_the_pass(tmp_path: Path) -> None:
     assert table["allocated_bytes"].iloc[-1] == 5
 
 
+def test_a_worker_that_is_gone_has_no_memory(tmp_path: Path) -> None:
+    telemetry = Telemetry([], 2**22 + 1)
+    telemetry.begin(tmp_path, 0.0)
+    telemetry.close()
+    assert read_table(tmp_path, "telemetry")["host_rss_bytes"].isna().all()
+
+
 def test_of_a_pass_that_never_began_nothing_is_written(tmp_path: Path) -> None:
     Telemetry([Counting()], os.getpid()).close()
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,13 @@ def test_what_a_short_workload_leaves_out_has_a_default() -> None:
 )
 def test_every_workload_that_ships_is_read(file: Path) -> None:
     assert load_workload(file).models
+
+
+def test_the_watchdog_may_be_off_but_not_negative() -> None:
+    whole = load_workload(REPOSITORY / "workloads" / "quickstart.yaml")
+    assert replace(whole, watchdog_s=0).watchdog_s == 0
+    with pytest.raises(WorkloadError, match="watchdog_s: found -1; 0 or more is allowed"):
+        replace(whole, watchdog_s=-1)
 
 
 def test_the_quickstart_states_its_price_threads_and_at_least_64_requests() -> None:

@@ -33,7 +33,7 @@ class Telemetry:
     """A sampling thread for one pass; it starts at once, and writes once the pass has begun."""
 
     def __init__(self, meters: list[Meter], worker_pid: int) -> None:
-        self._meters, self._worker = meters, psutil.Process(worker_pid)
+        self._meters, self._worker_pid = meters, worker_pid
         self._stream: TableStream | None = None
         self._before: deque[dict[str, Any]] = deque(maxlen=BEFORE)
         self._origin_s = 0.0
@@ -70,7 +70,7 @@ class Telemetry:
     def _sample(self) -> None:
         row: dict[str, Any] = {"t_s": time.perf_counter(), "load_average_1min": os.getloadavg()[0]}
         try:
-            row["host_rss_bytes"] = self._worker.memory_info().rss
+            row["host_rss_bytes"] = psutil.Process(self._worker_pid).memory_info().rss
         except psutil.Error:
             row["host_rss_bytes"] = None  # the worker is gone; the pass ends in a moment
         for meter in self._meters:
