@@ -327,7 +327,7 @@ def test_out_of_memory_is_predicted_with_what_is_needed_and_what_is_there(
 ) -> None:
     monkeypatch.setattr("moeprof.capture.fit.free_memory_bytes", lambda device, gpu: 100 * 2**20)
     said = refused(here, PRICED)
-    assert said.startswith("model dense: needs about 6") and " KiB weights" in said
+    assert said.startswith("model dense: needs about 7") and " KiB weights" in said
     assert "100 MiB of " in said and "stays as margin (engine.memory_margin_ratio 0.05)" in said
     assert "its weights leave no room for a step" in said
 
