@@ -1,0 +1,133 @@
+"""Our own CPU kernels against plain torch, and what happens where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from moeprof.capture.cpu_kernels import build
+from moeprof.capture.cpu_kernels.build import why_no_kernels
+from moeprof.capture.cpu_kernels.experts import NAME, use_cpu_experts, why_not
+from tests.plain_experts import make_experts
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture
+def kernels() -> None:
+    reason = why_no_kernels()
+    if reason is not None:
+        pytest.skip(reason)
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this CPU has no bf16 instructions")
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    build.why_no_kernels.cache_clear()
+    yield
+    build.why_no_kernels.cache_clear()
+
+
+def plain(
+    x: torch.Tensor, ids: torch.Tensor, factor: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """Token by token, pick by pick, in float32; picks past the experts count zero."""
+    out = torch.zeros(x.shape)
+    for t, picks in enumerate(ids.tolist()):
+        for k, e in enumerate(picks):
+            if e < len(up):
+                gate, value = (up[e].float() @ x[t].float()).chunk(2)
+                out[t] += factor[t, k] * (down[e].float() @ (silu(gate) * value))
+    return out
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_experts", "hidden", "inner", "tokens"), [(4, 64, 128, 1), (3, 34, 70, 7), (2, 96, 64, 150)]
+)
+def test_experts_agree_with_products_one_by_one(
+    dtype: torch.dtype, num_experts: int, hidden: int, inner: int, tokens: int
+) -> None:
+    torch.manual_seed(0)
+    up = (torch.randn(num_experts, 2 * inner, hidden) / hidden**0.5).to(dtype)
+    down = (torch.randn(num_experts, hidden, inner) / inner**0.5).to(dtype)
+    x, factor = torch.randn(tokens, hidden).to(dtype), torch.rand(tokens, 2)
+    ids = torch.stack([torch.randperm(num_experts + 1)[:2] for _ in range(tokens)])  # one id is of no expert
+    out = torch.ops.moeprof_cpu.experts(x, ids, factor, up, down)
+    expected = plain(x, ids, factor, up, down)
+    assert out.dtype == dtype
+    assert (out.float() - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 33])
+def test_a_linear_layer_agrees(dtype: torch.dtype, rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, rows, 48).to(dtype), torch.randn(100, 48).to(dtype)
+    expected = x.float() @ weight.float().T
+    out = torch.ops.moeprof_cpu.linear(x, weight)
+    assert out.shape == (1, rows, 100)
+    assert (out.float() - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_reads_the_pages_of_each_sequence(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(3, 6, 32).to(dtype)
+    key, value = torch.randn(2, 10 * 16, 2, 32).to(dtype)
+    pages, keys = torch.tensor([[7, 0], [1, 9], [4, 2]]), torch.tensor([1, 32, 19])
+    out = torch.ops.moeprof_cpu.attention(query, key, value, pages, keys, 32**-0.5, 16)
+    for b in range(3):
+        slots = (pages[b][:, None] * 16 + torch.arange(16)).flatten()[: keys[b]]
+        own = (part[slots].transpose(0, 1).float() for part in (key, value))
+        expected = scaled_dot_product_attention(query[b][:, None].float(), *own, enable_gqa=True)[:, 0]
+        assert (out[b].float() - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_without_a_compiler_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert why_no_kernels() == "no C++ compiler (g++, or the one that CXX names)"
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert str(why_no_kernels()).startswith("cannot be compiled: ")
+
+
+def test_experts_of_another_activation_keep_their_kernel() -> None:
+    assert (
+        why_not(make_experts(2, 8, 8, act="gelu"))
+        == "experts are not silu(gate) * up behind transformers' experts interface"
+    )
+
+
+def test_a_dense_model_has_nothing_to_switch() -> None:
+    assert use_cpu_experts(nn.Linear(2, 2)) == "no routed experts"
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_model_says_the_same_tokens_with_our_experts() -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    model, ids = Qwen3MoeForCausalLM(config).eval(), torch.arange(12)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+        assert use_cpu_experts(model) is None and config._experts_implementation == NAME
+        assert torch.allclose(model(ids).logits, before, atol=1e-5)
