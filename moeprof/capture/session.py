@@ -12,6 +12,7 @@ import torch
 
 from moeprof.capture import after_rounds, memory, saturation
 from moeprof.capture.invariants import check_pass
+from moeprof.capture.kv_space import kv_space
 from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.parallel.facts import memory_of_ranks, picks_of_ranks
 from moeprof.capture.peaks import measure_peaks
@@ -74,6 +75,10 @@ class Session:
         if opened.load_holds_more:
             self._memory.forget_peak()
         self._memory.loaded()
+        if plan.engine.parallel is None:  # a rank holds a part of the model, and the parent counted on that
+            config = opened.source.config
+            space = kv_space(opened.model, plan.model, config, plan.engine, self._device, base=plan.twin_base)
+            self._launch["kv_space"] = space.to_json()
         self._rig = Rig(opened.model, plan, self._should_stop)
         self._memory.engine_ready(self._rig.engine.facts.kv_bytes)
         self._rig.tapping.replay_recorded(self._schedule, self._rig.engine, self._rig.listeners)
