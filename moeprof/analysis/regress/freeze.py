@@ -22,7 +22,7 @@ from moeprof.core.metric import MetricValue
 from moeprof.core.record import PHASES, LaunchRecord, ModelRecord, Record
 from moeprof.core.routing_counts import Routing
 
-FINEST = {"layer", "experts"}  # labels of the cuts that stay in the record
+FINEST = {"layer", "experts", "part"}  # labels of the cuts that stay in the record
 
 
 def freeze(summary: Summary, name: str | None = None) -> Baseline:
