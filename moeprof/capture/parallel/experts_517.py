@@ -15,6 +15,7 @@ import torch.distributed as dist
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
 NAME = "moeprof_whole_experts"
+SUMMED, CUT_ROUTER = "moe_tp_experts", "ep_router"  # transformers' names
 
 
 class WholeExperts(TensorParallelLayer):  # type: ignore[misc]
@@ -44,8 +45,7 @@ class WholeExperts(TensorParallelLayer):  # type: ignore[misc]
 def expert_plan(tensor_plan: dict[str, str], expert_plan: dict[str, str]) -> dict[str, str]:
     """The rules of a model for whole experts: its own for them with ours in the middle, tensor rules for the rest."""
     ALL_PARALLEL_STYLES.register(NAME, WholeExperts())
-    named = {"moe_tp_experts": NAME, "grouped_gemm": "grouped_gemm", "moe_identity_expert": "moe_identity_expert"}
-    own = {rule: named[style] for rule, style in expert_plan.items() if style in named}
+    own = {rule: NAME if style == SUMMED else style for rule, style in expert_plan.items() if style != CUT_ROUTER}
     blocks = tuple(rule for rule, style in own.items() if style == NAME)
     rest = {
         rule: style

@@ -23,6 +23,7 @@ from moeprof.core.modelspec import ModelSpec
 from moeprof.core.parallel import Parallel
 
 HAS_EXPERT_SIZE = "ep_size" in inspect.signature(DistributedConfig).parameters
+EXPERTS_RULES = ("ep_dispatch_experts", "moe_tp_experts")
 WHOLE = "moeprof_num_experts"  # on an experts module: how many experts all ranks hold together
 
 
@@ -82,14 +83,16 @@ def check_shares(name: str, outline: Any, parallel: Parallel) -> None:
     """
     config, ranks = outline.config.get_text_config(decoder=True), parallel.ranks
     tensor_plan, expert_plan = outline._tp_plan or {}, outline._ep_plan or {}
-    if not tensor_plan:
+    keeps_whole = parallel.plan == "expert" and _has_experts(outline)
+    if keeps_whole and not any(style in EXPERTS_RULES for style in expert_plan.values()):
+        raise UnsupportedModelError(
+            f"model {name}: transformers has no expert parallel plan for {type(outline).__name__}; use plan: tensor or "
+            "leave engine.parallel out"
+        )
+    if not keeps_whole and not any("*" in rule for rule in tensor_plan):  # a rule for the head alone shares no layer
         raise UnsupportedModelError(
             f"model {name}: transformers has no tensor parallel plan for {type(outline).__name__}; leave "
             "engine.parallel out"
-        )
-    if _has_experts(outline) and parallel.plan == "expert" and not expert_plan:
-        raise UnsupportedModelError(
-            f"model {name}: transformers has no expert parallel plan for {type(outline).__name__}; use plan: tensor"
         )
     cut = [style for rule, style in tensor_plan.items() if rule.rpartition(".")[2] in ("k_proj", "qkv_proj")]
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)

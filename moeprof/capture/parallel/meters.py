@@ -33,8 +33,7 @@ class GpusMeter(GpuMeter):
     """One telemetry row for the devices of all ranks. A column is None when one device does not tell it."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
-        super().__init__(gpus[0])
-        self._each = [GpuMeter(gpu) for gpu in gpus]
+        self._each = [GpuMeter(gpu) for gpu in gpus]  # each listens to its own device's errors
 
     def read(self) -> dict[str, Any]:
         """Telemetry columns."""
@@ -44,6 +43,10 @@ class GpusMeter(GpuMeter):
     def is_lost(self) -> bool:
         """Whether the driver says that one of the GPUs is gone."""
         return any(meter.is_lost() for meter in self._each)
+
+    def xids(self) -> list[int]:
+        """Critical errors of all of them since the run began."""
+        return [xid for meter in self._each for xid in meter.xids()]
 
     def _combined(self, name: str, values: list[Any]) -> Any:
         if any(value is None for value in values):
