@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moeprof.capture.kernels import attention_programs, experts_programs, launch
+from moeprof.capture.kernels import attention_programs, experts_programs, launch, rotary_programs
 from moeprof.capture.kernels.decode_attention import DecodeShape
 from moeprof.capture.kernels.triton_attention import TILINGS, padded, triton_decode
 from moeprof.capture.kernels.triton_experts import TILINGS as EXPERT_TILINGS
@@ -116,6 +116,13 @@ def test_experts_compile_for_the_shapes_of_real_models(
 def test_summing_picks_compiles(tmp_path: Path) -> None:
     types = {"parts": "*fp32", "index": "*i64", "out": "*bf16"}
     compiled(experts_programs.sum_picks, types, {"NUM_EXPERTS": 128, "TOP_K": 8, "BLOCK": 1024}, tmp_path)
+
+
+@pytest.mark.parametrize("second", [64, 0])
+def test_rotary_positions_compile(second: int, tmp_path: Path) -> None:
+    types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), "*bf16")
+    constants = {"NUM_HEADS": 32, "NUM_GROUPS": 4, "HALF": 64, "SECOND": second, "R": 8, "C": 64}
+    compiled(rotary_programs.rotate, types, constants, tmp_path)
 
 
 # -- launches without a C compiler -------------------------------------------------------------------------------------

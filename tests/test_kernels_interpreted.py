@@ -21,7 +21,12 @@ OWN_PLACE = ROOT / ".venv-triton"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "interpret"),
-    [("interpreted_attention", "1"), ("interpreted_experts", "1"), ("compiled_programs", "0")],
+    [
+        ("interpreted_attention", "1"),
+        ("interpreted_experts", "1"),
+        ("interpreted_rotary", "1"),
+        ("compiled_programs", "0"),
+    ],
 )
 def test_the_kernels_agree_with_plain_torch(file: str, interpret: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("triton") is None and not OWN_PLACE.is_dir():
