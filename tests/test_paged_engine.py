@@ -28,7 +28,6 @@ from tests.traced_graphs import TracedGraphs
 
 MODES = {
     "eager": {},
-    "ahead": {"run_ahead": True},
     "captured": {"graphs": True},
     "captured and ahead": {"graphs": True, "run_ahead": True},
 }
@@ -186,7 +185,8 @@ def test_counts_of_captured_steps_are_those_of_eager_steps(model: Any, ahead: bo
 
 
 def test_running_ahead_tells_steps_in_order_and_their_times_do_not_overlap(model: Any) -> None:
-    engine = make_engine(model, run_ahead=True)
+    engine = make_engine(model, run_ahead=True, graphs=True)
+    prepare(engine, [2], 4)
     for request in requests_of(((8, 6), (8, 6))):
         engine.submit(request)
     first = engine.step()
@@ -201,6 +201,13 @@ def test_running_ahead_tells_steps_in_order_and_their_times_do_not_overlap(model
     engine.close()
     assert all(a.end_s <= b.start_s for a, b in pairwise(steps))
     assert sum(sequence.finished for step in steps for sequence in step.sequences) == 3
+
+
+def test_steps_that_are_not_captured_are_not_run_ahead(model: Any) -> None:
+    engine = make_engine(model, run_ahead=True)
+    engine.submit(make_request(0, 8, 3))
+    assert engine.step() is not None and not engine._flights
+    engine.close()
 
 
 def test_forced_tokens_are_fed_and_the_models_own_choice_is_told_apart(model: Any) -> None:
@@ -224,7 +231,8 @@ def test_an_output_ends_at_eos_and_then_no_step_runs_ahead(model: Any) -> None:
         index=0, request_id="r0", arrival_s=0.0, input_ids=request.input_ids, output_tokens=20, output_ids=None,
         request_class="all", stop_at_eos=True,
     )  # fmt: skip
-    engine = make_engine(model, run_ahead=True, eos_ids=(stop,))
+    engine = make_engine(model, run_ahead=True, graphs=True, eos_ids=(stop,))
+    engine.prepare(1, 32)
     tokens, steps = run(engine, [stopping])
     engine.close()
     assert tokens[0] == own[: own.index(stop) + 1]
@@ -259,7 +267,8 @@ def test_a_request_that_can_never_fit_is_refused_by_name(model: Any) -> None:
 
 def test_after_reset_the_engine_starts_clean_and_after_close_the_model_has_its_own_attention(model: Any) -> None:
     model.set_attn_implementation("sdpa")
-    engine = make_engine(model, run_ahead=True)
+    engine = make_engine(model, run_ahead=True, graphs=True)
+    prepare(engine, [1], 4)
     engine.submit(make_request(0, 30, 30))
     engine.step()
     engine.reset()

@@ -93,13 +93,20 @@ class PagedEngine:
     @torch.inference_mode()
     def step(self) -> Step | None:
         """Launch what can be launched, then wait for the oldest step and tell it."""
-        ahead = AHEAD if self._options.run_ahead and not self._scheduler.may_stop_early else 1
-        while len(self._flights) < ahead:
+        while len(self._flights) < AHEAD and (not self._flights or self._may_run_ahead()):
             flight = self._launch()
             if flight is None:
                 break
             self._flights.append(flight)
         return self._land() if self._flights else None
+
+    def _may_run_ahead(self) -> bool:
+        """Only captured steps: launching others takes so long that the end of the step before would be seen late."""
+        if not self._options.run_ahead or self._graphs is None or self._scheduler.may_stop_early:
+            return False
+        decoding = self._scheduler.decoding()
+        longest = max((sequence.computed for sequence in decoding), default=0) + 1
+        return bool(decoding) and self._graphs.find(len(decoding), pages_for(longest)) is not None
 
     def drain(self) -> list[Step]:
         """Wait for steps that are under way."""

@@ -17,7 +17,9 @@ import torch
 from moeprof.capture.engine.paged.sequences import PAGE_TOKENS, Part, Sequence
 
 NO_TOKEN = -1
-STAGES = 4  # pinned buffers in turn: a copy under way must not be overwritten, and two steps at most are under way
+STAGES = (
+    12  # pinned buffers in turn: a copy under way must not be overwritten; three tables a step, two steps under way
+)
 IntArray = npt.NDArray[np.int64]
 
 

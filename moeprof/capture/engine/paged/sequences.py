@@ -90,6 +90,17 @@ class Scheduler:
         """True when a sequence may end before its length: the next step cannot be planned before its token is known."""
         return self._stops_early and any(s.request.stop_at_eos for s in (*self._running, *self._waiting))
 
+    def decoding(self) -> list[Sequence]:
+        """The sequences of the next step if all of them decode, else nothing."""
+        if any(sequence.prompt_left > 0 for sequence in self._running) or self._next_enters():
+            return []
+        return self._running
+
+    def _next_enters(self) -> bool:
+        return bool(self._waiting and self._free_seats) and (
+            pages_for(self._waiting[0].total_tokens) <= len(self._free_pages)
+        )
+
     def plan(self) -> tuple[list[Part], list[Sequence]]:
         """The next step's parts, decoding sequences first, and who was let in; empty when nothing can run."""
         room = self._max_batch_tokens
@@ -124,13 +135,10 @@ class Scheduler:
     def _let_in(self) -> list[Sequence]:
         """In order of arrival, as long as there are seats and pages; nobody overtakes."""
         entered = []
-        while self._waiting and self._free_seats:
-            num_pages = pages_for(self._waiting[0].total_tokens)
-            if num_pages > len(self._free_pages):
-                break
+        while self._next_enters():
             sequence = self._waiting.popleft()
             sequence.seat = self._free_seats.pop()
-            sequence.pages = [self._free_pages.pop() for _ in range(num_pages)]
+            sequence.pages = [self._free_pages.pop() for _ in range(pages_for(sequence.total_tokens))]
             self._running.append(sequence)
             entered.append(sequence)
         return entered
