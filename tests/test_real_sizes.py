@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from moeprof.capture.loading import read_blueprint
 from moeprof.capture.meta_models import build_on_meta, config_object
 from moeprof.capture.model_source import find_model, named_configs
-from moeprof.capture.open_model import open_model
+from moeprof.capture.open_model import facts_of, open_model
 from moeprof.capture.random_weights import random_model
+from moeprof.capture.tiny_models import tiny_config
 from moeprof.capture.twins import describe_twin, read_layers, replace_experts
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError, WorkloadError
@@ -95,6 +96,19 @@ def test_lists_of_one_item_per_layer_are_cut_too_and_a_twin_follows(tmp_path: Pa
         "not the model's own config: num_experts_per_tok 1 instead of 2",
     )
     assert "one MLP of 8 units" in made.notes[2]
+
+
+def test_latent_attention_in_the_paged_engine_is_counted_as_it_is_cached(tmp_path: Path) -> None:
+    tiny_config("deepseek_v2").save_pretrained(tmp_path)
+    spec = ModelSpec(name="moe", path=str(tmp_path), weights="random")
+    opened = open_model(spec, None, EngineSettings(dtype="bfloat16"), CPU)
+    facts = facts_of(opened, spec, None, expanded_cache=True)
+    config = opened.source.config
+    # keys of 8 + 8, values of 8, 4 heads, 2 bytes
+    assert facts.kv_bytes_per_token == config["num_hidden_layers"] * 4 * 24 * 2
+    plain = facts_of(opened, spec, None)
+    if plain.kv_bytes_per_token != facts.kv_bytes_per_token:  # newer versions cache the latent
+        assert facts.notes[-1].startswith("latent attention is cached as keys and values of all heads: ")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from moeprof.capture.loading import Blueprint, load_model, read_blueprint
+from moeprof.capture.memory_shape import kv_bytes_per_token
 from moeprof.capture.model_source import ModelSource, find_model
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.parameters import model_facts
@@ -136,8 +137,17 @@ def _random_twin(
     return model, describe_twin(model, tuple(layers), spec)
 
 
-def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
-    """Count an opened model, for ``model.json``."""
+def facts_of(
+    opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None, *, expanded_cache: bool = False
+) -> ModelFacts:
+    """Count an opened model, for ``model.json``.
+
+    Args:
+        opened: the model.
+        spec: its spec.
+        tokenizer_hash: of the tokenizer that made the schedule, or None.
+        expanded_cache: True where the engine (moeprof's paged one) caches latent attention expanded to all heads.
+    """
     overridden = None
     if spec.routing.policy != "native":
         overridden = routing_words(spec.routing, layer_shapes(find_moe_layers(opened.model)))
@@ -150,4 +160,18 @@ def facts_of(opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None) -> 
         weights=opened.weights,
         notes=opened.notes if overridden is None else (*opened.notes, overridden),
     )
+    if expanded_cache:
+        facts = _with_expanded_cache(facts, opened)
     return replace(facts, twin=opened.twin, revision=revision_of(opened.source, opened.origin, spec))
+
+
+def _with_expanded_cache(facts: ModelFacts, opened: OpenModel) -> ModelFacts:
+    """KV bytes per token as the paged engine keeps them: for latent attention keys and values of all heads."""
+    config = opened.source.config
+    if not (config.get("text_config") or config).get("kv_lora_rank"):
+        return facts
+    per_token = kv_bytes_per_token(config, width_bytes=opened.blueprint.dtype.itemsize)
+    if per_token is None or per_token == facts.kv_bytes_per_token:
+        return facts
+    note = f"latent attention is cached as keys and values of all heads: {per_token} bytes per token"
+    return replace(facts, kv_bytes_per_token=per_token, notes=(*facts.notes, note))

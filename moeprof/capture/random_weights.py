@@ -146,13 +146,17 @@ def _mark(tensors: Any) -> None:
     for tensor in tensors:
         if tensor.dtype == torch.bool:
             tensor.zero_()
-        elif tensor.numel() and not tensor.is_meta and not tensor.is_complex():
+        elif _can_be_marked(tensor):
             flat = tensor.view(-1)
             flat[0] = flat[-1] = _unset(tensor)
 
 
+def _can_be_marked(tensor: torch.Tensor) -> bool:
+    return bool(tensor.numel()) and not tensor.is_meta and not tensor.is_complex() and tensor.is_contiguous()
+
+
 def _is_unset(tensor: torch.Tensor) -> bool:
-    if not tensor.numel() or tensor.is_meta or tensor.is_complex() or tensor.dtype == torch.bool:
+    if not _can_be_marked(tensor) or tensor.dtype == torch.bool:
         return False
     ends = tensor.view(-1)[:: max(1, tensor.numel() - 1)]
     return bool((ends.isnan() if tensor.is_floating_point() else ends == _unset(tensor)).any())
