@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pynvml
 import pytest
 
+from moeprof.analysis.compare.facts import device
 from moeprof.analysis.device_state import findings
 from moeprof.analysis.throttle import Throttled, in_words, throttle_codes, throttled_ratio, throttled_spans
 from moeprof.capture.at_start import device_at_end, device_at_start
@@ -16,6 +18,7 @@ from moeprof.capture.device_choice import choose_device
 from moeprof.capture.gpu import find_gpu
 from moeprof.capture.meters import GpuMeter
 from moeprof.core.errors import InputError
+from moeprof.core.record import Record
 from tests.test_gpu import fake_nvml
 
 GIB = 2**30
@@ -153,6 +156,15 @@ SEEN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("code", SEEN)
 def test_what_is_not_as_it_should_be_has_a_code(code: str) -> None:
     assert [f.code for f in findings(SEEN[code])] == [code]
+
+
+def test_a_lowered_power_limit_makes_it_another_device_to_compare_with() -> None:
+    def named(**seen: float) -> str:
+        experiment = {"environment": {"device": "cuda:0", "device_name": "H200"}, "device_at_start": seen}
+        return device(Record(Path("run"), experiment, "done"))
+
+    assert named(power_limit_w=600.0, power_limit_default_w=700.0) == "1 x H200, limited to 600 W"
+    assert named(power_limit_w=700.0, power_limit_default_w=700.0) == named() == "1 x H200"
 
 
 def test_errors_during_the_run_are_told_from_those_before() -> None:

@@ -61,9 +61,16 @@ def _neighbours(device: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(code="mps", severity="warning", text=text)
 
 
-def _limits(device: Mapping[str, Any]) -> Iterator[Finding]:
+def lowered_power_limit_w(device: Mapping[str, Any]) -> float | None:
+    """The power limit where somebody set it below its default, else None."""
     limit, default = device.get("power_limit_w"), device.get("power_limit_default_w")
-    if limit is not None and default is not None and limit < LIMIT_LOWERED * default:
+    is_lowered = limit is not None and default is not None and limit < LIMIT_LOWERED * default
+    return float(limit) if limit is not None and is_lowered else None
+
+
+def _limits(device: Mapping[str, Any]) -> Iterator[Finding]:
+    limit, default = lowered_power_limit_w(device), device.get("power_limit_default_w")
+    if limit is not None:
         text = f"the device's power limit is {limit:.0f} W, below its default of {default:.0f} W"
         yield Finding(code="power_limit_lowered", severity="warning", text=text)
     if device.get("mig") in ("slice", "on"):

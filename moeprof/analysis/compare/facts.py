@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moeprof.analysis.device_state import lowered_power_limit_w
 from moeprof.core.baseline import Baseline
 from moeprof.core.record import ModelRecord, Record
 
@@ -85,13 +86,15 @@ def _backend(engine: Mapping[str, Any]) -> str | None:
 
 
 def device(record: Record) -> str:
-    """Name and number; on a CPU also what it computes with."""
+    """Name and number; on a CPU also what it computes with, on a GPU a power limit below its default."""
     environment = record.environment
     name = environment.get("device_name") or "unknown"
     if device_kind(record) == "cpu":
         flags = " ".join(environment.get("cpu_flags") or ())
         return f"{name}, {environment.get('cpu_cores')} logical" + (f" ({flags})" if flags else "")
-    return f"{environment.get('num_devices', 1)} x {name}"
+    limit_w = lowered_power_limit_w(record.experiment.get("device_at_start") or {})
+    limited = "" if limit_w is None else f", limited to {limit_w:.0f} W"
+    return f"{environment.get('num_devices', 1)} x {name}{limited}"
 
 
 def device_kind(record: Record) -> str:
