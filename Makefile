@@ -103,7 +103,7 @@ gpu-3: ## on the card, under ten minutes: Qwen3-30B against dense, Azure traffic
 gpu-tiny: .venv/ready ## the same path with tiny models on the CPU (a few minutes)
 	rm -rf reports/gpu-tiny reports/gpu-tiny-pages
 	$(BIN)/python -m benchmarks.gpu.evidence --part all --tiny --budget-s 1200 --work reports/gpu-tiny/work --out reports/gpu-tiny/out
-	$(BIN)/python -m benchmarks.gpu.publish reports/gpu-tiny/out --allow-tiny --to reports/gpu-tiny-pages --experiments /dev/null
+	$(BIN)/python -m benchmarks.gpu.publish reports/gpu-tiny/out --allow-tiny --to reports/gpu-tiny-pages
 
 gpu-publish: .venv/ready ## what was brought back into reports/published, with pages and the README's block
 	$(BIN)/python -m benchmarks.gpu.publish $(wildcard $(GPU_OUT)/*)

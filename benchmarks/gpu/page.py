@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.gpu.answers import azure_table, markdown_table, mixtral_table, peaks_table, qwen_table
+from benchmarks.gpu.gap_table import gap_tables
 from benchmarks.gpu.goals import Judged, tally
 from benchmarks.gpu.results import Results
 
@@ -37,6 +38,8 @@ def evidence_page(results: Results) -> str:
         _targets(results.judged),
         "## What the device can do",
         peaks_table(results),
+        "## What the distance to the roofline consists of",
+        gap_tables(results),
         "## Mixtral 8x7B against dense",
         "Output tokens per second of the whole pass, prompts included; dollars for input and output tokens together.",
         mixtral_table(results),

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from benchmarks.gpu.experiments import filled
 from benchmarks.gpu.pack import unpack
-from benchmarks.gpu.page import evidence_page, readme_block, with_block
+from benchmarks.gpu.page import BEGIN, evidence_page, readme_block, with_block
 from benchmarks.gpu.results import Results, read_results
 from benchmarks.gpu.steps import ROOT
 from moeprof.core.errors import MoeprofError, RecordError
 from moeprof.core.jsonfile import read_json
 
 PUBLISHED = ROOT / "reports" / "published"
+README = ROOT / "README.md"
 EXPERIMENTS = ROOT / "benchmarks" / "gpu" / "EXPERIMENTS.md"
 
 
@@ -42,22 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(evidence_page(results), encoding="utf-8")
     (page.parent / "readme-block.md").write_text(readme_block(results) + "\n", encoding="utf-8")
-    if options.experiments is not None:
-        text = options.experiments.read_text(encoding="utf-8")
-        options.experiments.write_text(filled(text, results), encoding="utf-8")
-    if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(with_block(text, readme_block(results)), encoding="utf-8")
+    if options.to.resolve() == PUBLISHED:
+        _fill_in(results)
     print(page)
     return 0
+
+
+def _fill_in(results: Results) -> None:
+    """The results in EXPERIMENTS.md, and the block of the README where it has the markers."""
+    EXPERIMENTS.write_text(filled(EXPERIMENTS.read_text(encoding="utf-8"), results), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    if BEGIN in text:
+        README.write_text(with_block(text, readme_block(results)), encoding="utf-8")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.publish", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="what each call left under --out")
-    parser.add_argument("--to", type=Path, default=PUBLISHED, help="folder of published records")
-    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="EXPERIMENTS.md to fill in")
-    parser.add_argument("--readme", type=Path, help="README.md with the markers, to fill in")
+    parser.add_argument("--to", type=Path, default=PUBLISHED, help="another folder; README and EXPERIMENTS then stay")
     parser.add_argument("--replace", action="store_true", help="put a record in the place of one of the same name")
     parser.add_argument("--allow-tiny", action="store_true", help="publish tiny models too (tests)")
     return parser.parse_args(arguments)
