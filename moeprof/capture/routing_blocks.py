@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -28,6 +29,37 @@ class RoutingStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loads:
+    """How S forwards loaded the experts (P phases).
+
+    Attributes:
+        distinct_SL: experts touched.
+        max_load_SL: tokens of the busiest expert.
+        counts_SPLE: tokens by phase, modulo 2^16.
+    """
+
+    distinct_SL: npt.NDArray[np.integer[Any]]
+    max_load_SL: npt.NDArray[np.integer[Any]]
+    counts_SPLE: npt.NDArray[np.uint16]
+
+    @staticmethod
+    def of(counts_SLGE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The three tensors, worked out where the counts are; the last one as int16."""
+        size, layers, _, experts = counts_SLGE.shape
+        by_phase_SLPE = counts_SLGE.reshape(size, layers, 2, -1, experts).sum(3, dtype=torch.int32)
+        load_SLE = by_phase_SLPE.sum(2, dtype=torch.int32)
+        counts_SPLE = by_phase_SLPE.to(torch.int16).transpose(1, 2).contiguous()
+        return (load_SLE > 0).sum(-1, dtype=torch.int32), load_SLE.amax(-1), counts_SPLE
+
+    @staticmethod
+    def on_host(distinct_SL: torch.Tensor, max_load_SL: torch.Tensor, counts_SPLE: torch.Tensor) -> Loads:
+        """From host tensors that are complete."""
+        return Loads(
+            distinct_SL=distinct_SL.numpy(), max_load_SL=max_load_SL.numpy(), counts_SPLE=counts_SPLE.numpy().view("u2")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingBlock:
     """What was routed in S consecutive forwards. Group = phase * C + class, phases in the order prefill, decode.
 
@@ -40,6 +72,7 @@ class RoutingBlock:
             Ids at or above a layer's E: identity experts, then the two highest "dropped" and "absent".
         picks_tokens_S: tokens of each forward in ``picks_TLK`` (0 where left out); empty when picks are not kept.
         picks_left_out_tokens: real tokens whose picks were left out because the cap was reached.
+        loads: what the device worked out of the counts, or None.
     """
 
     counts_SLGE: Int32Array
@@ -49,6 +82,7 @@ class RoutingBlock:
     picks_TLK: npt.NDArray[np.integer[Any]] | None = None
     picks_tokens_S: tuple[int, ...] = ()
     picks_left_out_tokens: int = 0
+    loads: Loads | None = None
 
     def first(self, num: int) -> RoutingBlock:
         """The first ``num`` forwards of it, for a pass that broke off behind them."""
@@ -63,7 +97,14 @@ class RoutingBlock:
             picks_TLK=None if self.picks_TLK is None else self.picks_TLK[: sum(tokens_S)],
             picks_tokens_S=tokens_S,
             picks_left_out_tokens=left_out,
+            loads=None,
         )
+
+    def all_loads(self) -> Loads:
+        """Loads of the experts; worked out here where the device did not."""
+        if self.loads is not None:
+            return self.loads
+        return Loads.on_host(*Loads.of(torch.from_numpy(np.ascontiguousarray(self.counts_SLGE))))
 
     def steps(self) -> Iterator[RoutingStep]:
         """The forwards of the block, one by one."""

@@ -9,7 +9,7 @@ Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from moeprof.capture.engine.base import BatchLayout
 from moeprof.capture.moe_structure import MoeLayer
 from moeprof.capture.pinned import to_device, to_host
-from moeprof.capture.routing_blocks import RoutingBlock
+from moeprof.capture.routing_blocks import Loads, RoutingBlock
 
 MAX_COUNT_BYTES = 8 * 2**20
 Seen = list[torch.Tensor | None] | torch.Tensor
@@ -168,7 +168,9 @@ class Counter:
         cells_T = np.concatenate([label.cells_T + s * self.cells_per_forward for s, label in enumerate(labels)])
         index = self._layer_cells_L11 + to_device(cells_T, self.device)[:, None] + picks_LTK
         counts = torch.zeros(len(labels) * self.cells_per_forward, dtype=torch.int32, device=self.device)
-        counts = to_host(counts.scatter_add_(0, index.view(-1), self._one.expand(index.numel())))
+        counts.scatter_add_(0, index.view(-1), self._one.expand(index.numel()))
+        loads = self._loads(counts, len(labels))
+        counts = to_host(counts)
         kept = self._choose_picks(labels)
         small_TLK = None
         if any(kept):
@@ -181,9 +183,18 @@ class Counter:
                     return None
                 ready.synchronize()
             picks = None if small_TLK is None else _real_picks(small_TLK.numpy(), labels, kept)
-            return self._block(counts.numpy(), labels, picks, kept)
+            found = self._block(counts.numpy(), labels, picks, kept)
+            return found if loads is None else replace(found, loads=Loads.on_host(*loads))
 
         return block
+
+    def _loads(self, counts: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Loads, on their way to the host; the host works them out where ids are shared with identity experts."""
+        if self.num_groups % 2 or any(layer.num_identity for layer in self.layers):
+            return None
+        cells = counts.view(num, len(self.layers), self.num_groups + 1, self.row)
+        distinct, largest, by_phase = Loads.of(cells[:, :, :-1, : self.num_experts])
+        return to_host(distinct), to_host(largest), to_host(by_phase)
 
     def _choose_picks(self, labels: Sequence[Label]) -> tuple[bool, ...]:
         """Which forwards' picks fit under the cap; empty when none are asked for."""

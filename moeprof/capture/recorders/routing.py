@@ -9,6 +9,7 @@ Legend: P phases, C classes, G = P x C, L layers, E experts, S steps.
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from moeprof.capture.engine.base import Step
 from moeprof.capture.recorders.picks import PicksWriter
-from moeprof.capture.routing_tap import RoutingBlock, RoutingTap
+from moeprof.capture.routing_blocks import Loads, RoutingBlock
+from moeprof.capture.routing_tap import RoutingTap
 from moeprof.capture.streams import FLUSH_EVERY_S
 from moeprof.core.record import PHASES
 from moeprof.core.routing_counts import Routing, join_routing_parts, merge_routing
@@ -69,6 +71,8 @@ class RoutingRecorder:
         self._blocks: deque[RoutingBlock] = deque()
         self._window = _Window(0, 0.0)
         self._closed: list[Routing] = []
+        self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routing")
+        self._writing: Future[None] | None = None
         self._flushed_s = origin_s
         self._tap.bind(schedule.request_class)
         self._tap.discard()
@@ -92,6 +96,8 @@ class RoutingRecorder:
             self._close_window()
         if self._closed:
             self._flush(end_s)
+        self._written()
+        self._aside.shutdown()
         if self._picks is not None:
             self._picks.close()
         join_routing_parts(self._folder)
@@ -118,39 +124,36 @@ class RoutingRecorder:
             start = end
 
     def _add_slice(self, block: RoutingBlock, start: int, end: int) -> None:
-        window, groups = self._window, (len(PHASES), len(self._class_names))
-        counts_SLGE = block.counts_SLGE[start:end]
-        num, layers, _, experts = counts_SLGE.shape
-        counts_SLPCE = counts_SLGE.reshape(num, layers, *groups, experts)
-        window.counts.append(counts_SLPCE.sum(axis=0, dtype=np.int64))
+        window, groups, loads = self._window, (len(PHASES), len(self._class_names)), block.all_loads()
+        counts_LGE = block.counts_SLGE[start:end].sum(axis=0, dtype=np.int32)  # the wide type would take five times
+        window.counts.append(counts_LGE.reshape(len(counts_LGE), *groups, -1))
         window.tokens.append(block.tokens_SG[start:end].sum(axis=0).reshape(groups))
         window.dropped.append(self._by_phase(block.dropped_SLG[start:end]))
         window.identity.append(self._by_phase(block.identity_SLG[start:end]))
-        load_SLE = counts_SLGE.sum(axis=2)
-        window.distinct.append((load_SLE > 0).sum(axis=2))
-        window.max_load.append(load_SLE.max(axis=2))
-        self._keep_steps(counts_SLPCE)
-        window.num_steps += num
+        window.distinct.append(loads.distinct_SL[start:end])
+        window.max_load.append(loads.max_load_SL[start:end])
+        self._keep_steps(loads, start, end)
+        window.num_steps += end - start
 
     def _by_phase(self, count_SLG: npt.NDArray[Any]) -> npt.NDArray[Any]:
         by_layer = count_SLG.sum(axis=0, dtype=np.int64).reshape(len(self._layer_names), len(PHASES), -1)
         summed: npt.NDArray[Any] = by_layer.sum(axis=2).T
         return summed
 
-    def _keep_steps(self, counts_SLPCE: npt.NDArray[Any]) -> None:
+    def _keep_steps(self, loads: Loads, start: int, end: int) -> None:
         """Per-step counts until the cap is reached; from then on none, so that row s is always step s."""
-        step_SPLE = counts_SLPCE.sum(axis=3).transpose(0, 2, 1, 3)
-        size = step_SPLE.size * np.dtype(np.uint16).itemsize
-        if size > self._room_bytes or step_SPLE.max(initial=0) > np.iinfo(np.uint16).max:
+        step_SPLE = loads.counts_SPLE[start:end]
+        if step_SPLE.nbytes > self._room_bytes or loads.max_load_SL[start:end].max(initial=0) > np.iinfo(np.uint16).max:
             self._room_bytes = 0
             return
-        self._room_bytes -= size
-        self._window.steps.append(step_SPLE.astype(np.uint16))
+        self._room_bytes -= step_SPLE.nbytes
+        self._window.steps.append(step_SPLE)
 
     def _close_window(self) -> None:
         window = self._window
+        counts_LPCE: npt.NDArray[np.int64] = np.sum(np.stack(window.counts), axis=0, dtype=np.int64)
         closed = Routing(
-            counts_WPCLE=np.sum(window.counts, axis=0).transpose(1, 2, 0, 3)[None],
+            counts_WPCLE=counts_LPCE.transpose(1, 2, 0, 3)[None],
             real_tokens_WPC=np.sum(window.tokens, axis=0)[None],
             window_start_s=np.array([window.start_s]),
             window_first_step=np.array([window.first_step], dtype=np.int64),
@@ -166,8 +169,21 @@ class RoutingRecorder:
         self._closed.append(closed)
 
     def _flush(self, now_s: float) -> None:
-        """Write the closed windows as one part: a file per window would cost more than the counting."""
-        part = merge_routing(self._closed, max_windows=len(self._closed))
-        part.save(self._folder / f"routing.part-{self._part}.npz", compress=False)
-        self._closed.clear()
+        """Write the closed windows as one part: a file per window would cost more than the counting.
+
+        Aside, because a second's worth of steps can be megabytes and the next step should not wait for the disk.
+        """
+        self._written()
+        self._writing = self._aside.submit(_write_part, self._closed, self._folder / f"routing.part-{self._part}.npz")
+        self._closed = []
         self._part, self._flushed_s = self._part + 1, now_s
+
+    def _written(self) -> None:
+        """Wait for the part before, whose errors come up here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+
+def _write_part(closed: list[Routing], path: Path) -> None:
+    merge_routing(closed, max_windows=len(closed)).save(path, compress=False)
