@@ -107,6 +107,14 @@ def test_every_part_has_its_own_floor_and_the_excesses_add_up_to_the_gap() -> No
     assert sum(part.excess_s or 0 for part in step.parts) == pytest.approx(step.gap_s)
 
 
+def test_the_floor_of_projections_inside_the_attention_kernel_is_the_attention_kernels() -> None:
+    step = itemised(make_point(wall_ms=4, profiled_P=(make_profiled({"attention": 1.5, "experts": 0.5}),)))
+    floors = {part.name: round(1e3 * (part.floor_s or 0), 9) for part in step.parts}
+    assert floors["attention"] == 0.8 + 0.3232
+    assert "attention_projections" not in floors
+    assert step.gap_s == pytest.approx((4 - ROOFLINE_MS) / 1e3)
+
+
 def test_the_work_of_all_parts_is_the_work_of_the_step() -> None:
     import numpy as np
 

@@ -120,9 +120,10 @@ def test_steps_of_a_mixture_are_itemised_and_the_model_is_left_as_it_was(moe: An
         ("prefill", 12, 120),
     ], found.notes
     assert found.clock == "operations"
-    parts = {"embedding", "attention_projections", "attention", "router", "dispatch", "experts", "elementwise"}
-    assert stages(found, "decode") >= parts | {"lm_head", "sampling"}
-    assert stages(found, "decode") <= set(STAGES)
+    parts = {"embedding", "attention", "router", "dispatch", "experts", "elementwise", "lm_head", "sampling"}
+    for phase in ("decode", "prefill"):  # a kernel of decode steps may do the projections too
+        assert parts <= stages(found, phase) <= set(STAGES)
+    assert "attention_projections" in stages(found, "prefill")
     for point in found.points:
         assert point.reason is None
         assert point.distinct_L is not None
@@ -145,7 +146,7 @@ def test_steps_of_a_dense_model_are_itemised_without_routing(dense: Any, batchin
     engine = make_engine(dense, batching)
     found = measure_gap(dense, engine, make_schedule(2), NO_TAP, no_engine, max_seconds=60)
     assert [(point.phase, point.sequences) for point in found.points][:2] == [("decode", 1), ("decode", 2)]
-    assert stages(found, "decode") >= {"attention_projections", "attention", "mlp", "elementwise", "lm_head"}
+    assert stages(found, "decode") >= {"attention", "mlp", "elementwise", "lm_head"}
     assert stages(found, "decode") & {"router", "dispatch", "experts"} == set()
     assert all(point.distinct_L is None for point in found.points)
     engine.close()

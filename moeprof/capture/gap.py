@@ -14,10 +14,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,8 @@ def measure_gap(
     if not _is_eager(engine) and not should_stop():
         with eager() as other:
             for size in list(found.points):
-                found.itemise(other, size)
+                if not should_stop():
+                    found.itemise(other, size)
     return Gap(
         clock=found.clock,
         layers=tapped.layers,
@@ -167,7 +168,7 @@ class _Found:
 
     def _itemised(self, engine: Engine, size: Size, point: GapPoint) -> GapPoint:
         try:
-            with stage_ranges(self._model, self._stages), torch.compiler.set_stance("force_eager"):
+            with stage_ranges(self._model, self._stages), _as_written(self._model):
                 steps = self._profiled(engine, size)
         except RuntimeError as error:
             steps = f"profiling failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -219,6 +220,14 @@ def _distinct(blocks: Sequence[RoutingBlock]) -> tuple[float, ...] | None:
         return None
     touched_SL = np.concatenate([(block.counts_SLGE.sum(axis=2) > 0).sum(axis=-1) for block in blocks])
     return tuple(float(x) for x in touched_SL.mean(axis=0))
+
+
+def _as_written(model: Any) -> AbstractContextManager[Any]:
+    """Inside, compiled modules of the model run as they were written."""
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    if not compiled:
+        return nullcontext()
+    return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
 
 
 def _why(size: Size, error: Exception) -> str:

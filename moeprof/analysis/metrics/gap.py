@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from moeprof.analysis.metrics.gap_work import stage_work, total_of
+from moeprof.analysis.metrics.gap_work import Work, stage_work, total_of
 from moeprof.analysis.metrics.work import Limits, limits_of
 from moeprof.core.gap import STAGES, Gap, GapPoint, ProfiledStep
 from moeprof.core.metric import MetricValue, missing
@@ -21,6 +21,7 @@ from moeprof.core.modelfacts import ModelFacts
 
 LAUNCHES, HOST, REST = "launches", "host", "not_itemised"
 PARTS = (*STAGES, LAUNCHES, HOST, REST)
+FUSED = {"attention_projections": "attention", "router": "experts"}  # one kernel may compute a stage with another
 DUST_S = 1e-12  # what floating point leaves over
 
 
@@ -104,8 +105,9 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
     floors: Mapping[str, float | None] = dict.fromkeys(PARTS)
     roofline_s, reason = None, works if isinstance(works, str) else limits.bandwidth_reason or limits.flops_reason
     if not isinstance(works, str) and not reason:
-        floors = {name: works[name].floor_s(limits) if name in works else 0.0 for name in PARTS}
         roofline_s = total_of(works).floor_s(limits)
+        works = _as_run(works, profiled)
+        floors = {name: works[name].floor_s(limits) if name in works else 0.0 for name in PARTS}
     if profiled is None:  # nothing to hold the floors against: they are of what was not itemised
         floors = dict.fromkeys((HOST, REST)) if roofline_s is None else {HOST: 0.0, REST: roofline_s}
     return ItemisedStep(
@@ -121,6 +123,16 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
         profiled=profiled,
         reason=reason,
     )
+
+
+def _as_run(works: dict[str, Work], profiled: ProfiledStep | None) -> dict[str, Work]:
+    """Work of stages that took no time of their own goes to the stage whose kernel did it."""
+    ran = {} if profiled is None else profiled.stage_s
+    merged = dict(works)
+    for stage, other in FUSED.items():
+        if stage not in ran and other in ran:
+            merged |= {stage: Work(), other: merged[other] + merged[stage]}
+    return merged
 
 
 def _typical(steps: tuple[ProfiledStep, ...]) -> ProfiledStep | None:
