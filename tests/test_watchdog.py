@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import torch
 
 from moeprof.capture.device_errors import device_reason, device_sentence
 from moeprof.capture.plan import Order, Report
-from moeprof.capture.stacks import answer_stack_requests, ask_for_stacks, where
+from moeprof.capture.stacks import answer_stack_requests, ask_for_stacks, stacks_of_crash, where
 from moeprof.capture.watchdog import BETWEEN_S, COMPILING_S, LOADING_S, STOP_GRACE_S, Watchdog
 from moeprof.core.errors import EngineError, OutOfMemoryError
 
@@ -120,16 +124,29 @@ def test_the_message_says_how_long_and_which_setting() -> None:
 
 
 def test_a_process_tells_where_it_stands_without_the_folders_of_this_machine(tmp_path: Path) -> None:
-    import faulthandler
-    import signal
-
     with answer_stack_requests(tmp_path / "stacks.txt"):
         stacks = ask_for_stacks(os.getpid(), tmp_path / "stacks.txt")
         faulthandler.unregister(signal.SIGUSR1)
+        faulthandler.enable()  # as it is under pytest
     assert stacks is not None
     assert 'File "moeprof/capture/stacks.py"' in stacks
     assert "in ask_for_stacks" in stacks
     assert str(Path(__file__).parent.parent.parent) not in stacks
+
+
+def test_a_process_that_crashes_tells_where(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys; from moeprof.capture.stacks import answer_stack_requests\n"
+        "def worker_main():\n    os.abort()\n"
+        "answer_stack_requests(pathlib.Path(sys.argv[1])); worker_main()"
+    )
+    file = tmp_path / "stacks.txt"
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGABRT
+    stacks = stacks_of_crash(file)
+    assert stacks is not None and stacks.startswith("Fatal Python error: Aborted")
+    assert where(stacks) == "<string>:3 worker_main"
+    assert stacks_of_crash(tmp_path / "none.txt") is None
 
 
 def test_a_process_that_does_not_answer_gives_no_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where a hung process stands: it writes the stacks of its threads when asked, even from inside of a library call.
+"""Where a hung process stands, and where a crashed one stood: the stacks of its threads, written by itself.
 
 The worker registers the signal, the parent sends it. ``faulthandler`` answers from its own handler in C, so a main
 thread that waits for a device, and never gets back to Python, still tells where it waits.
@@ -21,11 +21,12 @@ FRAME = re.compile(r'File "([^"]*)", line (\d+) in (\S+)')
 
 
 def answer_stack_requests(path: Path) -> TextIO:
-    """From now on SIGUSR1 appends the stacks of all threads to this file, where the system has such a signal.
+    """From now on SIGUSR1 (where the system has it) and crashes append the stacks of all threads to this file.
 
     The file stays open: the handler has no time to open one.
     """
     file = path.open("w", encoding="utf-8")
+    faulthandler.enable(file=file, all_threads=True)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
     return file
@@ -40,11 +41,16 @@ def ask_for_stacks(pid: int, path: Path) -> str | None:
     until, seen = time.monotonic() + PATIENCE_S, ""
     while time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
-        now = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        now = _read(path)
         if now and now == seen:
             break  # written to its end
         seen = now
     return _without_folders(seen) or None
+
+
+def stacks_of_crash(path: Path) -> str | None:
+    """What a process wrote when it crashed (a bad address, an abort), or None: it was killed from outside."""
+    return _without_folders(_read(path)) or None
 
 
 def where(stacks: str) -> str | None:
@@ -57,6 +63,10 @@ def where(stacks: str) -> str | None:
     told = [_frame(frame) for frame in frames]
     own = next((text for text in told if text.startswith("moeprof/")), None)
     return told[0] if own is None or own == told[0] else f"{told[0]}, called by {own}"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _frame(frame: tuple[str, str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from moeprof.capture.lockstep_plan import LockstepPlan
 from moeprof.capture.plan import LaunchPlan, Order, Report
-from moeprof.capture.stacks import ask_for_stacks, where
+from moeprof.capture.stacks import ask_for_stacks, stacks_of_crash, where
 from moeprof.capture.watchdog import BETWEEN_S, Overdue, Watchdog
 from moeprof.capture.watchdog import STOP_GRACE_S as STOP_GRACE_S
 from moeprof.capture.worker import worker_main
@@ -135,8 +135,11 @@ class WorkerProcess:
         self._process.join(STOP_GRACE_S)
         code = self._process.exitcode
         hint = "; the system may have killed it for memory" if code == -9 else ""
+        stacks = stacks_of_crash(self._stacks)
+        place = None if stacks is None else where(stacks)
+        hint += "" if place is None else f"; it crashed in {place}"
         text = f"{self.plan.label}: its process died (exit code {code}){hint}"
-        return WorkerFailedError(text, reason="process_died")
+        return WorkerFailedError(text, 1, stacks, "process_died")
 
 
 def _failure(data: dict[str, Any]) -> WorkerFailedError:
