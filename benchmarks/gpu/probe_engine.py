@@ -42,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         opened = open_shape(name, probe.device, num_layers=num_layers, is_tiny=probe.is_tiny)
         tapping = _drawn_picks(probe, opened)
         for way, changes in list(SETTINGS.items())[: -1 if probe.is_tiny else None]:
-            for batch in (2,) if probe.is_tiny else BATCHES:
-                measure = partial(_decode, probe, opened, tapping, batch, changes)
-                probe.case(f"{name}, {num_layers} layers, batch {batch}: {way}", measure)
+            _way(probe, opened, tapping, f"{name}, {num_layers} layers", way, changes)
         tapping.close()
         del opened, tapping
         if probe.device.type == "cuda":
@@ -57,14 +55,21 @@ def _drawn_picks(probe: Probe, opened: Opened) -> Tapping:
     return Tapping(opened.model, launch_plan(opened, equal_requests(1, 16, 2), Path("."), probe.device, detailed=False))
 
 
-def _decode(probe: Probe, opened: Opened, tapping: Tapping, batch: int, changes: dict[str, Any]) -> dict[str, Any]:
-    inputs, outputs = (16, 8) if probe.is_tiny else (INPUT_TOKENS, OUTPUT_TOKENS)
-    schedule = equal_requests(batch, inputs, outputs)
-    engine = build_engine(opened.model, replace(opened.settings, **changes), ListenerSet(tapping.always))
-    try:
+def _way(probe: Probe, opened: Opened, tapping: Tapping, what: str, way: str, changes: dict[str, Any]) -> None:
+    """One engine, all batches; an engine that cannot be built is the result of each."""
+    engine: Any = None
+
+    def measure(batch: int) -> dict[str, Any]:
+        nonlocal engine
+        if engine is None:
+            engine = build_engine(opened.model, replace(opened.settings, **changes), ListenerSet(tapping.always))
+        inputs, outputs = (16, 8) if probe.is_tiny else (INPUT_TOKENS, OUTPUT_TOKENS)
         prepare_decode(engine, batch, inputs + outputs)
-        return _timed(engine, schedule, batch) | {"facts": _facts(engine)}
-    finally:
+        return _timed(engine, equal_requests(batch, inputs, outputs), batch) | {"facts": _facts(engine)}
+
+    for batch in (2,) if probe.is_tiny else BATCHES:
+        probe.case(f"{what}, batch {batch}: {way}", partial(measure, batch))
+    if engine is not None:
         engine.close()
 
 

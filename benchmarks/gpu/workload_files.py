@@ -98,7 +98,7 @@ def _single(model: dict[str, Any]) -> dict[str, Any]:
     ladder = model.get("ladder")
     if ladder is None:
         return model
-    return {"name": f"{model['name']}-{ladder[-1]:g}x", "twin_of": model["twin_of"], "match": "total"}
+    return {"name": f"{model['name']}-{max(ladder):g}x", "twin_of": model["twin_of"], "match": "total"}
 
 
 def _shrink_model(model: dict[str, Any], source: Path, folder: Path) -> None:
