@@ -68,7 +68,7 @@ def test_attention_compiles_for_the_shapes_of_real_models(
         "PADDED_V": padded(value_dim),
         "PAGE": 16,
         "N": tiling.block_keys,
-        "SPLITS": splits,
+        "IS_SPLIT": splits > 1,
         "SCALE": 0.1,
         "SOFTCAP": 0.0,
         "WINDOW": window,
@@ -80,7 +80,7 @@ def test_attention_compiles_for_the_shapes_of_real_models(
 
 def test_joining_compiles(tmp_path: Path) -> None:
     types = dict.fromkeys(("parts", "peak", "total"), "*fp32") | {"sinks": "*bf16", "out": "*bf16"}
-    constants = {"NUM_HEADS": 32, "V": 128, "PADDED_V": 128, "SPLITS": 33, "PADDED_S": 64, "BLOCK_S": 16}
+    constants = {"NUM_HEADS": 32, "V": 128, "PADDED_V": 128, "PADDED_S": 64, "BLOCK_S": 16}
     compiled(attention_programs.join_splits, types, constants | {"HAS_SINKS": True}, tmp_path)
 
 
@@ -111,6 +111,11 @@ def test_experts_compile_for_the_shapes_of_real_models(
     }
     options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
     compiled(experts_programs.expert_linear, types, constants, tmp_path, **options)
+
+
+def test_the_activation_of_gpt_oss_compiles(tmp_path: Path) -> None:
+    constants = {"ALPHA": 1.702, "LIMIT": 7.0, "BLOCK": 1024}
+    compiled(experts_programs.gate_pairs, {"x": "*bf16", "out": "*bf16"}, constants, tmp_path)
 
 
 def test_summing_picks_compiles(tmp_path: Path) -> None:

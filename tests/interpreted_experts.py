@@ -85,7 +85,9 @@ def test_an_expert_of_another_rank_counts_as_zero() -> None:
     assert torch.equal(out, alone)
 
 
-def test_the_activation_of_gpt_oss_runs_between_the_launches() -> None:
+@pytest.mark.parametrize("spread", [0.2, 2.0])
+def test_the_activation_of_gpt_oss_runs_between_the_launches(spread: float) -> None:
+    """At a spread of 2 gates have a deviation of 11: past the limit of 7."""
     from transformers import GptOssConfig
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
@@ -93,6 +95,7 @@ def test_the_activation_of_gpt_oss_runs_between_the_launches() -> None:
     experts = GptOssExperts(config)
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=0.2)
+    nn.init.normal_(experts.gate_up_proj, std=spread)
     assert not is_plain_silu(experts)
     compare(experts, torch.tensor([[0, 3], [1, 2], [3, 0]]), 32)
 

@@ -28,26 +28,26 @@ def _scores(query_RD, key_DN, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):  # ty
 def attend_split(  # type: ignore[no-untyped-def]
     query, key, value, table, context, sinks, out, peak, total,
     query_seq_stride, query_head_stride, key_slot_stride, key_group_stride,
-    value_slot_stride, value_group_stride, table_seq_stride,
+    value_slot_stride, value_group_stride, table_seq_stride, num_splits,
     NUM_GROUPS: tl.constexpr, R: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     PADDED_R: tl.constexpr, PADDED_D: tl.constexpr, PADDED_V: tl.constexpr,
-    PAGE: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr,
+    PAGE: tl.constexpr, N: tl.constexpr, IS_SPLIT: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence and key/value head.
 
-    With one split the output is final and in the query's dtype; else ``out`` takes the unscaled sum, ``peak`` and
+    Unsplit, the output is final and in the dtype of the query; else ``out`` takes the unscaled sum, ``peak`` and
     ``total`` the maximum and the sum of the exponentials, all [B, H, S, ...] in float32.
     """
     seq, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_keys = tl.load(context + seq)
     first = tl.maximum(num_keys - WINDOW, 0) if WINDOW > 0 else 0
-    length = tl.cdiv(tl.cdiv(num_keys - first, SPLITS), N) * N
+    length = tl.cdiv(tl.cdiv(num_keys - first, num_splits), N) * N
     begin = first + split * length
     end = tl.minimum(begin + length, num_keys)
     row, col_d, col_v = tl.arange(0, PADDED_R), tl.arange(0, PADDED_D), tl.arange(0, PADDED_V)
     head = group * R + row
-    stat = (seq * NUM_GROUPS * R + head) * SPLITS + split
+    stat = (seq * NUM_GROUPS * R + head) * num_splits + split
     if begin >= num_keys:
         tl.store(peak + stat, tl.full([PADDED_R], float("-inf"), tl.float32), mask=row < R)
         return
@@ -72,38 +72,38 @@ def attend_split(  # type: ignore[no-untyped-def]
         value_NV = tl.load(value_at, mask=seen[:, None] & (col_v < V)[None, :], other=0.0)
         part_RV = tl.dot(weight_RN.to(value_NV.dtype), value_NV, input_precision="ieee")
         sum_RV, peak_R = sum_RV * shrink_R[:, None] + part_RV, new_peak_R
-    if SPLITS == 1:
+    if IS_SPLIT:
+        tl.store(peak + stat, peak_R, mask=row < R)
+        tl.store(total + stat, total_R, mask=row < R)
+    else:
         if HAS_SINKS:
             total_R += tl.exp(tl.load(sinks + head, mask=row < R, other=0.0).to(tl.float32) - peak_R)
         sum_RV = sum_RV / total_R[:, None]
-    else:
-        tl.store(peak + stat, peak_R, mask=row < R)
-        tl.store(total + stat, total_R, mask=row < R)
     out_at = out + stat.to(tl.int64)[:, None] * V + col_v[None, :]
     tl.store(out_at, sum_RV.to(out.dtype.element_ty), mask=(row < R)[:, None] & (col_v < V)[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def join_splits(  # type: ignore[no-untyped-def]
-    parts, peak, total, sinks, out,
+    parts, peak, total, sinks, out, num_splits,
     NUM_HEADS: tl.constexpr, V: tl.constexpr, PADDED_V: tl.constexpr,
-    SPLITS: tl.constexpr, PADDED_S: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SINKS: tl.constexpr,
+    PADDED_S: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one sequence and query head: [S, V] parts with their maxima and sums, into [V]."""
     seq, head = tl.program_id(0), tl.program_id(1)
-    at = (seq * NUM_HEADS + head).to(tl.int64) * SPLITS
+    at = (seq * NUM_HEADS + head).to(tl.int64) * num_splits
     col_v = tl.arange(0, PADDED_V)
     every = tl.arange(0, PADDED_S)
-    top = tl.max(tl.load(peak + at + every, mask=every < SPLITS, other=float("-inf")), 0)
+    top = tl.max(tl.load(peak + at + every, mask=every < num_splits, other=float("-inf")), 0)
     norm = 0.0
     if HAS_SINKS:
         sink = tl.load(sinks + head).to(tl.float32)
         top = tl.maximum(top, sink)
         norm = tl.exp(sink - top)
     sum_V = tl.zeros([PADDED_V], tl.float32)
-    for start in range(0, SPLITS, BLOCK_S):
+    for start in range(0, num_splits, BLOCK_S):
         split = start + tl.arange(0, BLOCK_S)
-        peak_S = tl.load(peak + at + split, mask=split < SPLITS, other=float("-inf"))
+        peak_S = tl.load(peak + at + split, mask=split < num_splits, other=float("-inf"))
         kept = peak_S > float("-inf")  # splits past the context wrote nothing but their maximum
         weight_S = tl.where(kept, tl.exp(peak_S - top), 0.0)
         norm += tl.sum(weight_S * tl.load(total + at + split, mask=kept, other=0.0), 0)

@@ -14,7 +14,7 @@ import torch
 from moeprof.capture.kernels import triton_attention, varlen_attention
 from moeprof.capture.kernels.decode_attention import DecodeKernel, DecodeShape, torch_decode
 from moeprof.capture.kernels.launch import why_own_launch
-from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, run_trial, stopwatch_of
+from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, give_back, run_trial, stopwatch_of
 from moeprof.core.errors import UnsupportedModelError
 
 KEYS = 1024  # of every sequence in a timed case
@@ -107,6 +107,7 @@ def choose_decode_kernel(
     everything = candidates if candidates is not None else _candidates(device)
     wanted = [c for c in everything if asked in ("auto", c.name)]
     trials = [_try(candidate, queries, device, max_pages, stopwatch or stopwatch_of(device)) for candidate in wanted]
+    give_back(device)
     best = fastest(trials)
     if best is None:
         said = "; ".join(dict.fromkeys(str(trial) for trial in trials)) or "no such kernel"

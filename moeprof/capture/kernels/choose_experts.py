@@ -19,11 +19,11 @@ from torch import nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 from moeprof.capture.kernels import triton_experts
-from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, run_trial, stopwatch_of
+from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, give_back, run_trial, stopwatch_of
 from moeprof.capture.moe_structure import find_moe_layers
 
 GROUPED = "grouped_mm"
-TOKENS = (1, 8, 32, 64, 128)  # sizes of decode steps that are tried
+TOKENS = (1, 8, 64)  # sizes of decode steps that are tried, besides the largest
 LAYERS = 4  # taken in turn
 Forward = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -66,7 +66,7 @@ def choose_experts(
         model: a loaded model on its device.
         max_tokens: largest decode step that will be run.
         stopwatch: another than the device's (tests).
-        tokens: steps to try.
+        tokens: steps to try; the largest that ours could run is tried too.
         grouped: another than transformers' grouped_mm (tests).
         ours: another than the Triton kernel (tests).
     """
@@ -83,8 +83,9 @@ def choose_experts(
     why_not = next(filter(None, (triton_experts.why_not(layer, dtype) for layer in layers)), None)
     if why_not is not None and ours is None:
         return kept(why_not)
-    k = _top_k(model)
-    sizes = [size for size in tokens if size <= max_tokens and size * k <= triton_experts.MAX_PICKS]
+    k = min(find_moe_layers(model)[0].top_k, layers[0].down_proj.shape[0])  # a rank may hold fewer experts than k
+    largest = min(max_tokens, triton_experts.MAX_PICKS // k)
+    sizes = sorted({*(size for size in tokens if size < largest), largest})
     trials: list[Trial] = []
     won: list[tuple[int, Trial]] = []
     for size in sizes:
@@ -94,13 +95,13 @@ def choose_experts(
         if best is None or best.name == GROUPED:
             break
         won.append((size, best))
+    give_back(device)
     if not won:
         return kept(_said(trials) or "no decode step is small enough", tuple(trials))
-    most = won[-1][0]
     return ChosenExperts(
         decode=triton_experts.NAME,
         prefill=GROUPED,
-        decode_tokens=most if most < sizes[-1] else min(max_tokens, triton_experts.MAX_PICKS // k),
+        decode_tokens=won[-1][0],
         tiling=_tilings()[won[-1][1].name],
         reason=_said(trials),
         trials=tuple(trials),
@@ -182,7 +183,3 @@ def _case(
 def _grouped(module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     out: torch.Tensor = grouped_mm_experts_forward(module, hidden, index, weights)
     return out
-
-
-def _top_k(model: Any) -> int:
-    return find_moe_layers(model)[0].top_k

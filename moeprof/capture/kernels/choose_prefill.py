@@ -11,7 +11,7 @@ import torch
 from moeprof.capture.kernels import prefill_attention
 from moeprof.capture.kernels.choose import DecodeQuery
 from moeprof.capture.kernels.prefill_attention import PrefillKernel
-from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, run_trial, stopwatch_of
+from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, give_back, run_trial, stopwatch_of
 
 SIZES = ((512, 0), (128, 512))  # queries, keys before them: a whole prompt, a chunk of a longer one
 
@@ -59,6 +59,7 @@ def choose_prefill_kernel(
             made = [_case(query, *size, device, form) for size in SIZES]
             calls, cases = [call for call, _ in made], [case for _, case in made]
             tried.append(run_trial(name, calls, cases, stopwatch or stopwatch_of(device)))
+    give_back(device)
     best, trials = fastest(tried), [*tried, *trials]
     reason = "; ".join(str(trial) for trial in trials)
     if best is None:

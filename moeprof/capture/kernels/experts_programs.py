@@ -48,7 +48,7 @@ def _tile(at, held, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(at) if EVEN else tl.load(at, mask=held, other=0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_picks"])  # type: ignore[untyped-decorator]
 def expert_linear(  # type: ignore[no-untyped-def]
     x, weight, bias, factor, index, out,
     num_picks, cols, depth, x_row_stride, expert_stride, col_stride, depth_stride, bias_stride,
@@ -97,6 +97,19 @@ def expert_linear(  # type: ignore[no-untyped-def]
             sum_MN *= tl.load(factor + pick_M, mask=used_M, other=0.0).to(tl.float32)[:, None]
         out_at = out + pick_M.to(tl.int64)[:, None] * cols + col_N[None, :]
         tl.store(out_at, sum_MN.to(out.dtype.element_ty), mask=used_M[:, None] & held_N[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def gate_pairs(  # type: ignore[no-untyped-def]
+    x, out, width, ALPHA: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The activation of gpt-oss on pairs (gate, up), clamped: ``(up + 1) * gate * sigmoid(ALPHA * gate)``."""
+    row, col = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(x + row * 2 * width + 2 * col, mask=col < width, other=0.0).to(tl.float32)
+    up = tl.load(x + row * 2 * width + 2 * col + 1, mask=col < width, other=0.0).to(tl.float32)
+    gate, up = tl.minimum(gate, LIMIT), tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
+    gated = (up + 1.0) * gate / (1.0 + tl.exp(-ALPHA * gate))
+    tl.store(out + row * width + col, gated.to(out.dtype.element_ty), mask=col < width)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -25,7 +25,7 @@ OPTIONS = ("num_warps", "num_stages")
 
 
 def launch(program: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], **constants: Any) -> None:
-    """Launch on the current stream.
+    """Launch on the current stream of the tensors' device.
 
     Args:
         program: a ``triton.jit`` function.
@@ -33,7 +33,11 @@ def launch(program: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], **co
         arguments: tensors and integers, in the order of the program's parameters.
         constants: its ``constexpr`` parameters, ``num_warps`` and ``num_stages``.
     """
-    if type(program).__name__ == "InterpretedFunction" or why_own_launch() is None:
+    device = next(one.device for one in arguments if isinstance(one, torch.Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(program, grid, arguments, **constants)
+    elif type(program).__name__ == "InterpretedFunction" or why_own_launch() is None:
         program[grid](*arguments, **constants)
     else:
         _own_launcher().launch(program, grid, arguments, constants)
@@ -117,7 +121,9 @@ class OwnLauncher:
         self, program: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
     ) -> None:
         """See :func:`launch`."""
-        kinds = tuple(_kind(argument) for argument in arguments)
+        general = getattr(program, "do_not_specialize", None) or ()
+        named = zip(program.arg_names, arguments, strict=False)
+        kinds = tuple(("i32", False) if name in general else _kind(argument) for name, argument in named)
         device = next((one.device for one in arguments if isinstance(one, torch.Tensor)), None)
         key = (program.__name__, device, kinds, tuple(constants.items()))
         loaded = self._loaded.get(key)

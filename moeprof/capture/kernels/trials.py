@@ -132,6 +132,12 @@ def stopwatch_of(device: torch.device) -> Stopwatch:
     return CudaStopwatch(device) if device.type == "cuda" else HostStopwatch()
 
 
+def give_back(device: torch.device) -> None:
+    """Return what trials allocated to the device: what is free decides the size of the cache."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def error_ratio(found: torch.Tensor, plain: torch.Tensor) -> float:
     """Largest difference over the largest magnitude of ``plain``; infinite where ``found`` is not finite."""
     if not bool(torch.isfinite(found).all()):

@@ -2,8 +2,8 @@
 
 Three launches a layer: up projection with the gate, down projection times the router's weight, sum over the k picks.
 Nothing is sorted, nothing waits for the device, grid and buffers depend on shapes alone: captured in a CUDA graph it
-stays right whatever the router picks. Where the activation is not a plain SiLU of the first half, the module's own
-``_apply_gate`` runs between the launches.
+stays right whatever the router picks. Where the activation is not a plain SiLU of the first half, it runs
+between the launches: that of gpt-oss in one launch, any other by the module's own ``_apply_gate``.
 
 Shape legend: T tokens, k picks of a token, E experts, d hidden size, I inner size of an expert.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from moeprof.capture.kernels.launch import launch
-from moeprof.capture.kernels.triton_attention import padded, processors, why_no_triton
+from moeprof.capture.kernels.triton_attention import MIN_ROWS, padded, processors, why_no_triton
 
 NAME = "moeprof_decode"
 TOKENS = "moeprof_decode_tokens"  # attribute of an experts module: steps of up to so many tokens take this kernel
@@ -103,7 +103,7 @@ def triton_experts(
     inner = hidden_Td.new_empty((num_tokens * top_k, width // 2 if fused else width))
     _linear(hidden_Td, weight, bias, None, index, inner, transposed, top_k, fused, tiling)
     if not fused:
-        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)  # type: ignore[operator]
+        inner = _activated(module, inner)
     parts = torch.empty((num_tokens * top_k, hidden_size), dtype=torch.float32, device=hidden_Td.device)
     _linear(inner, down_weight, down_bias, factor, index, parts, transposed, 1, False, tiling)
     out_Td = hidden_Td.new_empty(hidden_Td.shape)
@@ -116,6 +116,18 @@ def triton_experts(
         BLOCK=SUM_BLOCK,
     )
     return out_Td
+
+
+def _activated(module: Any, inner: torch.Tensor) -> torch.Tensor:
+    """What stands between the projections, by the module's own code unless it is that of gpt-oss."""
+    if type(module).__name__ == "GptOssExperts" and not module.is_concatenated:
+        rows, width = inner.shape[0], inner.shape[1] // 2
+        out = inner.new_empty(rows, width)
+        grid, constants = (rows, -(-width // SUM_BLOCK)), {"ALPHA": float(module.alpha), "LIMIT": float(module.limit)}
+        launch(_programs().gate_pairs, grid, (inner, out, width), **constants, BLOCK=SUM_BLOCK)
+        return out
+    activated: torch.Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    return activated
 
 
 def _linear(
@@ -152,7 +164,7 @@ def _linear(
         HAS_BIAS=bias is not None,
         HAS_FACTOR=factor is not None,
         EVEN=columns % tile_n == 0 and depth % tile_k == 0,
-        P=min(PICKS_TOGETHER, padded(num_picks)),
+        P=PICKS_TOGETHER if num_picks > MIN_ROWS else MIN_ROWS,  # two programs to compile, not one per batch size
         M=min(64, padded(2 * num_picks // num_experts + 1)),
         N=tile_n,
         K=tile_k,
