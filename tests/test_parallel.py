@@ -21,6 +21,7 @@ from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.facts import combined
 from moeprof.capture.parallel.loading import check_shares
 from moeprof.capture.parallel.meters import GpusMeter
+from moeprof.capture.parallel.mirror import on_device, on_host
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.tiny_models import tiny_config, tiny_model
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
@@ -117,8 +118,10 @@ def test_ranks_take_a_device_each_and_share_the_threads_of_one_cpu(monkeypatch: 
     assert [device_of("cuda:0", rank) for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:2"]
     assert device_of("cpu", 1) == "cpu"
     assert (threads_of(None, "cpu", 2), threads_of(3, "cpu", 2), threads_of(None, "cuda:0", 2)) == (4, 3, None)
-    own = settings_of_rank(EngineSettings(parallel=TWO))
+    model = outline("qwen3_moe")
+    own = settings_of_rank(EngineSettings(parallel=TWO), model)
     assert (own.parallel, own.decode_graphs, own.run_ahead) == (None, "off", "off")
+    assert own.experts == model.config._experts_implementation  # no trials, and no kernel that knows no ranks
 
 
 def test_the_checksum_of_a_pass_tells_who_was_in_a_step_and_what_each_chose() -> None:
@@ -131,6 +134,13 @@ def test_the_checksum_of_a_pass_tells_who_was_in_a_step_and_what_each_chose() ->
     assert digest(0, step(5)) == digest(0, step(5)) != digest(0, step(6))
     assert digest(digest(0, step(5)), step(6)) != digest(digest(0, step(6)), step(5))
     assert digest(3, None) == 3
+
+
+def test_arguments_of_a_call_arrive_at_another_rank_as_they_were() -> None:
+    args = (torch.tensor([[1, 2], [3, 4]]), [torch.tensor([0.5], dtype=torch.bfloat16)], {"use_cache": False})
+    there = on_device(on_host(args), torch.device("cpu"))
+    assert torch.equal(there[0], args[0]) and there[1][0].dtype == torch.bfloat16 and float(there[1][0]) == 0.5
+    assert there[2] == {"use_cache": False}
 
 
 def test_memory_adds_up_over_ranks_but_a_cpu_s_ranks_have_one_machine() -> None:

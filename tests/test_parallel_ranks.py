@@ -71,7 +71,7 @@ def a_schedule(path: Path) -> Schedule:
 def a_plan(folder: Path, parallel: Parallel | None) -> LaunchPlan:
     return LaunchPlan(
         model=ModelSpec(name="moe", path=str(folder / "moe"), weights="random"),
-        engine=EngineSettings(kv_tokens=512, parallel=parallel),
+        engine=EngineSettings(kv_tokens=512, experts="grouped_mm", parallel=parallel),  # the kernel of ranks
         instruments=Instruments(),
         warmup=Warmup(),
         device="cpu",
@@ -183,9 +183,10 @@ def test_a_run_on_two_ranks_with_an_expert_plan_counts_as_one_rank_does_and_a_de
     monkeypatch.setattr(experiment, "start_worker", Killing)
     workload = folder / "expert.yaml"
     text = SHORT.format(rate=100, num_requests=6, models="{name: moe, path: ./moe}").replace("rounds: 1", "rounds: 2")
-    text = text.replace("peaks: false", "peaks: false, gap: false, quality: false, forced_picks: false")
+    text = text.replace("peaks: false", "peaks: false, quality: false, forced_picks: false")
     workload.write_text(text + "engine: {parallel: {plan: expert, ranks: 2}}\n", encoding="utf-8")
     ran = run_main(["run", workload, "--output-dir", tmp_path / "run", "--write", "md", "--quiet"])
+    assert Killing.killed_s, ran.stderr
     noticed_s = time.monotonic() - Killing.killed_s[0]
 
     record = json.loads((tmp_path / "run/experiment.json").read_text(encoding="utf-8"))

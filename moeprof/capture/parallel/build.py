@@ -27,5 +27,5 @@ def build_on_all_ranks(
     number = group.new_number()
     group.tell("build", number, settings, tuple(eos_ids))
     with group.hold():
-        engine = build(settings_of_rank(settings))
+        engine = build(settings_of_rank(settings, model))
     return ParallelEngine(engine, group, settings.parallel, number)

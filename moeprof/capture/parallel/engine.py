@@ -21,12 +21,20 @@ from moeprof.core.trace import Request
 from moeprof.core.workload import EngineSettings
 
 NO_TOKEN = -1
-EAGER = "ranks share the model: no captured decode steps and no running ahead"
+EAGER = "ranks share the model: transformers' experts, no captured decode steps and no running ahead"
+SAME = ("kind", "batching", "scheduler", "dtype", "kv_tokens", "max_batch_tokens", "max_sequence_tokens")
 
 
-def settings_of_rank(settings: EngineSettings) -> EngineSettings:
-    """How each rank builds its engine: as one without ranks, and each step told when it has ended."""
-    return replace(settings, parallel=None, decode_graphs="off", run_ahead="off")
+def settings_of_rank(settings: EngineSettings, model: Any) -> EngineSettings:
+    """How each rank builds its engine: as one without ranks, each step told when it has ended.
+
+    Experts keep transformers' kernel, which knows that some of them are elsewhere; trials of others would time each
+    rank by itself.
+    """
+    experts = settings.experts
+    if experts == "auto":
+        experts = getattr(model.config.get_text_config(), "_experts_implementation", None) or "eager"
+    return replace(settings, parallel=None, decode_graphs="off", run_ahead="off", experts=experts)
 
 
 class ParallelEngine:
@@ -120,13 +128,21 @@ def _shared_facts(facts: Sequence[EngineFacts], parallel: Parallel) -> EngineFac
     """
     first = facts[0]
     for rank, other in enumerate(facts):
-        if replace(other, device=first.device, kv_bytes=first.kv_bytes) != first:
-            raise EngineError(f"rank {rank} built another engine than rank 0: {other} instead of {first}")
+        for key in SAME:
+            if getattr(other, key) != getattr(first, key):
+                found, wanted = getattr(other, key), getattr(first, key)
+                raise EngineError(f"rank {rank} built another engine than rank 0: {key} is {found}, not {wanted}")
     sizes = [fact.kv_bytes for fact in facts if fact.kv_bytes is not None]
     return replace(
         first,
         kv_bytes=sum(sizes) if len(sizes) == len(facts) else None,
-        notes=(*first.notes, EAGER),
+        notes=(*first.notes, EAGER, *_other_kernels(facts)),
         ranks=parallel.ranks,
         parallel=parallel.plan,
     )
+
+
+def _other_kernels(facts: Sequence[EngineFacts]) -> list[str]:
+    """Ranks choose the fastest attention each by itself."""
+    mine = facts[0].attention
+    return [f"rank {rank} attends with {fact.attention}" for rank, fact in enumerate(facts) if fact.attention != mine]

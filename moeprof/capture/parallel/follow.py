@@ -62,7 +62,7 @@ class Follower:
 
     def build(self, number: int, settings: EngineSettings, eos_ids: tuple[int, ...]) -> None:
         """Build an engine; the first one brings recorded picks in force, as rank 0 does."""
-        engine = build_engine(self._model, settings_of_rank(settings), self._listeners, eos_ids)
+        engine = build_engine(self._model, settings_of_rank(settings, self._model), self._listeners, eos_ids)
         if not self._digests:
             self._watch.engine_ready(engine.facts.kv_bytes)
             self._tapping.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)

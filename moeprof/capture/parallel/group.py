@@ -7,11 +7,11 @@ through a gloo group of their own, so that a rank which waits for work waits in 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import util
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class Group:
 
     def tell(self, command: str, *arguments: Any) -> None:
         """Rank 0: give a command. The others are in :meth:`hear`."""
-        body = pickle.dumps((command, arguments), protocol=pickle.HIGHEST_PROTOCOL)
+        body = bytes(ForkingPickler.dumps((command, arguments)))  # as pipes between processes do
         first = torch.zeros(SIZE_BYTES + INLINE_BYTES, dtype=torch.uint8)
         first[:SIZE_BYTES] = torch.frombuffer(bytearray(len(body).to_bytes(SIZE_BYTES, "little")), dtype=torch.uint8)
         whole = torch.frombuffer(bytearray(body), dtype=torch.uint8)
@@ -79,7 +79,7 @@ class Group:
         if size > INLINE_BYTES:
             whole = torch.empty(size, dtype=torch.uint8)
             dist.broadcast(whole, src=0, group=self._control)
-        command, arguments = pickle.loads(whole.numpy().tobytes())
+        command, arguments = ForkingPickler.loads(whole.numpy().tobytes())
         return command, arguments
 
     def gather(self, value: Any) -> list[Any]:

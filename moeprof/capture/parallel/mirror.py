@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,21 +56,45 @@ def _mirrored(forward: Callable[..., Any], name: str, group: Group) -> Callable[
     return call
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentTensor:
+    """A tensor on its way to another rank.
+
+    Attributes:
+        data: its bytes.
+        dtype: of the elements.
+        shape: of the tensor.
+    """
+
+    data: bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 def on_host(value: Any) -> Any:
-    """The same arguments with tensors on the host, to be sent."""
-    return _moved(value, torch.device("cpu"))
+    """The same arguments with tensors as bytes, to be sent."""
+
+    def sent(tensor: torch.Tensor) -> SentTensor:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        return SentTensor(data=flat.view(torch.uint8).numpy().tobytes(), dtype=tensor.dtype, shape=tuple(tensor.shape))
+
+    return _mapped(value, torch.Tensor, sent)
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """The same arguments with tensors on a rank's device."""
-    return _moved(value, device)
+    """The arguments that were sent, with tensors on a rank's device."""
+
+    def received(tensor: SentTensor) -> torch.Tensor:
+        return torch.frombuffer(bytearray(tensor.data), dtype=tensor.dtype).view(tensor.shape).to(device)
+
+    return _mapped(value, SentTensor, received)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(_moved(item, device) for item in value)
+        return type(value)(_mapped(item, kind, change) for item in value)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: _mapped(item, kind, change) for key, item in value.items()}
     return value
