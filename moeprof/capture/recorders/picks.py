@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.capture.engine.base import Step
-from moeprof.capture.routing_tap import RoutingBlock
+from moeprof.capture.routing_blocks import RoutingBlock
 from moeprof.core.record import write_json
 
 PART_BYTES = 8 * 2**20
