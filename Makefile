@@ -34,7 +34,7 @@ test-517: ## the engine's tests under the oldest supported transformers
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-triton triton==3.6.0
 
 test-triton: .venv-triton ## our GPU kernels on the CPU: interpreted, and compiled for an H200 (two minutes)
-	$(BIN)/pytest tests/test_kernels_interpreted.py
+	MOEPROF_TEST_TRITON=1 $(BIN)/pytest tests/test_kernels_interpreted.py
 
 lint: .venv/ready ## style
 	$(BIN)/ruff check .
