@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.gpu.answers import NOT_YET, markdown_table
 from benchmarks.gpu.goals import MODELS
@@ -15,19 +16,46 @@ from moeprof.core.record import open_record
 
 
 def gap_tables(results: Results) -> str:
-    """One table per model: each part's milliseconds over its own floor, by size of step."""
-    return "\n\n".join(f"**{title}**\n\n{_table(_steps(results, model))}" for model, title in MODELS.items())
+    """One table per model: each part's milliseconds over its own floor, by size of step; and how the engine ran."""
+    parts = [(title, _launch(results, model)) for model, title in MODELS.items()]
+    return "\n\n".join(f"**{title}**\n\n{_ran(found)}{_table(_steps(found))}" for title, found in parts)
 
 
-def _steps(results: Results, model: str) -> tuple[ItemisedStep, ...]:
+Launch = tuple[Mapping[str, Any], ModelFacts]
+
+
+def _launch(results: Results, model: str) -> Launch | None:
+    """launch.json and the facts of a roofline record; None where there is none (its own page says what is wrong)."""
     record = results.record(f"roofline-{model}")
     if record is None:
-        return ()
+        return None
     try:
         found = open_record(record).models[0]
-        return itemised_steps(found.launches[0].info, ModelFacts.from_json(found.facts)) if found.launches else ()
+        return (found.launches[0].info, ModelFacts.from_json(found.facts)) if found.launches else None
     except (MoeprofError, IndexError, KeyError):
-        return ()  # the record's own page says what is wrong with it
+        return None
+
+
+def _steps(launch: Launch | None) -> tuple[ItemisedStep, ...]:
+    try:
+        return () if launch is None else itemised_steps(*launch)
+    except MoeprofError:
+        return ()
+
+
+def _ran(launch: Launch | None) -> str:
+    """Which kernels ran and how steps were launched, in one line."""
+    facts = {} if launch is None else launch[0].get("engine") or {}
+    if not facts:
+        return ""
+    told = [
+        f"attention {facts.get('attention')}",
+        f"experts {facts.get('decode_experts') or facts.get('experts')} in decode, {facts.get('experts')} in prefill",
+        f"decode steps launched by {'a graph' if facts.get('decode') == 'graph' else 'Python'}",
+        *(["one step ahead"] if facts.get("run_ahead") else []),
+        *([f"compiled {facts['compiled']}"] if facts.get("compiled") else []),
+    ]
+    return f"Ran with {', '.join(told)}.\n\n"
 
 
 def _table(steps: Sequence[ItemisedStep]) -> str:
