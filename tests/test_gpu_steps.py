@@ -1,4 +1,4 @@
-"""Steps with limits, probes and archives of the evidence for one card: what fails stays alone, what is large is told."""
+"""Steps, probes and archives of the evidence for one card: what fails stays alone, what is too large is told."""
 
 from __future__ import annotations
 

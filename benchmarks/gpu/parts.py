@@ -37,9 +37,9 @@ class Planned:
 PLAN: dict[str, tuple[Planned, ...]] = {
     "1": (
         Planned(name="environment", kind="probe", expected_s=25, limit_s=60),
-        Planned(name="kernels", kind="probe", expected_s=60, limit_s=100),
+        Planned(name="kernels", kind="probe", expected_s=85, limit_s=130),
         Planned(name="roofline-mixtral", kind="run", expected_s=165, limit_s=230),
-        Planned(name="overhead", kind="probe", expected_s=70, limit_s=110),
+        Planned(name="overhead", kind="probe", expected_s=95, limit_s=140),
         Planned(name="roofline-qwen3-30b", kind="run", expected_s=120, limit_s=180),
     ),
     "2": (

@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     """One figure per batch, with and without ``save_detailed``."""
     probe = Probe(__doc__, arguments)
     opened = open_shape(SHAPE, probe.device, num_layers=None, is_tiny=probe.is_tiny)
-    for batch in BATCHES:
-        for detailed in (False, True):
+    for detailed in (False, True):
+        for batch in BATCHES:
             key = f"{'save-detailed' if detailed else 'overhead'}/{batch}"
             row = probe.case(key, lambda b=batch, d=detailed: _paired(probe, opened, b, d))  # type: ignore[misc]
             names = ("value", "low", "high", "n")
