@@ -62,9 +62,10 @@ def readme_block(results: Results) -> str:
     """What stands between the markers of the README, markers included."""
     rows = [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in _by_group(results.judged)]
     told = (
-        f"{_status(results)} {tally(results.judged)}. Every figure with its record, and the answers to the questions "
-        "above: [reports/published/gpu](reports/published/gpu/README.md); what was tried, with predictions: "
-        "[benchmarks/gpu/EXPERIMENTS.md](benchmarks/gpu/EXPERIMENTS.md)."
+        f"{_status(results)} {tally(results.judged)}. All figures with their records (Mixtral 8x7B against dense, "
+        "Qwen3-30B-A3B against dense 8 B, 14 B and 32 B, Azure traffic through OLMoE): "
+        "[reports/published/gpu](reports/published/gpu/README.md). What was tried, with predictions and results: "
+        "[EXPERIMENTS.md](benchmarks/gpu/EXPERIMENTS.md)."
     )
     table = markdown_table(("on one card of 141 GB", "target", "measured", "verdict"), rows)
     return f"{BEGIN}\n{told}\n\n{table}\n{END}"

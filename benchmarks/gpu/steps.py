@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 12.0  # between asking a step to end and killing it
+CLOSING_S = 30.0  # what a run needs beside its --max-minutes: checks before, closing and a summary after
 LEAST_S = 15.0  # a step that gets less does not start
 TAIL_CHARACTERS = 4000
 
@@ -101,7 +102,7 @@ def run_step(step: Step, limit_s: float, log: Path, clock: Callable[[], float] =
     """One step in a process group of its own; asked to end at the limit, killed a little later."""
     arguments = [sys.executable, *step.arguments]
     if step.module_limit:
-        arguments += ["--max-minutes", f"{max(limit_s - 2 * PATIENCE_S, limit_s / 2) / 60:.3f}"]
+        arguments += ["--max-minutes", f"{max(limit_s - CLOSING_S, limit_s / 2) / 60:.3f}"]
     own_log = log.with_name(f"{log.stem}-{step.name}.part")
     start = clock()
     with own_log.open("wb") as stream:
