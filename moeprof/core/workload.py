@@ -55,6 +55,7 @@ class EngineSettings:
         compile: ``layers`` applies torch.compile to the decoder layers.
         run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
         decode_attention: kernel of paged decode; ``auto`` takes the fastest that agrees with ``torch`` on the device.
+        cpu_kernels: ``experts`` compiles our own kernel for the experts of a model on a CPU and runs with it.
         memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
         parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
     """
@@ -72,6 +73,7 @@ class EngineSettings:
     compile: Literal["off", "layers"] = "off"
     run_ahead: Literal["auto", "on", "off"] = "auto"
     decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
+    cpu_kernels: Literal["off", "experts"] = "off"
     memory_margin_ratio: float = 0.05
     parallel: Parallel | None = None
 

@@ -43,8 +43,10 @@ def build_engine(
 
         return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
-    if settings.experts == "auto" and model.device.type == "cpu":
-        use_cpu_experts(model)
+    if settings.cpu_kernels == "experts" and model.device.type == "cpu":
+        reason = use_cpu_experts(model)
+        if reason is not None:
+            raise UnsupportedModelError(f"engine.cpu_kernels: experts cannot be had: {reason}; set it to off")
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
         if reason is None:
