@@ -18,6 +18,9 @@ from benchmarks.gpu.parts import PLAN, build
 from benchmarks.gpu.publish import EXPERIMENTS, PUBLISHED, card_name, published_results
 from benchmarks.gpu.results import Results, read_results
 from benchmarks.gpu.workload_files import WORKLOADS, full_size, tiny
+from moeprof.capture.device_choice import Choice
+from moeprof.capture.fit import DeviceMemory
+from moeprof.capture.run import prepare
 from moeprof.core.errors import RecordError
 from moeprof.core.workload import load_workload
 
@@ -66,6 +69,21 @@ def test_a_missing_trace_makes_its_step_impossible_and_no_other(
     built = build(("3",), tmp_path, is_tiny=False)
     assert [step.name for step in built.steps] == ["qwen3-30b-against-dense"]
     assert "make gpu-carry" in built.impossible["azure-olmoe"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral-against-dense", "roofline-mixtral"])
+def test_the_largest_workloads_are_predicted_to_fit_a_card_of_141_gb(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = DeviceMemory(total_bytes=141_000_000_000, free_bytes=140_000_000_000, is_host=False)
+    monkeypatch.setattr("moeprof.capture.fit.device_memory", lambda device, gpu: card)
+    monkeypatch.setattr("moeprof.capture.run.choose_devices", lambda workload: (Choice(device="cuda:0"), ()))
+    ready = full_size(name, tmp_path)
+    assert ready.path is not None
+    fit = prepare(load_workload(ready.path)).fit
+    assert fit.refusal is None and fit.kv_tokens == fit.wanted_kv_tokens
+    assert 93e9 < max(model.weights_bytes or 0 for model in fit.models.values()) < 94e9
 
 
 def test_the_minute_holds_what_came_within_a_minute_of_the_first() -> None:

@@ -50,12 +50,11 @@ def roofline_figures(model: str, record: Path) -> list[Figure]:
 
 
 def record_figures(root: Path) -> list[Figure]:
-    """Figures of every roofline record under ``root``; folders are called ``roofline-<model>`` or ``...-h200``."""
+    """Figures of every roofline record under ``root``; folders are called ``roofline-<model>`` or with ``-<card>``."""
     figures: list[Figure] = []
     for model in MODELS:
-        for name in (f"roofline-{model}", f"roofline-{model}-h200"):
-            if (root / name / "experiment.json").exists():
-                figures += roofline_figures(model, root / name)
+        for file in sorted(root.glob(f"roofline-{model}*/experiment.json")):
+            figures += roofline_figures(model, file.parent)
     return figures
 
 
