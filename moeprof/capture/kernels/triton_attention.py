@@ -123,7 +123,6 @@ def triton_decode(
         tiling: how the work is cut.
         num_processors: multiprocessors to fill, or None for those of the device.
     """
-    programs, size = _programs(), _sizes(query_BHD, key_SGD, value_SGV)
     num_seqs, num_heads, value_dim = query_BHD.shape[0], query_BHD.shape[1], value_SGV.shape[2]
     device, num_groups = query_BHD.device, key_SGD.shape[1]
     table_tokens = block_table_BP.shape[1] * shape.page_tokens
@@ -138,10 +137,10 @@ def triton_decode(
     strides = (*query_BHD.stride()[:2], *key_SGD.stride()[:2], *value_SGV.stride()[:2], block_table_BP.stride(0))
     masks = {"SCALE": shape.scale, "SOFTCAP": shape.softcap or 0.0, "WINDOW": shape.window or 0}
     launch(
-        programs.attend_split,
+        _programs().attend_split,
         (num_seqs, num_groups, splits),
         (*tensors, *strides, splits),
-        **(size | masks),
+        **(_sizes(query_BHD, key_SGD, value_SGV) | masks),
         PAGE=shape.page_tokens,
         N=tiling.block_keys,
         IS_SPLIT=splits > 1,
@@ -150,18 +149,32 @@ def triton_decode(
         num_stages=tiling.num_stages,
     )
     if splits > 1:
-        launch(
-            programs.join_splits,
-            (num_seqs, num_heads),
-            (parts, peak, total, sinks, out_BHV, splits),
-            NUM_HEADS=num_heads,
-            V=value_dim,
-            PADDED_V=padded(value_dim),
-            PADDED_S=padded(splits),
-            BLOCK_S=JOIN_BLOCK,
-            HAS_SINKS=sinks_H is not None,
-        )
+        _join(parts, peak, total, sinks, out_BHV, splits, sinks_H is not None)
     return out_BHV
+
+
+def _join(
+    parts: torch.Tensor,
+    peak: torch.Tensor,
+    total: torch.Tensor,
+    sinks: torch.Tensor,
+    out_BHV: torch.Tensor,
+    splits: int,
+    has_sinks: bool,
+) -> None:
+    """The second launch, into ``out_BHV``."""
+    num_seqs, num_heads, value_dim = out_BHV.shape
+    launch(
+        _programs().join_splits,
+        (num_seqs, num_heads),
+        (parts, peak, total, sinks, out_BHV, splits),
+        NUM_HEADS=num_heads,
+        V=value_dim,
+        PADDED_V=padded(value_dim),
+        PADDED_S=padded(splits),
+        BLOCK_S=JOIN_BLOCK,
+        HAS_SINKS=has_sinks,
+    )
 
 
 def _sizes(query_BHD: torch.Tensor, key_SGD: torch.Tensor, value_SGV: torch.Tensor) -> dict[str, int]:
