@@ -22,7 +22,7 @@ from moeprof.capture.slowdown import slowed
 from moeprof.core.errors import InputError, RecordError, WorkloadError
 from moeprof.core.record_pairs import open_pairs
 from moeprof.core.sparsity import Lockstep
-from moeprof.core.workload import Workload, load_workload
+from moeprof.core.workload import Parallel, Workload, load_workload
 
 SHAPE = """
 name: ab
@@ -89,6 +89,13 @@ def test_sides_that_would_not_do_the_same_steps_are_refused_by_name(prepared: Pr
         "schedules of moe",
     ):
         assert said in str(refused.value)
+
+
+def test_a_side_whose_models_are_shared_by_ranks_is_refused(prepared: Prepared) -> None:
+    shared = replace(prepared.workload.engine, parallel=Parallel(plan="tensor", ranks=2))
+
+    with pytest.raises(WorkloadError, match="two models step in turn in one process, ranks hold one each"):
+        pair_up(prepared, changed(prepared, engine=shared))
 
 
 def test_the_side_that_is_loaded_first_alternates(prepared: Prepared, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def pair_up(
         raise WorkloadError(f"--ab: both sides must do the same steps, but {'; '.join(found)}")
     if new.workload.outputs == "free":
         raise WorkloadError(f"--ab: {FREE}")
+    if any(side.workload.engine.parallel is not None for side in (base, new)):
+        raise WorkloadError(
+            "--ab: two models step in turn in one process, ranks hold one each; leave engine.parallel out"
+        )
     settings, measured = new.workload.lockstep, new.schedules[next(iter(models))].measured
     own = measured.concurrency if measured.pattern == "closed" and measured.concurrency else OFFLINE
     seconds = max_seconds or (settings.max_seconds if settings is not None else MAX_SECONDS)
