@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from moeprof.capture.engine.base import Engine, ListenerSet
-from moeprof.capture.engine.select import build_engine, prepare_decode
+from moeprof.capture.engine.select import build_engine, prepare_decode, why_not_paged
 from moeprof.capture.engine.static_reason import needs_static
 from moeprof.capture.fit import HEADROOM, all_at_once_tokens
 from moeprof.capture.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
@@ -125,7 +125,8 @@ class LockstepSession:
             _give_memory_back()
             return False
         self._models[key], self._layers[key] = opened, find_moe_layers(opened.model)
-        facts = facts_of(opened, spec, plan.tokenizer_hash).to_json()
+        is_paged = plan.engine.batching in ("auto", "paged") and why_not_paged(opened.model, plan.engine) is None
+        facts = facts_of(opened, spec, plan.tokenizer_hash, expanded_cache=is_paged).to_json()
         self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.load_s}
         if plan.facts_folder is not None:
             (plan.facts_folder / spec.name).mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ from moeprof.capture import after_rounds, memory, saturation
 from moeprof.capture.invariants import check_pass
 from moeprof.capture.kv_space import kv_space
 from moeprof.capture.open_model import facts_of, open_model
+from moeprof.capture.out_of_memory import doing
 from moeprof.capture.parallel.facts import memory_of_ranks, picks_of_ranks
 from moeprof.capture.peaks import measure_peaks
 from moeprof.capture.plan import LaunchPlan, Order, Report
@@ -79,10 +80,12 @@ class Session:
             config = opened.source.config
             space = kv_space(opened.model, plan.model, config, plan.engine, self._device, base=plan.twin_base)
             self._launch["kv_space"] = space.to_json()
+        doing("KV cache")
         self._rig = Rig(opened.model, plan, self._should_stop)
         self._memory.engine_ready(self._rig.engine.facts.kv_bytes)
         self._rig.tapping.replay_recorded(self._schedule, self._rig.engine, self._rig.listeners)
-        facts = facts_of(opened, plan.model, plan.tokenizer_hash)
+        is_paged = self._rig.engine.facts.scheduler == "moeprof"
+        facts = facts_of(opened, plan.model, plan.tokenizer_hash, expanded_cache=is_paged)
         write_json(plan.model_folder / "model.json", facts.to_json())
         self._launch |= {
             "engine": asdict(self._rig.engine.facts),
@@ -119,7 +122,10 @@ class Session:
         write_json(folder / "pass.json", info)
         deadline_s, cut_by = _deadline(order)
         with self._rig.tapping.measuring(self._rig.listeners):
+            doing("capturing decode steps")
             info["captured_steps"] = self._rig.capture_for(schedule)
+            doing(order.name)
+            self._memory.pass_started()
             result = replay(self._rig.engine, schedule, recorders, should_stop=self._should_stop, deadline_s=deadline_s)
         gc.unfreeze()
         self._rig.engine.reset()
@@ -220,6 +226,7 @@ class Session:
             )
 
     def _say(self, what: str) -> None:
+        doing(what)
         self._send(Report(event="progress", data={"doing": what}))
 
     def _write(self) -> None:

@@ -45,7 +45,7 @@ def build_engine(
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
     if settings.cpu_kernels == "experts" and model.device.type == "cpu":
         reason = use_cpu_experts(model)
-        if reason is not None:
+        if reason is not None and reason != "no routed experts":  # a dense model beside it is no reason to stop
             raise UnsupportedModelError(f"engine.cpu_kernels: experts cannot be had: {reason}; set it to off")
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
