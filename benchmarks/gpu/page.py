@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from benchmarks.gpu.answers import azure_table, markdown_table, mixtral_table, peaks_table, qwen_table
 from benchmarks.gpu.gap_table import gap_tables
-from benchmarks.gpu.goals import Judged, tally
+from benchmarks.gpu.goals import MODELS, Judged, tally
 from benchmarks.gpu.results import Results
 
 BEGIN, END = "<!-- gpu -->", "<!-- /gpu -->"
@@ -61,6 +61,7 @@ def evidence_page(results: Results) -> str:
 def readme_block(results: Results) -> str:
     """What stands between the markers of the README, markers included."""
     rows = [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in _by_group(results.judged)]
+    rows = rows if results.parts else _not_yet(results.judged)
     told = (
         f"{_status(results)} {tally(results.judged)}. All figures with their records (Mixtral 8x7B against dense, "
         "Qwen3-30B-A3B against dense 8 B, 14 B and 32 B, Azure traffic through OLMoE): "
@@ -107,6 +108,28 @@ def _by_group(rows: Sequence[Judged]) -> list[Judged]:
     left_out = ("prefill-of-matmul/mixtral/2", "prefill-of-matmul/mixtral/4", "prefill-of-matmul/qwen3-30b/2",
                 "prefill-of-matmul/qwen3-30b/4", "load-peak/qwen3-30b")  # fmt: skip
     return [row for row in rows if row.goal.key not in left_out]
+
+
+KINDS = {
+    "decode-over-roofline": "decode, time over the byte roofline",
+    "prefill-of-matmul": "prompts of 2,048 tokens, share of the measured matmul rate",
+    "overhead": "instruments, instrumented over bare steps",
+    "save-detailed": "every pick kept (--save-detailed), over bare steps",
+    "load-peak": "peak while random weights are made, over the weights",
+}
+
+
+def _not_yet(rows: Sequence[Judged]) -> list[tuple[str, str, str, str]]:
+    """Before any card: the targets of one kind, model and bound in one row, with their batches."""
+    batches: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        kind, *rest = row.goal.key.split("/")
+        model = next((f"{MODELS[name]}, " for name in rest if name in MODELS), "")
+        batches.setdefault((f"{model}{KINDS[kind]}", row.goal.text), []).extend(n for n in rest if n.isdigit())
+    return [
+        (f"{what}, batch {', '.join(found)}" if found else what, bound, "not yet measured", "not measured")
+        for (what, bound), found in batches.items()
+    ]
 
 
 def _records(results: Results) -> str:
