@@ -60,8 +60,7 @@ def evidence_page(results: Results) -> str:
 
 def readme_block(results: Results) -> str:
     """What stands between the markers of the README, markers included."""
-    rows = [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in _by_group(results.judged)]
-    rows = rows if results.parts else _not_yet(results.judged)
+    rows = _shown(results.judged) if results.parts else _not_yet(results.judged)
     told = (
         f"{_status(results)} {tally(results.judged)}. All figures with their records (Mixtral 8x7B against dense, "
         "Qwen3-30B-A3B against dense 8 B, 14 B and 32 B, Azure traffic through OLMoE): "
@@ -103,11 +102,11 @@ def _targets(rows: Sequence[Judged]) -> str:
     return markdown_table(("what", "target", "measured", "verdict", "reason"), cells)
 
 
-def _by_group(rows: Sequence[Judged]) -> list[Judged]:
+def _shown(rows: Sequence[Judged]) -> list[tuple[str, str, str, str]]:
     """The README's choice: decode, the two ends of prefill, instruments, loading of the largest."""
     left_out = ("prefill-of-matmul/mixtral/2", "prefill-of-matmul/mixtral/4", "prefill-of-matmul/qwen3-30b/2",
                 "prefill-of-matmul/qwen3-30b/4", "load-peak/qwen3-30b")  # fmt: skip
-    return [row for row in rows if row.goal.key not in left_out]
+    return [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in rows if row.goal.key not in left_out]
 
 
 KINDS = {
