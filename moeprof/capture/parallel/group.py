@@ -43,6 +43,7 @@ class Group:
         self.backend = "nccl" if device.type == "cuda" else "gloo"
         self.counts_of_followers: list[Any] = []
         self._held = 0
+        self._sent: Any = None
         self._next_number = 0
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -59,14 +60,16 @@ class Group:
         return self.rank == 0
 
     def tell(self, command: str, *arguments: Any) -> None:
-        """Rank 0: give a command. The others are in :meth:`hear`."""
+        """Rank 0: give a command, and go on while it travels. The others are in :meth:`hear`."""
+        if self._sent is not None:
+            self._sent.wait()
         body = bytes(ForkingPickler.dumps((command, arguments)))  # as pipes between processes do
         first = torch.zeros(SIZE_BYTES + INLINE_BYTES, dtype=torch.uint8)
         first[:SIZE_BYTES] = torch.frombuffer(bytearray(len(body).to_bytes(SIZE_BYTES, "little")), dtype=torch.uint8)
         whole = torch.frombuffer(bytearray(body), dtype=torch.uint8)
         if len(body) <= INLINE_BYTES:
             first[SIZE_BYTES : SIZE_BYTES + len(body)] = whole
-        dist.broadcast(first, src=0, group=self._control)
+        self._sent = dist.broadcast(first, src=0, group=self._control, async_op=True)  # it keeps the tensor alive
         if len(body) > INLINE_BYTES:
             dist.broadcast(whole, src=0, group=self._control)
 
