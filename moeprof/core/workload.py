@@ -53,9 +53,11 @@ class EngineSettings:
         max_sequences: sequences in flight in a paged batch.
         decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
         compile: ``layers`` applies torch.compile to the decoder layers.
+        fuse: norms and rotations in one launch each, where a check on the device agrees; ``auto`` = on a GPU.
         run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
         decode_attention: kernel of paged decode; ``auto`` takes the fastest that agrees with ``torch`` on the device.
-        cpu_kernels: ``experts`` compiles our own kernel for the experts of a model on a CPU and runs with it.
+        cpu_kernels: ``experts`` compiles our own kernel for the experts of a model on a CPU and runs with it; ``all``
+            also those of norms, linear layers on few tokens, and attention in decode steps of the paged engine.
         memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
         parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
     """
@@ -71,9 +73,10 @@ class EngineSettings:
     max_sequences: int = 256
     decode_graphs: Literal["auto", "on", "off"] = "auto"
     compile: Literal["off", "layers"] = "off"
+    fuse: Literal["auto", "off"] = "auto"
     run_ahead: Literal["auto", "on", "off"] = "auto"
     decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
-    cpu_kernels: Literal["off", "experts"] = "off"
+    cpu_kernels: Literal["off", "experts", "all"] = "off"
     memory_margin_ratio: float = 0.05
     parallel: Parallel | None = None
 

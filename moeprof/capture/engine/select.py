@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moeprof.capture.cpu_kernels.experts import use_cpu_experts
+from moeprof.capture.cpu_kernels.swap import swap_modules
 from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.continuous import ContinuousEngine
 from moeprof.capture.engine.paged.build import build_paged
@@ -43,10 +44,13 @@ def build_engine(
 
         return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
-    if settings.cpu_kernels == "experts" and model.device.type == "cpu":
+    if settings.cpu_kernels != "off" and model.device.type == "cpu":
         reason = use_cpu_experts(model)
         if reason is not None and reason != "no routed experts":  # a dense model beside it is no reason to stop
-            raise UnsupportedModelError(f"engine.cpu_kernels: experts cannot be had: {reason}; set it to off")
+            asked = settings.cpu_kernels
+            raise UnsupportedModelError(f"engine.cpu_kernels: {asked} cannot be had: {reason}; set it to off")
+        if settings.cpu_kernels == "all":
+            swap_modules(model)
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
         if reason is None:

@@ -18,6 +18,7 @@ from moeprof.capture.engine.paged.graphs import CudaGraphs, GraphBackend
 from moeprof.capture.engine.paged.kernels_of import chooser
 from moeprof.capture.engine.paged.options import PagedOptions
 from moeprof.capture.kernels.choose_experts import ChosenExperts, apply_experts, choose_experts
+from moeprof.capture.kernels.fuse import fuse, unfuse
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload import EngineSettings
 
@@ -40,8 +41,14 @@ def build_paged(
     """
     device = torch.device(model.device)
     experts = _experts(model, settings, device)
+    notes = [] if experts is None else [f"experts of decode: {experts.decode}, {experts.reason}"]
     if settings.compile == "off":
         as_written(model)
+    if settings.fuse == "auto" and settings.compile == "off" and device.type == "cuda":
+        fused = fuse(model)
+        notes += [f"one launch each: {fused.norms} norms, {fused.rotary} kinds of rotation", *fused.notes]
+    else:
+        unfuse(model)
     options = PagedOptions(
         kv_tokens=kv_tokens,
         max_batch_tokens=settings.max_batch_tokens,
@@ -53,7 +60,7 @@ def build_paged(
         experts=None if experts is None else experts.prefill,
         decode_experts=None if experts is None or experts.decode == experts.prefill else experts.decode,
         compiled=compile_layers(model) if settings.compile == "layers" else None,
-        notes=() if experts is None else (f"experts of decode: {experts.decode}, {experts.reason}",),
+        notes=tuple(notes),
     )
     return PagedEngine(model, options, listeners)
 

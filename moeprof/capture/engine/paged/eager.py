@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,20 +23,18 @@ class Group:
     """Sequences that decode in one call on a CPU, their keys padded to the longest."""
 
     def __init__(self, parts: list[Part], rows: list[int]) -> None:
-        """``rows``: places of their queries among the step's."""
-        self._rows = rows
-        keys = np.array([part.past + 1 for part in parts])
-        num_pages = -(-int(keys.max()) // PAGE_TOKENS)
-        pages_BP = np.zeros((len(parts), num_pages), dtype=np.int64)
-        for row, part in zip(pages_BP, parts, strict=True):
-            own = part.sequence.pages[:num_pages]
-            row[: len(own)] = own
-        slots_BW = (pages_BP[:, :, None] * PAGE_TOKENS + OFFSETS).reshape(len(parts), -1)
-        self._slots = torch.from_numpy(slots_BW.ravel())
-        self._size, self._width = slots_BW.shape
-        padding_BW = np.arange(self._width) >= keys[:, None]
-        self._scores = torch.from_numpy(np.where(padding_BW, np.float32("-inf"), np.float32(0))[:, None, None])
+        """``rows``: places of their queries among the step's. Nothing is planned before the first call needs it."""
+        self._parts, self._rows = parts, rows
         self._mask: torch.Tensor | None = None
+
+    @cached_property
+    def _keys_read(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Slots of all keys with padding [B * W], what hides the padding [B, 1, 1, W], and W."""
+        pages_BP, keys = page_table(self._parts)
+        slots_BW = (pages_BP[:, :, None] * PAGE_TOKENS + OFFSETS).reshape(len(keys), -1)
+        padding_BW = np.arange(slots_BW.shape[1]) >= keys[:, None]
+        scores = np.where(padding_BW, np.float32("-inf"), np.float32(0))[:, None, None]
+        return torch.from_numpy(slots_BW.ravel()), torch.from_numpy(scores), slots_BW.shape[1]
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -44,11 +43,12 @@ class Group:
 
     def attend(self, layer: KvLayer, query_1HBD: torch.Tensor) -> torch.Tensor:
         """[1, B, H, V]."""
+        slots, scores, width = self._keys_read
         if self._mask is None or self._mask.dtype != query_1HBD.dtype:
-            self._mask = self._scores.to(query_1HBD.dtype)
-        shape = (self._size, self._width, layer.facts.num_groups, -1)
-        key_BGWD = layer.key_SGD.index_select(0, self._slots).view(shape).transpose(1, 2)
-        value_BGWV = layer.value_SGV.index_select(0, self._slots).view(shape).transpose(1, 2)
+            self._mask = scores.to(query_1HBD.dtype)
+        shape = (len(self._parts), width, layer.facts.num_groups, -1)
+        key_BGWD = layer.key_SGD.index_select(0, slots).view(shape).transpose(1, 2)
+        value_BGWV = layer.value_SGV.index_select(0, slots).view(shape).transpose(1, 2)
         out_BH1V = scaled_dot_product_attention(
             query_1HBD.permute(2, 1, 0, 3),
             key_BGWD,
@@ -102,7 +102,7 @@ class EagerPlan:
 
     def __init__(self, parts: list[Part], device: torch.device) -> None:
         """``parts`` in the order of the step's tokens."""
-        decoding = [part for part in parts if not part.is_prefill]
+        self._decoding = decoding = [part for part in parts if not part.is_prefill]
         self.num_decode = len(decoding)
         self.groups: list[Group] = []
         if device.type == "cpu":
@@ -113,6 +113,23 @@ class EagerPlan:
         for part in parts[self.num_decode :]:
             self.prompts.append(Prompt(part, first, device))
             first += part.query_tokens
+
+    @cached_property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages [B, P] and number of keys [B] of the sequences that decode."""
+        pages_BP, keys = page_table(self._decoding)
+        return torch.from_numpy(pages_BP), torch.from_numpy(keys)
+
+
+def page_table(parts: list[Part]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pages [B, P] and number of keys [B] of sequences that decode; places past a sequence's pages hold page 0."""
+    keys = np.array([part.past + 1 for part in parts], dtype=np.int64)
+    num_pages = -(-int(keys.max()) // PAGE_TOKENS)
+    pages_BP = np.zeros((len(parts), num_pages), dtype=np.int64)
+    for row, part in zip(pages_BP, parts, strict=True):
+        own = part.sequence.pages[:num_pages]
+        row[: len(own)] = own
+    return pages_BP, keys
 
 
 def attend_prompt(
