@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from moeprof.capture.cpu_kernels import build
 from moeprof.capture.cpu_kernels.build import why_no_kernels
 from moeprof.capture.cpu_kernels.experts import NAME, use_cpu_experts, why_not
+from moeprof.capture.cpu_kernels.swap import Swapped, swapped_counts
+from moeprof.capture.engine.select import build_engine
+from moeprof.core.trace import Request
+from moeprof.core.workload import EngineSettings
 from tests.plain_experts import make_experts
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -119,15 +124,62 @@ def test_a_dense_model_has_nothing_to_switch() -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_a_model_says_the_same_tokens_with_our_experts() -> None:
+    model, ids = tiny_model(), torch.arange(12)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+        assert use_cpu_experts(model) is None and model.config._experts_implementation == NAME
+        assert torch.allclose(model(ids).logits, before, atol=1e-5)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_decode_step_by_our_kernels_says_the_same_tokens() -> None:
+    model = tiny_model()
+    plain = tokens_of(model, EngineSettings(batching="paged", kv_tokens=512))
+    ours = tokens_of(model, EngineSettings(batching="paged", kv_tokens=512, cpu_kernels="all"))
+    assert ours == plain
+    assert swapped_counts(model)[False] == 0 and swapped_counts(model)[True] > 0
+
+
+def test_a_kernel_that_disagrees_is_not_asked_again() -> None:
+    asked: list[int] = []
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        return x + 1
+
+    swapped = Swapped(lambda x: x, wrong)
+    assert [swapped(torch.ones(2)).tolist() for _ in range(3)] == [[1, 1]] * 3
+    assert swapped.agrees is False and len(asked) == 1
+
+
+def test_a_call_that_no_kernel_serves_is_the_modules_own_and_decides_nothing() -> None:
+    swapped = Swapped(lambda x: x, lambda x: None)
+    assert swapped(torch.ones(1)).item() == 1 and swapped.agrees is None
+
+
+def tiny_model() -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
         vocab_size=64, hidden_size=32, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+        decoder_sparse_step=1,
     )  # fmt: skip
-    model, ids = Qwen3MoeForCausalLM(config).eval(), torch.arange(12)[None]
-    with torch.inference_mode():
-        before = model(ids).logits
-        assert use_cpu_experts(model) is None and config._experts_implementation == NAME
-        assert torch.allclose(model(ids).logits, before, atol=1e-5)
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def tokens_of(model: Any, settings: EngineSettings) -> list[tuple[int, int | None]]:
+    """What the engine says for prompts of several lengths, some of which decode while others are read."""
+    engine, said = build_engine(model, settings), []
+    for index, length in enumerate((3, 17, 40)):
+        ids = [(7 * index + n) % 64 for n in range(length)]
+        request = Request(
+            index=index, request_id=str(index), arrival_s=0.0, input_ids=ids, output_tokens=20, output_ids=None,
+            request_class="all",
+        )  # fmt: skip
+        engine.submit(request)
+    while (step := engine.step()) is not None:
+        said += [(sequence.request, sequence.token) for sequence in step.sequences]
+    engine.close()
+    return said

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moeprof.capture.cpu_kernels.build import why_no_kernels
+from moeprof.capture.cpu_kernels.build import known_dtypes, why_no_kernels
 from moeprof.capture.kernels.triton_experts import is_experts, is_plain_silu
 
 NAME = "moeprof_cpu"
-DTYPES = (torch.float32, torch.bfloat16)
 EVEN = 2  # bfloat16 is read in pairs
 
 
@@ -31,10 +30,13 @@ def why_not(module: nn.Module) -> str | None:
     for weight in weights:
         if not isinstance(weight, torch.Tensor) or hasattr(weight, "to_local") or weight.device.type != "cpu":
             return "experts' weights are not plain tensors on the CPU"
-        if weight.ndim != 3 or weight.dtype not in DTYPES or weight.shape[2] % EVEN or not weight.is_contiguous():
+        if (
+            weight.ndim != 3
+            or weight.dtype not in known_dtypes()
+            or weight.shape[2] % EVEN
+            or not weight.is_contiguous()
+        ):
             return f"experts' weights are {str(weight.dtype).removeprefix('torch.')} {tuple(weight.shape)}"
-    if torch.bfloat16 in {weight.dtype for weight in weights} and not torch.cpu._is_avx512_bf16_supported():
-        return "this CPU has no bf16 instructions"
     return why_no_kernels()
 
 
