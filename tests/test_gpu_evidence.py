@@ -60,6 +60,9 @@ def test_popularity_that_is_not_there_is_replaced_and_said(tmp_path: Path, monke
     ready = full_size("mixtral-against-dense", tmp_path)
     assert ready.path is not None and "instead" in ready.notes[0]
     assert load_workload(ready.path).models[0].routing.policy == "zipf"
+    assert (
+        ": /" not in ready.path.read_text()
+    )  # the record tells this text, and a machine's folders are not its business
 
 
 def test_a_missing_trace_makes_its_step_impossible_and_no_other(

@@ -1,4 +1,4 @@
-"""The workloads of the evidence as they are run: paths made absolute, what is missing replaced and said, or made tiny.
+"""The workloads of the evidence as they are run: paths that hold, what is missing replaced and said, or made tiny.
 
 Tiny means the same file with tiny models of the same architectures, lengths divided by 16, a few requests and the CPU,
 so that everything between a workload and a published page can be tested without a card.
@@ -7,6 +7,7 @@ so that everything between a workload and a published page can be tested without
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def full_size(name: str, folder: Path) -> Ready:
             )
     if not notes:
         return Ready(path=source)
-    _absolute(content, source)
+    _moved(content, source, folder)
     return Ready(path=_write(content, folder / f"{name}.yaml"), notes=tuple(notes))
 
 
@@ -167,13 +168,17 @@ def _there(source: Path, path: str) -> bool:
     return (source.parent / path).exists()
 
 
-def _absolute(content: dict[str, Any], source: Path) -> None:
-    """Paths that start at the workload's folder, where it is written elsewhere."""
+def _moved(content: dict[str, Any], source: Path, folder: Path) -> None:
+    """Paths that start at the workload's folder, for a copy in ``folder``: relative, because records tell the text."""
+
+    def moved(path: str) -> str:
+        return os.path.relpath(source.parent / path, folder)
+
     trace = content["traffic"].get("trace")
     if trace is not None:
-        trace["path"] = str((source.parent / trace["path"]).resolve())
+        trace["path"] = moved(trace["path"])
     for model in content["models"]:
         if str(model.get("config", "")).endswith(".json"):
-            model["config"] = str((source.parent / model["config"]).resolve())
+            model["config"] = moved(model["config"])
         if "path" in model.get("routing", {}):
-            model["routing"]["path"] = str((source.parent / model["routing"]["path"]).resolve())
+            model["routing"]["path"] = moved(model["routing"]["path"])
