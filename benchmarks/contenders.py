@@ -25,6 +25,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.select import build_engine
 from moeprof.capture.moe_structure import find_moe_layers
+from moeprof.capture.recorders.picks import PicksWriter
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.routing import RoutingRecorder
 from moeprof.capture.recorders.steps import StepRecorder
@@ -54,10 +55,10 @@ class Contender(Protocol):
 class Watched:
     """A tap and recorders on a model, as a pass has them."""
 
-    def __init__(self, model: Any, schedule: Schedule, listeners: ListenerSet) -> None:
+    def __init__(self, model: Any, schedule: Schedule, listeners: ListenerSet, *, save_detailed: bool = False) -> None:
         self._layers = find_moe_layers(model)
-        self._listeners = listeners
-        self._tap = RoutingTap(model, self._layers, schedule.classes)
+        self._listeners, self._save_detailed = listeners, save_detailed
+        self._tap = RoutingTap(model, self._layers, schedule.classes, save_picks=save_detailed)
         self._tap.disable()
 
     @contextmanager
@@ -81,6 +82,7 @@ class Watched:
             top_k=tuple(layer.top_k for layer in self._layers),
             window_steps=WINDOW_STEPS,
             step_counts_cap_bytes=STEP_COUNTS_CAP_BYTES,
+            picks=PicksWriter(folder) if self._save_detailed else None,
         )
         return [RequestRecorder(folder), StepRecorder(folder), routing]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from benchmarks.big_record import make_big_routing
 from benchmarks.overhead import judged
+from benchmarks.rival_talk import Rival
+from benchmarks.rivals import OURS, in_turns, rows_of
 from benchmarks.verdict import Row, Target, median_interval, ratios, shown, table
 
 AS_GOOD = Target(at_least=1.0, low_at_least=0.97)
@@ -96,3 +99,28 @@ def test_the_bench_refuses_unknown_parts(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main([str(Path("nowhere")), "--only", "everything"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_rivals_run_in_turn_forwards_then_backwards() -> None:
+    order: list[str] = []
+
+    def rival(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"tokens": 10, "seconds": 2.0}
+
+    rates = in_turns({name: lambda name=name: rival(name) for name in "abc"}, 2, rest_s=0.0)  # type: ignore[misc]
+    assert order == ["a", "b", "c", "c", "b", "a"] and rates["b"] == [5.0, 5.0]
+
+
+def test_ours_is_judged_against_the_fastest_rival_of_each_round() -> None:
+    rates = {OURS: [10.0, 30.0], "x": [5.0, 30.0], "y": [10.0, 15.0]}
+    rows = rows_of("here", rates, {kind: kind for kind in rates}, {"vllm": "not installed"})
+    assert [row.samples for row in rows] == [(2.0, 1.0), (1.0, 2.0), (1.0, 1.0)]
+    assert rows[-1].what == "replay / best of 2, here"
+    assert "vllm not measured: not installed" in rows[-1].details
+
+
+def test_a_rival_that_cannot_start_says_why(tmp_path: Path) -> None:
+    rival = Rival("x", [sys.executable, "-c", "raise ImportError('no x here')"], {}, tmp_path / "log")
+    rival.close()
+    assert rival.reason == "ImportError: no x here"
