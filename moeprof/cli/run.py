@@ -75,7 +75,6 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
-    from moeprof.analysis.pricing import resolve_pricing
     from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run import prepare
     from moeprof.cli.dry_run import show_plan
@@ -97,17 +96,24 @@ def run(
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"],
-        num_devices=machine["num_devices"],
-    )  # fmt: skip
+    pricing = _pricing(prepared, resolved)
     if dry_run:
         show_plan(prepared, pricing, format)
         prepared.fit.require()
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, pricing, place, printing, text=text)
+
+
+def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
+    """What the run's devices cost."""
+    from moeprof.analysis.pricing import resolve_pricing
+
+    machine = prepared.environment
+    return resolve_pricing(
+        workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"],
+        num_devices=machine["num_devices"],
+    )  # fmt: skip
 
 
 def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:

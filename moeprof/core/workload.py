@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moeprof.core import yamlfile
+from moeprof.core.bounds import at_least, more_than_zero
+from moeprof.core.engine_settings import EngineSettings as EngineSettings
 from moeprof.core.errors import WorkloadError
 from moeprof.core.gates import GateSettings
 from moeprof.core.modelspec import ModelSpec as ModelSpec
@@ -24,71 +26,6 @@ from moeprof.core.traffic import Traffic
 Outputs = Literal["forced", "forced_length", "free"]
 
 
-def _at_least(low: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not low <= value < float("inf"):
-            raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
-
-
-def _more_than_zero(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise WorkloadError(f"{name}: found {value}; more than 0 is allowed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How the engine runs.
-
-    Attributes:
-        kind: ``transformers``.
-        dtype: ``auto`` = the checkpoint's where the device computes in it, float32 elsewhere.
-        max_batch_tokens: tokens in one step.
-        experts: experts implementation of transformers, or ``auto``.
-        kv_tokens: KV cache slots; None = what the schedule needs, bounded by memory. Equal for all models.
-        prefix_cache: reuse the KV of shared prefixes (changes token counts).
-        batching: ``paged`` is our own loop over a paged cache, ``continuous`` that of transformers, ``static`` knows
-            whole batches only; ``auto`` chooses by architecture and device.
-        max_batch: sequences in a static batch.
-        max_sequences: sequences in flight in a paged batch.
-        decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
-        compile: ``layers`` applies torch.compile to the decoder layers.
-        fuse: norms and rotations in one launch each, where a check on the device agrees; ``auto`` = on a GPU.
-        run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
-        decode_attention: kernel of paged decode; ``auto`` takes the fastest that agrees with ``torch`` on the device.
-        cpu_kernels: ``experts`` compiles our own kernel for the experts of a model on a CPU and runs with it; ``all``
-            also those of norms, linear layers on few tokens, and attention in decode steps of the paged engine.
-        memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
-        parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
-    """
-
-    kind: Literal["transformers"] = "transformers"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_batch_tokens: int = 512
-    experts: str = "auto"
-    kv_tokens: int | None = None
-    prefix_cache: bool = False
-    batching: Literal["auto", "paged", "continuous", "static"] = "auto"
-    max_batch: int = 16
-    max_sequences: int = 256
-    decode_graphs: Literal["auto", "on", "off"] = "auto"
-    compile: Literal["off", "layers"] = "off"
-    fuse: Literal["auto", "off"] = "auto"
-    run_ahead: Literal["auto", "on", "off"] = "auto"
-    decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
-    cpu_kernels: Literal["off", "experts", "all"] = "off"
-    memory_margin_ratio: float = 0.05
-    parallel: Parallel | None = None
-
-    def __post_init__(self) -> None:
-        _at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
-        _at_least(1, max_batch=self.max_batch, max_sequences=self.max_sequences)
-        if not 0 <= self.memory_margin_ratio < 0.5:
-            raise WorkloadError(f"memory_margin_ratio: found {self.memory_margin_ratio}; 0 up to 0.5 is allowed")
-        if self.parallel is not None:
-            self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
     """Service level objectives, in seconds. A request is good when it meets every one that is given."""
@@ -98,7 +35,7 @@ class Slo:
     e2e_s: float | None = None
 
     def __post_init__(self) -> None:
-        _more_than_zero(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s)
+        more_than_zero(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2e_s=self.e2e_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +47,7 @@ class Capital:
     utilisation_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        _more_than_zero(usd_per_device=self.usd_per_device, years=self.years, utilisation_ratio=self.utilisation_ratio)
+        more_than_zero(usd_per_device=self.usd_per_device, years=self.years, utilisation_ratio=self.utilisation_ratio)
         if self.utilisation_ratio > 1:
             raise WorkloadError(f"utilisation_ratio: found {self.utilisation_ratio}; at most 1 is allowed")
 
@@ -148,8 +85,8 @@ class Prices:
         return replace(self, usd_per_device_hour=None, capital=None, source=None)
 
     def __post_init__(self) -> None:
-        _more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
-        _at_least(1, pue=self.pue)
+        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
+        at_least(1, pue=self.pue)
         if self.usd_per_device_hour is not None and self.capital is not None:
             raise WorkloadError("capital: give rent (usd_per_device_hour) or capital, not both")
 
@@ -187,8 +124,8 @@ class Instruments:
     gap: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(1, window_steps=self.window_steps)
-        _at_least(0, step_counts_cap_mib=self.step_counts_cap_mib, picks_cap_mib=self.picks_cap_mib)
+        at_least(1, window_steps=self.window_steps)
+        at_least(0, step_counts_cap_mib=self.step_counts_cap_mib, picks_cap_mib=self.picks_cap_mib)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +136,7 @@ class Warmup:
     max_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        _at_least(0, num_requests=self.num_requests, max_seconds=self.max_seconds)
+        at_least(0, num_requests=self.num_requests, max_seconds=self.max_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,9 +184,9 @@ class Workload:
         self._check_chosen(names)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
-        _at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
-        _at_least(0, seed=self.seed, watchdog_s=self.watchdog_s)
-        _more_than_zero(max_minutes=self.max_minutes)
+        at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
+        at_least(0, seed=self.seed, watchdog_s=self.watchdog_s)
+        more_than_zero(max_minutes=self.max_minutes)
 
     def _check_chosen(self, names: list[str]) -> None:
         """Sweep and lock-step may name some of the models."""

@@ -1,0 +1,63 @@
+"""How the engine of a workload runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moeprof.core.bounds import at_least
+from moeprof.core.errors import WorkloadError
+from moeprof.core.parallel import Parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the engine runs.
+
+    Attributes:
+        kind: ``transformers``.
+        dtype: ``auto`` = the checkpoint's where the device computes in it, float32 elsewhere.
+        max_batch_tokens: tokens in one step.
+        experts: experts implementation of transformers, or ``auto``.
+        kv_tokens: KV cache slots; None = what the schedule needs, bounded by memory. Equal for all models.
+        prefix_cache: reuse the KV of shared prefixes (changes token counts).
+        batching: ``paged`` is our own loop over a paged cache, ``continuous`` that of transformers, ``static`` knows
+            whole batches only; ``auto`` chooses by architecture and device.
+        max_batch: sequences in a static batch.
+        max_sequences: sequences in flight in a paged batch.
+        decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
+        compile: ``layers`` applies torch.compile to the decoder layers.
+        fuse: norms and rotations in one launch each, where a check on the device agrees; ``auto`` = on a GPU.
+        run_ahead: launch a step while the one before still runs; ``auto`` = on a GPU where nothing forbids it.
+        decode_attention: kernel of paged decode; ``auto`` takes the fastest that agrees with ``torch`` on the device.
+        cpu_kernels: ``experts`` compiles our own kernel for the experts of a model on a CPU and runs with it; ``all``
+            also those of norms, linear layers on few tokens, and attention in decode steps of the paged engine.
+        memory_margin_ratio: share of the device's memory that stays free (fragmentation, libraries, neighbours).
+        parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
+    """
+
+    kind: Literal["transformers"] = "transformers"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_batch_tokens: int = 512
+    experts: str = "auto"
+    kv_tokens: int | None = None
+    prefix_cache: bool = False
+    batching: Literal["auto", "paged", "continuous", "static"] = "auto"
+    max_batch: int = 16
+    max_sequences: int = 256
+    decode_graphs: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "layers"] = "off"
+    fuse: Literal["auto", "off"] = "auto"
+    run_ahead: Literal["auto", "on", "off"] = "auto"
+    decode_attention: Literal["auto", "torch", "triton", "varlen"] = "auto"
+    cpu_kernels: Literal["off", "experts", "all"] = "off"
+    memory_margin_ratio: float = 0.05
+    parallel: Parallel | None = None
+
+    def __post_init__(self) -> None:
+        at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
+        at_least(1, max_batch=self.max_batch, max_sequences=self.max_sequences)
+        if not 0 <= self.memory_margin_ratio < 0.5:
+            raise WorkloadError(f"memory_margin_ratio: found {self.memory_margin_ratio}; 0 up to 0.5 is allowed")
+        if self.parallel is not None:
+            self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
