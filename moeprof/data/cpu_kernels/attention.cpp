@@ -14,7 +14,8 @@ struct Places {
         pages(own_pages.const_data_ptr<int64_t>()), keys(own_keys.const_data_ptr<int64_t>()),
         width(all_pages.size(1)), page(page) {}
   void list(int64_t b, std::vector<int64_t>& slots) const {
-    for (int64_t n = 0; n < keys[b]; ++n) slots[n] = pages[b * width + n / page] * page + n % page;
+    for (int64_t n = 0, p = b * width; n < keys[b]; ++p)
+      for (int64_t i = 0; i < page && n < keys[b]; ++i, ++n) slots[n] = pages[p] * page + i;
   }
 };
 
@@ -25,6 +26,34 @@ template <typename T>
 void gather(const T* rows, const int64_t* slots, int64_t num, int64_t stride, int64_t width, float* out) {
   for (int64_t n = 0; n < num; ++n)
     for (int64_t x = 0; x < width; ++x) out[n * width + x] = widen(rows[slots[n] * stride + x]);
+}
+
+// Sums stay in registers: their number is fixed, and nothing is stored on the way.
+float dot(const float* a, const float* b, int64_t size) {
+  constexpr int64_t lanes = 16;
+  float part[lanes] = {}, sum = 0;
+  int64_t x = 0;
+  for (; x + lanes <= size; x += lanes)
+    for (int64_t i = 0; i < lanes; ++i) part[i] += a[x + i] * b[x + i];
+  for (; x < size; ++x) sum += a[x] * b[x];
+  for (int64_t i = 0; i < lanes; ++i) sum += part[i];
+  return sum;
+}
+
+void weigh(const float* weight, const float* rows, int64_t num, int64_t width, float* out) {
+  constexpr int64_t lanes = 32;
+  int64_t x = 0;
+  for (; x + lanes <= width; x += lanes) {
+    float part[lanes] = {};
+    for (int64_t n = 0; n < num; ++n)
+      for (int64_t i = 0; i < lanes; ++i) part[i] += weight[n] * rows[n * width + x + i];
+    std::copy_n(part, lanes, out + x);
+  }
+  for (; x < width; ++x) {
+    float sum = 0;
+    for (int64_t n = 0; n < num; ++n) sum += weight[n] * rows[n * width + x];
+    out[x] = sum;
+  }
 }
 
 struct Space {  // of one thread
@@ -44,10 +73,7 @@ void attend(const T* query, const T* key, const T* value, int64_t num, int64_t g
   for (int64_t h = 0; h < share; ++h) {
     for (int64_t x = 0; x < dim; ++x) own[x] = widen(query[h * dim + x]) * scale;
     for (int64_t n = 0; n < num; ++n) {
-      const float* one = space.keys.data() + n * dim;
-      float dot = 0;
-      for (int64_t x = 0; x < dim; ++x) dot += own[x] * one[x];
-      row[n] = dot;
+      row[n] = dot(own, space.keys.data() + n * dim, dim);
     }
     const float top = *std::max_element(row, row + num);
     float total = 0;
@@ -55,11 +81,7 @@ void attend(const T* query, const T* key, const T* value, int64_t num, int64_t g
     for (; n + Vector::size() <= num; n += Vector::size()) (Vector::loadu(row + n) - Vector(top)).exp().store(row + n);
     for (; n < num; ++n) row[n] = std::exp(row[n] - top);
     for (n = 0; n < num; ++n) total += row[n];
-    std::fill_n(sum, width, 0.f);
-    for (n = 0; n < num; ++n) {
-      const float *one = space.values.data() + n * width, weight = row[n];
-      for (int64_t x = 0; x < width; ++x) sum[x] += weight * one[x];
-    }
+    weigh(row, space.values.data(), num, width, sum);
     for (int64_t x = 0; x < width; ++x) out[h * width + x] = static_cast<T>(sum[x] / total);
   }
 }
