@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from moeprof.capture.cpu_kernels import build
 from moeprof.capture.cpu_kernels.build import why_no_kernels
 from moeprof.capture.cpu_kernels.experts import NAME, use_cpu_experts, why_not
 from moeprof.capture.cpu_kernels.swap import Swapped, swapped_counts
 from moeprof.capture.engine.select import build_engine
+from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.trace import Request
 from moeprof.core.workload import EngineSettings
 from tests.plain_experts import make_experts
@@ -183,3 +185,25 @@ def tokens_of(model: Any, settings: EngineSettings) -> list[tuple[int, int | Non
         said += [(sequence.request, sequence.token) for sequence in step.sequences]
     engine.close()
     return said
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_without_a_compiler_kernels_that_were_asked_for_are_an_error_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UnsupportedModelError, match=r"engine\.cpu_kernels: all cannot be had: no C\+\+ compiler.*off"):
+        build_engine(tiny_model(), EngineSettings(kv_tokens=128, cpu_kernels="all"))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_facts_of_an_engine_name_the_kernels_and_a_dense_model_beside_it_may_have_none() -> None:
+    engine = build_engine(tiny_model(), EngineSettings(kv_tokens=128, cpu_kernels="experts"))
+    assert engine.facts.cpu_kernels == "experts" and engine.facts.experts == NAME
+    engine.close()
+    dense = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
+    ).eval()
+    engine = build_engine(dense, EngineSettings(kv_tokens=128, cpu_kernels="experts"))
+    assert engine.facts.cpu_kernels == "experts"
+    engine.close()

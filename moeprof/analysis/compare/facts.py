@@ -80,6 +80,11 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
 
 def _backend(engine: Mapping[str, Any]) -> str | None:
     parts = [str(engine[key]) for key in ("attention", "experts", "batching") if engine.get(key)]
+    parts += [f"{engine['decode_experts']} in decode"] if engine.get("decode_experts") else []
+    parts += ["captured decode steps"] if engine.get("decode") == "graph" else []
+    parts += [f"compiled {engine['compiled']}"] if engine.get("compiled") else []
+    parts += ["running ahead"] if engine.get("run_ahead") else []
+    parts += [f"CPU kernels: {engine['cpu_kernels']}"] if engine.get("cpu_kernels", "off") != "off" else []
     if engine.get("parallel"):
         parts.append(f"{engine['parallel']} parallel on {engine.get('ranks')} ranks")
     return ", ".join(parts) or None

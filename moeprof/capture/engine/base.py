@@ -163,6 +163,7 @@ class EngineFacts:
         compiled: what torch.compile was applied to (``layers``), or None.
         run_ahead: True when a step is launched while the one before still runs.
         decode_experts: experts kernel of decode steps where it is another than ``experts``.
+        cpu_kernels: which of our CPU kernels are in force: ``off``, ``experts`` or ``all``.
         ranks: processes that share the model (tensor or expert parallel).
         parallel: ``tensor``, ``expert`` or None.
     """
@@ -183,6 +184,7 @@ class EngineFacts:
     compiled: str | None = None
     run_ahead: bool = False
     decode_experts: str | None = None
+    cpu_kernels: str = "off"
     ranks: int = 1
     parallel: Literal["tensor", "expert"] | None = None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.cpu_kernels.experts import use_cpu_experts
-from moeprof.capture.cpu_kernels.swap import swap_modules
+from moeprof.capture.cpu_kernels.use import use_cpu_kernels
 from moeprof.capture.engine.base import Engine, ListenerSet
 from moeprof.capture.engine.continuous import ContinuousEngine
 from moeprof.capture.engine.paged.build import build_paged
@@ -43,14 +43,18 @@ def build_engine(
         from moeprof.capture.parallel.build import build_on_all_ranks  # torch.distributed is not there everywhere
 
         return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
+    if settings.cpu_kernels == "off" or model.device.type != "cpu":
+        return _build(model, settings, listeners, eos_ids, in_turn=in_turn)
+    use_cpu_kernels(model, settings.cpu_kernels)
+    engine = _build(model, settings, listeners, eos_ids, in_turn=in_turn)
+    engine.facts = replace(engine.facts, cpu_kernels=settings.cpu_kernels)
+    return engine
+
+
+def _build(
+    model: Any, settings: EngineSettings, listeners: ListenerSet, eos_ids: Sequence[int], *, in_turn: bool
+) -> Engine:
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
-    if settings.cpu_kernels != "off" and model.device.type == "cpu":
-        reason = use_cpu_experts(model)
-        if reason is not None and reason != "no routed experts":  # a dense model beside it is no reason to stop
-            asked = settings.cpu_kernels
-            raise UnsupportedModelError(f"engine.cpu_kernels: {asked} cannot be had: {reason}; set it to off")
-        if settings.cpu_kernels == "all":
-            swap_modules(model)
     if settings.batching in ("auto", "paged"):
         reason = why_not_paged(model, settings)
         if reason is None:
