@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from moeprof.capture.cuda_graph import capture
+
 # Largest difference from the plain form, over the largest magnitude of the plain form. A step of bfloat16 is
 # 2^-8 = 0.4 %, of float16 2^-11; weights of a softmax and inner activations are rounded once more.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
@@ -80,11 +82,13 @@ class CudaStopwatch:
         """See :class:`Stopwatch`. Runs once before, so that what is compiled is compiled."""
         call()
         torch.cuda.synchronize(self._device)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+
+        def run() -> torch.Tensor:
             for _ in range(repeats):
                 out = call()
-        return graph.replay, out
+            return out
+
+        return capture(run, self._device)
 
     def seconds(self, launch: Callable[[], None]) -> float:
         """See :class:`Stopwatch`."""

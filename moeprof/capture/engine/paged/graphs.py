@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from moeprof.capture.cuda_graph import capture, side_stream
 from moeprof.capture.engine.base import ListenerSet
+from moeprof.core.errors import MoeprofError
 
 T = TypeVar("T")
 CHECKED_ROWS = 16  # one page: rows of a check must not overwrite each other's keys
@@ -43,17 +45,13 @@ class CudaGraphs:
     def capture(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """Capture after two runs aside, so that what libraries do once (handles, tuning, compiling) is done before."""
         current: Any = torch.cuda.current_stream(self._device)
-        aside: Any = cast("type[Any]", torch.cuda.Stream)(self._device)
+        aside = side_stream(self._device)
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             run()
             run()
         current.wait_stream(aside)
-        graph: Any = torch.cuda.CUDAGraph()
-        # Other threads may ask the device for something (memory readings) while this one captures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = run()
-        return graph.replay, result
+        return capture(run, self._device, pool=self._pool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +132,9 @@ class DecodeGraphs:
 
         try:
             replay, (chosen_B, kept) = self._backend.capture(run)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MoeprofError):
             raise
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model, a library or a compiler says: steps run eagerly then
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CaptureError(f"{first[:200]} (batch of {size})") from error
         return Captured(replay=replay, rows_3B=rows_3B, chosen_B=chosen_B, kept=kept)

@@ -1,0 +1,58 @@
+"""Captures device work into a CUDA graph, so that a capture that fails does no harm and says what went wrong.
+
+torch ends a failed capture with an error of its own ("capturing was invalidated"), which hides the one that broke it,
+and leaves the capture's stream as the current one. Both are mended here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+
+T = TypeVar("T")
+
+
+def capture(run: Callable[[], T], device: torch.device, *, pool: Any = None) -> tuple[Callable[[], None], T]:
+    """Capture one run; what libraries do once (handles, tuning, compiling) must have been done before.
+
+    Args:
+        run: launches the work on the current stream.
+        device: where.
+        pool: memory shared with other graphs (``torch.cuda.graph_pool_handle``), or None for memory of its own.
+
+    Returns:
+        How to replay, and the result of the run, which every replay fills anew.
+
+    Raises:
+        Exception: whatever went wrong first.
+    """
+    graph: Any = torch.cuda.CUDAGraph()
+    broken: BaseException | None = None
+    try:
+        # Other threads may ask the device for something (memory readings) while this one captures.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            result = run()
+    except Exception as error:
+        broken = first_cause(error)
+    if broken is not None:
+        raise broken
+    return graph.replay, result
+
+
+@functools.cache
+def side_stream(device: torch.device) -> Any:
+    """One stream for runs before a capture: libraries keep tens of megabytes for every stream that they see."""
+    return cast("type[Any]", torch.cuda.Stream)(device)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others were raised on top of."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
