@@ -20,6 +20,8 @@ import torch
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 CACHES_IN_BUFFER = 2  # smallest buffer, in last-level caches
 SMALLEST_BUFFER_BYTES = 256 * 2**20
+# A launch takes microseconds, in which a card moves tens of megabytes. Under 2 GiB torch's kernels count in 32 bits.
+LARGE_BUFFER_BYTES = 2**31 - 2**26
 MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 
 
@@ -140,10 +142,12 @@ def _parse_size(file: Path) -> int | None:
 
 
 def _buffer_bytes(device: torch.device, cache: int | None) -> int | None:
-    """Large enough to miss the cache, small enough to fit; None when that cannot be."""
-    wanted = max(SMALLEST_BUFFER_BYTES, CACHES_IN_BUFFER * (cache or 0))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return wanted if wanted <= free // 4 else None
+    """Large enough to miss the cache, on a GPU so large that a launch is nothing beside it; None when it cannot fit."""
+    least = max(SMALLEST_BUFFER_BYTES, CACHES_IN_BUFFER * (cache or 0))
+    if device.type != "cuda":
+        return least if least <= psutil.virtual_memory().available // 4 else None
+    room = torch.cuda.mem_get_info(device)[0] // 4
+    return max(least, min(room, LARGE_BUFFER_BYTES)) if least <= room else None
 
 
 def _bandwidth_trials(device: torch.device, size: int, budget_s: float) -> tuple[Trial, ...]:
@@ -188,11 +192,17 @@ def _trial(kind: str, amount: float, work: Callable[[], Any], device: torch.devi
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one run, from idle to idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    """Seconds of one run, from idle to idle; on a GPU by its own clock, without the host's way there and back."""
+    if device.type != "cuda":
+        start_s = time.perf_counter()
+        work()
+        return time.perf_counter() - start_s
+    event: Any = torch.cuda.Event
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
