@@ -24,7 +24,8 @@ def _scores(query_RD, key_DN, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):  # ty
     return scores_RN
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Numbers that change from step to step must not make it compile anew in the middle of a pass.
+@triton.jit(do_not_specialize=["table_seq_stride", "num_splits"])  # type: ignore[untyped-decorator]
 def attend_split(  # type: ignore[no-untyped-def]
     query, key, value, table, context, sinks, out, peak, total,
     query_seq_stride, query_head_stride, key_slot_stride, key_group_stride,
@@ -83,7 +84,7 @@ def attend_split(  # type: ignore[no-untyped-def]
     tl.store(out_at, sum_RV.to(out.dtype.element_ty), mask=(row < R)[:, None] & (col_v < V)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_splits"])  # type: ignore[untyped-decorator]
 def join_splits(  # type: ignore[no-untyped-def]
     parts, peak, total, sinks, out, num_splits,
     NUM_HEADS: tl.constexpr, V: tl.constexpr, PADDED_V: tl.constexpr,
