@@ -22,7 +22,6 @@ from benchmarks.gpu.goals import Figure, goals_of, judged, text_table
 from benchmarks.gpu.pack import pack
 from benchmarks.gpu.parts import PARTS, PLAN, Built, build
 from benchmarks.gpu.steps import ROOT, Step, StepResult, run_steps
-from moeprof.core.errors import MoeprofError
 
 BUDGET_S = 540.0
 PACKING_S = 15.0  # kept back from the budget
@@ -103,11 +102,14 @@ class Keeper:
 
     def save(self) -> None:
         """Write ``results-<part>.json`` with every figure so far."""
-        figures = record_figures(self._work)
-        for probe in self._content["probes"].values():
-            figures += probe_figures(probe)
-        figures += self._missing({figure.key for figure in figures})
-        self._content["figures"] = [figure.to_json() for figure in figures]
+        try:
+            figures = record_figures(self._work)
+            for probe in self._content["probes"].values():
+                figures += probe_figures(probe)
+            figures += self._missing({figure.key for figure in figures})
+            self._content["figures"] = [figure.to_json() for figure in figures]
+        except Exception as error:  # whatever a run that was cut left behind: the next step must still run
+            self._content["figures_error"] = f"{type(error).__name__}: {error}"
         file = self._out / f"results-{self._part}.json"
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
@@ -133,8 +135,8 @@ class Keeper:
     def _pack(self, step: Step) -> None:
         try:
             packed = pack(step.makes, self._out / f"{step.name}.tar.gz")
-        except (MoeprofError, OSError) as error:
-            self._content["archives"].append({"name": step.name, "error": str(error)})
+        except Exception as error:  # the same
+            self._content["archives"].append({"name": step.name, "error": f"{type(error).__name__}: {error}"})
             return
         self._content["archives"].append(
             {"name": step.name, "size_bytes": packed.size_bytes, "left_out": list(packed.left_out)}

@@ -86,7 +86,7 @@ def _attention(probe: Probe, case: AttentionCase, bandwidth: float) -> list[Capt
 
                 def measure(work: Any = work, reference: Any = reference, floor_s: float = floor_s) -> dict[str, Any]:
                     error = relative_error(work(), reference)
-                    seconds = probe.time_s(work)
+                    seconds = probe.time_s(work, queued=True)
                     return {"seconds": seconds, "error": error, "floor_s": floor_s, "over_floor": seconds / floor_s}
 
                 row = probe.case(label, measure)
@@ -107,7 +107,7 @@ def _prompts(probe: Probe, case: AttentionCase) -> None:
 
         def measure(kernel: Callable[..., torch.Tensor] = kernel) -> dict[str, Any]:
             error = relative_error(kernel(query, key, value, shape), reference)
-            seconds = probe.time_s(lambda: kernel(query, key, value, shape))
+            seconds = probe.time_s(lambda: kernel(query, key, value, shape), queued=True)
             return {"seconds": seconds, "error": error, "flops_per_s": flops / seconds}
 
         probe.case(f"prompt {case.name} of {num_tokens}: {name}", measure)
@@ -133,7 +133,7 @@ def _experts(probe: Probe, shape: ExpertsCase, bandwidth: float) -> list[Capture
 
                 def measure(work: Any = work, reference: Any = reference, floor_s: float = floor_s) -> dict[str, Any]:
                     error = relative_error(work(), reference)
-                    seconds = probe.time_s(work)
+                    seconds = probe.time_s(work, queued=True)
                     return {"seconds": seconds, "error": error, "floor_s": floor_s, "over_floor": seconds / floor_s}
 
                 row = probe.case(label, measure)

@@ -15,6 +15,7 @@ import torch
 WARM_CALLS = 3
 CALLS = 15
 TINY_CALLS = 2
+QUEUE_CYCLES = 40_000_000  # of a card's clock, about 20 ms: fifteen calls of some dozen launches each
 
 
 class Probe:
@@ -76,8 +77,15 @@ class Probe:
         self._out.parent.mkdir(parents=True, exist_ok=True)
         self._out.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
 
-    def time_s(self, work: Callable[[], Any], calls: int | None = None) -> float:
-        """Median seconds of one call: by events on a card, by the clock on a CPU."""
+    def time_s(self, work: Callable[[], Any], calls: int | None = None, *, queued: bool = False) -> float:
+        """Median seconds of one call: by events on a card, by the clock on a CPU.
+
+        Args:
+            work: what to call.
+            calls: how often; left out: as often as other cases.
+            queued: let the card idle until all calls are launched, so that what launching costs the host does not count
+                (work that waits for the card on its way waits here too, and counts as it is).
+        """
         for _ in range(1 if self.is_tiny else WARM_CALLS):
             work()
         num = calls or self.calls
@@ -85,6 +93,8 @@ class Probe:
             return median(_clocked(work) for _ in range(num))
         events: list[tuple[Any, Any]] = [(_event(), _event()) for _ in range(num)]
         torch.cuda.synchronize()
+        if queued:
+            torch.cuda._sleep(QUEUE_CYCLES)  # type: ignore[no-untyped-call]
         for start, end in events:
             start.record()
             work()
