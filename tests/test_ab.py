@@ -15,6 +15,7 @@ from moeprof.capture.ab import Pairing, lone_workload, pair_plan, pair_up
 from moeprof.capture.ab_elsewhere import run_lone
 from moeprof.capture.ab_run import AbRun
 from moeprof.capture.engine.base import Step
+from moeprof.capture.engine.select import prepare_decode
 from moeprof.capture.lockstep_plan import LockstepPlan, Slowdown
 from moeprof.capture.run import Prepared, prepare
 from moeprof.capture.signals import SignalWatch
@@ -160,6 +161,17 @@ def test_a_slowdown_burns_after_each_so_manieth_step_and_the_step_says_so(monkey
     assert [looks() for _ in range(4)] == [2, 13, 2, 13]
     assert engine.step().end_s == 0.0 and engine.step().end_s == now[0]
     assert slowed(Counting(), None).step().end_s == 0.0
+
+
+def test_an_engine_that_captures_its_steps_does_so_when_it_is_slowed() -> None:
+    class Capturing(Counting):
+        def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+            self.facts = "captured"
+            return num_sequences
+
+    engine = slowed(Capturing(), Slowdown(ratio=1.0, every=2))
+    assert (prepare_decode(engine, 3, 100), engine.facts) == (3, "captured")
+    assert prepare_decode(slowed(Counting(), Slowdown(ratio=1.0, every=2)), 3, 100) == 0
 
 
 def fake_measure(seen: list[LockstepPlan]) -> Callable[..., Mapping[str, str]]:

@@ -120,11 +120,11 @@ class Session:
         info |= {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
         info |= {"process": self._plan.process, **order.extra}
         write_json(folder / "pass.json", info)
-        deadline_s, cut_by = _deadline(order)
         with self._rig.tapping.measuring(self._rig.listeners):
             doing("capturing decode steps")
             info["captured_steps"] = self._rig.capture_for(schedule)
             doing(order.name)
+            deadline_s, cut_by = _deadline(order)  # a pass has its seconds for itself: capturing takes none of them
             self._memory.pass_started()
             result = replay(self._rig.engine, schedule, recorders, should_stop=self._should_stop, deadline_s=deadline_s)
         gc.unfreeze()

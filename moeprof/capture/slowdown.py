@@ -27,6 +27,13 @@ class SlowedEngine:
         self._steps = 0
         self._due: Fault | None = None
 
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        """Hand on, where the engine captures its steps: what is slowed must run as it does without."""
+        prepare = getattr(self._engine, "prepare", None)
+        num = 0 if prepare is None else int(prepare(num_sequences, longest_tokens))
+        self.facts = self._engine.facts  # a model that could not be captured says so now
+        return num
+
     def submit(self, request: Request) -> None:
         """Hand on."""
         self._due = next((fault for fault in self._slowdown.faults if fault.request == request.index), self._due)
