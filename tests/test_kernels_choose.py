@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from moeprof.capture.engine.paged import build
 from moeprof.capture.kernels.choose import Candidate, DecodeQuery, choose_decode_kernel
 from moeprof.capture.kernels.choose_experts import apply_experts, choose_experts
 from moeprof.capture.kernels.choose_prefill import choose_prefill_kernel
@@ -17,6 +19,7 @@ from moeprof.capture.kernels.prefill_attention import plain_prefill, prefill_att
 from moeprof.capture.kernels.trials import HostStopwatch, error_ratio
 from moeprof.capture.kernels.triton_experts import NAME, TOKENS
 from moeprof.core.errors import UnsupportedModelError
+from moeprof.core.workload import EngineSettings
 from tests.lane_models import moe_model
 
 CPU = torch.device("cpu")
@@ -216,3 +219,18 @@ def test_prompts_without_a_form_that_agrees_keep_the_default() -> None:
 
 def test_prompts_on_a_cpu_keep_the_default() -> None:
     assert choose_prefill_kernel(CPU, QUERY).name == "default"
+
+
+def test_experts_are_tried_again_for_an_engine_with_larger_steps_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def choose(model: Any, *, max_tokens: int) -> Any:
+        tried.append(max_tokens)
+        return SimpleNamespace(decode="triton", prefill="grouped_mm", reason="it won")
+
+    monkeypatch.setattr(build, "choose_experts", choose)
+    monkeypatch.setattr(build, "apply_experts", lambda model, chosen: None)
+    model = SimpleNamespace()
+    for sequences in (1, 64, 8, 64):
+        assert build._experts(model, EngineSettings(max_sequences=sequences), torch.device("cuda")) is not None
+    assert tried == [1, 64]

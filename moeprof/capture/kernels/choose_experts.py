@@ -72,7 +72,7 @@ def choose_experts(
     """
     layers = [module for module in model.modules() if triton_experts.is_experts(module)]
     own = getattr(model.config, "_experts_implementation", None)
-    kept = functools.partial(_kept, own)
+    kept = functools.partial(_kept, GROUPED if own == triton_experts.NAME else own)
     if not layers:
         return kept("no experts behind transformers' interface")
     if own not in (None, GROUPED, triton_experts.NAME):
@@ -111,6 +111,9 @@ def choose_experts(
 def apply_experts(model: Any, chosen: ChosenExperts) -> None:
     """Make the model run what was chosen; its own implementation stays where ours was not taken."""
     if chosen.decode != triton_experts.NAME:
+        for module in model.modules():
+            if hasattr(module, triton_experts.TOKENS):
+                setattr(module, triton_experts.TOKENS, 0)  # taken once, and not when it was tried again
         return
     triton_experts.register()
     for module in model.modules():

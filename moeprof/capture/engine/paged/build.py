@@ -66,16 +66,21 @@ def build_paged(
 
 
 def _experts(model: Any, settings: EngineSettings, device: torch.device) -> ChosenExperts | None:
-    """On a GPU with ``auto``: what is fastest on the model's own experts, tried once per model and put in force."""
+    """On a GPU with ``auto``: what is fastest on the model's own experts, tried once per model and put in force.
+
+    A later engine with larger steps has it tried again: what was tried on steps of one token says nothing of 64.
+    """
     if settings.experts != "auto" or device.type != "cuda":
         return None
-    chosen: ChosenExperts | None = getattr(model, CHOSEN, None)
-    if chosen is None:
+    largest = min(settings.max_sequences, settings.max_batch_tokens)
+    tried, chosen = getattr(model, CHOSEN, (0, None))
+    if chosen is None or tried < largest:
         with torch.inference_mode():
-            chosen = choose_experts(model, max_tokens=min(settings.max_sequences, settings.max_batch_tokens))
+            chosen = choose_experts(model, max_tokens=largest)
         apply_experts(model, chosen)
-        object.__setattr__(model, CHOSEN, chosen)
-    return chosen if chosen.decode is not None else None
+        object.__setattr__(model, CHOSEN, (largest, chosen))
+    found: ChosenExperts = chosen
+    return found if found.decode is not None else None
 
 
 def _runs_ahead(settings: EngineSettings, device: torch.device) -> bool:
