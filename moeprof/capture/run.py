@@ -14,6 +14,7 @@ from typing import Any
 
 from moeprof.capture import fit as fitting
 from moeprof.capture.at_start import device_at_end, device_at_start
+from moeprof.capture.early_checks import check_early
 from moeprof.capture.environment import environment
 from moeprof.capture.estimate import estimate_weights_bytes
 from moeprof.capture.experiment import Audience, Experiment, Setup
@@ -78,6 +79,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
     choice, other_gpus = choose_devices(workload)
     gpu, device = choice.gpu, choice.device
+    check_early(workload, device)
     memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
     weights = estimate_weights_bytes(workload.models, sources, workload.engine, is_host=memory.is_host)
     fit = fitting.predict(
