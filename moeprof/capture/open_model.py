@@ -113,8 +113,12 @@ def open_model(
         load_s=time.perf_counter() - start,
         weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
         twin=None if twin is None else twin.facts,
-        notes=(*(f"not the model's own config: {change}" for change in source.changes), *(twin.notes if twin else ())),
+        notes=(*_changed(source), *(twin.notes if twin else ())),
     )
+
+
+def _changed(source: ModelSource) -> list[str]:
+    return [f"not the model's own config: {', '.join(source.changes)}"] if source.changes else []
 
 
 def _random_twin(
