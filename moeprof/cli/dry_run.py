@@ -46,23 +46,23 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
 
 
 def memory_table(fit: Fit) -> list[dict[str, str | None]]:
-    """One row per model: what it needs, part by part, and whether it fits."""
+    """One row per model: what it needs, part by part, and whether it fits. Parts that no model has are left out."""
     verdicts = {True: "fits", False: "does not fit", None: "unknown until it loads"}
-    return [
+    rows: list[dict[str, str | None]] = [
         {
             "model": name,
             "weights": _bytes(model.weights_bytes),
-            "more while loading": _bytes(model.load_extra_bytes),
+            "loading": _bytes(model.load_extra_bytes),
             "KV cache": _bytes(model.kv_bytes(fit.kv_tokens)) if model.kv_bytes_per_token else "unknown",
-            "activations": _bytes(model.activation_bytes),
+            "step": _bytes(model.activation_bytes),
             "workspace": _bytes(model.workspace_bytes),
             "process": _bytes(model.base_bytes),
             "needs": _bytes(fit.needed_bytes(name)) or "unknown",
-            "usable": _bytes(fit.usable_bytes),
             "verdict": verdicts[fit.fits(name)],
         }
         for name, model in fit.models.items()
     ]
+    return [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
 
 
 def _bytes(value: int | None) -> str | None:
