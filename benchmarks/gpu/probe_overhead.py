@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     probe = Probe(__doc__, arguments)
     opened = open_shape(SHAPE, probe.device, num_layers=None, is_tiny=probe.is_tiny)
     for detailed in (False, True):
-        for batch in BATCHES:
+        for batch in sorted(BATCHES, reverse=True):  # experts are tried for the largest steps, which serves all
             key = f"{'save-detailed' if detailed else 'overhead'}/{batch}"
             row = probe.case(key, lambda b=batch, d=detailed: _paired(probe, opened, b, d))  # type: ignore[misc]
             names = ("value", "low", "high", "n")
