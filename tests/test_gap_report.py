@@ -85,7 +85,7 @@ def test_where_weights_fit_the_cache_bars_are_shares(tmp_path: Path) -> None:
 def test_a_profiled_step_much_longer_than_the_plain_one_is_a_doubt(tmp_path: Path) -> None:
     launch = make_launch(make_point(wall_ms=4, profiled_P=(make_profiled(wall_ms=8),)))
     table = dict(blocks(section_of(document_of(tmp_path / "run", launch)), FactTable)[0].rows)
-    told = "profiled 8 ms with 30 launches, 2x the plain one: its parts may be too long, and host too short"
+    told = "profiled 8 ms with 30 operations, 2x the plain one: its parts may be too long, and host too short"
     assert table["decode, batch 4"].endswith(told)
 
 

@@ -111,8 +111,8 @@ def _timed(step: ItemisedStep) -> str:
         text += f", roofline {units.seconds(step.roofline_s)}, gap {units.seconds(step.gap_s)}"
     if step.profiled is None:
         return f"{text}; not itemised: {step.point.reason or 'no step was profiled'}"
-    profiled = units.seconds(step.profiled.wall_s)
-    return f"{text}; profiled {profiled} with {step.profiled.launches} launches{_stretched(step)}"
+    profiled, what = units.seconds(step.profiled.wall_s), "operations" if step.device_s is None else "launches"
+    return f"{text}; profiled {profiled} with {step.profiled.launches} {what}{_stretched(step)}"
 
 
 def _parts(name: str, step: ItemisedStep) -> FactTable:

@@ -12,7 +12,7 @@ from moeprof.render.svg import axis_title, element, linear_axis, number
 
 WIDTH, LEFT, RIGHT = 560.0, 2.0, 14.0
 BAR, PITCH = 26.0, 62.0
-NUM_PART_COLOURS = 10
+NUM_PART_COLOURS = 13
 LABEL_FROM = 62.0  # a part at least this wide carries its value
 
 
