@@ -28,6 +28,19 @@ class FakeGraphs:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.now)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", self)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 5))
+        self.ended: list[Any] = []
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(
+            torch._C, "_cuda_releasePool", lambda *of: self.ended.append(("released", *of)), raising=False
+        )
+
+    def end(self, index: int, pool: Any) -> None:
+        if self.is_told:
+            raise RuntimeError("not currently recording to this pool")
+        self.ended.append(("ended", index, pool))
+
+    is_told = False  # torch's allocator knows by itself that a failed capture is over
 
     def __call__(self) -> FakeGraphs:
         return self
@@ -71,6 +84,17 @@ def test_a_capture_that_fails_says_what_broke_it_and_leaves_no_stream_behind(mon
     with pytest.raises(ValueError, match="asked for a number"):
         capture(broken, CARD)
     assert fake.now == "main"
+
+
+@pytest.mark.parametrize(("is_told", "ended"), [(False, [("ended", 0, (0, 5)), ("released", 0, (0, 5))]), (True, [])])
+def test_the_allocator_hears_that_a_failed_capture_is_over_unless_it_knows(
+    is_told: bool, ended: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeGraphs(monkeypatch)
+    fake.is_told = is_told
+    with pytest.raises(ValueError, match="asked for a number"):
+        capture(broken, CARD)
+    assert fake.ended == ended
 
 
 def test_the_first_error_is_the_one_that_others_were_raised_on() -> None:

@@ -1,7 +1,8 @@
 """Captures device work into a CUDA graph, so that a capture that fails does no harm and says what went wrong.
 
 torch ends a failed capture with an error of its own ("capturing was invalidated"), which hides the one that broke it,
-and leaves the capture's stream as the current one. Both are mended here.
+and leaves the capture's stream as the current one. Before torch 2.12 its allocator also goes on believing that the
+capture is under way, and the next ``torch.cuda.empty_cache`` fails (pytorch/pytorch#180395). All of it is mended here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def capture(run: Callable[[], T], device: torch.device, *, pool: Any = None) -> 
         Exception: whatever went wrong first.
     """
     graph: Any = torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     broken: BaseException | None = None
     try:
         # Other threads may ask the device for something (memory readings) while this one captures.
@@ -41,8 +43,24 @@ def capture(run: Callable[[], T], device: torch.device, *, pool: Any = None) -> 
     except Exception as error:
         broken = first_cause(error)
     if broken is not None:
+        if _end_allocation(device, pool):
+            _failed.append(graph)
         raise broken
     return graph.replay, result
+
+
+_failed: list[Any] = []  # the allocator of pinned memory may still ask them whose capture a stream is in
+
+
+def _end_allocation(device: torch.device, pool: Any) -> bool:
+    """Tell torch's allocator that a failed capture is over; False where torch has done so itself."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except (RuntimeError, AttributeError):  # it knows of no capture into this pool
+        return False
+    torch._C._cuda_releasePool(index, pool)
+    return True
 
 
 @functools.cache
