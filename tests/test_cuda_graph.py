@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moeprof.capture import peaks
-from moeprof.capture.cuda_graph import capture, first_cause
+from moeprof.capture.cuda_graph import capture
 from moeprof.capture.engine.base import ListenerSet
 from moeprof.capture.engine.paged.graphs import CaptureError, DecodeGraphs
 from moeprof.core.errors import EngineError
@@ -97,12 +97,16 @@ def test_the_allocator_hears_that_a_failed_capture_is_over_unless_it_knows(
     assert fake.ended == ended
 
 
-def test_the_first_error_is_the_one_that_others_were_raised_on() -> None:
-    error = RuntimeError("last")
-    error.__context__ = RuntimeError("middle")
-    error.__context__.__context__ = first = KeyError("first")
-    assert first_cause(error) is first
-    assert first_cause(first) is first
+def test_a_capture_that_fails_as_it_ends_says_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending(FakeGraphs):
+        @contextmanager
+        def graph(self, graph: Any, pool: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+            yield
+            raise RuntimeError("the capture was left unjoined")
+
+    Ending(monkeypatch)
+    with pytest.raises(RuntimeError, match="left unjoined"):
+        capture(lambda: 7, CARD)
 
 
 class Failing:

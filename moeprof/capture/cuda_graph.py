@@ -32,16 +32,20 @@ def capture(run: Callable[[], T], device: torch.device, *, pool: Any = None) -> 
     """
     graph: Any = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
-    broken: BaseException | None = None
+    broken: Exception | None = None
     try:
         # Other threads may ask the device for something (memory readings) while this one captures.
         with (
             torch.cuda.stream(torch.cuda.current_stream(device)),
             torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
         ):
-            result = run()
+            try:
+                result = run()
+            except Exception as error:
+                broken = error
+                raise
     except Exception as error:
-        broken = first_cause(error)
+        broken = broken or error
     if broken is not None:
         if _end_allocation(device, pool):
             _failed.append(graph)
@@ -67,10 +71,3 @@ def _end_allocation(device: torch.device, pool: Any) -> bool:
 def side_stream(device: torch.device) -> Any:
     """One stream for runs before a capture: libraries keep tens of megabytes for every stream that they see."""
     return cast("type[Any]", torch.cuda.Stream)(device)
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """The error that others were raised on top of."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
