@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.probe_tools import Probe
+from moeprof.capture.cuda_graph import capture
 from moeprof.capture.environment import environment
 from moeprof.capture.gpu import find_gpu
+from moeprof.capture.kernels.launch import why_own_launch
 from moeprof.capture.peaks import measure_peaks
 
 PEAKS_S = 8.0
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
                                               budget_s=budget_s).to_json())  # fmt: skip
     probe.case("launches", lambda: _launches(probe))
     probe.case("copy of 64 kB to pinned memory, and waiting for it", lambda: _copy(probe))
+    probe.case("how Triton launches", lambda: {"why_own_launch": why_own_launch()})
+    probe.case("a capture after one that failed", lambda: _failed_capture(probe))  # last: it may spoil what follows
     return 0
 
 
@@ -67,6 +71,21 @@ def _launches(probe: Probe) -> dict[str, Any]:
     if graph["graph_s"] is not None:
         graph["graph_s_per_launch"] = graph["graph_s"] / num
     return found | graph
+
+
+def _failed_capture(probe: Probe) -> dict[str, Any]:
+    """What a failed capture says, and whether memory and captures work after it: falling back depends on that."""
+    if probe.device.type == "cpu":
+        return {"reason": "a CPU has no graphs"}
+    value = torch.zeros(8, device=probe.device)
+    said = "it did not fail"
+    try:
+        capture(lambda: value.sum().item(), probe.device)
+    except Exception as error:  # it must fail: the host asks for a value
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    torch.cuda.empty_cache()
+    torch.randn(8, device=probe.device)
+    return {"said": said} | probe.graph_case(lambda: value.add_(1.0))
 
 
 def _copy(probe: Probe) -> dict[str, Any]:
