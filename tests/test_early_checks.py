@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moeprof.capture.early_checks import check_early
-from moeprof.core.errors import WorkloadError
+from moeprof.capture.model_source import find_model, named_configs
+from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Traffic
 from moeprof.core.workload import EngineSettings, ModelSpec, Parallel, RoutingPolicy, Workload
 
@@ -56,3 +57,24 @@ def test_a_choice_that_the_file_does_not_hold_names_the_model_and_what_is_there(
     with pytest.raises(WorkloadError, match=r"model moe: routing.select.model: .*holds no 'c'; choose one of a, b"):
         check_early(workload(policy="profile", path=str(file), select={"model": "c"}), "cpu")
     check_early(workload(policy="profile", path=str(file), select={"model": "a"}), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ({"hidden_size": 63}, "hidden_size: found 63; a multiple of num_attention_heads, 32"),
+        ({"num_key_value_heads": 5}, "num_attention_heads: found 32; a multiple of num_key_value_heads, 5"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok: found 9; at most the number of experts, 8"),
+        ({"hidden_size": "big"}, "hidden_size: found 'big'; a whole number of 1 or more"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_with_their_keys(override: dict[str, Any], said: str) -> None:
+    spec = ModelSpec(name="moe", config="mixtral-8x7b", weights="random", override=override)
+    with pytest.raises(ModelError, match=f"model moe: override: {said}"):
+        find_model(spec)
+
+
+def test_every_named_config_passes_with_a_change_that_changes_nothing() -> None:
+    for name, config in named_configs().items():
+        same: dict[str, Any] = {key: config[key] for key in ("hidden_size", "num_hidden_layers") if key in config}
+        find_model(ModelSpec(name="moe", config=name, weights="random", override=same))

@@ -142,7 +142,8 @@ def _overridden(source: ModelSource, spec: ModelSpec) -> ModelSource:
     """The source with keys of its config changed; lists of one item per layer are cut to the new depth.
 
     Raises:
-        ModelError: the config has no such key, so that a slip of the pen would go unnoticed.
+        ModelError: the config has no such key, so that a slip of the pen would go unnoticed; or sizes that do not go
+            together.
     """
     config, changes = dict(source.config), []
     for key, value in spec.override.items():
@@ -156,6 +157,7 @@ def _overridden(source: ModelSource, spec: ModelSpec) -> ModelSource:
         changes.append(f"{value} of {old} layers" if key == "num_hidden_layers" else f"{key} {value} instead of {old}")
         if key == "num_hidden_layers":
             config |= _cut_lists(config, old, value, spec.name)
+    _check_shape(config, spec.name)
     return replace(source, config=config, changes=tuple(changes))
 
 
@@ -164,6 +166,27 @@ def _cut_lists(config: dict[str, Any], old: Any, new: Any, name: str) -> dict[st
     if not isinstance(new, int) or new < 1 or (isinstance(old, int) and new > old):
         raise ModelError(f"model {name}: override: num_hidden_layers: found {new}; 1 to {old} is allowed")
     return {key: value[:new] for key, value in config.items() if isinstance(value, list) and len(value) == old}
+
+
+def _check_shape(config: dict[str, Any], name: str) -> None:
+    """Sizes that torch would trip over in the first forward, with words that name no key."""
+    hidden, heads, kv_heads = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    experts = next((config[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in config), None)
+    top_k = config.get("num_experts_per_tok")
+    is_cut = not config.get("head_dim") and "v_head_dim" not in config  # else heads are as wide as they say
+    told = None
+    for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_experts_per_tok"):
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            told = f"{key}: found {value!r}; a whole number of 1 or more is allowed"
+    if told is None and is_cut and hidden and heads and hidden % heads:
+        told = f"hidden_size: found {hidden}; a multiple of num_attention_heads, {heads}, is allowed"
+    if told is None and heads and kv_heads and heads % kv_heads:
+        told = f"num_attention_heads: found {heads}; a multiple of num_key_value_heads, {kv_heads}, is allowed"
+    if told is None and isinstance(experts, int) and top_k and top_k > experts:
+        told = f"num_experts_per_tok: found {top_k}; at most the number of experts, {experts}, is allowed"
+    if told is not None:
+        raise ModelError(f"model {name}: override: {told}")
 
 
 def named_configs() -> dict[str, dict[str, Any]]:
