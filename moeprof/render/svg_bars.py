@@ -13,7 +13,7 @@ from moeprof.render.svg import axis_title, element, linear_axis, number
 WIDTH, LEFT, RIGHT = 560.0, 2.0, 14.0
 BAR, PITCH = 26.0, 62.0
 NUM_PART_COLOURS = 13
-LABEL_FROM = 62.0  # a part at least this wide carries its value
+LABEL_FROM, LABEL_PITCH = 62.0, 7.5  # a part at least this wide, and as wide as its digits, carries its value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,7 @@ def _segment(start: float, end: float, top: float, n: int, tip: str, value: floa
     rect = element(
         "rect", element("title", tip), x=start, y=top, width=max(end - start, 0.4), height=BAR, class_=colour
     )
-    if end - start < LABEL_FROM:
+    label = short(value, unit)
+    if end - start < max(LABEL_FROM, LABEL_PITCH * len(label)):
         return rect
-    return rect + element("text", short(value, unit), x=(start + end) / 2, y=top + 17.5, class_="c in-bar")
+    return rect + element("text", label, x=(start + end) / 2, y=top + 17.5, class_="c in-bar")
