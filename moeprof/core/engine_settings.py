@@ -58,6 +58,7 @@ class EngineSettings:
         at_least(16, max_batch_tokens=self.max_batch_tokens, kv_tokens=self.kv_tokens)
         at_least(1, max_batch=self.max_batch, max_sequences=self.max_sequences)
         if not 0 <= self.memory_margin_ratio < 0.5:
-            raise WorkloadError(f"memory_margin_ratio: found {self.memory_margin_ratio}; 0 up to 0.5 is allowed")
+            found = self.memory_margin_ratio
+            raise WorkloadError(f"memory_margin_ratio: found {found}; 0 up to, but not, 0.5 is allowed")
         if self.parallel is not None:
             self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
