@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moeprof.capture.early_checks import check_early
+from moeprof.capture.early_checks import _check_engine, check_early
 from moeprof.capture.model_source import find_model, named_configs
 from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Traffic
@@ -78,3 +78,18 @@ def test_every_named_config_passes_with_a_change_that_changes_nothing() -> None:
     for name, config in named_configs().items():
         same: dict[str, Any] = {key: config[key] for key in ("hidden_size", "num_hidden_layers") if key in config}
         find_model(ModelSpec(name="moe", config=name, weights="random", override=same))
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (EngineSettings(decode_attention="triton"), "engine.decode_attention: triton needs a CUDA device, this is cpu"),
+        (EngineSettings(cpu_kernels="all"), "engine.cpu_kernels: all needs a C\\+\\+ compiler"),
+    ],
+)
+def test_kernels_that_this_machine_cannot_have_are_refused_before_anything_loads(
+    monkeypatch: pytest.MonkeyPatch, engine: EngineSettings, said: str
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(WorkloadError, match=said):
+        _check_engine(engine, "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moeprof.capture.cpu_kernels.compiler import compiler
 from moeprof.capture.popularity_files import read_counts
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload import EngineSettings, Workload
@@ -36,6 +37,16 @@ def check_early(workload: Workload, device: str) -> None:
 def _check_engine(engine: EngineSettings, device: str) -> None:
     if engine.decode_graphs == "on" and not device.startswith("cuda"):
         raise WorkloadError(f"engine.decode_graphs: on needs a CUDA device, this is {device}; set auto or off")
+    if engine.decode_attention not in ("auto", "torch") and not device.startswith("cuda"):
+        raise WorkloadError(
+            f"engine.decode_attention: {engine.decode_attention} needs a CUDA device, this is {device}; "
+            "set auto or torch"
+        )
+    if engine.cpu_kernels != "off" and device == "cpu" and compiler() is None:
+        raise WorkloadError(
+            f"engine.cpu_kernels: {engine.cpu_kernels} needs a C++ compiler (g++, or the one that CXX names); "
+            "install one, or set it to off"
+        )
     if engine.prefix_cache and engine.batching == "paged":
         raise WorkloadError(
             "engine.prefix_cache: paged batches share no prefixes; set batching to continuous, or prefix_cache to false"

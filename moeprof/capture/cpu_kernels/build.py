@@ -10,13 +10,14 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+
+from moeprof.capture.cpu_kernels.compiler import compiler
 
 TIMEOUT_S = 300
 _SOURCE = Path(str(files("moeprof"))) / "data" / "cpu_kernels"
@@ -29,13 +30,13 @@ CAPABILITIES = {"AVX512": "AVX512", "AVX2": "AVX2"}  # what torch says it uses, 
 @functools.cache
 def why_no_kernels() -> str | None:
     """Compile if needed and load; the reason why the kernels cannot be had, or None. Asked once per process."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
+    found = compiler()
+    if found is None:
         return "no C++ compiler (g++, or the one that CXX names)"
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"made for Linux on x86_64, this is {platform.system()} on {platform.machine()}"
     try:
-        library = _library(compiler)
+        library = _library(found)
         cast("Any", torch.ops).load_library(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
@@ -51,10 +52,10 @@ def known_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32, torch.bfloat16} if has_bf16 else {torch.float32})
 
 
-def _library(compiler: str) -> Path:
+def _library(cxx: str) -> Path:
     """The compiled library, made if it is not there."""
     source = sorted(_SOURCE.iterdir())
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
     named = "\n".join(
         [*(one.read_text() for one in source), torch.__version__, version.stdout, _processor(), " ".join(FLAGS)]
     )
@@ -62,16 +63,16 @@ def _library(compiler: str) -> Path:
     library = folder / f"cpu_kernels-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, [str(one) for one in source if one.suffix == ".cpp"], library)
+        _compile(cxx, [str(one) for one in source if one.suffix == ".cpp"], library)
     return library
 
 
-def _compile(compiler: str, sources: list[str], library: Path) -> None:
+def _compile(cxx: str, sources: list[str], library: Path) -> None:
     """Under another name first: several processes may do this at once, and none must load half a file."""
     own = library.with_suffix(f".{os.getpid()}.so")
     include = Path(torch.__file__).parent / "include"
     capability = CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), "DEFAULT")
-    command = [compiler, *sources, *FLAGS, "-DAT_PARALLEL_OPENMP=1", f"-DCPU_CAPABILITY={capability}",
+    command = [cxx, *sources, *FLAGS, "-DAT_PARALLEL_OPENMP=1", f"-DCPU_CAPABILITY={capability}",
                f"-DCPU_CAPABILITY_{capability}", f"-I{include}", f"-I{include / 'torch/csrc/api/include'}",
                "-o", str(own), f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]  # fmt: skip
     try:

@@ -57,14 +57,15 @@ class PagedEngine:
         self.listeners = listeners or ListenerSet()
         self._device = torch.device(model.device)
         seen = attention_layers(model, self.listeners)
-        num_pages = 1 + max(1, -(-options.kv_tokens // PAGE_TOKENS))
+        num_pages = 1 + max(1, pages_for(options.kv_tokens))
+        longest = self._longest((num_pages - 1) * PAGE_TOKENS)
+        self._kernels = options.kernels(seen, pages_for(longest))  # before the cache takes the room that trials need
         self._cache = make_cache(seen, num_pages=num_pages, device=self._device)
-        self._kernels = options.kernels(seen, pages_for(self._longest()))
         self._cache.decode = self._kernels.decode
         for layer in self._cache.layers:
             layer.prefill = self._kernels.prefill_of(layer.facts)
-        self.facts = self._facts()
-        self._seats = Seats(options.max_sequences, pages_for(self.facts.max_sequence_tokens), self._device)
+        self.facts = self._facts(longest)
+        self._seats = Seats(options.max_sequences, pages_for(longest), self._device)
         self._staging = Staging(self._device, 4 * max(options.max_batch_tokens, options.max_sequences))
         self._forward = Forward(model, self._cache, self._seats, self._staging)
         self._graphs: DecodeGraphs | None = None
@@ -235,13 +236,12 @@ class PagedEngine:
             stops_early=bool(options.eos_ids),
         )
 
-    def _longest(self) -> int:
+    def _longest(self, kv_tokens: int) -> int:
         """Tokens of the longest sequence that fits."""
-        kv_tokens = (self._cache.num_pages - 1) * PAGE_TOKENS
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return kv_tokens if limit is None else min(limit, kv_tokens)
 
-    def _facts(self) -> EngineFacts:
+    def _facts(self, longest: int) -> EngineFacts:
         config, options = self._model.config.get_text_config(), self._options
         return EngineFacts(
             kind="transformers",
@@ -254,7 +254,7 @@ class PagedEngine:
             kv_tokens=(self._cache.num_pages - 1) * PAGE_TOKENS,
             kv_bytes=self._cache.num_bytes,
             max_batch_tokens=options.max_batch_tokens,
-            max_sequence_tokens=self._longest(),
+            max_sequence_tokens=longest,
             notes=(*options.notes, *self._kernels.notes),
             scheduler="moeprof",
             decode="eager" if options.graphs is None else "graph",
