@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -19,11 +21,13 @@ from moeprof.capture.engine.static import StaticEngine
 from moeprof.capture.moe_structure import find_moe_layers
 from moeprof.capture.routing_tap import RoutingTap
 from moeprof.capture.tiny_models import tiny_model
+from moeprof.capture.warmup import calibrate
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import Request
 from moeprof.core.workload import EngineSettings
 from tests.test_continuous_engine import VOCAB, generated, make_request
 from tests.test_continuous_engine import model as model
+from tests.test_gap_capture import make_schedule
 from tests.traced_graphs import TracedGraphs
 
 MODES = {
@@ -31,6 +35,7 @@ MODES = {
     "captured": {"graphs": True},
     "captured and ahead": {"graphs": True, "run_ahead": True},
 }
+CALIBRATION_STEPS = 11
 LENGTHS = ((5, 9), (40, 20), (100, 7), (150, 12), (3, 30), (17, 1))
 
 
@@ -380,3 +385,15 @@ def test_a_table_is_no_wider_than_its_contexts_need() -> None:
     assert widths == [64, 64, 64, 256, 256, 256]  # and a check of each width
     assert graphs.find(2, 64) is not graphs.find(2, 65) is not None
     assert graphs.find(3, 64) is None and graphs.find(1, 300) is None
+
+
+def test_calibration_runs_captured_steps_where_the_passes_do(model: Any, tmp_path: Path) -> None:
+    graphs = TracedGraphs()
+    engine = make_engine(model, graphs=graphs)
+    calibrate(
+        engine, make_schedule(2), tmp_path, max_seconds=60.0, should_stop=lambda: graphs.replayed > CALIBRATION_STEPS
+    )
+    engine.close()
+    phases = pd.read_parquet(tmp_path / "calibration.parquet")["phase"]
+    # One request with 12 outputs, the first one of them from prefill; every decode step was replayed.
+    assert (phases == "decode").sum() == CALIBRATION_STEPS == graphs.replayed - 1  # and once to check

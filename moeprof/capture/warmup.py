@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 
 from moeprof.capture.engine.base import Engine, Step
+from moeprof.capture.engine.select import prepare_decode
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.core.trace import Request, Schedule
@@ -112,6 +113,8 @@ def calibrate(
         for batch in _batches(engine, schedule):
             if clock() >= deadline or should_stop():
                 break
+            # Steps of the passes to come are captured, so those that teach the split what decode costs must be, too.
+            prepare_decode(engine, len(batch), int((batch.input_tokens + batch.output_tokens).max()))
             replay(engine, batch, [recorder], should_stop=should_stop, deadline_s=deadline)
             engine.reset()
 
