@@ -16,6 +16,7 @@ from moeprof.capture.cpu_kernels import build
 from moeprof.capture.cpu_kernels.build import why_no_kernels
 from moeprof.capture.cpu_kernels.experts import NAME, use_cpu_experts, why_not
 from moeprof.capture.cpu_kernels.swap import Swapped, swapped_counts
+from moeprof.capture.cpu_kernels.use import cpu_kernel_facts
 from moeprof.capture.engine.select import build_engine
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.trace import Request
@@ -207,3 +208,24 @@ def test_the_facts_of_an_engine_name_the_kernels_and_a_dense_model_beside_it_may
     engine = build_engine(dense, EngineSettings(kv_tokens=128, cpu_kernels="experts"))
     assert engine.facts.cpu_kernels == "experts"
     engine.close()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_record_counts_modules_that_agreed_with_their_own_code() -> None:
+    model = tiny_model()
+    engine = build_engine(model, EngineSettings(kv_tokens=128, cpu_kernels="all"))
+    assert set(cpu_kernel_facts(model)) == {"agreed", "differed", "unused"}
+    before = cpu_kernel_facts(model)
+    engine.submit(
+        Request(
+            index=0, request_id="0", arrival_s=0.0, input_ids=[3, 4, 5], output_tokens=3, output_ids=None,
+            request_class="all",
+        )
+    )  # fmt: skip
+    while engine.step() is not None:
+        pass
+    after = cpu_kernel_facts(model)
+    engine.close()
+    # The first forward, of one token, has no decode step: attention blocks are compared later.
+    assert 0 < before["agreed"] < after["agreed"] and after["differed"] == 0
+    assert sum(before.values()) == sum(after.values())

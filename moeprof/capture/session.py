@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from moeprof.capture import after_rounds, memory, saturation
+from moeprof.capture.cpu_kernels.use import cpu_kernel_facts
 from moeprof.capture.invariants import check_pass
 from moeprof.capture.kv_space import kv_space
 from moeprof.capture.open_model import facts_of, open_model
@@ -123,6 +124,7 @@ class Session:
         with self._rig.tapping.measuring(self._rig.listeners):
             doing("capturing decode steps")
             info["captured_steps"] = self._rig.capture_for(schedule)
+            info["decode"] = self._rig.engine.facts.decode
             doing(order.name)
             deadline_s, cut_by = _deadline(order)  # a pass has its seconds for itself: capturing takes none of them
             self._memory.pass_started()
@@ -215,7 +217,6 @@ class Session:
                 should_stop=self._should_stop,
             )
             self._launch["warmup"] = asdict(result)
-            self._launch["engine"] = asdict(self._rig.engine.facts)  # a model that could not be captured says so now
             self._say("calibrating")
             calibrate(
                 self._rig.engine,
@@ -224,6 +225,9 @@ class Session:
                 max_seconds=CALIBRATION_S,
                 should_stop=self._should_stop,
             )
+        self._launch["engine"] = asdict(self._rig.engine.facts)  # a model that could not be captured says so now
+        if plan.engine.cpu_kernels != "off":
+            self._launch["cpu_kernels"] = {"asked": plan.engine.cpu_kernels} | cpu_kernel_facts(self._rig.model)
 
     def _say(self, what: str) -> None:
         doing(what)

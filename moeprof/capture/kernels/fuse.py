@@ -216,7 +216,7 @@ def why_no_rotary(original: Callable[..., Pair], device: torch.device, dtype: to
                 plain = original(query, key, cos, sin)
                 found = rotate(query, key, cos, sin)
             worst = max(error_ratio(one, other) for one, other in zip(found, plain, strict=True))
-        except Exception as error:
+        except Exception as error:  # compiler or driver, whatever it says: the plain form stays
             why_not = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         else:
             return None if worst <= TOLERANCE.get(dtype, 0.0) else f"the program is off by {worst:.1e}"

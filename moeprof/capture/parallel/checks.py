@@ -60,12 +60,6 @@ def gpus_of_ranks(workload: Workload, device: str, *, find: Callable[..., Gpu] =
     return found
 
 
-def devices_of(workload: Workload, device: str) -> int:
-    """Devices that are billed: one per rank; ranks on a CPU share the one machine."""
-    parallel = workload.engine.parallel
-    return parallel.ranks if parallel is not None and device.startswith("cuda") else 1
-
-
 def choose_devices(workload: Workload) -> tuple[Choice, tuple[Gpu, ...]]:
     """The device of rank 0, chosen as without ranks but from the first GPU on, and the GPUs of the other ranks.
 

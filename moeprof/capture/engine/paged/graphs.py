@@ -112,11 +112,6 @@ class DecodeGraphs:
         size = next((size for size in self._sizes.get((width, key), ()) if size >= num_rows), None)
         return None if size is None else self._captured[size, width, key]
 
-    @property
-    def num_captured(self) -> int:
-        """Captured steps."""
-        return len(self._captured)
-
     def forget(self) -> None:
         """Give the memory back."""
         self._captured.clear()
