@@ -16,6 +16,7 @@ from moeprof.core.record import open_record
 from moeprof.core.workload import Prices
 from moeprof.render.html import render_html
 from moeprof.render.markdown import render_markdown
+from moeprof.render.svg_bars import draw_bars
 from tests.gap_points import PEAKS, make_launch, make_point, make_profiled
 from tests.records import make_facts, make_pass, make_steps, write_record
 from tests.tiny_run import Ran
@@ -126,3 +127,12 @@ def test_a_real_run_itemises_the_steps_of_all_its_models(tiny_run: tuple[Path, R
         (whole,) = (value["value"] for value in values if value["name"] == "gap_step_s")
         assert parts == pytest.approx(whole, rel=1e-9)
     assert "Where a step goes" in (folder / "report.md").read_text()
+
+
+def test_a_part_of_a_step_has_one_colour_in_the_figures_of_all_models() -> None:
+    one = StackedBars(
+        name="a", title="a", caption="", bars=("b",), parts=(("x", (1.0,)), ("y", (1.0,))), unit="ratio", colours=(0, 5)
+    )
+    drawn = draw_bars(one)
+    assert [row.colour for row in drawn.rows] == ["p0", "p5"]
+    assert "part p5" in str(drawn.picture) and "part p1" not in str(drawn.picture)

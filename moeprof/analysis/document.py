@@ -170,6 +170,7 @@ class StackedBars:
         bars: bar names.
         parts: part name -> one value per bar (None = unknown, left out).
         unit: of the values.
+        colours: number of each part's colour, so that a part has one colour in several figures; empty: in order.
     """
 
     name: str
@@ -178,6 +179,11 @@ class StackedBars:
     bars: tuple[str, ...]
     parts: tuple[tuple[str, tuple[float | None, ...]], ...]
     unit: str
+    colours: tuple[int, ...] = ()
+
+    def colour_of(self, part: int) -> int:
+        """Number of the colour of a part, by its place."""
+        return self.colours[part] if self.colours else part
 
 
 Table = MetricTable | RatioTable | GateTable | FactTable

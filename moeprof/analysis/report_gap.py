@@ -90,6 +90,7 @@ def _bars(name: str, steps: tuple[ItemisedStep, ...]) -> StackedBars:
         bars=tuple(_size(step) for step in steps),
         parts=tuple((_WORDS.get(part, part), tuple(share.get(part) for share in shares)) for part in used),
         unit="ratio",
+        colours=tuple(PARTS.index(part) for part in used),
     )
 
 

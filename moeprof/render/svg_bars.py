@@ -40,7 +40,7 @@ def draw_bars(bars: StackedBars) -> BarsDrawing:
     known = [any(values[i] is not None for _, values in bars.parts) for i in range(len(bars.bars))]
     rows = tuple(
         PartRow(
-            colour=f"p{n % NUM_PART_COLOURS}",
+            colour=f"p{bars.colour_of(n) % NUM_PART_COLOURS}",
             name=name,
             cells=tuple(_cell(value, total, bars.unit) for value, total in zip(values, totals, strict=True)),
         )
@@ -77,7 +77,8 @@ def _picture(bars: StackedBars, totals: list[float], texts: tuple[str, ...]) -> 
             width = _known(values[i])
             if width > 0:
                 tip = f"{name}\n{part}: {short(width, bars.unit)} ({percent(width / totals[i])})"
-                parts.append(_segment(axis.place(start), axis.place(start + width), top, n, tip, width, bars.unit))
+                ends = axis.place(start), axis.place(start + width)
+                parts.append(_segment(*ends, top, bars.colour_of(n), tip, width, bars.unit))
             start += width
     parts += [
         element("text", text, x=axis.place(v), y=bottom + 16, class_="c" if v else None) for v, text in axis.ticks
