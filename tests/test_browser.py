@@ -11,11 +11,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moeprof.analysis.document import Document
+from moeprof.analysis.document import Document, Section, StackedBars
 from moeprof.render.html import render_html
 from tests.documents import awkward_document, sample_document
 
@@ -143,6 +144,20 @@ def test_it_fits_the_window_and_answers_the_pointer(
     if name == "sample":
         assert "moe-16x2: " in seen(dom, "chart")
         assert int(seen(dom, "rows")) == 2  # the heading of the table and the one row
+
+
+@pytest.mark.parametrize("width", [1180, 390])
+def test_a_figure_with_many_bars_and_parts_stays_on_the_page(browser: str, tmp_path: Path, width: int) -> None:
+    parts = tuple((f"a part of a step {n}", (0.0912,) * 5) for n in range(11))
+    bars = tuple(f"decode, batch {n}" for n in range(5))
+    wide = StackedBars(name="wide", title="Where a step goes", caption="", bars=bars, parts=parts, unit="ratio")
+    document = sample_document()
+    document = replace(document, sections=(Section(name="wide", title="Wide", blocks=(wide,)), *document.sections))
+    page = tmp_path / "probed.html"
+    page.write_text(probed(render_html(document), width), encoding="utf-8")
+    dom, console = run(browser, tmp_path / "profile", page, "--window-size=1400,3000", "--dump-dom")
+    assert console == ""
+    assert int(seen(dom, "excess")) <= 0
 
 
 def test_it_prints(browser: str, tmp_path: Path, artefacts: Path) -> None:
