@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.left_on import left_on_any
 from tests.tiny_run import WORKLOAD, Ran, run_main, write_models
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared with the workers that tests start
@@ -22,18 +23,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(autouse=True)
-def no_hooks_stay(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A model that a fixture gave to a test has no forward hooks when the test is over."""
+def nothing_stays_on_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A model that a fixture gave to a test has no wrapper and no hook on any module when the test is over."""
     yield
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    for name, value in getattr(request.node, "funcargs", {}).items():
-        if isinstance(value, torch.nn.Module):
-            left = [
-                path for path, module in value.named_modules() if module._forward_pre_hooks or module._forward_hooks
-            ]
-            assert not left, f"the test left hooks on {name}: {left[:3]}"
+    if "torch" in sys.modules:
+        left = left_on_any(getattr(request.node, "funcargs", {}))
+        assert not left, f"the test left something on: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from moeprof.capture.tiny_models import NUM_EXPERTS, TOP_K, tiny_model
 from moeprof.core.gap import STAGES, Gap
 from moeprof.core.trace import Request, Schedule
 from moeprof.core.workload import EngineSettings
+from tests.left_on import left_on
 from tests.tiny_run import SHAPE
 
 torch.set_num_threads(1)
@@ -298,14 +299,11 @@ def test_ranges_are_closed_and_hooks_removed_when_the_model_fails(dense: Any) ->
     def fails(*_: Any) -> None:
         raise ValueError("no")
 
-    def hooks() -> Sequence[Any]:
-        return [module for module in dense.modules() if module._forward_hooks or module._forward_pre_hooks]
-
     broken = dense.model.layers[0].mlp.register_forward_pre_hook(fails)
     with pytest.raises(ValueError, match="no"), stage_ranges(dense, find_stages(dense)):
         dense(torch.tensor([[1, 2]]))
     broken.remove()
-    assert hooks() == []
+    assert left_on(dense) == []
 
 
 def test_compiled_layers_are_itemised_as_they_were_written() -> None:
