@@ -31,7 +31,7 @@ import numpy as np
 from moeprof.analysis.pricing import Pricing
 from moeprof.analysis.regress.freeze import freeze
 from moeprof.analysis.regress.judge import judge_pairs, judge_stored
-from moeprof.analysis.regress.pairs import pair_logs
+from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import Regression
 from moeprof.analysis.summary import summarise
 from moeprof.capture.ab import lone_workload, pair_up
@@ -191,7 +191,8 @@ def spread(target: Path, mode: str) -> str:
     if mode == "stored":
         return ""
     (passes,) = open_pairs(target).pairs.values()
-    parts = [f"{100 * float(np.std(pair_logs(passes, phase), ddof=1)):.1f} %" for phase in ("decode", "prefill")]
+    logs = [phase_pairs(turns_of(passes), phase).logs for phase in ("decode", "prefill")]
+    parts = [f"{100 * float(np.std(own, ddof=1)):.1f} %" for own in logs]
     return f"; spread {', '.join(parts)}"
 
 

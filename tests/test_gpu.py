@@ -13,7 +13,7 @@ import pynvml
 import pytest
 
 from moeprof.capture.cpu_energy import CpuEnergy
-from moeprof.capture.gpu import REASONS, find_gpu, open_gpu
+from moeprof.capture.gpu import REASONS, find_gpu
 from moeprof.capture.meters import GpuMeter, device_is_lost
 
 
@@ -91,16 +91,16 @@ def test_equal_gpus_are_counted_alike_and_the_device_number_counts_visible_ones(
     nvml = fake_nvml()
     nvml.nvmlDeviceGetCount.return_value = 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
-    assert open_gpu("cuda:1", nvml) is not None
+    assert find_gpu(None, nvml, position=1).reason is None
     nvml.nvmlDeviceGetHandleByIndex.assert_called_with(2)
 
 
 def test_hidden_gpus_and_absent_drivers_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_gpu("auto", fake_nvml(nvmlInit=pynvml.NVML_ERROR_DRIVER_NOT_LOADED)) is None
+    assert find_gpu(None, fake_nvml(nvmlInit=pynvml.NVML_ERROR_DRIVER_NOT_LOADED)).reason == "no_driver"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert open_gpu("cuda", fake_nvml()) is None
+    assert find_gpu(None, fake_nvml()).reason == "hidden"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert open_gpu("cuda:5", fake_nvml()) is None
+    assert find_gpu(None, fake_nvml(), position=5).reason == "hidden"
 
 
 def test_facts_say_what_the_gpu_is_and_leave_out_what_it_does_not_tell() -> None:

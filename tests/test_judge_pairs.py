@@ -14,7 +14,7 @@ import pytest
 
 from moeprof.analysis.compare.lanes import LaneTimes
 from moeprof.analysis.regress.judge import judge_pairs, pairs_are_enough
-from moeprof.analysis.regress.pairs import enough, half_width, needed_pairs, pair_logs, phase_pairs
+from moeprof.analysis.regress.pairs import enough, half_width, needed_pairs, phase_pairs, turns_of
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.timed import TimedSample, judge_family
 from moeprof.core.baseline import Baseline
@@ -52,6 +52,10 @@ def spread(noise: float, num: int = 6, mean: float = 0.0) -> list[float]:
     return list(mean + noise * logs / logs.std(ddof=1))
 
 
+def logs_of(passes: Sequence[LanePass], phase: str) -> list[float]:
+    return list(phase_pairs(turns_of(passes), phase).logs)
+
+
 def ratios(*args: Any) -> list[float]:
     return list(np.exp(spread(*args)))
 
@@ -65,16 +69,16 @@ def test_a_pair_is_the_ratio_of_summed_step_times_of_its_phase(tmp_path: Path) -
     base = np.tile([0.01] * 10 + [0.03] * 10 + [0.01] * 20, 3)
     new = np.tile([0.02] * 10 + [0.03] * 10 + [0.011] * 20, 3)
     passes = pairs(tmp_path, [1.0], lanes={"base": base, "new": new}, phase=phase)
-    assert pair_logs(passes, "decode") == [pytest.approx(math.log(1.1))]
-    assert pair_logs(passes, "prefill") == [pytest.approx(math.log(500 / 400))]  # 200 + 300 ms against 100 + 300
-    assert pair_logs(passes, "all") == [pytest.approx(math.log(720 / 600))]
+    assert logs_of(passes, "decode") == [pytest.approx(math.log(1.1))]
+    assert logs_of(passes, "prefill") == [pytest.approx(math.log(500 / 400))]  # 200 + 300 ms against 100 + 300
+    assert logs_of(passes, "all") == [pytest.approx(math.log(720 / 600))]
 
 
 def test_several_loads_of_one_launch_are_summed_and_an_empty_phase_has_no_pair(tmp_path: Path) -> None:
     few = pairs(tmp_path, [1.2], num_steps=10)
     many = pairs(tmp_path, [1.0], num_steps=30, concurrency=32)
-    assert pair_logs((*few, *many), "decode") == [pytest.approx(math.log(42 / 40))]  # 10 * 1.2 + 30 over 40
-    assert pair_logs(few, "prefill") == []
+    assert logs_of((*few, *many), "decode") == [pytest.approx(math.log(42 / 40))]  # 10 * 1.2 + 30 over 40
+    assert logs_of(few, "prefill") == []
 
 
 def test_a_few_very_slow_steps_are_real_cost(tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def test_a_turn_that_was_cut_off_and_a_cycle_that_was_cut_short_do_not_count(tmp
         ~(last & (table["step"] > 5)) & ~((table["step"] == 2) & (table["lane"] == "b"))
     ]
     times = lane_times(lane_pass)
-    assert sorted(set(times.cycle_S)) == [0, 1, 2, 3]
     assert len(times.time_SL) == 4 * 9
 
 

@@ -1,4 +1,4 @@
-"""Verdicts of lock-step ratios and of launch pairs."""
+"""Verdicts of intervals and of launch pairs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.lanes import PairRatio
-from moeprof.analysis.compare.verdicts import holm, interval_verdict, lockstep_verdict, timed_verdict, timed_verdicts
-
-
-def pair(value: float | None, low: float | None, high: float | None, *, launches: int = 1) -> PairRatio:
-    ratio = Estimate(value=value, low=low, high=high, n=100, reason=None if low else "9 steps: no interval")
-    return PairRatio(
-        of="b",
-        against="a",
-        phase=None,
-        concurrency=8,
-        ratio=ratio,
-        median_ratio=ratio,
-        num_steps=100,
-        set_aside=0,
-        num_launches=launches,
-    )
+from moeprof.analysis.compare.verdicts import holm, interval_verdict, timed_verdict, timed_verdicts
 
 
 @pytest.mark.parametrize(
@@ -40,18 +24,14 @@ def pair(value: float | None, low: float | None, high: float | None, *, launches
 def test_a_verdict_needs_the_interval_and_the_floor(
     value: float, low: float | None, high: float | None, kind: str
 ) -> None:
-    assert lockstep_verdict(pair(value, low, high)).kind == kind
+    ratio = Estimate(value=value, low=low, high=high)
+    assert interval_verdict(ratio, better="lower", floor_ratio=0.015).kind == kind
 
 
 def test_higher_may_be_better() -> None:
     ratio = Estimate(value=1.1, low=1.05, high=1.15)
     assert interval_verdict(ratio, better="higher", floor_ratio=0.015).kind == "better"
     assert interval_verdict(ratio, better="higher", floor_ratio=0.20).kind == "no difference shown"
-
-
-def test_a_verdict_says_what_it_speaks_for() -> None:
-    assert lockstep_verdict(pair(1.1, 1.05, 1.15)).reason.endswith("; speaks for this launch")
-    assert lockstep_verdict(pair(1.1, 1.05, 1.15, launches=6)).reason.endswith("; over 6 launches")
 
 
 def test_six_launch_pairs_show_ten_percent_and_five_do_not_speak() -> None:

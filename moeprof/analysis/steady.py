@@ -56,14 +56,10 @@ class Steady:
     Attributes:
         window_s: start and end, seconds of the pass; None when there is no steady state.
         reason: why there is none; None when there is one.
-        step_trend: step time at comparable load, when it was tested.
-        load_trend: requests in flight, when tested.
     """
 
     window_s: tuple[float, float] | None
     reason: str | None
-    step_trend: Trend | None = None
-    load_trend: Trend | None = None
 
 
 def find_steady(tables: PassTables) -> Steady:
@@ -85,13 +81,13 @@ def find_steady(tables: PassTables) -> Steady:
     window = (float(starts[rows[0]]), float(ends[rows[-1]]))
     if load.matters(LOAD_TREND_FLOOR):
         reason = f"no steady state: requests in flight change by {_percent(load)} over the window"
-        return Steady(window_s=None, reason=reason, step_trend=step, load_trend=load)
+        return Steady(window_s=None, reason=reason)
     if step is None:
-        return Steady(window_s=None, reason="no steady state: no two steps had comparable load", load_trend=load)
+        return Steady(window_s=None, reason="no steady state: no two steps had comparable load")
     if step.matters(STEP_TREND_FLOOR):
         reason = f"no steady state: step time at equal load changes by {_percent(step)} over the window"
-        return Steady(window_s=None, reason=reason, step_trend=step, load_trend=load)
-    return Steady(window_s=window, reason=None, step_trend=step, load_trend=load)
+        return Steady(window_s=None, reason=reason)
+    return Steady(window_s=window, reason=None)
 
 
 def _percent(trend: Trend) -> str:

@@ -7,7 +7,7 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -90,7 +90,6 @@ class Summary:
     record: Record
     pricing: Pricing
     models: tuple[ModelSummary, ...]
-    placebo: tuple[MetricValue, ...] = field(default_factory=tuple)
 
     def model(self, name: str) -> ModelSummary:
         """By name."""

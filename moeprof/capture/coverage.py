@@ -43,23 +43,10 @@ class CoverageRow:
     reason: str
     check: SelfCheck | None = None
 
-    @property
-    def label(self) -> str:
-        """For the table: ``works (static)``, ``adapter (continuous)``, ``refused``."""
-        return self.verdict if self.batching is None else f"{self.verdict} ({self.batching})"
-
 
 def coverage(engine_factory: EngineFactory, model_types: Sequence[str] | None = None) -> list[CoverageRow]:
     """Try every class (or the given types) through the engine; an unexpected error is raised, not hidden."""
     return [_try(model_type, engine_factory) for model_type in (model_types or moe_causal_lm_types())]
-
-
-def coverage_table(rows: Sequence[CoverageRow]) -> str:
-    """The rows as aligned text, one architecture per line, with a count of the verdicts."""
-    width = max(len(row.model_type) for row in rows)
-    lines = [f"{row.model_type:{width}}  {row.label:20}  {row.reason}".rstrip() for row in rows]
-    counts = {label: sum(row.label == label for row in rows) for label in sorted({row.label for row in rows})}
-    return "\n".join([*lines, ", ".join(f"{count} {label}" for label, count in counts.items())])
 
 
 def _try(model_type: str, engine_factory: EngineFactory) -> CoverageRow:

@@ -137,16 +137,6 @@ class Gpu:
             _try(self._nvml, self._nvml.nvmlShutdown)
 
 
-def open_gpu(device: str = "auto", nvml: Any = None) -> Gpu | None:
-    """The GPU that torch will call ``device`` (``auto``, ``cuda``, ``cuda:1``), found without torch; None without one.
-
-    A GPU that is there and cannot be told from its neighbours is returned too, with its reason and no readings.
-    """
-    number = device.partition(":")[2]
-    gpu = find_gpu(None, nvml, position=int(number) if number.isdecimal() else 0)
-    return None if gpu.reason in ("no_driver", "driver_mismatch", "no_such_gpu", "hidden") else gpu
-
-
 def find_gpu(uuid: str | None, nvml: Any = None, *, position: int = 0) -> Gpu:
     """Open a GPU.
 

@@ -36,7 +36,6 @@ class MoeLayer:
 
     Attributes:
         name: module path of the MoE block.
-        layer_index: number of the decoder layer (first number in the path), or -1 when the path has none.
         block: the module that owns router and experts.
         experts: the module that holds the experts' weights.
         tapped: the module that the hook sits on.
@@ -50,7 +49,6 @@ class MoeLayer:
     """
 
     name: str
-    layer_index: int
     block: nn.Module
     experts: nn.Module
     tapped: nn.Module
@@ -104,10 +102,6 @@ def _takes_picks(module: nn.Module) -> bool:
     return len(inspect.signature(type(module).forward).parameters) >= 4
 
 
-def _layer_index(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
-
-
 def _standard_layer(name: str, block: nn.Module, experts: nn.Module, config: dict[str, Any]) -> MoeLayer:
     num_experts, num_identity = _expert_counts(name, experts)
     gates = [child for child in block.children() if child is not experts]
@@ -121,7 +115,6 @@ def _standard_layer(name: str, block: nn.Module, experts: nn.Module, config: dic
         notes.append("routes by a hash of the token id, not by a learnt gate")
     return MoeLayer(
         name=name,
-        layer_index=_layer_index(name),
         block=block,
         experts=experts,
         tapped=experts,
@@ -178,7 +171,6 @@ def _is_llama4_block(block: nn.Module) -> bool:
 def _llama4_layer(name: str, block: Any, experts: nn.Module) -> MoeLayer:
     return MoeLayer(
         name=name,
-        layer_index=_layer_index(name),
         block=block,
         experts=experts,
         tapped=block.router,
@@ -198,7 +190,6 @@ def _jetmoe_layer(name: str, block: Any) -> MoeLayer:
     family = "attention experts" if type(block).__name__ == "JetMoeMoA" else "feed-forward experts"
     return MoeLayer(
         name=name,
-        layer_index=_layer_index(name),
         block=block,
         experts=block,
         tapped=block.router,

@@ -57,7 +57,6 @@ class RoutingTap:
         self.layers = tuple(layers)
         self.class_names = tuple(class_names)
         self.on_picks: Callable[[list[torch.Tensor | None], BatchLayout], bool] | None = None
-        self.num_forwards = 0
         self.was_replayed = False
         device = next(model.parameters()).device
         self._counter = Counter(
@@ -140,7 +139,6 @@ class RoutingTap:
         self.was_replayed = self._replayed is not None
         seen: Seen = [cell[0] for cell in self._cells] if self._replayed is None else self._replayed
         self._replayed = None
-        self.num_forwards += 1
         if self.on_picks is not None and not self.on_picks(self._by_layer(seen), layout):
             return
         self._waiting.append(Forward(seen=seen, label=label))

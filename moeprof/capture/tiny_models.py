@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -219,9 +218,3 @@ def tiny_model(model_type: str, *, seed: int = 0) -> torch.nn.Module:
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     model: torch.nn.Module = model_class._from_config(config, dtype=torch.float32)
     return model.eval()
-
-
-def tiny_models() -> Iterator[tuple[str, torch.nn.Module]]:
-    """Every class of :func:`moe_causal_lm_types`, one at a time."""
-    for model_type in moe_causal_lm_types():
-        yield model_type, tiny_model(model_type)

@@ -54,13 +54,12 @@ class CompareRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareTable:
-    """A drawn RatioTable. ``num_columns`` counts the cells of a row, its label included."""
+    """A drawn RatioTable."""
 
     title: str
     folded: bool
     heads: tuple[Head, ...]
     rows: tuple[CompareRow, ...]
-    num_columns: int
 
 
 def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapping[str, str]) -> CompareTable:
@@ -88,7 +87,6 @@ def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapp
         folded=table.folded,
         heads=heads,
         rows=tuple(rows),
-        num_columns=1 + sum(1 if head.is_alone else 2 for head in heads),
     )
 
 

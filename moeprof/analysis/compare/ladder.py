@@ -42,14 +42,12 @@ class Rung:
         role: active | concentrated | balanced | recorded | native | total | distinct, or dense for another twin.
         seconds: mean seconds per step.
         distinct_per_layer: mean distinct experts per MoE layer and step; None for dense lanes.
-        max_load_per_layer: mean tokens of the busiest expert per MoE layer and step; None for dense lanes.
     """
 
     name: str
     role: str
     seconds: Estimate
     distinct_per_layer: float | None
-    max_load_per_layer: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +231,6 @@ def _rung(
         role=role,
         seconds=estimate_of(launches, lambda seconds: seconds[name]),
         distinct_per_layer=per_layer([one.distinct_SL for one in times]),
-        max_load_per_layer=per_layer([one.max_SL for one in times]),
     )
 
 

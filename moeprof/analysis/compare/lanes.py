@@ -41,7 +41,6 @@ class LaneTimes:
         concurrency: requests in flight; None when all were sent at once.
         lanes: names, in the order of the second axis.
         info: what each lane is, as pass.json has it; empty where it was not written.
-        cycle_S: which time through the schedule.
         step_S: number of the step within the cycle.
         phase_S: prefill | decode | mixed.
         tokens_S: prompt and output tokens of the step's batch.
@@ -50,7 +49,6 @@ class LaneTimes:
         queued_SL: seconds of ``time_SL`` in which another program had the processor; NaN where that is not known, or
             does not add up.
         distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
-        max_SL: tokens of the busiest expert, summed over MoE layers; NaN for dense lanes.
         set_aside: turns left out because the machine took the processor away in some lane.
         wall_over_cpu_ratio: median over all turns and lanes; None where processor time is not known. On a CPU, above
             TAKEN_AWAY the machine was busy throughout, so that no turn could be set aside.
@@ -61,7 +59,6 @@ class LaneTimes:
     concurrency: int | None
     lanes: tuple[str, ...]
     info: tuple[dict[str, Any], ...]
-    cycle_S: IntArray
     step_S: IntArray
     phase_S: npt.NDArray[np.str_]
     tokens_S: FloatArray
@@ -69,7 +66,6 @@ class LaneTimes:
     cpu_SL: FloatArray
     queued_SL: FloatArray
     distinct_SL: FloatArray
-    max_SL: FloatArray
     set_aside: int
     wall_over_cpu_ratio: float | None
     taken_SL: BoolArray
@@ -121,7 +117,6 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         concurrency=lane_pass.concurrency,
         lanes=lanes,
         info=lane_pass.lanes,
-        cycle_S=cycle[kept],
         step_S=step[kept],
         phase_S=np.asarray(phase.iloc[:, 0] if len(phase) else [], dtype=np.str_)[kept],
         tokens_S=tokens[kept, 0] if lanes else np.empty(0),
@@ -129,7 +124,6 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         cpu_SL=cpu[kept],
         queued_SL=queued[kept],
         distinct_SL=values("distinct_experts")[kept],
-        max_SL=values("max_expert_load")[kept],
         set_aside=int(whole.sum() - kept.sum()),
         wall_over_cpu_ratio=wall_over_cpu_ratio(time, cpu),
         taken_SL=taken[kept],

@@ -19,7 +19,6 @@ class ParetoPoint:
         tokens_per_s_per_user: 1 / mean gap between tokens.
         tokens_per_s_per_device: output tokens per second and device.
         on_front: no other setting of this model is at least as fast in both and faster in one.
-        on_joint_front: nor is any setting of another model.
     """
 
     model: str
@@ -27,7 +26,6 @@ class ParetoPoint:
     tokens_per_s_per_user: float
     tokens_per_s_per_device: float
     on_front: bool
-    on_joint_front: bool
 
 
 def pareto(result: SweepResult) -> tuple[ParetoPoint, ...]:
@@ -38,7 +36,6 @@ def pareto(result: SweepResult) -> tuple[ParetoPoint, ...]:
             user, device = one.tokens_per_s_per_user.value, one.output_tokens_per_s.value
             if user is not None and device is not None:
                 found.append((model.model, one.point, (user, device)))
-    speeds = [speed for _, _, speed in found]
     points = []
     for name, point, speed in sorted(found, key=lambda item: (item[0], item[2])):
         own = [other for model, _, other in found if model == name]
@@ -49,7 +46,6 @@ def pareto(result: SweepResult) -> tuple[ParetoPoint, ...]:
                 tokens_per_s_per_user=speed[0],
                 tokens_per_s_per_device=speed[1],
                 on_front=is_on_front(speed, own),
-                on_joint_front=is_on_front(speed, speeds),
             )
         )
     return tuple(points)

@@ -13,11 +13,9 @@ from typing import Literal
 import numpy as np
 
 from moeprof.analysis import stats
-from moeprof.analysis.compare.estimate import Draws, Estimate, estimate_of, linear_estimate, widened_interval
-from moeprof.analysis.compare.lanes import LaneTimes
+from moeprof.analysis.compare.estimate import Draws, Estimate, estimate_of, linear_estimate
 from moeprof.analysis.tables import FloatArray
 from moeprof.core import units
-from moeprof.core.modelfacts import ModelFacts
 
 LEAST_PROMISE = 0.05
 MIN_SIZES = 3
@@ -101,56 +99,6 @@ class DenseEquivalent:
     bound_params: float | None = None
     bound_told: bool = False
     reason: str | None = None
-
-
-def dense_sizes(facts: Sequence[ModelFacts], moe: str) -> tuple[tuple[str, int], ...]:
-    """Name and total parameters of the MoE's dense twins, which share everything but the MLP, by size, each size once.
-
-    Other dense models are left out: their attention, depth or vocabulary differ, so their cost is another curve.
-    """
-    own = {
-        model.total_params: model.name for model in reversed(facts) if model.twin is not None and model.twin.of == moe
-    }
-    return tuple((name, total) for total, name in sorted(own.items()))
-
-
-def equivalent_of_lanes(launches: Sequence[LaneTimes], sizes: Sequence[tuple[str, int]], moe: str,
-                        phase: str | None) -> DenseEquivalent:  # fmt: skip
-    """The dense-equivalent size from lock-step lanes.
-
-    Args:
-        launches: lanes with the twins and the MoE.
-        sizes: lane and total parameters of each twin.
-        moe: the MoE's lane.
-        phase: prefill, decode or mixed; None: all steps.
-    """
-    draws = [one for one in (times.draws(phase) for times in launches) if one.num_steps]
-    if not draws:
-        return _unknown("no steps were measured")
-    sizes = sorted(sizes, key=lambda size: size[1])
-    order = [draws[0].lanes.index(name) for name in (*(name for name, _ in sizes), moe)]
-    logs = [np.log(one.mean_L[order]) for one in draws]
-    drawn = draws[0].drawn_RL[:, order]
-    drawn = np.log(drawn) if (drawn > 0).all() else drawn[:0]  # else the times are all noise
-    steps = draws[0].num_steps
-
-    def gap(weights: FloatArray) -> stats.Interval | None:
-        if len(draws) > 1:
-            return _launch_interval([float(log @ weights) for log in logs])
-        if not len(drawn):
-            return None
-        return widened_interval(float(logs[0] @ weights), drawn @ weights, draws[0].degrees, signed=True)
-
-    return _equivalent(
-        [total for _, total in sizes], np.mean(logs, axis=0), gap, len(draws) if len(draws) > 1 else steps
-    )
-
-
-def _launch_interval(values: Sequence[float]) -> stats.Interval:
-    """Student's 95 % interval of a signed figure over launches."""
-    told = linear_estimate([(1.0, values)])
-    assert told.low is not None and told.high is not None, "two launches have an interval"
-    return told.low, told.high
 
 
 def equivalent_of_rounds(sizes: Sequence[tuple[int, Sequence[float]]], moe: Sequence[float]) -> DenseEquivalent:

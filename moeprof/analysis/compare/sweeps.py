@@ -15,7 +15,7 @@ import numpy as np
 
 from moeprof.analysis.compare import sweep_figures as figures
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.slo import goodput_ratios, is_attained
+from moeprof.analysis.compare.slo import goodput_ratios
 from moeprof.analysis.compare.sweep_points import AXES, SweptPoint, SweptRound, from_metric, over_rounds
 from moeprof.analysis.metrics.routing_cells import cell, first_with_routing
 from moeprof.analysis.metrics.routing_steps import distinct_nulls, routed_steps
@@ -40,18 +40,14 @@ class PointResult:
         point: the setting.
         usd_per_1m_total_tokens: dollars to compare models by: of the window in a closed loop, busy in an open one.
         usd_per_1m_output_tokens: the outputs' part of the additive split, billed alike.
-        usd_per_1m_total_tokens_billed: dollars of the window, idle time included.
         output_tokens_per_s: per device.
         tokens_per_s_per_user: 1 / mean gap between the tokens of a request: what one reader sees once it began.
         ttft_p50_s: from arrival.
-        ttft_high_s: the highest percentile that the sample supports, which is
-        ttft_high_percentile: ``p99``..., or None when it supports none.
-        ttft_percentiles_s: all of them, by label.
+        ttft_percentiles_s: from arrival, by label: ``p50``...
         itl_p50_s, itl_p99_s: gaps between tokens.
         decode_step_s: mean time of a pure decode step.
         decode_batch: mean tokens of such a step, of the steps with routing counts; of all for a dense model.
         goodput_ratio: share of all requests that met every SLO.
-        slo_attained: at least 95 % in every round; None without an SLO.
         busy_ratio: busy over billed seconds.
         distinct_experts: per pure decode step, mean over layers and steps.
         distinct_nulls: what routing at random would touch at these batches: ``uniform``, ``marginal``.
@@ -63,18 +59,14 @@ class PointResult:
     point: SweepPoint
     usd_per_1m_total_tokens: Estimate
     usd_per_1m_output_tokens: Estimate
-    usd_per_1m_total_tokens_billed: Estimate
     output_tokens_per_s: Estimate
     tokens_per_s_per_user: Estimate
     ttft_p50_s: Estimate
-    ttft_high_s: Estimate
-    ttft_high_percentile: str | None
     itl_p50_s: Estimate
     itl_p99_s: Estimate
     decode_step_s: Estimate
     decode_batch: Estimate
     goodput_ratio: Estimate
-    slo_attained: bool | None
     busy_ratio: Estimate
     distinct_experts: Estimate
     distinct_nulls: Mapping[str, float] = field(default_factory=dict)
@@ -173,7 +165,6 @@ def _stopped(launch: Mapping[str, Any]) -> str | None:
 def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, is_moe: bool) -> PointResult:
     """All figures of one model at one setting."""
     ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
-    high = next((label for label in HIGH_PERCENTILES if ttft[label].value is not None), None)
     experts, nulls, batch = _experts(swept, is_moe=is_moe)
     goodput = goodput_ratios(swept, slo)
     return PointResult(
@@ -181,19 +172,15 @@ def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, i
         point=swept.point,
         usd_per_1m_total_tokens=_mean(swept, figures.usd_total, "no tokens"),
         usd_per_1m_output_tokens=_mean(swept, figures.usd_output, "no output tokens"),
-        usd_per_1m_total_tokens_billed=_mean(swept, lambda r: r.usd_per_1m_total_tokens, "no tokens"),
         output_tokens_per_s=_mean(swept, lambda r: _per_device(figures.outputs_per_s(r), num_devices), "empty window"),
         tokens_per_s_per_user=_mean(swept, figures.tokens_per_s_per_user, "no request had two tokens"),
         ttft_p50_s=ttft["p50"],
-        ttft_high_s=ttft[high or HIGH_PERCENTILES[-1]],
-        ttft_high_percentile=high,
         itl_p50_s=itl["p50"],
         itl_p99_s=itl["p99"],
         ttft_percentiles_s=ttft,
         decode_step_s=_mean(swept, figures.decode_step_s, "no pure decode steps"),
         decode_batch=batch,
         goodput_ratio=over_rounds(goodput, "the workload states no slo", bounded=True),
-        slo_attained=is_attained(swept, slo),
         busy_ratio=_mean(swept, lambda r: r.split.busy_ratio, "empty window", bounded=True),
         distinct_experts=experts,
         distinct_nulls=nulls,

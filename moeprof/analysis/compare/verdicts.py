@@ -14,7 +14,6 @@ import numpy as np
 
 from moeprof.analysis import stats
 from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.lanes import PairRatio
 
 Kind = Literal["better", "worse", "no difference shown", "cannot tell", "incomparable", "same run"]
 Direction = Literal["lower", "higher"]
@@ -30,21 +29,6 @@ class Verdict:
 
     kind: Kind
     reason: str
-
-
-def lockstep_verdict(
-    pair: PairRatio, *, better: Direction = "lower", floor_ratio: float = LOCKSTEP_FLOOR_RATIO
-) -> Verdict:
-    """Two lanes of one run: the ratio of summed step times, by its 95 % interval.
-
-    Args:
-        pair: the ratio is that of the judged lane to the reference.
-        better: direction of the metric.
-        floor_ratio: differences up to this share are not called one.
-    """
-    verdict = interval_verdict(pair.ratio, better=better, floor_ratio=floor_ratio)
-    scope = "speaks for this launch" if pair.num_launches == 1 else f"over {pair.num_launches} launches"
-    return Verdict(kind=verdict.kind, reason=f"{verdict.reason}; {scope}")
 
 
 def interval_verdict(ratio: Estimate, *, better: Direction, floor_ratio: float) -> Verdict:

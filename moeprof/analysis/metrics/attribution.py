@@ -49,7 +49,6 @@ class Attribution:
         coefficients: seconds per unit of each of TERMS.
         intervals: 95 % block bootstrap of the coefficients.
         r2: of the whole fit, within equal token counts.
-        r2_without_routing: of context alone.
         share: R2 gain of the routing terms minus the mean gain of shuffled ones; may be slightly below 0.
         p_value: share of shuffles that gain at least as much.
         min_detectable: the share that this run would have shown in four runs of five.
@@ -63,7 +62,6 @@ class Attribution:
     coefficients: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, stats.Interval] = field(default_factory=dict)
     r2: float | None = None
-    r2_without_routing: float | None = None
     share: float | None = None
     p_value: float | None = None
     min_detectable: float | None = None
@@ -137,7 +135,6 @@ def _judge(
         coefficients=dict(zip(TERMS, coefficients.tolist(), strict=True)),
         intervals=_coefficient_intervals(columns, time, blocks.of_row, seed),
         r2=base + gain,
-        r2_without_routing=base,
         share=share,
         p_value=p_value,
         min_detectable=detectable,

@@ -114,11 +114,6 @@ def over_batch_sizes(expected: Callable[[IntArray], FloatArray], tokens_S: IntAr
     return np.interp(np.log(sizes), np.log(asked), expected(asked))[step]
 
 
-def coactivation_null(num_experts: int, top_k: int) -> float:
-    """(k - 1) / (E - 1): chance that a given other expert is in the set of a token that has this one."""
-    return (top_k - 1) / (num_experts - 1)
-
-
 def consecutive_top1_null(num_experts: int) -> float:
     """1 / E: chance that two tokens have the same first choice."""
     return 1 / num_experts

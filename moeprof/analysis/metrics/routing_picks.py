@@ -17,21 +17,6 @@ from moeprof.analysis.tables import BoolArray, FloatArray
 Picks = npt.NDArray[np.integer[Any]]
 
 
-def coactivation(picks: Picks, num_experts: int) -> FloatArray:
-    """N_ij / N_i: of the tokens that took expert i, the share that also took j, over all pairs of a token's set.
-
-    Args:
-        picks: shape [T, L, k].
-        num_experts: E.
-
-    Returns:
-        Shape [L, E, E]; 1 on the diagonal, NaN in rows of experts without a token. Uniform null: (k-1)/(E-1).
-    """
-    square = np.stack([_pairs(picks[:, layer], num_experts) for layer in range(picks.shape[1])])
-    alone = np.diagonal(square, axis1=1, axis2=2)
-    return np.asarray(square / np.where(alone > 0, alone, np.nan)[:, :, None], dtype=np.float64)
-
-
 def _pairs(picks_TK: Picks, num_experts: int) -> FloatArray:
     """N_ij of one layer, shape [E, E], N_i on the diagonal. Ids from E on stand for no expert and are not counted."""
     size = num_experts + 1
@@ -97,24 +82,19 @@ def _dealt_anew(picks_TK: Picks, rng: np.random.Generator) -> Picks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consecutive:
-    """What a token shares with the one before it in its sequence, per layer, shape [L].
+    """What a token shares with the one before it in its sequence.
 
     Attributes:
-        same_top1: share of pairs with the same first choice.
-        overlap: share of pairs with any common expert.
-        permuted_same_top1, permuted_overlap: the same after shuffling all tokens (popularity kept, order destroyed).
+        permuted_same_top1, permuted_overlap: per layer after shuffling all tokens (popularity kept, order destroyed).
         uniform_same_top1, uniform_overlap: 1/E and 1 - C(E-k,k)/C(E,k).
-        num_pairs: pairs within a sequence.
-        same_top1_pairs, overlap_pairs: the same shares per pair, mean over layers, in the order given; shape [pairs].
+        same_top1_pairs, overlap_pairs: share of layers with the same first choice, with any common expert, of each pair
+            within a sequence, in the order given; shape [pairs].
     """
 
-    same_top1: FloatArray
-    overlap: FloatArray
     permuted_same_top1: FloatArray
     permuted_overlap: FloatArray
     uniform_same_top1: float
     uniform_overlap: float
-    num_pairs: int
     same_top1_pairs: FloatArray
     overlap_pairs: FloatArray
 
@@ -143,13 +123,10 @@ def consecutive_overlap(
     rng = np.random.default_rng(seed)
     shuffled = [_shared(picks[rng.permutation(len(picks))], later, num_experts) for _ in range(permutations)]
     return Consecutive(
-        same_top1=same.mean(axis=0),
-        overlap=overlap.mean(axis=0),
         permuted_same_top1=np.mean([one.mean(axis=0) for one, _ in shuffled], axis=0),
         permuted_overlap=np.mean([two.mean(axis=0) for _, two in shuffled], axis=0),
         uniform_same_top1=consecutive_top1_null(num_experts),
         uniform_overlap=consecutive_overlap_null(num_experts, picks.shape[2]),
-        num_pairs=len(later),
         same_top1_pairs=same.mean(axis=1),
         overlap_pairs=overlap.mean(axis=1),
     )
@@ -164,12 +141,3 @@ def _shared(picks: Picks, later: npt.NDArray[np.int64], num_experts: int) -> tup
     for pick in range(picks.shape[2]):
         overlap |= (before == now[:, :, pick : pick + 1]).any(axis=2) & real[:, :, pick]
     return same, overlap
-
-
-def routing_agreement(first: Picks, second: Picks) -> FloatArray:
-    """Mean |S & S'| / k per layer over tokens that both runs processed (teacher forced); picks [T, L, k]."""
-    assert first.shape == second.shape, f"picks of different shape: {first.shape}, {second.shape}"
-    common = np.zeros(first.shape[:2])
-    for pick in range(first.shape[2]):
-        common += (second == first[:, :, pick : pick + 1]).any(axis=2)
-    return np.asarray(common.mean(axis=0) / first.shape[2], dtype=np.float64)

@@ -99,8 +99,7 @@ class LoadShares:
         shares_LE: counts over the layer's sum; NaN in a layer without any.
         tokens: tokens behind them.
         uniform_share: 1/E.
-        max_over_mean_L: per layer.
-        uniform_max_over_mean_L: the same by chance, for as many tokens.
+        uniform_max_over_mean_L: max/mean of each layer by chance, for as many tokens.
     """
 
     phase: str
@@ -110,7 +109,6 @@ class LoadShares:
     shares_LE: FloatArray
     tokens: int
     uniform_share: float
-    max_over_mean_L: FloatArray
     uniform_max_over_mean_L: FloatArray
 
 
@@ -141,6 +139,5 @@ def _heat_map(routing: Routing, phase: str, request_class: str, counts_LE: IntAr
         shares_LE=shares(counts_LE),
         tokens=tokens,
         uniform_share=1 / experts,
-        max_over_mean_L=max_over_mean(counts_LE),
         uniform_max_over_mean_L=np.array(chance),
     )

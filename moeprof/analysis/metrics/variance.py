@@ -136,12 +136,10 @@ class SlowSteps:
 
     Attributes:
         num_slow: how many steps are slow.
-        threshold_s: their shortest time.
         means: figure -> (among slow steps, among the others), only figures that are known.
     """
 
     num_slow: int
-    threshold_s: float
     means: dict[str, tuple[float, float]]
 
 
@@ -162,7 +160,7 @@ def slow_steps(rounds: Sequence[PassTables]) -> SlowSteps | None:
         for name, values in figures.items()
         if len(values) == len(wall) and np.isfinite(values).all() and not slow.all()
     }
-    return SlowSteps(num_slow=int(slow.sum()), threshold_s=threshold, means=means)
+    return SlowSteps(num_slow=int(slow.sum()), means=means)
 
 
 def _figures(tables: PassTables) -> dict[str, FloatArray]:

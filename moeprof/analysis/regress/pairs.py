@@ -89,19 +89,6 @@ def judged_by_pairs(chosen: ChosenGate) -> str | None:
     return phase if phase in PHASES else None
 
 
-def pair_logs(passes: Sequence[LanePass], phase: str) -> list[float]:
-    """log(new / base) of summed step times of each launch; several loads of one launch are summed.
-
-    Args:
-        passes: measurements of one model, lanes ``base`` and ``new``.
-        phase: ``prefill`` (every step that carries prompt tokens), ``decode`` or ``all``.
-
-    Raises:
-        RecordError: a damaged table.
-    """
-    return list(phase_pairs(turns_of(passes), phase).logs)
-
-
 def turns_of(passes: Sequence[LanePass]) -> list[LaneTimes]:
     """All turns of each measurement, interrupted ones marked.
 
@@ -112,7 +99,12 @@ def turns_of(passes: Sequence[LanePass]) -> list[LaneTimes]:
 
 
 def phase_pairs(times: Sequence[LaneTimes], phase: str) -> PhasePairs:
-    """One phase of every launch pair; see :func:`pair_logs`."""
+    """One phase of every launch pair: log(new / base) of its summed step times; several loads of a launch are summed.
+
+    Args:
+        times: measurements of one model, lanes ``base`` and ``new``.
+        phase: ``prefill`` (every step that carries prompt tokens), ``decode`` or ``all``.
+    """
     own = [np.isin(one.phase_S, PHASES[phase]) for one in times]
     sides = [[one.lanes.index(lane) for lane in (BASE, NEW)] for one in times]
     waits = [one.queued_SL[rows][:, lanes] for one, rows, lanes in zip(times, own, sides, strict=True)]

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 
 from moeprof.core.metric import MetricValue
 
-VERDICTS = ("unchanged", "noise", "changed", "collapsed")
 Both = tuple[float, float]
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-Handlers = dict[str, Any]
 
 
 def follower_main(plan: LaunchPlan, connection: Connection) -> None:
