@@ -34,7 +34,7 @@ test-517: ## the engine's tests under the oldest supported transformers
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-triton triton==3.6.0
 
 test-triton: .venv-triton ## our GPU kernels on the CPU: interpreted, and compiled for an H200 (two minutes)
-	MOEPROF_TEST_TRITON=1 $(BIN)/pytest tests/test_kernels_interpreted.py
+	MOEPROF_TEST_TRITON=1 $(BIN)/pytest tests/capture/kernels/test_kernels_interpreted.py
 
 lint: .venv/ready ## style
 	$(BIN)/ruff check .
@@ -78,13 +78,13 @@ regress-example: .venv/ready ## the demo MoE against itself with a dead expert, 
 
 PROOFS := reports/power
 prove: .venv/ready ## can `moeprof regress` be believed? A/A and power, measured and judged (two hours; goes on where it was)
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-3 --comparisons 10
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind tail --comparisons 10
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-10 --comparisons 10 --mode processes
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-25 --comparisons 2 --mode stored
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind slow-10 --comparisons 2 --mode stored
-	$(BIN)/python -m tests.regress_power measure $(PROOFS) --kind aa --comparisons 40 --load 3
-	$(BIN)/python -m tests.regress_power judge $(PROOFS)
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind slow-3 --comparisons 10
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind tail --comparisons 10
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind slow-10 --comparisons 10 --mode processes
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind slow-25 --comparisons 2 --mode stored
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind slow-10 --comparisons 2 --mode stored
+	$(BIN)/python -m benchmarks.regress_power measure $(PROOFS) --kind aa --comparisons 40 --load 3
+	$(BIN)/python -m benchmarks.regress_power judge $(PROOFS)
 
 AZURE := ../shared/data/traces/AzureLLMInferenceTrace_conv.csv
 accept: .venv/ready ## a minute of the real Azure trace: open loop at a quarter length, offline at full length (minutes)

@@ -145,7 +145,7 @@ def _rivals(options: argparse.Namespace, folder: Path, threads: int, measured: l
 
 
 def _machine(options: argparse.Namespace) -> str:
-    from moeprof.capture.environment import environment
+    from moeprof.capture.devices.environment import environment
 
     facts = environment(None, "cpu", options.threads[0])
     packages = ", ".join(f"{name} {facts['packages'][name]}" for name in ("torch", "transformers", "numpy", "pyarrow"))

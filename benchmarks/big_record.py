@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.verdict import Row, Target
-from moeprof.core.routing_counts import MAX_WINDOWS, Routing
-from tests.records import make_facts, make_pass, make_requests, make_steps, make_telemetry, write_record
+from moeprof.core.record.routing import MAX_WINDOWS, Routing
+from tests.helpers.records import make_facts, make_pass, make_requests, make_steps, make_telemetry, write_record
 
 NUM_REQUESTS = 4_096
 OUTPUT_TOKENS = 256

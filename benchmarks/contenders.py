@@ -22,17 +22,16 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from moeprof.capture.engine.base import ListenerSet
-from moeprof.capture.engine.select import build_engine
-from moeprof.capture.moe_structure import find_moe_layers
-from moeprof.capture.recorders.picks import PicksWriter
+from moeprof.capture.engines.base import ListenerSet
+from moeprof.capture.engines.select import build_engine
+from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.recorders.requests import RequestRecorder
-from moeprof.capture.recorders.routing import RoutingRecorder
+from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
-from moeprof.capture.routing_tap import RoutingTap
+from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.trace import Schedule
-from moeprof.core.workload import EngineSettings
+from moeprof.core.workload.engine import EngineSettings
 
 Ids = npt.NDArray[np.int32]
 PAD_ID = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeprof.core.trace import Schedule
-from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
+from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
 from moeprof.sources.schedule import build_schedule
 from moeprof.sources.tokenizer import load_tokenizer
 

@@ -14,14 +14,14 @@ SHAPE_CONFIG = "cpu-moe-211m"
 
 def load(folder: Path) -> Any:
     """The model as a run loads it, dtype chosen by what this CPU computes in."""
-    from moeprof.core.workload import ModelSpec
+    from moeprof.core.workload.models import ModelSpec
 
     return _load(ModelSpec(name="bench", path=str(folder)))
 
 
 def save_shape(folder: Path) -> Path:
     """Write the 211 M shape in float32 into ``folder``, random weights; returns it."""
-    from moeprof.core.workload import ModelSpec
+    from moeprof.core.workload.models import ModelSpec
 
     model = _load(ModelSpec(name="bench", config=SHAPE_CONFIG, weights="random"))
     model.save_pretrained(folder)
@@ -33,7 +33,7 @@ def dtype_name(folder: Path) -> str:
     import torch
     from transformers import AutoConfig
 
-    from moeprof.capture.loading import choose_dtype
+    from moeprof.capture.models.load import choose_dtype
 
     dtype, _ = choose_dtype("auto", AutoConfig.from_pretrained(folder), torch.device("cpu"))
     return str(dtype).removeprefix("torch.")
@@ -42,9 +42,9 @@ def dtype_name(folder: Path) -> str:
 def _load(spec: Any) -> Any:
     import torch
 
-    from moeprof.capture.loading import load_model, read_blueprint
-    from moeprof.capture.model_source import find_model
-    from moeprof.core.workload import EngineSettings
+    from moeprof.capture.models.find import find_model
+    from moeprof.capture.models.load import load_model, read_blueprint
+    from moeprof.core.workload.engine import EngineSettings
 
     settings, device = EngineSettings(), torch.device("cpu")
     source = find_model(spec)

@@ -14,13 +14,13 @@ from benchmarks.contenders import Watched, collector_asleep, kv_tokens
 from benchmarks.loads import SHORT, make_schedule
 from benchmarks.verdict import Row, Target
 from moeprof.analysis.metrics.overhead import overhead_metrics
-from moeprof.capture.engine.base import ListenerSet, Step
-from moeprof.capture.engine.select import build_engine
-from moeprof.capture.overhead import measure_overhead
+from moeprof.capture.engines.base import ListenerSet, Step
+from moeprof.capture.engines.select import build_engine
+from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.replay import Recorder
-from moeprof.core.record_tables import read_table
+from moeprof.core.record.tables import read_table
 from moeprof.core.trace import Schedule
-from moeprof.core.workload import EngineSettings
+from moeprof.core.workload.engine import EngineSettings
 
 MAX_BATCH_TOKENS = 512
 NAME = "instrumentation_overhead_ratio"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.left_on import left_on_any
-from tests.tiny_run import WORKLOAD, Ran, run_main, write_models
+from tests.helpers.left_on import left_on_any
+from tests.helpers.tiny_run import WORKLOAD, Ran, run_main, write_models
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared with the workers that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network

@@ -6,7 +6,7 @@ import difflib
 
 import pytest
 
-from tests.golden_outputs import CASES, GOLDEN, outputs, read_golden
+from tests.helpers.golden_outputs import CASES, GOLDEN, outputs, read_golden
 
 HINT = "after a wanted change: python -m tests.golden_outputs, and read the difference"
 MOST_LINES, MOST_COLUMNS = 60, 300

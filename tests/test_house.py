@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from moeprof.analysis.cards import CARDS, card_for
-from tests.tiny_run import Ran
+from moeprof.analysis.metrics.cards import CARDS, card_for
+from tests.helpers.tiny_run import Ran
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "moeprof"

@@ -96,7 +96,7 @@ def _figure(row: Any) -> str:
 
 
 def _load(results: Results) -> str:
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
 
     lines = []
     for model, title in MODELS.items():

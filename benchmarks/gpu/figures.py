@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.goals import DECODE_BATCHES, LONG_TOKENS, MODELS, PREFILL_BATCHES, SHORT_TOKENS, Figure
-from moeprof.analysis import stats
-from moeprof.analysis.metrics.work import Limits, limits_of
-from moeprof.analysis.step_work import StepWork, step_work
-from moeprof.analysis.tables import BoolArray, FloatArray, PassTables, column
+from moeprof.analysis.metrics.tables import BoolArray, FloatArray, PassTables, column
+from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, step_work
+from moeprof.analysis.stats import intervals
 from moeprof.core.errors import MoeprofError
-from moeprof.core.modelfacts import ModelFacts
-from moeprof.core.record import LaunchRecord, PassRecord, open_record
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.layout import LaunchRecord, PassRecord, open_record
 
 LEAST_STEPS = 3
 OVERHEAD = ("overhead", "save-detailed")
@@ -141,8 +140,8 @@ def _ratio(key: str, above_S: FloatArray, below_S: FloatArray, none: str, source
     value, num = float(above_S.sum() / below_S.sum()), len(above_S)
     if num < LEAST_STEPS:
         return Figure(key=key, value=value, n=num, reason=f"{num} steps only", source=source)
-    sample = stats.BlockSample(values=above_S / below_S, weights=below_S, blocks=stats.blocks_of(num))
-    low, high = stats.bootstrap_mean(sample) or (None, None)
+    sample = intervals.BlockSample(values=above_S / below_S, weights=below_S, blocks=intervals.blocks_of(num))
+    low, high = intervals.bootstrap_mean(sample) or (None, None)
     return Figure(key=key, value=value, low=low, high=high, n=num, source=source)
 
 

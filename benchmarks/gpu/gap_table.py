@@ -8,11 +8,11 @@ from typing import Any
 from benchmarks.gpu.answers import NOT_YET, markdown_table
 from benchmarks.gpu.goals import MODELS
 from benchmarks.gpu.results import Results
-from moeprof.analysis.metrics.gap import ItemisedStep, Part, itemised_steps
-from moeprof.analysis.report_gap import word
+from moeprof.analysis.metrics.breakdown import ItemisedStep, Part, itemised_steps
+from moeprof.analysis.report.sections.breakdown import word
 from moeprof.core.errors import MoeprofError
-from moeprof.core.modelfacts import ModelFacts
-from moeprof.core.record import open_record
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.layout import open_record
 
 
 def gap_tables(results: Results) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.kernels.decode_attention import DecodeShape, torch_decode
+from moeprof.capture.kernels.attention import DecodeShape, torch_decode
 
 PAGE_TOKENS = 16
 Attention = Callable[..., torch.Tensor]

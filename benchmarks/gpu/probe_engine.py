@@ -16,10 +16,10 @@ import torch
 
 from benchmarks.gpu.probe_models import Opened, StepEnds, equal_requests, launch_plan, open_shape
 from benchmarks.gpu.probe_tools import Probe
-from moeprof.capture.engine.base import ListenerSet
-from moeprof.capture.engine.select import build_engine, prepare_decode
+from moeprof.capture.engines.base import ListenerSet
+from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.instrumented import Tapping
 from moeprof.capture.replay import replay
-from moeprof.capture.tapping import Tapping
 from moeprof.core.trace import Schedule
 
 SLICES = (("qwen3-30b-a3b", 12), ("mixtral-8x7b", 4))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.probe_tools import Probe
-from moeprof.capture.cuda_graph import capture
-from moeprof.capture.environment import environment
-from moeprof.capture.gpu import find_gpu
-from moeprof.capture.kernels.launch import why_own_launch
-from moeprof.capture.peaks import measure_peaks
+from moeprof.capture.devices.environment import environment
+from moeprof.capture.devices.gpu import find_gpu
+from moeprof.capture.devices.peaks import measure_peaks
+from moeprof.capture.devices.streams import capture
+from moeprof.capture.kernels.triton.launch import why_own_launch
 
 PEAKS_S = 8.0
 LAUNCHES = 400

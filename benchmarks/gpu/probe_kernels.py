@@ -25,7 +25,7 @@ from benchmarks.gpu.kernel_cases import (
     prefill_candidates,
 )
 from benchmarks.gpu.probe_tools import Probe, relative_error
-from moeprof.capture.kernels.decode_attention import DecodeShape, torch_decode
+from moeprof.capture.kernels.attention import DecodeShape, torch_decode
 
 TOKENS = {"decode": (1, 8, 64), "prefill": (2048,)}
 CONTEXTS = (512, 2048)

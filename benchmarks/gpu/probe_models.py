@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.workload_files import tiny_config
-from moeprof.capture.model_source import named_configs
-from moeprof.capture.open_model import open_model
-from moeprof.capture.plan import LaunchPlan
-from moeprof.core.modelspec import ModelSpec, RoutingPolicy
+from moeprof.capture.models.find import named_configs
+from moeprof.capture.models.open import open_model
+from moeprof.capture.protocol import LaunchPlan
 from moeprof.core.trace import Schedule
-from moeprof.core.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
-from moeprof.core.workload import EngineSettings, Instruments, Warmup
+from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.models import ModelSpec, RoutingPolicy
+from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
+from moeprof.core.workload.workload import Instruments, Warmup
 from moeprof.sources.schedule import build_schedule
 from moeprof.sources.tokenizer import load_tokenizer
 

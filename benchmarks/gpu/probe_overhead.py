@@ -15,14 +15,14 @@ from typing import Any
 from benchmarks.gpu.probe_models import Opened, equal_requests, launch_plan, open_shape
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.analysis.metrics.overhead import overhead_metrics
-from moeprof.capture.engine.base import ListenerSet
-from moeprof.capture.engine.select import build_engine, prepare_decode
-from moeprof.capture.overhead import measure_overhead
+from moeprof.capture.engines.base import ListenerSet
+from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.instrumented import Tapping
+from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder
-from moeprof.capture.tapping import Tapping
-from moeprof.core.record_tables import read_table
+from moeprof.core.record.tables import read_table
 
 SHAPE = "qwen3-30b-a3b"
 BATCHES = (1, 64)

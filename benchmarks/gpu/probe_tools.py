@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.cuda_graph import capture, side_stream
+from moeprof.capture.devices.streams import capture, side_stream
 
 WARM_CALLS = 3
 CALLS = 15

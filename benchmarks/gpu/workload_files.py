@@ -124,7 +124,7 @@ def tiny_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(named: Any, source: Path) -> dict[str, Any]:
-    from moeprof.capture.model_source import named_configs
+    from moeprof.capture.models.find import named_configs
 
     if str(named).endswith(".json"):
         found: dict[str, Any] = json.loads((source / str(named)).read_text(encoding="utf-8"))

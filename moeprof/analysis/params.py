@@ -2,6 +2,8 @@
 
 Formulas: METRICS sections 2, 3 (uniform null), 5 and 8. Where tokens choose experts evenly, T tokens of a step touch
 E[U] = E * (1 - (1 - k/E)^T) of a layer's E experts; real routing touches fewer, so these bytes are an upper estimate.
+
+Bytes and FLOPs that a model's shape promises, before anything runs. METRICS sections 3 (uniform null) and 5.
 """
 
 from __future__ import annotations
@@ -10,10 +12,53 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from moeprof.analysis.params_work import flops_per_token, touched, weights_bytes, weights_bytes_per_step
+from moeprof.analysis.metrics.routing.nulls import uniform_distinct
+from moeprof.analysis.metrics.work import ALWAYS_READ
 from moeprof.core.hardware import Datasheet
-from moeprof.core.modelfacts import GROUPS, ModelFacts
-from moeprof.core.systems import CONVENTIONS, CountedModel, convention_of
+from moeprof.core.known_models import CONVENTIONS, CountedModel, convention_of
+from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
+
+
+def weights_bytes(facts: ModelFacts, bits: int) -> int:
+    """Bytes of all parameters at so many bits each, scales not counted."""
+    return math.ceil(facts.total_params * bits / 8)
+
+
+def flops_per_token(facts: ModelFacts, context: int) -> int:
+    """FLOPs of one decoded token: 2 per parameter it passes, and attention over ``context`` tokens where known.
+
+    Norms and the look-up of the embedding are not counted; code that runs all experts counts all.
+    """
+    through = sum(facts.params_by_group.get(group, 0) for group in ALWAYS_READ if group != "norm")
+    experts = sum(_executed(layer) * layer.expert_params for layer in facts.moe_layers)
+    head = facts.params_by_group.get(_head(facts), 0)
+    return 2 * (through + experts + head) + (facts.attention_flops_per_pair or 0) * context
+
+
+def weights_bytes_per_step(facts: ModelFacts, batch: int, bits: int) -> float:
+    """Bytes of weights that one decode step of ``batch`` tokens reads, experts chosen evenly (METRICS 5).
+
+    Every matrix outside of the experts once, each distinct expert once, the head once; embedding rows are not counted.
+    """
+    resident = sum(facts.params_by_group.get(group, 0) for group in ALWAYS_READ)
+    experts = sum(touched(layer, batch) * layer.expert_params for layer in facts.moe_layers)
+    return (resident + experts + facts.params_by_group.get(_head(facts), 0)) * bits / 8
+
+
+def _head(facts: ModelFacts) -> str:
+    return "embedding" if facts.tied_embeddings else "lm_head"
+
+
+def _executed(layer: MoeLayerFacts) -> int:
+    return layer.num_experts if layer.executes_all_experts else layer.top_k
+
+
+def touched(layer: MoeLayerFacts, batch: int) -> float:
+    """Distinct experts of a layer that ``batch`` tokens touch when they choose evenly: E * (1 - (1 - k/E)^batch)."""
+    if layer.executes_all_experts:
+        return float(layer.num_experts)
+    return float(uniform_distinct(layer.num_experts, layer.top_k, batch))
+
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4": 4}
 SHOWN_WEIGHTS = (("bfloat16", 16), ("8 bits", 8), ("4 bits", 4))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from moeprof.capture.engine.base import Engine, Step
+from moeprof.capture.engines.base import Engine, Step
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request, Schedule
 

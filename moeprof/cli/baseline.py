@@ -15,8 +15,8 @@ import typer
 from moeprof.core.errors import InputError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.regress.baseline_rows import BaselineRow
-    from moeprof.core.baseline_store import Stored
+    from moeprof.analysis.report.sections.trend import BaselineRow
+    from moeprof.core.baseline.store import Stored
 
 baseline_app = typer.Typer(help="Save runs to judge later ones by; list, show and remove them.", no_args_is_help=True)
 
@@ -45,14 +45,14 @@ def save(
     """Save a run as a small baseline for a git repository; its workload and device decide where it goes."""
     from dataclasses import replace as changed
 
-    from moeprof.analysis.regress.baseline_rows import shortcomings
-    from moeprof.analysis.regress.freeze import freeze
-    from moeprof.analysis.summary import summarise
+    from moeprof.analysis.metrics.summary import summarise
+    from moeprof.analysis.regress.baseline import freeze
+    from moeprof.analysis.report.sections.trend import shortcomings
     from moeprof.cli.repricing import repriced
-    from moeprof.core.baseline_file import check_name
-    from moeprof.core.baseline_store import store
-    from moeprof.core.record import open_record
-    from moeprof.core.record_pairs import is_pairs_record
+    from moeprof.core.baseline.file import check_name
+    from moeprof.core.baseline.store import store
+    from moeprof.core.record.layout import open_record
+    from moeprof.core.record.pairs import is_pairs_record
 
     check_name(name)
     if is_pairs_record(run):
@@ -77,8 +77,8 @@ def save(
 @baseline_app.command("list")
 def list_all(folder: FolderOption = FOLDER, format: FormatOption = "table") -> None:
     """List the baselines of a folder, by workload, device and time."""
-    from moeprof.cli.tables import print_records
-    from moeprof.core.baseline_store import list_baselines
+    from moeprof.cli.output import print_records
+    from moeprof.core.baseline.store import list_baselines
 
     found = list_baselines(folder)
     if not found:
@@ -98,8 +98,8 @@ def show(
     """Show what a baseline holds: facts that must match, headline figures with intervals, launches, sizes."""
     from dataclasses import asdict
 
-    from moeprof.analysis.regress.baseline_rows import baseline_rows, shortcomings
-    from moeprof.cli.tables import print_records
+    from moeprof.analysis.report.sections.trend import baseline_rows, shortcomings
+    from moeprof.cli.output import print_records
 
     stored = _stored(name, folder, workload, device)
     rows = baseline_rows(stored.baseline)
@@ -117,7 +117,7 @@ def rm(
     device: DeviceOption = None,
 ) -> None:
     """Remove baselines: the JSON and the npz. A name that stands for several is an error, and nothing is removed."""
-    from moeprof.core.baseline_file import delete_baseline
+    from moeprof.core.baseline.file import delete_baseline
 
     for path in _paths(names, folder, workload, device):
         for removed in delete_baseline(path):
@@ -131,8 +131,8 @@ def _paths(names: Sequence[str], folder: Path, workload: str | None, device: str
 
 def _stored(name: str, folder: Path, workload: str | None, device: str | None) -> Stored:
     """By file or by name."""
-    from moeprof.core.baseline_file import load_baseline
-    from moeprof.core.baseline_store import Stored, named
+    from moeprof.core.baseline.file import load_baseline
+    from moeprof.core.baseline.store import Stored, named
 
     path = Path(name)
     if path.suffix == ".json" or path.name != name:
@@ -141,7 +141,7 @@ def _stored(name: str, folder: Path, workload: str | None, device: str | None) -
 
 
 def _listed(stored: Stored) -> dict[str, Any]:
-    from moeprof.analysis.regress.baseline_rows import num_launches
+    from moeprof.analysis.report.sections.trend import num_launches
 
     baseline = stored.baseline
     return {

@@ -13,7 +13,7 @@ import typer
 from moeprof.core.errors import InputError
 
 if TYPE_CHECKING:
-    from moeprof.core.record import Record
+    from moeprof.core.record.layout import Record
 
 
 def compare(
@@ -32,9 +32,9 @@ def compare(
 ) -> None:
     """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
     from moeprof.analysis.compare.comparable import check_allow
-    from moeprof.cli.printing import new_folder, print_comparison, write_comparison
+    from moeprof.cli.output import new_folder, print_comparison, write_comparison
     from moeprof.cli.repricing import repriced
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
     from moeprof.render import parse_formats
 
     formats = parse_formats(write) if write else ()
@@ -44,8 +44,8 @@ def compare(
     named = _checked_reference(reference, runs, records)
     pricings = [repriced(r, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue) for r in records]
 
-    from moeprof.analysis.compare.document import compare_document
-    from moeprof.analysis.summary import summarise
+    from moeprof.analysis.metrics.summary import summarise
+    from moeprof.analysis.report.compare import compare_document
 
     summaries = [summarise(record, pricing) for record, pricing in zip(records, pricings, strict=True)]
     comparison = compare_document(summaries, reference=named, allow=allowed)

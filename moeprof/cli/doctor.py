@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from moeprof.capture.gpu import Gpu
+    from moeprof.capture.devices.gpu import Gpu
 
 
 def doctor(
@@ -18,7 +18,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Look at device, driver, energy counters, price and versions; say what would be n/a and why."""
-    from moeprof.cli.tables import print_records
+    from moeprof.cli.output import print_records
 
     if coverage:
         print_records(_coverage(), format)
@@ -30,8 +30,8 @@ def _coverage() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from moeprof.capture.coverage import coverage
-    from moeprof.capture.engine.select import build_engine
-    from moeprof.core.workload import EngineSettings
+    from moeprof.capture.engines.select import build_engine
+    from moeprof.core.workload.engine import EngineSettings
 
     settings = EngineSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64)
     return [asdict(row) for row in coverage(lambda model, listeners: build_engine(model, settings, listeners))]
@@ -51,10 +51,10 @@ IN_WORDS = {
 
 
 def _findings() -> list[dict[str, Any]]:
-    from moeprof.capture.cpu_energy import CpuEnergy
-    from moeprof.capture.device_choice import choose_device
-    from moeprof.capture.environment import environment
-    from moeprof.capture.gpu import find_gpu
+    from moeprof.capture.devices.choose import choose_device
+    from moeprof.capture.devices.cpu_energy import CpuEnergy
+    from moeprof.capture.devices.environment import environment
+    from moeprof.capture.devices.gpu import find_gpu
 
     choice = choose_device("auto")
     gpu, device = choice.gpu or find_gpu(None), choice.device
@@ -79,8 +79,8 @@ def _findings() -> list[dict[str, Any]]:
 
 def _gpu_rows(gpu: Gpu | None) -> list[dict[str, Any]]:
     """What is not as it should be with the GPU that a run would take."""
-    from moeprof.analysis.device_state import findings
-    from moeprof.capture.at_start import device_at_start
+    from moeprof.analysis.metrics.device_state import findings
+    from moeprof.capture.devices.meters import device_at_start
 
     seen = device_at_start(gpu)
     if seen is None:
@@ -98,10 +98,10 @@ def _yes(value: Any) -> str | None:
 
 
 def _price(facts: dict[str, Any]) -> dict[str, Any]:
-    from moeprof.analysis.pricing import resolve_pricing
+    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.core.errors import PriceError
     from moeprof.core.units import usd
-    from moeprof.core.workload import Prices
+    from moeprof.core.workload.workload import Prices
 
     try:
         pricing = resolve_pricing(Prices(), facts["device_name"], num_vcpus=facts["cpu_cores"])

@@ -18,8 +18,8 @@ def explain(
     format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
 ) -> None:
     """Explain a metric: definition, formula, unit, direction, source. Without a name, list all of them."""
-    from moeprof.analysis.cards import CARDS, card_for
-    from moeprof.cli.tables import print_records
+    from moeprof.analysis.metrics.cards import CARDS, card_for
+    from moeprof.cli.output import print_records
 
     if metric is None:
         rows = [

@@ -1,17 +1,91 @@
-"""``moeprof init``: copy starter workloads, or a CI job, into a project."""
+"""``moeprof init``: copy starter workloads, or a CI job, into a project.
+
+What ``moeprof init --ci`` writes into a project: the CI system's job, a smoke workload, example gates.
+
+The files are data of the package (moeprof/data/ci). Two words in them are filled in here: where the workloads are, and
+what pip has to install, which is read from how this moeprof was installed.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Annotated
+from importlib import metadata, resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import typer
 
-from moeprof.cli.ci_files import CiSystem, ci_files, next_steps, requirement
 from moeprof.core.errors import InputError
+
+CiSystem = Literal["github", "gitlab"]
+# name in moeprof/data/ci -> path in the project
+JOBS: dict[CiSystem, tuple[str, str]] = {
+    "github": ("github-workflow.yml", ".github/workflows/moeprof.yml"),
+    "gitlab": ("gitlab-ci.yml", ".gitlab-ci.moeprof.yml"),
+}
+WORKLOADS = ("ci-smoke.yaml", "ci-smoke-moe.json")
+GATES = "regress.yaml"
+
+
+def ci_files(system: CiSystem, workloads: Path, requirement: str) -> dict[Path, str]:
+    """Path in the project -> text.
+
+    Args:
+        system: whose job to write.
+        workloads: folder of the workload, relative to the root of the project.
+        requirement: what pip installs.
+
+    Raises:
+        InputError: the folder is absolute or leaves the project, so that a job could not find it.
+    """
+    if workloads.is_absolute() or ".." in workloads.parts:
+        raise InputError(f"{workloads}: found a folder outside of the project; with --ci give one relative to its root")
+    folder = resources.files("moeprof").joinpath("data/ci")
+    texts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (*WORKLOADS, GATES, JOBS[system][0])}
+    job, path = JOBS[system]
+    filled = texts[job].replace("@MOEPROF@", requirement).replace("@WORKLOADS@", str(PurePosixPath(workloads)))
+    return {
+        Path(path): filled,
+        **{workloads / name: texts[name] for name in WORKLOADS},
+        Path(GATES): texts[GATES],
+    }
+
+
+def requirement() -> str:
+    """What pip needs to install this moeprof again: a pinned version, a revision of its repository, or a wheel's path.
+
+    Read from ``direct_url.json`` (PEP 610), which pip writes for everything that does not come from an index.
+    """
+    installed = metadata.distribution("moeprof")
+    text = installed.read_text("direct_url.json")
+    if text is None:
+        return f"moeprof=={installed.version}"
+    source: dict[str, Any] = json.loads(text)
+    vcs = source.get("vcs_info")
+    if vcs is not None:
+        return f"moeprof @ {vcs['vcs']}+{source['url']}@{vcs['commit_id']}"
+    if not str(source["url"]).startswith("file:"):
+        return f"moeprof @ {source['url']}"
+    return f"vendor/moeprof-{installed.version}-py3-none-any.whl"
+
+
+def next_steps(system: CiSystem, workloads: Path, requirement: str) -> tuple[str, ...]:
+    """What is left to do, one line each."""
+    smoke = workloads / WORKLOADS[0]
+    steps = [f"put your model into {smoke}"]
+    if requirement.startswith("vendor/"):
+        steps.append(f"copy the wheel of moeprof to {requirement}, or change MOEPROF in {JOBS[system][1]}")
+    steps.append(f"moeprof run {smoke} --output-dir reports/{smoke.stem}")
+    steps.append(f"moeprof baseline save reports/{smoke.stem} main")
+    include = "" if system == "github" else f"add `include: [{{local: {JOBS[system][1]}}}]` to .gitlab-ci.yml, "
+    steps.append(f"{include}commit these files and baselines/, and open a {_request(system)}")
+    return tuple(f"{number}. {step}" for number, step in enumerate(steps, 1))
+
+
+def _request(system: CiSystem) -> str:
+    return "pull request" if system == "github" else "merge request"
 
 
 def init(

@@ -13,12 +13,12 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.compare.document import Comparison
-    from moeprof.analysis.document import Document
-    from moeprof.analysis.pricing import Pricing
-    from moeprof.capture.run import Prepared
-    from moeprof.core.record import Record
-    from moeprof.core.workload import Workload
+    from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.analysis.report.compare import Comparison
+    from moeprof.analysis.report.document import Document
+    from moeprof.capture.run.prepare import Prepared
+    from moeprof.core.record.layout import Record
+    from moeprof.core.workload.workload import Workload
 
 
 def ladder(
@@ -37,9 +37,9 @@ def ladder(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
-    from moeprof.analysis.pricing import resolve_pricing
-    from moeprof.capture.run import prepare
-    from moeprof.core.workload import load_workload
+    from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.run.prepare import prepare
+    from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
 
     formats = parse_formats(write)
@@ -65,16 +65,17 @@ def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workl
 
     Args:
         workload: with or without the key ``ladder``.
-        settings: fields of :class:`moeprof.core.sparsity.Ladder` that were given as options; None leaves one alone.
+        settings: fields of :class:`moeprof.core.workload.studies.Ladder` that were given as options; None leaves
+            one alone.
 
     Raises:
         WorkloadError: no MoE, or no such model.
     """
     from dataclasses import replace
 
-    from moeprof.capture.lockstep_checks import choose_moe, ladder_twins
-    from moeprof.capture.model_source import find_model
-    from moeprof.core.sparsity import Ladder
+    from moeprof.capture.models.find import find_model
+    from moeprof.capture.run.lockstep import choose_moe, ladder_twins
+    from moeprof.core.workload.studies import Ladder
 
     given = {key: value for key, value in settings.items() if value is not None}
     workload = replace(workload, ladder=replace(workload.ladder or Ladder(), **given))  # type: ignore[arg-type]
@@ -102,12 +103,12 @@ def _climb(
     form: str,
     quiet: bool,
 ) -> None:
-    from moeprof.analysis.compare.document import compare_document
-    from moeprof.capture.run import execute, new_run_folder
-    from moeprof.capture.signals import SignalWatch
-    from moeprof.cli.printing import print_comparison, summarise_record, write_comparison, write_files
+    from moeprof.analysis.report.compare import compare_document
+    from moeprof.capture.run.prepare import execute, new_run_folder
+    from moeprof.capture.run.status import SignalWatch
+    from moeprof.cli.output import print_comparison, summarise_record, write_comparison, write_files
     from moeprof.cli.progress import make_audience
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
     with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
@@ -135,7 +136,7 @@ def only_ladder(comparison: Comparison, report: Document, record: Record) -> Com
     """The page without what needs passes of their own, for a run that has none: the ladder's answer comes first."""
     from dataclasses import replace
 
-    from moeprof.analysis.compare.ladder_page import ladder_results, sentences
+    from moeprof.analysis.report.sections.ladder import ladder_results, sentences
 
     said = sentences(ladder_results(record))
     headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."

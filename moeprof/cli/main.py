@@ -24,7 +24,7 @@ from moeprof.cli.report import report
 from moeprof.cli.run import run
 from moeprof.cli.trace import trace_app
 from moeprof.core.errors import MoeprofError
-from moeprof.core.plaintext import one_line
+from moeprof.core.text import one_line
 
 app = typer.Typer(
     name="moeprof",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moeprof.core.errors import WorkloadError
-from moeprof.core.traffic import Arrivals, Traffic
-from moeprof.core.workload import Slo, Workload
+from moeprof.core.workload.traffic import Arrivals, Traffic
+from moeprof.core.workload.workload import Slo, Workload
 
 GOODPUT_KEYS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moeprof.analysis.pricing import Pricing
-from moeprof.capture.experiment import Audience
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.capture.run.experiment import Audience
 from moeprof.core import units
-from moeprof.core.plaintext import one_line
+from moeprof.core.text import one_line
 
 PLAIN_EVERY_S = 5.0
 

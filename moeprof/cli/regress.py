@@ -73,10 +73,10 @@ def regress(
     quiet: QuietOption = False,
 ) -> None:
     """Judge a run against a baseline, or measure two revisions in turn: exit 0 fine, 3 regression, 4 cannot tell."""
+    from moeprof.cli.output import Output, show, telling
     from moeprof.cli.regress_ab import AbOptions, measured_pairs
     from moeprof.cli.regress_judge import Choices, judge_pairs_folder, judge_run
-    from moeprof.cli.regress_output import Output, show, telling
-    from moeprof.core.record_pairs import is_pairs_record
+    from moeprof.core.record.pairs import is_pairs_record
 
     _check_usage(run, baseline, ab, base_python, launches, max_seconds, until_precise, max_minutes)
     output = Output.checked(
@@ -105,7 +105,7 @@ def regress(
 
 
 def _check_usage(run: Path | None, baseline: str | None, ab: tuple[Path, Path] | None, *only_with_ab: object) -> None:
-    from moeprof.core.record_pairs import is_pairs_record
+    from moeprof.core.record.pairs import is_pairs_record
 
     if ab is not None:
         if run is not None or baseline is not None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
-from moeprof.core.record_pairs import BASE, NEW
+from moeprof.core.record.pairs import BASE, NEW
 
 if TYPE_CHECKING:
-    from moeprof.capture.ab_run import AbRun
-    from moeprof.capture.run import Prepared
-    from moeprof.capture.signals import SignalWatch
+    from moeprof.capture.run.ab import AbRun
+    from moeprof.capture.run.prepare import Prepared
+    from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.regress_judge import Choices
 
 LAUNCHES = 6
@@ -83,12 +83,11 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InputError: a workload is bad, or both sides would not do the same steps.
         InterruptedRunError: stopped; what was measured is kept.
     """
-    from moeprof.analysis.pricing import Pricing
-    from moeprof.capture.ab import pair_up
-    from moeprof.capture.ab_run import AbRun, in_one_process
-    from moeprof.capture.run import new_run_folder
-    from moeprof.capture.signals import SignalWatch
-    from moeprof.capture.step_child import check_python
+    from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.capture.lockstep.child import check_python
+    from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
+    from moeprof.capture.run.prepare import new_run_folder
+    from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.progress import make_audience
 
     if options.base_python is not None:
@@ -117,9 +116,9 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
 
 
 def _side(path: Path, options: AbOptions) -> Side:
-    from moeprof.analysis.pricing import resolve_pricing
-    from moeprof.capture.run import prepare
-    from moeprof.core.workload import load_workload
+    from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.run.prepare import prepare
+    from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
         device=options.device, threads=options.threads, usd_per_device_hour=options.usd_per_device_hour
@@ -133,7 +132,7 @@ def _side(path: Path, options: AbOptions) -> Side:
 
 
 def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, signals: SignalWatch) -> None:
-    from moeprof.capture.ab_elsewhere import run_lone
+    from moeprof.capture.run.ab import run_lone
 
     if run.stopped:
         return
@@ -145,7 +144,7 @@ def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, 
 
 
 def _in_two_processes(base_python: Path) -> Callable[..., dict[str, str]]:
-    from moeprof.capture.two_processes import run_process_pair
+    from moeprof.capture.run.two_processes import run_process_pair
 
     pythons = {BASE: base_python, NEW: Path(sys.executable)}
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from moeprof.core.errors import InputError
-from moeprof.core.gates import Gate, GateSettings
+from moeprof.core.workload.gates import Gate, GateSettings
 
 if TYPE_CHECKING:
     from moeprof.analysis.regress.result import Regression
     from moeprof.analysis.regress.trend import Trend
-    from moeprof.core.baseline import Baseline, BaselineModel
-    from moeprof.core.record import Record
-    from moeprof.core.record_pairs import PairsRecord
+    from moeprof.core.baseline.baseline import Baseline, BaselineModel
+    from moeprof.core.record.layout import Record
+    from moeprof.core.record.pairs import PairsRecord
 
 GATES_FILE = Path("regress.yaml")
 
@@ -61,7 +61,7 @@ class Choices:
             InputError: a gate or a fact that nobody knows, or a bad file.
         """
         from moeprof.analysis.compare.comparable import check_allow
-        from moeprof.core.gate_text import load_gate_settings, parse_gates
+        from moeprof.core.workload.gates import load_gate_settings, parse_gates
 
         file = self.gates_file or (GATES_FILE if GATES_FILE.is_file() else None)
         stored, source = GateSettings(), "default"
@@ -143,7 +143,7 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
 
 def _cut(regression: Regression, status: str) -> Regression:
     """The check with what is to be known of launch pairs that were cut."""
-    from moeprof.analysis.document import Doubt
+    from moeprof.analysis.report.document import Doubt
 
     text = f"The measurement of launch pairs is not whole: its status is {status}. Gates speak for what it measured."
     cut = Doubt(code="run_not_done", flag="schedule", severity="error", model=None, text=text)
@@ -164,7 +164,7 @@ class _Sides:
 
 
 def _sides(folder: Path, choices: Choices) -> _Sides:
-    from moeprof.core.record_pairs import open_pairs
+    from moeprof.core.record.pairs import open_pairs
 
     found = open_pairs(folder)
     reference, other = (frozen(side, choices.usd_per_device_hour) for side in (found.base, found.new))
@@ -179,8 +179,8 @@ def _sides(folder: Path, choices: Choices) -> _Sides:
 
 def frozen(record: Record, usd_per_device_hour: float | None = None) -> Baseline:
     """A run as a baseline in memory."""
-    from moeprof.analysis.regress.freeze import freeze
-    from moeprof.analysis.summary import summarise
+    from moeprof.analysis.metrics.summary import summarise
+    from moeprof.analysis.regress.baseline import freeze
     from moeprof.cli.repricing import repriced
 
     return freeze(summarise(record, repriced(record, usd_per_device_hour=usd_per_device_hour)))
@@ -201,8 +201,8 @@ def find_reference(baseline: str, other: Baseline, choices: Choices) -> Baseline
     Raises:
         InputError: there is none; the message lists what there is.
     """
-    from moeprof.core.baseline_file import load_baseline
-    from moeprof.core.baseline_store import find
+    from moeprof.core.baseline.file import load_baseline
+    from moeprof.core.baseline.store import find
 
     path = Path(baseline)
     if path.is_dir():
@@ -217,7 +217,7 @@ def find_reference(baseline: str, other: Baseline, choices: Choices) -> Baseline
 
 def _trend(regression: Regression, other: Baseline, choices: Choices) -> Trend | None:
     from moeprof.analysis.regress.trend import trend, wanted_figures
-    from moeprof.core.baseline_store import history
+    from moeprof.core.baseline.store import history
 
     stored: Sequence[Baseline] = ()
     try:
@@ -248,6 +248,6 @@ def _renamed(reference: Baseline, old: str, new: str) -> BaselineModel:
 
 
 def _open(path: Path) -> Record:
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
 
     return open_record(path)

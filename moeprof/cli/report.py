@@ -19,9 +19,9 @@ def report(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
-    from moeprof.cli.printing import new_folder, print_document, summarise_record, write_files
+    from moeprof.cli.output import new_folder, print_document, summarise_record, write_files
     from moeprof.cli.repricing import repriced
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
     from moeprof.render import parse_formats
 
     formats = parse_formats(write) if write else ()

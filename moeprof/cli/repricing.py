@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeprof.analysis.pricing import Pricing, resolve_pricing
+from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.core.errors import PriceError
-from moeprof.core.record import Record
-from moeprof.core.workload import Prices
+from moeprof.core.record.layout import Record
+from moeprof.core.workload.workload import Prices
 
 
 def repriced(

@@ -1,25 +1,204 @@
-"""``moeprof run``: replay, record, report."""
+"""``moeprof run``: replay, record, report.
+
+``moeprof run --dry-run``: schedule, lengths, memory fit, expected minutes and dollars, before weights load.
+
+How the sweep of each model ended, in a line for the end of a run: where it saturated, or that nothing was stable.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.capture.memory.predict import Fit
+from moeprof.capture.run.prepare import Prepared
 from moeprof.cli.options import Overrides, apply
+from moeprof.cli.output import print_records
+from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
+from moeprof.core.record.layout import LaunchRecord, Record
+from moeprof.core.trace import IntArray, Schedule
 
 if TYPE_CHECKING:
-    from moeprof.analysis.pricing import Pricing
-    from moeprof.capture.resume import Resume
-    from moeprof.capture.run import Prepared
-    from moeprof.core.record import Record
-    from moeprof.core.workload import Workload
+    from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.capture.run.prepare import Prepared
+    from moeprof.capture.run.resume import Resume
+    from moeprof.core.record.layout import Record
+    from moeprof.core.workload.workload import Workload
+
+START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
+
+
+def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None:
+    """Print the plan to stdout."""
+    workload, fit = prepared.workload, prepared.fit
+    schedule = prepared.schedules[workload.models[0].name].measured
+    rows = [
+        ("device", f"{prepared.environment['device_name']} ({prepared.device})"),
+        ("price", f"{units.usd(pricing.usd_per_second * 3600)} per hour, {pricing.source}"),
+        ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
+        ("input tokens", _lengths(schedule.input_tokens)),
+        ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
+        ("classes", ", ".join(schedule.classes)),
+        ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"),
+    ]
+    rows += _memory(prepared)
+    rows += _too_long(prepared, schedule)
+    together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
+    rows.append(("models", together))
+    rows += [*_sweep(prepared), *_in_turn(prepared)]
+    seconds = _expected_s(prepared, schedule)
+    if seconds is not None:
+        cost = units.usd(seconds * pricing.usd_per_second)
+        rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
+    else:
+        rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
+    rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
+    print_records([{"what": what, "plan": plan} for what, plan in rows], form)
+    if form in ("table", "md"):
+        print()
+        print_records(memory_table(fit), form)
+
+
+def memory_table(fit: Fit) -> list[dict[str, str | None]]:
+    """One row per model: what it needs, part by part, and whether it fits. Parts that no model has are left out."""
+    verdicts = {True: "fits", False: "does not fit", None: "unknown until it loads"}
+    rows: list[dict[str, str | None]] = [
+        {
+            "model": name,
+            "weights": _bytes(model.weights_bytes),
+            "loading": _bytes(model.load_extra_bytes),
+            "KV cache": _bytes(model.kv_bytes(fit.kv_tokens)) if model.kv_bytes_per_token else "unknown",
+            "step": _bytes(model.activation_bytes),
+            "workspace": _bytes(model.workspace_bytes),
+            "process": _bytes(model.base_bytes),
+            "needs": _bytes(fit.needed_bytes(name)) or "unknown",
+            "verdict": verdicts[fit.fits(name)],
+        }
+        for name, model in fit.models.items()
+    ]
+    return [{key: value for key, value in row.items() if any(other[key] for other in rows)} for row in rows]
+
+
+def _bytes(value: int | None) -> str | None:
+    return units.num_bytes(value) if value else None
+
+
+def _memory(prepared: Prepared) -> list[tuple[str, str]]:
+    """What may be used, and what each model needs of it."""
+    fit = prepared.fit
+    margin = f"{units.num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio)"
+    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {units.num_bytes(fit.free_bytes)} is free, {margin}"
+    rows = [("memory", usable)]
+    for name in fit.models:
+        need = fit.needed_bytes(name)
+        text = "unknown until it loads" if need is None else f"about {units.num_bytes(need)}"
+        verdict = "" if need is None else ": fits" if fit.fits(name) else ": does not fit"
+        rows.append((f"memory, {name}", f"{text} of {units.num_bytes(fit.usable_bytes)}{verdict}"))
+    return rows
+
+
+def _in_turn(prepared: Prepared) -> list[tuple[str, str]]:
+    """Lock-step and ladder: loads, and the longest that the timed part can take."""
+    rows = []
+    for what, settings in (("lock-step", prepared.workload.lockstep), ("ladder", prepared.workload.ladder)):
+        if settings is not None:
+            loads = len(settings.concurrency) or 1
+            longest = units.seconds(loads * settings.max_seconds * prepared.workload.launches)
+            rows.append((what, f"{loads} load{'s' * (loads > 1)}, {longest} or less beside loading and warming up"))
+    return rows
+
+
+def _sweep(prepared: Prepared) -> list[tuple[str, str]]:
+    """Points, passes and the longest that they can take."""
+    workload, sweep = prepared.workload, prepared.workload.sweep
+    if sweep is None:
+        return []
+    models = len(sweep.models or workload.models)
+    passes = len(sweep.points) * sweep.rounds * models * workload.launches
+    points = prepared.schedules[workload.models[0].name].points
+    sizes = sorted({len(point.measured) for point in points})
+    requests = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    longest = units.seconds(passes * sweep.max_seconds)
+    text = f"{len(points)} points of {requests} requests, {passes} passes of {models} models, {longest} or less"
+    notes = {note.text: note for point in points for note in point.measured.notes if note.code == "few_requests"}
+    return [("sweep", text), *(("note", note.text) for note in notes.values())]
+
+
+def _too_long(prepared: Prepared, schedule: Schedule) -> list[tuple[str, str]]:
+    """Requests that the KV cache or a model's position limit will refuse."""
+    rows = []
+    lengths = (schedule.input_tokens + schedule.output_tokens).tolist()
+    longer = sum(length > prepared.fit.kv_tokens for length in lengths)
+    if longer:
+        rows.append(("refused", f"{longer:,} of {len(lengths):,} requests are longer than the KV cache"))
+    for name, source in prepared.sources.items():
+        limit = source.config.get("max_position_embeddings")
+        over = sum(length > limit for length in lengths) if isinstance(limit, int) else 0
+        if over:
+            rows.append((f"refused, {name}", f"{over:,} of {len(lengths):,} requests are over its {limit:,} tokens"))
+    return rows
+
+
+def _span(schedule: Schedule) -> str:
+    if schedule.pattern == "open":
+        return f", over {units.seconds(float(schedule.arrival_s.max()))}"
+    return f", {schedule.concurrency} in flight" if schedule.concurrency else ""
+
+
+def _lengths(tokens: IntArray) -> str:
+    values = sorted(tokens.tolist())
+    p99 = values[round(0.99 * (len(values) - 1))]
+    return f"{sum(values):,} in all, p50 {median(values):.0f}, p99 {p99}, longest {values[-1]}"
+
+
+def _expected_s(prepared: Prepared, schedule: Schedule) -> float | None:
+    """Open-loop passes last as long as their arrivals; the capacity pass is taken to be no longer."""
+    if schedule.pattern != "open":
+        return None
+    workload = prepared.workload
+    passes = 2 if workload.instruments.capacity else 1
+    per_model = START_S + workload.rounds * passes * float(schedule.arrival_s.max())
+    return per_model * len(workload.models) * workload.launches
+
+
+def sweep_lines(record: Record) -> Iterator[str]:
+    """One line per model and launch whose sweep met a saturated rate or was cut."""
+    for model in record.models:
+        for launch in model.launches:
+            where = f"sweep, {model.name}" + (f", launch {launch.number}" if len(model.launches) > 1 else "")
+            yield from (f"{where}: {said}" for said in launch_lines(launch))
+
+
+def launch_lines(launch: LaunchRecord) -> Iterator[str]:
+    """What one launch's sweep has to say."""
+    judged: dict[float, list[bool | None]] = {}
+    cut = []
+    for swept in launch.sweep:
+        point = swept.sweep_point
+        if swept.info.get("status") == "cut":
+            cut.append(swept.name)
+        if point is not None and point.request_rate is not None and "saturation" in swept.info:
+            judged.setdefault(point.request_rate, []).append(swept.info["saturation"]["saturated"])
+    stopped: dict[str, Any] = launch.info.get("sweep_stopped") or {}
+    if judged and not any(False in said for said in judged.values()):
+        rate = min(judged)
+        if any(True in said for said in judged.values()):
+            yield f"no stable point: even {rate:g} requests/s is saturated; give lower rates"
+        else:
+            yield f"no stable point is known: the passes are too short to tell from {rate:g} requests/s on"
+    elif stopped:
+        yield str(stopped["reason"])
+    if cut:
+        yield f"cut before all requests were served: {', '.join(cut)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +254,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
-    from moeprof.capture.parallel.rendezvous import leads_torchrun
-    from moeprof.capture.run import prepare
-    from moeprof.cli.dry_run import show_plan
-    from moeprof.core.workload import load_workload
+    from moeprof.capture.parallel.group import leads_torchrun
+    from moeprof.capture.run.prepare import prepare
+    from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
 
     formats = parse_formats(write)
@@ -107,7 +285,7 @@ def run(
 
 def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
     """What the run's devices cost."""
-    from moeprof.analysis.pricing import resolve_pricing
+    from moeprof.analysis.metrics.pricing import resolve_pricing
 
     machine = prepared.environment
     return resolve_pricing(
@@ -117,7 +295,7 @@ def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
 
 
 def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:
-    from moeprof.capture.resume import open_interrupted
+    from moeprof.capture.run.resume import open_interrupted
 
     if resume is None:
         return Place(output_dir=output_dir, keep_content=keep_content)
@@ -128,12 +306,11 @@ def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) 
 
 def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
-    from moeprof.capture.run import execute, new_run_folder
-    from moeprof.capture.signals import SignalWatch
-    from moeprof.cli.printing import print_document, summarise_record, write_files
+    from moeprof.capture.run.prepare import execute, new_run_folder
+    from moeprof.capture.run.status import SignalWatch
+    from moeprof.cli.output import print_document, summarise_record, write_files
     from moeprof.cli.progress import make_audience
-    from moeprof.cli.sweep_lines import sweep_lines
-    from moeprof.core.record import open_record
+    from moeprof.core.record.layout import open_record
 
     folder = place.output_dir
     if folder is None or place.resume is None:

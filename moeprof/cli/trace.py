@@ -17,7 +17,7 @@ from moeprof.core.errors import WorkloadError
 
 if TYPE_CHECKING:
     from moeprof.core.trace import Trace
-    from moeprof.core.traffic import Lengths, RequestClass
+    from moeprof.core.workload.traffic import Lengths, RequestClass
     from moeprof.sources.describe import LengthStats, TraceStats
 
 trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
@@ -38,8 +38,8 @@ def inspect(
     format: Annotated[Format, typer.Option(help="How to print it.")] = "table",
 ) -> None:
     """Show a trace's rate, burstiness, lengths, classes, sessions and prefix reuse, with a plot."""
-    from moeprof.sources import read_trace
     from moeprof.sources.describe import describe, flat_values
+    from moeprof.sources.formats import read_trace
 
     trace = read_trace(path, input_format)
     stats = describe(trace)
@@ -73,8 +73,8 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
-    from moeprof.core.traffic import TraceSource
-    from moeprof.sources import read_trace, write_trace
+    from moeprof.core.workload.traffic import TraceSource
+    from moeprof.sources.formats import read_trace, write_trace
     from moeprof.sources.synthetic import streams
     from moeprof.sources.transforms import first_requests, rescale_rate, transform
 
@@ -130,8 +130,8 @@ def synth(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Make a synthetic trace: arrivals, lengths, shared prefixes and classes, each from its own seeded stream."""
-    from moeprof.core import traffic
-    from moeprof.sources import jsonl, write_trace
+    from moeprof.core.workload import traffic
+    from moeprof.sources.formats import jsonl, write_trace
     from moeprof.sources.synthetic import synthesise
 
     arrivals = traffic.Arrivals(
@@ -164,7 +164,7 @@ def _pattern(burstiness: float, max_concurrency: int | None, request_rate: float
 
 
 def _lengths(option: str, text: str) -> Lengths:
-    from moeprof.core.traffic import Lengths
+    from moeprof.core.workload.traffic import Lengths
 
     kind, _, rest = text.partition(":")
     try:
@@ -185,7 +185,7 @@ def _lengths(option: str, text: str) -> Lengths:
 
 
 def _request_class(text: str) -> RequestClass:
-    from moeprof.core.traffic import RequestClass
+    from moeprof.core.workload.traffic import RequestClass
 
     name, _, weight = text.partition("=")
     try:
@@ -263,7 +263,7 @@ def _print_table(path: Path, trace: Trace, stats: TraceStats) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from moeprof.sources.plot import bars, length_histogram
+    from moeprof.sources.describe import bars, length_histogram
 
     console = Console(highlight=False)
     ascii_only = not console.is_terminal or "utf" not in console.encoding.lower()

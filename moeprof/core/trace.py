@@ -3,6 +3,8 @@
 A *trace* is requests as recorded: arrivals and lengths, sometimes text, sessions, prefix blocks. A *schedule* is the
 exact token ids and arrival times that every model of an experiment gets; it is saved, hashed, and replayable byte for
 byte. Both are columns, not lists of objects: a trace may have a million rows. Suffix legend: N requests.
+
+Parts of a schedule, for checks and measurements that need only a few of its requests.
 """
 
 from __future__ import annotations
@@ -279,3 +281,31 @@ class Schedule:
             num_characters=np.array(rows["num_characters"], dtype=np.int64),
             realism=meta["realism"],
         )
+
+
+def first_requests(schedule: Schedule, n: int, max_tokens: int | None = None) -> Schedule:
+    """The first ``n`` requests of a schedule whose prompt and output are at most ``max_tokens`` together."""
+    fits = np.ones(len(schedule), dtype=np.bool_)
+    if max_tokens is not None:
+        fits = schedule.input_tokens + schedule.output_tokens <= max_tokens
+    return _rows(schedule, np.flatnonzero(fits)[:n].tolist())
+
+
+def _rows(schedule: Schedule, rows: list[int]) -> Schedule:
+    outputs = schedule.output_ids
+
+    def pick(column: Sequence[Any]) -> Any:
+        return tuple(column[row] for row in rows)
+
+    return replace(
+        schedule,
+        request_id=pick(schedule.request_id),
+        arrival_s=schedule.arrival_s[rows],
+        input_ids=pick(schedule.input_ids),
+        output_tokens=schedule.output_tokens[rows],
+        output_ids=None if outputs is None else pick(outputs),
+        request_class=pick(schedule.request_class),
+        session=pick(schedule.session),
+        prefix_blocks=pick(schedule.prefix_blocks),
+        num_characters=schedule.num_characters[rows],
+    )

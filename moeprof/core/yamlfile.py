@@ -3,6 +3,8 @@
 Strict means: unknown keys are errors (with the nearest valid name), duplicate keys are errors, a text like ``1e-3``
 where a number belongs is read as the number YAML 1.2 says it is, and a wrong type is named with its line. Errors read
 ``file:line: key: what was found; what is allowed``.
+
+Bounds of numbers in a workload, with one wording for all errors.
 """
 
 from __future__ import annotations
@@ -227,3 +229,17 @@ def _describe(node: yaml.Node) -> str:
 def _nearest(found: str, allowed: Any) -> str:
     close = difflib.get_close_matches(found, list(allowed), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def at_least(low: float, **values: float | None) -> None:
+    """Raise WorkloadError for a value below ``low`` or not finite; None passes."""
+    for name, value in values.items():
+        if value is not None and not low <= value < float("inf"):
+            raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
+
+
+def more_than_zero(**values: float | None) -> None:
+    """Raise WorkloadError for a value of 0 or less or not finite; None passes."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise WorkloadError(f"{name}: found {value}; more than 0 is allowed")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from moeprof.analysis.cards import card_for
-from moeprof.analysis.document import Doubt
-from moeprof.analysis.summary import Summary
-from moeprof.core.record import FORMAT_VERSION
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.summary import Summary
+from moeprof.analysis.report.document import Doubt
+from moeprof.core.record.layout import FORMAT_VERSION
 
 FLAGS = (
     "latency",

@@ -1,16 +1,27 @@
-"""A Document as Markdown for a pull request: headline, first table, doubts; the rest folded."""
+"""A Document as Markdown for a pull request: headline, first table, doubts; the rest folded.
+
+Comparisons as GitHub tables: ratios under their values, waterfalls as bars of block characters.
+
+Text from a record inside Markdown.
+"""
 
 from __future__ import annotations
 
-from moeprof.analysis.document import (
+import html
+import re
+
+from moeprof.analysis.report.document import (
     Block,
     Chart,
     Document,
     FactTable,
+    GateRow,
     GateTable,
     HeatMap,
     MetricTable,
     Paragraph,
+    Ratio,
+    RatioRow,
     RatioTable,
     Row,
     Section,
@@ -19,10 +30,116 @@ from moeprof.analysis.document import (
     Waterfall,
 )
 from moeprof.core import units
-from moeprof.render.cells import full_text, interval_text, row_reasons, short_text
-from moeprof.render.markdown_compare import gate_table, ratio_table, waterfall_table
-from moeprof.render.markdown_text import escape as escape
-from moeprof.render.markdown_text import html_text
+from moeprof.core.text import printable
+from moeprof.render.cells import (
+    CANNOT_TELL,
+    HEADS,
+    INTERVAL_HEAD,
+    block_bars,
+    block_character,
+    full_text,
+    gate_cells,
+    gate_notes,
+    interval_text,
+    ratio_interval,
+    ratio_notes,
+    ratio_text,
+    row_reasons,
+    short_text,
+    shown_ratio,
+    step_interval,
+    step_text,
+    tone,
+)
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+
+
+def html_text(text: str) -> str:
+    """Text from a record where GitHub reads HTML and no Markdown, such as a line that begins with a block's tag."""
+    return html.escape(printable(" ".join(text.split())), quote=False)
+
+
+def escape(text: str) -> str:
+    """Text from a record as text: no markup, no HTML, one line."""
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
+
+
+BAR_WIDTH = 24
+SPACE = "\u00a0"  # Markdown would run ordinary spaces together
+
+
+def ratio_table(table: RatioTable) -> list[str]:
+    """The table as lines; a folded one stands closed."""
+    heads = [
+        escape(name) + ("<br><sub>reference</sub>" if table.has_ratios and i == table.reference else "")
+        for i, name in enumerate(table.columns)
+    ]
+    lines = ["|metric|" + "|".join(heads) + "|", "|:--|" + "--:|" * len(heads)]
+    lines += [_row(row) for row in table.rows]
+    lines += [f"\n<sub>{escape(note)}</sub>" for note in ratio_notes(table)]
+    if table.folded:
+        return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
+    return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
+
+
+def _row(row: RatioRow) -> str:
+    cells = []
+    for value, ratio in zip(row.values, row.ratios, strict=True):
+        text = escape(short_text(value, row.card))
+        kept = shown_ratio(value, ratio)
+        if kept is None:
+            interval = interval_text(value, row.card)
+            cells.append(text + (f"<br><sub>{escape(interval)}</sub>" if interval else ""))
+        else:
+            cells.append("<br>".join(part for part in (text, _ratio(kept)) if part))
+    return f"|{escape(row.label)}|" + "|".join(cells) + "|"
+
+
+def _ratio(ratio: Ratio) -> str:
+    """Number and verdict bold where a difference was shown, then the interval small."""
+    parts = [escape(part) for part in (ratio_text(ratio), ratio.verdict) if part]
+    text = " ".join(parts)
+    if text and tone(ratio.verdict) != "open":
+        text = f"**{text}**"
+    interval = ratio_interval(ratio)
+    return text + (f"<br><sub>{escape(interval)}</sub>" if interval else "")
+
+
+def gate_table(table: GateTable) -> list[str]:
+    """Gates as lines; a folded table stands closed."""
+    lines = ["|" + "|".join(HEADS) + "|", "|:--|--:|--:|--:|:--|:--|:--|"]
+    lines += [_gate(row) for row in table.rows]
+    lines += [f"\n<sub>{escape(note)}</sub>" for note in gate_notes(table)]
+    if table.folded:
+        return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
+    return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
+
+
+def _gate(row: GateRow) -> str:
+    cells = {name: escape(text) for name, text in gate_cells(row).items()}
+    for name in ("change", "verdict"):
+        if cells[name] and tone(row.ratio.verdict) != "open":
+            cells[name] = f"**{cells[name]}**"
+    if cells[INTERVAL_HEAD]:
+        cells["change"] += f"<br><sub>{cells[INTERVAL_HEAD].replace(' ', SPACE)}</sub>"
+    return "|" + "|".join(cells[name] for name in HEADS) + "|"
+
+
+def waterfall_table(waterfall: Waterfall) -> list[str]:
+    """Label, figure, interval and a bar per step; what the steps are stands under the table."""
+    bars = block_bars(waterfall, BAR_WIDTH)
+    lines = [f"**{escape(waterfall.title)}**", ""]
+    lines += [escape(waterfall.caption), ""] if waterfall.caption else []
+    lines += ["| | | |bar|", "|:--|--:|--:|:--|"]
+    for step, (before, filled) in zip(waterfall.steps, bars, strict=True):
+        label = escape(step.label) if step.kind == "change" else f"**{escape(step.label)}**"
+        figure = escape(step_text(step, waterfall.unit)) + ("" if step.told else f"<br><sub>{CANNOT_TELL}</sub>")
+        drawn = SPACE * before + block_character(step) * filled
+        lines.append(f"|{label}|{figure}|{escape(step_interval(step, waterfall.unit))}|`{drawn}`|")
+    lines.append("")
+    lines += [f"- {escape(step.label)}: {escape(step.text)}" for step in waterfall.steps if step.text]
+    return [*lines, ""]
 
 
 def render_markdown(document: Document) -> str:

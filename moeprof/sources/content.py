@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import IntArray, Note, Trace
-from moeprof.core.traffic import TraceSource
-from moeprof.sources.prompts import WindowSource
+from moeprof.core.workload.traffic import TraceSource
+from moeprof.sources.corpus import WindowSource
 from moeprof.sources.tokenizer import Ids, TextTokenizer, render_chat
 from moeprof.sources.transforms import limit_lengths, too_long_rows
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
-from moeprof.core.traffic import Arrivals, Traffic
+from moeprof.core.workload.traffic import Arrivals, Traffic
 from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, prompt_ids, tokenise_text
-from moeprof.sources.prompts import WindowSource, window_source
+from moeprof.sources.corpus import WindowSource, window_source
 from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
 from moeprof.sources.tokenizer import TextTokenizer
 from moeprof.sources.transforms import first_requests, transform
@@ -109,7 +109,7 @@ def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
     Raises:
         TraceError: the trace cannot be read or changed so.
     """
-    from moeprof.sources import read_trace
+    from moeprof.sources.formats import read_trace
 
     if traffic.trace is None:
         return synthesise(traffic, seed=seed)

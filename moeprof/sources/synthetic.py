@@ -15,8 +15,16 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import FloatArray, IntArray, Trace
-from moeprof.core.traffic import DEFAULT_NUM_REQUESTS, Arrivals, LengthPair, Lengths, Prefix, RequestClass, Traffic
-from moeprof.sources.numbers import round_half_up
+from moeprof.core.workload.traffic import (
+    DEFAULT_NUM_REQUESTS,
+    Arrivals,
+    LengthPair,
+    Lengths,
+    Prefix,
+    RequestClass,
+    Traffic,
+)
+from moeprof.sources.formats.columns import round_half_up
 
 RATIO_BLOCK_TOKENS = 16
 MAX_BLOCKS_PER_PREFIX = 2**20  # ids of prefix p start at p * this
@@ -173,7 +181,7 @@ def _lognormal(rng: np.random.Generator, lengths: Lengths, number: int) -> IntAr
 
 
 def _empirical(lengths: Lengths, side: str) -> IntArray:
-    from moeprof.sources import read_trace
+    from moeprof.sources.formats import read_trace
 
     assert lengths.path is not None
     trace = read_trace(lengths.path, lengths.format)

@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Note, Trace
-from moeprof.core.traffic import TooLong, TraceSource
-from moeprof.sources.assemble import detect_grid, not_before_predecessor
-from moeprof.sources.numbers import round_half_up
+from moeprof.core.workload.traffic import TooLong, TraceSource
+from moeprof.sources.formats.columns import detect_grid, not_before_predecessor, round_half_up
 
 
 def transform(trace: Trace, source: TraceSource, *, rng: np.random.Generator) -> Trace:

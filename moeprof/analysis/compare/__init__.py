@@ -1,1 +1,1 @@
-"""Dense against sparse, and run against run: ratios, taxes, sizes, loads, verdicts (METRICS sections 1, 7, 8, 9)."""
+"""What may be compared with what, and its ratios: models, runs, pairs, lanes."""

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis import stats
-from moeprof.analysis.compare.estimate import (
+from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
+from moeprof.analysis.metrics.tables import BoolArray, FloatArray, IntArray
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.bootstrap import (
     MIN_BLOCKS,
     Draws,
     Estimate,
@@ -24,10 +26,8 @@ from moeprof.analysis.compare.estimate import (
     run_blocks,
     widened_interval,
 )
-from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
-from moeprof.analysis.tables import BoolArray, FloatArray, IntArray
 from moeprof.core.errors import RecordError
-from moeprof.core.record_lanes import LanePass
+from moeprof.core.record.lanes import LanePass
 
 MIN_CYCLES = 3  # with so many whole cycles, a last one that was cut short is left out
 
@@ -233,8 +233,8 @@ def _median_ratio(launches: Sequence[FloatArray]) -> Estimate:
         return launch_estimate(medians)
     (ratios,), num = launches, len(launches[0])
     blocks = run_blocks(num)
-    sample = stats.BlockSample(values=ratios, weights=np.ones(num), blocks=blocks)
-    drawn = stats.bootstrap_percentiles(sample, (50.0,))
+    sample = intervals.BlockSample(values=ratios, weights=np.ones(num), blocks=blocks)
+    drawn = intervals.bootstrap_percentiles(sample, (50.0,))
     if drawn is None:
         reason = f"{num} steps: no interval with fewer than {MIN_BLOCKS}"
         return Estimate(value=medians[0], n=num, reason=reason)

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.keys import Key, by_key
-from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
 from moeprof.analysis.compare.same_work import other_text, why_incomparable
-from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
-from moeprof.analysis.document_compare import Ratio, RatioTable
-from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, by_key
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.compare import Compared, headline_keys, headline_table, section_tables
+from moeprof.analysis.report.document import Ratio, RatioTable
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
-from moeprof.core.workload import Slo
+from moeprof.core.workload.workload import Slo
 
 ONE_LAUNCH = "speaks for this launch"
 

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis import stats
-from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.keys import Key, by_key, by_launch, labels_of
-from moeprof.analysis.cost import cost_metrics
+from moeprof.analysis.metrics.cost import cost_metrics
 from moeprof.analysis.metrics.energy import energy_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
+from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, labels_of
+from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import span_samples, tpot_samples
+from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
-from moeprof.analysis.pricing import Pricing
-from moeprof.analysis.summary import ModelSummary
-from moeprof.analysis.tables import ALL, PassTables
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core.metric import MetricValue
-from moeprof.core.workload import Slo
+from moeprof.core.workload.workload import Slo
 
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")
 NO_PAIRS = "no interval: one round of one launch"
@@ -87,7 +87,7 @@ def ratio_of_pairs(logs: Sequence[float]) -> Estimate:
     if len(logs) < 2:
         return Estimate(value=math.exp(middle), n=1, reason=NO_PAIRS)
     error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    half = stats.t_quantile(0.5 + stats.CONFIDENCE / 2, len(logs) - 1) * error
+    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, len(logs) - 1) * error
     return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
 
 
@@ -104,16 +104,16 @@ def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed:
     if len(both) < 10:
         return None
     values = np.array([[one[row], other[row]] for row in both])
-    blocks = np.array([part.sum(axis=0) for part in np.array_split(values, min(len(values), stats.MAX_BLOCKS))])
+    blocks = np.array([part.sum(axis=0) for part in np.array_split(values, min(len(values), intervals.MAX_BLOCKS))])
     if (blocks.sum(axis=0) <= 0).any():
         return None
     drawn = np.random.default_rng(seed).multinomial(
-        len(blocks), np.full(len(blocks), 1 / len(blocks)), size=stats.RESAMPLES
+        len(blocks), np.full(len(blocks), 1 / len(blocks)), size=intervals.RESAMPLES
     )
     sums = drawn @ blocks
     if (sums <= 0).any():
         return None
-    low, high = stats.percentile_interval(sums[:, 0] / sums[:, 1])
+    low, high = intervals.percentile_interval(sums[:, 0] / sums[:, 1])
     total = blocks.sum(axis=0)
     return Estimate(value=float(total[0] / total[1]), low=low, high=high, n=len(both))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moeprof.analysis.compare.estimate import Estimate
-from moeprof.analysis.compare.verdicts import MIN_LAUNCH_PAIRS, interval_verdict, timed_verdict
-from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.verdicts import MIN_LAUNCH_PAIRS, interval_verdict, timed_verdict
 from moeprof.core.metric import Better, MetricValue
 
 PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine

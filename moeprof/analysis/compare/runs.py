@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.comparable import Difference, differences, facts_of, forbidden_by, price_difference
-from moeprof.analysis.compare.keys import Key, by_key, by_launch, key_of
-from moeprof.analysis.compare.metric_classes import classes_of
+from moeprof.analysis.compare.comparable import (
+    Difference,
+    classes_of,
+    differences,
+    facts_of,
+    forbidden_by,
+    price_difference,
+)
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, untold
 from moeprof.analysis.compare.same_work import other_text
-from moeprof.analysis.compare.stored import stored_ratios
-from moeprof.analysis.compare.tables import Compared, headline_keys, headline_table, section_tables
-from moeprof.analysis.document_compare import Ratio, RatioTable
-from moeprof.analysis.pick import pick
-from moeprof.analysis.summary import ModelSummary, Summary
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.compare import Compared, headline_keys, headline_table, section_tables
+from moeprof.analysis.report.document import Ratio, RatioTable
+from moeprof.analysis.stats.welch import stored_ratios
 from moeprof.core.metric import MetricValue
 
 GATES: tuple[tuple[str, dict[str, str]], ...] = (

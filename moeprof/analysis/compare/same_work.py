@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.keys import Key, labels_of
-from moeprof.analysis.summary import ModelSummary
-from moeprof.analysis.tables import PassTables, is_done
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, labels_of
+from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.metrics.tables import PassTables, is_done
 from moeprof.core.metric import MetricValue
 
 FEWEST_BUSY_RATIO = 0.95

@@ -1,1 +1,1 @@
-"""Metrics: pure functions of record tables; one file per subject, each metric has a card in analysis/cards.py."""
+"""Every number of a run, one file a subject."""

@@ -14,23 +14,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.samples import (
+    ALL_PERCENTILES,
+    SHORT_PERCENTILES,
     SPANS,
     Samples,
     Scope,
     Window,
     itl_samples,
     lag_samples,
+    over_rounds,
     scopes,
     span_samples,
     step_samples,
+    summarise,
     tpot_samples,
 )
-from moeprof.analysis.metrics.summary import ALL_PERCENTILES, SHORT_PERCENTILES, over_rounds, summarise
-from moeprof.analysis.tables import ALL, PassTables, all_classes, column, is_done
+from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, column, is_done
 from moeprof.core.metric import MetricValue
 
 if TYPE_CHECKING:
-    from moeprof.core.workload import Slo
+    from moeprof.core.workload.workload import Slo
 
 LAG_P99_LIMIT_S = 0.5
 LAG_MEDIAN_LIMIT_S = 0.010

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.summary import mean_of_steps
-from moeprof.analysis.step_work import distinct_experts
-from moeprof.analysis.tables import FloatArray, IntArray, PassTables, column
+from moeprof.analysis.metrics.samples import mean_of_steps
+from moeprof.analysis.metrics.tables import FloatArray, IntArray, PassTables, column
+from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.core.metric import MetricValue, missing
-from moeprof.core.modelfacts import GROUPS, ModelFacts
+from moeprof.core.model_facts import GROUPS, ModelFacts
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
 DENSE = "dense model: no routed experts"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from moeprof.analysis import stats
-from moeprof.analysis.tables import BoolArray, FloatArray, column, is_phase
+from moeprof.analysis.metrics.tables import BoolArray, FloatArray, column, is_phase
+from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue, missing
 
 TAKEN_AWAY = 1.5  # wall time this far above processor time: the machine ran something else
@@ -51,14 +51,14 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
         return [*(missing(name, reason, **labels) for name in NAMES[:2]), aside]
     bare, watched = bare[kept], watched[kept]
     note = (f"{num_aside} of {len(kept)} pairs set aside",)
-    blocks = stats.blocks_of(len(bare))
+    blocks = intervals.blocks_of(len(bare))
     # A ratio of sums is a mean of the pairs' ratios, weighted by their bare time.
-    summed = stats.bootstrap_mean(stats.BlockSample(values=watched / bare, weights=bare, blocks=blocks))
-    ratios = stats.BlockSample(values=watched / bare, weights=np.ones(len(bare)), blocks=blocks)
-    medians = stats.bootstrap_percentiles(ratios, (50.0,))
+    summed = intervals.bootstrap_mean(intervals.BlockSample(values=watched / bare, weights=bare, blocks=blocks))
+    ratios = intervals.BlockSample(values=watched / bare, weights=np.ones(len(bare)), blocks=blocks)
+    medians = intervals.bootstrap_percentiles(ratios, (50.0,))
     assert summed is not None and medians is not None, "a hundred pairs make at least ten blocks"
     low, high = summed
-    median_low, median_high = stats.percentile_interval(medians[:, 0])
+    median_low, median_high = intervals.percentile_interval(medians[:, 0])
     costly = (f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used",)
     return [
         MetricValue(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from moeprof.core.metric import MetricValue, missing
-from moeprof.core.modelfacts import GROUPS, ModelFacts
+from moeprof.core.model_facts import GROUPS, ModelFacts
 
 COUNTS = ("total_params", "active_params", "active_params_no_embedding", "active_params_no_embedding_no_head")
 

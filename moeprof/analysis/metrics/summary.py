@@ -1,162 +1,231 @@
-"""Statistics of samples: mean and percentiles of one quantity over the rounds of a launch, each with its interval.
+"""Everything measured of a run: records in, metric values out. The only place that knows which metrics exist.
 
-The mean is the mean of the rounds' means with a 95 % interval over rounds (block bootstrap when there is one round),
-a t-interval on a scale that the quantity cannot leave: see stats.mean_interval.
-A percentile is taken over all rounds together; its interval resamples blocks of neighbouring requests or steps, the
-same blocks in every round. Both speak for this launch only.
+Headline dollars of an open-loop run come from its capacity passes (same requests, offline): below saturation every
+model bills the same window, and dollars would compare utilisation. Dollars at this traffic stand beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from moeprof.analysis import stats
-from moeprof.analysis.metrics.samples import Samples
-from moeprof.analysis.tables import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.analysis.metrics.attribution import Attribution, attribution_metrics, attributions, placebo_metrics
+from moeprof.analysis.metrics.breakdown import gap_metrics
+from moeprof.analysis.metrics.cost import cost_metrics
+from moeprof.analysis.metrics.cost_bill import CostSplit, cost_splits
+from moeprof.analysis.metrics.energy import energy_metrics
+from moeprof.analysis.metrics.latency import latency_metrics
+from moeprof.analysis.metrics.launches import over_launches
+from moeprof.analysis.metrics.memory import memory_metrics
+from moeprof.analysis.metrics.overhead import overhead_metrics
+from moeprof.analysis.metrics.parameters import parameter_metrics
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.analysis.metrics.quality import quality_metrics, reference_metrics
+from moeprof.analysis.metrics.routing.metrics import routing_metrics
+from moeprof.analysis.metrics.routing.picks import margin_metrics
+from moeprof.analysis.metrics.slo import with_price_at_slo
+from moeprof.analysis.metrics.sweep import SweptPoint, swept_points
+from moeprof.analysis.metrics.tables import PassTables
+from moeprof.analysis.metrics.throughput import throughput_metrics
+from moeprof.analysis.metrics.validity import judged
+from moeprof.analysis.metrics.variance import variance_metrics
+from moeprof.analysis.metrics.work import peaks_of, work_metrics
+from moeprof.core.errors import RecordError
+from moeprof.core.metric import MetricValue
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
+from moeprof.core.record.picks import load_picks
+from moeprof.core.record.tables import read_table
+from moeprof.core.workload.workload import Slo
 
-ALL_PERCENTILES = stats.PERCENTILES
-SHORT_PERCENTILES = (50.0, 99.0)
-NO_INTERVAL = "no interval: too few samples"
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """One model: its tables, and every metric.
 
-def summarise(
-    quantity: str,
-    samples: Sequence[Samples],
-    labels: dict[str, str],
-    *,
-    missing_reason: str,
-    percentiles: Sequence[float] = ALL_PERCENTILES,
-    notes: tuple[str, ...] = (),
-) -> list[MetricValue]:
-    """``<quantity>_mean_s`` and ``<quantity>_p<p>_s``.
-
-    Args:
-        quantity: for example ``ttft``.
-        samples: one per round.
-        labels: of every value.
-        missing_reason: why there is no value, when there is no sample.
-        percentiles: which; those without enough samples become null with the reason.
-        notes: sentences added to every value.
+    Attributes:
+        record: the model's part of the record.
+        facts: what it is, or None when it never loaded.
+        launch: launch.json of the first launch (memory, engine, peaks).
+        rounds: the workload's own traffic, all launches.
+        capacity: offline passes of an open-loop run.
+        metrics: every value.
+        attributions: step time against routing, per phase, of the traffic with more such steps, for the chart.
+        launch_splits: cost split of the passes that headline dollars come from, per launch.
+        sweep: the model at every setting of the workload's sweep, empty without one.
     """
-    filled = [part for part in samples if len(part.values)]
-    names = [f"{quantity}_mean_s", *(f"{quantity}_{stats.percentile_label(p)}_s" for p in percentiles)]
-    if not filled:
-        return [missing(name, missing_reason, **labels) for name in names]
-    pooled, num_units = pool(filled)
-    means = [float(np.average(part.values, weights=part.weights)) for part in filled]
-    interval = stats.mean_interval(means) or stats.bootstrap_mean(pooled)
-    values = [_value(names[0], float(np.mean(means)), num_units, interval, labels, notes)]
-    points = stats.weighted_percentiles(pooled.values, pooled.weights, percentiles)
-    drawn = stats.bootstrap_percentiles(pooled, percentiles)
-    for i, (name, percentile) in enumerate(zip(names[1:], percentiles, strict=True)):
-        needed = stats.minimum_samples(percentile)
-        if num_units < needed:
-            reason = f"{num_units} independent samples, p{percentile:g} needs {needed}"
-            values.append(MetricValue(name=name, value=None, n=num_units, labels=labels, reasons=(reason,)))
-            continue
-        interval = None if drawn is None else stats.percentile_interval(drawn[:, i])
-        values.append(_value(name, float(points[i]), num_units, interval, labels, notes))
-    return values
+
+    record: ModelRecord
+    facts: ModelFacts | None
+    launch: Mapping[str, Any]
+    rounds: tuple[PassTables, ...]
+    capacity: tuple[PassTables, ...]
+    metrics: tuple[MetricValue, ...]
+    attributions: tuple[Attribution, ...] = ()
+    launch_splits: tuple[tuple[CostSplit, ...], ...] = ()
+    sweep: tuple[SweptPoint, ...] = ()
+
+    @property
+    def splits(self) -> tuple[CostSplit, ...]:
+        """Of all launches."""
+        return tuple(split for splits in self.launch_splits for split in splits)
+
+    @property
+    def name(self) -> str:
+        """The workload's name for it."""
+        return self.record.name
+
+    @property
+    def priced(self) -> tuple[PassTables, ...]:
+        """The passes that headline dollars and tokens per second come from."""
+        return self.capacity or self.rounds
 
 
-def pool(samples: Sequence[Samples]) -> tuple[stats.BlockSample, int]:
-    """All rounds as one sample in blocks of neighbouring units, and the number of distinct units."""
-    units = np.concatenate([part.units for part in samples])
-    distinct, position = np.unique(units, return_inverse=True)
-    pooled = stats.BlockSample(
-        values=np.concatenate([part.values for part in samples]),
-        weights=np.concatenate([part.weights for part in samples]),
-        blocks=stats.blocks_of(len(distinct))[position],
-    )
-    return pooled, len(distinct)
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A whole run."""
+
+    record: Record
+    pricing: Pricing
+    models: tuple[ModelSummary, ...]
+
+    def model(self, name: str) -> ModelSummary:
+        """By name."""
+        return next(model for model in self.models if model.name == name)
 
 
-def percentile_ratio(name: str, samples: Sequence[Samples], labels: dict[str, str], missing_reason: str) -> MetricValue:
-    """p99 / p50 of a quantity: how much worse the tail is than the middle."""
-    filled = [part for part in samples if len(part.values)]
-    if not filled:
-        return missing(name, missing_reason, **labels)
-    pooled, num_units = pool(filled)
-    if num_units < stats.MINIMUM_SAMPLES[99.0]:
-        reason = f"{num_units} independent samples, p99 needs {stats.MINIMUM_SAMPLES[99.0]}"
-        return MetricValue(name=name, value=None, n=num_units, labels=labels, reasons=(reason,))
-    middle, tail = stats.weighted_percentiles(pooled.values, pooled.weights, (50.0, 99.0))
-    if middle <= 0:
-        return missing(name, "the median is zero", **labels)
-    drawn = stats.bootstrap_percentiles(pooled, (50.0, 99.0))
-    interval = None if drawn is None else stats.percentile_interval(drawn[:, 1] / drawn[:, 0])
-    return _value(name, float(tail / middle), num_units, interval, labels, ())
+def summarise(record: Record, pricing: Pricing) -> Summary:
+    """Compute every metric of a run. The same record and prices give the same values.
 
-
-def over_rounds(
-    name: str,
-    per_round: Sequence[float | None],
-    labels: dict[str, str],
-    missing_reason: str,
-    *,
-    n: int | None = None,
-    bounded: bool = False,
-) -> MetricValue:
-    """The mean over rounds of one number per round, with its interval over rounds.
-
-    Args:
-        name: of the metric.
-        per_round: one number per round; None where the round has none.
-        labels: of the value.
-        missing_reason: why there is no value, when no round has one.
-        n: independent samples, when they are not the rounds.
-        bounded: the quantity is a share that cannot leave [0, 1].
+    Raises:
+        RecordError: a table is damaged.
     """
-    known = [value for value in per_round if value is not None]
-    if not known:
-        return missing(name, missing_reason, **labels)
-    interval = stats.mean_interval(known, bounded=bounded)
-    reasons = () if interval else ("no interval: one round",)
-    low, high = interval or (None, None)
-    return MetricValue(
-        name=name,
-        value=float(np.mean(known)),
-        n=len(known) if n is None else n,
-        ci_low=low,
-        ci_high=high,
-        labels=labels,
-        reasons=reasons,
-    )
+    peaks = _device_peaks(record)
+    slo = Slo(**(record.workload.get("slo") or {}))
+    idle = (record.experiment.get("idle_power_w"), _no_idle_power(record.experiment))
+    models = tuple(_model(model, pricing, slo, peaks, idle) for model in record.models)
+    return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
 
-def mean_of_steps(name: str, rounds: Sequence[FloatArray], labels: dict[str, str], missing_reason: str) -> MetricValue:
-    """The mean over the steps of the first round that has any, with the interval of batch means; n = its steps.
-
-    For what follows from the tokens alone: rounds replay them, so further rounds add nothing.
-
-    Args:
-        name: of the metric.
-        rounds: a value per step in time order, for each round.
-        labels: of the value.
-        missing_reason: why there is no value, when no round has a step.
-    """
-    series = next((values for values in rounds if len(values)), None)
-    if series is None:
-        return missing(name, missing_reason, **labels)
-    interval = stats.block_mean_interval(series)
-    low, high = interval or (None, None)
-    reasons = () if interval else ("no interval: fewer than ten steps",)
-    return MetricValue(
-        name=name, value=float(series.mean()), n=len(series), ci_low=low, ci_high=high, labels=labels, reasons=reasons
+def _model(
+    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: Mapping[str, Any], idle: tuple[float | None, str]
+) -> ModelSummary:
+    if not record.facts:
+        return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
+    facts = ModelFacts.from_json(record.facts)
+    parts = [_launch(launch, facts, pricing, slo, peaks, idle) for launch in record.launches]
+    if not parts:
+        values = tuple(parameter_metrics(facts))
+        return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
+    first = next((part for part in parts if part.rounds), parts[0])
+    measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
+    sweep = swept_points(record, facts, pricing, peaks)
+    own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
+    together = (*own, *over_launches(measured), *margin_metrics(record.launches), *gap_metrics(first.launch, facts))
+    return ModelSummary(
+        record=record,
+        facts=facts,
+        launch=first.launch,
+        rounds=tuple(tables for part in parts for tables in part.rounds),
+        capacity=tuple(tables for part in parts for tables in part.capacity),
+        metrics=with_price_at_slo(together, sweep, slo),
+        attributions=first.attributions,
+        launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
+        sweep=sweep,
     )
 
 
-def _value(
-    name: str,
-    value: float,
-    n: int,
-    interval: stats.Interval | None,
-    labels: dict[str, str],
-    notes: tuple[str, ...],
-) -> MetricValue:
-    low, high = interval or (None, None)
-    reasons = notes if interval else (*notes, NO_INTERVAL)
-    return MetricValue(name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, reasons=reasons)
+def _launch(
+    record: LaunchRecord,
+    facts: ModelFacts,
+    pricing: Pricing,
+    slo: Slo,
+    peaks: Mapping[str, Any],
+    idle: tuple[float | None, str],
+) -> _Part:
+    """Everything that one fresh process tells."""
+    info = {**peaks, **record.info}
+    rounds, capacity = _tables(record.rounds), _tables(record.capacity)
+    calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
+    values: list[MetricValue] = []
+    splits: tuple[CostSplit, ...] = ()
+    found: tuple[Attribution, ...] = ()
+    for passes in (rounds, capacity):
+        if passes:
+            values += latency_metrics(passes, slo) + throughput_metrics(passes, slo)
+            splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=peaks_of(info, facts))
+            values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
+            values += energy_metrics(passes, *idle)
+            values += work_metrics(info, facts, passes)
+            told = attributions(passes)
+            values += variance_metrics(passes) + attribution_metrics(passes, told)
+            found = max(found, told, key=lambda results: sum(result.num_steps for result in results))
+    if rounds:
+        picks = next((found for found in (load_picks(r.path) for r in record.rounds) if found is not None), None)
+        values += [*routing_metrics(rounds, facts, picks), *memory_metrics(info, facts, rounds)]
+    overhead = _table(record, "overhead")
+    values += overhead_metrics([] if overhead is None else [overhead])
+    values += reference_metrics([found.info for found in record.passes])
+    return _Part(info, rounds, capacity, judged(values, record), found, splits)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One launch of a model."""
+
+    launch: Mapping[str, Any]
+    rounds: tuple[PassTables, ...]
+    capacity: tuple[PassTables, ...]
+    metrics: list[MetricValue]
+    attributions: tuple[Attribution, ...]
+    splits: tuple[CostSplit, ...]
+
+    @property
+    def traffic(self) -> str | None:
+        """Of the passes that dollars come from."""
+        main = self.capacity or self.rounds
+        return main[0].traffic if main else None
+
+
+def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
+    """The MoE's routing as an explanation of a dense model's step times, where both ran the same batches."""
+    moe = next((m for m in models if m.facts is not None and m.facts.is_moe and m.priced), None)
+    if moe is None or moe.priced[0].traffic == "open":
+        return models
+    done = []
+    for model in models:
+        if model.facts is not None and not model.facts.is_moe and model.priced:
+            values, _ = placebo_metrics(model.priced, moe.priced)
+            model = replace(model, metrics=(*model.metrics, *values))
+        done.append(model)
+    return tuple(done)
+
+
+def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
+    """Passes with at least one step, in order. A pass that never began is left out."""
+    return tuple(tables for tables in map(PassTables.from_record, passes) if len(tables.steps))
+
+
+def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
+    table = read_table(launch.path, name)
+    return table if len(table) else None
+
+
+def _no_idle_power(experiment: Mapping[str, Any]) -> str:
+    seen = experiment.get("device_at_start") or {}
+    return str(seen.get("idle_power_reason") or "no power meter")
+
+
+def _device_peaks(record: Record) -> dict[str, Any]:
+    """Peaks belong to the device: the first launch measures them for all models of the run."""
+    for model in record.models:
+        for launch in model.launches:
+            try:
+                if "peaks" in launch.info:
+                    return {"peaks": launch.info["peaks"]}
+            except RecordError:
+                continue  # a launch that died while writing; its own model will say so
+    return {}

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeprof.analysis.metrics.samples import Window, scopes, within
-from moeprof.analysis.metrics.summary import over_rounds
-from moeprof.analysis.tables import BoolArray, PassTables, column, is_done, token_times
+from moeprof.analysis.metrics.samples import Window, over_rounds, scopes, within
+from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, token_times
 from moeprof.core.metric import MetricValue, missing
 
 if TYPE_CHECKING:
-    from moeprof.core.workload import Slo
+    from moeprof.core.workload.workload import Slo
 
 STATUSES = ("done", "refused", "failed", "unfinished")
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis import stats
-from moeprof.analysis.metrics.samples import Scope, Window, itl_samples, scopes, span_samples, within
-from moeprof.analysis.metrics.summary import over_rounds, percentile_ratio
-from moeprof.analysis.tables import BoolArray, FloatArray, PassTables, column, is_done, is_phase, token_times
+from moeprof.analysis.metrics.samples import (
+    Scope,
+    Window,
+    itl_samples,
+    over_rounds,
+    percentile_ratio,
+    scopes,
+    span_samples,
+    within,
+)
+from moeprof.analysis.metrics.tables import BoolArray, FloatArray, PassTables, column, is_done, is_phase, token_times
+from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue, missing
 
 MINIMUM_SIZE_STEPS = 5
@@ -80,8 +88,8 @@ def _itl_tail(rounds: Sequence[PassTables]) -> MetricValue:
     gaps = np.concatenate([part[0] for part in parts])
     prefill = np.concatenate([part[1] for part in parts])
     num_steps = max(len(np.unique(part[2])) for part in parts)
-    if num_steps < stats.MINIMUM_SAMPLES[99.0]:
-        reason = f"{num_steps} independent samples, p99 needs {stats.MINIMUM_SAMPLES[99.0]}"
+    if num_steps < intervals.MINIMUM_SAMPLES[99.0]:
+        reason = f"{num_steps} independent samples, p99 needs {intervals.MINIMUM_SAMPLES[99.0]}"
         return missing(name, reason, **labels)
     border = np.percentile(gaps, 99)
     tail = gaps > border

@@ -1,1 +1,1 @@
-"""Did it get worse? Baselines, gates, verdicts, the change of routing, trends."""
+"""Did it get worse: gates, baselines, judgements, noise, trend."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 
-from moeprof.analysis.compare.keys import Key
 from moeprof.analysis.compare.same_work import other_text
-from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.metrics.lookup import Key
+from moeprof.analysis.metrics.validity import FROM_ROUTING
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.timed import SLACK
-from moeprof.analysis.validity import FROM_ROUTING
-from moeprof.core.gates import Gate
+from moeprof.analysis.report.document import Ratio
 from moeprof.core.metric import Better, MetricValue
+from moeprof.core.workload.gates import Gate
 
 # Routing figures that also depend on which requests met in a batch, and so on time.
 OF_BATCHES = (FROM_ROUTING - {"cold_expert_bytes", "hot_set_bytes_90", "hot_set_bytes_99"}) | {

@@ -2,24 +2,138 @@
 
 A gate without labels means the plain value: the total window, all phases together. Dollars, throughput, work, energy
 and step times mean the priced passes (the capacity pass of an open-loop run), latencies the workload's own traffic.
+
+The gates in force where nobody names any: few, and each for a reason.
+
+Exact ones count what every token costs. Timed ones are few because they share one error (Holm, METRICS section 9); no
+threshold is written for them: theirs is the floor of how they were measured (see floors in timed.py).
+
+What a gate's metric is, and which direction of it is worse: by its card, or by the gate's sign.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from moeprof.analysis.compare.keys import DETAIL, Key, key_of
-from moeprof.analysis.compare.metric_classes import classes_of
-from moeprof.analysis.pick import PRICED_SECTIONS, PROVENANCE
-from moeprof.analysis.regress.defaults import SOURCE, default_gates
-from moeprof.analysis.regress.directions import card_of, direction, named
+from moeprof.analysis.compare.comparable import classes_of
+from moeprof.analysis.metrics.cards import CARDS, STATISTIC, card_for
+from moeprof.analysis.metrics.lookup import DETAIL, PRICED_SECTIONS, PROVENANCE, Key, key_of
 from moeprof.analysis.regress.result import GateClass
-from moeprof.analysis.regress.routing_change import GateFigure, RoutingChange, gate_figure
-from moeprof.core.baseline import Baseline, BaselineModel
+from moeprof.analysis.regress.routing.change import GateFigure, RoutingChange, gate_figure
+from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
-from moeprof.core.gates import Gate
 from moeprof.core.metric import Better, Card, MetricValue, missing
+from moeprof.core.workload.gates import Gate, parse_gate
+
+Group = Literal["exact", "routing", "quality", "timed"]
+FLOOR = "floor"  # stands for the threshold of a default timed gate
+SOURCE = "default"
+
+TEXTS: dict[Group, tuple[str, ...]] = {
+    "exact": (
+        "total_params:+0%",
+        "active_params:+0%",
+        "weights_bytes:0%",
+        "kv_bytes_per_token:0%",
+        "kv_cache_bytes:+1%",  # the space that was allocated; where memory bounds it, by a few blocks more or less
+        "attention_flops_per_pair:+0%",
+    ),
+    "routing": (
+        "routing_agreement_ratio:-1%",
+        "dead_experts:0",
+        "router_load_max_over_mean{phase=prefill}:+0.2",
+        "router_load_max_over_mean{phase=decode}:+0.2",
+    ),
+    "quality": ("bits_per_byte:1%",),
+    "timed": (
+        f"step_mean_s{{phase=decode}}:{FLOOR}",
+        f"step_mean_s{{phase=prefill}}:{FLOOR}",
+        f"energy_j_per_output_token:{FLOOR}",
+    ),
+}
+
+
+def default_gates(group: str = "default", *, floor_ratio: float) -> tuple[Gate, ...]:
+    """The gates of a group; ``default``: of all groups.
+
+    Args:
+        group: one of :data:`moeprof.core.workload.gates.GROUPS`.
+        floor_ratio: what a default timed gate allows: 0.10 against a stored run, 0.015 in lock-step, 0.05 between two
+            processes.
+    """
+    groups = list(TEXTS) if group == "default" else [group]
+    return tuple(_gate(text, floor_ratio) for name, texts in TEXTS.items() if name in groups for text in texts)
+
+
+def _gate(text: str, floor_ratio: float) -> Gate:
+    gate = parse_gate(text.replace(FLOOR, f"{100 * floor_ratio:g}%"), SOURCE)
+    assert isinstance(gate, Gate), "no default is a word"
+    return replace(gate, source=SOURCE)
+
+
+BETWEEN_RUNS_FROM_0 = {"router_drift_js"}  # 0 where nothing changed, so no share of it can be allowed
+
+
+def named(gate: Gate) -> str:
+    """Where a gate was written, and what: how messages about it begin."""
+    return f"{gate.source + ': ' if gate.source else ''}gate {gate.text!r}: "
+
+
+def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
+    """The card of the gate's metric.
+
+    Args:
+        gate: whose.
+        names: of metrics that were measured, for the hint.
+
+    Raises:
+        InputError: there is no such metric; the nearest names are said.
+    """
+    try:
+        return card_for(gate.metric)
+    except KeyError as error:
+        found = re.search(STATISTIC, gate.metric)
+        statistic = found[0] if found else "mean"
+        known = sorted({*names, *(card.name.replace("*", statistic) for card in CARDS)})
+        close = difflib.get_close_matches(gate.metric, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`moeprof explain` lists them"
+        raise InputError(f"{named(gate)}there is no metric {gate.metric!r}; {hint}") from error
+
+
+def direction(gate: Gate, card: Card) -> Better:
+    """Which direction is better here; ``neither``: any change is worse.
+
+    Raises:
+        InputError: the card knows none and no sign was written; the sign contradicts the card; a threshold that
+            cannot be passed.
+    """
+    start = named(gate)
+    if gate.kind in ("at_most", "at_least"):
+        return "lower" if gate.kind == "at_most" else "higher"
+    if gate.kind == "ratio" and gate.metric in BETWEEN_RUNS_FROM_0:
+        raise InputError(f"{start}it is 0 where nothing changed, so a share of it says nothing; give a number: "
+                         f"{gate.metric}:+0.02")  # fmt: skip
+    if gate.sign is None:
+        if card.better == "neither":
+            raise InputError(f"{start}neither direction of this figure is better by itself; write a sign: + (a rise "
+                             "is worse), - (a fall is worse) or +- (both)")  # fmt: skip
+        better: Better = card.better
+    elif gate.sign == "+-":
+        better = "neither"
+    else:
+        better = "lower" if gate.sign == "+" else "higher"
+        if card.better not in ("neither", better):
+            worse = {"lower": ("a fall", "+"), "higher": ("a rise", "-")}[card.better]
+            raise InputError(f"{start}{worse[0]} is better here ({card.better} is better); leave the sign out, or "
+                             f"write {worse[1]}")  # fmt: skip
+    if better == "higher" and gate.kind == "ratio" and gate.amount >= 1:
+        raise InputError(f"{start}nothing falls by {gate.amount:.0%}; less than 100 % is allowed")
+    return better
+
 
 IMPLIED = {"window": "total", "phase": "all"}  # what a gate that does not say means
 ONLY_BETWEEN_RUNS = {"routing_agreement_ratio"}  # a run alone has another figure of this name

@@ -1,20 +1,19 @@
-"""The check as a whole: gates in use, what may be compared, each gate's verdict, the verdict of all."""
+"""The check as a whole: gates in use, what may be compared, each gate's verdict, the verdict of all.
+
+Every figure of both runs beside the gates: what changed, though nobody watches it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moeprof.analysis.compare.comparable import (
-    Difference,
-    check_allow,
-    differences,
-    facts_of,
-    price_difference,
-)
+from moeprof.analysis.compare.comparable import Difference, check_allow, differences, facts_of, price_difference
+from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress import noise, pairs, stored
-from moeprof.analysis.regress.changes import all_changes, is_same_run, num_launches
 from moeprof.analysis.regress.doubts import doubts_of
 from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
@@ -26,14 +25,98 @@ from moeprof.analysis.regress.refusal import (
     tried,
     without_agreement_between_checkpoints,
 )
-from moeprof.analysis.regress.result import GateResult, Mode, Noise, Regression
-from moeprof.analysis.regress.results import in_order, overall, result_of
-from moeprof.analysis.regress.router_health import routing_change
-from moeprof.analysis.regress.routing_change import RoutingChange
-from moeprof.core.baseline import Baseline, BaselineModel
+from moeprof.analysis.regress.result import Change, GateResult, Mode, Noise, Regression
+from moeprof.analysis.regress.routing.change import RoutingChange
+from moeprof.analysis.regress.routing.health import routing_change
+from moeprof.analysis.regress.verdict import in_order, overall, result_of
+from moeprof.analysis.report.document import Ratio
+from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
-from moeprof.core.gates import Gate
-from moeprof.core.record_lanes import LanePass
+from moeprof.core.record.lanes import LanePass
+from moeprof.core.workload.gates import Gate
+
+
+def all_changes(
+    pairs: Iterable[ModelPair],
+    results: Sequence[GateResult],
+    found: Sequence[Difference],
+    allow: Collection[str],
+    *,
+    is_same: bool,
+) -> tuple[Change, ...]:
+    """Every figure of every model, in the order of the reference; a gate's figure has the gate's verdict.
+
+    Args:
+        pairs: models of both sides.
+        results: the gates, judged.
+        found: facts that differ.
+        allow: names of facts that may.
+        is_same: both sides are one and the same run.
+    """
+    changes: list[Change] = []
+    for reference, other in pairs:
+        gates = {r.key: r for r in results if r.model == other.name and r.kind != "bound"}
+        timed = {key for key, result in gates.items() if result.kind == "timed"}
+        compared = compare_metrics(
+            other.name, (reference.metrics, other.metrics), found, allow, gates=timed, is_same=is_same
+        )
+        changes += [_change(other.name, one, gates.get(one.key)) for one in compared]
+        known = {one.key for one in compared}
+        changes += [_gate(result) for key, result in gates.items() if key not in known]
+    return tuple(changes)
+
+
+def is_same_run(reference: Baseline, other: Baseline) -> bool:
+    """One and the same run, saved or not: the same name, beginning and figures."""
+    if (reference.run, reference.created_at) != (other.run, other.created_at):
+        return False
+    values = [_numbers(side) for side in (reference, other)]
+    return values[0] == values[1]
+
+
+def _numbers(side: Baseline) -> dict[tuple[str, Key], float | int | None]:
+    return {
+        (str(place), (value.name, tuple(sorted(value.labels.items())))): value.value
+        for place, model in enumerate(side.models)
+        for value in model.metrics
+    }
+
+
+def num_launches(model: BaselineModel) -> int:
+    """Launches of a model: those that its values name, or one."""
+    return max(len({value.labels["launch"] for value in model.metrics if "launch" in value.labels}), 1)
+
+
+def _change(model: str, one: MetricComparison, gate: GateResult | None) -> Change:
+    return Change(
+        model=model,
+        card=card_for(one.name),
+        key=one.key,
+        reference=one.reference,
+        other=one.other,
+        ratio=_of_batches(one) if gate is None else gate.ratio,
+        is_gate=gate is not None,
+    )
+
+
+def _of_batches(one: MetricComparison) -> Ratio:
+    """Two samples of what depends on which requests met: without an interval, a difference is not shown."""
+    if one.ratio.low is None and one.ratio.verdict in ("better", "worse") and depends_on_batches(one.key):
+        return replace(one.ratio, verdict="cannot tell", reason="depends on which requests met in a step")
+    return one.ratio
+
+
+def _gate(result: GateResult) -> Change:
+    """A gate on no value of the runs: a ratio of launch pairs, a figure of the comparison of routing."""
+    return Change(
+        model=result.model,
+        card=result.card,
+        key=result.key,
+        reference=result.reference,
+        other=result.other,
+        ratio=result.ratio,
+        is_gate=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

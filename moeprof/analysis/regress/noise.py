@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeprof.analysis import stats
-from moeprof.analysis.compare.keys import by_key, by_launch
-from moeprof.analysis.compare.stored import welch
-from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.metrics.lookup import by_key, by_launch
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.result import Mode, Noise
-from moeprof.core.baseline import BaselineModel
+from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.welch import welch
+from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.core.metric import Better
-from moeprof.core.record_lanes import LanePass
-from moeprof.core.record_pairs import BASE, NEW
+from moeprof.core.record.lanes import LanePass
+from moeprof.core.record.pairs import BASE, NEW
 
 NAME = "reference_kernel_s"
 ENOUGH_TO_EXPLAIN = 0.5  # the machine explains a figure that moved at most twice as far
@@ -63,7 +63,7 @@ def stored_shift(reference: Sequence[float], other: Sequence[float]) -> Shift | 
     test = welch(reference, other)
     if test is None:
         return Shift(mean=float(np.log(other).mean() - np.log(reference).mean()))
-    low, high = test.interval(stats.CONFIDENCE)
+    low, high = test.interval(intervals.CONFIDENCE)
     return Shift(mean=test.mean, low=math.log(low), high=math.log(high))
 
 
@@ -91,7 +91,7 @@ def pairs_shift(passes: Sequence[LanePass]) -> Shift | None:
     mean = float(np.mean(logs))
     if len(logs) < 2:
         return Shift(mean=mean)
-    half = stats.t_quantile(0.975, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    half = intervals.t_quantile(0.975, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
     return Shift(mean=mean, low=mean - half, high=mean + half)
 
 

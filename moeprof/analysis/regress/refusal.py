@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from moeprof.analysis.compare.comparable import NOTHING, Difference, forbidden_by
-from moeprof.analysis.compare.metric_classes import classes_of
-from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.compare.comparable import NOTHING, Difference, classes_of, forbidden_by
 from moeprof.analysis.regress.exact import exact_gate
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.results import result_of
-from moeprof.core.baseline import Baseline
+from moeprof.analysis.regress.verdict import result_of
+from moeprof.analysis.report.document import Ratio
+from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
 
 # What base and new of launch pairs may differ in: it is what is being tried.

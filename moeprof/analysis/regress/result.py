@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moeprof.analysis.compare.comparable import Difference
-from moeprof.analysis.compare.keys import Key
-from moeprof.analysis.document import Doubt
-from moeprof.analysis.document_compare import Ratio
-from moeprof.analysis.regress.routing_change import RoutingChange
-from moeprof.core.gates import Gate
+from moeprof.analysis.metrics.lookup import Key
+from moeprof.analysis.regress.routing.change import RoutingChange
+from moeprof.analysis.report.document import Doubt, Ratio
 from moeprof.core.metric import Better, Card, MetricValue
+from moeprof.core.workload.gates import Gate
 
 GateClass = Literal["exact", "routing", "quality", "timed", "bound"]
 Overall = Literal["better", "no difference shown", "worse", "cannot tell"]

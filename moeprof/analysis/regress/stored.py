@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis import stats
-from moeprof.analysis.compare.keys import by_launch
 from moeprof.analysis.compare.runs import launch_samples
-from moeprof.analysis.compare.stored import FEWEST_LAUNCHES, STORED_FLOOR_RATIO, Welch, welch
-from moeprof.analysis.document_compare import Ratio
-from moeprof.analysis.regress import power
+from moeprof.analysis.metrics.lookup import by_launch
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair
 from moeprof.analysis.regress.noise import Shift, taken_back
 from moeprof.analysis.regress.pairs import judged_by_pairs
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.results import result_of
 from moeprof.analysis.regress.timed import TimedSample, judge_family
+from moeprof.analysis.regress.verdict import result_of
+from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats import intervals, power
+from moeprof.analysis.stats.welch import FEWEST_LAUNCHES, STORED_FLOOR_RATIO, Welch, welch
 
 FLOOR_RATIO = STORED_FLOOR_RATIO
 WANTED_LAUNCHES = FEWEST_LAUNCHES + 1
@@ -141,7 +140,7 @@ def _undecided(gate: _Gate) -> GateResult:
     value = low = high = None
     known = all(gate.launches) and min(*gate.launches[0], *gate.launches[1]) > 0
     if gate.test is not None:
-        value, (low, high) = float(np.exp(gate.test.mean)), gate.test.interval(stats.CONFIDENCE)
+        value, (low, high) = float(np.exp(gate.test.mean)), gate.test.interval(intervals.CONFIDENCE)
     elif known:
         value = gate.launches[1][0] / gate.launches[0][0] if max(map(len, gate.launches)) == 1 else _mean_ratio(gate)
     ratio = Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=gate.reason)

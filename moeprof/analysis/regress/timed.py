@@ -12,10 +12,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from moeprof.analysis import stats
-from moeprof.analysis.compare.stored import Welch
-from moeprof.analysis.compare.verdicts import ALPHA, holm
-from moeprof.analysis.document_compare import Ratio
+from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.verdicts import ALPHA, holm
+from moeprof.analysis.stats.welch import Welch
 from moeprof.core.metric import Better
 
 PRECISE = 0.5  # half an interval is narrow enough to decide at this share of the threshold
@@ -72,7 +72,7 @@ def judge_family(samples: Mapping[Name, TimedSample], alpha: float = ALPHA) -> d
 
 
 def _judged(sample: TimedSample, p: float, family: int, alpha: float) -> Ratio:
-    low, high = sample.test.interval(stats.CONFIDENCE)
+    low, high = sample.test.interval(intervals.CONFIDENCE)
     least, most = (math.log(end) for end in sample.test.interval(1 - 2 * alpha))
     limit = f"{sample.limit_ratio:.3g}" if sample.limit_ratio < 1e-4 else f"{100 * sample.limit_ratio:g} %"
     how = f"over {sample.n}, p = {p:.2g}" + (f" (Holm over {family} timed gates)" if family > 1 else "")

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from moeprof.analysis import stats
-from moeprof.analysis.cards import card_for
-from moeprof.analysis.compare.comparable import Difference, differences, facts_of, price_difference
-from moeprof.analysis.compare.keys import Key, by_key, by_launch
-from moeprof.analysis.compare.metric_classes import classes_of
-from moeprof.analysis.regress.change_points import ALPHA, FEWEST, ChangePoint, change_points, counted_changes
-from moeprof.analysis.regress.page_gates import from_to
-from moeprof.analysis.regress.page_names import figure_label, shared_traffic
+from moeprof.analysis.compare.comparable import Difference, classes_of, differences, facts_of, price_difference
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, by_key, by_launch
 from moeprof.analysis.regress.result import Regression
+from moeprof.analysis.report.regress import figure_label, from_to, shared_traffic
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.change_points import ALPHA, FEWEST, ChangePoint, change_points, counted_changes
 from moeprof.core import units
-from moeprof.core.baseline import Baseline
+from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.metric import Card
 
 LAST, MOST = 20, 200  # baselines by default and at most: the search takes seconds beyond
@@ -135,7 +133,7 @@ def _points(baselines: Sequence[Baseline], model: str, key: Key) -> tuple[list[T
             continue
         counted = counted and (value.exact or "exact" in classes_of(key[0]))
         launches = list(by_launch(held.metrics).get(key, {}).values())
-        interval = stats.mean_interval(launches) if len(launches) > 1 else None
+        interval = intervals.mean_interval(launches) if len(launches) > 1 else None
         low, high = interval or (value.ci_low, value.ci_high)
         points.append(TrendPoint(number=number, value=float(value.value), low=low, high=high))
     return points, counted

@@ -1,1 +1,1 @@
-"""Kernels of our own and the choice between them and those of torch; each agrees with a plain torch form (tests)."""
+"""Kernels of our own for attention and experts, and the trial that chooses among all candidates."""

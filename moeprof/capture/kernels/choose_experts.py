@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
-from moeprof.capture.kernels import triton_experts
 from moeprof.capture.kernels.trials import Case, Stopwatch, Trial, fastest, give_back, run_trial, stopwatch_of
-from moeprof.capture.moe_structure import find_moe_layers
+from moeprof.capture.kernels.triton import experts
+from moeprof.capture.models.moe_layers import find_moe_layers
 
 GROUPED = "grouped_mm"
 TOKENS = (1, 8, 64)  # sizes of decode steps that are tried, besides the largest
@@ -44,7 +44,7 @@ class ChosenExperts:
     decode: str | None
     prefill: str | None
     decode_tokens: int
-    tiling: triton_experts.ExpertTiling
+    tiling: experts.ExpertTiling
     reason: str
     trials: tuple[Trial, ...] = ()
 
@@ -70,21 +70,21 @@ def choose_experts(
         grouped: another than transformers' grouped_mm (tests).
         ours: another than the Triton kernel (tests).
     """
-    layers = [module for module in model.modules() if triton_experts.is_experts(module)]
+    layers = [module for module in model.modules() if experts.is_experts(module)]
     own = getattr(model.config, "_experts_implementation", None)
-    kept = functools.partial(_kept, GROUPED if own == triton_experts.NAME else own)
+    kept = functools.partial(_kept, GROUPED if own == experts.NAME else own)
     if not layers:
         return kept("no experts behind transformers' interface")
-    if own not in (None, GROUPED, triton_experts.NAME):
+    if own not in (None, GROUPED, experts.NAME):
         return kept(f"experts: {own} is set")
     device, dtype = layers[0].down_proj.device, layers[0].down_proj.dtype
     if device.type != "cuda" and ours is None:
         return kept(f"our kernel needs a CUDA device, this is {device.type}")
-    why_not = next(filter(None, (triton_experts.why_not(layer, dtype) for layer in layers)), None)
+    why_not = next(filter(None, (experts.why_not(layer, dtype) for layer in layers)), None)
     if why_not is not None and ours is None:
         return kept(why_not)
     k = min(find_moe_layers(model)[0].top_k, layers[0].down_proj.shape[0])  # a rank may hold fewer experts than k
-    largest = min(max_tokens, triton_experts.MAX_PICKS // k)
+    largest = min(max_tokens, experts.MAX_PICKS // k)
     sizes = sorted({*(size for size in tokens if size < largest), largest})
     trials: list[Trial] = []
     won: list[tuple[int, Trial]] = []
@@ -99,7 +99,7 @@ def choose_experts(
     if not won:
         return kept(_said(trials) or "no decode step is small enough", tuple(trials))
     return ChosenExperts(
-        decode=triton_experts.NAME,
+        decode=experts.NAME,
         prefill=GROUPED,
         decode_tokens=won[-1][0],
         tiling=_tilings()[won[-1][1].name],
@@ -110,21 +110,21 @@ def choose_experts(
 
 def apply_experts(model: Any, chosen: ChosenExperts) -> None:
     """Make the model run what was chosen; its own implementation stays where ours was not taken."""
-    if chosen.decode != triton_experts.NAME:
+    if chosen.decode != experts.NAME:
         for module in model.modules():
-            if hasattr(module, triton_experts.TOKENS):
-                setattr(module, triton_experts.TOKENS, 0)  # taken once, and not when it was tried again
+            if hasattr(module, experts.TOKENS):
+                setattr(module, experts.TOKENS, 0)  # taken once, and not when it was tried again
         return
-    triton_experts.register()
+    experts.register()
     for module in model.modules():
-        if triton_experts.is_experts(module):
-            setattr(module, triton_experts.TOKENS, chosen.decode_tokens)
-            setattr(module, triton_experts.TILING, chosen.tiling)
-    model.set_experts_implementation(triton_experts.NAME)
+        if experts.is_experts(module):
+            setattr(module, experts.TOKENS, chosen.decode_tokens)
+            setattr(module, experts.TILING, chosen.tiling)
+    model.set_experts_implementation(experts.NAME)
 
 
 def _kept(own: str | None, reason: str, trials: tuple[Trial, ...] = ()) -> ChosenExperts:
-    tiling = triton_experts.TILINGS[0]
+    tiling = experts.TILINGS[0]
     return ChosenExperts(decode=own, prefill=own, decode_tokens=0, tiling=tiling, reason=reason, trials=trials)
 
 
@@ -133,9 +133,9 @@ def _said(trials: Sequence[Trial]) -> str:
     return "; ".join(dict.fromkeys(str(trial) for trial in trials))
 
 
-def _tilings() -> dict[str, triton_experts.ExpertTiling]:
+def _tilings() -> dict[str, experts.ExpertTiling]:
     """The variants of ours, by the name of their trial."""
-    return {f"triton {one.most_columns}x{one.depth}x{one.num_stages}": one for one in triton_experts.TILINGS}
+    return {f"triton {one.most_columns}x{one.depth}x{one.num_stages}": one for one in experts.TILINGS}
 
 
 def _try_all(
@@ -144,7 +144,7 @@ def _try_all(
     """grouped_mm and every variant of ours at one size of step."""
     variants: dict[str, Forward] = {GROUPED: grouped}
     for name, tiling in _tilings().items():
-        variants[name] = ours or functools.partial(triton_experts.triton_experts, tiling=tiling)
+        variants[name] = ours or functools.partial(experts.triton_experts, tiling=tiling)
     tried = []
     with torch.inference_mode():
         for name, forward in variants.items():

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moeprof.capture.cuda_graph import capture
+from moeprof.capture.devices.streams import capture
 
 # Largest difference from the plain form, over the largest magnitude of the plain form. A step of bfloat16 is
 # 2^-8 = 0.4 %, of float16 2^-11; weights of a softmax and inner activations are rounded once more.

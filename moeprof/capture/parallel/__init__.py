@@ -1,1 +1,1 @@
-"""One model shared by several processes (ranks): start-up, loading, the same steps everywhere, what ranks agree on."""
+"""One model on several ranks."""

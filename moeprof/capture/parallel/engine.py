@@ -3,22 +3,23 @@
 Each rank runs a whole engine over its part of the model: scheduler, cache and sampling included. Engines decide by
 what was submitted and by nothing else, so ranks that get the same requests before the same step form the same batch;
 what they chose is compared whenever a pass ends.
+
+Build the engine of a shared model: on rank 0 the one that leads, elsewhere the plain one of that rank.
 """
 
 from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.engine.base import Engine, EngineFacts, ListenerSet, Step
-from moeprof.capture.parallel.group import Group
+from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step
+from moeprof.capture.parallel.group import Group, joined
 from moeprof.core.errors import EngineError
-from moeprof.core.parallel import Parallel
 from moeprof.core.trace import Request
-from moeprof.core.workload import EngineSettings
+from moeprof.core.workload.engine import EngineSettings, Parallel
 
 NO_TOKEN = -1
 EAGER = "ranks share the model: transformers' experts, no captured decode steps and no running ahead"
@@ -38,7 +39,7 @@ def settings_of_rank(settings: EngineSettings, model: Any) -> EngineSettings:
 
 
 class ParallelEngine:
-    """Rank 0's engine; see :class:`moeprof.capture.engine.base.Engine`.
+    """Rank 0's engine; see :class:`moeprof.capture.engines.base.Engine`.
 
     Args:
         engine: this rank's own.
@@ -104,7 +105,7 @@ class ParallelEngine:
             self._engine.close()
 
     def _is_watched(self) -> bool:
-        from moeprof.capture.routing_tap import RoutingTap
+        from moeprof.capture.routing.tap import RoutingTap
 
         return any(isinstance(listener, RoutingTap) for listener in self.listeners.listeners)
 
@@ -146,3 +147,23 @@ def _other_kernels(facts: Sequence[EngineFacts]) -> list[str]:
     """Ranks choose the fastest attention each by itself."""
     mine = facts[0].attention
     return [f"rank {rank} attends with {fact.attention}" for rank, fact in enumerate(facts) if fact.attention != mine]
+
+
+def build_on_all_ranks(
+    model: Any, settings: EngineSettings, build: Callable[[EngineSettings], Engine], eos_ids: Sequence[int] = ()
+) -> Engine:
+    """Rank 0's engine of a shared model.
+
+    Args:
+        model: this rank's part.
+        settings: with ``parallel``.
+        build: makes an engine for this rank alone.
+        eos_ids: ids that end an output, for the other ranks.
+    """
+    assert settings.parallel is not None
+    group = joined(next(model.parameters()).device)
+    number = group.new_number()
+    group.tell("build", number, settings, tuple(eos_ids))
+    with group.hold():
+        engine = build(settings_of_rank(settings, model))
+    return ParallelEngine(engine, group, settings.parallel, number)

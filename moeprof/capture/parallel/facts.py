@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import EngineError
-from moeprof.core.parallel import Parallel
+from moeprof.core.workload.engine import Parallel
 
 if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group

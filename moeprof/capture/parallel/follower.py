@@ -1,6 +1,11 @@
 """Entry point of the ranks that follow: a fresh process each, which does what rank 0 tells and writes nothing.
 
 Why one of them ended goes to the parent through a pipe, because rank 0 only sees that a connection broke.
+
+What a rank that follows does for each command of rank 0.
+
+It holds the same model, routing overrides and engines as rank 0, each over its own part, and a routing tap of its own:
+its counts are what rank 0 gathers.
 """
 
 from __future__ import annotations
@@ -10,17 +15,151 @@ import signal
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from moeprof.capture.parallel.rendezvous import is_broken_link
-from moeprof.capture.plan import LaunchPlan
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moeprof.capture.engines.base import Engine, ListenerSet
+from moeprof.capture.engines.select import build_engine
+from moeprof.capture.instrumented import Tapping
+from moeprof.capture.memory import measure
+from moeprof.capture.models.open import open_model
+from moeprof.capture.parallel.engine import digest, settings_of_rank
+from moeprof.capture.parallel.group import Group, is_broken_link
+from moeprof.capture.parallel.mirror import on_device
+from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import MoeprofError
+from moeprof.core.trace import Request, Schedule
+from moeprof.core.workload.engine import EngineSettings
 
 if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
+
+
+def handlers(plan: LaunchPlan, group: Group) -> dict[str, Callable[..., None]]:
+    """Command -> what to do."""
+    follower = Follower(plan, group)
+    return {
+        "open": follower.open,
+        "build": follower.build,
+        "step": follower.step,
+        "reset": follower.reset,
+        "close": follower.close,
+        "forward": follower.forward,
+        "experts": follower.experts,
+        "memory": follower.memory,
+    }
+
+
+class Follower:
+    """One rank's part of a model, with its engines."""
+
+    def __init__(self, plan: LaunchPlan, group: Group) -> None:
+        self._plan, self._group = plan, group
+        self._engines: dict[int, Engine] = {}
+        self._digests: dict[int, int] = {}
+        self._watch = measure.Watch(group.device)
+
+    def open(self) -> None:
+        """Load the model, override its routing if the workload does, tap it."""
+        plan = self._plan
+        self._model = open_model(plan.model, plan.twin_base, plan.engine, self._group.device).model
+        self._watch.loaded()
+        self._tapping = Tapping(self._model, plan)
+        self._listeners = ListenerSet(self._tapping.always)
+        self._counter = PicksCounter(self._tapping.tap)
+
+    def build(self, number: int, settings: EngineSettings, eos_ids: tuple[int, ...]) -> None:
+        """Build an engine; the first one brings recorded picks in force, as rank 0 does."""
+        engine = build_engine(self._model, settings_of_rank(settings, self._model), self._listeners, eos_ids)
+        if not self._digests:
+            self._watch.engine_ready(engine.facts.kv_bytes)
+            self._tapping.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)
+        self._engines[number], self._digests[number] = engine, 0
+        self._group.gather(engine.facts)
+
+    def step(self, number: int, requests: tuple[Request, ...], watched: bool) -> None:
+        """Take the new requests, then one step."""
+        engine = self._engines[number]
+        for request in requests:
+            engine.submit(request)
+        self._counter.watch(watched, self._listeners)
+        self._digests[number] = digest(self._digests[number], engine.step())
+        self._counter.collect()
+
+    def reset(self, number: int) -> None:
+        """Forget all requests; tell what was chosen and counted since the last time."""
+        self._engines[number].reset()
+        counts = self._counter.take()
+        self._group.gather((self._digests[number], counts))
+        self._digests[number] = 0
+
+    def close(self, number: int) -> None:
+        """Release an engine."""
+        self._engines.pop(number).close()
+
+    def forward(self, attention: str, args: Any, kwargs: Any) -> None:
+        """The whole model, without an engine."""
+        if self._model.config._attn_implementation != attention:
+            self._model.set_attn_implementation(attention)
+        with torch.inference_mode():
+            self._model(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
+
+    def experts(self, name: str, args: Any, kwargs: Any) -> None:
+        """One experts module alone, without what is wrapped around it."""
+        module: Any = self._model.get_submodule(name)
+        with torch.inference_mode():
+            module.moeprof_forward(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
+
+    def memory(self) -> None:
+        """Tell what this rank's memory is like."""
+        self._group.gather(self._watch.summary())
+
+
+class PicksCounter:
+    """Sums what a tap counts, while it is to be watched.
+
+    Args:
+        tap: switched off, or None where there is nothing to tap.
+    """
+
+    def __init__(self, tap: RoutingTap | None) -> None:
+        self._tap, self._watching = tap, False
+        self._counts_LE: npt.NDArray[np.int64] | None = None
+
+    def watch(self, wanted: bool, listeners: ListenerSet) -> None:
+        """Put the tap on or take it off, as rank 0 does with its own."""
+        if self._tap is None or wanted == self._watching:
+            return
+        self._watching = wanted
+        if wanted:
+            self._tap.enable()
+            listeners.listeners.append(self._tap)
+        else:
+            listeners.listeners.remove(self._tap)
+            self._tap.disable()
+
+    def collect(self, *, everything: bool = False) -> None:
+        """Add the blocks that are ready."""
+        if self._tap is None:
+            return
+        for block in self._tap.collect_blocks(everything=everything):
+            counts_LE = block.counts_SLGE.sum(axis=(0, 2), dtype=np.int64)
+            self._counts_LE = counts_LE if self._counts_LE is None else self._counts_LE + counts_LE
+
+    def take(self) -> npt.NDArray[np.int64] | None:
+        """Picks by layer and expert since the last time, [L, E]; None where nothing was watched."""
+        self.collect(everything=True)
+        counts_LE, self._counts_LE = self._counts_LE, None
+        return counts_LE
+
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -66,8 +205,7 @@ def _tell(connection: Connection, error: str, exit_code: int, details: str | Non
 def _serve(plan: LaunchPlan) -> None:
     import torch
 
-    from moeprof.capture.out_of_memory import as_out_of_memory
-    from moeprof.capture.parallel.follow import handlers
+    from moeprof.capture.memory.out_of_memory import as_out_of_memory
     from moeprof.capture.parallel.group import joined
 
     if plan.threads is not None:

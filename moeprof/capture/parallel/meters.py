@@ -7,8 +7,8 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from moeprof.capture.gpu import Gpu
-from moeprof.capture.meters import GpuMeter
+from moeprof.capture.devices.gpu import Gpu
+from moeprof.capture.devices.meters import GpuMeter
 
 
 def _mean(values: Iterable[float]) -> float:

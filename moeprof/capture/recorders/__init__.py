@@ -1,1 +1,1 @@
-"""Recorders listen to the replay and append to the record; they compute no statistics and print nothing."""
+"""One listener a table: requests, steps, routing, telemetry, progress."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeprof.capture.engine.base import Step
-from moeprof.capture.streams import TableStream
+from moeprof.capture.engines.base import Step
+from moeprof.capture.recorders.stream import TableStream
 from moeprof.core.trace import Request, Schedule
 
 

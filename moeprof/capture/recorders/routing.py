@@ -4,6 +4,12 @@ The tap counts some dozens of forwards at a time, so that watching costs next to
 [steps, layers, phase x class, experts] is cut into windows. Closed windows go to disk about once a second, so a kill
 loses the last seconds; the end of the pass joins the parts.
 Legend: P phases, C classes, G = P x C, L layers, E experts, S steps.
+
+Every pick of every token (``--save-detailed``): ``picks/part-<n>.npz``, in the order tokens were computed.
+
+Each part holds picks_TLK (smallest integer type), request_T, position_T (token position in its sequence) and step_T.
+Parts are compressed when the pass is over: that takes longer than a step. The tap bounds the bytes; tokens that were
+left out are counted in ``picks/left_out.json``.
 """
 
 from __future__ import annotations
@@ -17,14 +23,71 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.capture.engine.base import Step
-from moeprof.capture.recorders.picks import PicksWriter
-from moeprof.capture.routing_blocks import Loads, RoutingBlock
-from moeprof.capture.routing_tap import RoutingTap
-from moeprof.capture.streams import FLUSH_EVERY_S
-from moeprof.core.record import PHASES
-from moeprof.core.routing_counts import Routing, join_routing_parts, merge_routing
+from moeprof.capture.engines.base import Step
+from moeprof.capture.recorders.stream import FLUSH_EVERY_S
+from moeprof.capture.routing.count import Loads, RoutingBlock
+from moeprof.capture.routing.tap import RoutingTap
+from moeprof.core.jsonfile import write_json
+from moeprof.core.record.layout import PHASES
+from moeprof.core.record.routing import Routing, join_routing_parts, merge_routing
 from moeprof.core.trace import Request, Schedule
+
+PART_BYTES = 8 * 2**20
+
+
+class PicksWriter:
+    """Buffers picks and writes them in parts of about eight megabytes (Q: sequences of the steps of a block)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "picks"
+        self._folder.mkdir()
+        self._buffer: list[tuple[npt.NDArray[Any], ...]] = []
+        self._bytes = self._part = self._left_out = 0
+
+    def append(self, first_step: int, steps: list[Step], block: RoutingBlock) -> None:
+        """Add a block's picks, with whose tokens they are."""
+        self._left_out += block.picks_left_out_tokens
+        if block.picks_TLK is None:
+            return
+        kept = [(first_step + i, step) for i, step in enumerate(steps) if block.picks_tokens_S[i]]
+        sequences = [sequence for _, step in kept for sequence in step.sequences]
+        # A few long vectors: one small array per sequence would cost more than the step that it is about.
+        query_Q = np.array([sequence.query_tokens for sequence in sequences], dtype=np.int32)
+        shift_Q = np.array([sequence.past_tokens for sequence in sequences], dtype=np.int32) - (
+            query_Q.cumsum(dtype=np.int32) - query_Q
+        )
+        request_T = np.array([sequence.request for sequence in sequences], dtype=np.int32).repeat(query_Q)
+        position_T = np.arange(len(request_T), dtype=np.int32) + shift_Q.repeat(query_Q)
+        step_T = np.repeat(
+            np.array([number for number, _ in kept], dtype=np.int32),
+            [step.prefill_tokens + step.decode_tokens for _, step in kept],
+        )
+        self._buffer.append((block.picks_TLK, request_T, position_T, step_T))
+        self._bytes += block.picks_TLK.nbytes
+        if self._bytes >= PART_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the rest, compress the parts, and say what was left out."""
+        self._flush()
+        for part in range(self._part):
+            path = self._folder / f"part-{part}.npz"
+            with np.load(path) as arrays:
+                found = dict(arrays)
+            np.savez_compressed(self._folder / "compressed.npz", **found)
+            (self._folder / "compressed.npz").replace(path)
+        write_json(self._folder / "left_out.json", {"tokens": self._left_out, "reason": "instruments.picks_cap_mib"})
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        names = ("picks_TLK", "request_T", "position_T", "step_T")
+        arrays: dict[str, Any] = {
+            name: np.concatenate([row[i] for row in self._buffer]) for i, name in enumerate(names)
+        }
+        np.savez(self._folder / f"part-{self._part}.npz", **arrays)
+        self._buffer.clear()
+        self._bytes, self._part = 0, self._part + 1
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.engine.base import Step
-from moeprof.capture.streams import TableStream
+from moeprof.capture.engines.base import Step
+from moeprof.capture.recorders.stream import TableStream
 from moeprof.core.trace import Request, Schedule
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moeprof.analysis.regress.result import Regression
-from moeprof.analysis.regress.to_data import regression_json, regression_rows
+from moeprof.analysis.report.data import regression_json, regression_rows
 from moeprof.core.errors import InputError
 from moeprof.render.ci.bencher import render_bmf
 from moeprof.render.ci.benchmark_action import render_bigger_is_better, render_smaller_is_better

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeprof.analysis.document_compare import Ratio
 from moeprof.analysis.regress.result import GateResult, Regression
+from moeprof.analysis.report.document import Ratio
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import display
 

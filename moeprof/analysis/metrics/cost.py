@@ -1,0 +1,181 @@
+"""Dollars as metrics (METRICS section 7): the additive split, the conventional figures, the rent of idle experts.
+
+A price over several rounds is a sum over a sum, so that mean tokens times price is the mean bill, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
+from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.analysis.metrics.samples import over_rounds
+from moeprof.analysis.metrics.tables import PassTables
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.model_facts import ModelFacts
+
+OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
+
+
+def cost_metrics(
+    rounds: Sequence[PassTables],
+    pricing: Pricing,
+    facts: ModelFacts,
+    calibration: pd.DataFrame | None = None,
+    *,
+    peaks: tuple[float, float] | None = None,
+    device_memory_bytes: int | None = None,
+    splits: Sequence[CostSplit] | None = None,
+) -> list[MetricValue]:
+    """All cost metrics of passes with the same traffic.
+
+    Args:
+        rounds: the passes.
+        pricing: what an hour costs.
+        facts: the model.
+        calibration: pure steps from the end of warm-up (columns of table ``steps``), or None.
+        peaks: (bytes/s, FLOP/s) of the device, the last resort for splitting mixed steps.
+        device_memory_bytes: for the rent of cold experts.
+        splits: from :func:`cost_splits`, when the caller has them already.
+    """
+    if not rounds:
+        return []
+    splits = splits if splits is not None else cost_splits(rounds, pricing, calibration, facts=facts, peaks=peaks)
+    labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    values = [_with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
+    values.append(_split_method(splits, labels))
+    values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over loads, and an slo", **labels))
+    values.append(_break_even(splits, pricing, labels))
+    values.append(_cold_rent(rounds, pricing, facts, device_memory_bytes, labels))
+    return values
+
+
+def _per_million(usd: float | None, count: float | None) -> _Share | None:
+    return None if usd is None or count is None else (MILLION * usd, count)
+
+
+def _busy(split: CostSplit, usd: float | None) -> float | None:
+    """A share of C when only busy seconds are billed."""
+    return None if usd is None or split.busy_ratio is None else usd * split.busy_ratio
+
+
+def _tokens(split: CostSplit) -> float:
+    return split.input_tokens + split.output_tokens
+
+
+def _bound(split: CostSplit, side: str, end: int) -> _Share | None:
+    """Price at one end of the split's bounds; the output's bounds mirror the input's."""
+    if split.input_bounds_usd is None:
+        return None
+    if side == "input":
+        return _per_million(split.input_bounds_usd[end], split.input_tokens)
+    return _per_million(split.run_cost_usd - split.input_bounds_usd[1 - end], split.output_tokens)
+
+
+def _plain(value: float | None) -> _Share | None:
+    return None if value is None else (value, 1.0)
+
+
+_Share = tuple[float, float]  # numerator, denominator
+_NO_INPUT, _NO_OUTPUT = "no prompt tokens were computed", "no output tokens were produced"
+_NO_TOKENS, _NO_DONE = "no tokens were processed", "no request ended well"
+_NO_BOUNDS = "one side has no tokens, so there is nothing to split"
+
+# name -> (numerator and denominator of one pass, reason when there is none)
+_FIGURES: dict[str, tuple[Callable[[CostSplit], _Share | None], str]] = {
+    "run_cost_usd": (lambda s: _plain(s.run_cost_usd), ""),
+    "usd_per_1m_input_tokens": (lambda s: _per_million(s.usd_input, s.input_tokens), _NO_INPUT),
+    "usd_per_1m_output_tokens": (lambda s: _per_million(s.usd_output, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_total_tokens": (lambda s: _per_million(s.run_cost_usd, _tokens(s)), _NO_TOKENS),
+    "usd_per_1m_output_tokens_all_in": (lambda s: _per_million(s.run_cost_usd, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_characters": (lambda s: _per_million(s.run_cost_usd, s.characters), "character counts are unknown"),
+    "usd_per_request": (lambda s: (s.run_cost_usd, s.requests_done), _NO_DONE),
+    "busy_ratio": (lambda s: (s.busy_s, s.billed_s), "empty window"),
+    "usd_per_1m_input_tokens_busy": (lambda s: _per_million(_busy(s, s.usd_input), s.input_tokens), _NO_INPUT),
+    "usd_per_1m_output_tokens_busy": (lambda s: _per_million(_busy(s, s.usd_output), s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_total_tokens_busy": (lambda s: _per_million(s.busy_cost_usd, _tokens(s)), _NO_TOKENS),
+    "usd_per_1m_output_tokens_all_in_busy": (lambda s: _per_million(s.busy_cost_usd, s.output_tokens), _NO_OUTPUT),
+    "usd_per_1m_input_tokens_low": (lambda s: _bound(s, "input", 0), _NO_BOUNDS),
+    "usd_per_1m_input_tokens_high": (lambda s: _bound(s, "input", 1), _NO_BOUNDS),
+    "usd_per_1m_output_tokens_low": (lambda s: _bound(s, "output", 0), _NO_BOUNDS),
+    "usd_per_1m_output_tokens_high": (lambda s: _bound(s, "output", 1), _NO_BOUNDS),
+    "wasted_cost_usd": (lambda s: _plain(s.wasted_usd), _NO_TOKENS),
+    "cost_input_tokens": (lambda s: _plain(s.input_tokens), ""),
+    "cost_output_tokens": (lambda s: _plain(s.output_tokens), ""),
+    "cost_cached_tokens": (lambda s: _plain(s.cached_tokens), ""),
+    "cost_recomputed_tokens": (lambda s: _plain(s.recomputed_tokens), ""),
+}
+_SHARES = ("busy_ratio",)  # figures that cannot leave [0, 1]
+
+
+def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
+    """Sum over sum of the rounds; the interval is that of the rounds' own figures."""
+    figure, reason = _FIGURES[name]
+    parts = [part for part in map(figure, splits) if part is not None]
+    whole = sum(part[1] for part in parts)
+    if not parts or whole <= 0:
+        return missing(name, reason, **labels)
+    per_round = [up / down for up, down in parts if down > 0]
+    value = over_rounds(name, per_round, labels, reason, bounded=name in _SHARES)
+    return replace(value, value=sum(part[0] for part in parts) / whole)
+
+
+def _with_doubts(value: MetricValue, splits: Sequence[CostSplit]) -> MetricValue:
+    """A dollar figure without its power is not valid; a split at a border is only doubted."""
+    doubts = tuple(dict.fromkeys(reason for split in splits for reason in split.reasons))
+    if not doubts or "usd" not in value.name:
+        return value
+    whole = not any("without power" in reason for reason in doubts)
+    return replace(value, reasons=(*value.reasons, *doubts), valid=value.valid and whole)
+
+
+def _split_method(splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
+    """How much had to be split, and by what."""
+    steps = sum(len(split.busy.prefill_S) for split in splits)
+    mixed = sum(split.busy.mixed_steps for split in splits)
+    methods = "+".join(sorted({split.busy.method for split in splits}))
+    name = "mixed_steps_ratio"
+    if not steps:
+        return missing(name, "no steps", **labels)
+    return MetricValue(name=name, value=mixed / steps, exact=True, labels={**labels, "split_method": methods})
+
+
+def _break_even(splits: Sequence[CostSplit], pricing: Pricing, labels: dict[str, str]) -> MetricValue:
+    """Busy cost over what an API would ask for the same tokens: rent pays above this share of busy time."""
+    name = "break_even_utilisation_ratio"
+    asked_in, asked_out = pricing.api_usd_per_1m_input_tokens, pricing.api_usd_per_1m_output_tokens
+    if asked_in is None or asked_out is None:
+        known = [side for side, price in (("input", asked_in), ("output", asked_out)) if price is not None]
+        reason = f"the API's price was given for {known[0]} tokens only" if known else "no API price was given"
+        return missing(name, reason, **labels)
+    if labels["traffic"] == "open":
+        return missing(name, OPEN_LOOP, **labels)
+    ratios: list[float | None] = []
+    for split in splits:
+        asked = (split.input_tokens * asked_in + split.output_tokens * asked_out) / MILLION
+        ratios.append(split.busy_cost_usd / asked if asked > 0 and split.busy_cost_usd is not None else None)
+    return over_rounds(name, ratios, labels, _NO_TOKENS)
+
+
+def _cold_rent(
+    rounds: Sequence[PassTables],
+    pricing: Pricing,
+    facts: ModelFacts,
+    device_memory_bytes: int | None,
+    labels: dict[str, str],
+) -> MetricValue:
+    """Share of the device's memory that experts without a single token occupied, at the device's price."""
+    name = "cold_expert_usd_per_hour"
+    if not facts.is_moe:
+        return missing(name, DENSE, **labels)
+    counts = expert_counts(facts, rounds)
+    if counts is None:
+        return missing(name, NO_ROUTING, **labels)
+    if not device_memory_bytes:
+        return missing(name, "the device's memory is unknown", **labels)
+    share = cold_expert_bytes(facts, counts) / (device_memory_bytes * pricing.num_devices)
+    return MetricValue(name=name, value=share * pricing.usd_per_second * 3600, exact=True, labels=labels)

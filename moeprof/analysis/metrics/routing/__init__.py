@@ -1,0 +1,1 @@
+"""Router load, its nulls, shifts over time and what single picks tell."""

@@ -1,0 +1,410 @@
+"""Picking a phase and a request class out of the routing counts of a pass.
+
+Legend: W windows, P phases, C classes, G groups of neighbouring windows, L layers, E experts.
+
+Does routing move: over time (drift), and between request classes (specialisation)? METRICS section 3.
+
+Distances between two samples are never zero by chance (JS of 64 tokens over 128 experts is about 0.1), so each stands
+beside what shuffled windows or shuffled class labels give, and beside the multinomial law of as many picks.
+Legend: G groups of consecutive windows, C classes, L layers, E experts.
+
+Drift and specialisation as metrics, and the load shares that a heat map draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from moeprof.analysis.metrics.routing.measures import Counts, max_over_mean, shares
+from moeprof.analysis.metrics.routing.nulls import uniform_expectation
+from moeprof.analysis.metrics.tables import ALL, FloatArray, IntArray, PassTables, column
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.record.layout import PHASES
+from moeprof.core.record.routing import Routing
+
+MAX_GROUPS = 24
+MINIMUM_GROUPS = 6
+PERMUTATIONS = 199
+DRAWS = 50
+WINDOW_DRAWS = 5  # per group of windows: the mean over layers averages further
+
+
+def js_divergence(first: Counts, second: Counts) -> FloatArray:
+    """Jensen-Shannon divergence, base 2 (0..1), of two vectors of counts or shares along the last axis; NaN if empty.
+
+    Source: Lin 1991, equal weights.
+    """
+    p, q = shares(first), shares(second)
+    middle = (p + q) / 2
+
+    def relative(a: FloatArray) -> FloatArray:
+        ratio = np.where(a > 0, a / np.where(middle > 0, middle, 1.0), 1.0)
+        return cast(FloatArray, (a * np.log2(ratio)).sum(axis=-1))
+
+    return (relative(p) + relative(q)) / 2
+
+
+def total_variation(first: Counts, second: Counts) -> FloatArray:
+    """Half the sum of absolute differences of shares, 0..1, along the last axis; NaN if one side is empty."""
+    return cast(FloatArray, np.abs(shares(first) - shares(second)).sum(axis=-1) / 2)
+
+
+def group_windows(counts_W: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], IntArray]:
+    """Neighbouring windows added up to at most MAX_GROUPS groups, and the first window of each. Axis 0 is windows."""
+    num = len(counts_W)
+    first = np.unique(np.linspace(0, num, min(num, MAX_GROUPS), endpoint=False).astype(np.int64))
+    return np.add.reduceat(counts_W, first, axis=0), first
+
+
+def _p_value(observed: float, chance: FloatArray) -> float:
+    return (1 + int((chance >= observed).sum())) / (1 + len(chance))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How routing moved during a pass, one phase, mean over layers.
+
+    Attributes:
+        phase: ``all``, ``prefill`` or ``decode``.
+        halves_js: JS between the first and the second half of the windows; None with fewer than two windows.
+        null_js: what it is by chance: random halves (``permutation``), random picks (``multinomial``).
+        p_value: the larger of the two tests' p-values; None with fewer than six stretches, since picks of one request
+            are alike and the multinomial law alone would call that drift.
+        window_start_s: start of each group of windows, shape [G].
+        window_js: JS of each group against all others, shape [G].
+        window_null_js: the same for random picks, shape [G].
+    """
+
+    phase: str
+    halves_js: float | None
+    null_js: dict[str, float]
+    p_value: float | None
+    window_start_s: FloatArray
+    window_js: FloatArray
+    window_null_js: FloatArray
+
+
+def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, seed: int = 0) -> Drift:
+    """Measure drift over groups of windows. Groups in which a layer routed nothing are left out."""
+    used = (counts_GLE.sum(axis=2) > 0).all(axis=1)
+    groups, start_s = counts_GLE[used].astype(np.float64), start_s[used]
+    rng = np.random.default_rng(seed)
+    rest = groups.sum(axis=0) - groups
+    window_js = _over_layers(js_divergence(groups, rest))
+    window_null = np.array(
+        [_chance_js(own, other, rng, WINDOW_DRAWS).mean() for own, other in zip(groups, rest, strict=True)]
+    )
+    halves, p_value = None, None
+    null_js: dict[str, float] = {}
+    if len(groups) >= 2:
+        early = np.arange(len(groups)) < len(groups) // 2
+        first, second = groups[early].sum(axis=0), groups[~early].sum(axis=0)
+        halves = float(_over_layers(js_divergence(first, second)))
+        chance = _chance_js(first, second, rng)
+        null_js["multinomial"] = float(chance.mean())
+        if len(groups) >= MINIMUM_GROUPS:
+            shuffled = _shuffled_halves(groups, rng)
+            null_js["permutation"] = float(shuffled.mean())
+            p_value = max(_p_value(halves, chance), _p_value(halves, shuffled))
+    return Drift(
+        phase=phase,
+        halves_js=halves,
+        null_js=null_js,
+        p_value=p_value,
+        window_start_s=start_s,
+        window_js=window_js,
+        window_null_js=window_null,
+    )
+
+
+def _over_layers(values_xL: FloatArray) -> FloatArray:
+    return cast(FloatArray, values_xL.mean(axis=-1))
+
+
+def _chance_js(first_LE: FloatArray, second_LE: FloatArray, rng: np.random.Generator, draws: int = DRAWS) -> FloatArray:
+    """JS (mean over layers) of two draws from the pooled shares with the same numbers of picks, shape [draws]."""
+    pooled = shares(first_LE + second_LE)
+    own = _draw(first_LE.sum(axis=1).astype(np.int64), pooled, rng, draws)
+    other = _draw(second_LE.sum(axis=1).astype(np.int64), pooled, rng, draws)
+    return _over_layers(js_divergence(own, other))
+
+
+def _draw(num_L: IntArray, shares_LE: FloatArray, rng: np.random.Generator, draws: int = DRAWS) -> FloatArray:
+    """Multinomial counts, shape [draws, L, E]."""
+    return rng.multinomial(num_L, np.nan_to_num(shares_LE), size=(draws, len(num_L))).astype(np.float64)
+
+
+def _shuffled_halves(groups_GLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    num = len(groups_GLE)
+    order = np.argsort(rng.random((PERMUTATIONS, num)), axis=1)
+    first = np.tensordot((order < num // 2).astype(np.float64), groups_GLE, axes=1)
+    return _over_layers(js_divergence(first, groups_GLE.sum(axis=0) - first))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Specialisation:
+    """How differently request classes are routed, one phase, mean over layers.
+
+    Attributes:
+        phase: ``prefill``, ``decode`` or ``all``.
+        class_names: classes with tokens.
+        against_pool_C: total variation of each class's shares against all classes together.
+        between_CC: total variation between each two classes.
+        null_against_pool_C, null_between_CC: name of the null -> the same by chance.
+        p_against_pool_C, p_between: larger p-value of the nulls, per class, and of the mean over pairs; None with
+            fewer than six stretches, where labels cannot be shuffled.
+    """
+
+    phase: str
+    class_names: tuple[str, ...]
+    against_pool_C: FloatArray
+    between_CC: FloatArray
+    null_against_pool_C: dict[str, FloatArray]
+    null_between_CC: dict[str, FloatArray]
+    p_against_pool_C: FloatArray | None
+    p_between: float | None
+
+
+def specialisation(
+    phase: str, class_names: tuple[str, ...], counts_GCLE: npt.NDArray[np.int64], seed: int = 0
+) -> Specialisation | None:
+    """Measure specialisation; None when fewer than two classes have tokens.
+
+    The permutation swaps class labels within each group of windows, so tokens that belong together stay together; the
+    multinomial law keeps each class's number of picks. Both must be beaten.
+    """
+    used = np.flatnonzero((counts_GCLE.sum(axis=(0, 3)) > 0).all(axis=1))
+    if len(used) < 2:
+        return None
+    groups = counts_GCLE[:, used].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    pool, between = _distances(groups.sum(axis=0))
+    chances = {"multinomial": _multinomial_classes(groups.sum(axis=0), rng)}
+    if len(groups) >= MINIMUM_GROUPS:
+        chances["permutation"] = _shuffled_classes(groups, rng)
+    found = {name: _distances(counts) for name, counts in chances.items()}
+    pairs = np.triu_indices(len(used), k=1)
+    observed = float(between[pairs].mean())
+    p_pool, p_between = None, None
+    if "permutation" in found:
+        per_null = [[_p_value(float(pool[i]), one[:, i]) for i in range(len(used))] for one, _ in found.values()]
+        p_pool = np.max(per_null, axis=0)
+        p_between = max(_p_value(observed, two[:, pairs[0], pairs[1]].mean(axis=1)) for _, two in found.values())
+    return Specialisation(
+        phase=phase,
+        class_names=tuple(class_names[i] for i in used),
+        against_pool_C=pool,
+        between_CC=between,
+        null_against_pool_C={name: np.nanmean(one, axis=0) for name, (one, _) in found.items()},
+        null_between_CC={name: np.nanmean(two, axis=0) for name, (_, two) in found.items()},
+        p_against_pool_C=p_pool,
+        p_between=p_between,
+    )
+
+
+def _distances(counts_CLE: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Total variation against the pool [..., C] and between classes [..., C, C], mean over layers."""
+    pool = _over_layers(total_variation(counts_CLE, counts_CLE.sum(axis=-3, keepdims=True)))
+    columns = [
+        _over_layers(total_variation(counts_CLE, counts_CLE[..., i : i + 1, :, :])) for i in range(counts_CLE.shape[-3])
+    ]
+    return pool, np.stack(columns, axis=-1)
+
+
+def _multinomial_classes(counts_CLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    pooled = shares(counts_CLE.sum(axis=0))
+    drawn = [_draw(own.sum(axis=1).astype(np.int64), pooled, rng) for own in counts_CLE]
+    return np.stack(drawn, axis=1)
+
+
+def _shuffled_classes(groups_GCLE: FloatArray, rng: np.random.Generator) -> FloatArray:
+    num_groups, num_classes = groups_GCLE.shape[:2]
+    rows = np.arange(num_groups)[:, None]
+    return np.stack(
+        [
+            groups_GCLE[rows, np.argsort(rng.random((num_groups, num_classes)), axis=1)].sum(axis=0)
+            for _ in range(PERMUTATIONS)
+        ]
+    )
+
+
+STEPS_PER_GROUP = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Counts of one phase and class (either may be ``all``).
+
+    Attributes:
+        counts_LE: assignments over the whole pass.
+        counts_GLE: the same per stretch of time (neighbouring steps or windows) that has any.
+        tokens: real tokens behind them.
+    """
+
+    counts_LE: IntArray
+    counts_GLE: npt.NDArray[np.int64]
+    tokens: int
+
+
+def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
+    """Pick a phase and a class out of the counts."""
+    phases = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
+    names = routing.class_names
+    classes = list(range(len(names))) if request_class == ALL else [names.index(request_class)]
+    counts = routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=(1, 2))
+    groups, _ = time_groups(routing, phase) if request_class == ALL else group_windows(counts)
+    return Cell(
+        counts_LE=counts.sum(axis=0),
+        counts_GLE=groups[groups.sum(axis=(1, 2)) > 0],
+        tokens=int(routing.real_tokens_WPC[:, phases][:, :, classes].sum()),
+    )
+
+
+def time_groups(routing: Routing, phase: str = ALL) -> tuple[npt.NDArray[np.int64], IntArray]:
+    """Counts of a phase over stretches of time, shape [G, L, E], and the first step of each stretch.
+
+    Stretches are runs of steps where every step's counts were kept (a short pass may have one window only), else
+    windows. A few steps belong to each stretch, so that it holds more than one batch.
+    """
+    phases = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
+    kept = routing.step_counts_SPLE
+    if kept is None or len(kept) < max(len(routing.distinct_SL), 2 * STEPS_PER_GROUP):
+        groups, first = group_windows(routing.counts_WPCLE[:, phases].sum(axis=(1, 2)))
+        return groups, routing.window_first_step[first]
+    num = min(MAX_GROUPS, len(kept) // STEPS_PER_GROUP)
+    edges = np.unique(np.linspace(0, len(kept), num, endpoint=False).astype(np.int64))
+    by_step = kept[:, phases[0]].astype(np.int64) if len(phases) == 1 else kept.sum(axis=1, dtype=np.int64)
+    return np.add.reduceat(by_step, edges, axis=0), edges
+
+
+def first_with_routing(rounds: Sequence[PassTables]) -> tuple[PassTables, Routing] | None:
+    """The first round that has routing counts with windows, layers and experts."""
+    for tables in rounds:
+        if tables.routing is not None and tables.routing.counts_WPCLE.size:
+            return tables, tables.routing
+    return None
+
+
+NO_INTERVAL = "no interval: judged against its nulls, see its p"
+CANNOT_JUDGE = f"cannot tell: fewer than {MINIMUM_GROUPS} stretches of time to shuffle"
+
+
+def drift_by_phase(tables: PassTables, routing: Routing, seed: int = 0) -> tuple[Drift, ...]:
+    """Drift of all tokens, of prefill, and of decode."""
+    starts, found = column(tables.steps, "start_s"), []
+    for phase in (ALL, *PHASES):
+        groups, first_step = time_groups(routing, phase)
+        known = first_step < len(starts)  # a killed pass may have lost its last steps
+        found.append(drift(phase, groups[known], starts[first_step[known]], seed))
+    return tuple(found)
+
+
+def specialisation_by_phase(routing: Routing, seed: int = 0) -> tuple[Specialisation, ...]:
+    """Specialisation in prefill and in decode, where at least two classes have tokens."""
+    found = []
+    for row, phase in enumerate(PHASES):
+        groups, _ = group_windows(routing.counts_WPCLE[:, row])
+        result = specialisation(phase, routing.class_names, groups, seed)
+        if result is not None:
+            found.append(result)
+    return tuple(found)
+
+
+def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], seed: int = 0) -> list[MetricValue]:
+    """``router_drift_js``, ``domain_specialisation`` and ``domain_total_variation``, each with its p."""
+    values: list[MetricValue] = []
+    for moved in drift_by_phase(tables, routing, seed):
+        where, num = {**labels, "phase": moved.phase}, len(moved.window_js)
+        if moved.halves_js is None:
+            names = ("router_drift_js", "router_drift_js_p")
+            values += [
+                missing(name, f"{num} stretches of time with tokens; drift needs two", **where) for name in names
+            ]
+            continue
+        values += _pair("router_drift_js", moved.halves_js, moved.p_value, moved.null_js, num, where)
+    for found in specialisation_by_phase(routing, seed):
+        where = {**labels, "phase": found.phase}
+        for i, name in enumerate(found.class_names):
+            null = {key: float(chance[i]) for key, chance in found.null_against_pool_C.items()}
+            value = float(found.against_pool_C[i])
+            p_value = None if found.p_against_pool_C is None else float(found.p_against_pool_C[i])
+            values += _pair("domain_specialisation", value, p_value, null, None, {**where, "request_class": name})
+        pairs = np.triu_indices(len(found.class_names), k=1)
+        null = {key: float(chance[pairs].mean()) for key, chance in found.null_between_CC.items()}
+        mean = float(found.between_CC[pairs].mean())
+        values += _pair("domain_total_variation", mean, found.p_between, null, None, where)
+    return values
+
+
+def _pair(
+    name: str, value: float, p_value: float | None, null: dict[str, float], n: int | None, labels: dict[str, str]
+) -> list[MetricValue]:
+    """A distance and its p; without a p the distance stands, and says that nothing can be claimed from it."""
+    if p_value is None:
+        alone = MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(CANNOT_JUDGE,))
+        return [alone, missing(f"{name}_p", CANNOT_JUDGE, **labels)]
+    return [
+        MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(NO_INTERVAL,)),
+        MetricValue(name=f"{name}_p", value=p_value, n=n, exact=True, labels=labels),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadShares:
+    """One heat map: the share of each layer's assignments that each expert took.
+
+    Attributes:
+        phase: ``all``, ``prefill`` or ``decode``.
+        request_class: ``all`` or one class.
+        layer_names: rows.
+        counts_LE: assignments.
+        shares_LE: counts over the layer's sum; NaN in a layer without any.
+        tokens: tokens behind them.
+        uniform_share: 1/E.
+        uniform_max_over_mean_L: max/mean of each layer by chance, for as many tokens.
+    """
+
+    phase: str
+    request_class: str
+    layer_names: tuple[str, ...]
+    counts_LE: IntArray
+    shares_LE: FloatArray
+    tokens: int
+    uniform_share: float
+    uniform_max_over_mean_L: FloatArray
+
+
+def load_shares(rounds: Sequence[PassTables]) -> tuple[LoadShares, ...]:
+    """Heat maps of the first round with routing: each phase with all classes, then each phase and class."""
+    found = first_with_routing(rounds)
+    if found is None:
+        return ()
+    routing = found[1]
+    classes = (ALL, *routing.class_names) if len(routing.class_names) > 1 else (ALL,)
+    maps = []
+    for request_class in classes:
+        for phase in (ALL, *PHASES):
+            own = cell(routing, phase, request_class)
+            if own.tokens:
+                maps.append(_heat_map(routing, phase, request_class, own.counts_LE, own.tokens))
+    return tuple(maps)
+
+
+def _heat_map(routing: Routing, phase: str, request_class: str, counts_LE: IntArray, tokens: int) -> LoadShares:
+    experts = routing.num_experts
+    chance = [uniform_expectation(max_over_mean, experts, k, tokens) for k in routing.top_k_L.tolist()]
+    return LoadShares(
+        phase=phase,
+        request_class=request_class,
+        layer_names=routing.layer_names,
+        counts_LE=counts_LE,
+        shares_LE=shares(counts_LE),
+        tokens=tokens,
+        uniform_share=1 / experts,
+        uniform_max_over_mean_L=np.array(chance),
+    )

@@ -1,0 +1,207 @@
+"""What a step waits for: distinct experts and the largest load per step and layer (METRICS section 3).
+
+``distinct_SL`` and ``max_load_SL`` are over both phases of a step together, so a figure with a phase label uses only
+*pure* steps of that phase. Every step counts once: a step is what is waited for, however many tokens it has.
+n counts steps. Neighbouring steps share most of their requests, so they are not independent; the intervals know that
+(batch means over at most thirty stretches of steps), n does not.
+Legend: S steps, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.analysis.metrics.routing.measures import capacity_factor, max_over_mean
+from moeprof.analysis.metrics.routing.nulls import (
+    marginal_distinct,
+    over_batch_sizes,
+    uniform_distinct,
+    uniform_expectation,
+)
+from moeprof.analysis.metrics.tables import FloatArray, IntArray, PassTables, column, is_phase
+from moeprof.analysis.stats import intervals
+from moeprof.core.metric import MetricValue, missing
+from moeprof.core.record.routing import Routing
+
+_MARGINAL_GRID = 64
+STEP_NAMES = (
+    "distinct_experts_per_step",
+    "experts_touched_ratio",
+    "expert_reuse_ratio",
+    "step_load_max_over_mean",
+    "capacity_factor_for_1pct_drop",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutedSteps:
+    """The steps of one phase that carry routing counts.
+
+    Attributes:
+        rows: row of each step in table ``steps`` and in the routing arrays, shape [S].
+        tokens: T of each step, shape [S].
+        distinct_SL, max_load_SL: as recorded.
+        top_k_L: k per layer.
+        num_experts: E.
+    """
+
+    rows: IntArray
+    tokens: IntArray
+    distinct_SL: FloatArray
+    max_load_SL: FloatArray
+    top_k_L: IntArray
+    num_experts: int
+
+    def load_ratios(self) -> FloatArray:
+        """Largest load over the mean load T*k/E, shape [S, L]."""
+        return self.max_load_SL * self.num_experts / (self.tokens[:, None] * self.top_k_L[None, :])
+
+
+def routed_steps(tables: PassTables, routing: Routing, phase: str) -> RoutedSteps:
+    """Steps of ``phase`` (``all`` = mixed ones too) with tokens and with routing switched on."""
+    num = min(len(tables.steps), len(routing.distinct_SL))
+    steps = tables.steps.iloc[:num]
+    tokens = column(steps, "prefill_tokens") + column(steps, "decode_tokens")
+    keep = is_phase(steps, phase) & (tokens > 0) & (routing.distinct_SL[:num].sum(axis=1) > 0)
+    keep &= np.asarray(steps["instrumented"].fillna(True), dtype=np.bool_)
+    rows = np.flatnonzero(keep).astype(np.int64)
+    return RoutedSteps(
+        rows=rows,
+        tokens=tokens[rows].astype(np.int64),
+        distinct_SL=routing.distinct_SL[rows].astype(np.float64),
+        max_load_SL=routing.max_load_SL[rows].astype(np.float64),
+        top_k_L=routing.top_k_L,
+        num_experts=routing.num_experts,
+    )
+
+
+def step_metrics(
+    steps: RoutedSteps, counts_LE: IntArray, num_tokens: int, step_counts: IntArray | None, labels: dict[str, str]
+) -> list[MetricValue]:
+    """Per-step figures of one phase, averaged over layers.
+
+    Args:
+        steps: the steps.
+        counts_LE: assignments of this phase over the whole pass, for the marginal null.
+        num_tokens: tokens behind them.
+        step_counts: kept counts of these steps, shape [S', L, E], S' <= S; None when not kept.
+        labels: of every value.
+    """
+    if not len(steps.rows):
+        return [missing(name, f"no pure {labels['phase']} steps", **labels) for name in STEP_NAMES]
+    experts, distinct = steps.num_experts, steps.distinct_SL
+    nulls = distinct_nulls(steps, counts_LE, num_tokens)
+    mean_nulls = {name: float(np.mean(values)) for name, values in nulls.items()}
+    picks = steps.tokens[:, None] * steps.top_k_L[None, :]
+    reuse_nulls = {name: float(picks.mean()) / value for name, value in mean_nulls.items()}
+    touched = {name: value / experts for name, value in mean_nulls.items()}
+    load_null = {"uniform": float(np.mean(_load_null(steps)))}
+    per_step = distinct.mean(axis=1)
+    return [
+        _mean("distinct_experts_per_step", per_step, labels, mean_nulls),
+        _mean("experts_touched_ratio", per_step / experts, labels, touched, bounded=True),
+        _reuse(picks.mean(axis=1), per_step, labels, reuse_nulls),
+        _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null),
+        _capacity(steps, step_counts, labels),
+    ]
+
+
+def layer_step_metrics(
+    steps: RoutedSteps, counts_LE: IntArray, num_tokens: int, layer_names: tuple[str, ...], labels: dict[str, str]
+) -> list[MetricValue]:
+    """Distinct experts and largest load per layer."""
+    if not len(steps.rows):
+        return []
+    nulls, load_null, values = distinct_nulls(steps, counts_LE, num_tokens), _load_null(steps), []
+    for layer, name in enumerate(layer_names):
+        own = {**labels, "layer": name}
+        expected = {null: float(found[layer]) for null, found in nulls.items()}
+        values.append(_mean("distinct_experts_per_step", steps.distinct_SL[:, layer], own, expected))
+        load = {"uniform": float(load_null[layer])}
+        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], own, load))
+    return values
+
+
+def distinct_nulls(steps: RoutedSteps, counts_LE: IntArray, num_tokens: int) -> dict[str, FloatArray]:
+    """Mean over steps of E[U] under both nulls, per layer, shape [L]. Marginal only where tokens are known."""
+    top_ks = steps.top_k_L.tolist()
+    found = {"uniform": np.array([uniform_distinct(steps.num_experts, k, steps.tokens).mean() for k in top_ks])}
+    if num_tokens >= int(steps.tokens.max()):
+        found["marginal"] = np.array([_marginal(steps, counts_E, num_tokens) for counts_E in counts_LE])
+    return found
+
+
+def _marginal(steps: RoutedSteps, counts_E: IntArray, num_tokens: int) -> float:
+    def expected(sizes: IntArray) -> FloatArray:
+        return marginal_distinct(counts_E, num_tokens, sizes)
+
+    return float(over_batch_sizes(expected, steps.tokens, _MARGINAL_GRID).mean())
+
+
+def _load_null(steps: RoutedSteps) -> FloatArray:
+    """Monte Carlo E[max/mean] under the uniform null, mean over steps, per layer."""
+    by_k = {}
+    for top_k in set(steps.top_k_L.tolist()):
+        by_k[top_k] = float(over_batch_sizes(_uniform_load(steps.num_experts, top_k), steps.tokens).mean())
+    return np.array([by_k[top_k] for top_k in steps.top_k_L.tolist()])
+
+
+def _uniform_load(num_experts: int, top_k: int) -> Callable[[IntArray], FloatArray]:
+    def expected(sizes: IntArray) -> FloatArray:
+        return np.array([uniform_expectation(max_over_mean, num_experts, top_k, int(size)) for size in sizes])
+
+    return expected
+
+
+def _mean(
+    name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float], *, bounded: bool = False
+) -> MetricValue:
+    low, high = intervals.block_mean_interval(series, bounded=bounded) or (None, None)
+    return MetricValue(
+        name=name,
+        value=float(series.mean()),
+        n=len(series),
+        ci_low=low,
+        ci_high=high,
+        labels=labels,
+        null=null,
+        reasons=() if low is not None else ("no interval: fewer than ten steps",),
+    )
+
+
+def _reuse(picks_S: FloatArray, distinct_S: FloatArray, labels: dict[str, str], null: dict[str, float]) -> MetricValue:
+    """Sum of T*k over sum of U: a ratio of sums, so that large steps weigh as much as they serve."""
+    num = len(picks_S)
+    edges = np.unique(np.linspace(0, num, min(num, 20), endpoint=False).astype(np.int64))
+    groups = np.stack([np.add.reduceat(picks_S, edges), np.add.reduceat(distinct_S, edges)], axis=1)
+    value = float(picks_S.sum() / distinct_S.sum())
+    without = groups.sum(axis=0) - groups
+    interval = intervals.jackknife_interval(value, without[:, 0] / without[:, 1]) if len(groups) >= 5 else None
+    low, high = interval or (None, None)
+    return MetricValue(
+        name="expert_reuse_ratio",
+        value=value,
+        n=num,
+        ci_low=low,
+        ci_high=high,
+        labels=labels,
+        null=null,
+        reasons=() if interval else ("no interval: fewer than five steps",),
+    )
+
+
+def _capacity(steps: RoutedSteps, step_counts: IntArray | None, labels: dict[str, str]) -> MetricValue:
+    name = "capacity_factor_for_1pct_drop"
+    if step_counts is None or not len(step_counts):
+        return missing(name, "counts per step were not kept (too large, or no such step among those kept)", **labels)
+    num = len(step_counts)
+    if len(set(steps.top_k_L.tolist())) > 1:
+        return missing(name, "layers have different top-k", **labels)
+    value = capacity_factor(step_counts, steps.tokens[:num], int(steps.top_k_L[0]))
+    if value is None:
+        return missing(name, "nothing was routed", **labels)
+    kept = () if num == len(steps.rows) else (f"from the first {num} of {len(steps.rows)} such steps",)
+    return MetricValue(name=name, value=value, n=num, exact=True, labels=labels, reasons=kept)

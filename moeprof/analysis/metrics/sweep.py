@@ -1,0 +1,242 @@
+"""The passes of a sweep as tables, by point: what ran, what it cost, whether it kept up.
+
+A pass of a sweep is one round at one setting. Rounds of a point send the same requests, and so do the models of a run:
+``schedule_sha256`` proves it. The record of a sweep that was stopped early has fewer points, and says why.
+
+One number of one round of a sweep: what is averaged over rounds, and paired by round between models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
+from moeprof.analysis.metrics.work import peaks_of
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.core.metric import MetricValue
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.layout import LaunchRecord, ModelRecord
+from moeprof.core.record.tables import read_table
+from moeprof.core.workload.studies import SweepPoint
+
+ONE_ROUND = "no interval: one round"
+AXES = ("concurrency", "request_rate", "input_tokens", "max_batch_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptRound:
+    """One pass of a sweep.
+
+    Attributes:
+        launch: number of the launch.
+        round: number of the round at this point.
+        tables: of the pass.
+        split: its bill.
+        schedule_sha256: of the requests that were sent, or None in a pass that died early.
+        saturated: the queue grew without bound; None when the pass cannot tell.
+        saturation_reason: how that was seen.
+    """
+
+    launch: int
+    round: int
+    tables: PassTables
+    split: CostSplit
+    schedule_sha256: str | None = None
+    saturated: bool | None = None
+    saturation_reason: str | None = None
+
+    @property
+    def usd_per_1m_total_tokens(self) -> float | None:
+        """Billed dollars: idle time of the window included."""
+        return self._per_million(self.split.run_cost_usd)
+
+    @property
+    def usd_per_1m_total_tokens_compared(self) -> float | None:
+        """What models are compared by: an open loop bills busy seconds only (METRICS section 7)."""
+        is_open = self.tables.traffic == "open"
+        return self._per_million(self.split.busy_cost_usd if is_open else self.split.run_cost_usd)
+
+    def _per_million(self, usd: float | None) -> float | None:
+        tokens = self.split.input_tokens + self.split.output_tokens
+        return None if usd is None or tokens <= 0 else MILLION * usd / tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptPoint:
+    """One setting of a sweep, by one model: all its rounds in all launches."""
+
+    point: SweepPoint
+    rounds: tuple[SweptRound, ...]
+
+    @property
+    def saturated(self) -> bool:
+        """In every round: rounds that disagree are no ground to say so."""
+        return bool(self.rounds) and all(one.saturated for one in self.rounds)
+
+    @property
+    def saturation_reason(self) -> str | None:
+        """Of the first saturated round."""
+        return next((one.saturation_reason for one in self.rounds if one.saturated), None)
+
+
+def swept_points(
+    record: ModelRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any] | None = None
+) -> tuple[SweptPoint, ...]:
+    """All points of a model's sweep in the order of the record; empty without a sweep.
+
+    Args:
+        record: the model's part of the record.
+        facts: what it is.
+        pricing: what an hour costs.
+        peaks: ``{"peaks": ...}`` of the device, for launches that did not measure them.
+    """
+    found: dict[SweepPoint, list[SweptRound]] = {}
+    for launch in record.launches:
+        for point, one in _rounds(launch, facts, pricing, peaks or {}):
+            found.setdefault(point, []).append(one)
+    return tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
+
+
+def _rounds(
+    launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any]
+) -> list[tuple[SweepPoint, SweptRound]]:
+    if not launch.sweep:
+        return []
+    calibration = read_table(launch.path, "calibration")
+    limits = peaks_of({**peaks, **launch.info}, facts)
+    rounds = []
+    for one in launch.sweep:
+        point = one.sweep_point
+        if point is None or not len(one.steps):
+            continue  # it died before it began
+        tables, told = PassTables.from_record(one), one.info.get("saturation") or {}
+        split = cost_split(tables, pricing, calibration if len(calibration) else None, facts=facts, peaks=limits)
+        swept = SweptRound(
+            launch=launch.number,
+            round=int(one.info.get("round", one.name.rpartition("-")[2])),
+            tables=tables,
+            split=split,
+            schedule_sha256=one.info.get("schedule_sha256"),
+            saturated=told.get("saturated"),
+            saturation_reason=told.get("reason"),
+        )
+        rounds.append((point, swept))
+    return rounds
+
+
+def over_rounds(samples: Sequence[tuple[int, float | None]], reason: str, *, bounded: bool = False) -> Estimate:
+    """The mean of one number per round, with its interval over launches where there are several, else over rounds.
+
+    Args:
+        samples: (launch, value) per round; a value may be None.
+        reason: why there is no value when no round has one.
+        bounded: the quantity is a share that cannot leave [0, 1].
+    """
+    by_launch: dict[int, list[float]] = {}
+    for launch, value in samples:
+        if value is not None:
+            by_launch.setdefault(launch, []).append(value)
+    if not by_launch:
+        return Estimate(value=None, reason=reason)
+    groups = list(by_launch.values())
+    values = [float(np.mean(group)) for group in groups] if len(groups) > 1 else groups[0]
+    low, high = intervals.mean_interval(values, bounded=bounded) or (None, None)
+    why = None if low is not None else ONE_ROUND
+    return Estimate(value=float(np.mean(values)), low=low, high=high, n=len(values), reason=why)
+
+
+def log_ratio_estimate(ratios: Sequence[float], spread: tuple[float, int] | None = None) -> Estimate:
+    """The geometric mean of paired ratios with its 95 % t-interval on the logarithm.
+
+    Args:
+        ratios: one per pair of rounds or launches, above 0.
+        spread: standard deviation of a log ratio and its degrees of freedom, pooled with that of other loads; where
+            the ratios' own is larger, that one stands.
+    """
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    if not len(logs):
+        return Estimate(value=None, reason="no pair of rounds")
+    own = float(logs.std(ddof=1)) if len(logs) > 1 else None
+    deviation, degrees = own, len(logs) - 1
+    if spread is not None:
+        deviation, degrees = max(spread[0], own or 0.0), spread[1]
+    middle = float(logs.mean())
+    if deviation is None or degrees < 1:
+        return Estimate(value=math.exp(middle), n=len(logs), reason=ONE_ROUND)
+    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, degrees) * deviation / math.sqrt(len(logs))
+    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+
+
+def from_metric(value: MetricValue) -> Estimate:
+    """A metric's value as an estimate."""
+    reason = "; ".join(value.reasons) or None
+    return Estimate(
+        value=None if value.value is None else float(value.value),
+        low=value.ci_low,
+        high=value.ci_high,
+        n=value.n,
+        reason=reason,
+    )
+
+
+def to_metric(name: str, estimate: Estimate, **labels: str) -> MetricValue:
+    """An estimate as a metric's value, for tables."""
+    return MetricValue(
+        name=name,
+        value=estimate.value,
+        n=estimate.n,
+        ci_low=estimate.low,
+        ci_high=estimate.high,
+        exact=estimate.value is not None and estimate.n is None,
+        labels=labels,
+        reasons=() if estimate.reason is None else (estimate.reason,),
+    )
+
+
+def usd_total(one: SweptRound) -> float | None:
+    """Dollars per million tokens that models are compared by: an open loop bills busy seconds only."""
+    return one.usd_per_1m_total_tokens_compared
+
+
+def usd_output(one: SweptRound) -> float | None:
+    """The outputs' part of the additive split, billed alike."""
+    usd = one.split.usd_per_output_token
+    if usd is None:
+        return None
+    if one.tables.traffic != "open":
+        return MILLION * usd
+    return None if one.split.busy_ratio is None else MILLION * usd * one.split.busy_ratio
+
+
+def outputs_per_s(one: SweptRound) -> float | None:
+    """Output tokens per second of all devices."""
+    duration_s = one.tables.duration_s
+    return one.split.output_tokens / duration_s if duration_s > 0 else None
+
+
+def tokens_per_s_per_user(one: SweptRound) -> float | None:
+    """1 / mean gap between tokens, over all gaps of all requests."""
+    times, rows = token_times(one.tables.requests)
+    gaps = np.diff(times)[rows[1:] == rows[:-1]] if len(times) > 1 else np.empty(0)
+    return 1 / float(gaps.mean()) if len(gaps) and gaps.mean() > 0 else None
+
+
+def decode_step_s(one: SweptRound) -> float | None:
+    """Mean wall time of a pure decode step."""
+    steps = one.tables.steps
+    seconds = (column(steps, "end_s") - column(steps, "start_s"))[is_phase(steps, "decode")]
+    return float(seconds.mean()) if len(seconds) else None
+
+
+def decode_batch(one: SweptRound) -> float | None:
+    """Mean tokens of a pure decode step."""
+    tokens = column(one.tables.steps, "decode_tokens")[is_phase(one.tables.steps, "decode")]
+    return float(tokens.mean()) if len(tokens) else None

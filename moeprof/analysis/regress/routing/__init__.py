@@ -1,0 +1,1 @@
+"""Did the router change: agreement, health, layers."""

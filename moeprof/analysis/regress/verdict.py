@@ -1,0 +1,60 @@
+"""Putting one gate's result together, and all of them in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from moeprof.analysis.metrics.lookup import Key
+from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.result import GateResult, Overall
+from moeprof.analysis.report.document import Ratio
+
+ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference shown")
+
+
+def result_of(
+    chosen: ChosenGate,
+    ratio: Ratio,
+    *,
+    n: str,
+    decide: str | None = None,
+    launches: tuple[Sequence[float], Sequence[float]] = ((), ()),
+    key: Key | None = None,
+) -> GateResult:
+    """A gate with what was found; ``key`` where it is not that of a value."""
+    return GateResult(
+        gate=chosen.gate,
+        kind=chosen.kind,
+        model=chosen.model,
+        card=chosen.card,
+        key=chosen.key if key is None else key,
+        better=chosen.better,
+        reference=chosen.reference,
+        other=chosen.other,
+        ratio=ratio,
+        n=n,
+        decide=decide,
+        reference_launches=tuple(launches[0]),
+        other_launches=tuple(launches[1]),
+    )
+
+
+def in_order(results: Iterable[GateResult]) -> tuple[GateResult, ...]:
+    """Most important first: by verdict, then by how far the figure moved."""
+    return tuple(sorted(results, key=lambda result: (ORDER.index(_overall(result)), -_size(result))))
+
+
+def overall(results: Iterable[GateResult]) -> Overall:
+    """Worse if one is; else cannot tell if one cannot; else better if one is."""
+    verdicts = {_overall(result) for result in results}
+    return next((verdict for verdict in ORDER if verdict in verdicts), "no difference shown")
+
+
+def _overall(result: GateResult) -> Overall:
+    return next((verdict for verdict in ORDER if verdict == result.verdict), "cannot tell")
+
+
+def _size(result: GateResult) -> float:
+    value = result.ratio.value
+    return abs(math.log(value)) if value is not None and value > 0 else 0.0

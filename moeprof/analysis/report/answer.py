@@ -1,0 +1,116 @@
+"""The answer in one sentence: what the MoE costs against its rivals, what was realised, which dense size it equals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.report.headline import cost_ratio, why_incomparable
+from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
+from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
+from moeprof.analysis.sparsity.roles import Roles
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.core.metric import MetricValue, missing
+
+NO_TWINS = "needs an active- and a total-matched twin in the workload (`twin_of: <moe>, match: active` and `total`)"
+NO_LADDER = "needs dense twins of at least 3 sizes in the workload (`twin_of: <moe>, ladder: [0.5, 1, 2, 4]`)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a comparison of one run comes to.
+
+    Attributes:
+        sentence: the headline.
+        realised: ``sparsity_realised_ratio`` from lone runs.
+        equivalent: ``dense_equivalent_params`` from lone runs.
+    """
+
+    sentence: str
+    realised: Estimate
+    equivalent: DenseEquivalent
+
+    @property
+    def metrics(self) -> tuple[MetricValue, ...]:
+        """Both figures as metrics of the MoE."""
+        values = [to_metric("sparsity_realised_ratio", self.realised, measured="alone")]
+        if self.equivalent.params.value is None:
+            values.append(missing("dense_equivalent_params", self.equivalent.reason or "not measured"))
+        else:
+            values.append(to_metric("dense_equivalent_params", self.equivalent.params))
+        return tuple(values)
+
+
+def answer(parts: Roles) -> Answer | None:
+    """The answer of a run with an MoE and at least one dense model that did the same work; None for other runs."""
+    moe = parts.moe
+    if moe is None:
+        return None
+    rivals = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
+    rivals = rivals or [m for m in parts.rivals if why_incomparable(moe, m) is None][:2]
+    if not rivals:
+        return None
+    costs = [f"{_cost(moe, dense)} of {parts.called(dense)}" for dense in rivals]
+    realised, equivalent = _realised(parts), _equivalent(parts)
+    tail = [text for text in (_realised_text(realised), _equivalent_text(equivalent)) if text]
+    where = "On this traffic" if not moe.capacity else "On the same requests, sent all at once,"
+    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}."
+    return Answer(sentence=sentence, realised=realised, equivalent=equivalent)
+
+
+def unit_costs(model: ModelSummary) -> list[float]:
+    """Dollars for the same requests, once per launch, or once per round of a single launch."""
+    bills = [[split.run_cost_usd for split in splits] for splits in model.launch_splits]
+    # A launch that was cut off has fewer rounds: their mean, so that launches and models bill the same requests.
+    return [sum(bill) / len(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
+
+
+def _cost(moe: ModelSummary, dense: ModelSummary) -> str:
+    value, interval = cost_ratio(moe, dense)
+    low, high = interval or (None, None)
+    text = ratio_text(Estimate(value=value, low=low, high=high))
+    if interval is None:
+        return f"{text} (one pass, so no interval)"
+    return f"{text} (no difference shown)" if interval[0] <= 1 <= interval[1] else text
+
+
+def _realised(parts: Roles) -> Estimate:
+    if parts.moe is None or parts.active is None or parts.total is None:
+        return Estimate(value=None, reason=NO_TWINS)
+    return realised_of_rounds(*(unit_costs(model) for model in (parts.total, parts.moe, parts.active)))
+
+
+def _equivalent(parts: Roles) -> DenseEquivalent:
+    by_size = {m.facts.total_params: unit_costs(m) for m in parts.twins if m.facts is not None}
+    if parts.moe is None or len(by_size) < 3:
+        return DenseEquivalent(params=Estimate(value=None, reason=NO_LADDER), reason=NO_LADDER)
+    return equivalent_of_rounds(tuple(by_size.items()), unit_costs(parts.moe))
+
+
+def _realised_text(realised: Estimate) -> str:
+    if realised.value is None:
+        return ""
+    between = ""
+    if realised.low is not None and realised.high is not None:
+        between = f" [{100 * realised.low:.0f}, {100 * realised.high:.0f}]"
+    if realised.high is not None and realised.high <= 0:
+        return f"none of the promised saving is realised ({100 * realised.value:.0f} %{between})"
+    if realised.low is None or realised.low <= 0:
+        return f"that any of the promised saving is realised is not shown ({100 * realised.value:.0f} %{between})"
+    return f"{100 * realised.value:.0f} %{between} of the promised saving is realised"
+
+
+def _equivalent_text(equivalent: DenseEquivalent) -> str:
+    size = equivalent.params
+    if size.value is not None:
+        text = f"it behaves like a dense model of {parameters_text(size.value)}"
+        if size.low is not None and size.high is not None:
+            return text + f" [{parameters_text(size.low)}, {parameters_text(size.high)}]".replace(" parameters", "")
+        return f"{text} ({equivalent.reason})" if equivalent.reason else text
+    if equivalent.bound is not None and equivalent.bound_params is not None:
+        if not equivalent.bound_told:
+            return f"which dense size it costs as much as cannot be told ({equivalent.reason})"
+        how = "less than the smallest" if equivalent.bound == "below" else "more than the largest"
+        return f"it costs {how} dense size tried ({parameters_text(equivalent.bound_params)})"
+    return ""

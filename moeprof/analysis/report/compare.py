@@ -1,0 +1,450 @@
+"""The page of ``moeprof compare``: models of one run beside each other, or runs against a reference run.
+
+The page for one run: the answer, every metric with its ratio, theory, ladder, load, memory, variance, quality.
+
+The page for several runs: each against the reference, model by model, and what differs between them.
+
+Comparisons as tables: first the figures everybody asks for, then every metric, one folded table per section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moeprof.analysis.compare.comparable import banners as difference_banners
+from moeprof.analysis.compare.comparable import refuse
+from moeprof.analysis.compare.models import model_tables
+from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, compare_runs, run_tables
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, by_key, highest_percentile, key_of, labels_of, pick
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.answer import Answer, answer
+from moeprof.analysis.report.comparison import Page
+from moeprof.analysis.report.data import page_json, page_rows
+from moeprof.analysis.report.document import (
+    Document,
+    Doubt,
+    FactTable,
+    ModelColumn,
+    Ratio,
+    RatioRow,
+    RatioTable,
+    Section,
+)
+from moeprof.analysis.report.doubts import find_doubts
+from moeprof.analysis.report.headline import banners, headline, subtitle
+from moeprof.analysis.report.headline import banners as run_banners
+from moeprof.analysis.report.run import FIRST_SCREEN, SECTIONS, heading_of, label_of, machine_section, model_column
+from moeprof.analysis.report.sections.ladder import (
+    agreement_section,
+    agreement_sentence,
+    agreements,
+    ladder_metrics,
+    ladder_results,
+    ladder_section,
+    sentences,
+)
+from moeprof.analysis.report.sections.lockstep import (
+    LockstepPair,
+    lockstep_doubts,
+    lockstep_metrics,
+    lockstep_pairs,
+    lockstep_section,
+)
+from moeprof.analysis.report.sections.memory import memory_section, quality_section, variance_section
+from moeprof.analysis.report.sections.sweep import answers, sweep_metrics, sweep_section
+from moeprof.analysis.report.sections.theory import sentences as theory_sentences
+from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
+from moeprof.analysis.sparsity.claims import claim_notes
+from moeprof.analysis.sparsity.ladder import Agreement, LadderResult
+from moeprof.analysis.sparsity.roles import Roles, roles
+from moeprof.analysis.sparsity.sweeps import SweepResult, sweep_results
+from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups
+from moeprof.core.errors import InputError
+from moeprof.core.metric import MetricValue
+
+WIDE_TABLE = 4  # models; with more, the first table holds the MoE and its closest rivals
+
+
+def models_page(summary: Summary, reference: str | None) -> Page:
+    """Compare the models of a run.
+
+    Args:
+        summary: of the run.
+        reference: the model whose values are the denominators; None: the total-matched twin, else the
+            active-matched one, else the first dense model, else the first model.
+
+    Raises:
+        InputError: fewer than two models were measured, or there is no such model.
+    """
+    record = summary.record
+    if len([model for model in summary.models if model.facts is not None]) < 2:
+        raise InputError(f"nothing to compare: fewer than two models of {record.run} were measured")
+    found = _Found.of(summary)
+    against = reference or _chosen(summary, found.parts)
+    return Page(
+        title=f"{record.workload.get('name', record.run)}: dense against sparse",
+        run=record.run,
+        status=record.status,
+        started_at=str(record.experiment.get("started_at", "")),
+        headline=_headline(summary, found),
+        subtitle=subtitle(summary),
+        notes=tuple(_notes(summary, found)),
+        banners=banners(summary),
+        columns=tuple(model_column(model) for model in summary.models),
+        reference=against,
+        tables=tuple(_narrowed(table, found.parts, against) for table in model_tables(summary, against)),
+        sections=tuple(section for section in _sections(summary, against, found) if section is not None),
+        doubts=(*find_doubts(summary), *lockstep_doubts(summary, found.pairs)),
+        metrics=tuple(_metrics(summary, found)),
+        workload_text=str(record.experiment.get("workload_text", "")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What several parts of the page speak of, computed once."""
+
+    parts: Roles
+    answer: Answer | None
+    pairs: tuple[LockstepPair, ...]
+    ladders: tuple[LadderResult, ...]
+    speedups: tuple[Speedup, ...]
+    swept: SweepResult | None
+
+    @staticmethod
+    def of(summary: Summary) -> _Found:
+        parts = roles(summary)
+        return _Found(
+            parts=parts,
+            answer=answer(parts),
+            pairs=lockstep_pairs(summary.record),
+            ladders=ladder_results(summary.record),
+            speedups=theoretical_speedups(summary),
+            swept=sweep_results(summary),
+        )
+
+
+def _narrowed(table: RatioTable, parts: Roles, against: str) -> RatioTable:
+    """The first table with the models that the answer speaks of; a ladder's other sizes stand in the folded ones."""
+    chosen = {m.name for m in (parts.moe, parts.active, parts.total, *parts.rivals) if m is not None} | {against}
+    kept = [i for i, name in enumerate(table.columns) if name in chosen]
+    if table.folded or parts.moe is None or len(kept) < 2 or len(table.columns) <= WIDE_TABLE:
+        return table
+    rows = tuple(
+        replace(row, values=tuple(row.values[i] for i in kept), ratios=tuple(row.ratios[i] for i in kept))
+        for row in table.rows
+    )
+    columns = tuple(table.columns[i] for i in kept)
+    return replace(table, columns=columns, rows=rows, reference=columns.index(against))
+
+
+def _chosen(summary: Summary, parts: Roles) -> str:
+    dense = parts.total or parts.active or next(iter(parts.rivals), None)
+    return dense.name if dense is not None else summary.models[0].name
+
+
+def _headline(summary: Summary, found: _Found) -> str:
+    """The answer; a run that only climbed the ladder answers with it."""
+    if found.answer is not None:
+        return found.answer.sentence
+    climbed = sentences([result for result in found.ladders if result.phase == "decode"])
+    return climbed[-1] if climbed and not any(model.rounds for model in summary.models) else headline(summary)
+
+
+def _notes(summary: Summary, found: _Found) -> Iterator[str]:
+    """Under the headline: the claim's verdict, promise beside measurement, the ladder, the crossover."""
+    yield from claim_notes(summary)
+    told = [m.name for m in (found.parts.total, found.parts.active, *found.parts.rivals) if m is not None]
+    yield from theory_sentences([s for s in found.speedups if s.phase == "decode" and s.dense in told])[:2]
+    decode = [result for result in found.ladders if result.phase == "decode"]
+    yield from (f"Ladder: {text}" for text in sentences(decode)[-1:])
+    if found.swept is not None:
+        yield from answers(found.swept)
+
+
+def _sections(summary: Summary, reference: str, found: _Found) -> list[Section | None]:
+    return [
+        theory_section(summary),
+        ladder_section(summary.record, summary.pricing),
+        lockstep_section(summary),
+        sweep_section(summary, reference),
+        memory_section(summary),
+        variance_section(summary, found.ladders),
+        quality_section(summary),
+        machine_section(summary),
+    ]
+
+
+def _metrics(summary: Summary, found: _Found) -> Iterator[tuple[str, MetricValue]]:
+    """Figures that only a comparison has."""
+    if found.answer is not None and found.parts.moe is not None:
+        yield from ((found.parts.moe.name, value) for value in found.answer.metrics)
+    yield from lockstep_metrics(found.pairs)
+    lanes = [lane for one in summary.record.ladder for lane in one.lanes if lane.get("rung") != "dense"]
+    if found.ladders and lanes:
+        yield from ((str(lanes[0]["model"]), value) for value in ladder_metrics(found.ladders, summary.pricing))
+    yield from ((value.labels.get("moe", ""), value) for value in theory_metrics(found.speedups))
+    if found.swept is not None:
+        yield from sweep_metrics(found.swept)
+
+
+STATUSES = ("failed", "interrupted", "started", "done")
+
+
+def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[RunsComparison]) -> Page:
+    """Runs against the reference run; ``found`` stands in the order of ``others``."""
+    summaries = (reference, *others)
+    ladders = [agreements(reference, other) for other in others]
+    twice = (agreement_section(one.other, told) for one, told in zip(found, ladders, strict=True))
+    return Page(
+        title=f"{' and '.join(one.other for one in found)} against {found[0].reference}",
+        run=" ".join(summary.record.run for summary in summaries),
+        status=min((summary.record.status for summary in summaries), key=STATUSES.index),
+        started_at=str(reference.record.experiment.get("started_at", "")),
+        headline=" ".join(_verdict(one, told) for one, told in zip(found, ladders, strict=True)),
+        subtitle=subtitle(reference),
+        notes=tuple(_run_notes(found, ladders)),
+        banners=tuple(dict.fromkeys(_banners(summaries, found))),
+        columns=tuple(_column(summary) for summary in summaries),
+        reference=reference.record.run,
+        tables=tuple(_named(table, one, len(found)) for one in found for table in run_tables(one)),
+        sections=(
+            *(section for section in twice if section is not None),
+            _differences(found),
+            *(_machine(summary) for summary in summaries),
+        ),
+        doubts=tuple(doubt for summary in summaries for doubt in _doubts(summary)),
+        workload_text=str(reference.record.experiment.get("workload_text", "")),
+    )
+
+
+def _verdict(one: RunsComparison, ladders: dict[str, tuple[Agreement, ...]]) -> str:
+    """One run in one sentence: the worst verdict of its gates, with the figure."""
+    if one.is_same_run:
+        return f"{one.other} and {one.reference} are the same run: every ratio is 1."
+    ladder, gates = agreement_sentence(ladders), _judged(one)
+    if not gates and ladder is not None:
+        return ladder
+    for kind, verb in (("worse", "is worse than"), ("better", "is better than")):
+        own = [(name, gate) for name, gate in gates if gate.ratio.verdict == kind]
+        if own:
+            return f"{one.other} {verb} {one.reference}: {'; '.join(_said(*pair) for pair in own)}."
+    if gates and all(gate.ratio.verdict == "no difference shown" for _, gate in gates):
+        return f"No difference is shown between {one.other} and {one.reference}."
+    undecided = [(name, gate) for name, gate in gates if gate.ratio.verdict != "no difference shown"]
+    reason = next((gate.ratio.reason for _, gate in undecided if gate.ratio.reason), "no timed figure stands in both")
+    text = f"Whether {one.other} differs from {one.reference} cannot be told: {reason}"
+    shown = len(gates) - len(undecided)
+    if not shown:
+        return f"{text}."
+    said = "; ".join(_said(*pair) for pair in undecided)
+    return f"{text}, for {said}; in {shown} of {len(gates)} deciding figures no difference is shown."
+
+
+def _run_notes(found: Sequence[RunsComparison], ladders: Sequence[dict[str, tuple[Agreement, ...]]]) -> list[str]:
+    said = [text for one in found for text in _gates(one)]
+    return said + [text for told in ladders if (text := agreement_sentence(told)) is not None]
+
+
+def _gates(one: RunsComparison) -> list[str]:
+    if one.is_same_run:
+        return []
+    return [f"{_said(name, gate)} ({gate.ratio.verdict})." for name, gate in _judged(one)]
+
+
+def _judged(one: RunsComparison) -> list[tuple[str, MetricComparison]]:
+    """Every model's deciding figures, decode before prefill."""
+    gates = [(model.name, gate) for model in one.models for gate in model.gates]
+    return sorted(gates, key=lambda pair: (pair[0], dict(pair[1].key[1]).get("phase", "")))
+
+
+def _said(name: str, gate: MetricComparison) -> str:
+    labels = dict(gate.key[1])
+    what = " ".join(
+        part for part in (labels.get("phase", ""), gate.name.removesuffix("_mean_s").replace("_", " ")) if part
+    )
+    ratio = gate.ratio
+    if ratio.value is None:
+        return f"{name}: {what} has no ratio"
+    between = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{name}: {what} {ratio.value:.3f}x{between}"
+
+
+def _banners(summaries: Sequence[Summary], found: Sequence[RunsComparison]) -> list[str]:
+    said = [text for one in found for text in difference_banners(one.differences, one.allow)]
+    for summary in summaries:
+        said += [f"{summary.record.run}: {text}" for text in run_banners(summary)]
+    for one in found:
+        for run, names in ((one.reference, one.only_in_reference), (one.other, one.only_in_other)):
+            if names:
+                said.append(f"Only {run} has {', '.join(names)}, so nothing is said of it.")
+    return said
+
+
+def _column(summary: Summary) -> ModelColumn:
+    names = ", ".join(model.name for model in summary.models)
+    return ModelColumn(name=summary.record.run, status=summary.record.status, subtitle=names)
+
+
+def _named(table: RatioTable, one: RunsComparison, runs: int) -> RatioTable:
+    return replace(table, title=f"{one.other}: {table.title}") if runs > 1 else table
+
+
+def _differences(found: Sequence[RunsComparison]) -> Section:
+    rows = []
+    for one in found:
+        for difference in one.differences:
+            label = difference.name.replace("_", " ") + (f" of {difference.model}" if difference.model else "")
+            label = f"{one.other}: {label}" if len(found) > 1 else label
+            rows.append((label, f"{difference.first} in the reference, {difference.second} in the other"))
+    table = FactTable(title="What differs", rows=tuple(rows or [("nothing", "all facts of the runs are equal")]))
+    return Section(name="differences", title="What differs between the runs", blocks=(table,))
+
+
+def _machine(summary: Summary) -> Section:
+    section = machine_section(summary)
+    return replace(section, name=f"machine-{summary.record.run}", title=f"{summary.record.run}: {section.title}")
+
+
+def _doubts(summary: Summary) -> list[Doubt]:
+    run = summary.record.run
+    return [replace(doubt, model=f"{run}: {doubt.model}" if doubt.model else run) for doubt in find_doubts(summary)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A comparison, ready to be shown.
+
+    Attributes:
+        document: the page.
+        page: what it was made of, for data forms.
+    """
+
+    document: Document
+    page: Page
+
+    @property
+    def metrics(self) -> tuple[tuple[str, MetricValue], ...]:
+        """Figures that only a comparison has, with the model that they are about."""
+        return self.page.metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types: every row of every table with its ratio and verdict, and every metric."""
+        return page_json(self.document, self.page)
+
+    def to_csv_rows(self) -> list[list[Any]]:
+        """A header, then one row per metric and model."""
+        return page_rows(self.page)
+
+
+def compare_document(
+    summaries: Sequence[Summary], *, reference: str | None, allow: frozenset[str] = frozenset()
+) -> Comparison:
+    """The page for one run of several models, or for several runs.
+
+    Args:
+        summaries: one per run.
+        reference: a model of the run, or one of the runs (or a model of theirs): the denominators; None: chosen.
+        allow: facts in which the runs may differ.
+
+    Raises:
+        InputError: nothing to compare, or no such reference.
+        RecordError: the runs differ in facts that were not allowed to.
+    """
+    if len(summaries) == 1:
+        page = models_page(summaries[0], reference)
+        return Comparison(document=page.document(), page=page)
+    runs = [summary.record.run for summary in summaries]
+    first = next((s for s in summaries if reference == s.record.run), summaries[0])
+    if reference is not None and reference not in runs:
+        raise InputError(f"--reference {reference!r}: with several runs it names one of them: {', '.join(runs)}")
+    found = [compare_runs(first, other, allow) for other in summaries if other is not first]
+    for comparison in found:
+        if not comparison.is_same_run:
+            refuse(comparison.differences, allow)
+        if not comparison.models:
+            raise InputError(
+                f"{comparison.reference} and {comparison.other} have no model in common "
+                f"({', '.join(comparison.only_in_reference)}; {', '.join(comparison.only_in_other)}); "
+                "run both models in one workload, or give them the same name"
+            )
+    page = runs_page(first, [s for s in summaries if s is not first], found)
+    return Comparison(document=page.document(), page=page)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One metric of several models or runs: values and ratios, None in the reference's own place."""
+
+    values: tuple[MetricValue | None, ...]
+    ratios: tuple[Ratio | None, ...]
+
+
+def headline_keys(models: Sequence[ModelSummary]) -> dict[str, Key]:
+    """Label -> which metric stands on the first screen, as the first of the models that has it means it."""
+    found: dict[str, Key] = {}
+    for label, name, labels in FIRST_SCREEN:
+        own = True if labels.get("own") else None
+        rest = {key: value for key, value in labels.items() if key != "own"}
+        if name.endswith("+"):
+            quantity = name[:-1]
+            name = highest_percentile(tuple(models), quantity)
+            label = f"{label} {name.removeprefix(quantity + '_').removesuffix('_s').replace('_', '.')}"
+        picked = (pick(model, name, own_traffic=own, **rest) for model in models if _measured(model))
+        value = next((value for value in picked if value is not None), None)
+        if value is not None:
+            found[label] = key_of(value)
+    return found
+
+
+def _measured(model: ModelSummary) -> bool:
+    return model.facts is not None and bool(by_key(model.metrics))
+
+
+def headline_table(
+    title: str,
+    columns: tuple[str, ...],
+    compared: Mapping[Key, Compared],
+    keys: Mapping[str, Key],
+    *,
+    reference: int = 0,
+) -> RatioTable:
+    """The short table."""
+    rows = [_row(label, key, compared[key]) for label, key in keys.items() if key in compared]
+    return RatioTable(title=title, columns=columns, rows=tuple(rows), reference=reference)
+
+
+def section_tables(
+    columns: tuple[str, ...], compared: Mapping[Key, Compared], *, reference: int = 0, prefix: str = ""
+) -> tuple[RatioTable, ...]:
+    """Every metric, one folded table per section that has any."""
+    tables = []
+    for section, title in SECTIONS:
+        rows = [_row(_full_label(key), key, cell) for key, cell in compared.items() if _shown(key, section, cell)]
+        if rows:
+            tables.append(
+                RatioTable(
+                    title=f"{prefix}{title}", columns=columns, rows=tuple(rows), reference=reference, folded=True
+                )
+            )
+    return tuple(tables)
+
+
+def _shown(key: Key, section: str, cell: Compared) -> bool:
+    """In this section, and measured by somebody: reasons for nothing at all stand in each run's own report."""
+    known = any(value is not None and value.value is not None for value in cell.values)
+    return known and card_for(key[0]).section == section
+
+
+def _row(label: str, key: Key, cell: Compared) -> RatioRow:
+    return RatioRow(label=label, card=card_for(key[0]), name=key[0], values=cell.values, ratios=cell.ratios)
+
+
+def _full_label(key: Key) -> str:
+    labels = labels_of(key)
+    heading = heading_of(labels)
+    text = label_of(key[0], labels)
+    return text if heading == "whole run" else f"{text}: {heading}"

@@ -1,0 +1,283 @@
+"""A comparison as data: JSON with every table, CSV with one row per metric and model.
+
+A check for regressions as data: JSON with everything (regress.json), CSV with one row per gate and figure.
+
+The form of the JSON is moeprof/data/schemas/regress.schema.json. Numbers are in the unit of the metric's card; what was
+not measured is null.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import moeprof
+from moeprof.analysis.compare.comparable import Difference
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.regress.result import Change, GateResult, Regression
+from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
+from moeprof.analysis.report.comparison import Page
+from moeprof.analysis.report.document import Document, Ratio, RatioRow, RatioTable
+from moeprof.core.metric import Card, MetricValue
+from moeprof.core.record.layout import FORMAT_VERSION
+
+COLUMNS = ("table", "of", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "reference",
+           "ratio", "ratio_low", "ratio_high", "verdict", "reasons")  # fmt: skip
+
+
+def page_json(document: Document, page: Page) -> dict[str, Any]:
+    """The content of compare.json."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": page.run,
+        "status": page.status,
+        "reference": page.reference,
+        "verdict": page.headline,
+        "notes": list(page.notes),
+        "banners": list(page.banners),
+        "doubts": [
+            {"code": d.code, "flag": d.flag, "severity": d.severity, "model": d.model, "text": d.text}
+            for d in page.doubts
+        ],
+        "comparison": [_table(table) for table in _all_tables(page)],
+        "metrics": [{"of": owner, **value.to_json(card_for(value.name))} for owner, value in page.metrics],
+    }
+
+
+def page_rows(page: Page) -> list[list[Any]]:
+    """Header and rows of compare.csv: the figures that only a comparison has, then every cell of every table."""
+    rows: list[list[Any]] = [list(COLUMNS)]
+    for owner, value in page.metrics:
+        card = card_for(value.name)
+        rows.append([
+            "comparison", owner, value.name, _labels(value.labels), value.value, card.unit, card.better, value.n,
+            value.ci_low, value.ci_high, None, None, None, None, None, "; ".join(value.reasons),
+        ])  # fmt: skip
+    for table in _all_tables(page):
+        for row in table.rows:
+            rows += [_cell(table, row, i) for i in range(len(table.columns)) if row.values[i] is not None]
+    return rows
+
+
+def _all_tables(page: Page) -> list[RatioTable]:
+    inside = [block for section in page.sections for block in section.blocks if isinstance(block, RatioTable)]
+    return [*page.tables, *inside]
+
+
+def _table(table: RatioTable) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "columns": list(table.columns),
+        "reference": _reference(table),
+        "rows": [
+            {
+                "label": row.label,
+                "name": row.name,
+                "unit": row.card.unit,
+                "better": row.card.better,
+                "values": [None if value is None else value.to_json(row.card) for value in row.values],
+                "ratios": [_ratio(ratio) for ratio in row.ratios],
+            }
+            for row in table.rows
+        ],
+    }
+
+
+def _reference(table: RatioTable) -> str | None:
+    """What ratios are to; None for tables without any, such as the rungs of a ladder."""
+    return table.columns[table.reference] if table.has_ratios else None
+
+
+def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
+    if ratio is None:
+        return None
+    return {"value": ratio.value, "ci_low": ratio.low, "ci_high": ratio.high, "verdict": ratio.verdict,
+            "reason": ratio.reason}  # fmt: skip
+
+
+def _cell(table: RatioTable, row: RatioRow, index: int) -> list[Any]:
+    value, ratio = row.values[index], row.ratios[index]
+    assert value is not None
+    reasons = [*value.reasons, *([ratio.reason] if ratio is not None and ratio.reason else [])]
+    told = [None] * 4 if ratio is None else [ratio.value, ratio.low, ratio.high, ratio.verdict]
+    to = None if ratio is None else table.columns[table.reference]
+    return [
+        table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.card.unit,
+        row.card.better, value.n, value.ci_low, value.ci_high, to, *told,
+        "; ".join(reasons),
+    ]  # fmt: skip
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return ";".join(f"{key}={value}" for key, value in labels.items())
+
+
+REGRESS_FORMAT_VERSION = 1
+REGRESS_COLUMNS = ("table", "model", "name", "labels", "unit", "better", "reference", "other", "ratio", "ratio_low",
+           "ratio_high", "verdict", "n", "gate", "source", "reason", "decide")  # fmt: skip
+# fields of a layer that are (reference, other)
+BOTH_SIDES = {"max_over_mean", "entropy_ratio", "dead", "nearly_dead", "load", "specialisation", "margin_p05",
+              "margin_p50"}  # fmt: skip
+
+
+def regression_json(regression: Regression) -> dict[str, Any]:
+    """The content of regress.json."""
+    noise = regression.noise
+    whole = {
+        "format_version": REGRESS_FORMAT_VERSION,
+        "moeprof": moeprof.__version__,
+        "verdict": regression.verdict,
+        "exit_code": regression.exit_code,
+        "mode": regression.mode,
+        "reference": {"name": regression.reference, "at": regression.reference_at},
+        "other": {"name": regression.other, "at": regression.other_at},
+        "workload": regression.workload,
+        "device": regression.device,
+        "allow_undecided": regression.allow_undecided,
+        "allow": sorted(regression.allow),
+        "launches": dict(regression.launches),
+        "gates": [_gate(gate) for gate in regression.gates],
+        "changes": [_change(change) for change in regression.changes],
+        "routing": [_routing(change) for change in regression.routing],
+        "differences": [_difference(difference, regression) for difference in regression.differences],
+        "noise": None if noise is None else asdict(noise),
+        "doubts": [asdict(doubt) for doubt in regression.doubts],
+        "notes": list(regression.notes),
+    }
+    found: dict[str, Any] = _plain(whole)
+    return found
+
+
+def regression_rows(regression: Regression) -> list[list[Any]]:
+    """Header and rows of regress.csv: gates, then every other figure of both runs; None where nothing is known."""
+    rows: list[list[Any]] = [list(REGRESS_COLUMNS)]
+    for gate in regression.gates:
+        start = _row("gate", gate.model, gate.card, gate.key, str(gate.better))
+        told = [gate.n, gate.gate.text, gate.gate.source, gate.ratio.reason, gate.decide]
+        rows.append([*start, *_sides(gate.reference, gate.other, gate.ratio), *told])
+    for change in regression.changes:
+        if not change.is_gate:
+            start = _row("figure", change.model, change.card, change.key, str(change.card.better))
+            told = [None, None, None, change.ratio.reason, None]
+            rows.append([*start, *_sides(change.reference, change.other, change.ratio), *told])
+    return [[_plain(cell) for cell in row] for row in rows]
+
+
+def _gate(result: GateResult) -> dict[str, Any]:
+    return {
+        "model": result.model,
+        "metric": result.key[0],
+        "labels": dict(result.key[1]),
+        "label": result.label,
+        "title": result.card.title,
+        "unit": result.card.unit,
+        "kind": result.kind,
+        "better": result.better,
+        "gate": {
+            "text": result.gate.text,
+            "kind": result.gate.kind,
+            "amount": result.gate.amount,
+            "sign": result.gate.sign,
+            "source": result.gate.source,
+        },
+        **_judged(result.reference, result.other, result.ratio),
+        "n": result.n,
+        "decide": result.decide,
+        "reference_launches": list(result.reference_launches),
+        "other_launches": list(result.other_launches),
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "model": change.model,
+        "metric": change.key[0],
+        "labels": dict(change.key[1]),
+        "title": change.card.title,
+        "unit": change.card.unit,
+        "better": change.card.better,
+        "is_gate": change.is_gate,
+        **_judged(change.reference, change.other, change.ratio),
+    }
+
+
+def _judged(reference: MetricValue | None, other: MetricValue | None, ratio: Ratio) -> dict[str, Any]:
+    return {
+        "reference": _value(reference),
+        "other": _value(other),
+        "ratio": {"value": ratio.value, "ci_low": ratio.low, "ci_high": ratio.high},
+        "verdict": ratio.verdict,
+        "reason": ratio.reason,
+    }
+
+
+def _value(side: MetricValue | None) -> dict[str, Any] | None:
+    """One side; name, labels, unit and direction stand once, beside both."""
+    if side is None:
+        return None
+    found = asdict(side)
+    del found["name"], found["labels"]
+    return found
+
+
+def _routing(change: RoutingChange) -> dict[str, Any]:
+    return {
+        "model": change.model,
+        "verdict": change.verdict,
+        "tokens": change.tokens,
+        "same_tokens": change.same_tokens,
+        "exact": change.exact,
+        "sentences": list(change.sentences),
+        "metrics": [
+            {"name": value.name, "labels": dict(value.labels), "value": value.value, "reasons": list(value.reasons)}
+            for value in change.metrics
+        ],
+        "busiest": {phase: _figure(figure) for phase, figure in change.busiest.items()},
+        "layers": [_layer(layer) for layer in change.layers],
+    }
+
+
+def _figure(figure: GateFigure) -> dict[str, Any]:
+    return asdict(figure) | {"interval": None if figure.interval is None else list(figure.interval)}
+
+
+def _layer(layer: LayerChange) -> dict[str, Any]:
+    found = asdict(layer)
+    for name in BOTH_SIDES & found.keys():
+        pair = found[name]
+        found[name] = None if pair is None else dict(zip(("reference", "other"), pair, strict=True))
+    found["moved"] = [{"expert": expert, "reference": before, "other": now} for expert, before, now in layer.moved]
+    return found
+
+
+def _difference(difference: Difference, regression: Regression) -> dict[str, Any]:
+    return {
+        "name": difference.name,
+        "model": difference.model,
+        "reference": difference.first,
+        "other": difference.second,
+        "forbids": sorted(difference.forbids),
+        "allowed": difference.name in regression.allow,
+    }
+
+
+def _row(table: str, model: str, card: Card, key: tuple[str, tuple[tuple[str, str], ...]], better: str) -> list[Any]:
+    labels = ";".join(f"{name}={value}" for name, value in key[1])
+    return [table, model, key[0], labels, card.unit, better]
+
+
+def _sides(reference: MetricValue | None, other: MetricValue | None, ratio: Ratio) -> list[Any]:
+    values = [None if side is None else side.value for side in (reference, other)]
+    return [*values, ratio.value, ratio.low, ratio.high, ratio.verdict]
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON knows: lists for tuples, null for NaN and infinities, Python's numbers for numpy's."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a numpy scalar
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,444 @@
+"""Reasons to doubt a report: every check that failed or weakens a figure, as data with a code (METRICS section 10).
+
+Reasons to doubt the figures of one model.
+
+Reasons to doubt that come from the device: neighbours, throttling, clocks, limits, errors (METRICS section 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
+from moeprof.analysis.metrics.latency import schedule_lag_flag
+from moeprof.analysis.metrics.lookup import number, pick
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.report.document import Doubt, Severity
+
+CLOCK_SPREAD = 1.1
+
+
+def device_at_start(summary: Summary) -> Iterator[Doubt]:
+    """What others did on the device before the run, its limits and modes, and errors during it."""
+    experiment = summary.record.experiment
+    seen = experiment.get("device_at_start")
+    if seen is not None:
+        for found in findings(seen, experiment.get("device_at_end")):
+            yield Doubt(code=found.code, flag="isolation", severity=found.severity, model=None, text=found.text)
+
+
+def throttled(model: ModelSummary) -> Iterator[Doubt]:
+    """Reasons, and for how much of the time."""
+    passes = _sampled(model)
+    masks = [column(tables.telemetry, "throttle_reasons") for tables in passes]
+    seen = {int(mask) for found in masks for mask in found[np.isfinite(found)]}
+    codes = tuple(dict.fromkeys(code for mask in sorted(seen) for code in throttle_codes(mask)))
+    if codes:
+        times = [column(tables.telemetry, "t_s") for tables in passes]
+        shares = [s for t, m in zip(times, masks, strict=True) if (s := throttled_ratio(t, m)) is not None]
+        most = f" for up to {100 * max(shares):.0f} % of a pass" if shares else ""
+        text = f"the device slowed itself down{most}: {in_words(codes)}"
+        yield Doubt(code="throttled", flag="isolation", severity="warning", model=model.name, text=text)
+
+
+def clocks_changed(model: ModelSummary) -> Iterator[Doubt]:
+    """While there was work: a device that idles between requests lowers its clock, and that is no fault."""
+    found = []
+    for tables in _sampled(model):
+        clock, mask = column(tables.telemetry, "sm_clock_mhz"), column(tables.telemetry, "throttle_reasons")
+        idle = np.array([np.isfinite(m) and bool(int(m) & GPU_IDLE) for m in mask], dtype=np.bool_)
+        inside = column(tables.telemetry, "t_s") >= 0
+        found.append(clock[np.isfinite(clock) & ~idle & inside])
+    clocks = np.concatenate(found) if found else np.empty(0)
+    if len(clocks) and clocks.max() > CLOCK_SPREAD * clocks.min():
+        text = f"the device's clock moved between {clocks.min():.0f} and {clocks.max():.0f} MHz while it had work"
+        yield Doubt(code="clocks_changed", flag="isolation", severity="warning", model=model.name, text=text)
+
+
+def other_processes(model: ModelSummary) -> Iterator[Doubt]:
+    """During passes; in how many of the samples."""
+    others = [column(tables.telemetry, "num_other_processes") for tables in _sampled(model)]
+    known = np.concatenate(others) if others else np.empty(0)
+    known = known[np.isfinite(known)]
+    if (known > 0).any():
+        text = f"other processes used the device in {100 * (known > 0).mean():.0f} % of the samples, up to "
+        text += f"{int(known.max())} at once"
+        yield Doubt(code="other_processes", flag="isolation", severity="warning", model=model.name, text=text)
+
+
+def _sampled(model: ModelSummary) -> list[PassTables]:
+    return [tables for tables in (*model.rounds, *model.capacity) if len(tables.telemetry)]
+
+
+SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a warning
+STOLEN = 1.3  # wall time over processor time of a step on a CPU
+STOLEN_SHARE = 0.05
+BUSY = 0.95
+SHORT_PASS_S = 0.5
+
+
+def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
+    return Doubt(code=code, flag=flag, severity=severity, model=model.name, text=text)
+
+
+def _failed(model: ModelSummary) -> Iterator[Doubt]:
+    if model.record.status == "failed":
+        yield _doubt(model, "failed", "schedule", "error", f"it failed: {model.record.error}")
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            if passed.info.get("status") == "failed":
+                code = str(passed.info.get("reason") or "pass_failed")
+                text = f"{passed.name} ended early ({code.replace('_', ' ')}): its figures speak for what ran before"
+                yield _doubt(model, code, "schedule", "error", text)
+
+
+def _self_check(model: ModelSummary) -> Iterator[Doubt]:
+    check = model.launch.get("self_check") or {}
+    if check.get("passed") is False:
+        broken = next((c["detail"] for c in check.get("checks", []) if c["passed"] is False), "see launch.json")
+        yield _doubt(model, "tap_check_failed", "routing", "error", f"the routing tap failed its self-check: {broken}")
+    for note in check.get("notes", []):
+        if model.facts is not None and model.facts.is_moe:
+            yield _doubt(model, "routing_note", "routing", "note", str(note))
+
+
+def _invariants(model: ModelSummary) -> Iterator[Doubt]:
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            for name, check in (passed.info.get("invariants") or {}).items():
+                if not check["passed"]:
+                    text = f"{passed.name}: {name.replace('_', ' ')} do not add up ({check['text']})"
+                    yield _doubt(model, "invariant", "routing", "error", text)
+
+
+def _routing_policy(model: ModelSummary) -> Iterator[Doubt]:
+    if model.facts is None:
+        return
+    if model.facts.weights == "random":
+        yield _doubt(
+            model,
+            "random_weights",
+            "realism",
+            "warning",
+            "weights are random: time and memory are real, routing and text are not",
+        )
+    for note in model.facts.notes:
+        yield _doubt(model, "model_note", "routing", "note", note)
+
+
+def _lag(model: ModelSummary) -> Iterator[Doubt]:
+    flag = schedule_lag_flag(model.rounds) if model.rounds else None
+    if flag is not None:
+        yield _doubt(model, "schedule_lag", "schedule", "warning", f"the replayer fell behind its schedule: {flag}")
+
+
+def _requests(model: ModelSummary) -> Iterator[Doubt]:
+    for passes in (model.rounds, model.capacity):
+        if not passes:
+            continue
+        status = [str(s) for tables in passes for s in tables.requests["status"]]
+        for name in ("refused", "failed", "unfinished"):
+            if name in status:
+                count = f"{status.count(name)} of {len(status)} requests were {name} ({passes[0].traffic} passes)"
+                text = f"{count}; they are in no latency figure"
+                yield _doubt(model, name, "schedule", "warning", text)
+        again = sum(int(tables.requests["recomputed_tokens"].sum()) for tables in passes)
+        if again:
+            where = f"({passes[0].traffic} passes); raise engine.kv_tokens"
+            text = f"{again} tokens were computed again under KV pressure {where}"
+            yield _doubt(model, "recomputed", "schedule", "warning", text)
+
+
+def _steady(model: ModelSummary) -> Iterator[Doubt]:
+    values = [v for v in model.metrics if v.name == "ttft_mean_s" and v.labels.get("window") == "steady"]
+    if (
+        values
+        and values[0].value is None
+        and model.rounds
+        and model.rounds[0].traffic == values[0].labels.get("traffic")
+    ):
+        yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
+
+
+def _overhead(model: ModelSummary) -> Iterator[Doubt]:
+    value = pick(model, "instrumentation_overhead_ratio")
+    if value is None or value.value is None:
+        reason = value.reasons[0] if value is not None and value.reasons else "not measured"
+        yield _doubt(model, "overhead_unknown", "overhead", "note", f"the instruments' own cost is unknown: {reason}")
+    elif not value.valid:
+        text = f"the instruments cost {100 * (value.value - 1):.1f} % of step time; latencies are not to be used"
+        yield _doubt(model, "overhead_high", "overhead", "error", text)
+
+
+def _spread(model: ModelSummary) -> Iterator[Doubt]:
+    speeds = [float(column(t.steps, "new_tokens").sum() / t.duration_s) for t in model.priced if t.duration_s > 0]
+    if len(speeds) > 1 and max(speeds) > SPREAD * min(speeds) and model.priced[0].traffic != "open":
+        apart = 100 * (max(speeds) / min(speeds) - 1)
+        text = f"rounds of the same work differ by {apart:.0f} %: the machine was not steady"
+        yield _doubt(model, "rounds_differ", "isolation", "warning", text)
+
+
+def _stolen(model: ModelSummary) -> Iterator[Doubt]:
+    """On a CPU, steps whose wall time is far above processor time were interrupted by something else."""
+    if not str((model.launch.get("engine") or {}).get("device", "")).startswith("cpu") or not model.priced:
+        return
+    if (model.launch.get("threads") or 1) > 1:
+        return  # processor time of several threads says nothing about waiting
+    steps = [tables.steps for tables in (*model.rounds, *model.capacity)]
+    wall = np.concatenate([column(s, "end_s") - column(s, "start_s") for s in steps])
+    cpu = np.concatenate([column(s, "cpu_s") for s in steps])
+    share = float((wall > STOLEN * np.maximum(cpu, 1e-9)).mean()) if len(wall) else 0.0
+    if share > STOLEN_SHARE:
+        text = f"in {100 * share:.0f} % of the steps something else took the processor"
+        yield _doubt(model, "stolen_time", "isolation", "warning", text)
+
+
+def _warmup(model: ModelSummary) -> Iterator[Doubt]:
+    warmup = model.launch.get("warmup") or {}
+    if warmup and not warmup.get("settled"):
+        yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
+
+
+def _engine(model: ModelSummary) -> Iterator[Doubt]:
+    engine = model.launch.get("engine") or {}
+    if engine.get("batching") == "static":
+        reason = (engine.get("notes") or ["chosen in the workload"])[0]
+        text = f"ran in static batches ({reason}): slower under open-loop load than continuous batching would be"
+        yield _doubt(model, "static_batches", "latency", "warning", text)
+    elif engine.get("notes"):
+        yield _doubt(model, "engine_note", "latency", "note", "; ".join(engine["notes"]))
+
+
+def _busy(model: ModelSummary) -> Iterator[Doubt]:
+    busy = number(model, "busy_ratio", own_traffic=True) if model.rounds else None
+    if busy is not None and busy < BUSY and model.rounds[0].traffic == "open":
+        share = f"busy {100 * busy:.0f} % of the time"
+        text = f"{share} at this traffic: dollars at this traffic compare utilisation, not models"
+        yield _doubt(model, "not_saturated", "cost", "note", text)
+
+
+def _capacity(model: ModelSummary) -> Iterator[Doubt]:
+    """Dollars without a full capacity pass bill idle time or half the work."""
+    if model.rounds and model.priced[0].traffic == "open":
+        text = "no capacity pass: dollars bill the idle time of this traffic, so they speak of utilisation"
+        yield _doubt(model, "no_capacity_pass", "cost", "warning", text)
+    for launch in model.record.launches:
+        for passed in launch.passes:
+            status, sent, finished = (passed.info.get(key) for key in ("status", "sent", "finished"))
+            if status not in ("done", None):
+                text = f"{passed.name} was {status}: {finished} of {sent} sent requests finished"
+                if status == "started":
+                    text = f"{passed.name} has no end: it still runs, or its process was killed"
+                yield _doubt(model, "pass_cut", "schedule", "error", text)
+
+
+def _harness(model: ModelSummary) -> Iterator[Doubt]:
+    """In an offline pass the engine always has work, so idle time is the replayer's own and it is billed."""
+    if not model.priced or model.priced[0].traffic == "open":
+        return
+    busy = number(model, "busy_ratio", own_traffic=False)
+    if busy is not None and busy < BUSY:
+        text = (
+            f"the engine was busy {100 * busy:.0f} % of the priced passes: the rest of the bill is the replayer's own"
+        )
+        yield _doubt(model, "harness_time", "cost", "warning", text)
+    shortest = min(tables.duration_s for tables in model.priced)
+    if shortest < SHORT_PASS_S:
+        text = f"the shortest priced pass took {shortest:.2f} s: send more requests for steadier dollars"
+        yield _doubt(model, "short_pass", "cost", "note", text)
+
+
+def _split(model: ModelSummary) -> Iterator[Doubt]:
+    methods = {split.busy.method for split in model.splits}
+    poor = sorted(methods & {"roofline", "tokens"})
+    if poor:
+        text = f"mixed steps were split by {poor[0]}, not by calibration steps: the input/output split is rough"
+        yield _doubt(model, "rough_split", "cost", "warning", text)
+
+
+def _energy(model: ModelSummary) -> Iterator[Doubt]:
+    value = pick(model, "energy_j") if model.priced else None
+    if value is not None and value.value is None:
+        reason = value.reasons[0] if value.reasons else "not measured"
+        yield _doubt(model, "energy_unknown", "energy", "note", f"energy was not measured ({reason})")
+
+
+def _placebo(model: ModelSummary) -> Iterator[Doubt]:
+    for value in model.metrics:
+        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value < 0.05:
+            text = "the MoE's routing 'explains' this dense model's steps: do not trust the attribution of variance"
+            yield _doubt(model, "placebo_explains", "latency", "warning", text)
+
+
+MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
+    _failed,
+    _self_check,
+    _invariants,
+    _routing_policy,
+    _lag,
+    _requests,
+    _steady,
+    _overhead,
+    _spread,
+    _stolen,
+    _warmup,
+    _engine,
+    _busy,
+    _capacity,
+    _harness,
+    _split,
+    _energy,
+    _placebo,
+    throttled,
+    clocks_changed,
+    other_processes,
+)
+
+
+SEVERITIES = ("error", "warning", "note")
+
+
+def find_doubts(summary: Summary) -> tuple[Doubt, ...]:
+    """All doubts, the worst first."""
+    found = [doubt for check in RUN_CHECKS for doubt in check(summary)]
+    for model in summary.models:
+        found += [doubt for check in MODEL_CHECKS for doubt in check(model)]
+    return tuple(sorted(_merged(found), key=lambda doubt: SEVERITIES.index(doubt.severity)))
+
+
+def _merged(doubts: list[Doubt]) -> list[Doubt]:
+    """The same sentence about several models becomes one about the run."""
+    by_text: dict[tuple[str, str], list[Doubt]] = {}
+    for doubt in doubts:
+        by_text.setdefault((doubt.code, doubt.text), []).append(doubt)
+    merged = []
+    for same in by_text.values():
+        names = [doubt.model for doubt in same if doubt.model]
+        first = same[0]
+        merged.append(
+            Doubt(
+                code=first.code,
+                flag=first.flag,
+                severity=first.severity,
+                model=", ".join(dict.fromkeys(names)) or None,
+                text=first.text,
+            )
+        )
+    return merged
+
+
+def _status(summary: Summary) -> Iterator[Doubt]:
+    status = summary.record.status
+    if status in ("interrupted", "started"):
+        text = "the run did not end: figures speak for what was measured before it stopped"
+        yield Doubt(code="incomplete", flag="schedule", severity="error", model=None, text=text)
+
+
+def _cut(summary: Summary) -> Iterator[Doubt]:
+    """What ``max_minutes`` left out: requests of a pass that was cut, and rounds that never began."""
+    workload = summary.record.workload
+    asked = int(workload.get("rounds", 1)) * int(workload.get("launches", 1))
+    for model in summary.models:
+        passes = [passed for launch in model.record.launches for passed in launch.passes]
+        parts = []
+        for passed in (p for p in passes if p.info.get("status") == "cut"):
+            schedules = summary.record.experiment.get("schedules") or {}
+            total = (schedules.get(model.name) or {}).get("num_requests", "all")
+            parts.append(f"{passed.name} sent {passed.info.get('sent', 0)} of {total} requests")
+        missing = asked - sum(not passed.is_capacity for passed in passes)
+        if missing > 0 and workload.get("max_minutes") is not None and model.record.status == "done":
+            parts.append(f"{missing} of {asked} rounds never began")
+        if parts:
+            text = f"max_minutes ({workload.get('max_minutes')}) ended the run early: {', '.join(parts)}"
+            yield Doubt(code="cut", flag="schedule", severity="error", model=model.name, text=text)
+
+
+def _resumed(summary: Summary) -> Iterator[Doubt]:
+    for model in summary.models:
+        for launch in model.record.launches:
+            processes = {passed.info.get("process", 0) for passed in (*launch.passes, *launch.sweep)}
+            if len(processes) > 1:
+                text = (
+                    f"the run was resumed: passes of {launch.path.name} come from {len(processes)} processes, and "
+                    "memory layout and machine state differ between processes"
+                )
+                yield Doubt(code="resumed", flag="isolation", severity="warning", model=model.name, text=text)
+
+
+def _launches(summary: Summary) -> Iterator[Doubt]:
+    launches = int(summary.record.workload.get("launches", 1))
+    if launches == 1:
+        text = (
+            "one launch: intervals hold for this process only; memory layout and machine state differ between "
+            "launches, claims across code, drivers or days need several (launches: 6)"
+        )
+        yield Doubt(code="one_launch", flag="latency", severity="note", model=None, text=text)
+
+
+def _realism(summary: Summary) -> Iterator[Doubt]:
+    schedules = summary.record.experiment.get("schedules") or {}
+    for schedule in _distinct(schedules):
+        if schedule.get("realism") != "real_text":
+            made_of = str(schedule.get("realism")).replace("_", " ")
+            text = f"prompts are {made_of}: routers react to content, so routing is not that of real text"
+            yield Doubt(code="prompts_not_real", flag="realism", severity="error", model=None, text=text)
+        if schedule.get("outputs") == "forced_length":
+            text = "output lengths are forced to the schedule's; the model would have stopped elsewhere"
+            yield Doubt(code="forced_length", flag="realism", severity="note", model=None, text=text)
+        if schedule.get("outputs") == "forced":
+            text = "outputs are the text's true continuation, fed regardless of what the model itself would say"
+            yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
+
+
+def _schedule_notes(summary: Summary) -> Iterator[Doubt]:
+    for schedule in _distinct(summary.record.experiment.get("schedules") or {}):
+        for note in schedule.get("notes", []):
+            yield Doubt(code=str(note["code"]), flag="schedule", severity="note", model=None, text=str(note["text"]))
+
+
+def _tokenizers(summary: Summary) -> Iterator[Doubt]:
+    hashes = {s.get("tokenizer_hash") for s in (summary.record.experiment.get("schedules") or {}).values()}
+    if len(hashes) > 1:
+        text = "the models have different tokenizers: compare them per character and per request, not per token"
+        yield Doubt(code="tokenizers_differ", flag="schedule", severity="warning", model=None, text=text)
+
+
+def _dtypes(summary: Summary) -> Iterator[Doubt]:
+    told = {m.name: str(dtype) for m in summary.models if (dtype := (m.launch.get("engine") or {}).get("dtype"))}
+    if len(set(told.values())) > 1:
+        said = ", ".join(f"{name} {dtype}" for name, dtype in told.items())
+        text = f"the models ran in different dtypes ({said}): their ratios hold that difference too"
+        yield Doubt(code="dtypes_differ", flag="isolation", severity="warning", model=None, text=text)
+
+
+def _machine(summary: Summary) -> Iterator[Doubt]:
+    environment = summary.record.environment
+    load, cores = environment.get("load_average_1min"), environment.get("cpu_cores") or 1
+    if load is not None and load > 0.5 * cores:
+        text = f"the machine was busy before the run: load average {load:.1f} on {cores} processors"
+        yield Doubt(code="busy_machine", flag="isolation", severity="warning", model=None, text=text)
+    if not (summary.record.experiment.get("fit") or {}).get("together", True):
+        text = "the models did not fit in memory together: they alternated with reloads, so rounds are further apart"
+        yield Doubt(code="reloaded", flag="isolation", severity="note", model=None, text=text)
+
+
+def _distinct(schedules: dict[str, Any]) -> list[dict[str, Any]]:
+    return list({str(s.get("sha256")): s for s in schedules.values()}.values())
+
+
+RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
+    _status,
+    _cut,
+    _resumed,
+    _launches,
+    _realism,
+    _schedule_notes,
+    _tokenizers,
+    _dtypes,
+    _machine,
+    device_at_start,
+)

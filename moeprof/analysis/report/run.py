@@ -1,0 +1,338 @@
+"""From a summary to a Document: which figures stand where, and the sentence at the top.
+
+Tables of plain facts: the machine, the traffic, the models and their engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.lookup import highest_percentile, pick
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report import charts
+from moeprof.analysis.report.answer import answer
+from moeprof.analysis.report.document import Document, FactTable, MetricTable, ModelColumn, RatioTable, Row, Section
+from moeprof.analysis.report.doubts import find_doubts
+from moeprof.analysis.report.headline import banners, findings, headline, subtitle
+from moeprof.analysis.report.sections import breakdown
+from moeprof.analysis.report.sections.ladder import ladder_section
+from moeprof.analysis.report.sections.lockstep import lockstep_section
+from moeprof.analysis.report.sections.sweep import sweep_section
+from moeprof.analysis.sparsity.claims import claim_notes
+from moeprof.analysis.sparsity.roles import roles
+from moeprof.core import units
+from moeprof.core.hardware import find_datasheet
+from moeprof.core.metric import Card
+from moeprof.core.model_facts import TwinFacts
+
+
+def machine_section(summary: Summary) -> Section:
+    """Everything needed to judge whether another run is comparable."""
+    blocks = [_machine(summary), _traffic(summary), *(_engine(model) for model in summary.models if model.launch)]
+    return Section(name="machine", title="Machine, traffic and engine", blocks=tuple(blocks))
+
+
+def _machine(summary: Summary) -> FactTable:
+    environment = summary.record.environment
+    packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items() if v)
+    gpu = environment.get("gpu") or {}
+    rows = {
+        "device": environment.get("device_name"),
+        "driver": gpu.get("driver"),
+        "chosen because": summary.record.experiment.get("device_why"),
+        "before the run": _before(summary.record.experiment.get("device_at_start") or {}),
+        "processor": f"{environment.get('cpu')}, {environment.get('cpu_cores')} logical",
+        "instruction sets": ", ".join(environment.get("cpu_flags") or ()),
+        "memory": units.num_bytes(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
+        "threads": environment.get("threads"),
+        "system": f"{environment.get('system')}, Python {environment.get('python')}",
+        "packages": packages,
+        "moeprof": environment.get("moeprof"),
+        "datasheet": _datasheet(str(environment.get("device_name"))),
+        "measured peaks": _peaks(summary),
+        "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
+    }
+    return _facts("Machine", rows)
+
+
+def _before(seen: Mapping[str, Any]) -> str | None:
+    """What the device did and was allowed to do before anything of ours was on it; None without a look at it."""
+    parts = []
+    if seen.get("idle_power_w") is not None:
+        how = {"instant": " (readings of the moment)", "usage": " (averages of the driver)"}
+        parts.append(f"{seen['idle_power_w']:.0f} W{how.get(str(seen.get('power_source')), '')}")
+    if seen.get("memory_used_bytes") is not None:
+        parts.append(f"{units.num_bytes(seen['memory_used_bytes'])} in use")
+    if seen.get("num_other_processes") is not None:
+        parts.append(f"{seen['num_other_processes']} other processes")
+    if seen.get("power_limit_w") is not None:
+        parts.append(f"power limit {seen['power_limit_w']:.0f} W")
+    return ", ".join(parts) or None
+
+
+def _datasheet(device_name: str) -> str | None:
+    """Dense figures, beside what was measured; None for devices without a row."""
+    found = find_datasheet(device_name)
+    if found is None:
+        return None
+    return (
+        f"{found.bf16_flops_per_s / 1e12:.0f} TFLOP/s dense bf16, {found.bandwidth_bytes_per_s / 1e12:.2f} TB/s "
+        f"({found.source}, {found.date})"
+    )
+
+
+def _peaks(summary: Summary) -> str | None:
+    peaks = next((model.launch["peaks"] for model in summary.models if "peaks" in model.launch), None)
+    if peaks is None:
+        return None
+    parts = []
+    if peaks.get("bandwidth_bytes_per_s"):
+        parts.append(f"{peaks['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s ({peaks['bandwidth_method'].replace('_', ' ')})")
+    parts += [f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in (peaks.get("flops_per_s") or {}).items()]
+    return ", ".join(parts) + f", {peaks.get('threads')} threads"
+
+
+def _traffic(summary: Summary) -> FactTable:
+    schedules = list((summary.record.experiment.get("schedules") or {}).values())
+    rows: dict[str, Any] = {}
+    for schedule in schedules[:1]:
+        rows = {
+            "pattern": schedule["pattern"],
+            "concurrency": schedule.get("concurrency"),
+            "requests": f"{schedule['num_requests']:,}"
+            + (f" over {units.seconds(schedule['span_s'])}" if schedule["span_s"] else ""),
+            "input tokens": f"{schedule['input_tokens']:,}",
+            "output tokens": f"{schedule['output_tokens']:,} ({schedule['outputs'].replace('_', ' ')})",
+            "classes": ", ".join(schedule.get("classes") or ()),
+            "prompts": schedule["realism"].replace("_", " "),
+            "schedule sha256": schedule["sha256"],
+        }
+    rows["rounds"] = summary.record.workload.get("rounds")
+    rows["launches"] = summary.record.workload.get("launches")
+    return _facts("Traffic", rows)
+
+
+def _engine(model: ModelSummary) -> FactTable:
+    engine, warmup = model.launch.get("engine") or {}, model.launch.get("warmup") or {}
+    check = model.launch.get("self_check") or {}
+    rows = {
+        "source": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
+        "ranks": _ranks(model.launch),
+        "batching": engine.get("batching"),
+        "attention": engine.get("attention"),
+        "experts": engine.get("experts") if model.facts is not None and model.facts.is_moe else None,
+        "dtype": f"{engine.get('dtype')} ({model.launch.get('dtype_reason')})",
+        "KV cache": f"{engine.get('kv_tokens'):,} tokens" if engine.get("kv_tokens") else None,
+        "tokens per step": f"at most {engine.get('max_batch_tokens')}",
+        "notes": "; ".join(engine.get("notes") or ()),
+        "warm-up": f"{warmup.get('num_requests')} requests, {units.seconds(warmup.get('seconds', 0.0))}, "
+        + ("settled" if warmup.get("settled") else "not settled"),
+        "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.get("notes", []))}[
+            check.get("passed")
+        ],
+    }
+    return _facts(f"Engine: {model.name}", rows)
+
+
+def _ranks(launch: Mapping[str, Any]) -> str | None:
+    """Of a model that several processes share: how, and what each of them holds at most."""
+    ranks = launch.get("ranks") or {}
+    if not ranks:
+        return None
+    largest = ranks.get("memory_largest") or {}
+    peak = largest.get("peak_reserved_bytes") or largest.get("host_rss_peak_bytes")
+    text = f"{ranks.get('ranks')}, {ranks.get('plan')} parallel ({ranks.get('backend')})"
+    return text if peak is None else f"{text}; the fullest holds {units.num_bytes(peak)} at its peak"
+
+
+def _facts(title: str, rows: dict[str, Any]) -> FactTable:
+    return FactTable(
+        title=title, rows=tuple((key, str(value)) for key, value in rows.items() if value not in (None, ""))
+    )
+
+
+# label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
+FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("price of 1M input tokens", "usd_per_1m_input_tokens", {}),
+    ("price of 1M output tokens", "usd_per_1m_output_tokens", {}),
+    ("price of 1M tokens", "usd_per_1m_total_tokens", {}),
+    ("output speed", "output_tokens_per_s", {}),
+    ("TTFT p50", "ttft_p50_s", {}),
+    ("TTFT", "ttft+", {}),
+    ("ITL p50", "itl_p50_s", {}),
+    ("ITL", "itl+", {}),
+    ("requests within the SLO", "goodput_ratio", {"own": "yes"}),
+    ("busy at this traffic", "busy_ratio", {"own": "yes"}),
+    ("router load in decode, max / mean", "router_load_max_over_mean", {"phase": "decode"}),
+    ("experts touched per decode step", "distinct_experts_per_step", {"phase": "decode"}),
+    ("router entropy in decode", "router_entropy_ratio", {"phase": "decode"}),
+    ("active / total parameters", "active_params_ratio", {}),
+    ("parameters touched per decode step", "touched_params_per_step", {"phase": "decode", "own": "yes"}),
+    ("peak memory", "peak_memory_bytes", {}),
+    ("energy / output token", "energy_j_per_output_token", {}),
+    ("memory bandwidth used (MBU)", "mbu_ratio", {}),
+)
+APART = {"layer", "experts", "launch", "part"}  # too many for tables: they stay in summary.json and the heat map
+SECTIONS = (
+    ("cost", "Cost"),
+    ("throughput", "Throughput"),
+    ("latency", "Latency"),
+    ("routing", "Router"),
+    ("parameters", "Parameters"),
+    ("memory", "Memory"),
+    ("work", "Work and limits"),
+    ("gap", "Where a step goes"),
+    ("energy", "Energy"),
+    ("quality", "Quality"),
+    ("validity", "Validity"),
+)
+
+
+def build_document(summary: Summary) -> Document:
+    """The whole report of one run."""
+    record, models = summary.record, summary.models
+    sections = [_section(name, title, summary) for name, title in SECTIONS]
+    of_sparsity = (ladder_section(record, summary.pricing), lockstep_section(summary), sweep_section(summary))
+    sections += [section for section in of_sparsity if section is not None]
+    used = {row.card.name for section in sections for block in section.blocks
+            if isinstance(block, MetricTable | RatioTable) for row in block.rows}  # fmt: skip
+    return Document(
+        title=str(record.workload.get("name", record.run)),
+        run=record.run,
+        status=record.status,
+        started_at=str(record.experiment.get("started_at", "")),
+        headline=_headline(summary),
+        notes=(*claim_notes(summary), *findings(summary), *breakdown.findings(summary)),
+        subtitle=subtitle(summary),
+        banners=banners(summary),
+        models=tuple(model_column(model) for model in models),
+        first_screen=tuple(_first_rows(models)),
+        sections=(*(s for s in sections if s.blocks), machine_section(summary)),
+        doubts=find_doubts(summary),
+        cards=tuple(card for card in CARDS if card.name in used),
+        workload_text=str(record.experiment.get("workload_text", "")),
+    )
+
+
+def _headline(summary: Summary) -> str:
+    """Against its twins where the run has them: they are what sparsity is measured by."""
+    parts = roles(summary)
+    told = answer(parts) if parts.active is not None or parts.total is not None else None
+    return headline(summary) if told is None else told.sentence
+
+
+def model_column(model: ModelSummary) -> ModelColumn:
+    """The head of a model's column: what it is, in a line."""
+    known = model.facts
+    if known is None:
+        return ModelColumn(name=model.name, status=model.record.status, subtitle="", error=model.record.error)
+    parts = [f"{units.count(known.total_params)} total"]
+    if known.is_moe:
+        layer = known.moe_layers[0]
+        parts = [f"{units.count(known.active_params)} of {units.count(known.total_params)} active"]
+        parts.append(f"top-{layer.top_k} of {layer.num_experts}")
+    elif known.twin is not None:
+        parts.append(f"dense twin of {known.twin.of}, {_width(known.twin)}")
+    else:
+        parts.append("dense")
+    parts.append(str((model.launch.get("engine") or {}).get("dtype", known.dtype)))
+    return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
+
+
+def _width(twin: TwinFacts) -> str:
+    """Widths that equal the MoE's have a name; others are a multiple of its active one."""
+    if twin.is_active_matched:
+        return f"active width {twin.width}"
+    if twin.is_total_matched:
+        return f"total width {twin.width}"
+    return f"width {twin.width} ({twin.width / twin.active_width:.3g}x the active one)"
+
+
+def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+    rows = []
+    for label, name, labels in FIRST_SCREEN:
+        if name.endswith("+"):
+            quantity, name = name[:-1], highest_percentile(models, name[:-1])
+            label = f"{label} {name.removeprefix(quantity + '_').removesuffix('_s').replace('_', '.')}"
+        row = _row(label, name, models, labels)
+        if row is not None:
+            rows.append(replace(row, label=row.label + _traffic_tag(row, models)))
+    return rows
+
+
+def _traffic_tag(row: Row, models: tuple[ModelSummary, ...]) -> str:
+    """Says which passes a figure comes from, where a run has two kinds of them."""
+    if not any(model.capacity for model in models):
+        return ""
+    traffics = {value.labels["traffic"] for value in row.values if value is not None and "traffic" in value.labels}
+    return " *" if traffics == {"offline"} else ""
+
+
+def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[str, str]) -> Row | None:
+    """A row, or None when no model has such a metric."""
+    own = True if labels.get("own") else None
+    rest = {key: value for key, value in labels.items() if key != "own"}
+    values = tuple(pick(model, name, own_traffic=own, **rest) for model in models)
+    if all(value is None for value in values):
+        return None
+    return Row(label=label, card=card_for(name), name=name, values=values)
+
+
+def _section(name: str, title: str, summary: Summary) -> Section:
+    """Charts of the section, then every metric of it, one table per traffic, window and cut."""
+    tables = _tables(name, summary.models)
+    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *tables))
+
+
+def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]:
+    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map."""
+    grouped: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[object]]] = {}
+    cards: dict[str, Card] = {}
+    for position, model in enumerate(models):
+        for value in model.metrics:
+            card = cards.setdefault(value.name, card_for(value.name))
+            if card.section != section or APART & set(value.labels):
+                continue
+            heading = heading_of(value.labels)
+            key = (value.name, tuple(sorted(value.labels.items())))
+            cells = grouped.setdefault(heading, {}).setdefault(key, [None] * len(models))
+            cells[position] = value
+    return [
+        MetricTable(
+            title=heading,
+            rows=tuple(
+                Row(label=label_of(name, dict(labels)), card=cards[name], name=name, values=tuple(cells))  # type: ignore[arg-type]
+                for (name, labels), cells in rows.items()
+            ),
+        )
+        for heading, rows in grouped.items()
+    ]
+
+
+def heading_of(labels: Mapping[str, str]) -> str:
+    """Which traffic, window, phase and class the labels speak of."""
+    parts = []
+    if "traffic" in labels:
+        parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline"}[labels["traffic"]])
+    if labels.get("window") == "steady":
+        parts.append("steady window")
+    if "phase" in labels and labels["phase"] != "all":
+        parts.append(labels["phase"])
+    if "request_class" in labels:
+        parts.append(f"class {labels['request_class']}")
+    return ", ".join(parts) or "whole run"
+
+
+def label_of(name: str, labels: Mapping[str, str]) -> str:
+    """A metric's title with its statistic, and the labels that :func:`heading_of` does not say."""
+    rest = [
+        f"{key} {value}" for key, value in labels.items() if key not in ("traffic", "window", "phase", "request_class")
+    ]
+    card = card_for(name)
+    head, star, tail = card.name.partition("*")
+    statistic = name.removeprefix(head).removesuffix(tail).replace("_", ".") if star else ""
+    text = f"{card.title}, {statistic}" if statistic else card.title
+    return text + (f" ({', '.join(rest)})" if rest else "")

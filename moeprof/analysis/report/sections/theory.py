@@ -1,0 +1,140 @@
+"""Theory beside measurement as a section of a page: work and time per token of each model by phase, and ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.tables import ALL
+from moeprof.analysis.report.document import Block, Paragraph, Ratio, RatioRow, RatioTable, Section
+from moeprof.analysis.sparsity.theory import (
+    PHASES,
+    PhaseWork,
+    Speedup,
+    computed_work,
+    missing_twins,
+    pairs,
+    phase_work,
+    theoretical_speedups,
+)
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.core.metric import MetricValue
+
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.summary import ModelSummary, Summary
+
+HOW = (
+    "Promised is what counting says: FLOPs and bytes of the steps that ran, and the least time that the device's "
+    "measured peaks allow for them. Measured is the time of the same steps. Ratios are to the MoE; above 1 the MoE "
+    "should be, or was, the faster one."
+)
+ROWS = (
+    ("FLOPs per token", "flops_per_token", "flops"),
+    ("bytes moved per token", "bytes_per_token", "num_bytes"),
+    ("roofline time per token", "roofline_s_per_token", "roofline"),
+    ("measured time per token", "step_s_per_token", "measured"),
+)
+PARAMETERS = (("active parameters", "active_params"), ("total parameters", "total_params"))
+
+
+def theory_section(summary: Summary) -> Section | None:
+    """What sparsity promised and what was measured; None without a measured MoE."""
+    speedups = theoretical_speedups(summary)
+    blocks: list[Block] = [Paragraph(text=text) for text in sentences(speedups)]
+    for moe, others in pairs(summary):
+        for phase in PHASES:
+            table = _table(moe, others, phase, [s for s in speedups if s.moe == moe.name and s.phase == phase])
+            if table is not None:
+                blocks.append(table)
+    if not blocks:
+        return None
+    return Section(name="theory", title="Theory beside measurement", blocks=(Paragraph(text=HOW), *blocks))
+
+
+def sentences(speedups: Sequence[Speedup]) -> list[str]:
+    """One line per pair and pure phase, measured pairs first; all steps together only where no phase is pure."""
+    pure = {(s.moe, s.dense) for s in speedups if s.phase != ALL}
+    told = [s for s in speedups if s.phase != ALL or (s.moe, s.dense) not in pure]
+    told.sort(key=lambda s: s.measured.value is None)
+    lines = []
+    for one in told:
+        phase = "" if one.phase == ALL else f" in {one.phase}"
+        lines.append(f"{one.moe} against {one.dense}{phase}: {one.text}.")
+    return lines
+
+
+def theory_metrics(speedups: Sequence[Speedup]) -> tuple[MetricValue, ...]:
+    """``theoretical_speedup`` by flops, bytes and roofline, and ``measured_speedup``, labelled by pair and phase."""
+    values = []
+    for one in speedups:
+        labels = {"moe": one.moe, "against": one.dense, "phase": one.phase}
+        for by, estimate in (("flops", one.flops), ("bytes", one.num_bytes), ("roofline", one.roofline)):
+            values.append(to_metric("theoretical_speedup", estimate, **labels, by=by))
+        for how, estimate in (("alone", one.measured), ("in turn", one.in_turn)):
+            values.append(to_metric("measured_speedup", estimate, **labels, how=how))
+    return tuple(values)
+
+
+def _table(
+    moe: ModelSummary, others: tuple[ModelSummary, ...], phase: str, speedups: Sequence[Speedup]
+) -> RatioTable | None:
+    mine = phase_work(moe, phase)
+    if mine is None or not speedups:
+        return None
+    columns = [mine, *(work for other in others if (work := phase_work(other, phase)) is not None)]
+    computed = (computed_work(moe, match, phase) for match in missing_twins(moe, others))
+    columns += [work for work in computed if work is not None]
+    ratios = {one.dense: one for one in speedups}
+    rows = [_row(label, name, field, columns, ratios) for label, name, field in ROWS]
+    rows += _in_turn(columns, ratios)
+    if phase == ALL:
+        rows += [_parameters(label, name, columns, ratios) for label, name in PARAMETERS]
+    title = "all steps" if phase == ALL else f"{phase} steps"
+    return RatioTable(
+        title=f"{moe.name}: {title}",
+        columns=tuple(column.model for column in columns),
+        rows=tuple(rows),
+        folded=phase != "decode",
+    )
+
+
+def _row(label: str, name: str, field: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> RatioRow:
+    values = tuple(to_metric(name, getattr(column, name)) for column in columns)
+    own = columns[0].model
+    return RatioRow(
+        label=label,
+        card=card_for(name),
+        name=name,
+        values=values,
+        ratios=tuple(None if c.model == own else _ratio(getattr(ratios[c.model], field)) for c in columns),
+    )
+
+
+def _in_turn(columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> list[RatioRow]:
+    """What lock-step says of the same pairs, where it was measured at this load."""
+    name = "measured_speedup"
+    values = tuple(
+        to_metric(name, ratios[c.model].in_turn) if c.model in ratios and ratios[c.model].in_turn.value else None
+        for c in columns
+    )
+    if not any(values):
+        return []
+    label = "measured speedup, stepped in turn"
+    return [RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=(None,) * len(columns))]
+
+
+def _parameters(label: str, name: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> RatioRow:
+    own = columns[0].model
+    return RatioRow(
+        label=label,
+        card=card_for(name),
+        name=name,
+        values=tuple(MetricValue(name=name, value=getattr(c, name), exact=True) for c in columns),
+        ratios=tuple(None if c.model == own else Ratio(value=getattr(ratios[c.model], name)) for c in columns),
+    )
+
+
+def _ratio(estimate: Estimate) -> Ratio:
+    return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, reason=estimate.reason)

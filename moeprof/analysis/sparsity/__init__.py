@@ -1,0 +1,1 @@
+"""What sparsity buys: theory beside measurement, ladder, sweeps, crossover, claims."""

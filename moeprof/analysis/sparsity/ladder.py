@@ -1,0 +1,348 @@
+"""The sparsity ladder: what dispatch, expert coverage and imbalance took away, and what sparsity saved (METRICS 8).
+
+Five rungs do the same steps in turn, each one change from the one before: the active-matched dense twin; the MoE with
+all tokens on the same experts (+ router and dispatch); with the step's number of distinct experts under even load
+(+ coverage); with the recorded routing (+ imbalance); the total-matched dense twin.
+
+Two runs of one sparsity ladder: whether their taxes agree within their intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeprof.analysis.compare.lanes import LaneTimes, lane_times
+from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.analysis.metrics.tables import FloatArray
+from moeprof.analysis.sparsity.realised import realised_of_lanes
+from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
+from moeprof.core.record.lanes import LanePass
+
+PHASES = ("prefill", "decode", "mixed", "all")
+# tax -> (rung, less this rung)
+TAXES = {
+    "dispatch_tax_s": ("concentrated", "active"),
+    "coverage_tax_s": ("balanced", "concentrated"),
+    "imbalance_tax_s": ("recorded", "balanced"),
+    "sparsity_saved_s": ("total", "recorded"),
+    "sparsity_promised_s": ("total", "active"),
+    "override_cost_s": ("recorded", "native"),
+}
+SAME_AT_ONE_TOKEN = "at one token a step the balanced and the recorded rung are the same by definition"
+AS_MANY_AT_ONE_TOKEN = "at one token a step every rung reads as many experts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One lane of a ladder.
+
+    Attributes:
+        name: of the lane.
+        role: active | concentrated | balanced | recorded | native | total | distinct, or dense for another twin.
+        seconds: mean seconds per step.
+        distinct_per_layer: mean distinct experts per MoE layer and step; None for dense lanes.
+    """
+
+    name: str
+    role: str
+    seconds: Estimate
+    distinct_per_layer: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tax:
+    """The difference of two rungs.
+
+    Attributes:
+        name: the metric; one of TAXES.
+        of, less: roles; ``seconds`` is the one less the other.
+        seconds: per step, signed.
+        share: of the recorded rung's step time: what a neighbour on the machine slows down alike cancels.
+        told: its interval excludes 0.
+        note: why there is nothing to tell; else None.
+    """
+
+    name: str
+    of: str
+    less: str
+    seconds: Estimate
+    share: Estimate
+    told: bool
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoveragePoint:
+    """A rung whose number of distinct experts was set."""
+
+    lane: str
+    distinct_per_layer: float
+    seconds: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverageLine:
+    """Step time against distinct experts at the same batch.
+
+    Attributes:
+        points: by distinct experts.
+        slope: seconds per step for one more distinct expert in every MoE layer, by least squares.
+        share: the slope over the recorded rung's step time.
+    """
+
+    points: tuple[CoveragePoint, ...]
+    slope: Estimate
+    share: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderResult:
+    """One ladder at one load, in one phase.
+
+    Attributes:
+        concurrency: requests in flight; None when all were sent at once.
+        phase: prefill | decode | mixed | all.
+        num_launches, num_steps, set_aside: behind it.
+        tokens_per_step: mean over steps.
+        rungs: in the order of the lanes.
+        taxes: all of TAXES, those that were not measured with their reason.
+        realised: ``sparsity_realised_ratio``.
+        coverage: the line through the rungs with a set number of distinct experts.
+    """
+
+    concurrency: int | None
+    phase: str
+    num_launches: int
+    num_steps: int
+    set_aside: int
+    tokens_per_step: float
+    rungs: tuple[Rung, ...]
+    taxes: tuple[Tax, ...]
+    realised: Estimate
+    coverage: CoverageLine
+
+    def tax(self, name: str) -> Tax:
+        """One of TAXES."""
+        return next(tax for tax in self.taxes if tax.name == name)
+
+    def rung(self, role: str) -> Rung | None:
+        """The first rung of a role; None where it was not measured."""
+        return next((rung for rung in self.rungs if rung.role == role), None)
+
+
+def ladders(passes: Sequence[LanePass], *, num_moe_layers: int) -> tuple[LadderResult, ...]:
+    """Every ladder of a run: one per load and phase with at least MIN_BLOCKS steps in each launch.
+
+    Args:
+        passes: of all launches and loads.
+        num_moe_layers: MoE layers of the model, to say experts per layer.
+    """
+    by_load: dict[int | None, list[LaneTimes]] = {}
+    for one in passes:
+        by_load.setdefault(one.concurrency, []).append(lane_times(one))
+    found = []
+    for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
+        for phase in PHASES:
+            own = None if phase == "all" else phase
+            held = [times for times in by_load[concurrency] if times.of_phase(own).sum() >= MIN_BLOCKS]
+            if held:
+                found.append(ladder_result(held, phase, num_moe_layers))
+    apart = max((abs(tax.share.value or 0.0) for tax in map(control, found) if tax is not None), default=0.0)
+    return tuple(replace(one, taxes=tuple(_beyond(tax, apart) for tax in one.taxes)) for one in found)
+
+
+def control(result: LadderResult) -> Tax | None:
+    """The two rungs that do the same work at one token a step, where they were measured apart nevertheless."""
+    tax = result.tax("imbalance_tax_s")
+    return tax if tax.note == SAME_AT_ONE_TOKEN and tax.seconds.excludes(0) else None
+
+
+def _beyond(tax: Tax, apart: float) -> Tax:
+    """Nothing is claimed of a tax that is no larger than what rungs of the same work differ by in the same process."""
+    if not tax.told or tax.share.value is None or abs(tax.share.value) > apart:
+        return tax
+    return replace(tax, told=False, note=f"rungs that do the same work differ by {apart:.1%} of a step here")
+
+
+def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -> LadderResult:
+    """The ladder of one load and phase.
+
+    Args:
+        times: one per launch; lanes that are not in all of them are left out.
+        phase: prefill | decode | mixed | all.
+        num_moe_layers: to say experts per layer.
+    """
+    own = None if phase == "all" else phase
+    launches = [one.draws(own) for one in times]
+    roles = lane_roles(times[0])
+    tokens = np.concatenate([one.tokens_S[one.of_phase(own)] for one in times])
+    lanes = [name for name in times[0].lanes if all(name in one.lanes for one in times)]
+    rungs = tuple(_rung(times, launches, own, name, roles[name], num_moe_layers) for name in lanes)
+    lane_of = {rung.role: rung.name for rung in reversed(rungs)}
+    moe = lane_of.get("native", lane_of.get("recorded"))  # the override's cost is not the MoE's
+    missing = [role for role in ("total", "recorded", "active") if role not in lane_of]
+    realised = (
+        Estimate(value=None, reason=_absent(missing))
+        if missing or moe is None
+        else realised_of_lanes(launches, lane_of["total"], moe, lane_of["active"])
+    )
+    return LadderResult(
+        concurrency=times[0].concurrency,
+        phase=phase,
+        num_launches=len(times),
+        num_steps=len(tokens),
+        set_aside=sum(one.set_aside for one in times),
+        tokens_per_step=float(tokens.mean()),
+        rungs=rungs,
+        taxes=tuple(_tax(launches, name, lane_of, one_token=bool((tokens == 1).all())) for name in TAXES),
+        realised=realised,
+        coverage=_coverage(launches, rungs, lane_of),
+    )
+
+
+def lane_roles(times: LaneTimes) -> dict[str, str]:
+    """What each lane is on the ladder, by its description in pass.json."""
+    described = {str(lane["name"]): lane for lane in times.info}
+    roles = {}
+    for name in times.lanes:
+        lane = described.get(name, {})
+        rung, match = str(lane.get("rung", "dense")), lane.get("match")
+        width = {"active": "active", "1x": "active", "total": "total"}.get(str(match), "dense")
+        roles[name] = width if rung == "dense" else rung
+    return roles
+
+
+def _absent(roles: Sequence[str]) -> str:
+    return f"not measured: no lane is the rung {' or '.join(roles)}"
+
+
+def _rung(
+    times: Sequence[LaneTimes], launches: Sequence[Draws], phase: str | None, name: str, role: str, num_moe_layers: int
+) -> Rung:
+    def per_layer(columns: Sequence[FloatArray]) -> float | None:
+        own = [c[one.of_phase(phase), one.lanes.index(name)] for c, one in zip(columns, times, strict=True)]
+        values = np.concatenate(own)
+        values = values[np.isfinite(values)]
+        return float(values.mean()) / num_moe_layers if len(values) and num_moe_layers else None
+
+    return Rung(
+        name=name,
+        role=role,
+        seconds=estimate_of(launches, lambda seconds: seconds[name]),
+        distinct_per_layer=per_layer([one.distinct_SL for one in times]),
+    )
+
+
+def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, one_token: bool) -> Tax:
+    of, less = TAXES[name]
+    missing = [role for role in (of, less) if role not in lane_of]
+    if missing:
+        nothing = Estimate(value=None, reason=_absent(missing))
+        return Tax(name=name, of=of, less=less, seconds=nothing, share=nothing, told=False, note=nothing.reason)
+
+    def difference(seconds: dict[str, float]) -> float:
+        return seconds[lane_of[of]] - seconds[lane_of[less]]
+
+    seconds = estimate_of(launches, difference, signed=True)
+    told, note = seconds.excludes(0), None
+    if name == "imbalance_tax_s" and one_token:
+        told, note = False, SAME_AT_ONE_TOKEN
+    elif name == "coverage_tax_s" and one_token:
+        told, note = False, AS_MANY_AT_ONE_TOKEN
+    elif not told:
+        note = f"the rungs {less} and {of} cannot be told apart"
+    share = _share(launches, difference, lane_of)
+    return Tax(name=name, of=of, less=less, seconds=seconds, share=share, told=told, note=note)
+
+
+def _share(
+    launches: Sequence[Draws], figure: Callable[[dict[str, float]], float], lane_of: Mapping[str, str]
+) -> Estimate:
+    """The figure over the recorded rung's step time."""
+    if "recorded" not in lane_of:
+        return Estimate(value=None, reason=_absent(["recorded"]))
+    return estimate_of(launches, lambda seconds: figure(seconds) / seconds[lane_of["recorded"]], signed=True)
+
+
+def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung], lane_of: Mapping[str, str]) -> CoverageLine:
+    points = tuple(
+        CoveragePoint(lane=rung.name, distinct_per_layer=rung.distinct_per_layer, seconds=rung.seconds)
+        for rung in sorted(rungs, key=lambda rung: rung.distinct_per_layer or 0)
+        if rung.role in ("concentrated", "distinct") and rung.distinct_per_layer is not None
+    )
+    distinct = np.array([point.distinct_per_layer for point in points])
+    if len(np.unique(distinct)) < 2:
+        reason = "one number of distinct experts, two are needed (`ladder: {distinct: [8, 16, 32]}`)"
+        if len(points) > 1:
+            reason = f"every rung touched {distinct[0]:g} experts: so few tokens a step cannot touch more"
+        nothing = Estimate(value=None, reason=reason)
+        return CoverageLine(points=points, slope=nothing, share=nothing)
+    weights = (distinct - distinct.mean()) / float(((distinct - distinct.mean()) ** 2).sum())
+
+    def slope(seconds: dict[str, float]) -> float:
+        return float(sum(w * seconds[point.lane] for w, point in zip(weights, points, strict=True)))
+
+    return CoverageLine(
+        points=points, slope=estimate_of(launches, slope, signed=True), share=_share(launches, slope, lane_of)
+    )
+
+
+def usd_per_1m_tokens(seconds: Estimate, tokens_per_step: float, pricing: Pricing) -> Estimate:
+    """Seconds per step as dollars per million tokens of such steps; power that is billed apart is not in it."""
+    return seconds.times(1e6 * pricing.usd_per_second / tokens_per_step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """One tax, measured twice.
+
+    Attributes:
+        name: of the metric.
+        first, second: shares of the recorded rung's step time, or seconds per step.
+        difference: second less first.
+        agree: the interval of the difference holds 0; None where it cannot be told.
+        reason: why it cannot be told.
+    """
+
+    name: str
+    first: Estimate
+    second: Estimate
+    difference: Estimate
+    agree: bool | None
+    reason: str | None = None
+
+
+def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = False) -> tuple[Agreement, ...]:
+    """Whether two runs of a ladder agree: every tax, and the slope of the coverage line.
+
+    Shares of the recorded rung's step time are compared, because seconds scale with what else the machine does: a
+    neighbour that takes half of the processor doubles every tax. The interval of a difference has the two half-widths
+    that face each other, in quadrature: the runs are independent. It holds what the intervals hold: within one launch
+    each, not what differs between launches.
+
+    Args:
+        first: of some model, load and phase.
+        second: of the same.
+        in_seconds: compare seconds per step instead.
+    """
+    pairs = [(tax, second.tax(tax.name)) for tax in first.taxes]
+    found = [_agreement(a.name, *((a.seconds, b.seconds) if in_seconds else (a.share, b.share))) for a, b in pairs]
+    a, b = first.coverage, second.coverage
+    slopes = (a.slope, b.slope) if in_seconds else (a.share, b.share)
+    return (*found, _agreement("seconds_per_distinct_expert", *slopes))
+
+
+def _agreement(name: str, first: Estimate, second: Estimate) -> Agreement:
+    a, b = first, second
+    if a.value is None or b.value is None or a.low is None or a.high is None or b.low is None or b.high is None:
+        reason = a.reason or b.reason
+        unknown = Estimate(value=None, reason=reason)
+        return Agreement(name=name, first=a, second=b, difference=unknown, agree=None, reason=reason)
+    centre = b.value - a.value
+    low = centre - float(np.hypot(b.value - b.low, a.high - a.value))
+    high = centre + float(np.hypot(b.high - b.value, a.value - a.low))
+    difference = Estimate(value=centre, low=low, high=high)
+    return Agreement(name=name, first=a, second=b, difference=difference, agree=not difference.excludes(0))

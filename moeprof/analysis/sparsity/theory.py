@@ -1,0 +1,351 @@
+"""Theory beside measurement: what FLOPs, bytes and the roofline promise of sparsity, and what was measured (METRICS 8).
+
+Work comes from what ran: the batches, the distinct experts and the kernels of each step (METRICS section 5). Figures
+are per token, so that passes of unequal length compare; a promise is the dense model's figure over the MoE's: above 1
+the MoE should be the faster one. Twins that did not run are computed: the MoE's own batches through the MoE's shape
+with every block replaced by a dense MLP.
+
+The measured side of theory beside measurement: times of two models on the same steps, paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds
+from moeprof.analysis.metrics.tables import ALL, PassTables
+from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_S, step_work
+from moeprof.analysis.report.headline import why_incomparable
+from moeprof.analysis.report.sections.lockstep import LockstepPair, lockstep_pairs
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.core.model_facts import ModelFacts
+
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.summary import ModelSummary, Summary
+
+OTHER_BATCHES = "open loop without a capacity pass: the models ran other batches"
+OTHER_REQUESTS = "the models were sent different requests"
+NOT_IN_TURN = "these models were not stepped in turn at this load"
+
+
+def why_not_measured(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> str | None:
+    """Why measured times of two models must not be compared, or None."""
+    if "open" in (moe.priced[0].traffic, dense.priced[0].traffic):
+        return OTHER_BATCHES
+    mine, theirs = (_schedule(summary, m).get("sha256") for m in (moe, dense))
+    return OTHER_REQUESTS if mine != theirs else why_incomparable(moe, dense)
+
+
+def own_load(summary: Summary, model: ModelSummary) -> int | None:
+    """Requests in flight in the passes that headline dollars come from; None when all were sent at once."""
+    concurrency = _schedule(summary, model).get("concurrency")
+    return int(concurrency) if concurrency and model.priced[0].traffic == "closed" else None
+
+
+def _schedule(summary: Summary, model: ModelSummary) -> dict[str, Any]:
+    return dict((summary.record.experiment.get("schedules") or {}).get(model.name) or {})
+
+
+def paired_times(above: Sequence[float], below: Sequence[float], launches: tuple[int, int]) -> Estimate:
+    """The ratio of times, paired by round; by launch where both have the same number of several.
+
+    Args:
+        above: of the model in the numerator, one per round, launch after launch.
+        below: likewise of the denominator.
+        launches: how many launches each comes from.
+    """
+    if len(above) != len(below):
+        ratio = float(np.mean(above) / np.mean(below))
+        return Estimate(value=ratio, reason=f"no interval: {len(above)} rounds against {len(below)}")
+    logs = np.log(np.asarray(above) / np.asarray(below))
+    if launches[0] > 1 and launches[0] == launches[1] and len(logs) % launches[0] == 0:
+        logs = logs.reshape(launches[0], -1).mean(axis=1)
+    return log_ratio_estimate(np.exp(logs).tolist())
+
+
+def in_turn(pairs: Sequence[LockstepPair], moe: str, dense: str, phase: str, load: int | None) -> Estimate:
+    """Step time of the dense model over the MoE's, stepped in turn at the same load; less noise than lone runs.
+
+    Args:
+        pairs: all lock-step measurements of the run.
+        moe: name of the MoE.
+        dense: name of the dense model.
+        phase: prefill, decode or all.
+        load: requests in flight; None when all are sent at once.
+    """
+    for pair in pairs:
+        told = pair.phases.get(None if phase == ALL else phase)
+        if (pair.moe, pair.dense, pair.concurrency) == (moe, dense, load) and told is not None:
+            return inverse(told.ratio)
+    return Estimate(value=None, reason=NOT_IN_TURN)
+
+
+def inverse(ratio: Estimate) -> Estimate:
+    """1 / ratio, its interval turned around."""
+    if not ratio.value:
+        return Estimate(value=None, n=ratio.n, reason=ratio.reason or "the ratio is 0")
+    low, high = (1 / end if end else None for end in (ratio.high, ratio.low))
+    known = low is not None and high is not None
+    return Estimate(
+        value=1 / ratio.value, low=low if known else None, high=high if known else None, n=ratio.n, reason=ratio.reason
+    )
+
+
+Match = Literal["active", "total"]
+PHASES = ("decode", "prefill", ALL)
+TWIN_NAMES: dict[Match, str] = {"total": "total-matched, computed", "active": "active-matched, computed"}
+REPLACED = ("router", "shared_experts", "routed_experts")
+TOO_WIDE = 100  # an interval from a tenth to ten times says nothing; a sentence does not repeat it
+NOT_RUN = "this twin did not run: its work is computed from the MoE's shape"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseWork:
+    """What one token of one phase costs a model.
+
+    Attributes:
+        model: name of the model, or of a computed twin.
+        phase: prefill, decode or all.
+        flops_per_token, bytes_per_token: of the counted steps of the first pass; rounds repeat its tokens.
+        roofline_s_per_token: the least time on this device, from its measured peaks.
+        step_s_per_token: measured, mean over rounds.
+        rounds_s_per_token: measured, per round; empty for a computed twin.
+        num_launches: launches that the rounds come from.
+        active_params, total_params: of the model.
+    """
+
+    model: str
+    phase: str
+    flops_per_token: Estimate
+    bytes_per_token: Estimate
+    roofline_s_per_token: Estimate
+    step_s_per_token: Estimate
+    rounds_s_per_token: tuple[float, ...]
+    num_launches: int
+    active_params: int
+    total_params: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """What a dense model's figure is as a multiple of the MoE's: above 1 speaks for the MoE.
+
+    Attributes:
+        moe, dense: the pair; ``dense`` may be a computed twin.
+        phase: prefill, decode or all.
+        flops, num_bytes, roofline: promised.
+        measured: step time per token, each model alone, paired by round.
+        in_turn: step time with the models stepped in turn at the same load, where that was measured.
+        active_params, total_params: ratios of parameters.
+    """
+
+    moe: str
+    dense: str
+    phase: str
+    flops: Estimate
+    num_bytes: Estimate
+    roofline: Estimate
+    measured: Estimate
+    in_turn: Estimate
+    active_params: float
+    total_params: float
+
+    @property
+    def text(self) -> str:
+        """``speedup promised by FLOPs 4.1x, by bytes 1.3x, by the roofline 1.3x, measured 0.9x``."""
+        parts = [
+            f"{name} {_times(value)}"
+            for name, value in (
+                ("speedup promised by FLOPs", self.flops),
+                ("by bytes", self.num_bytes),
+                ("by the roofline", self.roofline),
+                ("measured", self.measured),
+                ("stepped in turn", self.in_turn),
+            )
+            if value.value is not None
+        ]
+        return ", ".join(parts) if parts else f"cannot tell ({self.flops.reason or self.measured.reason})"
+
+
+def twin_facts(facts: ModelFacts, match: Match) -> ModelFacts:
+    """A dense twin by arithmetic: k (``active``) or E (``total``) experts' width in one MLP, shared experts folded in.
+
+    The router is left out. Parameters and bytes are those of the experts and scale with their number.
+    """
+    used = [layer.num_experts if match == "total" else layer.top_k for layer in facts.moe_layers]
+    expert_params = sum(num * layer.expert_params for num, layer in zip(used, facts.moe_layers, strict=True))
+    expert_bytes = sum(num * layer.expert_bytes for num, layer in zip(used, facts.moe_layers, strict=True))
+
+    def folded(groups: Mapping[str, int], size: int) -> dict[str, int]:
+        kept = {name: value for name, value in groups.items() if name not in REPLACED}
+        kept["dense_mlp"] = groups.get("dense_mlp", 0) + groups.get("shared_experts", 0) + size
+        return kept
+
+    params = folded(facts.params_by_group, expert_params)
+    gone = sum(facts.params_by_group.values()) - sum(params.values())
+    total = facts.total_params - gone
+    head = facts.active_params_no_embedding - facts.active_params_no_embedding_no_head
+    embedding = facts.active_params - facts.active_params_no_embedding
+    return replace(
+        facts,
+        name=TWIN_NAMES[match],
+        total_params=total,
+        active_params=total,
+        active_params_no_embedding=total - embedding,
+        active_params_no_embedding_no_head=total - embedding - head,
+        params_by_group=params,
+        bytes_by_group=folded(facts.bytes_by_group, expert_bytes),
+        moe_layers=(),
+    )
+
+
+def theoretical_speedups(summary: Summary) -> tuple[Speedup, ...]:
+    """Every MoE against every dense model of the run and against the twins that did not run, per phase."""
+    found, lockstep = [], lockstep_pairs(summary.record)
+    for moe, others in pairs(summary):
+        load = own_load(summary, moe)
+        for phase in PHASES:
+            mine = phase_work(moe, phase)
+            if mine is None:
+                continue
+            for other in others:
+                theirs = phase_work(other, phase)
+                if theirs is not None:
+                    turn = in_turn(lockstep, moe.name, other.name, phase, load)
+                    found.append(speedup(mine, theirs, why_not_measured(summary, moe, other), turn))
+            for match in missing_twins(moe, others):
+                computed = computed_work(moe, match, phase)
+                if computed is not None:
+                    found.append(speedup(mine, computed, NOT_RUN))
+    return tuple(found)
+
+
+def pairs(summary: Summary) -> list[tuple[ModelSummary, tuple[ModelSummary, ...]]]:
+    """Each MoE that was measured, with the dense models that were."""
+    known = [m for m in summary.models if m.facts is not None and m.priced]
+    denses = tuple(m for m in known if m.facts is not None and not m.facts.is_moe)
+    return [(m, denses) for m in known if m.facts is not None and m.facts.is_moe]
+
+
+def missing_twins(moe: ModelSummary, others: Sequence[ModelSummary]) -> tuple[Match, ...]:
+    """Twins of this MoE that did not run."""
+    twins = [m.facts.twin for m in others if m.facts is not None and m.facts.twin is not None]
+    mine = [twin for twin in twins if twin.of == moe.name]
+    ran = {"active": any(t.is_active_matched for t in mine), "total": any(t.is_total_matched for t in mine)}
+    matches: tuple[Match, ...] = ("active", "total")
+    return tuple(match for match in matches if not ran[match])
+
+
+def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: Estimate | None = None) -> Speedup:
+    """The dense model's figures over the MoE's.
+
+    Args:
+        moe: of the MoE.
+        dense: of the other model, same phase.
+        reason: why measured times must not be compared, or None.
+        turn: the ratio with the models stepped in turn, where that was measured.
+    """
+    up, down = dense.rounds_s_per_token, moe.rounds_s_per_token
+    if reason is None and not (up and down):
+        reason = dense.step_s_per_token.reason or moe.step_s_per_token.reason
+    launches = (dense.num_launches, moe.num_launches)
+    measured = paired_times(up, down, launches) if reason is None else Estimate(value=None, reason=reason)
+    return Speedup(
+        moe=moe.model,
+        dense=dense.model,
+        phase=moe.phase,
+        flops=_over(dense.flops_per_token, moe.flops_per_token),
+        num_bytes=_over(dense.bytes_per_token, moe.bytes_per_token),
+        roofline=_over(dense.roofline_s_per_token, moe.roofline_s_per_token),
+        measured=measured,
+        in_turn=turn or Estimate(value=None, reason=reason or NOT_IN_TURN),
+        active_params=dense.active_params / moe.active_params,
+        total_params=dense.total_params / moe.total_params,
+    )
+
+
+def phase_work(model: ModelSummary, phase: str) -> PhaseWork | None:
+    """A model's work and time per token, from the passes that headline dollars come from; None without such steps."""
+    assert model.facts is not None, "only models that loaded have passes"
+    works = [step_work(tables, model.facts, model.launch.get("engine") or {}) for tables in model.priced]
+    return _phase_work(model.name, model.facts, model.launch, model.priced, works, phase, len(model.launch_splits))
+
+
+def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork | None:
+    """A twin's work on the MoE's own batches, without a measured time; None where its first pass has no such steps."""
+    assert moe.facts is not None, "only models that loaded have passes"
+    facts = twin_facts(moe.facts, match)
+    work = step_work(moe.priced[0], facts, moe.launch.get("engine") or {})
+    found = _phase_work(facts.name, facts, moe.launch, moe.priced[:1], [work], phase, 1)
+    if found is None:
+        return None
+    return replace(found, step_s_per_token=Estimate(value=None, reason=NOT_RUN), rounds_s_per_token=())
+
+
+def _phase_work(
+    name: str,
+    facts: ModelFacts,
+    launch: Mapping[str, Any],
+    rounds: Sequence[PassTables],
+    works: Sequence[StepWork | str],
+    phase: str,
+    num_launches: int,
+) -> PhaseWork | None:
+    limits = limits_of(launch, facts)
+    told = [(w, w.phase_mask(t, phase)) for w, t in zip(works, rounds, strict=True) if isinstance(w, StepWork)]
+    told = [(work, mask) for work, mask in told if work.tokens_S[mask].sum() > 0]
+    reason = next((work for work in works if isinstance(work, str)), None)
+    if not told and reason is None:
+        return None
+    nothing = Estimate(value=None, reason=reason)
+    flops, num_bytes, roofline = nothing, nothing, nothing
+    seconds: tuple[float, ...] = ()
+    if told:
+        work, mask = told[0]
+        tokens = float(work.tokens_S[mask].sum())
+        flops = Estimate(value=float(work.flops_S[mask].sum()) / tokens)
+        num_bytes = Estimate(value=float(work.bytes_S[mask].sum()) / tokens)
+        roofline = _roofline(work, mask, limits)
+        seconds = tuple(float(w.time_S[m].sum() / w.tokens_S[m].sum()) for w, m in told)
+    return PhaseWork(
+        model=name,
+        phase=phase,
+        flops_per_token=flops,
+        bytes_per_token=num_bytes,
+        roofline_s_per_token=roofline,
+        step_s_per_token=_mean(seconds, reason),
+        rounds_s_per_token=seconds,
+        num_launches=max(num_launches, 1),
+        active_params=facts.active_params,
+        total_params=facts.total_params,
+    )
+
+
+def _roofline(work: StepWork, mask: Any, limits: Limits) -> Estimate:
+    least_S = roofline_S(work, limits)
+    if least_S is None:
+        return Estimate(value=None, reason=limits.bandwidth_reason or limits.flops_reason)
+    return Estimate(value=float(least_S[mask].sum() / work.tokens_S[mask].sum()))
+
+
+def _mean(values: Sequence[float], reason: str | None) -> Estimate:
+    return over_rounds([(0, value) for value in values], reason or "no steps")
+
+
+def _over(above: Estimate, below: Estimate) -> Estimate:
+    if above.value is None or not below.value:
+        return Estimate(value=None, reason=above.reason or below.reason or "the denominator is 0")
+    return Estimate(value=above.value / below.value)
+
+
+def _times(value: Estimate) -> str:
+    assert value.value is not None, "checked by the caller"
+    if value.low is None or value.high is None:
+        return f"{value.value:.3g}x"
+    if value.high > TOO_WIDE * value.low:
+        return f"{value.value:.3g}x (cannot tell: the rounds differ too much)"
+    return f"{value.value:.3g}x [{value.low:.3g}, {value.high:.3g}]"

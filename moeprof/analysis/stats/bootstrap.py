@@ -1,0 +1,195 @@
+"""A number with its interval, and the block bootstrap that lock-step figures share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeprof.analysis.metrics.tables import FloatArray, IntArray
+from moeprof.analysis.stats import intervals
+
+MAX_BLOCKS, MIN_BLOCKS = 20, 10
+NORMAL = 1.959964  # 0.975 quantile of the normal distribution
+LOST = 0.025  # with more resamples than this share without a value, an interval would be made up
+FEW_STEPS = "{n} steps: no interval with fewer than " + str(MIN_BLOCKS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure of a comparison.
+
+    Attributes:
+        value: None when it cannot be told; then ``reason`` says why.
+        low, high: 95 % interval, or None when there is none (an exact value, or too few samples).
+        n: independent samples behind it, or None for a counted fact.
+        reason: why there is no value, or no interval.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    reason: str | None = None
+
+    def excludes(self, point: float) -> bool:
+        """True when the interval is known and does not hold the point."""
+        return self.low is not None and self.high is not None and not self.low <= point <= self.high
+
+    def times(self, factor: float) -> Estimate:
+        """The same figure in another unit; ``factor`` is known exactly and positive."""
+        value, low, high = (None if x is None else x * factor for x in (self.value, self.low, self.high))
+        return Estimate(value=value, low=low, high=high, n=self.n, reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Mean seconds per step of every lane of one launch, and what they might as well have been.
+
+    Attributes:
+        lanes: names, in the order of the second axis.
+        mean_L: seconds per step.
+        drawn_RL: the means of block resamples, jointly over lanes; no rows with too few steps.
+        degrees: degrees of freedom of the blocks.
+        num_steps: steps behind the means.
+    """
+
+    lanes: tuple[str, ...]
+    mean_L: FloatArray
+    drawn_RL: FloatArray
+    degrees: float
+    num_steps: int
+
+
+def run_blocks(num: int) -> IntArray:
+    """Number consecutive steps into at most MAX_BLOCKS runs of equal length, so that noise with memory stays whole."""
+    count = min(num, max(MIN_BLOCKS, min(MAX_BLOCKS, num // 3)))
+    return np.arange(num, dtype=np.int64) * count // max(num, 1)
+
+
+def draw_means(lanes: tuple[str, ...], time_SL: FloatArray, step_S: IntArray) -> Draws:
+    """Means per lane and their block bootstrap.
+
+    Every cycle repeats the same steps with the same tokens, so what differs between steps of one cycle is content, not
+    noise: where a step was repeated, its own mean is taken out before resampling (and the residuals are enlarged by
+    sqrt(C / (C - 1)) for it). With a single cycle content cannot be told from noise, and intervals are wider.
+
+    Known error, by simulation: nominal 95 % cover 93-96 % from 100 steps on, up to an autocorrelation of 0.9 at 1,000
+    steps; with noise of autocorrelation 0.5 in one lane alone, 88-90 % at 60 steps and 81 % at 12.
+
+    Args:
+        lanes: names of the second axis.
+        time_SL: seconds, steps in time order.
+        step_S: number of the step within its cycle.
+    """
+    num = len(time_SL)
+    if num == 0:
+        nothing = np.empty((0, len(lanes)))
+        return Draws(lanes=lanes, mean_L=np.full(len(lanes), np.nan), drawn_RL=nothing, degrees=0, num_steps=0)
+    mean = time_SL.mean(axis=0)
+    if num < MIN_BLOCKS:
+        return Draws(lanes=lanes, mean_L=mean, drawn_RL=np.empty((0, len(lanes))), degrees=0, num_steps=num)
+    noise, free = _noise(time_SL, step_S)
+    blocks = run_blocks(num)
+    sums = np.stack([np.bincount(blocks, weights=column) for column in noise.T], axis=1)
+    sizes = np.bincount(blocks).astype(np.float64)
+    counts = intervals.BlockSample(values=noise[:, 0], weights=np.ones(num), blocks=blocks).resampled_counts(0)
+    drawn = mean + (counts @ sums) / (counts @ sizes)[:, None]
+    return Draws(lanes=lanes, mean_L=mean, drawn_RL=drawn, degrees=max(free * len(sizes) - 1, 1), num_steps=num)
+
+
+def _noise(time_SL: FloatArray, step_S: IntArray) -> tuple[FloatArray, float]:
+    """Deviations without content, shape [steps, lanes], and the share of degrees of freedom that is left."""
+    place = np.unique(step_S, return_inverse=True)[1].reshape(-1)
+    repeats = np.bincount(place).astype(np.float64)
+    means = np.stack([np.bincount(place, weights=column) for column in time_SL.T], axis=1) / repeats[:, None]
+    repeated = repeats[place] > 1
+    centre = np.where(repeated[:, None], means[place], time_SL.mean(axis=0))
+    scale = np.where(repeated, np.sqrt(repeats[place] / np.maximum(repeats[place] - 1, 1)), 1.0)
+    free = 1 - float((repeats > 1).sum()) / len(step_S)
+    noise = (time_SL - centre) * scale[:, None]
+    return noise - noise.mean(axis=0), free
+
+
+def estimate_of(
+    launches: Sequence[Draws], figure: Callable[[dict[str, float]], float | None], *, signed: bool = False
+) -> Estimate:
+    """A figure of mean seconds per step, with its interval.
+
+    One launch: block bootstrap over its steps, widened from normal to Student's t (Hesterberg 2015, section 4.2.3). It
+    speaks for this schedule and this launch. Several launches: the launch is the unit of repetition (METRICS section
+    1), so the interval is Student's over their values and speaks for new launches.
+
+    Args:
+        launches: of the same lanes, phase and load.
+        figure: from seconds per step by lane to a number; None where there is none.
+        signed: the figure may be on either side of 0, so that no logarithm is taken.
+    """
+    held = [draws for draws in launches if draws.num_steps]
+    if not held:
+        return Estimate(value=None, reason="no steps were measured")
+    values = [figure(_named(draws, draws.mean_L)) for draws in held]
+    told = [value for value in values if value is not None]
+    if len(told) < len(values):
+        return Estimate(value=None, n=len(held), reason="the figure does not exist for the times that were measured")
+    if len(held) > 1:
+        return launch_estimate(told, signed=signed)
+    (draws,), value = held, told[0]
+    if not len(draws.drawn_RL):
+        return Estimate(value=value, n=draws.num_steps, reason=FEW_STEPS.format(n=draws.num_steps))
+    drawn = [figure(_named(draws, row)) for row in draws.drawn_RL]
+    samples = np.array([sample for sample in drawn if sample is not None])
+    if len(samples) < (1 - LOST) * len(drawn):
+        return Estimate(value=value, n=draws.num_steps, reason="no interval: the figure often does not exist in it")
+    low, high = widened_interval(value, samples, draws.degrees, signed=signed)
+    return Estimate(value=value, low=low, high=high, n=draws.num_steps)
+
+
+def _named(draws: Draws, seconds_L: FloatArray) -> dict[str, float]:
+    return dict(zip(draws.lanes, seconds_L.tolist(), strict=True))
+
+
+def widened_interval(value: float, samples: FloatArray, degrees: float, *, signed: bool) -> intervals.Interval:
+    """The middle 95 % of resamples, stretched about the value by t / normal: few blocks know their spread badly.
+
+    On the logarithm where the figure is positive and not ``signed``. Always holds the value.
+    """
+    stretch = intervals.t_quantile(0.975, degrees) / NORMAL * math.sqrt((degrees + 1) / degrees)
+    low, high = intervals.percentile_interval(samples)
+    if not signed and low > 0 and value > 0:
+        return value * min((low / value) ** stretch, 1.0), value * max((high / value) ** stretch, 1.0)
+    return value + min((low - value) * stretch, 0.0), value + max((high - value) * stretch, 0.0)
+
+
+def launch_estimate(values: Sequence[float], *, signed: bool = False) -> Estimate:
+    """Mean over launches with Student's interval; on the logarithm where the figure is positive and not ``signed``."""
+    num, mean = len(values), float(np.mean(values))
+    if num < 2:
+        return Estimate(value=mean, n=num, reason="one launch: no interval between launches")
+    if not signed:
+        interval = intervals.mean_interval(values)
+        assert interval is not None, "two launches have an interval"
+        return Estimate(value=mean, low=interval[0], high=interval[1], n=num)
+    half = intervals.t_quantile(0.975, num - 1) * float(np.std(values, ddof=1)) / math.sqrt(num)
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=num)
+
+
+def linear_estimate(terms: Sequence[tuple[float, Sequence[float]]]) -> Estimate:
+    """``sum of factor * mean(samples)`` over independent groups, with the Welch-Satterthwaite t-interval.
+
+    Args:
+        terms: factor and samples (one per round or launch) of each group.
+    """
+    value = sum(factor * float(np.mean(samples)) for factor, samples in terms)
+    num = min(len(samples) for _, samples in terms)
+    if num < 2:
+        return Estimate(value=value, n=num, reason="one round: no interval")
+    parts = [(factor**2 * float(np.var(s, ddof=1)) / len(s), len(s) - 1) for factor, s in terms if factor]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Estimate(value=value, low=value, high=value, n=num)
+    degrees = variance**2 / sum(part**2 / free for part, free in parts)
+    half = intervals.t_quantile(0.975, degrees) * math.sqrt(variance)
+    return Estimate(value=value, low=value - half, high=value + half, n=num)

@@ -1,0 +1,68 @@
+"""What machine this is: facts that must match before two runs are compared. No torch, no host name, no user name."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import moeprof
+from moeprof.capture.devices.gpu import Gpu
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
+
+
+def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_devices: int = 1) -> dict[str, Any]:
+    """The environment part of experiment.json; ``num_devices`` are used and billed."""
+    return {
+        "moeprof": moeprof.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cpu_cores": psutil.cpu_count(logical=True),
+        "cpu_flags": cpu_flags(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": device,
+        "device_name": cpu_name() if gpu is None or device == "cpu" else gpu.name,
+        "num_devices": num_devices,
+        "gpu": None if gpu is None or device == "cpu" else {"uuid": gpu.uuid, "driver": gpu.driver},
+        "threads": threads,
+        "load_average_1min": os.getloadavg()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture where it gives none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Instruction sets that change what a CPU run measures (emulated bf16 hides the physics)."""
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "sve")
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                found = set(line.partition(":")[2].split())
+                return [flag for flag in wanted if flag in found]
+    except OSError:
+        pass
+    return []
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

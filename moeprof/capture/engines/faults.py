@@ -1,0 +1,86 @@
+"""Test hooks: an engine that burns time after its steps, to see whether a comparison notices; one that breaks.
+
+Never for users.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import torch
+
+from moeprof.capture.engines.base import Engine, EngineFacts, Step
+from moeprof.capture.protocol import Fault, Slowdown
+from moeprof.core.trace import Request
+
+
+class SlowedEngine:
+    """The engine, with ``slowdown`` after its steps: a busy loop, so that processor time grows as wall time does."""
+
+    facts: EngineFacts
+
+    def __init__(self, engine: Engine, slowdown: Slowdown) -> None:
+        self._engine, self._slowdown = engine, slowdown
+        self.facts = engine.facts
+        self._steps = 0
+        self._due: Fault | None = None
+
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        """Hand on, where the engine captures its steps: what is slowed must run as it does without."""
+        prepare = getattr(self._engine, "prepare", None)
+        num = 0 if prepare is None else int(prepare(num_sequences, longest_tokens))
+        self.facts = self._engine.facts  # a model that could not be captured says so now
+        return num
+
+    def submit(self, request: Request) -> None:
+        """Hand on."""
+        self._due = next((fault for fault in self._slowdown.faults if fault.request == request.index), self._due)
+        self._engine.submit(request)
+
+    def step(self) -> Step | None:
+        """One step, then what it is slowed by."""
+        if self._due is not None:
+            break_down(self._due)
+        start = time.perf_counter()
+        step = self._engine.step()
+        end = time.perf_counter()
+        self._steps += 1
+        if step is not None and self._steps % self._slowdown.every == 0:
+            until = end + self._slowdown.ratio * (end - start)
+            while time.perf_counter() < until:
+                pass
+            step = replace(step, end_s=time.perf_counter())  # a run reads step times from here
+        return step
+
+    def drain(self) -> list[Step]:
+        """Hand on."""
+        return self._engine.drain()
+
+    def reset(self) -> None:
+        """Hand on; the count of steps goes on, so that slow ones do not always hit the same requests."""
+        self._engine.reset()
+
+    def close(self) -> None:
+        """Hand on."""
+        self._engine.close()
+
+
+def break_down(fault: Fault) -> None:
+    """Hang, or raise as torch does."""
+    if fault.kind == "hang":
+        threading.Event().wait()
+    if fault.kind == "out_of_memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    said = {
+        "device_assert": "device-side assert triggered",
+        "device_error": "an illegal memory access was encountered",
+        "device_lost": "GPU is lost",
+    }
+    raise RuntimeError(f"CUDA error: {said[fault.kind]}\nCUDA kernel errors might be reported later.")
+
+
+def slowed(engine: Engine, slowdown: Slowdown | None) -> Engine:
+    """The engine itself without a slowdown."""
+    return engine if slowdown is None else SlowedEngine(engine, slowdown)

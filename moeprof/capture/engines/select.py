@@ -1,0 +1,117 @@
+"""Which engine runs a model: our own paged one where it can, transformers' continuous batching, or static batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from moeprof.capture.engines.base import Engine, ListenerSet
+from moeprof.capture.engines.hf_continuous import ContinuousEngine
+from moeprof.capture.engines.paged.build import build_paged
+from moeprof.capture.engines.static.batch import needs_static
+from moeprof.capture.engines.static.engine import StaticEngine
+from moeprof.capture.kernels.cpu.swap import use_cpu_kernels
+from moeprof.core.errors import UnsupportedModelError
+from moeprof.core.workload.engine import EngineSettings
+
+DEFAULT_KV_TOKENS = 16384
+
+
+def build_engine(
+    model: Any,
+    settings: EngineSettings,
+    listeners: ListenerSet | None = None,
+    eos_ids: Sequence[int] = (),
+    *,
+    in_turn: bool = False,
+) -> Engine:
+    """The engine for ``model``. ``settings.batching: auto`` asks the model's structure; the reason is in the facts.
+
+    Args:
+        model: on its device.
+        settings: of the workload.
+        listeners: told about every forward.
+        eos_ids: ids that end an output where a request says so.
+        in_turn: it will be stepped in turn with another engine, so a step must have ended when it is told.
+
+    Raises:
+        UnsupportedModelError: a kind of batching was asked for by name and the architecture cannot run in it.
+    """
+    listeners = listeners or ListenerSet()
+    if settings.parallel is not None:
+        from moeprof.capture.parallel.engine import build_on_all_ranks  # torch.distributed is not there everywhere
+
+        return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
+    if settings.cpu_kernels == "off" or model.device.type != "cpu":
+        return _build(model, settings, listeners, eos_ids, in_turn=in_turn)
+    use_cpu_kernels(model, settings.cpu_kernels)
+    engine = _build(model, settings, listeners, eos_ids, in_turn=in_turn)
+    engine.facts = replace(engine.facts, cpu_kernels=settings.cpu_kernels)
+    return engine
+
+
+def _build(
+    model: Any, settings: EngineSettings, listeners: ListenerSet, eos_ids: Sequence[int], *, in_turn: bool
+) -> Engine:
+    kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
+    if settings.batching in ("auto", "paged"):
+        reason = why_not_paged(model, settings)
+        if reason is None:
+            return build_paged(model, settings, kv_tokens, listeners, eos_ids, in_turn=in_turn)
+        if settings.batching == "paged":
+            raise UnsupportedModelError(f"{type(model).__name__} cannot run in paged batches: {reason}")
+    reason = needs_static(model)
+    if settings.batching == "continuous" and reason is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
+    if settings.batching == "static" or reason is not None:
+        return _static(model, settings, kv_tokens, listeners, eos_ids, reason or "asked for")
+    return ContinuousEngine(
+        model,
+        kv_tokens=kv_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        prefix_cache=settings.prefix_cache,
+        eos_ids=eos_ids,
+        listeners=listeners,
+    )
+
+
+def why_not_paged(model: Any, settings: EngineSettings) -> str | None:
+    """Why our own paged engine cannot serve, or None."""
+    if settings.prefix_cache:
+        return "it shares no prefixes (engine.prefix_cache)"
+    return needs_static(model, own_pages=True)
+
+
+def prepare_decode(engine: Engine, num_sequences: int, longest_tokens: int) -> int:
+    """Capture the decode steps of the passes to come, where the engine captures; returns how many are new.
+
+    Call it while nothing is under way and with the listeners of those passes.
+    """
+    prepare = getattr(engine, "prepare", None)
+    return 0 if prepare is None else int(prepare(num_sequences, longest_tokens))
+
+
+def _static(
+    model: Any,
+    settings: EngineSettings,
+    kv_tokens: int,
+    listeners: ListenerSet,
+    eos_ids: Sequence[int],
+    reason: str,
+) -> StaticEngine:
+    return StaticEngine(
+        model,
+        max_batch=settings.max_batch,
+        max_sequence_tokens=_longest(model, kv_tokens),
+        max_batch_tokens=settings.max_batch_tokens,
+        kv_tokens=kv_tokens,
+        eos_ids=eos_ids,
+        listeners=listeners,
+        reason=reason,
+    )
+
+
+def _longest(model: Any, kv_tokens: int) -> int:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return kv_tokens if limit is None else min(kv_tokens, limit)

@@ -1,0 +1,256 @@
+"""The routing instruments of one model: find its MoE layers, override their routing if asked, tap them, check the tap.
+
+A dense model has none of this; everything here is then empty, and the same code runs.
+
+A loaded model with its instruments and whichever engine is mounted on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet
+from moeprof.capture.engines.faults import slowed
+from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.measure.breakdown import Tapped
+from moeprof.capture.models.moe_layers import find_moe_layers
+from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
+from moeprof.capture.replay import Recorder, refusal, replay
+from moeprof.capture.routing.check import self_check
+from moeprof.capture.routing.override import PickOverride, PickTable, layer_shapes
+from moeprof.capture.routing.recorded import replay_table
+from moeprof.capture.routing.rows import Positions
+from moeprof.capture.routing.tap import RoutingTap
+from moeprof.capture.routing.teacher_forced import record_forced_picks
+from moeprof.core.record.picks import FILE_NAME, save_forced_picks
+from moeprof.core.trace import Schedule, first_requests
+from moeprof.core.workload.engine import EngineSettings
+
+SELF_CHECK_REQUESTS = 2
+
+
+class Tapping:
+    """Owns the hooks of one model."""
+
+    def __init__(self, model: Any, plan: LaunchPlan) -> None:
+        self._model, self._plan, self._device = model, plan, next(model.parameters()).device
+        self.layers = find_moe_layers(model)
+        self._replayed: PickOverride | None = None
+        self._override = self._overridden(plan)
+        self._tap: RoutingTap | None = None
+        self._passed = True
+        if self.layers and plan.instruments.routing:
+            self._tap = RoutingTap(
+                model,
+                self.layers,
+                plan.class_names,
+                save_picks=plan.instruments.save_detailed,
+                picks_cap_bytes=plan.instruments.picks_cap_mib * 2**20,
+            )
+            self._tap.disable()
+
+    def _overridden(self, plan: LaunchPlan) -> PickOverride | None:
+        """What replaces the router's picks; the tap sees what is executed."""
+        if not self.layers or plan.model.routing.policy in ("native", "replay"):
+            return None
+        from moeprof.capture.routing.override import override_routing
+
+        return override_routing(self.layers, plan.model.routing)
+
+    @property
+    def tap(self) -> RoutingTap | None:
+        """The tap, switched off unless something is watched; None where there is nothing to tap."""
+        return self._tap
+
+    @property
+    def no_forced_picks(self) -> str | None:
+        """Why it cannot be told where a fixed text is sent, or None."""
+        if self._plan.engine.parallel is not None and self._override is not None:
+            return "routing is overridden and ranks share the model"
+        if self._tap is None:
+            return "the routing tap is off (instruments.routing)" if self.layers else "a dense model has no router"
+        return None if self._passed else "the routing tap failed its self-check"
+
+    def record_forced_picks(self, schedule: Schedule, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Record where the model sends a fixed text, beside launch.json, which gets what is returned.
+
+        No engine may be at work on the model.
+        """
+        found = record_forced_picks(
+            self._model, self.layers, schedule, self._plan.class_names, listeners=self.always, should_stop=should_stop
+        )
+        if isinstance(found, str):
+            return {"reason": found}
+        save_forced_picks(self._plan.launch_folder / FILE_NAME, found)
+        return {"tokens": found.num_tokens, "requests": found.num_requests, "sha256": found.tokens_sha256}
+
+    def replay_recorded(self, schedule: Schedule, engine: Engine, listeners: ListenerSet) -> None:
+        """Put recorded picks in force, where the model's routing policy is ``replay``.
+
+        Raises:
+            WorkloadError: picks of a request that will be sent are missing, or are of another model.
+        """
+        routing = self._plan.model.routing
+        if not self.layers or routing.policy != "replay":
+            return
+        left_out = frozenset(r.index for r in schedule.requests() if refusal(engine, r) is not None)
+        table = replay_table(Path(str(routing.path)), schedule, layer_shapes(self.layers), left_out=left_out)
+        # Until a pass is measured, tokens are of other requests (warm-up) and borrow their picks.
+        picks = PickTable(table, Positions.of(schedule), self._device)
+        self._replayed = self._override = PickOverride(self.layers, picks, strict=False)
+        self._replayed.enable()
+        listeners.listeners.append(self._replayed)
+
+    @property
+    def always(self) -> list[ForwardListener]:
+        """Listeners that any engine of this model needs, watched or not."""
+        return [] if self._override is None else [self._override]
+
+    @contextmanager
+    def measuring(self, listeners: ListenerSet) -> Iterator[None]:
+        """:meth:`watching`, and every token needs recorded picks of its own where picks are replayed."""
+        if self._replayed is not None:
+            self._replayed.strict = True
+        try:
+            with self.watching(listeners):
+                yield
+        finally:
+            if self._replayed is not None:
+                self._replayed.strict = False
+
+    @contextmanager
+    def watching(self, listeners: ListenerSet) -> Iterator[None]:
+        """The tap's hooks are on the model, and the engine tells it what each forward holds."""
+        if self._tap is None:
+            yield
+            return
+        self._tap.enable()
+        listeners.listeners.append(self._tap)
+        try:
+            yield
+        finally:
+            listeners.listeners.remove(self._tap)
+            self._tap.disable()
+
+    def tapped(self, listeners: ListenerSet) -> Tapped:
+        """The tap as the itemisation of steps needs it; without layers where it is off or failed its self-check."""
+        tap = self._tap if self._passed else None
+        return Tapped(
+            layers=() if tap is None else tuple(layer.name for layer in self.layers),
+            watching=lambda: self.watching(listeners),
+            seen=lambda: [] if tap is None else tap.collect_blocks(everything=True),
+        )
+
+    def recorders(self, folder: Path) -> list[Recorder]:
+        """The routing recorder of a pass; empty for dense models."""
+        if self._tap is None:
+            return []
+        instruments = self._plan.instruments
+        return [
+            RoutingRecorder(
+                folder,
+                self._tap,
+                layer_names=tuple(layer.name for layer in self.layers),
+                class_names=self._tap.class_names,
+                top_k=tuple(layer.top_k for layer in self.layers),
+                window_steps=instruments.window_steps,
+                step_counts_cap_bytes=instruments.step_counts_cap_mib * 2**20,
+                picks=PicksWriter(folder) if instruments.save_detailed else None,
+            )
+        ]
+
+    def self_check(self, engine: Engine, listeners: ListenerSet, schedule: Schedule) -> dict[str, Any]:
+        """Run two warm-up requests and check every claim the tap makes; the answer goes into the record."""
+        if self._tap is None:
+            return {"passed": None, "notes": ["no routed experts" if not self.layers else "the tap is off"]}
+        few = first_requests(schedule, SELF_CHECK_REQUESTS, engine.facts.max_sequence_tokens).as_offline()
+        self._tap.bind(few.request_class)
+        with self.watching(listeners):
+            result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))
+        engine.reset()
+        self._tap.discard()
+        self._passed = result.passed
+        return asdict(result)
+
+    def close(self) -> None:
+        """Take all hooks off the model."""
+        if self._tap is not None:
+            self._tap.close()
+        if self._override is not None:
+            self._override.close()
+
+
+WARM_AGAIN_REQUESTS = 4
+
+
+class Rig:
+    """One model, its tap, and one engine at a time.
+
+    Attributes:
+        model: on its device.
+        tapping: its routing instruments.
+        listeners: of the engine.
+        engine: the one that is mounted.
+    """
+
+    def __init__(self, model: Any, plan: LaunchPlan, should_stop: Callable[[], bool]) -> None:
+        self.model, self._plan, self._should_stop = model, plan, should_stop
+        self.tapping = Tapping(model, plan)
+        self.listeners = ListenerSet(self.tapping.always)
+        self.engine = self._build(plan.engine)
+        self._batch_tokens = plan.engine.max_batch_tokens
+
+    def capture_for(self, schedule: Schedule, engine: Engine | None = None) -> int:
+        """Capture the decode steps that a schedule will need, where the engine captures; how many are new.
+
+        With the listeners as they are: call it while the tap watches if the pass will be watched.
+        """
+        in_flight = min(len(schedule), schedule.concurrency or len(schedule))
+        longest = int((schedule.input_tokens + schedule.output_tokens).max(initial=1))
+        return prepare_decode(engine or self.engine, in_flight, longest)
+
+    def use_batch_tokens(self, max_batch_tokens: int, warmup: Schedule) -> None:
+        """Another engine where a sweep asks for another step size; a few warm-up requests, then it counts."""
+        if max_batch_tokens == self._batch_tokens:
+            return
+        self.engine.close()
+        self._batch_tokens = max_batch_tokens
+        self.engine = self._build(replace(self._plan.engine, max_batch_tokens=max_batch_tokens))
+        few = first_requests(warmup, WARM_AGAIN_REQUESTS, self.engine.facts.max_sequence_tokens).as_offline()
+        replay(self.engine, few, [], should_stop=self._should_stop)
+        self.engine.reset()
+
+    def mount_pair(self, settings: EngineSettings) -> Engine:
+        """A bare engine, to be stepped in turn with a watched one, which is mounted."""
+        self.engine.close()
+        bare = build_engine(self.model, settings, ListenerSet(self.tapping.always), in_turn=True)
+        self.engine = build_engine(self.model, settings, self.listeners, in_turn=True)
+        return bare
+
+    @contextmanager
+    def without_engine(self) -> Iterator[None]:
+        """The bare model inside, a new engine with the workload's settings afterwards."""
+        self.engine.close()
+        yield
+        self.engine = self._build(self._plan.engine)
+        self._batch_tokens = self._plan.engine.max_batch_tokens
+
+    @contextmanager
+    def eager_engine(self) -> Iterator[Engine]:
+        """An engine of which Python launches every operation, as a profiler needs it."""
+        settings = replace(self._plan.engine, decode_graphs="off", run_ahead="off", compile="off")
+        with self.without_engine(), closing(self._build(settings)) as eager:
+            yield eager
+
+    def close(self) -> None:
+        """Remove hooks, release the engine."""
+        self.tapping.close()
+        self.engine.close()
+
+    def _build(self, settings: EngineSettings) -> Engine:
+        return slowed(build_engine(self.model, settings, self.listeners), self._plan.slowdown)

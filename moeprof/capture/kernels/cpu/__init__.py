@@ -1,0 +1,1 @@
+"""C++ kernels for a CPU, built on the machine that runs them."""

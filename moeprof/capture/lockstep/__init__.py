@@ -1,0 +1,1 @@
+"""Several lanes stepped in turn, in one process or two."""

@@ -1,0 +1,267 @@
+"""A process of a launch pair as its parent sees it: found, started, greeted, ordered about, missed when dead. No torch.
+
+What goes wrong before the greeting is the user's to mend (no such Python, no moeprof in it, another protocol) and is an
+InputError of one line. What goes wrong later is a failure of the lane.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import moeprof
+from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode
+from moeprof.capture.protocol import Report
+from moeprof.capture.worker.process import SILENCE_S, WorkerFailedError
+from moeprof.capture.worker.watch import STOP_GRACE_S
+from moeprof.core.errors import EngineError, InputError
+
+GREETING_S = 60.0  # nothing heavy is imported before it
+LISTEN_S = 0.2
+# A thread that spins while the other process has its turn would take that turn's processor.
+IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+MODULE = "moeprof.capture.lockstep.server"
+
+
+class StopAskedError(Exception):
+    """Someone asked to stop while a process was busy with something that takes long."""
+
+
+class StepChild:
+    """One process, which holds one lane."""
+
+    def __init__(self, lane: str, python: Path | None, threads: int | None) -> None:
+        """Start it; ``greet`` comes next.
+
+        Args:
+            lane: its name.
+            python: the interpreter of its environment; None: this one.
+            threads: CPU threads, or None for torch's default.
+
+        Raises:
+            InputError: there is no such Python.
+        """
+        self.lane = lane
+        self.python = Path(sys.executable) if python is None else find_python(lane, python)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill; a pipe that nobody reads could fill up
+        self._buffer = b""
+        try:
+            self._process = subprocess.Popen(
+                [self.python, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+                bufsize=0, env=child_environment(os.environ, self.python, threads),
+            )  # fmt: skip
+        except OSError as error:
+            self._stderr.close()
+            raise InputError(f"{_option(lane)}: {self.python} cannot be started ({error.strerror})") from error
+        assert self._process.stdout is not None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def greet(self) -> dict[str, Any]:
+        """Its greeting: protocol, and versions of moeprof, python, torch and transformers.
+
+        Raises:
+            InputError: it has no moeprof, one that speaks another protocol, no torch, or it says nothing.
+        """
+        until = time.monotonic() + GREETING_S
+        while (line := self._line()) is None or not line.startswith(b"{"):  # what a start-up file of its Python prints
+            if line == b"":
+                raise self._no_greeting()
+            if time.monotonic() > until:
+                raise InputError(f"{_option(self.lane)}: {self.python} said nothing for {GREETING_S:.0f} s")
+        said = decode(line)
+        if said.get("protocol") != PROTOCOL:
+            raise InputError(
+                f"{_option(self.lane)}: moeprof {said.get('moeprof')} of {self.python} speaks protocol "
+                f"{said.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
+                "install versions of moeprof that speak the same one"
+            )
+        if said.get("torch") is None or said.get("transformers") is None:
+            raise InputError(
+                f"{_option(self.lane)}: {self.python} has no torch or no transformers; install both there "
+                "(`moeprof doctor` under it says more)"
+            )
+        return said
+
+    def ask(
+        self, order: Mapping[str, Any], hear: Callable[[Report], None], stop_asked: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Give an order and wait until it is done.
+
+        Raises:
+            StopAskedError: ``stop_asked`` turned true; a turn of steps is waited for, anything else is not.
+            WorkerFailedError: it reported an error, died, fell silent, or wrote something that is no message.
+        """
+        self._write(order)
+        heard, asked_s = time.monotonic(), None
+        while True:
+            line = self._line()
+            now = time.monotonic()
+            if line == b"":
+                raise self._death()
+            if line is not None:
+                heard, report = now, self._report(line)
+                if report.event == "done":
+                    return report.data
+                hear(report)
+            elif stop_asked():
+                asked_s = now if asked_s is None else asked_s
+                if order["do"] != "steps" or now - asked_s > STOP_GRACE_S:
+                    raise StopAskedError
+            if now - heard > SILENCE_S:
+                raise WorkerFailedError(f"{self._label}: no step ended for {now - heard:.0f} s")
+
+    def close(self) -> None:
+        """Let it end, and see to it that it does."""
+        try:
+            if self._process.poll() is None:
+                self._write({"do": "close"})
+                self._process.wait(STOP_GRACE_S)
+        except (WorkerFailedError, subprocess.TimeoutExpired):
+            pass  # it is killed below
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            assert pipe is not None
+            pipe.close()
+
+    # -- lines -----------------------------------------------------------------------------------------------------
+
+    def _line(self) -> bytes | None:
+        """The next line; None: nothing came for a while; empty: it is gone."""
+        assert self._process.stdout is not None
+        if b"\n" not in self._buffer:
+            if not self._selector.select(LISTEN_S):
+                return None
+            more = os.read(self._process.stdout.fileno(), 1 << 20)
+            if not more:
+                return b""
+            self._buffer += more
+            if b"\n" not in more:
+                return None
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line or None
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        left = memoryview(encode(message))
+        try:
+            while left:
+                left = left[self._process.stdin.write(left) :]
+        except OSError as error:
+            raise self._death() from error
+
+    def _report(self, line: bytes) -> Report:
+        try:
+            said = decode(line)
+        except EngineError as error:
+            raise WorkerFailedError(f"{self._label}: {error}") from error
+        event, data = said.get("event"), said.get("data")
+        if event not in ("progress", "done", "failed") or not isinstance(data, dict):
+            raise WorkerFailedError(f"{self._label}: no report but {line[:80]!r}")
+        if event == "failed":
+            message = f"{self._label}: {data.get('error')}"
+            raise WorkerFailedError(message, int(data.get("exit_code", 1)), data.get("traceback"))
+        return Report(event=event, data=data)
+
+    # -- what went wrong -------------------------------------------------------------------------------------------
+
+    @property
+    def _label(self) -> str:
+        return f"launch pair, {self.lane}"
+
+    def _death(self) -> WorkerFailedError:
+        try:
+            code: int | str = self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            code = "unknown, it closed its output"
+        hint = "; the system may have killed it for memory" if code == -9 else ""
+        return WorkerFailedError(f"{self._label}: its process died (exit code {code}){hint}", 1, self._errors() or None)
+
+    def _no_greeting(self) -> InputError:
+        self._process.wait()
+        text = self._errors()
+        last = text.splitlines()[-1] if text else "it wrote nothing"
+        missing = re.search(r"No module named '?([\w.]+)", last)
+        if missing is None:
+            return InputError(f"{_option(self.lane)}: {self.python} ended with code {self._process.returncode}: {last}")
+        name = missing[1]
+        what = "no moeprof" if name == "moeprof" else f"a moeprof whose library {name} is missing"
+        if name.startswith("moeprof."):
+            what = "a moeprof that cannot be stepped from outside"
+        return InputError(
+            f"{_option(self.lane)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later with its "
+            "libraries into that environment"
+        )
+
+    def _errors(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode("utf-8", errors="replace").strip()
+
+
+def find_python(lane: str, python: Path) -> Path:
+    """The interpreter: a file, or a name to look up as a shell does. Links stay: they tell the environment.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = shutil.which(str(python))
+    if found is None:
+        inside = python / "bin" / "python"
+        what = f"is a folder; give {inside}" if inside.exists() else "no such Python; give the path of an interpreter"
+        raise InputError(f"{_option(lane)}: {python}: {what}")
+    return Path(os.path.abspath(found))
+
+
+def child_environment(ours: Mapping[str, str], python: Path, threads: int | None) -> dict[str, str]:
+    """Environment variables of a child: idle threads sleep, and each Python finds its own moeprof.
+
+    Another environment's Python must not find this moeprof on PYTHONPATH or in the current folder; this one's must.
+    """
+    found, own = {**ours, **IDLE, "PYTHONSAFEPATH": "1"}, Path(moeprof.__file__).resolve().parents[1]
+    if threads is not None:
+        found |= dict.fromkeys(THREADS, str(threads))
+    paths = [path for path in ours.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != own]
+    if python == Path(os.path.abspath(sys.executable)):
+        paths.insert(0, str(own))
+    else:
+        found.pop("PYTHONHOME", None)
+    return found | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def check_python(python: Path, lane: str = "base") -> dict[str, Any]:
+    """Start it, hear its greeting, end it: to tell a mistake before anything is measured.
+
+    Raises:
+        InputError: see :meth:`StepChild.greet`.
+    """
+    child = StepChild(lane, python, None)
+    try:
+        return child.greet()
+    finally:
+        child.kill()
+
+
+def _option(lane: str) -> str:
+    return f"--{lane}-python"

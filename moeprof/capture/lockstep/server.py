@@ -1,0 +1,107 @@
+"""``python -m moeprof.capture.step_server``: one lane of a launch pair, which steps when its parent says so.
+
+It is started under the environment that is to be measured. Messages are those of step_protocol.py. Between two orders
+it waits in a read and costs nothing; when the parent is gone it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from moeprof.capture.lockstep.protocol import decode, encode, greeting, plan_from_json
+from moeprof.core.errors import EngineError, MoeprofError
+
+if TYPE_CHECKING:
+    from moeprof.capture.lockstep.remote import StepSession
+    from moeprof.capture.protocol import LockstepPlan
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def main() -> int:
+    """Entry point of the process."""
+    orders, replies = _take_channel()
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # libraries' notices are not the user's
+
+    def send(message: dict[str, Any]) -> None:
+        try:
+            replies.write(encode(message))
+            replies.flush()
+        except OSError:
+            raise SystemExit(1) from None  # the parent is gone
+
+    send(greeting())
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return serve(orders, send)
+
+
+def _take_channel() -> tuple[BinaryIO, BinaryIO]:
+    """Stdin and stdout for messages alone: what libraries print goes to stderr, and what they read is empty."""
+    orders, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return orders, replies
+
+
+def serve(orders: Iterable[bytes], send: Send) -> int:
+    """Do what each line of ``orders`` says until ``close`` or the end; returns the exit code.
+
+    Torch is imported before the first order comes, so that two processes do it at the same time.
+    """
+    try:
+        from moeprof.capture.lockstep.remote import StepSession
+
+        lines = iter(orders)
+        first = next(lines, None)
+        if first is not None and (message := decode(first)).get("do") != "close":
+            _serve_plan(plan_from_json(_plan_of(message)), StepSession, lines, send)
+        code = 0
+    except MoeprofError as error:
+        code = _failed(send, str(error), error.exit_code, None)
+    except Exception as error:  # the process boundary: whatever a model's code raises becomes a message
+        text = str(error).splitlines()[0] if str(error) else ""
+        code = _failed(send, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+    return code
+
+
+def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
+    plan = message.get("plan")
+    if message.get("do") != "prepare" or not isinstance(plan, dict):
+        raise EngineError(f"two processes: the first order is {message.get('do')!r}; prepare with a plan comes first")
+    return plan
+
+
+def _serve_plan(plan: LockstepPlan, kind: type[StepSession], orders: Iterable[bytes], send: Send) -> None:
+    from moeprof.capture.memory.out_of_memory import as_out_of_memory
+
+    with as_out_of_memory(plan), kind(plan, send) as session:
+        send({"event": "done", "data": session.load()})
+        for line in orders:
+            message = decode(line)
+            name = message.pop("do", None)
+            if name == "close":
+                return
+            if name not in session.orders:
+                raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(session.orders)}, close")
+            send({"event": "done", "data": session.orders[name](**message)})
+
+
+def _failed(send: Send, error: str, exit_code: int, details: str | None) -> int:
+    send({"event": "failed", "data": {"error": error, "exit_code": exit_code, "traceback": details}})
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+"""Will it fit? Memory predicted before anything is loaded, and the KV space that the schedule needs.
+
+What a model needs: libraries, weights, KV cache, activations of a step, room for captured steps. What may be used: the
+free memory less a margin (``engine.memory_margin_ratio`` of all). The KV space is equal for all models: enough for all
+requests that can be in flight, bounded by what the tightest model leaves. Loading one model after the other is chosen
+where side by side would leave less than half of that space.
+
+Why a model does not fit, in one line: what it needs, what is there, and which setting to lower to which value.
+
+Bytes of the models' weights before they load: file sizes, or the parameters of the config counted without memory.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+
+from moeprof.capture.devices.gpu import Gpu
+from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory, stored_bytes
+from moeprof.capture.models.find import ModelSource
+from moeprof.core.errors import ModelError, MoeprofError
+from moeprof.core.trace import Schedule
+from moeprof.core.units import num_bytes
+from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.models import ModelSpec
+
+LEAST_KV_TOKENS = 256
+LEAST_BATCH_TOKENS = 16
+
+
+class Prediction(Protocol):
+    """What of a Fit is told."""
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """Of the device."""
+
+    @property
+    def margin_bytes(self) -> int:
+        """Stays free."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """Free less the margin."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV slots of every model."""
+
+
+def refusal(name: str, model: ModelMemory, fit: Prediction, settings: EngineSettings) -> str:
+    """One line for a model that does not fit."""
+    needed = model.needed_bytes(fit.kv_tokens) or 0
+    free, total = num_bytes(fit.memory.free_bytes), num_bytes(fit.memory.total_bytes)
+    return (
+        f"model {name}: needs about {num_bytes(needed)} ({parts(model, fit.kv_tokens)}), but {free} of {total} is "
+        f"free and {num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio "
+        f"{settings.memory_margin_ratio:g}); {remedy(model, fit.usable_bytes, fit.kv_tokens, settings)}"
+    )
+
+
+def parts(model: ModelMemory, kv_tokens: int) -> str:
+    """What a model needs, part by part, the large ones only."""
+    found = [
+        (model.weights_bytes or 0, "weights"),
+        (model.kv_bytes(kv_tokens), f"KV cache of {kv_tokens:,} tokens"),
+        (model.activation_bytes, "activations"),
+        (model.load_extra_bytes, "more while loading"),
+        (model.workspace_bytes, "captured steps and libraries' workspace"),
+        (model.base_bytes, "for the process itself"),
+    ]
+    return ", ".join(f"{num_bytes(size)} {what}" for size, what in found if size)
+
+
+def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: EngineSettings) -> str:
+    """Which setting to lower to which value, the mildest that helps."""
+    left = usable_bytes - model.fixed_bytes
+    if model.kv_bytes_per_token and left >= LEAST_KV_TOKENS * model.kv_bytes_per_token:
+        fitting = left // model.kv_bytes_per_token // PAGE_TOKENS * PAGE_TOKENS
+        if fitting < kv_tokens:
+            return f"lower engine.kv_tokens from {kv_tokens} to {fitting}"
+    without = model.fixed_bytes - model.activation_bytes + model.kv_bytes(LEAST_KV_TOKENS)
+    ratio = (usable_bytes - without) / model.activation_bytes if model.activation_bytes else 0.0
+    tokens = int(settings.max_batch_tokens * ratio) // PAGE_TOKENS * PAGE_TOKENS
+    if LEAST_BATCH_TOKENS <= tokens < settings.max_batch_tokens:
+        return (
+            f"lower engine.max_batch_tokens from {settings.max_batch_tokens} to {tokens} "
+            f"and engine.kv_tokens to {LEAST_KV_TOKENS}"
+        )
+    layers = int(model.layers_to_cut * (usable_bytes - without + (model.weights_bytes or 0) - model.activation_bytes)
+                 // max(1, model.weights_bytes or 0))  # fmt: skip
+    fewer = f", {layers} of {model.layers_to_cut} layers (override: {{num_hidden_layers: {layers}}})"
+    return (
+        "its weights leave no room for a step: choose a smaller model or dtype"
+        f"{fewer if 0 < layers < model.layers_to_cut else ''}, or free memory"
+    )
+
+
+PAGE_TOKENS = 16
+SPARE_PAGES = 8
+MIN_KV_TOKENS = 256
+HEADROOM = 0.9  # of the free memory is counted on where a model joins others in one process
+HOST_KV_SHARE = 0.5  # of what is left; the rest of a host's memory is shared with everything else
+SIDE_BY_SIDE_SHARE = 0.5  # of the KV space that one model alone would get
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The prediction.
+
+    Attributes:
+        memory: of the device.
+        margin_bytes: stays free.
+        models: by name.
+        kv_tokens: KV slots that every model gets.
+        wanted_kv_tokens: slots that would hold all requests that can be in flight at once.
+        together: True when all models fit at once.
+        refusal: why a model cannot run, with what to change; None when all fit.
+    """
+
+    memory: DeviceMemory
+    margin_bytes: int
+    models: dict[str, ModelMemory]
+    kv_tokens: int
+    wanted_kv_tokens: int
+    together: bool
+    refusal: str | None = None
+
+    @property
+    def free_bytes(self) -> int:
+        """Free before the run."""
+        return self.memory.free_bytes
+
+    @property
+    def usable_bytes(self) -> int:
+        """Free less the margin."""
+        return max(0, self.memory.free_bytes - self.margin_bytes)
+
+    def needed_bytes(self, name: str) -> int | None:
+        """What one model needs; None when its weights are unknown."""
+        return self.models[name].needed_bytes(self.kv_tokens)
+
+    def fits(self, name: str) -> bool | None:
+        """Whether one model fits by itself; None when its weights are unknown."""
+        needed = self.needed_bytes(name)
+        return None if needed is None else needed <= self.usable_bytes
+
+    def require(self) -> None:
+        """Stop before anything loads.
+
+        Raises:
+            ModelError: a model does not fit.
+        """
+        if self.refusal is not None:
+            raise ModelError(self.refusal)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record: what was predicted."""
+        facts = {"together": self.together, "kv_tokens": self.kv_tokens, "wanted_kv_tokens": self.wanted_kv_tokens}
+        facts |= {"free_bytes": self.free_bytes, "total_bytes": self.memory.total_bytes}
+        models = {n: asdict(m) | {"needed_bytes": self.needed_bytes(n)} for n, m in self.models.items()}
+        return facts | {"margin_bytes": self.margin_bytes, "models": models}
+
+
+def predict(
+    specs: Iterable[ModelSpec],
+    sources: dict[str, ModelSource],
+    schedules: Iterable[Schedule],
+    *,
+    settings: EngineSettings,
+    memory: DeviceMemory,
+    weights_bytes: dict[str, int | None],
+) -> Fit:
+    """Predict memory and choose the KV space. Nothing is raised: see :meth:`Fit.require`."""
+    chosen = list(specs)
+    by_name = {spec.name: spec for spec in chosen}
+    models = {
+        spec.name: model_memory(
+            spec, sources[spec.name].config, weights_bytes[spec.name], settings,
+            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""),
+        )
+        for spec in chosen
+    }  # fmt: skip
+    most = settings.max_sequences if is_paged(settings, is_host=memory.is_host) else None
+    wanted = max((all_at_once_tokens(schedule, most=most) for schedule in schedules), default=MIN_KV_TOKENS)
+    margin = int(memory.total_bytes * settings.memory_margin_ratio)
+    usable = max(0, memory.free_bytes - margin)
+    kv_tokens = settings.kv_tokens or _kv_tokens(list(models.values()), usable, wanted, is_host=memory.is_host)
+    known = all(model.weights_bytes is not None for model in models.values())
+    side_by_side = sum(m.fixed_bytes + m.kv_bytes(kv_tokens) for m in models.values())
+    side_by_side += max((m.load_extra_bytes for m in models.values()), default=0)
+    fit = Fit(
+        memory=memory,
+        margin_bytes=margin,
+        models=models,
+        kv_tokens=kv_tokens,
+        wanted_kv_tokens=wanted,
+        together=len(models) == 1 or (known and side_by_side <= usable),
+    )
+    tight = next((spec for spec in chosen if fit.fits(spec.name) is False), None)
+    if tight is None:
+        return fit
+    return replace(fit, refusal=refusal(tight.name, models[tight.name], fit, settings))
+
+
+def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
+    """The same prediction, refused where models that are stepped in turn in one process do not fit at once.
+
+    Args:
+        fit: the prediction of each alone.
+        names: models that are loaded at once.
+        what: key of the workload that asks for it, for the message.
+    """
+    models = [fit.models[name] for name in names]
+    if fit.refusal is not None or any(model.weights_bytes is None for model in models):
+        return fit
+    weights = sum(model.weights_bytes or 0 for model in models)
+    beside = max(m.base_bytes + m.activation_bytes + m.workspace_bytes + m.load_extra_bytes for m in models)
+    if weights + beside <= fit.usable_bytes:
+        return fit
+    each = ", ".join(f"{name} {num_bytes(fit.models[name].weights_bytes or 0)}" for name in names)
+    said = (
+        f"{what}: {len(names)} models are stepped in turn in one process and need {num_bytes(weights + beside)} at "
+        f"once (weights: {each}), {num_bytes(fit.usable_bytes)} may be used; name fewer in {what}.models, or leave "
+        f"{what} out"
+    )
+    return replace(fit, refusal=said)
+
+
+def device_memory(device: str, gpu: Gpu | None) -> DeviceMemory:
+    """Memory of the device as NVML tells it, or of the host where it cannot be asked."""
+    free = free_memory_bytes(device, gpu)
+    reading = gpu.read() if gpu is not None and device != "cpu" else None
+    if reading is not None and reading.memory_total_bytes and reading.memory_used_bytes is not None:
+        return DeviceMemory(total_bytes=reading.memory_total_bytes, free_bytes=free, is_host=False)
+    total = int(psutil.virtual_memory().total)
+    return DeviceMemory(total_bytes=total, free_bytes=free, is_host=device == "cpu")
+
+
+def free_memory_bytes(device: str, gpu: Gpu | None) -> int:
+    """Free memory of the device, or of the host for a CPU run."""
+    reading = gpu.read() if gpu is not None and device != "cpu" else None
+    if reading is not None and reading.memory_total_bytes and reading.memory_used_bytes is not None:
+        return reading.memory_total_bytes - reading.memory_used_bytes
+    return int(psutil.virtual_memory().available)
+
+
+def _kv_tokens(models: list[ModelMemory], usable: int, wanted: int, *, is_host: bool) -> int:
+    """The most that every model can have, side by side unless that costs half of it."""
+    share = HOST_KV_SHARE if is_host else 1.0
+
+    def room(left: int, per_token: int) -> int:
+        return int(max(0, left) * share // per_token) // PAGE_TOKENS * PAGE_TOKENS
+
+    alone = min([wanted, *(room(usable - m.fixed_bytes, m.kv_bytes_per_token) for m in models if m.kv_bytes_per_token)])
+    left = usable - sum(m.fixed_bytes for m in models) - max((m.load_extra_bytes for m in models), default=0)
+    per_token = sum(m.kv_bytes_per_token or 0 for m in models)
+    shared = min(wanted, room(left, per_token)) if per_token else wanted
+    return max(MIN_KV_TOKENS, shared if shared >= SIDE_BY_SIDE_SHARE * alone else alone)
+
+
+def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
+    """KV slots for as many requests as can be in flight at once (the longest ones), in whole pages, and some spare.
+
+    Args:
+        schedule: the requests.
+        most: sequences that the engine takes at once, or None.
+    """
+    bounds = [bound for bound in (schedule.concurrency, most) if bound is not None]
+    lengths = np.sort(schedule.input_tokens + schedule.output_tokens)[::-1][: min(bounds, default=None)]
+    pages = int(((lengths + PAGE_TOKENS - 1) // PAGE_TOKENS + 1).sum()) + SPARE_PAGES
+    # The scheduler keeps a share of the cache free before it admits prompts; without this it would hold some back.
+    return int(pages * PAGE_TOKENS * 1.2)
+
+
+PATIENCE_S = 180.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """What the counting process is asked: the parameters of a config, or of the dense twin of it."""
+
+    spec: ModelSpec
+    config_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Parameters, or why there is no such twin, or neither: the architecture is unknown and loading will say so."""
+
+    params: int | None = None
+    refusal: str | None = None
+
+
+def estimate_weights_bytes(
+    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings, *, is_host: bool = True
+) -> dict[str, int | None]:
+    """Bytes on the device by model; None when only loading will tell.
+
+    Random weights and twins are counted in one short-lived process, because that needs torch and the parent stays
+    without. Quantised weights are taken to be as large as their files.
+
+    Raises:
+        ModelError: a twin of a model that has no dense twin.
+    """
+    by_name = {spec.name: spec for spec in models}
+    asked = [
+        _Count(spec=spec, config_json=json.dumps(sources[spec.name].config))
+        for spec in models
+        if spec.twin_of is not None or (sources[spec.name].weights_bytes is None and spec.weights == "random")
+    ]
+    answers = dict(zip([count.spec.name for count in asked], _count_in_process(asked), strict=True))
+    refused = next((answer.refusal for answer in answers.values() if answer.refusal is not None), None)
+    if refused is not None:
+        raise ModelError(refused)
+    found: dict[str, int | None] = {}
+    for spec in models:
+        source, base = sources[spec.name], by_name.get(spec.twin_of or "")
+        stored = stored_bytes(source.config)
+        width = dtype_bytes(spec, source.config, settings, is_host=is_host, base=base)
+        params = answers[spec.name].params if spec.name in answers else None
+        if source.weights_bytes is not None:
+            width = stored if "quantization_config" in source.config else width
+            found[spec.name] = source.weights_bytes * width // stored
+        else:
+            found[spec.name] = None if params is None else params * width
+    for spec in models:
+        mine, moe = found[spec.name], found.get(spec.twin_of or "")
+        if spec.initialise == "popular_experts" and mine is not None and moe is not None:
+            found[spec.name] = max(mine, moe)  # the MoE is in memory until its experts have been looked at
+    return found
+
+
+def _count_in_process(asked: list[_Count]) -> list[_Answer]:
+    if not asked:
+        return []
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_count_all, args=(asked, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answers: list[_Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
+    except EOFError:
+        answers = []  # the process died; loading will say why
+    finally:
+        process.kill()
+        process.join()
+    return answers or [_Answer() for _ in asked]
+
+
+def _count_all(asked: list[_Count], connection: Connection) -> None:
+    import os
+    import sys
+
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a failure here is told by silence, loading tells it in words
+    connection.send([_count(count) for count in asked])
+
+
+def _count(count: _Count) -> _Answer:
+    from transformers import AutoConfig
+
+    from moeprof.capture.models.meta import facts_from_config
+
+    values: dict[str, Any] = json.loads(count.config_json)
+    try:
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        if count.spec.twin_of is None:
+            return _Answer(params=facts_from_config(config, name="", source="").total_params)
+    except (MoeprofError, ValueError, KeyError):
+        return _Answer()
+    return _count_twin(config, count.spec)
+
+
+def _count_twin(config: Any, spec: ModelSpec) -> _Answer:
+    from moeprof.capture.models.meta import build_on_meta
+    from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
+
+    try:
+        check_unquantised(config, spec)
+        model = build_on_meta(config, name=spec.name)
+        replace_experts(model, read_layers(model, spec), spec)
+    except MoeprofError as error:
+        return _Answer(refusal=str(error))
+    return _Answer(params=sum(p.numel() for p in model.parameters()))

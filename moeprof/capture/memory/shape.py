@@ -1,0 +1,291 @@
+"""What a model needs besides its weights, estimated from its config alone: KV cache, activations, copies while loading.
+
+No torch: the parent predicts before any worker starts. Estimates lean to the large side; the worker measures the
+activation peak on a GPU (kv_space.py) before it allocates the cache.
+
+What one model needs in memory, by part, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from moeprof.capture.devices.environment import cpu_flags
+from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.models import ModelSpec
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+_OTHER_CACHES = ("linear_num_value_heads", "mamba_d_state", "ssm_state_size")
+_INDEXES = ("index_topk", "indexer_budget")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Sizes of a decoder, per token.
+
+    Attributes:
+        model_dim: of the residual stream.
+        layers: decoder layers.
+        heads: query heads.
+        kv_heads: key and value heads; all heads for latent attention, which is cached expanded.
+        key_dim: width of a key.
+        value_dim: width of a value.
+        dense_units: of a dense layer's MLP.
+        experts: per layer; 0 for a dense model.
+        top_k: experts of a token.
+        expert_units: of one expert.
+        shared_units: of all shared experts.
+        vocabulary: logits of a token.
+    """
+
+    model_dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    dense_units: int
+    experts: int
+    top_k: int
+    expert_units: int
+    shared_units: int
+    vocabulary: int
+
+    def twin_units(self, match: str) -> int:
+        """Units of a dense twin's MLP; see ModelSpec.match."""
+        active = self.top_k * self.expert_units + self.shared_units
+        if match.endswith("x"):
+            return round(float(match[:-1]) * active)
+        whole = {"active": active, "total": self.experts * self.expert_units + self.shared_units}
+        return whole[match] if match in whole else int(match)
+
+
+def read_widths(config: dict[str, Any]) -> Widths | None:
+    """The sizes that a config.json names; None where it does not speak of a plain decoder."""
+    config = config.get("text_config") or config
+
+    def number(*names: str) -> int:
+        return next((int(config[n]) for n in names if isinstance(config.get(n), int | float) and config[n]), 0)
+
+    heads, model_dim = number("num_attention_heads", "n_heads", "num_heads"), number("hidden_size", "d_model", "n_embd")
+    layers = number("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+    if not (heads and model_dim and layers):
+        return None
+    is_latent = bool(config.get("kv_lora_rank"))
+    key_dim = number("qk_nope_head_dim") + number("qk_rope_head_dim") if is_latent else 0
+    head_dim = number("head_dim") or model_dim // heads
+    experts = number("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    expert_units = number("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_hidden_size")
+    shared = (
+        number("shared_expert_intermediate_size") or number("n_shared_experts", "num_shared_experts") * expert_units
+    )
+    return Widths(
+        model_dim=model_dim,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads if is_latent else number("num_key_value_heads") or heads,
+        key_dim=key_dim or head_dim,
+        value_dim=number("v_head_dim") or head_dim,
+        dense_units=number("intermediate_size", "ffn_hidden_size") or 4 * model_dim,
+        experts=experts,
+        top_k=number("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k")
+        if experts
+        else 0,
+        expert_units=expert_units if experts else 0,
+        shared_units=shared if experts else 0,
+        vocabulary=number("vocab_size"),
+    )
+
+
+def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None, paged: bool = True) -> int | None:
+    """Bytes of keys and values per token over all layers.
+
+    layers * heads of keys * (key width + value width) * bytes. Latent attention is cached expanded to all heads by the
+    paged engine, and in another form by others.
+
+    Args:
+        config: a config.json.
+        width_bytes: of an element; the config's own dtype when left out.
+        paged: True where the paged engine (moeprof's own) runs it.
+
+    Returns:
+        None for caches of another kind (states of constant size, an index beside keys and values).
+    """
+    text = config.get("text_config") or config
+    widths = read_widths(config)
+    if widths is None or any(key in text for key in (*_OTHER_CACHES, *_INDEXES)):
+        return None
+    if text.get("kv_lora_rank") and not paged:
+        return None
+    element = width_bytes or stored_bytes(config)
+    return widths.layers * widths.kv_heads * (widths.key_dim + widths.value_dim) * element
+
+
+def stored_bytes(config: dict[str, Any]) -> int:
+    """Bytes of an element in the dtype that the config names; 4 where it names none."""
+    text = config.get("text_config") or config
+    named = next((c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
+    return DTYPE_BYTES.get(str(named), 4)
+
+
+def activation_bytes(
+    widths: Widths, *, tokens: int, logit_rows: int, width_bytes: int, match: str | None = None
+) -> int:
+    """Peak of one forward, each part as if it lived at once with the residual stream.
+
+    Per token: the residual stream, its norm and two outputs (4 d); queries, keys and values twice, for the rotary
+    embedding; in a layer of experts the gathered inputs, outputs and weighted outputs of k experts (3 k d) and their
+    gate, up and product (3 k I), else 3 W of a dense MLP. Logits: the vocabulary in the dtype and in float32, per row.
+
+    Args:
+        widths: the model.
+        tokens: of a step.
+        logit_rows: rows of which logits are made.
+        width_bytes: of an element.
+        match: width of a dense twin of this model, or None.
+    """
+    keys = widths.kv_heads * (widths.key_dim + widths.value_dim)
+    attention = 2 * (widths.heads * widths.key_dim + keys) + widths.heads * widths.value_dim
+    if match is not None:
+        mlp = 3 * widths.twin_units(match)
+    elif widths.experts:
+        mlp = 3 * widths.top_k * (widths.model_dim + widths.expert_units) + 3 * widths.shared_units
+    else:
+        mlp = 3 * widths.dense_units
+    logits = logit_rows * widths.vocabulary * (width_bytes + 4)
+    return tokens * (4 * widths.model_dim + attention + mlp) * width_bytes + logits
+
+
+def load_extra_bytes(widths: Widths, width_bytes: int) -> int:
+    """What loading a checkpoint holds beside the weights at its worst: experts become one tensor per layer.
+
+    The files have a matrix per expert. Gates and ups of a layer are stacked, then joined: twice that tensor on top of
+    the matrices that were read.
+    """
+    return 2 * 2 * widths.experts * widths.expert_units * widths.model_dim * width_bytes
+
+
+MIB = 2**20
+# A worker's resident set before it loads anything is 450 MiB (torch, transformers); recorders and what is imported
+# later took 100 to 400 MiB more in measured runs.
+HOST_BASE_BYTES = 700 * MIB
+DEVICE_BASE_BYTES = 614 * MIB  # a CUDA context with its kernels, about 0.6 GiB
+LIBRARY_WORKSPACE_BYTES = 64 * MIB  # of matrix products, twice the 32 MiB that torch gives cuBLAS on Hopper
+UNKNOWN_ACTIVATION_BYTES = 256 * MIB  # for a config whose sizes are not understood
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Memory of the device, or of the host for a CPU run.
+
+    Attributes:
+        total_bytes: all of it.
+        free_bytes: free before the run.
+        is_host: True for a CPU run.
+    """
+
+    total_bytes: int
+    free_bytes: int
+    is_host: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """What one model needs, in bytes.
+
+    Attributes:
+        weights_bytes: on the device in its dtype; None when only loading will tell.
+        load_extra_bytes: beside the weights while loading.
+        kv_bytes_per_token: None for caches of another kind.
+        activation_bytes: estimated peak of one step.
+        workspace_bytes: captured steps and libraries.
+        base_bytes: the process itself: libraries on a host, the context on a device.
+        layers_to_cut: decoder layers of random weights, of which there may be fewer; 0 for a checkpoint.
+    """
+
+    weights_bytes: int | None
+    load_extra_bytes: int
+    kv_bytes_per_token: int | None
+    activation_bytes: int
+    workspace_bytes: int
+    base_bytes: int
+    layers_to_cut: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the KV cache."""
+        return self.base_bytes + (self.weights_bytes or 0) + self.activation_bytes + self.workspace_bytes
+
+    def kv_bytes(self, kv_tokens: int) -> int:
+        """The KV cache; 0 where bytes per token are unknown."""
+        return kv_tokens * (self.kv_bytes_per_token or 0)
+
+    def needed_bytes(self, kv_tokens: int) -> int | None:
+        """The larger of loading and running; None when the weights are unknown."""
+        if self.weights_bytes is None:
+            return None
+        loading = self.base_bytes + self.weights_bytes + self.load_extra_bytes
+        return max(loading, self.fixed_bytes + self.kv_bytes(kv_tokens))
+
+
+def model_memory(
+    spec: ModelSpec,
+    config: dict[str, Any],
+    weights_bytes: int | None,
+    settings: EngineSettings,
+    *,
+    is_host: bool,
+    base: ModelSpec | None = None,
+) -> ModelMemory:
+    """What one model needs.
+
+    Args:
+        spec: the model.
+        config: its config.json; that of the MoE for a twin.
+        weights_bytes: of its weights, or None.
+        settings: of the engine.
+        is_host: True for a CPU run.
+        base: for a twin, the spec of its MoE.
+    """
+    widths, element = read_widths(config), dtype_bytes(spec, config, settings, is_host=is_host, base=base)
+    paged = is_paged(settings, is_host=is_host)
+    tokens = settings.max_batch_tokens
+    activations, extra, captured = UNKNOWN_ACTIVATION_BYTES, 0, 0
+    if widths is not None:
+        rows = min(tokens, settings.max_sequences) if paged else tokens
+        size = {"width_bytes": element, "match": spec.match}
+        activations = activation_bytes(widths, tokens=tokens, logit_rows=rows, **size)  # type: ignore[arg-type]
+        if not is_host and settings.decode_graphs != "off":
+            most = settings.max_sequences
+            captured = activation_bytes(widths, tokens=most, logit_rows=most, **size)  # type: ignore[arg-type]
+        reads_files = (base or spec).weights == "checkpoint" and (base is None or spec.initialise != "random")
+        extra = load_extra_bytes(widths, element) if reads_files else 0
+    return ModelMemory(
+        weights_bytes=weights_bytes,
+        load_extra_bytes=extra,
+        kv_bytes_per_token=kv_bytes_per_token(config, width_bytes=element, paged=paged),
+        activation_bytes=activations,
+        workspace_bytes=captured + (0 if is_host else LIBRARY_WORKSPACE_BYTES),
+        base_bytes=HOST_BASE_BYTES if is_host else DEVICE_BASE_BYTES,
+        layers_to_cut=widths.layers if widths is not None and (base or spec).weights == "random" else 0,
+    )
+
+
+def dtype_bytes(
+    spec: ModelSpec, config: dict[str, Any], settings: EngineSettings, *, is_host: bool, base: ModelSpec | None = None
+) -> int:
+    """Bytes of an element in the dtype that the model will have; see ``loading.choose_dtype``."""
+    asked = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
+    if asked != "auto":
+        return DTYPE_BYTES[asked]
+    text = config.get("text_config") or config
+    own = next((str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
+    if not is_host or own == "float32" or (own == "bfloat16" and "avx512_bf16" in cpu_flags()):
+        return stored_bytes(config)
+    return DTYPE_BYTES["float32"]  # a CPU without instructions for it computes in float32
+
+
+def is_paged(settings: EngineSettings, *, is_host: bool) -> bool:
+    """Whether moeprof's own engine is expected to run: asked for, or chosen on a GPU."""
+    return settings.batching == "paged" or (settings.batching == "auto" and not is_host)

@@ -1,0 +1,310 @@
+"""Where a model comes from, found without torch: a local folder, a hub id, or a config for random weights.
+
+The parent process uses this to check models, find tokenizers and predict memory before any worker starts.
+
+Single files of a Hugging Face repository: from the local cache if they lie there, else from the hub.
+
+The client repeats a failed look-up five times over half a minute, so the host's name is resolved first: without a
+network the answer comes at once. Workers then load from the cache too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import socket
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from moeprof.core.errors import ModelError
+from moeprof.core.known_models import systems
+from moeprof.core.workload.models import ModelSpec
+
+RESOLVE_S = 3.0
+
+
+def hub_file(model: str, repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository, or None when the repository has no such file.
+
+    Args:
+        model: the workload's name for it, for messages.
+        repository: ``org/name``.
+        name: of the file.
+        revision: branch, tag or commit; None is the default branch.
+
+    Raises:
+        ModelError: no such repository or revision, no permission, or no network and no copy in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's to read
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=True))
+    except HFValidationError as error:
+        raise ModelError(f"model {model}: {repository!r} is neither a local folder nor a hub id ({error})") from error
+    except LocalEntryNotFoundError:
+        pass
+    if not is_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the workers, which start later
+        if _knows(repository, revision):
+            return None
+        raise ModelError(
+            f"model {model}: {repository} is no local folder, not in the hub's cache, and the hub cannot be reached; "
+            "check the spelling or the network, or download it elsewhere and give the folder"
+        )
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except RepositoryNotFoundError as error:
+        why = "the hub has no such model, or it is private; check the spelling, or log in with `hf auth login`"
+        raise ModelError(f"model {model}: {repository}: {why}") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model {model}: {repository} has no revision {revision!r}") from error
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but it means: no connection
+        raise ModelError(f"model {model}: {repository}: the hub did not answer; try again later") from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"model {model}: {repository}: the hub did not give {name} ({type(error).__name__})"
+        ) from error
+
+
+def is_reachable() -> bool:
+    """Whether the hub may be asked: not switched off, and its host (or a proxy) has an address."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("ALL_PROXY"):
+        return True  # the proxy resolves names
+    found: list[bool] = []
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    thread = threading.Thread(target=lambda: found.append(_resolves(host)), daemon=True)
+    thread.start()  # a resolver without a network may take its time
+    thread.join(RESOLVE_S)
+    return bool(found and found[0])
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
+
+
+def _knows(repository: str, revision: str | None) -> bool:
+    """True when the cache has the repository's config, so that a missing file is missing there too."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        folder: local folder with config.json (and weights unless random), or None for hub ids and named configs.
+        hub_id: Hugging Face id, or None.
+        config: the raw config.json.
+        tokenizer_file: tokenizer.json, or None when the model has none.
+        weights_bytes: bytes of the weight files, or None when not on disk yet, or for a twin.
+        twin: for a dense twin, what it is in words; all else is then its MoE's.
+        changes: what ``override`` changed in the config, in words.
+    """
+
+    folder: Path | None
+    hub_id: str | None
+    config: dict[str, Any]
+    tokenizer_file: Path | None
+    weights_bytes: int | None
+    twin: str | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """For the record: hub id or the folder's name (never the whole path), and what was changed."""
+        plain = self.twin or self.hub_id or (self.folder.name if self.folder is not None else "named config")
+        return f"{plain}, {', '.join(self.changes)}" if self.changes else plain
+
+
+def find_model(spec: ModelSpec, base: ModelSpec | None = None) -> ModelSource:
+    """Find the model of a spec.
+
+    Args:
+        spec: the model.
+        base: for a dense twin, the MoE that it is made of; its config and tokenizer are the twin's too.
+
+    Raises:
+        ModelError: it does not exist, has no config, no weights, or the hub cannot be reached.
+    """
+    if base is not None:
+        twin = f"dense twin of {base.name} ({spec.match})"
+        return replace(find_model(replace(base, name=spec.name)), weights_bytes=None, twin=twin)
+    source = _find(spec)
+    return _overridden(source, spec) if spec.override else source
+
+
+def _find(spec: ModelSpec) -> ModelSource:
+    if spec.config is not None:
+        return _from_config(spec)
+    assert spec.path is not None
+    folder = Path(spec.path)
+    if folder.is_dir():
+        return _from_folder(spec, folder)
+    if folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") != 1:
+        raise ModelError(f"model {spec.name}: no folder {spec.path}; give a local folder or a hub id like org/name")
+    return _from_hub(spec)
+
+
+def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
+    config = read_config(spec.name, folder / "config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if spec.weights == "checkpoint" and not weights:
+        unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
+        found = f"found {unsafe[0]}, which may hold code" if unsafe else "found none"
+        raise ModelError(
+            f"model {spec.name}: no *.safetensors weights in {folder} ({found}); "
+            "add them, or say `weights: random` to measure the shape alone"
+        )
+    tokenizer = folder / "tokenizer.json"
+    return ModelSource(
+        folder=folder,
+        hub_id=None,
+        config=config,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
+        weights_bytes=sum(p.stat().st_size for p in weights) if spec.weights == "checkpoint" else None,
+    )
+
+
+def _from_hub(spec: ModelSpec) -> ModelSource:
+
+    assert spec.path is not None
+    config = hub_file(spec.name, spec.path, "config.json", spec.revision)
+    if config is None:
+        raise ModelError(f"model {spec.name}: {spec.path} on the hub has no config.json; is it a transformers model?")
+    return ModelSource(
+        folder=None,
+        hub_id=spec.path,
+        config=read_config(spec.name, config),
+        tokenizer_file=hub_file(spec.name, spec.path, "tokenizer.json", spec.revision),
+        weights_bytes=None,
+    )
+
+
+def _from_config(spec: ModelSpec) -> ModelSource:
+    assert spec.config is not None
+    if spec.config.endswith(".json"):
+        file = Path(spec.config)
+        tokenizer = file.parent / "tokenizer.json"
+        return ModelSource(
+            folder=None,
+            hub_id=None,
+            config=read_config(spec.name, file),
+            tokenizer_file=tokenizer if tokenizer.exists() else None,
+            weights_bytes=None,
+        )
+    configs = named_configs()
+    if spec.config not in configs:
+        if any(row.name == spec.config for row in systems()):
+            raise ModelError(
+                f"model {spec.name}: {spec.config} can be counted (`moeprof params {spec.config}`) and not run: "
+                "transformers has no class that builds it"
+            )
+        close = difflib.get_close_matches(spec.config, configs, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ModelError(
+            f"model {spec.name}: no config named {spec.config!r}{hint} `moeprof params --list` names the built-in "
+            "ones; or give the path of a config.json"
+        )
+    return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
+
+
+def _overridden(source: ModelSource, spec: ModelSpec) -> ModelSource:
+    """The source with keys of its config changed; lists of one item per layer are cut to the new depth.
+
+    Raises:
+        ModelError: the config has no such key, so that a slip of the pen would go unnoticed; or sizes that do not go
+            together.
+    """
+    config, changes = dict(source.config), []
+    for key, value in spec.override.items():
+        if key not in config:
+            close = difflib.get_close_matches(key, config, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(config))}"
+            raise ModelError(f"model {spec.name}: override: its config has no key {key!r}{hint}")
+        old, config[key] = config[key], value
+        if old == value:
+            continue
+        changes.append(f"{value} of {old} layers" if key == "num_hidden_layers" else f"{key} {value} instead of {old}")
+        if key == "num_hidden_layers":
+            config |= _cut_lists(config, old, value, spec.name)
+    _check_shape(config, spec.name)
+    return replace(source, config=config, changes=tuple(changes))
+
+
+def _cut_lists(config: dict[str, Any], old: Any, new: Any, name: str) -> dict[str, Any]:
+    """Lists of one item per layer, for fewer layers."""
+    if not isinstance(new, int) or new < 1 or (isinstance(old, int) and new > old):
+        raise ModelError(f"model {name}: override: num_hidden_layers: found {new}; 1 to {old} is allowed")
+    return {key: value[:new] for key, value in config.items() if isinstance(value, list) and len(value) == old}
+
+
+def _check_shape(config: dict[str, Any], name: str) -> None:
+    """Sizes that torch would trip over in the first forward, with words that name no key."""
+    hidden, heads, kv_heads = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    experts = next((config[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in config), None)
+    top_k = config.get("num_experts_per_tok")
+    is_cut = not config.get("head_dim") and "v_head_dim" not in config  # else heads are as wide as they say
+    told = None
+    for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_experts_per_tok"):
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            told = f"{key}: found {value!r}; a whole number of 1 or more is allowed"
+    if told is None and is_cut and hidden and heads and hidden % heads:
+        told = f"hidden_size: found {hidden}; a multiple of num_attention_heads, {heads}, is allowed"
+    if told is None and heads and kv_heads and heads % kv_heads:
+        told = f"num_attention_heads: found {heads}; a multiple of num_key_value_heads, {kv_heads}, is allowed"
+    if told is None and isinstance(experts, int) and top_k and top_k > experts:
+        told = f"num_experts_per_tok: found {top_k}; at most the number of experts, {experts}, is allowed"
+    if told is not None:
+        raise ModelError(f"model {name}: override: {told}")
+
+
+def named_configs() -> dict[str, dict[str, Any]]:
+    """The configs of the built-in list (``moeprof params --list``), by name."""
+    return {row.name: dict(row.config) for row in systems() if row.config is not None}
+
+
+def read_config(name: str, file: Path) -> dict[str, Any]:
+    """The values of a config.json.
+
+    Args:
+        name: what the user called the model, for messages.
+        file: the file.
+
+    Raises:
+        ModelError: no such file, no JSON, or no ``model_type``.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"model {name}: no {file.name} in {file.parent}; is this a model folder?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"model {name}: {file} cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"model {name}: {file} names no model_type, so no architecture can be chosen")
+    return config

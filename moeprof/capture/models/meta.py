@@ -1,0 +1,228 @@
+"""Models without weights: built on the meta device from a config, in seconds, at any size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from moeprof.capture.models.groups import NUM_EXPERTS_NAMES
+from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
+
+# From this many experts per layer on, code that keeps each expert as its own module takes tens of seconds to build.
+MANY_EXPERTS = 1024
+# What constructors of modelling classes raise on a config that makes no sense to them.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModel")
+
+
+def config_object(values: dict[str, Any], *, name: str) -> Any:
+    """The transformers config object of the values of a config.json.
+
+    Args:
+        values: with ``model_type``.
+        name: what to call the model in messages.
+
+    Raises:
+        UnsupportedModelError: transformers does not know the model_type.
+        ModelError: its class refuses the values.
+    """
+    rest = dict(values)
+    model_type = rest.pop("model_type", None)
+    # Code that comes with a checkpoint is never run here, so a type that only such code knows is unknown.
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise UnsupportedModelError(
+            f"model {name}: transformers {transformers.__version__} has no class for model_type {model_type!r}; "
+            "upgrade transformers, or describe its layers (`moeprof params --help` says how)"
+        )
+    try:
+        return transformers.AutoConfig.for_model(model_type, **rest)
+    except (*_BUILD_ERRORS, StrictDataclassError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be used ({type(error).__name__}: {first})") from error
+
+
+def facts_from_config(
+    config: Any,
+    *,
+    name: str,
+    source: str,
+    dtype: str = "bfloat16",
+    notes: Sequence[str] = (),
+    allocated: bool = True,
+) -> ModelFacts:
+    """Count the model that a config describes, without weights.
+
+    Args:
+        config: a transformers config object.
+        name: what to call it.
+        source: where the config came from.
+        dtype: dtype that weights would have; for a config with ``quantization_config`` bytes are as in this dtype.
+        notes: more for the reader.
+        allocated: count what the class allocates for experts that compute nothing; no checkpoint holds it.
+
+    Raises:
+        UnsupportedModelError: no class of the installed transformers builds it, or its experts are not understood.
+        ModelError: the class refuses the config.
+    """
+    from moeprof.capture.models.parameters import model_facts
+
+    key = _many_experts_key(config)
+    if key is None:
+        model = build_on_meta(config, name=name, dtype=dtype)
+        return model_facts(model, name=name, source=source, weights="random", notes=notes, allocated=allocated)
+    return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
+
+
+def total_with_other_parts(config: Any, *, name: str) -> int | None:
+    """Parameters of the whole model of a config that has other parts (vision, sound) beside a language model.
+
+    Args:
+        config: a transformers config object.
+        name: what to call the model in messages.
+
+    Returns:
+        None for a model that is a language model alone, or when no class builds the whole.
+    """
+    if getattr(config, "text_config", None) is None:
+        return None
+    named = (getattr(transformers, a) for a in getattr(config, "architectures", None) or () if hasattr(transformers, a))
+    whole: Any = next((kind._from_config for kind in named if hasattr(kind, "_from_config")), None)
+    if whole is None and type(config) in transformers.AutoModelForImageTextToText._model_mapping:
+        whole = transformers.AutoModelForImageTextToText.from_config
+    if whole is None:
+        return None
+    model = build_on_meta(config, name=name, builder=whole)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: Any = None) -> nn.Module:
+    """The model of a config on the meta device, embeddings tied where the config says so.
+
+    Args:
+        config: a transformers config object.
+        name: what to call the model in messages.
+        dtype: of the weights.
+        builder: makes the model of a config; the class that transformers has for it when left out.
+
+    Raises:
+        UnsupportedModelError: no transformers class for it.
+        ModelError: the class refuses the config.
+    """
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    build = builder or _builder(config, name)
+    try:
+        with torch.device("meta"):
+            model: Any = build(config, dtype=getattr(torch, dtype))
+    except _BUILD_ERRORS as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be built ({type(error).__name__}: {first})") from error
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _builder(config: Any, name: str) -> Any:
+    """What builds a model of this config: the auto class that knows it, else the class it names."""
+    for auto in _AUTO_CLASSES[:-1]:
+        if type(config) in getattr(transformers, auto)._model_mapping:
+            return getattr(transformers, auto).from_config
+    for architecture in getattr(config, "architectures", None) or ():
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)._from_config
+    if type(config) in transformers.AutoModel._model_mapping:
+        return transformers.AutoModel.from_config
+    raise UnsupportedModelError(
+        f"model {name}: transformers {transformers.__version__} has no class for model_type "
+        f"{getattr(config, 'model_type', '?')!r}; upgrade transformers, or describe its layers"
+    )
+
+
+def build_plain_twin(model: Any) -> nn.Module:
+    """The same architecture without quantisation, on the meta device: it holds the true parameter counts."""
+    config = copy.deepcopy(model.config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    with torch.device("meta"):
+        twin: Any = type(model)._from_config(config, dtype=dtype)
+    twin.tie_weights()
+    assert isinstance(twin, nn.Module)
+    return twin
+
+
+def _many_experts_key(config: Any) -> str | None:
+    for key in NUM_EXPERTS_NAMES:
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value >= MANY_EXPERTS:
+            return key
+    return None
+
+
+def _extrapolated(config: Any, key: str, *, name: str, source: str, dtype: str, notes: Sequence[str]) -> ModelFacts:
+    """Counts at E experts from counts at three small numbers: every group is a + b * E, which the third one checks."""
+    from moeprof.capture.models.parameters import model_facts
+
+    num_experts = getattr(config, key)
+    low = max(8, 2 * max((int(getattr(config, k, 0) or 0) for k in ("num_experts_per_tok", "top_k")), default=0))
+    small = []
+    for count in (low, low + 1, low + 3):
+        reduced = copy.deepcopy(config)
+        setattr(reduced, key, count)
+        model = build_on_meta(reduced, name=name, dtype=dtype)
+        small.append(model_facts(model, name=name, source=source, weights="random", notes=notes))
+    at_low, at_next, check = small
+    if any(
+        _line(at_low.params_by_group[g], at_next.params_by_group[g], 3) != n for g, n in check.params_by_group.items()
+    ):
+        model = build_on_meta(config, name=name, dtype=dtype)
+        return model_facts(model, name=name, source=source, weights="random", notes=notes)
+    return _at(small[0], small[1], num_experts - low, num_experts)
+
+
+def _line(first: int, second: int, steps: int) -> int:
+    return first + (second - first) * steps
+
+
+def _at(low: ModelFacts, up: ModelFacts, steps: int, num_experts: int) -> ModelFacts:
+    """``low`` moved ``steps`` experts further, on the line through ``low`` and ``up``."""
+
+    def layer(a: MoeLayerFacts, b: MoeLayerFacts) -> MoeLayerFacts:
+        router = _line(a.router_params, b.router_params, steps)
+        return replace(a, num_experts=num_experts, router_params=router)
+
+    numbers: dict[str, Any] = {
+        field: _line(getattr(low, field), getattr(up, field), steps)
+        for field in (
+            "total_params",
+            "active_params",
+            "active_params_no_embedding",
+            "active_params_no_embedding_no_head",
+        )
+    }
+    return replace(
+        low,
+        **numbers,
+        params_by_group={g: _line(n, up.params_by_group[g], steps) for g, n in low.params_by_group.items()},
+        bytes_by_group={g: _line(n, up.bytes_by_group[g], steps) for g, n in low.bytes_by_group.items()},
+        moe_layers=tuple(layer(a, b) for a, b in zip(low.moe_layers, up.moe_layers, strict=True)),
+    )

@@ -1,0 +1,1 @@
+"""See the router and change what it picks: wrapper, tap, counts, overrides, recorded picks."""

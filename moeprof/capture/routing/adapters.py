@@ -1,0 +1,131 @@
+"""How the executed picks are read off a module, and which architectures are refused and why.
+
+Three kinds of watcher cover all that is measured: the picks stand in the arguments of the experts module (nearly all),
+in the scores that a router returns (llama4), or in the sort order that a gating module returns (jetmoe). A watcher
+only keeps a reference to a tensor: no device work, no synchronisation. Suffix legend: T tokens, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from moeprof.capture.routing.wrap import Forward, SeamHandle, Wrap, put_on
+from moeprof.core.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from moeprof.capture.models.moe_layers import MoeLayer
+
+HookKind = Literal["experts_arguments", "router_scores", "gating_output"]
+Cell = list[torch.Tensor | None]  # of one element
+
+# Class of a module in the model -> why it cannot be measured.
+REFUSED_MODULES = {
+    "DogeCDMoE": "its experts are rows of an embedding found by retrieval; no module is called with picks, and in "
+    "transformers its prefill mixes router logits across tokens",
+    "SwitchTransformersExperts": "an encoder-decoder: two stacks route different tokens in one forward, and a request "
+    "has only one prompt and one output",
+    "NllbMoeExperts": "an encoder-decoder whose code in transformers executes only experts 0 and 1 (it one-hot encodes "
+    "a mask that is one-hot already)",
+    "Mxfp4GptOssExperts": "MXFP4 kernels bypass router and experts; load it dequantised "
+    "(quantization_config=Mxfp4Config(dequantize=True))",
+    "MegaBlocksMoeMLP": "a hub kernel replaces the whole MLP; load without use_kernels",
+}
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Raise for models whose executed picks cannot be seen.
+
+    Raises:
+        UnsupportedModelError: with the architecture's name and the reason.
+    """
+    name = type(model).__name__
+    for module in model.modules():
+        reason = REFUSED_MODULES.get(type(module).__name__)
+        if reason is not None:
+            raise UnsupportedModelError(f"{name} is not supported: {type(module).__name__}: {reason}")
+        if getattr(module, "_is_expert_parallel", False) and not hasattr(module, "moeprof_num_experts"):
+            raise UnsupportedModelError(f"{name} is loaded with expert parallelism; say so in engine.parallel")
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoder models continue a prompt")
+    if getattr(model, "_use_kernels", False):
+        raise UnsupportedModelError(f"{name} runs hub kernels that replace whole blocks; load without use_kernels")
+
+
+def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> SeamHandle:
+    """Watch one layer, so that each forward puts its picks [T, K] into the cell.
+
+    Args:
+        layer: the layer.
+        cell: a list of one element. One per layer and no index, so that layers that are compiled share a graph.
+        dropped_id: the id to give to picks that stand for "no expert".
+    """
+    if layer.hook == "router_scores":
+        wrap = _scores_wrap(cell, layer.top_k)
+    elif layer.hook == "gating_output":
+        wrap = _gating_wrap(cell, layer.top_k, layer.num_experts)
+    else:
+        wrap = _skipping_wrap(cell, dropped_id) if layer.skips_zero_weight else _arguments_wrap(cell)
+    return put_on(layer.tapped, "watch", wrap)
+
+
+def _arguments_wrap(cell: Cell) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # Picks passed by keyword are not seen: nothing is stored, and the self-check says so.
+            if len(args) > 1:
+                cell[0] = args[1]
+            return inner(*args, **kwargs)
+
+        return forward
+
+    return wrap
+
+
+def _skipping_wrap(cell: Cell, dropped_id: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > 2:
+                cell[0] = args[1].masked_fill(args[2] == 0, dropped_id)
+            return inner(*args, **kwargs)
+
+        return forward
+
+    return wrap
+
+
+def _scores_wrap(cell: Cell, top_k: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            # Scores are 0 for all but the k chosen experts.
+            cell[0] = output[0].topk(top_k, dim=-1).indices
+            return output
+
+        return forward
+
+    return wrap
+
+
+def _gating_wrap(cell: Cell, top_k: int, num_experts: int) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            # Position i of the experts' sorted input is pick order[i] of the flattened [T * K] picks.
+            order, expert_size = output[0], output[3]
+            sizes = torch.tensor(expert_size, device=order.device)
+            experts = torch.arange(num_experts, device=order.device).repeat_interleave(sizes, output_size=order.numel())
+            cell[0] = torch.empty_like(order).scatter_(0, order, experts).view(-1, top_k)
+            return output
+
+        return forward
+
+    return wrap

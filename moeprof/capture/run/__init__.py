@@ -1,0 +1,1 @@
+"""The parent of a run: prepare, schedules, launches, status, resume, studies."""

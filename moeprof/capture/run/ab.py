@@ -1,0 +1,350 @@
+"""Before against after: which models are paired, what must be equal, and the plan of each launch pair. No torch.
+
+Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one workload under two environments) are
+measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
+which both sides are stepped in turn on one schedule (DESIGN section 9), for the times.
+
+Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record_pairs.py).
+
+The lone run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
+
+The record on disk is the contract between the two environments; a record of a newer format is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from moeprof.capture.lockstep.child import child_environment, find_python
+from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, Slowdown
+from moeprof.capture.run.experiment import Audience
+from moeprof.capture.run.lockstep import FREE
+from moeprof.capture.run.prepare import Prepared, execute
+from moeprof.capture.run.status import SignalWatch
+from moeprof.capture.worker.process import LockstepWorker
+from moeprof.core.errors import EngineError, InputError, WorkloadError
+from moeprof.core.jsonfile import write_json
+from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
+from moeprof.core.workload.models import ModelSpec
+from moeprof.core.workload.workload import Workload
+
+MAX_SECONDS = 5.0  # of one launch pair, where the workload has no `lockstep` of its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """What is set against what.
+
+    Attributes:
+        base, new: both sides, checked against this machine.
+        models: name of the new side's model -> name of the base's.
+        concurrency: requests in flight, or OFFLINE.
+        max_seconds: bound on each launch pair.
+        num_requests: the first so many requests of the schedule; None: as lock-step chooses.
+        slowdown: a test hook on the new side.
+    """
+
+    base: Prepared
+    new: Prepared
+    models: Mapping[str, str]
+    concurrency: tuple[int, ...]
+    max_seconds: float
+    num_requests: int | None
+    slowdown: Slowdown | None = None
+
+
+def pair_up(
+    base: Prepared, new: Prepared, *, max_seconds: float | None = None, slowdown: Slowdown | None = None
+) -> Pairing:
+    """Pair the models of two workloads by name; a single model on each side needs no equal name.
+
+    Raises:
+        WorkloadError: no model in common, or traffic, batches, device or threads differ, so that step i of one side is
+            not step i of the other; one line that names each difference.
+    """
+    names = {side: [spec.name for spec in side_of.workload.models] for side, side_of in ((BASE, base), (NEW, new))}
+    single = len(names[BASE]) == len(names[NEW]) == 1
+    models = {names[NEW][0]: names[BASE][0]} if single else {n: n for n in names[NEW] if n in names[BASE]}
+    if not models:
+        raise WorkloadError(
+            f"--ab: the workloads have no model in common (base: {', '.join(names[BASE])}; new: "
+            f"{', '.join(names[NEW])}); give what is the same model before and after the same name"
+        )
+    found = _differences(base, new, models)
+    if found:
+        raise WorkloadError(f"--ab: both sides must do the same steps, but {'; '.join(found)}")
+    if new.workload.outputs == "free":
+        raise WorkloadError(f"--ab: {FREE}")
+    if any(side.workload.engine.parallel is not None for side in (base, new)):
+        raise WorkloadError(
+            "--ab: two models step in turn in one process, ranks hold one each; leave engine.parallel out"
+        )
+    settings, measured = new.workload.lockstep, new.schedules[next(iter(models))].measured
+    own = measured.concurrency if measured.pattern == "closed" and measured.concurrency else OFFLINE
+    seconds = max_seconds or (settings.max_seconds if settings is not None else MAX_SECONDS)
+    return Pairing(
+        base=base,
+        new=new,
+        models=models,
+        concurrency=tuple(dict.fromkeys((settings.concurrency if settings is not None else ()) or (own,))),
+        max_seconds=seconds,
+        num_requests=None if settings is None else settings.num_requests,
+        slowdown=slowdown,
+    )
+
+
+def _differences(base: Prepared, new: Prepared, models: Mapping[str, str]) -> list[str]:
+    """What keeps step i of one side from being step i of the other."""
+    found = []
+    engines = base.workload.engine, new.workload.engine
+    pairs = {
+        "device": (base.device, new.device),
+        "threads": (base.workload.threads, new.workload.threads),
+        "outputs": (base.workload.outputs, new.workload.outputs),
+        **{f"engine.{key}": (getattr(engines[0], key), getattr(engines[1], key)) for key in ("max_batch_tokens",)},
+    }
+    found += [f"{key} is {old} in base and {now} in new" for key, (old, now) in pairs.items() if old != now]
+    for name, old_name in models.items():
+        old, now = base.schedules[old_name], new.schedules[name]
+        if old.measured.sha256() != now.measured.sha256():
+            why = "tokenizers differ" if old.tokenizer_hash != now.tokenizer_hash else "traffic or seed differ"
+            found.append(f"the schedules of {name} differ ({why})")
+    return found
+
+
+def lone_workload(workload: Workload) -> Workload:
+    """One launch, one round, nothing that only times: what is needed beside the launch pairs."""
+    instruments = replace(workload.instruments, peaks=False, overhead=False, capacity=False)
+    return replace(
+        workload, launches=1, rounds=1, instruments=instruments, lockstep=None, ladder=None, sweep=None, claim=None
+    )
+
+
+def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: Path) -> LockstepPlan:
+    """One launch pair of one model. Which side is loaded first alternates, as memory favours one of them.
+
+    Args:
+        pairing: both sides.
+        model: its name in the new workload.
+        launch: number of the pair.
+        folder: ``<folder>/pairs/<model>/launch-<l>``.
+        private: where the schedules with content are.
+    """
+    sides = [
+        _lane(BASE, pairing.base.workload, pairing.models[model], None),
+        _lane(NEW, pairing.new.workload, model, pairing.slowdown),
+    ]
+    scheduled = pairing.new.schedules[model]
+    return LockstepPlan(
+        kind="pairs",
+        lanes=tuple(sides if launch % 2 == 0 else reversed(sides)),
+        engine=pairing.new.workload.engine,
+        device=pairing.new.device,
+        threads=pairing.new.workload.threads,
+        folder=folder,
+        schedule_file=private / scheduled.file_name,
+        warmup_file=private / f"warmup-{scheduled.file_name}",
+        tokenizer_hash=scheduled.tokenizer_hash,
+        concurrency=pairing.concurrency,
+        num_requests=pairing.num_requests,
+        max_seconds=pairing.max_seconds,
+    )
+
+
+def _lane(side: str, workload: Workload, model: str, slowdown: Slowdown | None) -> LanePlan:
+    spec = next(spec for spec in workload.models if spec.name == model)
+    base = next((other for other in workload.models if other.name == spec.twin_of), None)
+    return LanePlan(name=side, model=_called(spec, side), base=base, engine=workload.engine, slowdown=slowdown)
+
+
+def _called(spec: ModelSpec, side: str) -> ModelSpec:
+    """Both sides' models may have one name; in the launch pair they are called what they are."""
+    return replace(spec, name=side)
+
+
+Hear = Callable[[Report], None]
+Measure = Callable[[LockstepPlan, Hear, Callable[[], bool]], Mapping[str, str]]
+
+
+def in_one_process(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+    """One launch pair, both sides in one fresh process; returns the status of each load.
+
+    Raises:
+        WorkerFailedError: a model failed, or the process died.
+    """
+    worker, measured = LockstepWorker(plan), dict[str, str]()
+    try:
+        for order in (Order(command="prepare"), Order(command="measure")):
+            if not should_stop():
+                measured = worker.do(order, hear, should_stop).get("measured", {})
+        worker.close(hear)
+    finally:
+        worker.kill()
+    return measured
+
+
+class AbRun:
+    """A folder of ``regress --ab`` while it is being made."""
+
+    def __init__(
+        self,
+        pairing: Pairing,
+        folder: Path,
+        audience: Audience,
+        signals: SignalWatch,
+        *,
+        mode: Literal["pairs", "processes"] = "pairs",
+        measure: Measure = in_one_process,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ab.json.
+
+        Args:
+            pairing: both sides.
+            folder: new.
+            audience: told what happens.
+            signals: Ctrl-C ends the current measurement after its step.
+            mode: how many processes a launch pair has.
+            measure: measures one launch pair.
+            settings: what the user asked for, for the record.
+        """
+        self._pairing, self._folder, self._audience, self._signals = pairing, folder, audience, signals
+        self._measure = measure
+        self._info: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "mode": mode,
+            "models": list(pairing.models),
+            "base_models": dict(pairing.models),
+            BASE: {"workload": pairing.base.workload.name},
+            NEW: {"workload": pairing.new.workload.name},
+            "settings": {"max_seconds": pairing.max_seconds, **(settings or {})},
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "launches": 0,
+            "status": "started",
+        }
+        self._write()
+
+    @property
+    def stopped(self) -> bool:
+        """Someone asked to stop."""
+        return bool(self._signals.number)
+
+    def lone(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
+        """One side alone, by the ordinary run.
+
+        Raises:
+            EngineError: a model failed; nothing can be compared then.
+        """
+        prepared: Prepared = self._pairing.base if side == BASE else self._pairing.new
+        alone = replace(prepared, workload=lone_workload(prepared.workload))
+        folder = self._folder / side
+        folder.mkdir()
+        status = execute(
+            alone, folder, self._audience, self._signals, workload_text=workload_text, pricing=pricing,
+            keep_content=False,
+        )  # fmt: skip
+        if status == "failed":
+            raise EngineError(f"--ab: the lone run of {side} failed; what it left is in {folder}")
+
+    def pairs(self, more: Callable[[int], bool]) -> int:
+        """Launch pairs of every model, until ``more(pairs so far)`` is False; returns how many there are.
+
+        Raises:
+            WorkerFailedError: a model failed.
+        """
+        with self._private() as private:
+            launch = 0
+            while not self.stopped and more(launch):
+                for model in self._pairing.models:
+                    if not self.stopped:
+                        self._pair(model, launch, private)
+                launch += 0 if self.stopped else 1
+                self._info["launches"] = launch
+                self._write()
+        return launch
+
+    def finish(self, status: str) -> None:
+        """``done``, ``failed`` or ``interrupted``."""
+        self._info |= {"status": status, "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._write()
+
+    def _pair(self, model: str, launch: int, private: Path) -> None:
+        folder = self._folder / "pairs" / model / f"launch-{launch}"
+        folder.mkdir(parents=True)
+        plan, label = pair_plan(self._pairing, model, launch, folder, private), f"{model}, launch pair {launch + 1}"
+        self._audience.hear(label, "launch", {"launch": launch})
+        self._measure(plan, lambda report: self._audience.hear(label, report.event, report.data), lambda: self.stopped)
+
+    @contextmanager
+    def _private(self) -> Iterator[Path]:
+        """Schedules with content for the workers, outside of the folder; gone afterwards."""
+        private = Path(tempfile.mkdtemp(prefix="moeprof-"))
+        try:
+            for scheduled in {s.tokenizer_hash: s for s in self._pairing.new.schedules.values()}.values():
+                scheduled.measured.save(private / scheduled.file_name)
+                scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
+            yield private
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+
+    def _write(self) -> None:
+        write_json(self._folder / "ab.json", self._info)
+
+
+LOOK_EVERY_S = 0.2
+STOP_GRACE_S = 30.0
+
+
+def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
+    """``moeprof run`` in the other environment: one launch, one round.
+
+    Args:
+        python: interpreter of the base side.
+        workload: its file.
+        folder: where the record goes.
+        signals: Ctrl-C ends it after its step.
+        options: more options of ``moeprof run``, such as the device that both sides use.
+
+    Raises:
+        EngineError: it failed; the message is the last line that it said.
+        InputError: it found the workload bad.
+    """
+    python = find_python("base", python)
+    command = [str(python), "-m", "moeprof", "run", str(workload), "--output-dir", str(folder)]
+    command += ["--rounds", "1", "--launches", "1", "--no-content", "--quiet", "--write", "json"]
+    command += options
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=child_environment(os.environ, python, None),
+    )
+    said, told = "", False
+    try:
+        while True:
+            try:
+                said += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
+                break
+            except subprocess.TimeoutExpired:
+                if signals.number and not told:
+                    told = True
+                    process.terminate()  # it keeps what it measured and ends after its step
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(STOP_GRACE_S)
+    if process.returncode and not signals.number:
+        last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        kind = InputError if process.returncode == InputError.exit_code else EngineError
+        raise kind(f"--base-python {python}: the lone run of base failed: {last}")

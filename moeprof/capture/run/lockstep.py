@@ -1,0 +1,313 @@
+"""Can a workload's lock-step and ladder be run? Told before anything is loaded, from configs and schedules alone.
+
+The parent's side of lock-step and ladder: what is measured, in which process, and how it went. No torch.
+
+They run after the rounds of a launch, in a process of their own, so that the rounds stay runs alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, wanted_requests
+from moeprof.capture.routing.recorded import check_same_requests
+from moeprof.capture.run.schedules import Scheduled
+from moeprof.capture.run.status import Header, SignalWatch
+from moeprof.capture.worker.process import LockstepWorker, WorkerFailedError
+from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.models import ModelSpec, RoutingPolicy
+from moeprof.core.workload.workload import Workload
+
+if TYPE_CHECKING:
+    from moeprof.capture.run.experiment import Audience, Setup
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+TOP_K_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+    "top_k",
+)
+FREE = "a request may end early under `outputs: free`, so steps have no equal batches; use forced or forced_length"
+
+
+def check_workload(workload: Workload, configs: dict[str, dict[str, Any]], schedules: dict[str, Scheduled]) -> Workload:
+    """The workload with the ladder's model chosen, checked.
+
+    Raises:
+        WorkloadError: no MoE for the ladder, more requests in flight than there are, outputs that are not forced, or
+            recorded picks of other requests.
+    """
+    for spec in workload.models:
+        if spec.routing.policy == "replay":
+            if workload.sweep is not None:
+                raise WorkloadError(
+                    f"sweep: model {spec.name} replays the picks of recorded requests, and a sweep sends others; leave "
+                    "sweep or routing out"
+                )
+            check_same_requests(Path(str(spec.routing.path)), schedules[spec.name].measured)
+    if workload.lockstep is not None:
+        available = len(schedules[workload.models[0].name].measured)
+        _check_enough("lockstep", workload.lockstep.concurrency, workload.lockstep.num_requests, available)
+    if workload.ladder is None:
+        return workload
+    if workload.outputs == "free":
+        raise WorkloadError(f"ladder: {FREE}")
+    model = choose_moe(workload, configs)
+    _check_distinct(workload.ladder.distinct, configs[model.name])
+    available = len(schedules[model.name].measured)
+    _check_enough("ladder", workload.ladder.concurrency, workload.ladder.num_requests, available)
+    return replace(workload, ladder=replace(workload.ladder, model=model.name))
+
+
+def choose_moe(workload: Workload, configs: dict[str, dict[str, Any]]) -> ModelSpec:
+    """The MoE of the ladder: the named one, or the first of the workload.
+
+    Raises:
+        WorkloadError: no such model, a twin, or no model with routed experts.
+    """
+    assert workload.ladder is not None
+    moes = [spec for spec in workload.models if spec.twin_of is None and _has_experts(configs[spec.name])]
+    asked, names = workload.ladder.model, ", ".join(spec.name for spec in moes) or "none"
+    if asked is None and not moes:
+        listed = ", ".join(spec.name for spec in workload.models)
+        raise WorkloadError(f"ladder: no model of this workload has routed experts (found {listed}); add an MoE")
+    found = moes[0] if asked is None else next((spec for spec in workload.models if spec.name == asked), None)
+    if found is None:
+        raise WorkloadError(f"ladder.model: no model named {asked!r} in this workload; models with experts: {names}")
+    if found not in moes:
+        raise WorkloadError(f"ladder.model: {found.name} has no routed experts; models with experts: {names}")
+    return found
+
+
+def ladder_twins(workload: Workload, moe: ModelSpec) -> tuple[ModelSpec, ModelSpec]:
+    """The active-matched and the total-matched twin: the workload's own, or new ones with random weights."""
+    return _twin(workload, moe, "active"), _twin(workload, moe, "total")
+
+
+def _twin(workload: Workload, moe: ModelSpec, match: str) -> ModelSpec:
+    own = (spec for spec in workload.models if spec.twin_of == moe.name and spec.match == match)
+    new = ModelSpec(name=f"{moe.name[: 63 - len(match)]}-{match}", twin_of=moe.name, match=match, dtype=moe.dtype)
+    return next(own, new)
+
+
+def _has_experts(config: dict[str, Any]) -> bool:
+    """Does a config.json, or a part of it, name more than one expert?"""
+    for key, value in config.items():
+        if key in EXPERT_COUNTS and isinstance(value, int) and value > 1:
+            return True
+        if isinstance(value, dict) and _has_experts(value):
+            return True
+    return False
+
+
+def _check_distinct(distinct: tuple[int, ...], config: dict[str, Any]) -> None:
+    """A step cannot touch fewer experts than one token takes, or more than there are."""
+    least, most = _number(config, TOP_K_KEYS), _number(config, EXPERT_COUNTS)
+    for wanted in distinct:
+        if (least is not None and wanted < least) or (most is not None and wanted > most):
+            raise WorkloadError(
+                f"ladder.distinct: found {wanted}; {least or 1} (what one token takes) to "
+                f"{most or 'all experts'} is allowed"
+            )
+
+
+def _number(config: dict[str, Any], keys: Collection[str]) -> int | None:
+    """The largest number under one of these keys, in a config.json or a part of it."""
+    found = [value for key, value in config.items() if key in keys and type(value) is int]
+    found += [n for value in config.values() if isinstance(value, dict) and (n := _number(value, keys)) is not None]
+    return max(found, default=None)
+
+
+def _check_enough(key: str, concurrency: tuple[int, ...], num_requests: int | None, available: int) -> None:
+    for wanted in concurrency:
+        found = wanted_requests(num_requests, wanted, available)
+        if wanted > found:
+            raise WorkloadError(
+                f"{key}.concurrency: {wanted} in flight, but only {found} requests are sent; lower it, or give more "
+                f"requests ({key}.num_requests, traffic.num_requests)"
+            )
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def lockstep_plan(setup: Setup, launch: int, failed: Collection[str]) -> LockstepPlan | str:
+    """All models of the workload in one process, or why not."""
+    workload = setup.workload
+    assert workload.lockstep is not None
+    if not setup.together:
+        return "the models do not fit into memory together"
+    if workload.outputs == "free":
+        return FREE
+    chosen = workload.lockstep.models or [spec.name for spec in workload.models]
+    models = [spec for spec in workload.models if spec.name in chosen and spec.name not in failed]
+    if len(models) < 2:
+        return "fewer than two models are there to compare"
+    first = setup.schedules[models[0].name]
+    if any(setup.schedules[spec.name].tokenizer_hash != first.tokenizer_hash for spec in models):
+        return "the models have different tokenizers, so their steps have no equal batches"
+    measured = first.measured
+    own = measured.concurrency if measured.pattern == "closed" and measured.concurrency else OFFLINE
+    lanes = tuple(LanePlan(name=spec.name, model=spec, base=_base(workload, spec)) for spec in models)
+    settings = workload.lockstep
+    return _plan(setup, "lockstep", launch, models[0], lanes, settings.concurrency or (own,))
+
+
+def ladder_plan(setup: Setup, launch: int, *, facts_folder: Path | None = None) -> LockstepPlan:
+    """The rungs of one MoE, between its twins."""
+    workload = setup.workload
+    assert workload.ladder is not None
+    moe = next(spec for spec in workload.models if spec.name == workload.ladder.model)
+    moe = replace(moe, routing=RoutingPolicy())
+    active, total = ladder_twins(workload, moe)
+    # The MoE is loaded first: what room is left then decides about its twins.
+    lanes = [LanePlan(name="native", model=moe, rung="native")]
+    lanes.append(LanePlan(name=active.name, model=active, base=moe, rung="dense", optional=True))
+    lanes += [LanePlan(name=rung, model=moe, rung=rung) for rung in ("concentrated", "balanced", "recorded")]
+    lanes.append(LanePlan(name=total.name, model=total, base=moe, rung="dense", optional=True))
+    for number in workload.ladder.distinct:
+        lanes.append(LanePlan(name=f"distinct-{number}", model=moe, rung="distinct", distinct=number))
+    plan = _plan(setup, "ladder", launch, moe, tuple(lanes), workload.ladder.concurrency)
+    return replace(plan, facts_folder=facts_folder)
+
+
+def _base(workload: Workload, spec: ModelSpec) -> ModelSpec | None:
+    return next((other for other in workload.models if other.name == spec.twin_of), None)
+
+
+def _plan(
+    setup: Setup,
+    kind: Literal["lockstep", "ladder"],
+    launch: int,
+    model: ModelSpec,
+    lanes: tuple[LanePlan, ...],
+    concurrency: tuple[int, ...],
+) -> LockstepPlan:
+    workload, scheduled = setup.workload, setup.schedules[model.name]
+    settings = workload.lockstep if kind == "lockstep" else workload.ladder
+    assert settings is not None
+    return LockstepPlan(
+        kind=kind,
+        lanes=lanes,
+        engine=workload.engine,
+        device=setup.device,
+        threads=workload.threads,
+        folder=setup.folder / kind / f"launch-{launch}",
+        schedule_file=setup.private / scheduled.file_name,
+        warmup_file=setup.private / f"warmup-{scheduled.file_name}",
+        tokenizer_hash=scheduled.tokenizer_hash,
+        concurrency=tuple(dict.fromkeys(concurrency)),
+        num_requests=settings.num_requests,
+        max_seconds=settings.max_seconds,
+    )
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class LockstepRun:
+    """Runs the lock-step and the ladder of each launch; a failure of theirs is no failure of a model.
+
+    Attributes:
+        setup, header, audience, signals: those of the experiment.
+        failures: what failed: ``lockstep`` or ``ladder`` -> the error.
+    """
+
+    setup: Setup
+    header: Header
+    audience: Audience
+    signals: SignalWatch
+    failures: dict[str, WorkerFailedError] = field(default_factory=dict)
+
+    def after_rounds(self, launch: int, failed: Collection[str]) -> None:
+        """What the workload asks for, after the rounds of a launch."""
+        workload, deadline = self.setup.workload, self.setup.deadline_s
+        if deadline is not None and time.perf_counter() >= deadline:
+            for kind, asked in (("lockstep", workload.lockstep), ("ladder", workload.ladder)):
+                if asked is not None:
+                    self._left_out(kind, f"max_minutes was over in launch {launch}")
+            return
+        if workload.lockstep is not None and not self.signals.number:
+            plan = lockstep_plan(self.setup, launch, failed)
+            if isinstance(plan, LockstepPlan):
+                self.carry_out(plan)
+            else:
+                self._left_out("lockstep", plan)
+        if workload.ladder is not None and not self.signals.number:
+            if workload.ladder.model in failed:
+                self._left_out("ladder", f"{workload.ladder.model} failed")
+            else:
+                self.carry_out(ladder_plan(self.setup, launch))
+
+    def carry_out(self, plan: LockstepPlan) -> None:
+        """One launch of one kind, in a fresh process; what an interrupted run has measured already is left alone."""
+        resume = self.setup.resume
+        if resume is not None:
+            missing = tuple(c for c in plan.concurrency if resume.finished(plan.folder / f"c{c}") is None)
+            if not missing:
+                self.header.put(plan.kind, {"status": "done", "error": None})
+                return
+            plan = replace(plan, concurrency=missing)
+
+        def hear(report: Report) -> None:
+            self.audience.hear(plan.label, report.event, report.data)
+
+        worker, measured = LockstepWorker(plan, self.setup.workload.watchdog_s), dict[str, str]()
+        try:
+            for order in (Order(command="prepare"), Order(command="measure", deadline_s=self.setup.deadline_s)):
+                if not self.signals.number:
+                    answer = worker.do(order, hear, lambda: bool(self.signals.number))
+                    measured = answer.get("measured", {})
+            worker.close(hear)
+        except WorkerFailedError as error:
+            if not self.signals.number:
+                self._failed(plan, error)
+        else:
+            if plan.kind not in self.failures:
+                whole = len(measured) == len(plan.concurrency) and set(measured.values()) == {"done"}
+                status = "interrupted" if self.signals.number else "done" if whole else "cut"
+                self.header.put(plan.kind, {"status": status, "error": None})
+        finally:
+            worker.kill()
+
+    def _failed(self, plan: LockstepPlan, error: WorkerFailedError) -> None:
+        self.failures[plan.kind] = error
+        self.header.put(plan.kind, {"status": "failed", "error": str(error), "reason": error.reason})
+        if error.details:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
+        self.audience.hear(plan.label, "failed", {"error": str(error)})
+
+    def _left_out(self, kind: str, reason: str) -> None:
+        label = "lock-step" if kind == "lockstep" else "ladder"
+        self.header.put(kind, {"status": "left out", "error": reason})
+        self.header.note(f"{label} left out: {reason}")
+        self.audience.hear(label, "progress", {"doing": f"left out: {reason}"})
+
+
+def run_ladder_only(setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> str:
+    """``moeprof ladder``: nothing but the ladder; returns ``done``, ``failed`` or ``interrupted``."""
+    assert setup.workload.ladder is not None
+    moe, status, failed = str(setup.workload.ladder.model), "interrupted", set[str]()
+    try:
+        run = LockstepRun(setup, header, audience, signals)
+        for launch in range(setup.workload.launches):
+            if not signals.number and not run.failures:
+                run.carry_out(ladder_plan(setup, launch, facts_folder=setup.folder))
+        if "ladder" in run.failures:
+            error = run.failures["ladder"]
+            header.model_failed(moe, str(error), error.details, error.exit_code, error.reason)
+            failed.add(moe)
+        status = "interrupted" if signals.number else "failed" if failed else "done"
+    finally:
+        header.finish(status, failed=failed)
+    return status

@@ -1,0 +1,301 @@
+"""From a workload to a finished record: find models, build schedules, predict memory, run, write the header.
+
+Settings that cannot work, told before a folder is made or a worker starts. No torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moeprof.capture.devices.environment import environment
+from moeprof.capture.devices.gpu import Gpu
+from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
+from moeprof.capture.kernels.cpu.build import compiler
+from moeprof.capture.memory import predict as fitting
+from moeprof.capture.memory.predict import estimate_weights_bytes
+from moeprof.capture.models.find import ModelSource, find_model
+from moeprof.capture.protocol import Slowdown
+from moeprof.capture.routing.popularity import read_counts
+from moeprof.capture.run.experiment import Audience, Experiment, Setup
+from moeprof.capture.run.lockstep import check_workload, run_ladder_only
+from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
+from moeprof.capture.run.resume import Resume
+from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
+from moeprof.capture.run.status import Header, SignalWatch
+from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.workload import Workload
+
+
+def check_early(workload: Workload, device: str) -> None:
+    """Refuse engine settings that the device or the kind of batching cannot have, and routing files that are not there.
+
+    Args:
+        workload: as read.
+        device: ``cpu`` or ``cuda:N``.
+
+    Raises:
+        WorkloadError: one of them; the key, what was found, and what to do.
+    """
+    _check_engine(workload.engine, device)
+    for spec in workload.models:
+        policy = spec.routing
+        if policy.path is None or policy.policy not in ("profile", "replay"):
+            continue
+        if not Path(policy.path).exists():
+            raise WorkloadError(f"model {spec.name}: routing.path: {policy.path} is not there; give a file or a record")
+        if policy.policy == "profile":
+            try:
+                read_counts(Path(policy.path), policy.select)
+            except WorkloadError as error:
+                raise WorkloadError(f"model {spec.name}: {error}") from error
+
+
+def _check_engine(engine: EngineSettings, device: str) -> None:
+    if engine.decode_graphs == "on" and not device.startswith("cuda"):
+        raise WorkloadError(f"engine.decode_graphs: on needs a CUDA device, this is {device}; set auto or off")
+    if engine.decode_attention not in ("auto", "torch") and not device.startswith("cuda"):
+        raise WorkloadError(
+            f"engine.decode_attention: {engine.decode_attention} needs a CUDA device, this is {device}; "
+            "set auto or torch"
+        )
+    if engine.cpu_kernels != "off" and device == "cpu" and compiler() is None:
+        raise WorkloadError(
+            f"engine.cpu_kernels: {engine.cpu_kernels} needs a C++ compiler (g++, or the one that CXX names); "
+            "install one, or set it to off"
+        )
+    if engine.prefix_cache and engine.batching == "paged":
+        raise WorkloadError(
+            "engine.prefix_cache: paged batches share no prefixes; set batching to continuous, or prefix_cache to false"
+        )
+    if engine.parallel is not None and (engine.batching == "continuous" or engine.prefix_cache):
+        key = "prefix_cache: true" if engine.prefix_cache else "batching: continuous"
+        raise WorkloadError(
+            f"engine.parallel: {key} takes transformers' own continuous batching, whose cache is not cut for ranks; "
+            "leave it out"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A workload checked against this machine; nothing has been loaded yet.
+
+    Attributes:
+        workload: with device and KV space resolved.
+        sources: model name -> where it is.
+        schedules: model name -> its schedules.
+        fit: the memory prediction.
+        environment: what machine this is.
+        gpu: the GPU, or None.
+        device: ``cpu`` or ``cuda:N``.
+        device_why: why this device, where there was something to choose from.
+        other_gpus: of rank 1 and up, where ranks share a model.
+    """
+
+    workload: Workload
+    sources: dict[str, ModelSource]
+    schedules: dict[str, Scheduled]
+    fit: fitting.Fit
+    environment: dict[str, Any]
+    gpu: Gpu | None
+    device: str
+    device_why: str | None = None
+    other_gpus: tuple[Gpu, ...] = ()
+
+
+def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
+    """Everything that can be known before weights load.
+
+    Args:
+        workload: the experiment.
+        must_fit: False tells a model that does not fit in ``fit.refusal`` instead of raising.
+
+    Raises:
+        InputError: a model, trace, or the memory is wrong; see the callees.
+    """
+    _refuse_silent_warmup(workload)
+    check_parallel(workload)
+    by_name = {spec.name: spec for spec in workload.models}
+    sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
+    schedules = make_schedules(workload, sources)
+    workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
+    choice, other_gpus = choose_devices(workload)
+    gpu, device = choice.gpu, choice.device
+    check_early(workload, device)
+    memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
+    weights = estimate_weights_bytes(workload.models, sources, workload.engine, is_host=memory.is_host)
+    fit = fitting.predict(
+        workload.models,
+        sources,
+        [
+            schedule
+            for scheduled in schedules.values()
+            for schedule in all_schedules(scheduled.measured, scheduled.points)
+        ],
+        settings=workload.engine,
+        memory=memory,
+        weights_bytes=weights,
+    )
+    if workload.lockstep is not None:
+        fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
+    if must_fit:
+        fit.require()
+    engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
+    return Prepared(
+        workload=replace(workload, device=device, engine=engine),
+        sources=sources,
+        schedules=schedules,
+        fit=fit,
+        environment=environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus)),
+        gpu=gpu,
+        device=device,
+        device_why=choice.why,
+        other_gpus=other_gpus,
+    )
+
+
+def _refuse_silent_warmup(workload: Workload) -> None:
+    popular = next((spec.name for spec in workload.models if spec.initialise == "popular_experts"), None)
+    if popular is not None and workload.warmup.num_requests == 0:
+        raise WorkloadError(
+            f"warmup.num_requests: found 0, but model {popular} is made of the experts that are popular on the warm-up "
+            "text; give 1 or more, or say `initialise: random`"
+        )
+
+
+def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
+    """A fresh folder for the record; never one that has something in it.
+
+    Raises:
+        InputError: it is there already, or cannot be written.
+    """
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = output_dir or root / f"{stamp}-{workload.name}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
+    return folder
+
+
+def execute(
+    prepared: Prepared,
+    folder: Path,
+    audience: Audience,
+    signals: SignalWatch,
+    *,
+    workload_text: str,
+    pricing: dict[str, Any],
+    keep_content: bool = True,
+    only_ladder: bool = False,
+    resume: Resume | None = None,
+    slowdown: Slowdown | None = None,
+) -> str:
+    """Run it, or its sparsity ladder alone, or what ``resume`` lacks. Returns ``done``, ``failed`` or ``interrupted``.
+
+    Raises:
+        InputError: ``resume`` is a run of something else.
+    """
+    workload = prepared.workload
+    meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
+    deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
+    content = {
+        "workload": without_machine_paths(workload.to_json()),
+        "workload_text": workload_text,
+        "environment": prepared.environment,
+        "schedules": _schedules_json(prepared.schedules),
+        "fit": prepared.fit.to_json(),
+        "pricing": pricing,
+        "content_kept": keep_content,
+        **_device_at_start(prepared),
+    }  # fmt: skip
+    if resume is not None:
+        resume.check_same(content)
+        content |= resume.begin()
+        keep_content = bool(content["content_kept"])
+    header = Header(folder, content, [spec.name for spec in workload.models])
+    with _private_folder() as private:
+        for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
+            scheduled.measured.save(private / scheduled.file_name)
+            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
+            scheduled.measured.save(folder / scheduled.file_name, with_content=keep_content)
+            save_points(scheduled.points, private, folder, with_content=keep_content)
+        setup = Setup(
+            workload=workload,
+            folder=folder,
+            private=private,
+            schedules=prepared.schedules,
+            device=prepared.device,
+            together=prepared.fit.together,
+            meters=meters,
+            deadline_s=deadline,
+            resume=resume,
+            slowdown=slowdown,
+        )
+        try:
+            if only_ladder:
+                return run_ladder_only(setup, header, audience, signals)
+            return Experiment(setup, header, audience, signals).run()
+        finally:
+            header.put("device_at_end", device_at_end(prepared.gpu, meters))
+
+
+def _device_at_start(prepared: Prepared) -> dict[str, Any]:
+    found = device_at_start(prepared.gpu)
+    idle = None if found is None else found["idle_power_w"]
+    return {"device_why": prepared.device_why, "device_at_start": found, "idle_power_w": idle}
+
+
+def without_machine_paths(value: Any) -> Any:
+    """The same JSON with absolute paths cut to their last part: a record may be published."""
+    if isinstance(value, dict):
+        return {key: without_machine_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_machine_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
+    return {
+        name: {
+            "file": scheduled.file_name,
+            "sha256": scheduled.measured.sha256(),
+            "tokenizer_hash": scheduled.tokenizer_hash,
+            "bundled_tokenizer": scheduled.bundled,
+            "num_requests": len(scheduled.measured),
+            "pattern": scheduled.measured.pattern,
+            "concurrency": scheduled.measured.concurrency,
+            "outputs": scheduled.measured.outputs,
+            "realism": scheduled.measured.realism,
+            "input_tokens": int(scheduled.measured.input_tokens.sum()),
+            "output_tokens": int(scheduled.measured.output_tokens.sum()),
+            "span_s": float(scheduled.measured.arrival_s.max()) if len(scheduled.measured) else 0.0,
+            "classes": list(scheduled.measured.classes),
+            "notes": [{"code": n.code, "count": n.count, "text": n.text} for n in scheduled.measured.notes],
+            "sweep": [point.to_json() for point in scheduled.points],
+        }
+        for name, scheduled in schedules.items()
+    }
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Schedules with content for the workers, outside the record; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="moeprof-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,187 @@
+"""experiment.json and the heartbeat: written when the run starts, kept alive, closed with its status.
+
+What a failed model leaves in the record: its reason code, its marked pass, and who is not tried any more.
+
+Ctrl-C and SIGTERM: the first asks the run to end cleanly, a second Ctrl-C ends it at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from moeprof.capture.devices.meters import device_is_lost, reported_xids
+from moeprof.capture.recorders.telemetry import Meter
+from moeprof.capture.worker.process import WorkerFailedError
+from moeprof.core.errors import RecordError
+from moeprof.core.jsonfile import read_json, write_json
+from moeprof.core.record.layout import FORMAT_VERSION
+
+BEAT_EVERY_S = 1.0
+
+
+class Header:
+    """The record's header. A thread beats once a second, so a killed run is known by its silence."""
+
+    def __init__(self, folder: Path, content: dict[str, Any], models: list[str]) -> None:
+        self._folder = folder
+        self._models: dict[str, dict[str, Any]] = {
+            name: {"name": name, "folder": name, "status": "started", "error": None} for name in models
+        }
+        self._content = {
+            "format_version": FORMAT_VERSION,
+            "status": "started",
+            "run": folder.name,
+            "started_at": _now(),
+            **content,
+        }
+        self._write()
+        self.beat()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Write the time; a reader that came in the middle of it would take an empty file for silence."""
+        temporary = self._folder / "heartbeat.tmp"
+        temporary.write_text(f"{time.time():.1f}\n", encoding="ascii")
+        temporary.replace(self._folder / "heartbeat")
+
+    def model_failed(
+        self, name: str, error: str, details: str | None, exit_code: int, reason: str | None = None
+    ) -> None:
+        """Mark a model; the traceback goes beside its record. ``exit_code`` 2 means that its input was bad."""
+        self._models[name] |= {"status": "failed", "error": error, "exit_code": exit_code, "reason": reason}
+        if details:
+            (self._folder / name).mkdir(exist_ok=True)
+            (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")
+        self._write()
+
+    def put(self, key: str, value: Any) -> None:
+        """Say something about the run as a whole."""
+        self._content[key] = value
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Add a sentence that readers should know, once."""
+        notes = self._content.setdefault("notes", [])
+        if text not in notes:
+            notes.append(text)
+        self._write()
+
+    def finish(self, status: str, failed: set[str]) -> None:
+        """Close the record."""
+        self._done.set()
+        self._thread.join()
+        for name, model in self._models.items():
+            if name not in failed:
+                model["status"] = "interrupted" if status == "interrupted" else "done"
+        self._content |= {"status": status, "finished_at": _now()}
+        self._write()
+
+    def _run(self) -> None:
+        while not self._done.wait(BEAT_EVERY_S):
+            self.beat()
+
+    def _write(self) -> None:
+        write_json(self._folder / "experiment.json", self._content | {"models": list(self._models.values())})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+Tell = Callable[[str, str, dict[str, Any]], None]
+ENDED = ("done", "cut")  # passes that count
+
+
+@dataclass(slots=True)
+class Failures:
+    """The models that failed, and whether the device is still there.
+
+    Attributes:
+        header: of the record.
+        meters: asked whether the device still answers.
+        tell: hears of every failure.
+        names: the failed models.
+        lost_with: the model in whose process the device was lost, or None.
+    """
+
+    header: Header
+    meters: Sequence[Meter]
+    tell: Tell
+    names: set[str] = field(default_factory=set)
+    lost_with: str | None = None
+
+    def add(self, name: str, error: WorkerFailedError, pass_folder: Path | None = None) -> None:
+        """Mark a model, and the pass that it failed in."""
+        reason, text, xids = error.reason, str(error), reported_xids(self.meters)
+        if xids:
+            text += f"; the driver reported Xid {', '.join(map(str, xids))}"
+        if reason != "device_lost" and device_is_lost(self.meters):
+            reason, text = "device_lost", f"{text}; the device was lost, `nvidia-smi` and the kernel's log say more"
+        if reason == "device_lost":
+            self.lost_with = name
+        if pass_folder is not None:
+            mark_pass(pass_folder, reason, text)
+        self.names.add(name)
+        self.header.model_failed(name, text, error.details, error.exit_code, reason)
+        self.tell(name, "failed", {"error": text})
+
+    def leave_out(self, unfinished: Iterable[str]) -> None:
+        """The device is lost: models that still had passes to run are failed too, and nothing is tried on it."""
+        for name in unfinished:
+            if name not in self.names:
+                text = f"model {name}: not tried further: the device was lost while {self.lost_with} ran"
+                self.names.add(name)
+                self.header.model_failed(name, text, None, 1, "device_lost")
+                self.tell(name, "failed", {"error": text})
+
+
+def mark_pass(folder: Path, reason: str | None, error: str) -> None:
+    """Say in pass.json that the pass failed; one that had not begun, or had ended, is left alone."""
+    file = folder / "pass.json"
+    try:
+        info = read_json(file) if file.exists() else None
+    except RecordError:
+        info = {"traffic": "open"}  # killed while writing it
+    if info is not None and info.get("status") not in ENDED:
+        write_json(file, info | {"status": "failed", "reason": reason, "error": error})
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a pass ran to its end, or to where it was meant to be cut."""
+    try:
+        return (folder / "pass.json").exists() and read_json(folder / "pass.json").get("status") in ENDED
+    except RecordError:
+        return False
+
+
+class SignalWatch:
+    """Remembers the first SIGINT or SIGTERM while active. Does nothing outside the main thread."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number

@@ -1,0 +1,153 @@
+"""A worker: a fresh process that holds one model and does what the parent orders, one order at a time.
+
+Fresh, because memory, allocator state and code caches of one model must not flatter or burden the next. The parent owns
+order, signals, watchdog and NVML; the worker owns torch. Idle workers block on the pipe and cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from moeprof.capture.devices.errors import device_reason, device_sentence
+from moeprof.capture.protocol import LaunchPlan, LockstepPlan, Order, Report
+from moeprof.capture.worker.watch import answer_stack_requests
+from moeprof.core.errors import MoeprofError
+
+LISTEN_EVERY_S = 0.2
+ALIVE_EVERY_S = 1.0
+
+
+class Ear:
+    """Hears ``stop`` (or the parent's death) while a pass runs, without a system call per step.
+
+    Whoever asks it is alive, so it tells the parent that too, about once a second: an idle pass reports nothing else.
+    """
+
+    def __init__(self, connection: Connection, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._connection, self._clock = connection, clock
+        self._next_s = self._alive_s = 0.0
+        self._stopped = False
+        self.at_work = False
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """A SIGTERM to the whole group: end after the current step like the parent asks to, or at once when idle."""
+        self._stopped = True
+        if not self.at_work:
+            raise SystemExit(0)
+
+    def should_stop(self) -> bool:
+        """True once the parent asked to stop or is gone."""
+        now = self._clock()
+        if not self._stopped and now >= self._next_s:
+            self._next_s = now + LISTEN_EVERY_S
+            self._stopped = self._heard(now)
+        return self._stopped
+
+    def _heard(self, now: float) -> bool:
+        try:
+            if now >= self._alive_s:
+                self._alive_s = now + ALIVE_EVERY_S
+                self._connection.send(Report(event="alive", data={}))
+            return self._connection.poll(0) and self._connection.recv().command == "stop"
+        except (EOFError, OSError):
+            return True
+
+
+def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection, stacks: Path) -> None:
+    """Entry point of the process; ``stacks`` is where it tells where it stands when it is asked."""
+    answer_stack_requests(stacks)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if plan.threads is not None:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(plan.threads)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")  # libraries' notices are not the user's; ours are in the record
+
+    ear = Ear(connection)
+    signal.signal(signal.SIGTERM, ear.on_sigterm)
+
+    def send(report: Report) -> None:
+        try:
+            connection.send(report)
+        except (BrokenPipeError, OSError):
+            raise SystemExit(1) from None  # the parent is gone; the record on disk stays readable
+
+    try:
+        _serve(plan, connection, ear, send)
+    except MoeprofError as error:
+        send(_failed(str(error), error, error.exit_code))
+    except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
+        reason = device_reason(error)
+        if reason is None:
+            text = str(error).splitlines()[0] if str(error) else ""
+            said = f"{type(error).__name__}: {text}"
+        else:
+            said = f"{plan.label}: {device_sentence(reason, plan.device, error)}"
+        send(_failed(said, error, 1, traceback.format_exc()))
+
+
+def _failed(said: str, error: Exception, exit_code: int, details: str | None = None) -> Report:
+    data = {"error": said, "exit_code": exit_code, "traceback": details, "reason": device_reason(error)}
+    return Report(event="failed", data=data)
+
+
+def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
+    from moeprof.capture.memory.out_of_memory import as_out_of_memory
+
+    _choose_device(plan.device)
+    with as_out_of_memory(plan), _session(plan, ear, send) as session:
+        handlers = (
+            session.handlers
+            if isinstance(plan, LockstepPlan)
+            else {
+                "prepare": session.prepare,
+                "pass": session.run_pass,
+                "overhead": session.measure_overhead,
+                "quality": session.measure_quality,
+                "forced_picks": session.record_forced_picks,
+                "gap": session.measure_gap,
+                "note": session.note,
+            }
+        )
+        while True:
+            try:
+                order: Order = connection.recv()
+            except (EOFError, OSError):
+                return
+            if order.command in ("close", "stop"):
+                session.finish()
+                send(Report(event="done", data={}))
+                return
+            ear.at_work = order.command != "prepare"  # loading hears nothing, so it ends at once
+            result = handlers[order.command](order)
+            ear.at_work = False
+            send(Report(event="done", data=result))
+
+
+def _choose_device(device: str) -> None:
+    """What names no device (kernels of other libraries, events, pinned memory) takes the current one: make it ours."""
+    if device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(device)
+
+
+def _session(plan: LaunchPlan | LockstepPlan, ear: Ear, send: Callable[[Report], None]) -> Any:
+    if isinstance(plan, LockstepPlan):
+        from moeprof.capture.lockstep.session import LockstepSession
+
+        return LockstepSession(plan, ear.should_stop, send)
+    from moeprof.capture.worker.session import Session
+
+    return Session(plan, ear.should_stop, send)

@@ -1,0 +1,1 @@
+"""What later runs are judged against: the noun, its file, its text and where it is kept."""

@@ -1,0 +1,1 @@
+"""The run on disk: its layout and history, typed headers, tables, routing counts, picks, lanes and pairs."""

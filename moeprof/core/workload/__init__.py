@@ -1,0 +1,1 @@
+"""One experiment in YAML: models, traffic, engine, studies and gates, read strictly."""

@@ -1,0 +1,50 @@
+"""Bailian (Qwen) traces: Mooncake's family with chats, times in seconds and 16-token blocks.
+
+Keys: ``chat_id, parent_chat_id, timestamp (s), input_length, output_length, type, turn, hash_ids``.
+Source: https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moeprof.core.trace import Trace
+from moeprof.sources.formats.columns import assemble, checked_seconds, lines_of, values_to_floats
+from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.mooncake import KEYS, lengths_and_blocks, rows_of
+
+BLOCK_TOKENS = 16
+
+
+def matches(file: SourceFile) -> bool:
+    """True when Mooncake's keys stand beside chat ids."""
+    return file.keys >= KEYS | {"chat_id"}
+
+
+def read(file: SourceFile) -> Trace:
+    """Read a Bailian trace; ``type`` becomes the request class, the first chat of a thread its session.
+
+    Raises:
+        TraceError: see sources/numbers.py and mooncake.py.
+    """
+    numbers, rows = rows_of(file)
+    row_of = lines_of(numbers)
+    timestamp_s = values_to_floats(file, "timestamp", [r.get("timestamp") for r in rows], row_of)
+    return assemble(
+        "bailian",
+        file,
+        arrival_s=checked_seconds(file, "timestamp", timestamp_s, row_of),
+        session=_sessions(rows),
+        request_class=tuple(str(row.get("type", "all")) for row in rows),
+        **lengths_and_blocks(file, rows, row_of, BLOCK_TOKENS),
+    )
+
+
+def _sessions(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The first chat of each row's thread. A parent stands before its child; one from before the trace is no parent."""
+    root: dict[str, str] = {}
+    for row in rows:
+        chat, parent = str(row.get("chat_id")), str(row.get("parent_chat_id"))
+        root[chat] = root.get(parent, chat)
+    return tuple(root[str(row.get("chat_id"))] for row in rows)

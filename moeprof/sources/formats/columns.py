@@ -1,0 +1,416 @@
+"""Text columns of JSON traces: prompts, chat messages, answers, checked row by row.
+
+CSV files as text columns, with the line of every row. pyarrow parses; only errors are looked for slowly.
+
+From text and JSON values to checked columns: finite seconds, whole non-negative token counts.
+
+Every check works on the whole column at once; only when it fails is the first offending row looked for, so that a
+million good rows cost nothing and a bad one is named.
+
+The last step of every reader: drop what cannot be replayed, sort, count, and say so in Notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moeprof.core.errors import TraceError
+from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
+from moeprof.sources.formats.file import SourceFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_TOKENS = 2**31 - 1
+MAX_SECONDS = 1e12  # about 30,000 years: beyond it a double no longer resolves a tenth of a millisecond
+SHOWN_CHARS = 40
+
+RowOf = Callable[[int], int]
+
+
+def checked_seconds(file: SourceFile, name: str, values: FloatArray, row_of: RowOf) -> FloatArray:
+    """Times that are finite and of a size that a clock has.
+
+    Raises:
+        TraceError: the first row that is not.
+    """
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(values) <= MAX_SECONDS)
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise file.error(row_of(i), f"{name} is {values[i]:g}; a finite time in seconds is expected")
+    return values
+
+
+def checked_tokens(file: SourceFile, name: str, values: FloatArray, row_of: RowOf) -> IntArray:
+    """Token counts: finite, whole, 0 or more.
+
+    Raises:
+        TraceError: the first row that is not.
+    """
+    with np.errstate(invalid="ignore"):
+        bad = ~((values >= 0) & (values <= MAX_TOKENS) & (np.floor(values) == values))
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise file.error(row_of(i), f"{name} is {values[i]:.15g}; a whole number from 0 to {MAX_TOKENS} is expected")
+    return values.astype(np.int64)
+
+
+def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
+    """A CSV column as float64 (NaN and infinities pass here; the checks above catch them).
+
+    Raises:
+        TraceError: the first cell that is no number.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_trim_whitespace(column)
+
+    def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
+        return part.cast(pa.float64())
+
+    try:
+        return np.asarray(cast(trimmed), dtype=np.float64)
+    except pa.ArrowInvalid as error:
+        i = first_failure(trimmed, cast)
+        found = shown(trimmed[i].as_py())
+        raise file.error(row_of(i), f"{name} is {found}; a number is expected") from error
+
+
+def first_failure(column: pa.ChunkedArray, cast: Callable[[pa.ChunkedArray], Any]) -> int:
+    """Index of the first cell whose cast fails, by halving."""
+    import pyarrow as pa
+
+    low, high = 0, len(column)  # invariant: everything before low casts, something before high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            cast(column.slice(low, middle - low))
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low
+
+
+def values_to_floats(file: SourceFile, name: str, values: Sequence[Any], row_of: RowOf) -> FloatArray:
+    """A column of JSON values as float64; text and booleans are no numbers.
+
+    Raises:
+        TraceError: the first value that is no number, or is missing.
+    """
+    if not set(map(type, values)) <= {int, float}:
+        i = next(i for i, value in enumerate(values) if type(value) not in (int, float))
+        if values[i] is None:
+            raise file.error(row_of(i), f"{name} is missing")
+        raise file.error(row_of(i), f"{name} is {shown(values[i])}; a number is expected")
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError as error:
+        i = next(i for i, value in enumerate(values) if isinstance(value, int) and value.bit_length() > 1000)
+        raise file.error(row_of(i), f"{name} is a number of more than 300 digits") from error
+
+
+def shown(value: object) -> str:
+    """A found value as it stands in a message: quoted, cut, control characters escaped."""
+    text = ascii(value)
+    if value == "":
+        return "empty"
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
+
+
+def lines_of(numbers: Sequence[int]) -> RowOf:
+    """Row lookup from a list of line numbers."""
+    return lambda i: int(numbers[i])
+
+
+def round_half_up(values: npt.NDArray[Any]) -> IntArray:
+    """``max(1, floor(x + 0.5))``: the rounding of scaled and drawn lengths. NumPy's own rounds half to even."""
+    rounded: IntArray = np.maximum(1, np.floor(values + 0.5)).astype(np.int64)
+    return rounded
+
+
+def checked_text(file: SourceFile, row: int, key: str, value: Any) -> str:
+    """A string that can be written as UTF-8.
+
+    Raises:
+        TraceError: it is missing, no string, or holds half a surrogate pair (which no tokenizer takes).
+    """
+    if value is None:
+        raise file.error(row, f"{key} is missing")
+    if not isinstance(value, str):
+        raise file.error(row, f"{key} is {shown(value)}; text is expected")
+    if any("\ud800" <= char <= "\udfff" for char in value) if not value.isascii() else False:
+        raise file.error(row, f"{key} holds half a surrogate pair, which is no text")
+    return value
+
+
+def checked_messages(file: SourceFile, row: int, value: Any) -> tuple[tuple[str, str], ...]:
+    """Chat messages in the OpenAI form, ``[{"role", "content"}]``, as (role, content) pairs.
+
+    Raises:
+        TraceError: no list of such objects, or an empty one.
+    """
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+        raise file.error(row, f'messages is {shown(value)}; a list of {{"role", "content"}} objects is expected')
+    return tuple(
+        (
+            checked_text(file, row, "messages.role", message.get("role")),
+            checked_text(file, row, "messages.content", message.get("content")),
+        )
+        for message in value
+    )
+
+
+def plain_text(messages: tuple[tuple[str, str], ...]) -> str:
+    """Messages without any template."""
+    return "\n\n".join(content for _, content in messages)
+
+
+BLANK_LINE = re.compile(rb"^[ \t]+\r?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The columns of a CSV file that a reader asked for, as text."""
+
+    file: SourceFile
+    columns: dict[str, pa.ChunkedArray]
+
+    def has(self, name: str) -> bool:
+        """True when the file has this (optional) column."""
+        return name in self.columns
+
+    def line_of(self, row: int) -> int:
+        """Line in the file (from 1) of a data row (from 0); blank lines are skipped by the parser, not by people."""
+        seen = -2  # the header is row -1
+        for number, line in enumerate(self.file.data.splitlines(), start=1):
+            if line.strip():
+                seen += 1
+                if seen == row:
+                    return number
+        raise AssertionError(f"row {row} of {self.file.path} has no line")
+
+    def seconds(self, name: str) -> FloatArray:
+        """A column of times.
+
+        Raises:
+            TraceError: the first bad row.
+        """
+        return checked_seconds(
+            self.file, name, text_to_floats(self.file, name, self.columns[name], self.line_of), self.line_of
+        )
+
+    def tokens(self, name: str) -> IntArray:
+        """A column of token counts.
+
+        Raises:
+            TraceError: the first bad row.
+        """
+        return checked_tokens(
+            self.file, name, text_to_floats(self.file, name, self.columns[name], self.line_of), self.line_of
+        )
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A column as it stands."""
+        return tuple(self.columns[name].to_pylist())
+
+
+def read_table(file: SourceFile, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
+    """Read the named columns of a CSV file.
+
+    Raises:
+        TraceError: a column is missing, a row has too few or too many cells, or there is no row.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    if file.is_json:
+        raise file.error(None, f"this is JSON; a CSV file with the columns {', '.join(required)} is expected")
+    _check_header(file, required)
+    wanted = [*required, *(name for name in optional if name in file.header)]
+    try:
+        table = pa_csv.read_csv(
+            io.BytesIO(_without_blank_lines(file.data)),
+            read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={name: pa.string() for name in wanted}, include_columns=wanted, strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise _shape_error(file, error) from error
+    if not len(table):
+        raise file.error(None, "no rows after the header; a trace has at least one request")
+    return Table(file=file, columns={name: table[name] for name in wanted})
+
+
+def _without_blank_lines(data: bytes) -> bytes:
+    # pyarrow skips empty lines; lines of spaces alone would read as a row with one cell.
+    data = data.lstrip()
+    if BLANK_LINE.search(data) is None:
+        return data
+    return b"\n".join(line for line in data.splitlines() if line.strip())
+
+
+def _check_header(file: SourceFile, required: tuple[str, ...]) -> None:
+    for name in required:
+        if name not in file.header:
+            near = get_close_matches(name, file.header, n=1)
+            hint = f" (nearest: {near[0]!r})" if near else ""
+            raise file.error(1, f"no column {name!r}{hint}; found {', '.join(file.header)[:160]}")
+        if file.header.count(name) > 1:
+            raise file.error(1, f"column {name!r} stands there twice")
+
+
+def _shape_error(file: SourceFile, error: Exception) -> TraceError:
+    """The first row whose number of cells differs from the header's."""
+    expected = len(file.header)
+    try:
+        for number, line in enumerate(file.data.splitlines(), start=1):
+            cells = next(csv.reader([line.decode("utf-8")])) if line.strip() else []
+            if cells and len(cells) != expected:
+                return file.error(number, f"{len(cells)} cells in this row, {expected} are expected")
+    except csv.Error as csv_error:
+        return file.error(None, f"broken CSV ({csv_error})")
+    return file.error(None, f"broken CSV ({str(error).splitlines()[0][:160]})")
+
+
+MIN_REQUESTS_PER_STAMP = 1.5  # a grid is only worth a warning when requests share its stamps
+FINEST_GRID_S = 1e-9
+GRID_TOLERANCE = 0.01  # Mooncake's stamps stand up to 3 ms beside its 3 s grid
+GRID_SHARE = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Time stamps that were rounded when recorded.
+
+    Attributes:
+        step_s: distance of the grid lines.
+        num_stamps: distinct stamps.
+    """
+
+    step_s: float
+    num_stamps: int
+
+
+def detect_grid(arrival_s: FloatArray) -> Grid | None:
+    """The grid that sorted time stamps stand on, or None.
+
+    A grid needs shared stamps (1.5 requests per stamp) and 99 % of the stamps within 1 % of a multiple of the step. No
+    clock that records requests is finer than a nanosecond, so closer stamps are no grid.
+    """
+    stamps = np.unique(arrival_s)
+    if len(stamps) < 3 or len(arrival_s) < MIN_REQUESTS_PER_STAMP * len(stamps):
+        return None
+    gaps = np.diff(stamps)
+    if gaps.min() < FINEST_GRID_S:
+        return None
+    step_s = float(np.median(gaps / np.maximum(1, np.round(gaps / gaps.min()))))
+    span_s = float(stamps[-1] - stamps[0])
+    step_s = span_s / max(1, round(span_s / step_s))  # an error in the step would add up over a long trace
+    multiples = (stamps - stamps[0]) / step_s
+    near = np.abs(multiples - np.round(multiples)) <= GRID_TOLERANCE
+    return Grid(step_s=step_s, num_stamps=len(stamps)) if near.mean() >= GRID_SHARE else None
+
+
+def not_before_predecessor(arrival_s: FloatArray, session: tuple[str, ...]) -> FloatArray:
+    """Arrivals where no request of a session stands before the one above it in the file: a running maximum."""
+    import pandas as pd
+
+    inside = np.array([s != NO_SESSION for s in session])
+    result = arrival_s.copy()
+    if inside.any():
+        names = np.array(session, dtype=object)[inside]
+        result[inside] = pd.Series(arrival_s[inside]).groupby(names).cummax().to_numpy()
+    return result
+
+
+def assemble(
+    source: str,
+    file: SourceFile,
+    *,
+    arrival_s: FloatArray | None,
+    input_tokens: IntArray,
+    output_tokens: IntArray,
+    keep: npt.NDArray[np.bool_] | None = None,
+    notes: tuple[Note, ...] = (),
+    **columns: Any,
+) -> Trace:
+    """A trace from checked columns in file order.
+
+    Args:
+        source: the format's name.
+        file: for messages.
+        arrival_s: times in seconds from any origin, or None when the format has none.
+        input_tokens: prompt lengths, -1 where only text is known.
+        output_tokens: asked output lengths, -1 where only text is known.
+        keep: rows to keep; the reader has already said in a Note why others go.
+        notes: the reader's own notes.
+        columns: the optional columns of Trace.
+
+    Raises:
+        TraceError: nothing is left to replay.
+    """
+    number = len(input_tokens)
+    said = list(notes)
+    keep = np.ones(number, dtype=np.bool_) if keep is None else keep
+    for code, column, what in (
+        ("dropped_no_input", input_tokens, "with an empty prompt"),
+        ("dropped_no_output", output_tokens, "that asked for no output"),
+    ):
+        empty = keep & (column == 0)
+        if empty.any():
+            said.append(Note(code=code, count=int(empty.sum()), text=f"requests {what} were dropped"))
+            keep = keep & ~empty
+    if not keep.any():
+        raise file.error(None, f"none of its {number} rows is a request that can be replayed")
+    if arrival_s is None:
+        said.append(
+            Note(code="no_times", count=int(keep.sum()), text="the file has no times: all requests are due at 0")
+        )
+        arrival_s = np.zeros(number, dtype=np.float64)
+    trace = Trace(source=source, arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens, **columns)
+    if not keep.all():
+        trace = trace.select(keep)
+    return _in_order(trace).with_notes(*said)
+
+
+def _in_order(trace: Trace) -> Trace:
+    notes: list[Note] = []
+    arrival_s = trace.arrival_s
+    if trace.session is not None:
+        ordered = not_before_predecessor(arrival_s, trace.session)
+        moved = int((ordered != arrival_s).sum())
+        if moved:
+            text = "requests stood before their session's previous one and were moved to its time"
+            notes.append(Note(code="session_order", count=moved, text=text))
+        arrival_s = ordered
+    arrival_s = arrival_s - arrival_s.min()
+    trace = replace(trace, arrival_s=arrival_s)
+    backwards = int((np.diff(arrival_s) < 0).sum())
+    if backwards:
+        trace = trace.select(np.argsort(arrival_s, kind="stable"))
+        notes.append(
+            Note(code="sorted", count=backwards, text="times went backwards; the requests were sorted by time")
+        )
+    grid = detect_grid(trace.arrival_s)
+    if grid is not None:
+        notes.append(
+            Note(
+                code="grid_detected",
+                count=len(trace),
+                text=f"{len(trace)} requests share {grid.num_stamps} time stamps on a {grid.step_s:.4g} s grid: they "
+                "arrive in bursts that were not there; `jitter` spreads them inside their cell",
+            )
+        )
+    return trace.with_notes(*notes)

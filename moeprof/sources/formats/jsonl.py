@@ -1,0 +1,218 @@
+"""moeprof's own JSON lines, and the two common shapes near it.
+
+Keys of a row (one kind of prompt per file):
+
+    arrival_s          seconds; without it the requests have no times
+    input_tokens, output_tokens
+    prompt | messages  text, or [{"role", "content"}]; then the lengths are counted by the tokenizer
+    output             the true continuation
+    request_class, session, prefix_blocks, prefix_block_tokens
+
+vLLM's custom form (``prompt``, ``output_tokens``) is this form. AIPerf's is read as well: ``text``, ``output_length``,
+``input_length``, ``timestamp`` and ``delay`` in milliseconds, ``session_id``; a turn without a time stands ``delay``
+after its session's previous one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeprof.core.errors import TraceError
+from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.sources.formats.columns import (
+    RowOf,
+    assemble,
+    checked_messages,
+    checked_seconds,
+    checked_text,
+    checked_tokens,
+    lines_of,
+    values_to_floats,
+)
+from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.mooncake import block_ids, rows_of
+
+ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "input_tokens", "session_id": "session"}
+TEXT_KEYS = ("prompt", "messages")
+NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
+FAST_TEXT_KEYS = ("request_class", "session")
+DEFAULT_BLOCK_TOKENS = 512
+
+
+def matches(file: SourceFile) -> bool:
+    """True when the first row has a prompt, messages or both lengths."""
+    keys = {ALIASES.get(key, key) for key in file.keys}
+    return bool(keys & set(TEXT_KEYS)) or keys >= {"input_tokens", "output_tokens"}
+
+
+def read(file: SourceFile) -> Trace:
+    """Read moeprof's JSONL.
+
+    Raises:
+        TraceError: the first row that cannot be understood.
+    """
+    if file.keys and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
+        columns = _read_fast(file)
+        if columns is not None:
+            return assemble("jsonl", file, **columns)
+    numbers, rows = rows_of(file)
+    rows = [_renamed(row) if ALIASES.keys() & row.keys() else row for row in rows]
+    return assemble("jsonl", file, **_columns(file, rows, lines_of(numbers)))
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {ALIASES.get(key, key): value for key, value in row.items()}
+
+
+def _read_fast(file: SourceFile) -> dict[str, Any] | None:
+    """Length-only files by pyarrow; None when anything is unusual: then the careful way decides and names the row."""
+    import pyarrow as pa
+    import pyarrow.json as pa_json
+
+    kinds = {"arrival_s": pa.float64(), "input_tokens": pa.int64(), "output_tokens": pa.int64()}
+    kinds |= dict.fromkeys(FAST_TEXT_KEYS, pa.string())
+    names = [name for name in kinds if name in file.keys]
+    options = pa_json.ParseOptions(
+        explicit_schema=pa.schema([(name, kinds[name]) for name in names]), unexpected_field_behavior="error"
+    )
+    try:
+        table = pa_json.read_json(io.BytesIO(file.data), parse_options=options)
+    except pa.ArrowInvalid:
+        return None
+    arrays = {name: table[name].combine_chunks() for name in names}
+    if {"input_tokens", "output_tokens"} - set(names) or any(array.null_count for array in arrays.values()):
+        return None
+    columns = {name: np.asarray(array) for name, array in arrays.items() if name in NUMBER_KEYS}
+    if not all(np.isfinite(column).all() and (np.abs(column) < 2**31).all() for column in columns.values()):
+        return None
+    if min(columns["input_tokens"].min(), columns["output_tokens"].min()) < 0:
+        return None
+    texts = {name: tuple(array.to_pylist()) for name, array in arrays.items() if name in FAST_TEXT_KEYS}
+    return {"arrival_s": None} | columns | texts
+
+
+def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
+    kind = next((key for key in TEXT_KEYS if key in rows[0]), None)
+    columns: dict[str, Any] = {
+        "arrival_s": _arrivals(file, rows, row_of),
+        "input_tokens": _lengths(file, rows, row_of, "input_tokens", needed=kind is None),
+        "output_tokens": _lengths(file, rows, row_of, "output_tokens", needed=kind is None),
+    }
+    if kind == "prompt":
+        columns["prompt_text"] = tuple(
+            checked_text(file, row_of(i), "prompt", r.get("prompt")) for i, r in enumerate(rows)
+        )
+        # An empty prompt has length 0: assemble drops and counts it.
+        columns["input_tokens"] = np.where([bool(text) for text in columns["prompt_text"]], -1, 0)
+    if kind == "messages":
+        columns["messages"] = tuple(checked_messages(file, row_of(i), r.get("messages")) for i, r in enumerate(rows))
+        columns["input_tokens"] = np.full(len(rows), -1, dtype=np.int64)
+    if kind is not None and any("output" in row for row in rows):
+        columns["output_text"] = tuple(
+            checked_text(file, row_of(i), "output", row["output"]) or None if "output" in row else None
+            for i, row in enumerate(rows)
+        )
+    return columns | _tags(file, rows, row_of)
+
+
+def _tags(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
+    tags: dict[str, Any] = {}
+    for key, default in (("request_class", "all"), ("session", NO_SESSION)):
+        if any(key in row for row in rows):
+            tags[key] = tuple(
+                checked_text(
+                    file, row_of(i), key, str(row[key]) if type(row.get(key)) is int else row.get(key, default)
+                )
+                for i, row in enumerate(rows)
+            )
+    if any("prefix_blocks" in row for row in rows):
+        tags["prefix_blocks"] = tuple(
+            block_ids(file, "prefix_blocks", row.get("prefix_blocks", []), row_of(i)) for i, row in enumerate(rows)
+        )
+        sizes = [row.get("prefix_block_tokens", DEFAULT_BLOCK_TOKENS) for row in rows]
+        if type(sizes[0]) is not int or sizes[0] < 1 or any(size != sizes[0] for size in sizes):
+            raise file.error(None, "prefix_block_tokens must be one whole number of at least 1, the same in every row")
+        tags["prefix_block_tokens"] = sizes[0]
+    return tags
+
+
+def _lengths(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, key: str, *, needed: bool) -> IntArray:
+    values = [row.get(key) for row in rows]
+    known = [i for i, value in enumerate(values) if value is not None]
+    if needed or len(known) == len(values):
+        return checked_tokens(file, key, values_to_floats(file, key, values, row_of), row_of)
+    lengths = np.full(len(rows), -1, dtype=np.int64)
+    if known:
+        row_of_known: RowOf = lambda i: row_of(known[i])  # noqa: E731
+        found = values_to_floats(file, key, [values[i] for i in known], row_of_known)
+        lengths[known] = checked_tokens(file, key, found, row_of_known)
+    return lengths
+
+
+def _arrivals(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> FloatArray | None:
+    if "arrival_s" in rows[0]:
+        values = values_to_floats(file, "arrival_s", [row.get("arrival_s") for row in rows], row_of)
+        return checked_seconds(file, "arrival_s", values, row_of)
+    if not any("timestamp" in row or "delay" in row for row in rows):
+        return None
+    now_ms: dict[str, float] = {}
+    times: list[Any] = []
+    for i, row in enumerate(rows):
+        name = str(row.get("session", i))
+        if "timestamp" in row:
+            time = row["timestamp"]
+        else:
+            delay = row.get("delay", 0)
+            if type(delay) not in (int, float):
+                raise file.error(row_of(i), "delay must be a number of milliseconds")
+            time = now_ms.get(name, 0.0) + delay
+        times.append(time)
+        if type(time) in (int, float):
+            now_ms[name] = time
+    values = values_to_floats(file, "timestamp", times, row_of) / 1000
+    return checked_seconds(file, "timestamp / 1000", values, row_of)
+
+
+def write(trace: Trace, path: Path, *, force: bool = False) -> None:
+    """Write a trace; arrivals keep every digit, so that reading it again gives the same numbers.
+
+    Raises:
+        TraceError: the file is already there (without ``force``), or cannot be written.
+    """
+    if path.exists() and not force:
+        raise TraceError(f"{path}: already there; --force overwrites it")
+    try:
+        with path.open("w", encoding="utf-8", newline="\n") as out:
+            out.writelines(line + "\n" for line in lines(trace))
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def lines(trace: Trace) -> Iterator[str]:
+    """The rows of a trace as JSON texts, without line ends."""
+    has_times = bool((trace.arrival_s > 0).any())
+    for i in range(len(trace)):
+        row: dict[str, Any] = {"arrival_s": float(trace.arrival_s[i])} if has_times else {}
+        for key, column in (("input_tokens", trace.input_tokens), ("output_tokens", trace.output_tokens)):
+            if column[i] >= 0:
+                row[key] = int(column[i])
+        if trace.prompt_text is not None:
+            row["prompt"] = trace.prompt_text[i]
+        if trace.messages is not None:
+            row["messages"] = [{"role": role, "content": content} for role, content in trace.messages[i]]
+        if trace.output_text is not None and trace.output_text[i] is not None:
+            row["output"] = trace.output_text[i]
+        if trace.request_class is not None:
+            row["request_class"] = trace.request_class[i]
+        if trace.session is not None and trace.session[i] != NO_SESSION:
+            row["session"] = trace.session[i]
+        if trace.prefix_blocks is not None:
+            row["prefix_blocks"] = list(trace.prefix_blocks[i])
+            row["prefix_block_tokens"] = trace.prefix_block_tokens
+        yield json.dumps(row, ensure_ascii=False)

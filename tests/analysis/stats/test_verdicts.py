@@ -1,0 +1,67 @@
+"""Verdicts of intervals and of launch pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.verdicts import holm, interval_verdict, timed_verdict, timed_verdicts
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "kind"),
+    [
+        (1.10, 1.05, 1.15, "worse"),
+        (0.90, 0.85, 0.95, "better"),
+        (1.00, 0.99, 1.01, "no difference shown"),
+        (1.01, 1.005, 1.014, "no difference shown"),  # a difference, but shown to be within the floor
+        (1.01, 1.002, 1.018, "cannot tell"),
+        (1.10, 0.95, 1.25, "cannot tell"),
+        (1.10, None, None, "cannot tell"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_floor(
+    value: float, low: float | None, high: float | None, kind: str
+) -> None:
+    ratio = Estimate(value=value, low=low, high=high)
+    assert interval_verdict(ratio, better="lower", floor_ratio=0.015).kind == kind
+
+
+def test_higher_may_be_better() -> None:
+    ratio = Estimate(value=1.1, low=1.05, high=1.15)
+    assert interval_verdict(ratio, better="higher", floor_ratio=0.015).kind == "better"
+    assert interval_verdict(ratio, better="higher", floor_ratio=0.20).kind == "no difference shown"
+
+
+def test_six_launch_pairs_show_ten_percent_and_five_do_not_speak() -> None:
+    logs = np.log([1.09, 1.10, 1.11, 1.10, 1.09, 1.11])
+    assert timed_verdict(logs.tolist(), better="lower").kind == "worse"
+    assert timed_verdict((-logs).tolist(), better="lower").kind == "better"
+    few = timed_verdict(logs[:5].tolist(), better="lower")
+    assert (few.kind, few.reason) == ("cannot tell", "5 launch pairs, 6 are needed")
+
+
+def test_equal_launches_show_no_difference_and_wild_ones_cannot_tell() -> None:
+    assert timed_verdict([0.0] * 6, better="lower").kind == "no difference shown"
+    assert timed_verdict([0.004, -0.004, 0.002, -0.002, 0.0, 0.0], better="lower").kind == "no difference shown"
+    assert timed_verdict([0.3, -0.3, 0.2, -0.2, 0.1, 0.0], better="lower").kind == "cannot tell"
+
+
+def test_a_sure_difference_below_the_floor_is_no_alarm() -> None:
+    told = timed_verdict(np.log([1.0140, 1.0141, 1.0139, 1.0140, 1.0141, 1.0139]).tolist(), better="lower")
+    assert told.kind == "no difference shown"
+
+
+def test_holm_multiplies_the_smallest_most() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {}
+
+
+def test_false_alarms_of_a_family_stay_rare() -> None:
+    rng, alarms = np.random.default_rng(6), 0
+    for _ in range(1000):
+        logs = {name: rng.normal(0, 0.05, 6).tolist() for name in ("decode", "prefill", "energy")}
+        told = timed_verdicts(logs, dict.fromkeys(logs, "lower"))
+        alarms += any(verdict.kind == "worse" for verdict in told.values())
+    assert alarms <= 20  # 1 % of a thousand, and what chance adds
