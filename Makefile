@@ -36,9 +36,10 @@ test-517: ## the engine's tests under the oldest supported transformers
 test-triton: .venv-triton ## our GPU kernels on the CPU: interpreted, and compiled for an H200 (two minutes)
 	MOEPROF_TEST_TRITON=1 $(BIN)/pytest tests/capture/kernels/test_kernels_interpreted.py
 
-lint: .venv/ready ## style
+lint: .venv/ready ## style, and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/ready ## types
 	$(BIN)/mypy

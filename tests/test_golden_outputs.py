@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.golden_outputs import CASES, GOLDEN, outputs, read_golden
 
-HINT = "after a wanted change: python -m tests.golden_outputs, and read the difference"
+HINT = "after a wanted change: python -m tests.helpers.golden_outputs, and read the difference"
 MOST_LINES, MOST_COLUMNS = 60, 300
 
 

@@ -125,7 +125,6 @@ RULES: dict[str, Callable[[Results], str]] = {
     "graphs": _ways("eager", "graph"),
     "run-ahead": _ways("graph", "graph, run ahead"),
     "compile": _ways("graph, run ahead", "graph, run ahead, compiled layers"),
-    "batching": _ways("transformers' batching", "graph, run ahead"),
     "experts-decode-qwen3": _kernels("experts qwen3-30b decode"),
     "experts-decode-mixtral": _kernels("experts mixtral decode"),
     "experts-prefill": lambda results: "; ".join(

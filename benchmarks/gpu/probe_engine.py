@@ -30,7 +30,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "graph": {"decode_graphs": "auto", "run_ahead": "off"},
     "graph, run ahead": {"decode_graphs": "auto", "run_ahead": "auto"},
     "graph, run ahead, torch attention": {"decode_graphs": "auto", "run_ahead": "auto", "decode_attention": "torch"},
-    "transformers' batching": {"batching": "continuous"},
     "graph, run ahead, compiled layers": {"decode_graphs": "auto", "run_ahead": "auto", "compile": "layers"},
 }
 

@@ -7,22 +7,22 @@ A loaded model with its instruments and whichever engine is mounted on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet
 from moeprof.capture.engines.faults import slowed
 from moeprof.capture.engines.select import build_engine, prepare_decode
-from moeprof.capture.measure.breakdown import Tapped
-from moeprof.capture.models.moe_layers import find_moe_layers
+from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
 from moeprof.capture.replay import Recorder, refusal, replay
 from moeprof.capture.routing.check import self_check
-from moeprof.capture.routing.override import PickOverride, PickTable, layer_shapes
+from moeprof.capture.routing.count import RoutingBlock
+from moeprof.capture.routing.override import PickOverride, PickTable
 from moeprof.capture.routing.recorded import replay_table
 from moeprof.capture.routing.rows import Positions
 from moeprof.capture.routing.tap import RoutingTap
@@ -254,3 +254,18 @@ class Rig:
 
     def _build(self, settings: EngineSettings) -> Engine:
         return slowed(build_engine(self.model, settings, self.listeners), self._plan.slowdown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tapped:
+    """The routing tap, as the measurement needs it.
+
+    Attributes:
+        layers: names of the MoE layers.
+        watching: hooks on inside, off outside.
+        seen: counts of the forwards since the last call.
+    """
+
+    layers: tuple[str, ...]
+    watching: Callable[[], AbstractContextManager[object]]
+    seen: Callable[[], Sequence[RoutingBlock]]

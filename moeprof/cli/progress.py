@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.capture.run.experiment import Audience
+from moeprof.capture.run.context import Audience
 from moeprof.core import units
 from moeprof.core.text import one_line
 

@@ -84,10 +84,10 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InterruptedRunError: stopped; what was measured is kept.
     """
     from moeprof.analysis.metrics.pricing import Pricing
-    from moeprof.capture.lockstep.child import check_python
     from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.step_child import check_python
     from moeprof.cli.progress import make_audience
 
     if options.base_python is not None:

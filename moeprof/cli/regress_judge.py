@@ -143,7 +143,7 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
 
 def _cut(regression: Regression, status: str) -> Regression:
     """The check with what is to be known of launch pairs that were cut."""
-    from moeprof.analysis.report.document import Doubt
+    from moeprof.analysis.doubt import Doubt
 
     text = f"The measurement of launch pairs is not whole: its status is {status}. Gates speak for what it measured."
     cut = Doubt(code="run_not_done", flag="schedule", severity="error", model=None, text=text)

@@ -254,7 +254,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
-    from moeprof.capture.parallel.group import leads_torchrun
+    from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from moeprof.analysis.report.document import GateRow, GateTable, Ratio, RatioTable, Row, Waterfall, WaterfallStep
-from moeprof.analysis.report.regress import from_to
+from moeprof.analysis.compare.tables import RatioTable
+from moeprof.analysis.metrics.labels import from_to
+from moeprof.analysis.report.document import GateRow, GateTable, Row, Waterfall, WaterfallStep
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.report.document import Doubt
 from moeprof.core.record.layout import FORMAT_VERSION
 
 FLAGS = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import re
 
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.report.document import (
     Block,
     Chart,
@@ -20,15 +21,13 @@ from moeprof.analysis.report.document import (
     HeatMap,
     MetricTable,
     Paragraph,
-    Ratio,
-    RatioRow,
-    RatioTable,
     Row,
     Section,
     StackedBars,
     Timeline,
     Waterfall,
 )
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core import units
 from moeprof.core.text import printable
 from moeprof.render.cells import (

@@ -22,19 +22,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moeprof.analysis.report.document import (
-    Block,
-    Document,
-    Doubt,
-    GateTable,
-    ModelColumn,
-    Paragraph,
-    RatioRow,
-    RatioTable,
-    Row,
-    Section,
-    Waterfall,
-)
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
+from moeprof.analysis.doubt import Doubt
+from moeprof.analysis.report.document import Block, Document, GateTable, ModelColumn, Paragraph, Row, Section, Waterfall
 from moeprof.core.text import one_line, printable
 from moeprof.render.cells import (
     CANNOT_TELL,

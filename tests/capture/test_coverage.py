@@ -11,7 +11,7 @@ import transformers
 
 from moeprof.capture.coverage import CoverageRow, coverage, moe_causal_lm_types
 from moeprof.capture.engines.base import Engine, ListenerSet
-from moeprof.capture.engines.static.engine import StaticEngine
+from moeprof.capture.engines.static import StaticEngine
 
 torch.set_num_threads(1)
 # In transformers 5.17 Aria's experts are a grouped product that gets no picks; later they are as elsewhere.

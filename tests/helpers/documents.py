@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.report.document import (
     Chart,
     Document,
-    Doubt,
     FactTable,
     HeatMap,
     HeatMapVariant,

@@ -1,7 +1,7 @@
 """Whole outputs of report, compare, regress and explain, from committed records, for golden files.
 
-``python -m tests.golden_outputs`` writes tests/golden/outputs/ again; read the difference first. What is large is kept
-compressed. Digits after the ninth are left out, and differences of zero as well: they depend on the processor.
+``python -m tests.helpers.golden_outputs`` writes tests/golden/outputs/ again; read the difference first. What is large
+is kept compressed. Digits after the ninth are left out, and differences of zero as well: they depend on the processor.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from moeprof.capture.engines.paged.kernels import Kernels, plain_kernels
 from moeprof.capture.engines.paged.options import PagedOptions
 from moeprof.capture.kernels.triton import experts as triton_experts
 from moeprof.capture.kernels.triton.attention import Tiling, triton_decode
-from tests.capture.engines.test_continuous_engine import VOCAB, make_request
+from tests.capture.engines.test_paged_engine import VOCAB, make_request
 from tests.helpers.triton_interpreter import mend
 
 mend()

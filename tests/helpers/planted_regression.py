@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from moeprof.analysis.compare.comparable import MEASURED, NOTHING, Difference
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import Change, GateClass, GateResult, Noise, Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
-from moeprof.analysis.report.document import Doubt, Ratio
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.metric import Better, MetricValue
 from moeprof.core.workload.gates import Gate
 

@@ -25,6 +25,8 @@ from typing import Any, Literal, Protocol
 
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.device_state import lowered_power_limit_w
+from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.metrics.validity import FROM_ROUTING
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import InputError, RecordError
@@ -359,3 +361,19 @@ def _merged(found: list[Difference], num_models: int) -> list[Difference]:
 def fact_text(value: Any) -> str:
     """A fact for people: long hashes are cut to twelve digits."""
     return "not recorded" if value in (None, "") else _LONG_HASH.sub(r"\1", str(value))
+
+
+def why_incomparable(first: ModelSummary, second: ModelSummary) -> str | None:
+    """Why dollars of two models must not be set against each other, or None (METRICS section 7, busy and billed)."""
+    if "failed" in (first.record.status, second.record.status):
+        return "one of them failed"
+    traffics = {tables.traffic for model in (first, second) for tables in model.priced}
+    if len(traffics) != 1:
+        return "their dollars come from different traffic"
+    if "open" in traffics:
+        return "open-loop dollars compare utilisation, not models"
+    tokens = [{int(tables.requests["output_tokens"].sum()) for tables in model.priced} for model in (first, second)]
+    done = [{int(is_done(tables.requests).sum()) for tables in model.priced} for model in (first, second)]
+    if tokens[0] != tokens[1] or done[0] != done[1] or len(done[0]) != 1:
+        return "they did not do the same work"
+    return None

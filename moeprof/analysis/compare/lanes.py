@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, IntArray
+from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.bootstrap import (
     MIN_BLOCKS,
     Draws,
@@ -28,6 +29,7 @@ from moeprof.analysis.stats.bootstrap import (
 )
 from moeprof.core.errors import RecordError
 from moeprof.core.record.lanes import LanePass
+from moeprof.core.record.layout import Record
 
 MIN_CYCLES = 3  # with so many whole cycles, a last one that was cut short is left out
 
@@ -240,3 +242,62 @@ def _median_ratio(launches: Sequence[FloatArray]) -> Estimate:
         return Estimate(value=medians[0], n=num, reason=reason)
     low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False)
     return Estimate(value=medians[0], low=low, high=high, n=num)
+
+
+PHASES: tuple[str | None, ...] = ("prefill", "decode", "mixed", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockstepPair:
+    """An MoE against a dense model (or two models of one kind), stepped in turn at one load.
+
+    Attributes:
+        moe, dense: the lanes; ``dense`` is the denominator.
+        concurrency: requests in flight; None when all were sent at once.
+        num_requests: how many were sent; None where it was not written.
+        phases: ratio per phase that had steps; None stands for all of them.
+    """
+
+    moe: str
+    dense: str
+    concurrency: int | None
+    num_requests: int | None = None
+    phases: dict[str | None, PairRatio]
+
+
+def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
+    """Each MoE lane against each dense lane, by load; empty where nothing was stepped in turn.
+
+    Models of one kind alone are set against the first of them. A launch that lacks a lane (its model failed before)
+    says nothing of it.
+    """
+    by_load: dict[int | None, list[LaneTimes]] = {}
+    sent: dict[int | None, int | None] = {}
+    for one in record.lockstep:
+        by_load.setdefault(one.concurrency, []).append(lane_times(one))
+        sent.setdefault(one.concurrency, one.info.get("num_requests"))
+    found = []
+    for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
+        times = by_load[concurrency]
+        for moe, other in _lane_pairs(times):
+            both = [one for one in times if moe in one.lanes and other in one.lanes]
+            phases = {p: pair_ratio(both, moe, other, p) for p in PHASES if _has(both, p)}
+            pair = LockstepPair(
+                moe=moe, dense=other, concurrency=concurrency, num_requests=sent[concurrency], phases=phases
+            )
+            found.append(pair)
+    return tuple(found)
+
+
+def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
+    names = list(dict.fromkeys(name for one in times for name in one.lanes))
+    dense = {str(lane["name"]) for one in times for lane in one.info if lane.get("rung") == "dense"}
+    moes, others = [name for name in names if name not in dense], [name for name in names if name in dense]
+    if not moes or not others:
+        moes, others = names[1:], names[:1]
+    together = [{*one.lanes} for one in times]
+    return [(moe, other) for moe in moes for other in others if any({moe, other} <= lanes for lanes in together)]
+
+
+def _has(times: Sequence[LaneTimes], phase: str | None) -> bool:
+    return any(bool(one.of_phase(phase).any()) for one in times)

@@ -13,11 +13,11 @@ from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
 from moeprof.analysis.compare.same_work import other_text, why_incomparable
+from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys, headline_table, section_tables
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.report.compare import Compared, headline_keys, headline_table, section_tables
-from moeprof.analysis.report.document import Ratio, RatioTable
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.workload import Slo

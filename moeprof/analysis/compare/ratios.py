@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.analysis.stats.verdicts import MIN_LAUNCH_PAIRS, interval_verdict, timed_verdict
 from moeprof.core.metric import Better, MetricValue
 
@@ -98,3 +101,17 @@ def _from_estimate(estimate: Estimate, better: Better, floor_ratio: float, reaso
 
 def _judged(verdict: str, better: Better) -> str:
     return "" if better == "neither" else verdict
+
+
+def _priced_models(summary: Summary) -> list[ModelSummary]:
+    return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
+
+
+def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, intervals.Interval | None]:
+    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
+    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
+    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
+    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
+    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
+    flat = [pair for unit in pairs for pair in unit]
+    return sum(a for a, _ in flat) / sum(b for _, b in flat), intervals.mean_interval(ratios)

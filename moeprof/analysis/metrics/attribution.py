@@ -26,8 +26,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, IntArray, PassTables, column, is_phase
+from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats import intervals as stats
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record.routing import Routing
 

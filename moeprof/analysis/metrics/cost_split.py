@@ -15,7 +15,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import pandas as pd
 
-from moeprof.analysis.metrics.tables import FloatArray, PassTables, column, is_phase
+from moeprof.analysis.metrics.tables import PassTables, column, is_phase
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.model_facts import ModelFacts
 
 SplitMethod = Literal["pure", "calibration", "run", "roofline", "tokens"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import FloatArray
-from moeprof.analysis.report.document import Severity
+from moeprof.analysis.doubt import Severity
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core import units
 
 # An idle GPU holds some hundred MiB of the driver's own; more than this before we begin is somebody's.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeprof.analysis.metrics.samples import over_rounds
-from moeprof.analysis.metrics.tables import FloatArray, PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import MetricValue, missing
 
 COUNTER_PERIOD_S = 0.1

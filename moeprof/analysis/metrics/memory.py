@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from moeprof.analysis.metrics.samples import mean_of_steps
-from moeprof.analysis.metrics.tables import FloatArray, IntArray, PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.metrics.work import distinct_experts
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import GROUPS, ModelFacts
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, column, is_phase
+from moeprof.analysis.metrics.tables import BoolArray, column, is_phase
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import MetricValue, missing
 
 TAKEN_AWAY = 1.5  # wall time this far above processor time: the machine ran something else

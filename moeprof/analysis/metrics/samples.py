@@ -19,18 +19,10 @@ from typing import cast
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import (
-    ALL,
-    BoolArray,
-    FloatArray,
-    IntArray,
-    PassTables,
-    column,
-    is_done,
-    token_times,
-)
+from moeprof.analysis.metrics.steady import find_steady
+from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.steady import find_steady
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 
 Window = tuple[float, float] | None

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.record.layout import PassRecord
 from moeprof.core.record.routing import Routing
 
 Traffic = Literal["open", "closed", "offline"]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 ALL = "all"
 

@@ -17,8 +17,9 @@ from moeprof.analysis.metrics.samples import (
     span_samples,
     within,
 )
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, PassTables, column, is_done, is_phase, token_times
+from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, is_phase, token_times
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import MetricValue, missing
 
 MINIMUM_SIZE_STEPS = 5

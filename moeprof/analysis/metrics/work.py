@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
-from moeprof.analysis.metrics.tables import ALL, BoolArray, FloatArray, PassTables, column, is_phase
+from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.units import num_bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moeprof.analysis.doubt import Doubt, Severity
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.result import Mode, Noise
 from moeprof.analysis.regress.routing.change import RoutingChange
-from moeprof.analysis.report.document import Doubt, Severity
 from moeprof.core.baseline.baseline import Baseline
 
 DRIFTED = 1.15  # slowest over fastest timing of the reference kernel; a quiet machine stays well below

@@ -29,7 +29,7 @@ from moeprof.analysis.regress.result import Change, GateResult, Mode, Noise, Reg
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
 from moeprof.analysis.regress.verdict import in_order, overall, result_of
-from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.record.lanes import LanePass

@@ -15,8 +15,8 @@ import numpy as np
 from moeprof.analysis.metrics.lookup import by_key, by_launch
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.result import Mode, Noise
-from moeprof.analysis.report.document import Ratio
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.analysis.stats.welch import welch
 from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.core.metric import Better

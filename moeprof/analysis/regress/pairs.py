@@ -22,15 +22,15 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.metrics.tables import FloatArray
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.noise import Shift, taken_back
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.timed import TimedSample, judge_family
+from moeprof.analysis.regress.timed import judge_family
 from moeprof.analysis.regress.verdict import result_of
-from moeprof.analysis.report.document import Ratio
 from moeprof.analysis.stats import intervals, power
-from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, MIN_LAUNCH_PAIRS
+from moeprof.analysis.stats.arrays import FloatArray
+from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, MIN_LAUNCH_PAIRS, TimedSample
 from moeprof.analysis.stats.welch import Welch
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.pairs import BASE, NEW

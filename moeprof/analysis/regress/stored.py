@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeprof.analysis.compare.runs import launch_samples
+from moeprof.analysis.compare.stored import FEWEST_LAUNCHES, STORED_FLOOR_RATIO
 from moeprof.analysis.metrics.lookup import by_launch
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair
 from moeprof.analysis.regress.noise import Shift, taken_back
 from moeprof.analysis.regress.pairs import judged_by_pairs
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.timed import TimedSample, judge_family
+from moeprof.analysis.regress.timed import judge_family
 from moeprof.analysis.regress.verdict import result_of
-from moeprof.analysis.report.document import Ratio
 from moeprof.analysis.stats import intervals, power
-from moeprof.analysis.stats.welch import FEWEST_LAUNCHES, STORED_FLOOR_RATIO, Welch, welch
+from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.verdicts import TimedSample
+from moeprof.analysis.stats.welch import Welch, welch
 
 FLOOR_RATIO = STORED_FLOOR_RATIO
 WANTED_LAUNCHES = FEWEST_LAUNCHES + 1

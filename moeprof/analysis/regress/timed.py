@@ -9,55 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
-from moeprof.analysis.report.document import Ratio
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.verdicts import ALPHA, holm
-from moeprof.analysis.stats.welch import Welch
-from moeprof.core.metric import Better
+from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.verdicts import ALPHA, TimedSample, holm
 
-PRECISE = 0.5  # half an interval is narrow enough to decide at this share of the threshold
-SLACK = 1e-9  # what lies at the threshold itself is allowed, whatever the last bit says
 Name = TypeVar("Name", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedSample:
-    """One timed gate before it is judged.
-
-    Attributes:
-        test: log(new / reference) with its error.
-        limit_ratio: threshold or floor, as a share of the reference.
-        better: direction; ``neither``: any change is worse.
-        n: samples in words, for the reason.
-    """
-
-    test: Welch
-    limit_ratio: float
-    better: Better
-    n: str
-
-    @property
-    def rise(self) -> float:
-        """The threshold on the log scale, upwards."""
-        return math.log1p(self.limit_ratio)
-
-    @property
-    def fall(self) -> float:
-        """The same downwards, as a positive number; without end where nothing can fall so far."""
-        return -math.log1p(-self.limit_ratio) if self.limit_ratio < 1 else math.inf
-
-    @property
-    def is_beyond(self) -> bool:
-        """The point lies beyond the threshold, on either side."""
-        return self.test.mean > self.rise + SLACK or self.test.mean < -self.fall - SLACK
-
-    @property
-    def p(self) -> float:
-        """One-sided; doubled where both directions are worse."""
-        return min(1.0, self.test.p_one_sided * (2 if self.better == "neither" else 1))
 
 
 def judge_family(samples: Mapping[Name, TimedSample], alpha: float = ALPHA) -> dict[Name, Ratio]:

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 from moeprof.analysis.compare.comparable import Difference, classes_of, differences, facts_of, price_difference
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.labels import figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch
 from moeprof.analysis.regress.result import Regression
-from moeprof.analysis.report.regress import figure_label, from_to, shared_traffic
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.change_points import ALPHA, FEWEST, ChangePoint, change_points, counted_changes
 from moeprof.core import units

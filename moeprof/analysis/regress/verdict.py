@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.result import GateResult, Overall
-from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.stats.ratio import Ratio
 
 ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference shown")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moeprof.analysis.compare.comparable import why_incomparable
+from moeprof.analysis.compare.ratios import cost_ratio
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.metrics.sweep import to_metric
-from moeprof.analysis.report.headline import cost_ratio, why_incomparable
 from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
 from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.sparsity.roles import Roles

@@ -15,7 +15,7 @@ from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.routing.shift import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import FloatArray, PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.report.document import (
     Block,
     Chart,
@@ -30,6 +30,7 @@ from moeprof.analysis.report.document import (
     TimelineSpan,
 )
 from moeprof.analysis.report.sections import breakdown
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.model_facts import GROUPS
 
 MOST_PASSES = 12

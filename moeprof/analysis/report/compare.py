@@ -9,34 +9,26 @@ Comparisons as tables: first the figures everybody asks for, then every metric, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from moeprof.analysis.compare.comparable import banners as difference_banners
 from moeprof.analysis.compare.comparable import refuse
+from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
 from moeprof.analysis.compare.models import model_tables
 from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, compare_runs, run_tables
-from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.lookup import Key, by_key, highest_percentile, key_of, labels_of, pick
-from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.compare.tables import RatioTable
+from moeprof.analysis.doubt import Doubt
+from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.report.answer import Answer, answer
 from moeprof.analysis.report.comparison import Page
 from moeprof.analysis.report.data import page_json, page_rows
-from moeprof.analysis.report.document import (
-    Document,
-    Doubt,
-    FactTable,
-    ModelColumn,
-    Ratio,
-    RatioRow,
-    RatioTable,
-    Section,
-)
+from moeprof.analysis.report.document import Document, FactTable, ModelColumn, Section
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, headline, subtitle
 from moeprof.analysis.report.headline import banners as run_banners
-from moeprof.analysis.report.run import FIRST_SCREEN, SECTIONS, heading_of, label_of, machine_section, model_column
+from moeprof.analysis.report.run import machine_section, model_column
 from moeprof.analysis.report.sections.ladder import (
     agreement_section,
     agreement_sentence,
@@ -46,13 +38,7 @@ from moeprof.analysis.report.sections.ladder import (
     ladder_section,
     sentences,
 )
-from moeprof.analysis.report.sections.lockstep import (
-    LockstepPair,
-    lockstep_doubts,
-    lockstep_metrics,
-    lockstep_pairs,
-    lockstep_section,
-)
+from moeprof.analysis.report.sections.lockstep import lockstep_doubts, lockstep_metrics, lockstep_section
 from moeprof.analysis.report.sections.memory import memory_section, quality_section, variance_section
 from moeprof.analysis.report.sections.sweep import answers, sweep_metrics, sweep_section
 from moeprof.analysis.report.sections.theory import sentences as theory_sentences
@@ -373,78 +359,3 @@ def compare_document(
             )
     page = runs_page(first, [s for s in summaries if s is not first], found)
     return Comparison(document=page.document(), page=page)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One metric of several models or runs: values and ratios, None in the reference's own place."""
-
-    values: tuple[MetricValue | None, ...]
-    ratios: tuple[Ratio | None, ...]
-
-
-def headline_keys(models: Sequence[ModelSummary]) -> dict[str, Key]:
-    """Label -> which metric stands on the first screen, as the first of the models that has it means it."""
-    found: dict[str, Key] = {}
-    for label, name, labels in FIRST_SCREEN:
-        own = True if labels.get("own") else None
-        rest = {key: value for key, value in labels.items() if key != "own"}
-        if name.endswith("+"):
-            quantity = name[:-1]
-            name = highest_percentile(tuple(models), quantity)
-            label = f"{label} {name.removeprefix(quantity + '_').removesuffix('_s').replace('_', '.')}"
-        picked = (pick(model, name, own_traffic=own, **rest) for model in models if _measured(model))
-        value = next((value for value in picked if value is not None), None)
-        if value is not None:
-            found[label] = key_of(value)
-    return found
-
-
-def _measured(model: ModelSummary) -> bool:
-    return model.facts is not None and bool(by_key(model.metrics))
-
-
-def headline_table(
-    title: str,
-    columns: tuple[str, ...],
-    compared: Mapping[Key, Compared],
-    keys: Mapping[str, Key],
-    *,
-    reference: int = 0,
-) -> RatioTable:
-    """The short table."""
-    rows = [_row(label, key, compared[key]) for label, key in keys.items() if key in compared]
-    return RatioTable(title=title, columns=columns, rows=tuple(rows), reference=reference)
-
-
-def section_tables(
-    columns: tuple[str, ...], compared: Mapping[Key, Compared], *, reference: int = 0, prefix: str = ""
-) -> tuple[RatioTable, ...]:
-    """Every metric, one folded table per section that has any."""
-    tables = []
-    for section, title in SECTIONS:
-        rows = [_row(_full_label(key), key, cell) for key, cell in compared.items() if _shown(key, section, cell)]
-        if rows:
-            tables.append(
-                RatioTable(
-                    title=f"{prefix}{title}", columns=columns, rows=tuple(rows), reference=reference, folded=True
-                )
-            )
-    return tuple(tables)
-
-
-def _shown(key: Key, section: str, cell: Compared) -> bool:
-    """In this section, and measured by somebody: reasons for nothing at all stand in each run's own report."""
-    known = any(value is not None and value.value is not None for value in cell.values)
-    return known and card_for(key[0]).section == section
-
-
-def _row(label: str, key: Key, cell: Compared) -> RatioRow:
-    return RatioRow(label=label, card=card_for(key[0]), name=key[0], values=cell.values, ratios=cell.ratios)
-
-
-def _full_label(key: Key) -> str:
-    labels = labels_of(key)
-    heading = heading_of(labels)
-    text = label_of(key[0], labels)
-    return text if heading == "whole run" else f"{text}: {heading}"

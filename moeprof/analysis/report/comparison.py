@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moeprof.analysis.compare.tables import RatioTable
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import CARDS, card_for
-from moeprof.analysis.report.document import Document, Doubt, MetricTable, ModelColumn, RatioTable, Section
+from moeprof.analysis.report.document import Document, MetricTable, ModelColumn, Section
 from moeprof.core.metric import MetricValue
 
 

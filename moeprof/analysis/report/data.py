@@ -14,11 +14,13 @@ from typing import Any
 
 import moeprof
 from moeprof.analysis.compare.comparable import Difference
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import Change, GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.comparison import Page
-from moeprof.analysis.report.document import Document, Ratio, RatioRow, RatioTable
+from moeprof.analysis.report.document import Document
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.layout import FORMAT_VERSION
 

@@ -13,61 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moeprof.analysis.compare.tables import RatioTable
+from moeprof.analysis.doubt import Doubt
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.metric import Card, MetricValue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """One model (or run) against the reference, for one metric.
-
-    Attributes:
-        value: the reference's value is the denominator; None when it cannot be told, with the reason.
-        low, high: 95 % interval, or None.
-        verdict: better | worse | no difference shown | cannot tell | incomparable | same run, or "" where there is
-            nothing to judge (neither direction is better).
-        reason: why there is no value, no interval, or this verdict.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    verdict: str = ""
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatioRow:
-    """One metric across models: values, and each one's ratio to the reference (None in the reference's own place)."""
-
-    label: str
-    card: Card
-    name: str
-    values: tuple[MetricValue | None, ...]
-    ratios: tuple[Ratio | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatioTable:
-    """Metrics of several models side by side.
-
-    Attributes:
-        title: heading.
-        columns: names of the models; ratios are to ``columns[reference]``.
-        reference: index of the reference.
-        rows: the metrics.
-        folded: True for tables that a page should show closed at first.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[RatioRow, ...]
-    reference: int = 0
-    folded: bool = False
-
-    @property
-    def has_ratios(self) -> bool:
-        """False for a table of values alone; then it has no reference."""
-        return any(ratio is not None for row in self.rows for ratio in row.ratios)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,28 +153,6 @@ class Timeline:
     spans: tuple[TimelineSpan, ...]
     passes: tuple[tuple[float, str], ...]
     end_s: float
-
-
-Severity = Literal["note", "warning", "error"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doubt:
-    """A reason to distrust something in the report.
-
-    Attributes:
-        code: stable identifier, for example ``few_samples``.
-        flag: latency, schedule, steady_state, energy, memory, routing, realism, isolation, overhead, cost.
-        severity: ``error`` makes figures invalid, ``warning`` weakens them, ``note`` should be known.
-        model: the model concerned, or None for the whole run.
-        text: a sentence that says what was seen and what to do.
-    """
-
-    code: str
-    flag: str
-    severity: Severity
-    model: str | None
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

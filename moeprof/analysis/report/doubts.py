@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from moeprof.analysis.doubt import Doubt, Severity
 from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column
-from moeprof.analysis.report.document import Doubt, Severity
 
 CLOCK_SPREAD = 1.1
 

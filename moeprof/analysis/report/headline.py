@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from moeprof.analysis.compare.comparable import why_incomparable
+from moeprof.analysis.compare.ratios import _priced_models, cost_ratio
 from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import is_done
-from moeprof.analysis.stats import intervals
 from moeprof.core import units
 
 
@@ -31,41 +31,11 @@ def headline(summary: Summary) -> str:
     return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs{tail}"
 
 
-def why_incomparable(first: ModelSummary, second: ModelSummary) -> str | None:
-    """Why dollars of two models must not be set against each other, or None (METRICS section 7, busy and billed)."""
-    if "failed" in (first.record.status, second.record.status):
-        return "one of them failed"
-    traffics = {tables.traffic for model in (first, second) for tables in model.priced}
-    if len(traffics) != 1:
-        return "their dollars come from different traffic"
-    if "open" in traffics:
-        return "open-loop dollars compare utilisation, not models"
-    tokens = [{int(tables.requests["output_tokens"].sum()) for tables in model.priced} for model in (first, second)]
-    done = [{int(is_done(tables.requests).sum()) for tables in model.priced} for model in (first, second)]
-    if tokens[0] != tokens[1] or done[0] != done[1] or len(done[0]) != 1:
-        return "they did not do the same work"
-    return None
-
-
 def findings(summary: Summary) -> tuple[str, ...]:
     """Sentences that stand under the headline: each model's dollars and speed, and what each router does."""
     done = _priced_models(summary)
     found = [_price(model) for model in done] if len(done) > 1 else []
     return tuple([*found, *(text for model in done if (text := _router(model)))])
-
-
-def _priced_models(summary: Summary) -> list[ModelSummary]:
-    return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
-
-
-def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, intervals.Interval | None]:
-    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
-    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
-    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
-    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
-    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
-    flat = [pair for unit in pairs for pair in unit]
-    return sum(a for a, _ in flat) / sum(b for _, b in flat), intervals.mean_interval(ratios)
 
 
 def _price(model: ModelSummary) -> str:

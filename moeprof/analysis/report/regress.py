@@ -14,15 +14,16 @@ What the page of a check calls its figures: words that people use, without what 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moeprof.analysis.compare.comparable import banners
+from moeprof.analysis.compare.tables import Compared, RatioRow, RatioTable, section_tables
 from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.labels import FIRST_SCREEN, figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.result import Change, GateResult, Mode, Regression
 from moeprof.analysis.regress.trend import Trend
-from moeprof.analysis.report.compare import Compared, section_tables
 from moeprof.analysis.report.document import (
     Block,
     Document,
@@ -31,11 +32,8 @@ from moeprof.analysis.report.document import (
     GateTable,
     MetricTable,
     ModelColumn,
-    RatioRow,
-    RatioTable,
     Section,
 )
-from moeprof.analysis.report.run import FIRST_SCREEN, heading_of, label_of
 from moeprof.analysis.report.sections.routing_change import routing_section
 from moeprof.analysis.report.sections.trend import trend_section
 from moeprof.core import units
@@ -101,9 +99,6 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
-APART = ("traffic", "window")  # labels that a heading of the report says, and a name of a figure does not
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
     """Names within one check.
@@ -133,34 +128,6 @@ def names_of(regression: Regression) -> Names:
     """Of the models and gates of a check."""
     models = dict.fromkeys((*(gate.model for gate in regression.gates), *(c.model for c in regression.changes)))
     return Names(models=tuple(models), traffic=shared_traffic(gate.key for gate in regression.gates))
-
-
-def shared_traffic(keys: Iterable[Key]) -> str | None:
-    """The traffic that all figures with one are of."""
-    found = {dict(key[1])["traffic"] for key in keys if "traffic" in dict(key[1])}
-    return found.pop() if len(found) == 1 else None
-
-
-def figure_label(key: Key, *, hide_traffic: str | None = None) -> str:
-    """What people call a figure: ``decode step``, ``price of 1M output tokens``, ``dead experts, decode``.
-
-    Args:
-        key: name and labels.
-        hide_traffic: this traffic is not said.
-    """
-    name = key[0]
-    labels = {k: v for k, v in key[1] if (k, v) != ("traffic", hide_traffic)}
-    own = {k: v for k, v in labels.items() if k not in APART}
-    heading = heading_of({k: v for k, v in labels.items() if k in APART})
-    rest = "" if heading == "whole run" else f", {heading}"
-    if name == "step_mean_s" and set(own) <= {"phase"}:
-        return f"{own.get('phase', '')} step{rest}".strip()
-    for label, known, wanted in FIRST_SCREEN:
-        if known == name and wanted == own:
-            return f"{label}{rest}"
-    heading, text = heading_of(labels), label_of(name, labels)
-    text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
-    return text if heading == "whole run" else f"{text}, {heading}"
 
 
 MOST_CHANGES = 8  # other figures that stand open; all of them stand in the tables of every figure
@@ -299,14 +266,6 @@ def gate_row(gate: GateResult, names: Names) -> GateRow:
         limit=limit_text(gate),
         decide=gate.decide,
     )
-
-
-def from_to(values: Sequence[str]) -> str:
-    """``24.1 ms``, ``26.8 ms`` -> ``24.1 -> 26.8 ms``: a unit that all share stands once."""
-    last = units.split(values[-1])[1] if values else ""
-    shared = last and all(units.split(value)[1] == last for value in values)
-    first = [units.split(value)[0] for value in values[:-1]] if shared else values[:-1]
-    return " \u2192 ".join((*first, *values[-1:]))
 
 
 def is_difference(gate: GateResult) -> bool:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.labels import FIRST_SCREEN, SECTIONS, heading_of, label_of
 from moeprof.analysis.metrics.lookup import highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer
-from moeprof.analysis.report.document import Document, FactTable, MetricTable, ModelColumn, RatioTable, Row, Section
+from moeprof.analysis.report.document import Document, FactTable, MetricTable, ModelColumn, Row, Section
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, findings, headline, subtitle
 from moeprof.analysis.report.sections import breakdown
@@ -154,41 +156,7 @@ def _facts(title: str, rows: dict[str, Any]) -> FactTable:
     )
 
 
-# label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
-FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("price of 1M input tokens", "usd_per_1m_input_tokens", {}),
-    ("price of 1M output tokens", "usd_per_1m_output_tokens", {}),
-    ("price of 1M tokens", "usd_per_1m_total_tokens", {}),
-    ("output speed", "output_tokens_per_s", {}),
-    ("TTFT p50", "ttft_p50_s", {}),
-    ("TTFT", "ttft+", {}),
-    ("ITL p50", "itl_p50_s", {}),
-    ("ITL", "itl+", {}),
-    ("requests within the SLO", "goodput_ratio", {"own": "yes"}),
-    ("busy at this traffic", "busy_ratio", {"own": "yes"}),
-    ("router load in decode, max / mean", "router_load_max_over_mean", {"phase": "decode"}),
-    ("experts touched per decode step", "distinct_experts_per_step", {"phase": "decode"}),
-    ("router entropy in decode", "router_entropy_ratio", {"phase": "decode"}),
-    ("active / total parameters", "active_params_ratio", {}),
-    ("parameters touched per decode step", "touched_params_per_step", {"phase": "decode", "own": "yes"}),
-    ("peak memory", "peak_memory_bytes", {}),
-    ("energy / output token", "energy_j_per_output_token", {}),
-    ("memory bandwidth used (MBU)", "mbu_ratio", {}),
-)
 APART = {"layer", "experts", "launch", "part"}  # too many for tables: they stay in summary.json and the heat map
-SECTIONS = (
-    ("cost", "Cost"),
-    ("throughput", "Throughput"),
-    ("latency", "Latency"),
-    ("routing", "Router"),
-    ("parameters", "Parameters"),
-    ("memory", "Memory"),
-    ("work", "Work and limits"),
-    ("gap", "Where a step goes"),
-    ("energy", "Energy"),
-    ("quality", "Quality"),
-    ("validity", "Validity"),
-)
 
 
 def build_document(summary: Summary) -> Document:
@@ -310,29 +278,3 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]
         )
         for heading, rows in grouped.items()
     ]
-
-
-def heading_of(labels: Mapping[str, str]) -> str:
-    """Which traffic, window, phase and class the labels speak of."""
-    parts = []
-    if "traffic" in labels:
-        parts.append({"open": "open loop", "closed": "closed loop", "offline": "offline"}[labels["traffic"]])
-    if labels.get("window") == "steady":
-        parts.append("steady window")
-    if "phase" in labels and labels["phase"] != "all":
-        parts.append(labels["phase"])
-    if "request_class" in labels:
-        parts.append(f"class {labels['request_class']}")
-    return ", ".join(parts) or "whole run"
-
-
-def label_of(name: str, labels: Mapping[str, str]) -> str:
-    """A metric's title with its statistic, and the labels that :func:`heading_of` does not say."""
-    rest = [
-        f"{key} {value}" for key, value in labels.items() if key not in ("traffic", "window", "phase", "request_class")
-    ]
-    card = card_for(name)
-    head, star, tail = card.name.partition("*")
-    statistic = name.removeprefix(head).removesuffix(tail).replace("_", ".") if star else ""
-    text = f"{card.title}, {statistic}" if statistic else card.title
-    return text + (f" ({', '.join(rest)})" if rest else "")

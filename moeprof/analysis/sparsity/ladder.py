@@ -16,8 +16,8 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.analysis.metrics.tables import FloatArray
 from moeprof.analysis.sparsity.realised import realised_of_lanes
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
 from moeprof.core.record.lanes import LanePass
 

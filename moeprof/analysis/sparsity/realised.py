@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import FloatArray
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import Draws, Estimate, estimate_of, linear_estimate
 from moeprof.core import units
 

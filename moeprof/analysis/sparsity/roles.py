@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.report.headline import why_incomparable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from moeprof.analysis.compare.comparable import why_incomparable
+from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
 from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds
 from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_S, step_work
-from moeprof.analysis.report.headline import why_incomparable
-from moeprof.analysis.report.sections.lockstep import LockstepPair, lockstep_pairs
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core.model_facts import ModelFacts
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import FloatArray, IntArray
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 
 MAX_BLOCKS, MIN_BLOCKS = 20, 10
 NORMAL = 1.959964  # 0.975 quantile of the normal distribution

@@ -27,7 +27,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import FloatArray
+from moeprof.analysis.stats.arrays import FloatArray
 
 ALPHA = 0.02
 SHORTEST = 2  # values that a level needs; so the newest value alone is never a change

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.regress.timed import PRECISE, TimedSample
-from moeprof.analysis.stats.verdicts import ALPHA, MIN_LAUNCH_PAIRS
+from moeprof.analysis.stats.verdicts import ALPHA, MIN_LAUNCH_PAIRS, PRECISE, TimedSample
 
 MOST = 1000  # beyond it nobody would measure
 MANY = 20  # launches or pairs beyond which another way of measuring is named first

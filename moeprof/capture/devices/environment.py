@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,8 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def compiler() -> str | None:
+    """Path of ``g++``, or of what CXX names; None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))

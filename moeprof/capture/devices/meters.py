@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, Protocol
 
 from moeprof.capture.devices.cpu_energy import CpuEnergy
 from moeprof.capture.devices.gpu import Gpu, GpuReading
-from moeprof.capture.recorders.telemetry import Meter
 
 # Errors after which the device runs nothing until it is reset: uncorrected memory, off the bus, its processor hangs
 LOST_XIDS = {48, 62, 79, 95, 119, 120}
@@ -70,8 +71,6 @@ def open_meters(gpu: Gpu | None, others: Sequence[Gpu] = ()) -> list[Meter]:
 
 
 def _gpu_meter(gpu: Gpu, others: Sequence[Gpu]) -> GpuMeter:
-    from moeprof.capture.parallel.meters import GpusMeter  # it imports this file
-
     return GpusMeter([gpu, *others]) if others else GpuMeter(gpu)
 
 
@@ -131,3 +130,53 @@ def _idle_power(samples: Sequence[GpuReading], found: dict[str, Any]) -> tuple[f
     if (found["utilisation_ratio"] or 0.0) > BUSY_RATIO:
         return None, "device_busy_at_start"
     return statistics.median(power), None
+
+
+class Meter(Protocol):
+    """Something that reads power and clocks into telemetry columns."""
+
+    def read(self) -> dict[str, Any]:
+        """Column name -> value; what cannot be read is left out."""
+
+
+class GpusMeter(GpuMeter):
+    """One telemetry row for the devices of all ranks. A column is None when one device does not tell it."""
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self._each = [GpuMeter(gpu) for gpu in gpus]  # each listens to its own device's errors
+
+    def read(self) -> dict[str, Any]:
+        """Telemetry columns."""
+        rows = [meter.read() for meter in self._each]
+        return {name: self._combined(name, [row[name] for row in rows]) for name in rows[0]}
+
+    def is_lost(self) -> bool:
+        """Whether the driver says that one of the GPUs is gone."""
+        return any(meter.is_lost() for meter in self._each)
+
+    def xids(self) -> list[int]:
+        """Critical errors of all of them since the run began."""
+        return [xid for meter in self._each for xid in meter.xids()]
+
+    def _combined(self, name: str, values: list[Any]) -> Any:
+        if any(value is None for value in values):
+            return None
+        return HOW.get(name, max)(values)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+HOW: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "power_w": sum,
+    "energy_counter_j": sum,
+    "temperature_c": max,
+    "sm_clock_mhz": min,
+    "memory_clock_mhz": min,
+    "device_utilisation_ratio": _mean,
+    "device_memory_used_bytes": sum,
+    "throttle_reasons": lambda masks: reduce(or_, masks),
+    "num_other_processes": max,
+}

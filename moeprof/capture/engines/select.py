@@ -1,4 +1,4 @@
-"""Which engine runs a model: our own paged one where it can, transformers' continuous batching, or static batches."""
+"""Which engine runs a model: continuous batching over our paged cache where it can, or static batches."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from moeprof.capture.engines.base import Engine, ListenerSet
-from moeprof.capture.engines.hf_continuous import ContinuousEngine
 from moeprof.capture.engines.paged.build import build_paged
-from moeprof.capture.engines.static.batch import needs_static
-from moeprof.capture.engines.static.engine import StaticEngine
+from moeprof.capture.engines.static import StaticEngine
+from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.kernels.cpu.swap import use_cpu_kernels
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload.engine import EngineSettings
@@ -36,7 +35,7 @@ def build_engine(
         in_turn: it will be stepped in turn with another engine, so a step must have ended when it is told.
 
     Raises:
-        UnsupportedModelError: a kind of batching was asked for by name and the architecture cannot run in it.
+        UnsupportedModelError: continuous batches or shared prefixes were asked for, and the architecture has none.
     """
     listeners = listeners or ListenerSet()
     if settings.parallel is not None:
@@ -55,32 +54,17 @@ def _build(
     model: Any, settings: EngineSettings, listeners: ListenerSet, eos_ids: Sequence[int], *, in_turn: bool
 ) -> Engine:
     kv_tokens = settings.kv_tokens or DEFAULT_KV_TOKENS
-    if settings.batching in ("auto", "paged"):
-        reason = why_not_paged(model, settings)
-        if reason is None:
-            return build_paged(model, settings, kv_tokens, listeners, eos_ids, in_turn=in_turn)
-        if settings.batching == "paged":
-            raise UnsupportedModelError(f"{type(model).__name__} cannot run in paged batches: {reason}")
     reason = needs_static(model)
-    if settings.batching == "continuous" and reason is not None:
+    if reason is None and settings.batching != "static":
+        return build_paged(model, settings, kv_tokens, listeners, eos_ids, in_turn=in_turn)
+    if settings.batching == "continuous":
         raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
-    if settings.batching == "static" or reason is not None:
-        return _static(model, settings, kv_tokens, listeners, eos_ids, reason or "asked for")
-    return ContinuousEngine(
-        model,
-        kv_tokens=kv_tokens,
-        max_batch_tokens=settings.max_batch_tokens,
-        prefix_cache=settings.prefix_cache,
-        eos_ids=eos_ids,
-        listeners=listeners,
-    )
-
-
-def why_not_paged(model: Any, settings: EngineSettings) -> str | None:
-    """Why our own paged engine cannot serve, or None."""
     if settings.prefix_cache:
-        return "it shares no prefixes (engine.prefix_cache)"
-    return needs_static(model, own_pages=True)
+        raise UnsupportedModelError(
+            f"engine.prefix_cache: {type(model).__name__} runs in static batches ({reason or 'asked for'}), "
+            "which share no prefixes; set it to false"
+        )
+    return _static(model, settings, kv_tokens, listeners, eos_ids, reason or "asked for")
 
 
 def prepare_decode(engine: Engine, num_sequences: int, longest_tokens: int) -> int:

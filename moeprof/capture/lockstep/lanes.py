@@ -17,12 +17,13 @@ import torch
 
 from moeprof.capture.engines.base import BatchLayout, Engine, ListenerSet
 from moeprof.capture.lockstep.loop import Lane, Limits, cycle, turn_orders
-from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.protocol import LanePlan
-from moeprof.capture.routing.override import PickOverride, PickTable, check_overridable, layer_shapes, override_routing
+from moeprof.capture.routing.override import PickOverride, PickTable, check_overridable, override_routing
 from moeprof.capture.routing.recorded import replay_table
 from moeprof.capture.routing.rows import Positions
-from moeprof.capture.routing.tables import LayerShape, StepPicks, change_for, changed, loads_of, table_of
+from moeprof.capture.routing.tables import StepPicks, change_for, changed, loads_of, table_of
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import Schedule

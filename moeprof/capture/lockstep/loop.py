@@ -20,23 +20,11 @@ from moeprof.capture.devices.run_queue import nobody_knows
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Pacer
+from moeprof.capture.routing.tables import StepLoad
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Schedule
 
 Status = Literal["done", "cut", "stopped"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLoad:
-    """How one step's tokens were spread over the experts, summed over MoE layers.
-
-    Attributes:
-        distinct_experts: experts with a token.
-        max_expert_load: tokens of the busiest expert.
-    """
-
-    distinct_experts: int
-    max_expert_load: int
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,14 +15,15 @@ from moeprof.capture.devices.peaks import time_reference
 from moeprof.capture.devices.run_queue import run_queue_clock
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import build_engine, prepare_decode, why_not_paged
-from moeprof.capture.engines.static.batch import needs_static
+from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.lockstep.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
 from moeprof.capture.lockstep.loop import Limits, LockstepResult, run_lockstep, warm_up_lanes
 from moeprof.capture.memory.predict import HEADROOM, all_at_once_tokens
-from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers
+from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers, layer_shapes
 from moeprof.capture.models.open import OpenModel, facts_of, open_model
 from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, wanted_requests
+from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.errors import EngineError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.trace import Schedule, first_requests
@@ -124,8 +125,14 @@ class LockstepSession:
             _give_memory_back()
             return False
         self._models[key], self._layers[key] = opened, find_moe_layers(opened.model)
-        is_paged = plan.engine.batching in ("auto", "paged") and why_not_paged(opened.model, plan.engine) is None
-        facts = facts_of(opened, spec, plan.tokenizer_hash, expanded_cache=is_paged).to_json()
+        is_paged = plan.engine.batching != "static" and needs_static(opened.model) is None
+        facts = facts_of(
+            opened,
+            spec,
+            plan.tokenizer_hash,
+            expanded_cache=is_paged,
+            overridden=routing_words(spec.routing, layer_shapes(self._layers[key])),
+        ).to_json()
         self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.load_s}
         if plan.facts_folder is not None:
             (plan.facts_folder / spec.name).mkdir(exist_ok=True)
@@ -241,9 +248,8 @@ class LockstepSession:
         return replace(settings, batching="static") if self._static() else settings
 
     def _static(self) -> bool:
-        """True when a model cannot run in continuous batches, transformers' own or ours."""
-        own_pages = self._plan.engine.batching != "continuous"
-        return any(needs_static(opened.model, own_pages=own_pages) is not None for opened in self._models.values())
+        """True when a model cannot run in continuous batches."""
+        return any(needs_static(opened.model) is not None for opened in self._models.values())
 
     def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
         key, own = self._weights_of(lane), settings

@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.engines.select import prepare_decode
+from moeprof.capture.instrumented import Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
 from moeprof.capture.recorders.steps import step_row
 from moeprof.capture.routing.count import RoutingBlock
@@ -91,6 +92,7 @@ class Size:
         if self.phase == "prefill":
             while engine.step() is not None:
                 pass  # what the last one left over: prompts that did not fit into one step
+            engine.reset()  # or a prefix cache would hold these prompts already
             self._submit(engine)
 
     def fits(self, step: Step) -> bool:
@@ -170,21 +172,6 @@ def _stream(schedule: Schedule, first: int) -> Iterator[int]:
 BUDGET_S = {"cpu": 4.0, "cuda": 45.0}
 WARM, TIMED, PROFILED = 2, 16, 8
 FEWEST, ENOUGH_S = 4, 0.4  # at least so many steps of each kind, then no more after so long
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tapped:
-    """The routing tap, as the measurement needs it.
-
-    Attributes:
-        layers: names of the MoE layers.
-        watching: hooks on inside, off outside.
-        seen: counts of the forwards since the last call.
-    """
-
-    layers: tuple[str, ...]
-    watching: Callable[[], AbstractContextManager[object]]
-    seen: Callable[[], Sequence[RoutingBlock]]
 
 
 def measure_gap(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.engines import hf_attention
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.models import ModelSpec
 
@@ -60,8 +59,6 @@ def measure_quality(
     """
     fits = schedule.input_tokens + schedule.output_tokens <= max_tokens
     rows = [row for row in range(min(len(schedule), len(output_bytes))) if fits[row] and output_bytes[row]]
-    if model.config._attn_implementation == hf_attention.NAME:
-        model.set_attn_implementation(hf_attention.STOCK)  # the engine's own needs the engine
     per_request: list[list[float]] = []
     tokens, start = 0, clock()
     for row in rows[:MAX_REQUESTS]:

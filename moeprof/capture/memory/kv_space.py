@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from moeprof.capture.memory.predict import PAGE_TOKENS, remedy
-from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, kv_bytes_per_token, model_memory
+from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, model_memory
+from moeprof.capture.models.shapes import kv_bytes_per_token
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import EngineSettings

@@ -23,8 +23,9 @@ import numpy as np
 import psutil
 
 from moeprof.capture.devices.gpu import Gpu
-from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory, stored_bytes
+from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory
 from moeprof.capture.models.find import ModelSource
+from moeprof.capture.models.shapes import stored_bytes
 from moeprof.core.errors import ModelError, MoeprofError
 from moeprof.core.trace import Schedule
 from moeprof.core.units import num_bytes

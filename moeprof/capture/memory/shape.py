@@ -12,121 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeprof.capture.devices.environment import cpu_flags
+from moeprof.capture.models.shapes import DTYPE_BYTES, Widths, kv_bytes_per_token, read_widths, stored_bytes
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-_OTHER_CACHES = ("linear_num_value_heads", "mamba_d_state", "ssm_state_size")
-_INDEXES = ("index_topk", "indexer_budget")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Widths:
-    """Sizes of a decoder, per token.
-
-    Attributes:
-        model_dim: of the residual stream.
-        layers: decoder layers.
-        heads: query heads.
-        kv_heads: key and value heads; all heads for latent attention, which is cached expanded.
-        key_dim: width of a key.
-        value_dim: width of a value.
-        dense_units: of a dense layer's MLP.
-        experts: per layer; 0 for a dense model.
-        top_k: experts of a token.
-        expert_units: of one expert.
-        shared_units: of all shared experts.
-        vocabulary: logits of a token.
-    """
-
-    model_dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    dense_units: int
-    experts: int
-    top_k: int
-    expert_units: int
-    shared_units: int
-    vocabulary: int
-
-    def twin_units(self, match: str) -> int:
-        """Units of a dense twin's MLP; see ModelSpec.match."""
-        active = self.top_k * self.expert_units + self.shared_units
-        if match.endswith("x"):
-            return round(float(match[:-1]) * active)
-        whole = {"active": active, "total": self.experts * self.expert_units + self.shared_units}
-        return whole[match] if match in whole else int(match)
-
-
-def read_widths(config: dict[str, Any]) -> Widths | None:
-    """The sizes that a config.json names; None where it does not speak of a plain decoder."""
-    config = config.get("text_config") or config
-
-    def number(*names: str) -> int:
-        return next((int(config[n]) for n in names if isinstance(config.get(n), int | float) and config[n]), 0)
-
-    heads, model_dim = number("num_attention_heads", "n_heads", "num_heads"), number("hidden_size", "d_model", "n_embd")
-    layers = number("num_hidden_layers", "n_layers", "num_layers", "n_layer")
-    if not (heads and model_dim and layers):
-        return None
-    is_latent = bool(config.get("kv_lora_rank"))
-    key_dim = number("qk_nope_head_dim") + number("qk_rope_head_dim") if is_latent else 0
-    head_dim = number("head_dim") or model_dim // heads
-    experts = number("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    expert_units = number("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_hidden_size")
-    shared = (
-        number("shared_expert_intermediate_size") or number("n_shared_experts", "num_shared_experts") * expert_units
-    )
-    return Widths(
-        model_dim=model_dim,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads if is_latent else number("num_key_value_heads") or heads,
-        key_dim=key_dim or head_dim,
-        value_dim=number("v_head_dim") or head_dim,
-        dense_units=number("intermediate_size", "ffn_hidden_size") or 4 * model_dim,
-        experts=experts,
-        top_k=number("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k")
-        if experts
-        else 0,
-        expert_units=expert_units if experts else 0,
-        shared_units=shared if experts else 0,
-        vocabulary=number("vocab_size"),
-    )
-
-
-def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None, paged: bool = True) -> int | None:
-    """Bytes of keys and values per token over all layers.
-
-    layers * heads of keys * (key width + value width) * bytes. Latent attention is cached expanded to all heads by the
-    paged engine, and in another form by others.
-
-    Args:
-        config: a config.json.
-        width_bytes: of an element; the config's own dtype when left out.
-        paged: True where the paged engine (moeprof's own) runs it.
-
-    Returns:
-        None for caches of another kind (states of constant size, an index beside keys and values).
-    """
-    text = config.get("text_config") or config
-    widths = read_widths(config)
-    if widths is None or any(key in text for key in (*_OTHER_CACHES, *_INDEXES)):
-        return None
-    if text.get("kv_lora_rank") and not paged:
-        return None
-    element = width_bytes or stored_bytes(config)
-    return widths.layers * widths.kv_heads * (widths.key_dim + widths.value_dim) * element
-
-
-def stored_bytes(config: dict[str, Any]) -> int:
-    """Bytes of an element in the dtype that the config names; 4 where it names none."""
-    text = config.get("text_config") or config
-    named = next((c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
-    return DTYPE_BYTES.get(str(named), 4)
 
 
 def activation_bytes(
@@ -288,4 +176,4 @@ def dtype_bytes(
 
 def is_paged(settings: EngineSettings, *, is_host: bool) -> bool:
     """Whether moeprof's own engine is expected to run: asked for, or chosen on a GPU."""
-    return settings.batching == "paged" or (settings.batching == "auto" and not is_host)
+    return settings.batching == "continuous" or (settings.batching == "auto" and not is_host)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from moeprof.capture.models.groups import NUM_EXPERTS_NAMES
+from moeprof.capture.models.parameters import model_facts
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
 
@@ -81,8 +82,6 @@ def facts_from_config(
         UnsupportedModelError: no class of the installed transformers builds it, or its experts are not understood.
         ModelError: the class refuses the config.
     """
-    from moeprof.capture.models.parameters import model_facts
-
     key = _many_experts_key(config)
     if key is None:
         model = build_on_meta(config, name=name, dtype=dtype)
@@ -157,19 +156,6 @@ def _builder(config: Any, name: str) -> Any:
     )
 
 
-def build_plain_twin(model: Any) -> nn.Module:
-    """The same architecture without quantisation, on the meta device: it holds the true parameter counts."""
-    config = copy.deepcopy(model.config)
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
-    dtype = getattr(config, "dtype", None) or torch.bfloat16
-    with torch.device("meta"):
-        twin: Any = type(model)._from_config(config, dtype=dtype)
-    twin.tie_weights()
-    assert isinstance(twin, nn.Module)
-    return twin
-
-
 def _many_experts_key(config: Any) -> str | None:
     for key in NUM_EXPERTS_NAMES:
         value = getattr(config, key, None)
@@ -180,8 +166,6 @@ def _many_experts_key(config: Any) -> str | None:
 
 def _extrapolated(config: Any, key: str, *, name: str, source: str, dtype: str, notes: Sequence[str]) -> ModelFacts:
     """Counts at E experts from counts at three small numbers: every group is a + b * E, which the third one checks."""
-    from moeprof.capture.models.parameters import model_facts
-
     num_experts = getattr(config, key)
     low = max(8, 2 * max((int(getattr(config, k, 0) or 0) for k in ("num_experts_per_tok", "top_k")), default=0))
     small = []

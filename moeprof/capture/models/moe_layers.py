@@ -9,12 +9,13 @@ adapter or a refusal in routing_adapters.py. Suffix legend: T tokens, E experts,
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from moeprof.capture.routing.adapters import HookKind, refuse_unsupported
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.core.errors import UnsupportedModelError
 
 TOP_K_NAMES = (
@@ -220,3 +221,48 @@ def _refuse_hidden_experts(model: nn.Module, config: dict[str, Any]) -> None:
         f"{type(model).__name__}: {key} is {value} but no module is called with the picks of each token "
         f"(a class ending in Experts, called with hidden states, picks and weights){where}"
     )
+
+
+def layer_shapes(layers: Sequence[MoeLayer]) -> list[LayerShape]:
+    """E and k of each layer."""
+    return [
+        LayerShape(num_experts=layer.num_experts, top_k=layer.top_k, num_identity=layer.num_identity)
+        for layer in layers
+    ]
+
+
+HookKind = Literal["experts_arguments", "router_scores", "gating_output"]
+
+
+# Class of a module in the model -> why it cannot be measured.
+REFUSED_MODULES = {
+    "DogeCDMoE": "its experts are rows of an embedding found by retrieval; no module is called with picks, and in "
+    "transformers its prefill mixes router logits across tokens",
+    "SwitchTransformersExperts": "an encoder-decoder: two stacks route different tokens in one forward, and a request "
+    "has only one prompt and one output",
+    "NllbMoeExperts": "an encoder-decoder whose code in transformers executes only experts 0 and 1 (it one-hot encodes "
+    "a mask that is one-hot already)",
+    "Mxfp4GptOssExperts": "MXFP4 kernels bypass router and experts; load it dequantised "
+    "(quantization_config=Mxfp4Config(dequantize=True))",
+    "MegaBlocksMoeMLP": "a hub kernel replaces the whole MLP; load without use_kernels",
+}
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Raise for models whose executed picks cannot be seen.
+
+    Raises:
+        UnsupportedModelError: with the architecture's name and the reason.
+    """
+    name = type(model).__name__
+    for module in model.modules():
+        reason = REFUSED_MODULES.get(type(module).__name__)
+        if reason is not None:
+            raise UnsupportedModelError(f"{name} is not supported: {type(module).__name__}: {reason}")
+        if getattr(module, "_is_expert_parallel", False) and not hasattr(module, "moeprof_num_experts"):
+            raise UnsupportedModelError(f"{name} is loaded with expert parallelism; say so in engine.parallel")
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoder models continue a prompt")
+    if getattr(model, "_use_kernels", False):
+        raise UnsupportedModelError(f"{name} runs hub kernels that replace whole blocks; load without use_kernels")

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.memory.shape import kv_bytes_per_token
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.models.load import Blueprint, load_model, read_blueprint, revision_of
-from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.random_weights import residual_scale
+from moeprof.capture.models.shapes import kv_bytes_per_token
 from moeprof.capture.models.twins import (
     Twin,
     TwinLayer,
@@ -28,8 +27,6 @@ from moeprof.capture.models.twins import (
     replace_experts,
 )
 from moeprof.capture.models.twins_popular import popular_twin
-from moeprof.capture.routing.override import layer_shapes
-from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.model_facts import ModelFacts, TwinFacts
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import EngineSettings
@@ -142,7 +139,12 @@ def _random_twin(
 
 
 def facts_of(
-    opened: OpenModel, spec: ModelSpec, tokenizer_hash: str | None, *, expanded_cache: bool = False
+    opened: OpenModel,
+    spec: ModelSpec,
+    tokenizer_hash: str | None,
+    *,
+    overridden: str | None = None,
+    expanded_cache: bool = False,
 ) -> ModelFacts:
     """Count an opened model, for ``model.json``.
 
@@ -150,11 +152,9 @@ def facts_of(
         opened: the model.
         spec: its spec.
         tokenizer_hash: of the tokenizer that made the schedule, or None.
+        overridden: what replaces the model's own routing, in words; None where nothing does.
         expanded_cache: True where the engine (moeprof's paged one) caches latent attention expanded to all heads.
     """
-    overridden = None
-    if spec.routing.policy != "native":
-        overridden = routing_words(spec.routing, layer_shapes(find_moe_layers(opened.model)))
     facts = model_facts(
         opened.model,
         name=spec.name,

@@ -12,6 +12,7 @@ not in the table is refused by name, because a forgotten scale tensor would be a
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -198,7 +199,7 @@ def model_facts(
             quantised in a way whose bytes cannot be counted.
     """
     method = quantisation_method(model)
-    plain = model if method is None else _plain_twin(model)
+    plain = model if method is None else build_plain_twin(model)
     facts = _count(plain, model, method, name, allocated)
     return replace(
         facts,
@@ -208,12 +209,6 @@ def model_facts(
         routing_policy=routing_policy,
         notes=(*notes, *facts.notes),
     )
-
-
-def _plain_twin(model: nn.Module) -> nn.Module:
-    from moeprof.capture.models.meta import build_plain_twin  # it imports this file
-
-    return build_plain_twin(model)
 
 
 def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str, allocated: bool) -> ModelFacts:
@@ -413,3 +408,16 @@ def _kv_bytes(elements: int | None, model: nn.Module) -> int | None:
         return None
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     return elements * dtype.itemsize
+
+
+def build_plain_twin(model: Any) -> nn.Module:
+    """The same architecture without quantisation, on the meta device: it holds the true parameter counts."""
+    config = copy.deepcopy(model.config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    with torch.device("meta"):
+        twin: Any = type(model)._from_config(config, dtype=dtype)
+    twin.tie_weights()
+    assert isinstance(twin, nn.Module)
+    return twin

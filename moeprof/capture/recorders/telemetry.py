@@ -12,21 +12,15 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
+from moeprof.capture.devices.meters import Meter
 from moeprof.capture.recorders.stream import TableStream
 
 SAMPLE_EVERY_S = 0.2
 BEFORE = 3  # samples from before the pass that are kept
-
-
-class Meter(Protocol):
-    """Something that reads power and clocks into telemetry columns."""
-
-    def read(self) -> dict[str, Any]:
-        """Column name -> value; what cannot be read is left out."""
 
 
 class Telemetry:

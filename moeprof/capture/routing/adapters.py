@@ -8,52 +8,16 @@ only keeps a reference to a tensor: no device work, no synchronisation. Suffix l
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from moeprof.capture.routing.wrap import Forward, SeamHandle, Wrap, put_on
-from moeprof.core.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from moeprof.capture.models.moe_layers import MoeLayer
 
-HookKind = Literal["experts_arguments", "router_scores", "gating_output"]
 Cell = list[torch.Tensor | None]  # of one element
-
-# Class of a module in the model -> why it cannot be measured.
-REFUSED_MODULES = {
-    "DogeCDMoE": "its experts are rows of an embedding found by retrieval; no module is called with picks, and in "
-    "transformers its prefill mixes router logits across tokens",
-    "SwitchTransformersExperts": "an encoder-decoder: two stacks route different tokens in one forward, and a request "
-    "has only one prompt and one output",
-    "NllbMoeExperts": "an encoder-decoder whose code in transformers executes only experts 0 and 1 (it one-hot encodes "
-    "a mask that is one-hot already)",
-    "Mxfp4GptOssExperts": "MXFP4 kernels bypass router and experts; load it dequantised "
-    "(quantization_config=Mxfp4Config(dequantize=True))",
-    "MegaBlocksMoeMLP": "a hub kernel replaces the whole MLP; load without use_kernels",
-}
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Raise for models whose executed picks cannot be seen.
-
-    Raises:
-        UnsupportedModelError: with the architecture's name and the reason.
-    """
-    name = type(model).__name__
-    for module in model.modules():
-        reason = REFUSED_MODULES.get(type(module).__name__)
-        if reason is not None:
-            raise UnsupportedModelError(f"{name} is not supported: {type(module).__name__}: {reason}")
-        if getattr(module, "_is_expert_parallel", False) and not hasattr(module, "moeprof_num_experts"):
-            raise UnsupportedModelError(f"{name} is loaded with expert parallelism; say so in engine.parallel")
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoder models continue a prompt")
-    if getattr(model, "_use_kernels", False):
-        raise UnsupportedModelError(f"{name} runs hub kernels that replace whole blocks; load without use_kernels")
 
 
 def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> SeamHandle:

@@ -31,11 +31,12 @@ import torch
 
 from moeprof.capture.devices.streams import to_device
 from moeprof.capture.engines.base import BatchLayout
-from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.adapters import Cell
 from moeprof.capture.routing.popularity import load_popularity
 from moeprof.capture.routing.rows import DrawnRows, RoundRobinRows, RowsOfTokens
-from moeprof.capture.routing.tables import FloatArray, LayerShape, balanced_table, concentrated_table, drawn_table
+from moeprof.capture.routing.tables import FloatArray, balanced_table, concentrated_table, drawn_table
 from moeprof.capture.routing.wrap import Forward, SwitchableHooks, Wrap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import IntArray
@@ -219,14 +220,6 @@ def check_overridable(layers: Sequence[MoeLayer], what: str) -> None:
                 f"{layer.name}: {what} cannot be put in force: {type(layer.block).__name__} does not pass picks to its "
                 "experts, so nothing can replace them"
             )
-
-
-def layer_shapes(layers: Sequence[MoeLayer]) -> list[LayerShape]:
-    """E and k of each layer."""
-    return [
-        LayerShape(num_experts=layer.num_experts, top_k=layer.top_k, num_identity=layer.num_identity)
-        for layer in layers
-    ]
 
 
 def override_routing(layers: Sequence[MoeLayer], policy: RoutingPolicy) -> PickOverride | None:

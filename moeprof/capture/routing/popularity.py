@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.capture.routing.tables import LayerShape
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.core.errors import MoeprofError, WorkloadError
 from moeprof.core.record.routing import Routing
 from moeprof.core.workload.models import RoutingPolicy

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.rows import Positions
-from moeprof.capture.routing.tables import LayerShape
 from moeprof.core.errors import TraceError, WorkloadError
 from moeprof.core.jsonfile import read_json
 from moeprof.core.record.picks import Picks, load_picks

@@ -24,7 +24,7 @@ from math import gcd, lcm
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.capture.lockstep.loop import StepLoad
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import IntArray
 
@@ -42,20 +42,6 @@ class StepPicks:
 
     rows_T: IntArray
     picks_LTK: Picks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
-    """E and k of one MoE layer; ``num_identity`` ids from E on stand for experts that compute nothing."""
-
-    num_experts: int
-    top_k: int
-    num_identity: int = 0
-
-    @property
-    def num_ids(self) -> int:
-        """Ids that a pick may have."""
-        return self.num_experts + self.num_identity
 
 
 Change = Callable[[npt.NDArray[np.int32], LayerShape], npt.NDArray[np.int32]]  # picks [T, k] of one layer and step
@@ -203,3 +189,16 @@ def _whole(chance_E: FloatArray, top_k: int) -> npt.NDArray[np.int64]:
         length_E[expert] += min(room, missing)
         missing -= min(room, missing)
     return length_E
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoad:
+    """How one step's tokens were spread over the experts, summed over MoE layers.
+
+    Attributes:
+        distinct_experts: experts with a token.
+        max_expert_load: tokens of the busiest expert.
+    """
+
+    distinct_experts: int
+    max_expert_load: int

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moeprof.capture.engines import hf_attention
 from moeprof.capture.engines.base import BatchLayout, ForwardListener
 from moeprof.capture.models.moe_layers import MoeLayer
 from moeprof.capture.routing.adapters import Cell, attach
@@ -81,8 +80,6 @@ def record_forced_picks(
         should_stop: asked after every request.
         clock: seconds; no request is begun after MAX_S of them.
     """
-    if model.config._attn_implementation == hf_attention.NAME:
-        model.set_attn_implementation(hf_attention.STOCK)  # the engine's own needs the engine
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     whole = tuple(forced_texts(schedule, longest=longest))
     texts, parts, begin = [], [], clock()

@@ -24,12 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from moeprof.capture.lockstep.child import child_environment, find_python
 from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, Slowdown
-from moeprof.capture.run.experiment import Audience
+from moeprof.capture.run.context import Audience
 from moeprof.capture.run.lockstep import FREE
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.status import SignalWatch
+from moeprof.capture.run.step_child import child_environment, find_python
 from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json

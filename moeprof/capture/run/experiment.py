@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from moeprof.capture.protocol import Command, LaunchPlan, Order, Report, Slowdown
-from moeprof.capture.recorders.telemetry import Meter, Telemetry
+from moeprof.capture.devices.meters import Meter
+from moeprof.capture.protocol import Command, LaunchPlan, Order, Report
+from moeprof.capture.recorders.telemetry import Telemetry
+from moeprof.capture.run.context import Audience, Setup
 from moeprof.capture.run.lockstep import LockstepRun
 from moeprof.capture.run.ranks import start_worker
-from moeprof.capture.run.resume import Resume, sweep_pass_names
-from moeprof.capture.run.schedules import Scheduled
+from moeprof.capture.run.resume import sweep_pass_names
 from moeprof.capture.run.status import Failures, Header, SignalWatch, has_ended
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.capture.worker.process import Worker, WorkerFailedError
 from moeprof.core.workload.models import ModelSpec
-from moeprof.core.workload.workload import Workload
 
 
 class PassWatch:
@@ -60,42 +59,6 @@ class PassWatch:
 
 
 QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole text and fit
-
-
-class Audience(Protocol):
-    """Whoever shows progress; told what happens, answers nothing."""
-
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
-        """``event`` is ``launch``, ``loading``, ``pass``, ``progress``, ``pass_done``, ``failed``..."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """Everything decided before the first worker starts.
-
-    Attributes:
-        workload: with ``auto`` values resolved.
-        folder: the record.
-        private: a folder outside the record for schedules with content.
-        schedules: model name -> its schedules.
-        device: ``cpu`` or ``cuda:N``.
-        together: True when all models fit in memory at once.
-        meters: power and clocks.
-        deadline_s: ``perf_counter`` time at which ``--max-minutes`` ends, or None.
-        resume: the interrupted run that this one goes on with, or None.
-        slowdown: a test hook; see moeprof/capture/engines/faults.py.
-    """
-
-    workload: Workload
-    folder: Path
-    private: Path
-    schedules: dict[str, Scheduled]
-    device: str
-    together: bool
-    meters: list[Meter]
-    deadline_s: float | None
-    resume: Resume | None = None
-    slowdown: Slowdown | None = None
 
 
 class Experiment:

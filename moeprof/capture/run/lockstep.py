@@ -23,7 +23,7 @@ from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
 
 if TYPE_CHECKING:
-    from moeprof.capture.run.experiment import Audience, Setup
+    from moeprof.capture.run.context import Audience, Setup
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 TOP_K_KEYS = (

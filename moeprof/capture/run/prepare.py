@@ -15,16 +15,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.devices.environment import environment
+from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
-from moeprof.capture.kernels.cpu.build import compiler
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.protocol import Slowdown
 from moeprof.capture.routing.popularity import read_counts
-from moeprof.capture.run.experiment import Audience, Experiment, Setup
+from moeprof.capture.run.context import Audience, Setup
+from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.run.resume import Resume
@@ -72,15 +72,9 @@ def _check_engine(engine: EngineSettings, device: str) -> None:
             f"engine.cpu_kernels: {engine.cpu_kernels} needs a C++ compiler (g++, or the one that CXX names); "
             "install one, or set it to off"
         )
-    if engine.prefix_cache and engine.batching == "paged":
+    if engine.prefix_cache and engine.batching == "static":
         raise WorkloadError(
-            "engine.prefix_cache: paged batches share no prefixes; set batching to continuous, or prefix_cache to false"
-        )
-    if engine.parallel is not None and (engine.batching == "continuous" or engine.prefix_cache):
-        key = "prefix_cache: true" if engine.prefix_cache else "batching: continuous"
-        raise WorkloadError(
-            f"engine.parallel: {key} takes transformers' own continuous batching, whose cache is not cut for ranks; "
-            "leave it out"
+            "engine.prefix_cache: static batches share no prefixes; set batching to auto, or prefix_cache to false"
         )
 
 

@@ -19,8 +19,8 @@ from moeprof.capture.devices.choose import Choice, choose_device
 from moeprof.capture.devices.gpu import Gpu, find_gpu
 from moeprof.capture.memory.predict import device_memory
 from moeprof.capture.memory.shape import DeviceMemory
-from moeprof.capture.parallel.follower import follower_main
-from moeprof.capture.parallel.group import Rendezvous, device_of, is_broken_link, threads_of
+from moeprof.capture.parallel.process import follower_main
+from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, is_broken_link, threads_of
 from moeprof.capture.protocol import LaunchPlan, Order, Report
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError

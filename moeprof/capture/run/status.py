@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from moeprof.capture.devices.meters import device_is_lost, reported_xids
-from moeprof.capture.recorders.telemetry import Meter
+from moeprof.capture.devices.meters import Meter, device_is_lost, reported_xids
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.errors import RecordError
 from moeprof.core.jsonfile import read_json, write_json

@@ -31,11 +31,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.lockstep.child import StepChild, StopAskedError
 from moeprof.capture.lockstep.loop import Limits, LockstepResult, Status
 from moeprof.capture.lockstep.protocol import plan_to_json
 from moeprof.capture.protocol import LockstepPlan, Report
 from moeprof.capture.recorders.stream import TableStream
+from moeprof.capture.run.step_child import StepChild, StopAskedError
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.jsonfile import write_json
 

@@ -19,6 +19,7 @@ from moeprof.capture.measure.warmup import calibrate, warm_up
 from moeprof.capture.memory import measure
 from moeprof.capture.memory.kv_space import kv_space
 from moeprof.capture.memory.out_of_memory import doing
+from moeprof.capture.models.moe_layers import layer_shapes
 from moeprof.capture.models.open import facts_of, open_model
 from moeprof.capture.parallel.facts import memory_of_ranks, picks_of_ranks
 from moeprof.capture.protocol import LaunchPlan, Order, Report
@@ -26,6 +27,7 @@ from moeprof.capture.recorders.progress import ProgressRecorder
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
+from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.jsonfile import read_json, write_json
 from moeprof.core.trace import Schedule
 
@@ -86,7 +88,13 @@ class Session:
         self._memory.engine_ready(self._rig.engine.facts.kv_bytes)
         self._rig.tapping.replay_recorded(self._schedule, self._rig.engine, self._rig.listeners)
         is_paged = self._rig.engine.facts.scheduler == "moeprof"
-        facts = facts_of(opened, plan.model, plan.tokenizer_hash, expanded_cache=is_paged)
+        facts = facts_of(
+            opened,
+            plan.model,
+            plan.tokenizer_hash,
+            expanded_cache=is_paged,
+            overridden=routing_words(plan.model.routing, layer_shapes(self._rig.tapping.layers)),
+        )
         write_json(plan.model_folder / "model.json", facts.to_json())
         self._launch |= {
             "engine": asdict(self._rig.engine.facts),

@@ -49,10 +49,10 @@ class EngineSettings:
         experts: experts implementation of transformers, or ``auto``.
         kv_tokens: KV cache slots; None = what the schedule needs, bounded by memory. Equal for all models.
         prefix_cache: reuse the KV of shared prefixes (changes token counts).
-        batching: ``paged`` is our own loop over a paged cache, ``continuous`` that of transformers, ``static`` knows
-            whole batches only; ``auto`` chooses by architecture and device.
+        batching: ``continuous`` is our own loop over a paged cache, ``static`` knows whole batches only; ``auto``
+            chooses by architecture.
         max_batch: sequences in a static batch.
-        max_sequences: sequences in flight in a paged batch.
+        max_sequences: sequences in flight in a continuous batch.
         decode_graphs: capture decode steps once per batch size and replay them; ``auto`` = on a GPU.
         compile: ``layers`` applies torch.compile to the decoder layers.
         fuse: norms and rotations in one launch each, where a check on the device agrees; ``auto`` = on a GPU.
@@ -70,7 +70,7 @@ class EngineSettings:
     experts: str = "auto"
     kv_tokens: int | None = None
     prefix_cache: bool = False
-    batching: Literal["auto", "paged", "continuous", "static"] = "auto"
+    batching: Literal["auto", "continuous", "static"] = "auto"
     max_batch: int = 16
     max_sequences: int = 256
     decode_graphs: Literal["auto", "on", "off"] = "auto"

@@ -13,11 +13,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.regress.result import Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
-from moeprof.analysis.report.document import Block, Chart, Document, FactTable, GateTable, RatioTable, Section
+from moeprof.analysis.regress.routing.sentences import layer_labels
+from moeprof.analysis.report.document import Block, Chart, Document, FactTable, GateTable, Section
 from moeprof.analysis.report.regress import regress_document
-from moeprof.analysis.report.sections.routing_change import layer_labels
 from moeprof.core import units
 from moeprof.core.text import one_line
 from moeprof.render.markdown import block_lines, escape, html_text

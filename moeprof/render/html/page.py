@@ -16,19 +16,18 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.report.document import (
     Block,
     Chart,
     Document,
-    Doubt,
     FactTable,
     GateRow,
     GateTable,
     HeatMap,
     MetricTable,
     Paragraph,
-    RatioRow,
-    RatioTable,
     Row,
     Section,
     StackedBars,

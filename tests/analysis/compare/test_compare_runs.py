@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs, run_tables
+from moeprof.analysis.compare.stored import stored_ratios
 from moeprof.analysis.metrics.summary import Summary, summarise
-from moeprof.analysis.report.document import Ratio
-from moeprof.analysis.stats.welch import stored_ratios, welch
+from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.welch import welch
 from moeprof.core.record.layout import open_record
 from tests.helpers.planted_runs import PRICING, planted_run
 

@@ -16,8 +16,9 @@ from moeprof.analysis.compare.lanes import LaneTimes
 from moeprof.analysis.regress.judge import judge_pairs, pairs_are_enough
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.regress.timed import TimedSample, judge_family
+from moeprof.analysis.regress.timed import judge_family
 from moeprof.analysis.stats.power import enough, half_width, needed_pairs
+from moeprof.analysis.stats.verdicts import TimedSample
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
 from moeprof.core.record.lanes import LanePass

@@ -14,9 +14,10 @@ from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.regress.judge import judge_stored
 from moeprof.analysis.regress.noise import Shift, taken_back
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.regress.timed import TimedSample, judge_family
-from moeprof.analysis.report.document import Ratio
+from moeprof.analysis.regress.timed import judge_family
 from moeprof.analysis.stats import power
+from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.verdicts import TimedSample
 from moeprof.analysis.stats.welch import welch
 from moeprof.cli import main as cli
 from moeprof.core.baseline.baseline import Baseline

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.compare import compare_document
-from moeprof.analysis.report.document import RatioTable, Waterfall
+from moeprof.analysis.report.document import Waterfall
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.sparsity.roles import roles
 from moeprof.core.errors import InputError, RecordError

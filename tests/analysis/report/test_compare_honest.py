@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from moeprof.analysis.compare import same_work
+from moeprof.analysis.compare.lanes import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.lookup import key_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary, summarise
 from moeprof.analysis.report.answer import unit_costs
 from moeprof.analysis.report.compare import compare_document
-from moeprof.analysis.report.document import Paragraph, RatioTable, Section
+from moeprof.analysis.report.document import Paragraph, Section
 from moeprof.analysis.report.sections.ladder import controls, ladder_section, sentences
-from moeprof.analysis.report.sections.lockstep import lockstep_pairs
 from moeprof.analysis.report.sections.memory import quality_section, variance_section
 from moeprof.analysis.report.sections.sweep import sweep_section
 from moeprof.analysis.sparsity.claims import Sides, realised

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.slo import usd_per_1m_tokens_at_slo
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.metrics.sweep import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.report.document import Chart, Paragraph, RatioTable
+from moeprof.analysis.report.document import Chart, Paragraph
 from moeprof.analysis.report.run import build_document
 from moeprof.analysis.report.sections.sweep import sweep_metrics, sweep_section
 from moeprof.analysis.sparsity.crossover import is_on_front, pareto

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeprof.analysis.compare.lanes import PairRatio
+from moeprof.analysis.compare.lanes import LockstepPair, PairRatio
+from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.analysis.report.document import Paragraph, RatioTable
-from moeprof.analysis.report.sections.lockstep import LockstepPair
+from moeprof.analysis.report.document import Paragraph
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
 from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
 from moeprof.analysis.sparsity.theory import Speedup, in_turn, paired_times, theoretical_speedups, twin_facts

@@ -5,8 +5,9 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
+from moeprof.analysis.metrics.steady import Steady, find_steady
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.stats.steady import Steady, find_steady, mann_kendall, mser_cut, thin
+from moeprof.analysis.stats.trend import mann_kendall, mser_cut, thin
 from tests.helpers.records import make_pass, make_requests, make_steps
 
 STEPS = 1_200

@@ -6,29 +6,32 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, ListenerSet, Step
 from moeprof.capture.engines.paged.cache import hub_of
 from moeprof.capture.engines.paged.compiled import as_written, compile_layers
+from moeprof.capture.engines.paged.eager import PADDING_TOKENS, alike
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.graphs import DecodeGraphs, sizes_up_to
 from moeprof.capture.engines.paged.options import PagedOptions
-from moeprof.capture.engines.select import build_engine, prepare_decode, why_not_paged
-from moeprof.capture.engines.static.engine import StaticEngine
+from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.static import StaticEngine
 from moeprof.capture.measure.warmup import calibrate
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import Request
 from moeprof.core.workload.engine import EngineSettings
-from tests.capture.engines.test_continuous_engine import VOCAB, generated, make_request
 from tests.capture.measure.test_gap_capture import make_schedule
 from tests.helpers.traced_graphs import TracedGraphs
 
+VOCAB = 97
 MODES = {
     "eager": {},
     "captured": {"graphs": True},
@@ -36,6 +39,25 @@ MODES = {
 }
 CALIBRATION_STEPS = 11
 LENGTHS = ((5, 9), (40, 20), (100, 7), (150, 12), (3, 30), (17, 1))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB, hidden_size=32, moe_intermediate_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=4096, pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def make_request(index: int, input_tokens: int, output_tokens: int, forced: list[int] | None = None) -> Request:
+    ids = np.random.default_rng(index).integers(1, VOCAB, input_tokens).tolist()
+    return Request(
+        index=index, request_id=f"r{index}", arrival_s=0.0, input_ids=ids, output_tokens=output_tokens,
+        output_ids=forced, request_class="all",
+    )  # fmt: skip
 
 
 def make_engine(model: Any, listeners: ListenerSet | None = None, **changes: Any) -> PagedEngine:
@@ -56,6 +78,14 @@ def run(engine: Any, requests: list[Request]) -> tuple[dict[int, list[int]], lis
             if sequence.token is not None:
                 tokens[sequence.request].append(sequence.token)
     return tokens, steps
+
+
+def generated(model: Any, request: Request) -> list[int]:
+    model.set_attn_implementation("sdpa")
+    ids = torch.tensor([request.input_ids])
+    with torch.inference_mode():
+        out = model.generate(ids, max_new_tokens=request.output_tokens, do_sample=False, eos_token_id=-1)
+    return out[0, ids.shape[1] :].tolist()
 
 
 def prepare(engine: PagedEngine, sizes: list[int], num_pages: int) -> None:
@@ -283,6 +313,26 @@ def test_after_reset_the_engine_starts_clean_and_after_close_the_model_has_its_o
     assert tokens[1] == generated(model, make_request(1, 6, 4))
 
 
+def test_listeners_hear_every_forward_before_it_runs(model: Any) -> None:
+    heard: list[BatchLayout] = []
+
+    class Ear:
+        def before_forward(self, layout: BatchLayout) -> None:
+            heard.append(layout)
+
+        def after_forward(self) -> None:
+            heard.append(heard[-1])
+
+    engine = make_engine(model)
+    engine.listeners.listeners.append(Ear())
+    _, steps = run(engine, [make_request(0, 3, 2), make_request(1, 4, 2)])
+    engine.close()
+    assert len(heard) == 2 * len(steps)
+    assert heard[0].query_tokens == (3, 4)
+    assert heard[0].is_prefill == (True, True)
+    assert heard[-1].is_prefill == (False, False)
+
+
 def test_two_engines_share_a_model_step_by_step(model: Any) -> None:
     wanted = generated(model, make_request(0, 6, 6))
     one, two = make_engine(model), make_engine(model)
@@ -343,22 +393,25 @@ def test_latent_attention_windows_and_sinks_give_the_tokens_of_static_batches(mo
         assert tokens == wanted, mode
 
 
-def test_auto_takes_the_paged_engine_and_prefix_sharing_does_not(model: Any) -> None:
-    engine = build_engine(model, EngineSettings(kv_tokens=256))
+@pytest.mark.parametrize("batching", ["auto", "continuous"])
+def test_auto_and_continuous_take_the_paged_engine(model: Any, batching: Any) -> None:
+    engine = build_engine(model, EngineSettings(kv_tokens=256, batching=batching))
     assert engine.facts.scheduler == "moeprof" and engine.facts.decode == "eager" and not engine.facts.run_ahead
     assert prepare_decode(engine, 4, 100) == 0
     engine.close()
-    assert "prefixes" in str(why_not_paged(model, EngineSettings(prefix_cache=True)))
-    other = build_engine(model, EngineSettings(kv_tokens=256, batching="continuous"))
-    assert other.facts.scheduler == "transformers"
-    other.close()
 
 
-def test_what_a_cpu_cannot_do_is_refused_by_name(model: Any) -> None:
+def test_what_a_cpu_or_a_class_cannot_do_is_refused_by_name(model: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"engine\.decode_graphs: on needs a CUDA device"):
         build_engine(model, EngineSettings(kv_tokens=256, decode_graphs="on"))
-    with pytest.raises(UnsupportedModelError, match="prefixes"):
-        build_engine(model, EngineSettings(kv_tokens=256, batching="paged", prefix_cache=True))
+    with pytest.raises(UnsupportedModelError, match=r"cannot run in continuous batches: linear attention"):
+        build_engine(tiny_model("qwen3_next"), EngineSettings(kv_tokens=256, batching="continuous"))
+
+
+def test_sequences_of_like_length_decode_in_one_call() -> None:
+    assert alike([3, 5]) == [[0, 1]]
+    assert alike([10, 20 + PADDING_TOKENS, 12, 1000]) == [[3], [1], [2, 0]], "the longest first"
+    assert alike([]) == []
 
 
 def test_padding_is_at_most_an_eighth_and_small_batches_have_none() -> None:

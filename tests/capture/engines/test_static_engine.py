@@ -10,8 +10,8 @@ import torch
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, ListenerSet, Step
-from moeprof.capture.engines.static.batch import needs_static
-from moeprof.capture.engines.static.engine import StaticEngine
+from moeprof.capture.engines.static import StaticEngine
+from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError
@@ -205,7 +205,7 @@ def test_times_come_from_the_given_clock(model: Any) -> None:
 @pytest.mark.parametrize(
     ("model_type", "word"),
     [
-        ("deepseek_v3", "latent"),
+        ("deepseek_v3", None),
         ("qwen3_next", "linear"),
         ("llama4_text", "chunked"),
         ("deepseek_v32", "index"),

@@ -136,8 +136,8 @@ def test_a_model_says_the_same_tokens_with_our_experts() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_a_decode_step_by_our_kernels_says_the_same_tokens() -> None:
     model = tiny_model()
-    plain = tokens_of(model, EngineSettings(batching="paged", kv_tokens=512))
-    ours = tokens_of(model, EngineSettings(batching="paged", kv_tokens=512, cpu_kernels="all"))
+    plain = tokens_of(model, EngineSettings(batching="continuous", kv_tokens=512))
+    ours = tokens_of(model, EngineSettings(batching="continuous", kv_tokens=512, cpu_kernels="all"))
     assert ours == plain
     assert swapped_counts(model)[False] == 0 and swapped_counts(model)[True] > 0
 

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from moeprof.analysis.compare.lanes import lane_times
-from moeprof.capture.lockstep.child import StepChild, check_python, child_environment
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode, plan_from_json, plan_to_json
 from moeprof.capture.lockstep.server import serve
 from moeprof.capture.protocol import LanePlan, LockstepPlan, Report, Slowdown
+from moeprof.capture.run.step_child import StepChild, check_python, child_environment
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.errors import EngineError, InputError, WorkloadError

@@ -14,8 +14,9 @@ import torch
 from moeprof.capture.coverage import NUM_EXPERTS, TOP_K, tiny_model
 from moeprof.capture.engines.base import Engine, ListenerSet, Step
 from moeprof.capture.engines.select import build_engine
+from moeprof.capture.instrumented import Tapped
 from moeprof.capture.measure import breakdown as gap_module
-from moeprof.capture.measure.breakdown import Size, Tapped, measure_gap, sizes_of
+from moeprof.capture.measure.breakdown import Size, measure_gap, sizes_of
 from moeprof.capture.measure.breakdown_trace import find_stages, stage_ranges
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
@@ -28,7 +29,7 @@ from tests.helpers.tiny_run import SHAPE
 torch.set_num_threads(1)
 INPUT, OUTPUT = 10, 6
 NO_TAP = Tapped(layers=(), watching=nullcontext, seen=list)
-BATCHINGS = ("continuous", "static", "paged")
+BATCHINGS = ("continuous", "static")
 
 
 @pytest.fixture
@@ -311,7 +312,20 @@ def test_compiled_layers_are_itemised_as_they_were_written() -> None:
     model = tiny_model("qwen3_moe").eval()
     for layer in decoder_layers(model) or ():
         layer.compile(backend="eager")
-    engine = make_engine(model, "paged")
+    engine = make_engine(model)
     found = measure_gap(model, engine, make_schedule(1), NO_TAP, no_engine, max_seconds=60)
     assert stages(found, "decode") >= {"attention", "router", "dispatch", "experts"}
+    engine.close()
+
+
+def test_a_prompt_step_is_whole_each_time_though_prefixes_are_shared(moe: Any) -> None:
+    ask = Request(
+        index=0, request_id="a", arrival_s=0.0, input_ids=[1] * 40, output_tokens=1, output_ids=None,
+        request_class="all",
+    )  # fmt: skip
+    engine, size = make_engine(moe, prefix_cache=True), Size(phase="prefill", requests=(ask,))
+    for _ in range(2):
+        size.ready(engine)
+        step = engine.step()
+        assert step is not None and step.prefill_tokens == 40
     engine.close()

@@ -16,12 +16,11 @@ from moeprof.capture.memory.shape import (
     ModelMemory,
     activation_bytes,
     dtype_bytes,
-    kv_bytes_per_token,
     load_extra_bytes,
     model_memory,
-    read_widths,
 )
 from moeprof.capture.models.find import ModelSource, named_configs
+from moeprof.capture.models.shapes import kv_bytes_per_token, read_widths
 from moeprof.core.errors import ModelError
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moeprof.capture.coverage import tiny_config
-from moeprof.capture.memory.shape import load_extra_bytes, read_widths
+from moeprof.capture.memory.shape import load_extra_bytes
 from moeprof.capture.models.find import find_model
 from moeprof.capture.models.open import OpenModel, open_model
 from moeprof.capture.models.random_weights import random_model
+from moeprof.capture.models.shapes import read_widths
 from moeprof.core.errors import ModelError
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec

@@ -14,15 +14,15 @@ from moeprof.analysis.metrics.pricing import resolve_pricing
 from moeprof.analysis.metrics.work import limits_of
 from moeprof.capture.coverage import tiny_config, tiny_model
 from moeprof.capture.devices.gpu import Gpu, GpuReading
+from moeprof.capture.devices.meters import GpusMeter
 from moeprof.capture.engines.base import SequenceInStep, Step
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.parallel import load
 from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.facts import combined
-from moeprof.capture.parallel.group import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.parallel.load import check_shares
-from moeprof.capture.parallel.meters import GpusMeter
 from moeprof.capture.parallel.mirror import on_device, on_host
+from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.run.ranks import check_parallel, gpus_of_ranks
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
 from moeprof.core.workload.engine import EngineSettings, Parallel

@@ -18,7 +18,7 @@ from moeprof.capture.instrumented import Rig
 from moeprof.capture.measure.quality import output_bits
 from moeprof.capture.models.open import open_model
 from moeprof.capture.parallel import group as groups
-from moeprof.capture.parallel.group import Rendezvous
+from moeprof.capture.parallel.rendezvous import Rendezvous
 from moeprof.capture.protocol import LaunchPlan, Order, Report
 from moeprof.capture.replay import replay
 from moeprof.capture.run import experiment
@@ -51,14 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_schedule(path: Path) -> Schedule:
-    """Three requests at once, six free tokens each."""
+    """Three requests at once, six free tokens each; 16 tokens of the first prompt begin the others too."""
     schedule = Schedule(
         pattern="offline",
         concurrency=None,
         outputs="forced_length",
         request_id=("a", "b", "c"),
         arrival_s=np.zeros(3),
-        input_ids=tuple(np.arange(3 + i, 12 + 2 * i, dtype=np.int32) for i in range(3)),
+        input_ids=tuple(np.arange(3, 20 + 2 * i, dtype=np.int32) for i in range(3)),
         output_tokens=np.full(3, 6, dtype=np.int64),
         output_ids=None,
         request_class=("all",) * 3,
@@ -146,6 +146,7 @@ def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_the
 ) -> None:
     schedule = a_schedule(folder / "schedule.parquet")
     plan = a_plan(folder, Parallel(plan="tensor", ranks=2))
+    plan = replace(plan, engine=replace(plan.engine, prefix_cache=True))
     followers = as_rank_0(plan)
     alone = told(replace(plan, engine=replace(plan.engine, parallel=None)), schedule)
     shared = told(plan, schedule)
@@ -154,6 +155,7 @@ def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_the
     assert facts.kv_bytes == alone["rig"].engine.facts.kv_bytes  # each rank holds one of the two heads
     assert shared["tokens"] == alone["tokens"]
     assert np.array_equal(shared["counts"], alone["counts"])
+    assert alone["counts"].sum() == (17 + 3 + 5 + 3 * 5) * 2 * 2  # prompts of 17, 19, 21; outputs; top-2; 2 layers
     assert shared["bits"] == pytest.approx(alone["bits"], rel=1e-5)
     assert shared["check"] and alone["check"]
     assert followers.failure() is None

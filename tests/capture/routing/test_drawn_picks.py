@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeprof.capture.engines.base import BatchLayout
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.popularity import load_popularity
 from moeprof.capture.routing.rows import DrawnRows, RoundRobinRows
-from moeprof.capture.routing.tables import NUM_ROWS, LayerShape, balanced_table, drawn_table, inclusion
+from moeprof.capture.routing.tables import NUM_ROWS, balanced_table, drawn_table, inclusion
 from moeprof.core.workload.models import RoutingPolicy
 from tests.helpers.shared_data import shared
 

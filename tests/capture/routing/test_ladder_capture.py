@@ -15,8 +15,9 @@ from moeprof.capture.coverage import tiny_model
 from moeprof.capture.lockstep.lanes import Requests, Seat, check_ladder, equip_ladder, record_steps
 from moeprof.capture.lockstep.loop import Limits
 from moeprof.capture.models.moe_layers import find_moe_layers
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.override import PickTable
-from moeprof.capture.routing.tables import LayerShape, StepPicks, change_for, changed, loads_of, num_distinct, table_of
+from moeprof.capture.routing.tables import StepPicks, change_for, changed, loads_of, num_distinct, table_of
 from moeprof.capture.run.lockstep import _check_distinct, check_workload, choose_moe, ladder_twins
 from moeprof.capture.run.schedules import Scheduled
 from moeprof.core.errors import EngineError, UnsupportedModelError, WorkloadError

@@ -22,10 +22,9 @@ from tests.helpers.traced_graphs import TracedGraphs
 
 ZIPF = RoutingPolicy(policy="zipf", exponent=1.0, correlation=0.3)
 ENGINES: dict[str, Any] = {
-    "paged": EngineSettings(batching="paged", kv_tokens=1024, max_batch_tokens=64),
-    "small steps": EngineSettings(batching="paged", kv_tokens=1024, max_batch_tokens=16),
-    "static": EngineSettings(batching="static", kv_tokens=1024, max_batch=3),
     "continuous": EngineSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=64),
+    "small steps": EngineSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=16),
+    "static": EngineSettings(batching="static", kv_tokens=1024, max_batch=3),
 }
 
 
@@ -66,7 +65,7 @@ def test_a_token_goes_to_the_same_experts_in_every_engine_and_batch() -> None:
     found["captured"] = picks_by_place(captured_engine, moe_model(), requests)
     tokens = int((requests.input_tokens + requests.output_tokens - 1).sum())
     for name, picks in found.items():
-        assert len(picks) == tokens and picks == found["paged"], name
+        assert len(picks) == tokens and picks == found["continuous"], name
 
 
 def captured_engine(model: Any, listeners: ListenerSet) -> PagedEngine:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.popularity import load_popularity, routing_words
-from moeprof.capture.routing.tables import LayerShape
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
 from moeprof.core.record.routing import Routing

@@ -15,10 +15,10 @@ import torch
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.lockstep.lanes import Requests, equip_models, record_steps
 from moeprof.capture.lockstep.loop import Limits
+from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.override import PickTable
 from moeprof.capture.routing.recorded import check_same_requests, replay_table
 from moeprof.capture.routing.rows import Positions
-from moeprof.capture.routing.tables import LayerShape
 from moeprof.core.errors import EngineError, WorkloadError
 from moeprof.core.record.picks import load_picks
 from moeprof.core.trace import Schedule

@@ -10,12 +10,10 @@ import pytest
 from moeprof.capture.models.find import find_model, named_configs
 from moeprof.capture.run.prepare import _check_engine, check_early
 from moeprof.core.errors import ModelError, WorkloadError
-from moeprof.core.workload.engine import EngineSettings, Parallel
+from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Traffic
 from moeprof.core.workload.workload import Workload
-
-TWO = Parallel(plan="expert", ranks=2)
 
 
 def workload(engine: EngineSettings | None = None, **routing: Any) -> Workload:
@@ -32,9 +30,7 @@ def workload(engine: EngineSettings | None = None, **routing: Any) -> Workload:
     ("engine", "said"),
     [
         (EngineSettings(decode_graphs="on"), "decode_graphs: on needs a CUDA device, this is cpu; set auto or off"),
-        (EngineSettings(batching="paged", prefix_cache=True), "prefix_cache: paged batches share no prefixes"),
-        (EngineSettings(batching="continuous", parallel=TWO), "parallel: batching: continuous takes transformers' own"),
-        (EngineSettings(prefix_cache=True, parallel=TWO), "parallel: prefix_cache: true takes transformers' own"),
+        (EngineSettings(batching="static", prefix_cache=True), "prefix_cache: static batches share no prefixes"),
     ],
 )
 def test_engine_settings_that_cannot_be_had_are_refused_by_name(engine: EngineSettings, said: str) -> None:

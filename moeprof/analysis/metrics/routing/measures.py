@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.metrics.tables import FloatArray, IntArray
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 
 Counts = npt.NDArray[np.int64] | FloatArray
 

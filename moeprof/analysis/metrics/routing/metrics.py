@@ -18,8 +18,9 @@ from moeprof.analysis.metrics.routing.nulls import uniform_cv, uniform_dead, uni
 from moeprof.analysis.metrics.routing.picks import PICK_NAMES, pick_metrics
 from moeprof.analysis.metrics.routing.shift import Cell, cell, first_with_routing, shift_metrics
 from moeprof.analysis.metrics.routing.steps import STEP_NAMES, layer_step_metrics, routed_steps, step_metrics
-from moeprof.analysis.metrics.tables import ALL, FloatArray, IntArray, PassTables
+from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from moeprof.analysis.metrics.routing.measures import Counts
-from moeprof.analysis.metrics.tables import FloatArray, IntArray
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 
 _DRAWS = 200
 _EXACT_MEAN = 20  # tokens per expert above which a normal law stands in for exact draws

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.analysis.metrics.routing.nulls import consecutive_overlap_null, consecutive_top1_null
-from moeprof.analysis.metrics.tables import ALL, BoolArray, FloatArray
+from moeprof.analysis.metrics.tables import ALL, BoolArray
 from moeprof.analysis.metrics.validity import judged
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES, LaunchRecord

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from moeprof.analysis.metrics.routing.measures import Counts, max_over_mean, shares
 from moeprof.analysis.metrics.routing.nulls import uniform_expectation
-from moeprof.analysis.metrics.tables import ALL, FloatArray, IntArray, PassTables, column
+from moeprof.analysis.metrics.tables import ALL, PassTables, column
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing

@@ -21,8 +21,9 @@ from moeprof.analysis.metrics.routing.nulls import (
     uniform_distinct,
     uniform_expectation,
 )
-from moeprof.analysis.metrics.tables import FloatArray, IntArray, PassTables, column, is_phase
+from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record.routing import Routing
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moeprof.analysis.metrics.routing.measures import max_over_mean
-from moeprof.analysis.metrics.tables import ALL, FloatArray, IntArray
+from moeprof.analysis.metrics.tables import ALL
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.regress.routing.layers import MINIMUM_REQUESTS, layer_changes, resampled_requests
 from moeprof.analysis.regress.routing.pairs import LayerPair, RoutingPair, pair_routing
-from moeprof.analysis.report.sections.routing_change import change_sentences
+from moeprof.analysis.regress.routing.sentences import change_sentences
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.core.metric import MetricValue, missing
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from moeprof.analysis.metrics.routing.measures import Counts, entropy_ratio, max_over_mean, shares
 from moeprof.analysis.metrics.routing.shift import js_divergence, total_variation
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, IntArray
+from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.regress.routing.change import Both, LayerChange
 from moeprof.analysis.regress.routing.pairs import LayerPair, RoutingPair
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 
 DRAWS = 200
 LEVEL = 0.95

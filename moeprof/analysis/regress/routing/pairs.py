@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeprof.analysis.metrics.routing.picks import ExpertIds
-from moeprof.analysis.metrics.tables import BoolArray, FloatArray, IntArray
+from moeprof.analysis.metrics.tables import BoolArray
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.picks import ForcedPicks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary
@@ -18,8 +19,6 @@ from moeprof.analysis.report.document import (
     Chart,
     FactTable,
     Paragraph,
-    RatioRow,
-    RatioTable,
     Section,
     Series,
     Waterfall,

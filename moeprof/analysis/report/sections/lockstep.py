@@ -3,77 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from moeprof.analysis.compare.lanes import LaneTimes, PairRatio, lane_times, pair_ratio
+from moeprof.analysis.compare.comparable import why_incomparable
+from moeprof.analysis.compare.lanes import (
+    PHASES,
+    LockstepPair,
+    PairRatio,
+    lockstep_pairs,
+)
+from moeprof.analysis.compare.ratios import cost_ratio
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
-from moeprof.analysis.report.document import Doubt, Paragraph, RatioRow, RatioTable, Section
-from moeprof.analysis.report.headline import cost_ratio, why_incomparable
+from moeprof.analysis.report.document import Paragraph, Section
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
-from moeprof.core.record.layout import Record
 
-PHASES: tuple[str | None, ...] = ("prefill", "decode", "mixed", None)
 HOW = (
     "The models were stepped in turn in one process, each step of one right after the same step of the others, so "
     "noise of the machine hits all alike. Below 1 the first-named is the faster one. Absolute figures come from models "
     "that ran alone."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockstepPair:
-    """An MoE against a dense model (or two models of one kind), stepped in turn at one load.
-
-    Attributes:
-        moe, dense: the lanes; ``dense`` is the denominator.
-        concurrency: requests in flight; None when all were sent at once.
-        num_requests: how many were sent; None where it was not written.
-        phases: ratio per phase that had steps; None stands for all of them.
-    """
-
-    moe: str
-    dense: str
-    concurrency: int | None
-    num_requests: int | None = None
-    phases: dict[str | None, PairRatio]
-
-
-def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
-    """Each MoE lane against each dense lane, by load; empty where nothing was stepped in turn.
-
-    Models of one kind alone are set against the first of them. A launch that lacks a lane (its model failed before)
-    says nothing of it.
-    """
-    by_load: dict[int | None, list[LaneTimes]] = {}
-    sent: dict[int | None, int | None] = {}
-    for one in record.lockstep:
-        by_load.setdefault(one.concurrency, []).append(lane_times(one))
-        sent.setdefault(one.concurrency, one.info.get("num_requests"))
-    found = []
-    for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
-        times = by_load[concurrency]
-        for moe, other in _lane_pairs(times):
-            both = [one for one in times if moe in one.lanes and other in one.lanes]
-            phases = {p: pair_ratio(both, moe, other, p) for p in PHASES if _has(both, p)}
-            pair = LockstepPair(
-                moe=moe, dense=other, concurrency=concurrency, num_requests=sent[concurrency], phases=phases
-            )
-            found.append(pair)
-    return tuple(found)
-
-
-def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
-    names = list(dict.fromkeys(name for one in times for name in one.lanes))
-    dense = {str(lane["name"]) for one in times for lane in one.info if lane.get("rung") == "dense"}
-    moes, others = [name for name in names if name not in dense], [name for name in names if name in dense]
-    if not moes or not others:
-        moes, others = names[1:], names[:1]
-    together = [{*one.lanes} for one in times]
-    return [(moe, other) for moe in moes for other in others if any({moe, other} <= lanes for lanes in together)]
 
 
 def lockstep_section(summary: Summary) -> Section | None:
@@ -109,10 +62,6 @@ def lockstep_doubts(summary: Summary, pairs: Sequence[LockstepPair]) -> tuple[Do
                 Doubt(code="lockstep_differs", flag="isolation", severity="warning", model=pair.moe, text=text)
             )
     return tuple(found)
-
-
-def _has(times: Sequence[LaneTimes], phase: str | None) -> bool:
-    return any(bool(one.of_phase(phase).any()) for one in times)
 
 
 def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:

@@ -11,21 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.report.document import (
-    Block,
-    MetricTable,
-    Paragraph,
-    Ratio,
-    RatioRow,
-    RatioTable,
-    Row,
-    Section,
-    StackedBars,
-)
+from moeprof.analysis.report.document import Block, MetricTable, Paragraph, Row, Section, StackedBars
 from moeprof.analysis.sparsity.ladder import LadderResult
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics import sweep as figures
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.slo import NAME as AT_SLO
 from moeprof.analysis.metrics.sweep import SweptRound, log_ratio_estimate, to_metric
 from moeprof.analysis.metrics.tables import is_done
-from moeprof.analysis.report.document import Block, Chart, Paragraph, Ratio, RatioRow, RatioTable, Section, Series
+from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series
 from moeprof.analysis.sparsity.crossover import (
     AXIS_NAMES,
     OPEN_NOTE,
@@ -27,6 +28,7 @@ from moeprof.analysis.sparsity.crossover import (
 )
 from moeprof.analysis.sparsity.sweeps import HIGH_PERCENTILES, ModelSweep, PointResult, SweepResult, sweep_results
 from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.analysis.stats.verdicts import interval_verdict
 from moeprof.core import units
 from moeprof.core.metric import Better, MetricValue, missing

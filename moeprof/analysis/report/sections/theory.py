@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.metrics.tables import ALL
-from moeprof.analysis.report.document import Block, Paragraph, Ratio, RatioRow, RatioTable, Section
+from moeprof.analysis.report.document import Block, Paragraph, Section
 from moeprof.analysis.sparsity.theory import (
     PHASES,
     PhaseWork,
@@ -20,6 +21,7 @@ from moeprof.analysis.sparsity.theory import (
     theoretical_speedups,
 )
 from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.metric import MetricValue
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moeprof.analysis.compare.stored import FEWEST_LAUNCHES
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import pick_frozen
 from moeprof.analysis.regress.stored import WANTED_LAUNCHES
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
 from moeprof.analysis.report.document import Block, Chart, FactTable, Paragraph, Section, Series
-from moeprof.analysis.stats.welch import FEWEST_LAUNCHES
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.metric import MetricValue
 

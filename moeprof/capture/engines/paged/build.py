@@ -53,6 +53,7 @@ def build_paged(
         kv_tokens=kv_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
+        prefix_cache=settings.prefix_cache,
         eos_ids=tuple(eos_ids),
         run_ahead=_runs_ahead(settings, device) and not in_turn,
         graphs=_graphs(settings, device),

@@ -181,5 +181,5 @@ def check_layers(facts: list[AttentionFacts], model: Any) -> None:
     if len(facts) != layers or len({id(fact.module) for fact in facts}) != layers:
         raise UnsupportedModelError(
             f"{type(model).__name__}: {len(facts)} calls of the attention interface in {layers} layers; "
-            "set engine.batching: continuous or static"
+            "set engine.batching: static"
         )

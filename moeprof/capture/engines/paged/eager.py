@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from moeprof.capture.engines.attention_plan import alike
 from moeprof.capture.engines.paged.cache import KvLayer
 from moeprof.capture.engines.paged.sequences import PAGE_TOKENS, Part
 
 OFFSETS = np.arange(PAGE_TOKENS)
+PADDING_TOKENS = 128  # most keys of padding per sequence; reading them costs about as much as a call saves
 
 
 class Group:
@@ -107,7 +107,7 @@ class EagerPlan:
         self.groups: list[Group] = []
         if device.type == "cpu":
             keys = [part.past + 1 for part in decoding]
-            self.groups = [Group([decoding[i] for i in rows], rows) for rows in alike(list(range(len(keys))), keys)]
+            self.groups = [Group([decoding[i] for i in rows], rows) for rows in alike(keys)]
         self.prompts: list[Prompt] = []
         first = self.num_decode
         for part in parts[self.num_decode :]:
@@ -119,6 +119,19 @@ class EagerPlan:
         """Pages [B, P] and number of keys [B] of the sequences that decode."""
         pages_BP, keys = page_table(self._decoding)
         return torch.from_numpy(pages_BP), torch.from_numpy(keys)
+
+
+def alike(key_tokens: list[int]) -> list[list[int]]:
+    """Sequences in groups whose key counts differ by at most PADDING_TOKENS; all in order where one group will do."""
+    if key_tokens and max(key_tokens) - min(key_tokens) <= PADDING_TOKENS:
+        return [list(range(len(key_tokens)))]
+    groups: list[list[int]] = []
+    for i in sorted(range(len(key_tokens)), key=lambda i: key_tokens[i], reverse=True):
+        if groups and key_tokens[groups[-1][0]] - key_tokens[i] <= PADDING_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def page_table(parts: list[Part]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -117,8 +117,9 @@ class PagedEngine:
         return steps
 
     def reset(self) -> None:
-        """Forget all requests and free their cache."""
+        """Forget all requests and free their cache, prefixes included."""
         self.drain()
+        self._scheduler.clear()
         self._scheduler = self._new_scheduler()
 
     def close(self) -> None:
@@ -141,6 +142,7 @@ class PagedEngine:
         if self._graphs is None:
             return 0
         hub_of(self._model).active = self._cache
+        self._seats.table_NP[0].zero_()  # what is captured writes to seat 0; its last pages may hold a prefix
         most = min(num_sequences, self._options.max_sequences, self._options.max_batch_tokens)
         longest = min(longest_tokens, self.facts.max_sequence_tokens)
         try:
@@ -209,6 +211,8 @@ class PagedEngine:
             if part.output_number is not None:
                 chosen, position = tokens[position], position + 1
                 token = chosen if request.output_ids is None else request.output_ids[part.output_number]
+                if request.output_ids is None:
+                    part.sequence.known.append(chosen)
             stops = token in self._options.eos_ids and request.stop_at_eos
             if stops:
                 self._scheduler.leave(part.sequence)
@@ -234,6 +238,7 @@ class PagedEngine:
             max_sequences=options.max_sequences,
             max_batch_tokens=options.max_batch_tokens,
             stops_early=bool(options.eos_ids),
+            shares_prefixes=options.prefix_cache,
         )
 
     def _longest(self, kv_tokens: int) -> int:

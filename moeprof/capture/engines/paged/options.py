@@ -16,6 +16,7 @@ class PagedOptions:
         kv_tokens: token slots of the cache.
         max_batch_tokens: tokens in a step.
         max_sequences: sequences in flight.
+        prefix_cache: requests share the pages of common prefixes.
         eos_ids: ids that end an output where the request says so.
         run_ahead: launch a step while the one before runs.
         graphs: captures decode steps, or None.
@@ -29,6 +30,7 @@ class PagedOptions:
     kv_tokens: int
     max_batch_tokens: int
     max_sequences: int = 256
+    prefix_cache: bool = False
     eos_ids: tuple[int, ...] = ()
     run_ahead: bool = False
     graphs: GraphBackend | None = None

@@ -2,8 +2,6 @@
 
 The result is kept in the user's cache folder under a name made of the source, torch, the compiler and the processor,
 so another of any of these is another library. Whatever goes wrong is a reason, not an error: torch's kernels serve.
-
-The C++ compiler of this machine. No torch: the parent asks before anything loads.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 from importlib.resources import files
 from pathlib import Path
@@ -20,11 +17,7 @@ from typing import Any, cast
 
 import torch
 
-
-def compiler() -> str | None:
-    """Path of ``g++``, or of what CXX names; None where there is none."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
+from moeprof.capture.devices.environment import compiler
 
 TIMEOUT_S = 300
 _SOURCE = Path(str(files("moeprof"))) / "data" / "cpu_kernels"

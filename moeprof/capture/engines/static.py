@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, Model, SequenceInStep, Step
-from moeprof.capture.engines.static.batch import Row, StaticBatch, needs_equal_lengths
+from moeprof.capture.engines.static_batch import Row, StaticBatch, needs_equal_lengths
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 

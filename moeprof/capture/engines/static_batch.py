@@ -173,15 +173,10 @@ REASONS = {
 }
 
 
-def needs_static(model: Any, *, own_pages: bool = False) -> str | None:
+def needs_static(model: Any) -> str | None:
     """Why this model cannot run in continuous batches, or None when nothing in its structure forbids it.
 
     A model that passes can still fail on its first step; whoever selects an engine should try one step and fall back.
-
-    Args:
-        model: the model.
-        own_pages: for our own paged cache, which keeps what the attention interface is given: expanded keys of latent
-            attention, and keys of any shape in every layer.
     """
     config = model.config.get_text_config(decoder=True)
     others = sorted({str(kind) for kind in layer_types(config)} - PAGED_LAYER_TYPES)
@@ -191,25 +186,9 @@ def needs_static(model: Any, *, own_pages: bool = False) -> str | None:
         return "it keeps a recurrent state between forwards"
     if _has_indexer(model):
         return "sparse attention with an index"
-    if _global(config, "kv_lora_rank") and not own_pages:
-        return "latent attention caches a compressed key"
-    if not own_pages and not getattr(model, "_supports_sdpa", False):
-        return "its attention has no form for scaled_dot_product_attention"
     if not model._supports_default_dynamic_cache():
         return "it has a cache of its own"
-    return None if own_pages else _uneven_keys(model, config)
-
-
-def _uneven_keys(model: Any, config: Any) -> str | None:
-    """Pages have one shape: as many heads and as wide as the configuration says, for keys and values of all layers."""
-    if any(type(module).__name__ == "JetMoeMoA" for module in model.modules()):
-        return "its attention experts cache keys of another number of heads than the configuration says"
-    head_dim, value_dim = _global(config, "head_dim"), _global(config, "v_head_dim")
-    if isinstance(head_dim, int) and isinstance(value_dim, int) and head_dim != value_dim:
-        return f"keys and values differ in width ({head_dim} and {value_dim})"
-    layers = config.to_dict().get("per_layer_config") or {}
-    named = [name for layer in layers.values() for name in layer if name in ("head_dim", "num_key_value_heads")]
-    return f"layers differ in {named[0]}" if named else None
+    return None
 
 
 def needs_equal_lengths(model: Any) -> str | None:
