@@ -1,4 +1,4 @@
-"""Where requests come from: trace readers, synthetic traffic, prompt text. Everything here becomes a Schedule.
+"""Trace readers, one file per format, and their table: each turns its rows into a Trace, and notes what it drops.
 
 This file is the index of the trace formats. A reader is a module with ``matches(file) -> bool`` (a look at the header
 or the keys of the first row) and ``read(file) -> Trace``; it is imported only when it is asked.
