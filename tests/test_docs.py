@@ -20,10 +20,12 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=IDS)
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def listed_lines(page: Path) -> Iterator[str]:
-    """Lines of listings, without the remark behind a command."""
-    for listing in FENCE.findall(page.read_text(encoding="utf-8")):
+def commands(page: Path) -> Iterator[str]:
+    """Lines of listings without the remark behind a command, and commands within sentences."""
+    text = page.read_text(encoding="utf-8")
+    for listing in FENCE.findall(text):
         yield from (re.sub(r"\s+#.*", "", line) for line in listing.replace("\\\n", " ").splitlines())
+    yield from (re.sub(r"\s+", " ", code) for code in re.findall(r"`((?:make|moeprof) [^`]+)`", FENCE.sub("", text)))
 
 
 def plain(text: str) -> str:
@@ -59,9 +61,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @EVERY_PAGE
-def test_every_command_and_option_that_is_listed_is_there(page: Path) -> None:
+def test_every_command_and_option_that_is_named_is_there(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for line in listed_lines(page):
+    for line in commands(page):
         words = line.split()
         if words[:1] == ["make"]:
             assert set(words[1:]) <= targets, line
