@@ -67,7 +67,7 @@ def test_every_command_and_option_that_is_named_is_there(page: Path) -> None:
         words = line.split()
         if words[:1] == ["make"]:
             assert set(words[1:]) <= targets, line
-        if words[:1] == ["moeprof"]:
+        if words[:1] == ["moeprof"] and words[-1] != "--help":
             parse(shlex.split(line)[1:])
 
 
@@ -89,3 +89,14 @@ def test_the_map_names_every_folder_and_every_path_on_it_is_there() -> None:
     files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     folders = {f"{file.parent.relative_to(package).as_posix()}/" for file in files} - {"./"}
     assert sorted(folders - named) == []
+
+
+def test_every_file_that_the_package_names_is_there() -> None:
+    """In docstrings, comments and data: a file that moved is named by its new place."""
+    files = [f"/{file.relative_to(ROOT).as_posix()}" for file in ROOT.rglob("*.py") if ".venv" not in file.parts[:-1]]
+    sources = [file for kind in ("*.py", "*.yaml") for file in (ROOT / "moeprof").rglob(kind)]
+    named = {(file, name) for file in sources for name in re.findall(r"[\w/]+\.py\b", file.read_text(encoding="utf-8"))}
+    lost = [
+        f"{file.relative_to(ROOT)}: {name}" for file, name in named if not any(f.endswith(f"/{name}") for f in files)
+    ]
+    assert sorted(lost) == []

@@ -1,8 +1,8 @@
 """A launch pair in two processes, for sides that no single environment serves: another torch, transformers, moeprof.
 
-Each process holds one lane and steps when told to (step_server.py). Both replay one schedule with forced lengths, so
+Each process holds one lane and steps when told to (server.py). Both replay one schedule with forced lengths, so
 step i has the same batch on both sides, and this is checked. They take turns of TURN_STEPS steps. What is written is
-what one process writes (core/record_lanes.py), with ``turn_steps`` and ``reference_kernel_s`` beside it in pass.json.
+what one process writes (core/record/lanes.py), with ``turn_steps`` and ``reference_kernel_s`` beside it in pass.json.
 The order within a turn is always that of the cycle, so ``place`` says which side began.
 
 Each side wakes cold after the other's turn. With the order changed at every turn, the side that went on after its own

@@ -116,7 +116,7 @@ class Instruments:
         picks_cap_mib: bound for them.
         quality: bits per byte of the forced outputs.
         forced_picks: where about 2,048 forced tokens are sent, one request at a time.
-        gap: steps of a few sizes itemised by part of the model (see core/gap.py).
+        gap: steps of a few sizes itemised by part of the model (see core/record/breakdown.py).
     """
 
     routing: bool = True

@@ -82,7 +82,7 @@ def read_trace(path: Path | str, format: str | None = None) -> Trace:
 
 
 def write_trace(trace: Trace, path: Path, *, force: bool = False) -> None:
-    """Write a trace as moeprof's own JSONL (see sources/jsonl.py for the keys).
+    """Write a trace as moeprof's own JSONL (see jsonl.py for the keys).
 
     Raises:
         TraceError: the file is already there (without ``force``), or cannot be written.
