@@ -8,9 +8,10 @@ from typing import Any
 
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.paged.build import build_paged
+from moeprof.capture.engines.paged.kernels import block_step
 from moeprof.capture.engines.static import StaticEngine
 from moeprof.capture.engines.static_batch import needs_static
-from moeprof.capture.kernels.cpu.swap import use_cpu_kernels
+from moeprof.capture.kernels.modules import use_cpu_kernels
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload.engine import EngineSettings
 
@@ -44,7 +45,7 @@ def build_engine(
         return build_on_all_ranks(model, settings, lambda own: build_engine(model, own, listeners, eos_ids), eos_ids)
     if settings.cpu_kernels == "off" or model.device.type != "cpu":
         return _build(model, settings, listeners, eos_ids, in_turn=in_turn)
-    use_cpu_kernels(model, settings.cpu_kernels)
+    use_cpu_kernels(model, settings.cpu_kernels, block_step)
     engine = _build(model, settings, listeners, eos_ids, in_turn=in_turn)
     engine.facts = replace(engine.facts, cpu_kernels=settings.cpu_kernels)
     return engine

@@ -12,7 +12,7 @@ import torch
 
 from moeprof.capture.devices.peaks import measure_peaks, time_reference
 from moeprof.capture.instrumented import Rig
-from moeprof.capture.kernels.cpu.swap import cpu_kernel_facts
+from moeprof.capture.kernels.modules import cpu_kernel_facts
 from moeprof.capture.measure import after_rounds, saturation
 from moeprof.capture.measure.invariants import check_pass
 from moeprof.capture.measure.warmup import calibrate, warm_up

@@ -18,7 +18,7 @@ from moeprof.capture.engines.paged.graphs import CudaGraphs, GraphBackend
 from moeprof.capture.engines.paged.kernels import chooser
 from moeprof.capture.engines.paged.options import PagedOptions
 from moeprof.capture.kernels.choose_experts import ChosenExperts, apply_experts, choose_experts
-from moeprof.capture.kernels.triton.fuse import fuse, unfuse
+from moeprof.capture.kernels.modules import fuse, unfuse
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload.engine import EngineSettings
 
