@@ -15,7 +15,7 @@ from typing import Any
 
 from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.select import build_engine
 from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
@@ -212,7 +212,7 @@ class Rig:
         """
         in_flight = min(len(schedule), schedule.concurrency or len(schedule))
         longest = int((schedule.input_tokens + schedule.output_tokens).max(initial=1))
-        return prepare_decode(engine or self.engine, in_flight, longest)
+        return (engine or self.engine).prepare(in_flight, longest)
 
     def use_batch_tokens(self, max_batch_tokens: int, warmup: Schedule) -> None:
         """Another engine where a sweep asks for another step size; a few warm-up requests, then it counts."""

@@ -67,15 +67,6 @@ def _build(
     return _static(model, settings, kv_tokens, listeners, eos_ids, reason or "asked for")
 
 
-def prepare_decode(engine: Engine, num_sequences: int, longest_tokens: int) -> int:
-    """Capture the decode steps of the passes to come, where the engine captures; returns how many are new.
-
-    Call it while nothing is under way and with the listeners of those passes.
-    """
-    prepare = getattr(engine, "prepare", None)
-    return 0 if prepare is None else int(prepare(num_sequences, longest_tokens))
-
-
 def _static(
     model: Any,
     settings: EngineSettings,

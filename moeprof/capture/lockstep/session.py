@@ -15,7 +15,7 @@ from moeprof.capture.devices.peaks import time_reference
 from moeprof.capture.devices.run_queue import run_queue_clock
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.select import build_engine
 from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.lockstep.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
 from moeprof.capture.lockstep.loop import Limits, LockstepResult, run_lockstep, warm_up_lanes
@@ -216,7 +216,7 @@ class LockstepSession:
         longest = int((schedule.input_tokens + schedule.output_tokens).max())
         for lane in lanes:
             with lane.switched_on():  # what a captured step routes by is baked in
-                prepare_decode(lane.engine, schedule.concurrency or len(schedule), longest)
+                lane.engine.prepare(schedule.concurrency or len(schedule), longest)
         warm_up_lanes(
             lanes, schedule, self._limits(WARM_UP_SHARE * plan.max_seconds, deadline_s, f"{name}: warming up")
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step
+from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step, SteppedEngine
 from moeprof.capture.parallel.group import Group, joined
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
@@ -38,7 +38,7 @@ def settings_of_rank(settings: EngineSettings, model: Any) -> EngineSettings:
     return replace(settings, parallel=None, decode_graphs="off", run_ahead="off", experts=experts)
 
 
-class ParallelEngine:
+class ParallelEngine(SteppedEngine):
     """Rank 0's engine; see :class:`moeprof.capture.engines.base.Engine`.
 
     Args:
@@ -73,10 +73,6 @@ class ParallelEngine:
             step = self._engine.step()
         self._digest = digest(self._digest, step)
         return step
-
-    def drain(self) -> list[Step]:
-        """Nothing: no rank runs ahead."""
-        return []
 
     def reset(self) -> None:
         """Forget all requests, then compare what the ranks chose since the last reset.

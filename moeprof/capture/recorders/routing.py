@@ -25,12 +25,13 @@ import numpy.typing as npt
 
 from moeprof.capture.engines.base import Step
 from moeprof.capture.recorders.stream import FLUSH_EVERY_S
+from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing, join_routing_parts, merge_routing
-from moeprof.core.trace import Request, Schedule
+from moeprof.core.trace import Schedule
 
 PART_BYTES = 8 * 2**20
 
@@ -106,7 +107,7 @@ class _Window:
     num_steps: int = 0
 
 
-class RoutingRecorder:
+class RoutingRecorder(Recorder):
     """Collects the tap's counts into windows of ``window_steps`` steps."""
 
     def __init__(
@@ -139,9 +140,6 @@ class RoutingRecorder:
         self._flushed_s = origin_s
         self._tap.bind(schedule.request_class)
         self._tap.discard()
-
-    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
-        """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Remember the step; take blocks that are ready."""

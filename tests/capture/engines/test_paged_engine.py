@@ -20,7 +20,7 @@ from moeprof.capture.engines.paged.eager import PADDING_TOKENS, alike
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.graphs import DecodeGraphs, sizes_up_to
 from moeprof.capture.engines.paged.options import PagedOptions
-from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.select import build_engine
 from moeprof.capture.engines.static import StaticEngine
 from moeprof.capture.measure.warmup import calibrate
 from moeprof.capture.models.moe_layers import find_moe_layers
@@ -397,7 +397,7 @@ def test_latent_attention_windows_and_sinks_give_the_tokens_of_static_batches(mo
 def test_auto_and_continuous_take_the_paged_engine(model: Any, batching: Any) -> None:
     engine = build_engine(model, EngineSettings(kv_tokens=256, batching=batching))
     assert engine.facts.scheduler == "moeprof" and engine.facts.decode == "eager" and not engine.facts.run_ahead
-    assert prepare_decode(engine, 4, 100) == 0
+    assert engine.prepare(4, 100) == 0
     engine.close()
 
 
