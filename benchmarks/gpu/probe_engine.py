@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu.probe_models import Opened, StepEnds, equal_requests, launch_plan, open_shape
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.replay import replay
 from moeprof.core.trace import Schedule

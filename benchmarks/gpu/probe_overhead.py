@@ -16,7 +16,7 @@ from benchmarks.gpu.probe_models import Opened, equal_requests, launch_plan, ope
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.recorders.requests import RequestRecorder

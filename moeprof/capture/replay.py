@@ -1,6 +1,6 @@
 """THE loop: a schedule through an engine, watched by recorders.
 
-Engines that are stepped by us tell each step, engines that step themselves tell the tokens that arrived. One loop, three
+Engines that we step tell each step, engines that step themselves tell the tokens that arrived. One loop, three
 patterns. Open: a request is sent when its arrival comes, whatever the engine does, and latency counts from the arrival.
 Closed: a new request follows each finished one. Offline: all at once. A request that can never fit is refused before it
 reaches the engine, because an over-long one would stop the whole batch.

@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from typing import TypeVar, cast
 
 import torch
 
-from moeprof.capture.engines.base import Engine, Step, WrappedEngine
+from moeprof.capture.engines.base import Engine, ServedEngine, Step, WrappedEngine
 from moeprof.capture.protocol import Fault, Slowdown
 from moeprof.core.trace import Request
 
@@ -63,6 +64,9 @@ def break_down(fault: Fault) -> None:
     raise RuntimeError(f"CUDA error: {said[fault.kind]}\nCUDA kernel errors might be reported later.")
 
 
-def slowed(engine: Engine, slowdown: Slowdown | None) -> Engine:
-    """The engine itself without a slowdown."""
-    return engine if slowdown is None else SlowedEngine(engine, slowdown)
+E = TypeVar("E", bound=ServedEngine)
+
+
+def slowed(engine: E, slowdown: Slowdown | None) -> E | SlowedEngine:
+    """The engine itself without a slowdown; only engines that we step can be slowed."""
+    return engine if slowdown is None else SlowedEngine(cast("Engine", engine), slowdown)

@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from moeprof.capture.engines.base import Engine, Step
+from moeprof.capture.engines.base import Engine, ServedEngine, Step
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.core.trace import Schedule
@@ -55,7 +55,7 @@ class _DecodeTimes(Recorder):
 
 
 def warm_up(
-    engine: Engine,
+    engine: ServedEngine,
     schedule: Schedule,
     folder: Path,
     *,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from moeprof.capture.engines.base import Step, TokenEvents
-from moeprof.capture.memory import measure
+from moeprof.capture.memory.measure import Watch
 from moeprof.capture.protocol import Report
 from moeprof.capture.replay import Recorder
 from moeprof.core.trace import Request, Schedule
@@ -21,7 +21,7 @@ class ProgressRecorder(Recorder):
         self,
         send: Callable[[Report], None],
         name: str,
-        watch: measure.Watch,
+        watch: Watch | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._send, self._name, self._watch, self._clock = send, name, watch, clock
@@ -74,4 +74,5 @@ class ProgressRecorder(Recorder):
             "steps": self._steps,
             "longest_step_s": self._longest_s,
         }
-        self._send(Report(event="progress", data=data | self._watch.allocator()))
+        allocator = {} if self._watch is None else self._watch.allocator()
+        self._send(Report(event="progress", data=data | allocator))

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.capture.engines.base import Step
+from moeprof.capture.engines.deployment import RoutingSource
 from moeprof.capture.recorders.stream import FLUSH_EVERY_S
 from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
-from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing, join_routing_parts, merge_routing
@@ -113,18 +113,15 @@ class RoutingRecorder(Recorder):
     def __init__(
         self,
         folder: Path,
-        tap: RoutingTap,
+        tap: RoutingSource,
         *,
-        layer_names: tuple[str, ...],
-        class_names: tuple[str, ...],
-        top_k: tuple[int, ...],
         window_steps: int,
         step_counts_cap_bytes: int,
         picks: PicksWriter | None = None,
     ) -> None:
         self._folder, self._tap, self._picks = folder, tap, picks
-        self._layer_names, self._class_names = layer_names, class_names
-        self._top_k_L = np.array(top_k, dtype=np.int64)
+        self._layer_names, self._class_names = tap.layer_names, tap.class_names
+        self._top_k_L = np.array(tap.top_k, dtype=np.int64)
         self._window_steps, self._room_bytes = window_steps, step_counts_cap_bytes
         self._part = 0
 
