@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeprof.capture.engines.base import EngineFacts, SequenceInStep, Step
+from moeprof.capture.engines.base import EngineFacts, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import ReplayResult, replay
@@ -38,7 +38,7 @@ class FakeClock:
 
 
 @dataclass
-class FakeEngine:
+class FakeEngine(SteppedEngine):
     """All submitted requests are in every step; each gives one token per step of ``step_s``."""
 
     clock: FakeClock
@@ -74,9 +74,6 @@ class FakeEngine:
             if made + 1 == asked:
                 del self.running[index]
         return Step(start_s=start, end_s=self.clock.now_s, device_s=None, sequences=tuple(sequences))
-
-    def drain(self) -> list[Step]:
-        return []
 
     def reset(self) -> None:
         self.running.clear()

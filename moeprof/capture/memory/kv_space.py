@@ -19,7 +19,7 @@ from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, mod
 from moeprof.capture.models.shapes import kv_bytes_per_token
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 # Eager attention holds a matrix of scores per head; a long prompt in one piece would measure that and not the engine.
@@ -72,7 +72,7 @@ def kv_space(
     model: Any,
     spec: ModelSpec,
     config: dict[str, Any],
-    settings: EngineSettings,
+    settings: TransformersSettings,
     device: torch.device,
     *,
     base: ModelSpec | None = None,
@@ -113,7 +113,7 @@ def kv_space(
 def fitting_space(
     name: str,
     needs: ModelMemory,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     device: str,
     *,
     peak: ActivationPeak,

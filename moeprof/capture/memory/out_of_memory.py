@@ -14,6 +14,7 @@ import torch
 from moeprof.capture.protocol import LaunchPlan, LockstepPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
+from moeprof.core.workload.engine import TransformersSettings
 
 PAGE_TOKENS = 16
 FRAGMENTED_RATIO = 0.10  # more than that of the reserved memory lies in pieces
@@ -129,6 +130,8 @@ def _size(pattern: str, text: str) -> int | None:
 def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
     """What to change, with values."""
     engine = plan.engine
+    if not isinstance(engine, TransformersSettings):
+        return "choose a smaller model"
     changes = []
     if now.phase.startswith("loading"):
         changes.append("choose a smaller model or dtype, or fewer layers of random weights (override)")
@@ -136,16 +139,15 @@ def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, stat
         changes.append(f"lower engine.max_sequences from {engine.max_sequences} to {max(1, engine.max_sequences // 2)}")
         changes.append("or set engine.decode_graphs: off")
     if not now.phase.startswith("loading"):
-        changes += _fewer_tokens(plan, now, short)
+        changes += _fewer_tokens(engine, now, short)
     if state is not None and state.fragmentation_ratio > FRAGMENTED_RATIO:
         changes.append("the unused memory lies in pieces: PYTORCH_ALLOC_CONF=expandable_segments:True helps")
     return ", ".join(changes)
 
 
-def _fewer_tokens(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None) -> list[str]:
+def _fewer_tokens(engine: TransformersSettings, now: Doing, short: int | None) -> list[str]:
     """A smaller cache by what was short and a tenth more, where that is known; else half of it. Smaller steps."""
-    engine, tokens = plan.engine, plan.engine.max_batch_tokens
-    found = []
+    tokens, found = engine.max_batch_tokens, []
     if engine.kv_tokens is not None:
         fewer = engine.kv_tokens // 2
         if short is not None and now.kv_bytes_per_token:

@@ -29,7 +29,7 @@ from moeprof.capture.models.shapes import stored_bytes
 from moeprof.core.errors import ModelError, MoeprofError
 from moeprof.core.trace import Schedule
 from moeprof.core.units import num_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 LEAST_KV_TOKENS = 256
@@ -56,7 +56,7 @@ class Prediction(Protocol):
         """KV slots of every model."""
 
 
-def refusal(name: str, model: ModelMemory, fit: Prediction, settings: EngineSettings) -> str:
+def refusal(name: str, model: ModelMemory, fit: Prediction, settings: TransformersSettings) -> str:
     """One line for a model that does not fit."""
     needed = model.needed_bytes(fit.kv_tokens) or 0
     free, total = num_bytes(fit.memory.free_bytes), num_bytes(fit.memory.total_bytes)
@@ -80,7 +80,7 @@ def parts(model: ModelMemory, kv_tokens: int) -> str:
     return ", ".join(f"{num_bytes(size)} {what}" for size, what in found if size)
 
 
-def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: EngineSettings) -> str:
+def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: TransformersSettings) -> str:
     """Which setting to lower to which value, the mildest that helps."""
     left = usable_bytes - model.fixed_bytes
     if model.kv_bytes_per_token and left >= LEAST_KV_TOKENS * model.kv_bytes_per_token:
@@ -175,7 +175,7 @@ def predict(
     sources: dict[str, ModelSource],
     schedules: Iterable[Schedule],
     *,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     memory: DeviceMemory,
     weights_bytes: dict[str, int | None],
 ) -> Fit:
@@ -209,6 +209,12 @@ def predict(
     if tight is None:
         return fit
     return replace(fit, refusal=refusal(tight.name, models[tight.name], fit, settings))
+
+
+def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule]) -> Fit:
+    """No prediction: the models are not in this process's memory, so nothing is refused for want of room."""
+    wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=MIN_KV_TOKENS)
+    return Fit(memory=memory, margin_bytes=0, models={}, kv_tokens=wanted, wanted_kv_tokens=wanted, together=True)
 
 
 def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
@@ -301,7 +307,11 @@ class _Answer:
 
 
 def estimate_weights_bytes(
-    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings, *, is_host: bool = True
+    models: Sequence[ModelSpec],
+    sources: dict[str, ModelSource],
+    settings: TransformersSettings,
+    *,
+    is_host: bool = True,
 ) -> dict[str, int | None]:
     """Bytes on the device by model; None when only loading will tell.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from moeprof.capture.devices.environment import cpu_flags
 from moeprof.capture.models.shapes import DTYPE_BYTES, Widths, kv_bytes_per_token, read_widths, stored_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 
@@ -121,7 +121,7 @@ def model_memory(
     spec: ModelSpec,
     config: dict[str, Any],
     weights_bytes: int | None,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     *,
     is_host: bool,
     base: ModelSpec | None = None,
@@ -161,7 +161,12 @@ def model_memory(
 
 
 def dtype_bytes(
-    spec: ModelSpec, config: dict[str, Any], settings: EngineSettings, *, is_host: bool, base: ModelSpec | None = None
+    spec: ModelSpec,
+    config: dict[str, Any],
+    settings: TransformersSettings,
+    *,
+    is_host: bool,
+    base: ModelSpec | None = None,
 ) -> int:
     """Bytes of an element in the dtype that the model will have; see ``loading.choose_dtype``."""
     asked = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
@@ -174,6 +179,6 @@ def dtype_bytes(
     return DTYPE_BYTES["float32"]  # a CPU without instructions for it computes in float32
 
 
-def is_paged(settings: EngineSettings, *, is_host: bool) -> bool:
+def is_paged(settings: TransformersSettings, *, is_host: bool) -> bool:
     """Whether moeprof's own engine is expected to run: asked for, or chosen on a GPU."""
     return settings.batching == "continuous" or (settings.batching == "auto" and not is_host)

@@ -85,6 +85,16 @@ class RoutingTap:
         self._label = None
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of the layers, in order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def top_k(self) -> tuple[int, ...]:
+        """Experts per token, by layer."""
+        return tuple(layer.top_k for layer in self.layers)
+
+    @property
     def enabled(self) -> bool:
         """True while watchers are on the model."""
         return bool(self._handles)

@@ -19,6 +19,7 @@ from moeprof.capture.run.schedules import Scheduled
 from moeprof.capture.run.status import Header, SignalWatch
 from moeprof.capture.worker.process import LockstepWorker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
 
@@ -197,7 +198,7 @@ def _plan(
     return LockstepPlan(
         kind=kind,
         lanes=lanes,
-        engine=workload.engine,
+        engine=ours(workload.engine),
         device=setup.device,
         threads=workload.threads,
         folder=setup.folder / kind / f"launch-{launch}",

@@ -25,7 +25,7 @@ from moeprof.capture.kernels.experts import NAME, TOKENS
 from moeprof.capture.kernels.prefill import plain_prefill, prefill_attention
 from moeprof.capture.kernels.trials import HostStopwatch, error_ratio
 from moeprof.core.errors import UnsupportedModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from tests.helpers.lane_models import moe_model
 
 CPU = torch.device("cpu")
@@ -290,5 +290,5 @@ def test_experts_are_tried_again_for_an_engine_with_larger_steps_and_only_then(m
     monkeypatch.setattr(build, "apply_experts", lambda model, chosen: None)
     model = SimpleNamespace()
     for sequences in (1, 64, 8, 64):
-        assert build._experts(model, EngineSettings(max_sequences=sequences), torch.device("cuda")) is not None
+        assert build._experts(model, TransformersSettings(max_sequences=sequences), torch.device("cuda")) is not None
     assert tried == [1, 64]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moeprof.capture.engines.base import BatchLayout, SequenceInStep, Step
+from moeprof.capture.engines.base import BatchLayout, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.lockstep.lanes import Requests, Seat, equip_models
 from moeprof.capture.lockstep.loop import Lane, Limits, LockstepResult, cycle, run_lockstep, turn_orders, warm_up_lanes
 from moeprof.capture.protocol import LockstepPlan, wanted_requests
@@ -53,7 +53,7 @@ class Clock:
         return self.now
 
 
-class Scripted:
+class Scripted(SteppedEngine):
     """An engine of known step times: ``seconds`` pass on ``clock`` in each step, whatever is in it."""
 
     def __init__(self, facts: Any, clock: list[float], seconds: float = 1.0, lag: int = 0) -> None:
@@ -78,9 +78,6 @@ class Scripted:
             )
         self._left = {index: left for index, left in self._left.items() if left}
         return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=tuple(sequences))
-
-    def drain(self) -> list[Step]:
-        return []
 
     def reset(self) -> None:
         self._left.clear()

@@ -16,14 +16,14 @@ from moeprof.capture.memory.out_of_memory import as_out_of_memory, doing
 from moeprof.capture.memory.shape import ModelMemory
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.core.errors import OutOfMemoryError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Instruments, Warmup
 from tests.helpers.fake_cuda import GIB, FakeCuda
 
 torch.set_num_threads(1)
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
-SETTINGS = EngineSettings(kv_tokens=1000, max_batch_tokens=64, memory_margin_ratio=0.05)
+SETTINGS = TransformersSettings(kv_tokens=1000, max_batch_tokens=64, memory_margin_ratio=0.05)
 NEEDS = ModelMemory(
     weights_bytes=90 * GIB, load_extra_bytes=0, kv_bytes_per_token=GIB // 100, activation_bytes=7, base_bytes=0,
     workspace_bytes=GIB,
