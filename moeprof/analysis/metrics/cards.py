@@ -21,15 +21,23 @@ from moeprof.analysis.metrics import (
 )
 from moeprof.core.metric import Card
 
-CARDS: tuple[Card, ...] = (
-    *cards_cost.CARDS,
-    *cards_time.CARDS,
-    *cards_routing.CARDS,
-    *cards_resources.CARDS,
-    *cards_validity.CARDS,
-    *cards_compare.CARDS,
-    *cards_params.CARDS,
-    *cards_gap.CARDS,
+# In this order pages and `moeprof explain` speak of them.
+SECTIONS = ("cost", "throughput", "latency", "routing", "parameters", "memory", "work", "gap", "energy", "quality",
+            "validity", "comparison")  # fmt: skip
+CARDS: tuple[Card, ...] = tuple(
+    sorted(
+        (
+            *cards_params.CARDS,
+            *cards_cost.CARDS,
+            *cards_time.CARDS,
+            *cards_routing.CARDS,
+            *cards_resources.CARDS,
+            *cards_validity.CARDS,
+            *cards_compare.CARDS,
+            *cards_gap.CARDS,
+        ),
+        key=lambda card: SECTIONS.index(card.section),
+    )
 )
 STATISTIC = r"(mean|median|std|min|max|worst|p\d+(_\d+)?)"
 

@@ -47,12 +47,6 @@ CARDS: tuple[Card, ...] = (
         "max n_e / mu over the window, largest of the layers; null: the largest of as many uniform layers",
         source="MaxVio + 1 (arXiv 2408.15664)",
     ),
-    _card(
-        "step_load_max_over_mean",
-        "Busiest expert over mean, per step",
-        "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
-        "neighbours share requests",
-    ),
     _card("router_load_cv", "Load CV", "population std(n) / mu, mean over layers", source="Shazeer et al. 2017"),
     _card("router_entropy_ratio", "Load entropy", "-sum q ln q / ln E, mean over layers", better="higher"),
     _card("router_gini", "Load Gini", "Gini coefficient of n, mean over layers", source="Gini 1912"),
@@ -88,6 +82,12 @@ CARDS: tuple[Card, ...] = (
         "sum over steps of T*k / sum of distinct experts",
         unit="tokens",
         better="higher",
+    ),
+    _card(
+        "step_load_max_over_mean",
+        "Busiest expert over mean, per step",
+        "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
+        "neighbours share requests",
     ),
     _card(
         "capacity_factor_for_1pct_drop",
@@ -130,6 +130,12 @@ CARDS: tuple[Card, ...] = (
     ),
     _card("domain_total_variation_p", "Distance between classes, p", "larger p of the two nulls", better="neither"),
     _card(
+        "routing_agreement_ratio",
+        "Routing agreement of two runs",
+        "mean of shared picks / k over tokens that both runs processed",
+        better="higher",
+    ),
+    _card(
         "coactivation",
         "Co-activation",
         "sum_i max_j N_ij / sum_i N_i: share of an expert's tokens that its most frequent partner takes too, mean over "
@@ -159,12 +165,6 @@ CARDS: tuple[Card, ...] = (
             better="higher",
         )
         for percent, word in ((5, "5th percentile"), (50, "median"))
-    ),
-    _card(
-        "routing_agreement_ratio",
-        "Routing agreement of two runs",
-        "mean of shared picks / k over tokens that both runs processed",
-        better="higher",
     ),
     # Two runs on the same tokens; see regress/router_health.py.
     _card(
