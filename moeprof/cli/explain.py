@@ -18,19 +18,20 @@ def explain(
     format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
 ) -> None:
     """Explain a metric: definition, formula, unit, direction, source. Without a name, list all of them."""
-    from moeprof.analysis.metrics.cards import CARDS, card_for
+    from moeprof.analysis.metrics.cards import all_cards, card_for
     from moeprof.cli.output import print_records
 
     if metric is None:
         rows = [
-            {"name": c.name, "unit": c.unit, "better": c.better, "title": c.title, "section": c.section} for c in CARDS
+            {"name": c.name, "unit": c.unit, "better": c.better, "title": c.title, "section": c.section}
+            for c in all_cards()
         ]
         print_records(rows, format)
         return
     try:
         card = card_for(metric)
     except KeyError:
-        names = [c.name for c in CARDS] + [c.name.replace("*", "p50") for c in CARDS if "*" in c.name]
+        names = [c.name for c in all_cards()] + [c.name.replace("*", "p50") for c in all_cards() if "*" in c.name]
         close = difflib.get_close_matches(metric, names, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise InputError(f"no metric is called {metric!r}{hint} `moeprof explain` lists all") from None
