@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: bench-vllm help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: bench-vllm help docs quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ lint: .venv/ready ## style, and the floors of the house
 
 types: .venv/ready ## types
 	$(BIN)/mypy
+
+docs: .venv/ready ## the tables of docs/metrics.md, from the cards
+	$(BIN)/python -m moeprof.analysis.metrics.reference
 
 check: lint types test ## everything before a commit
 

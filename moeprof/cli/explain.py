@@ -1,4 +1,4 @@
-"""``moeprof explain``: what a metric means, its formula and where the definition comes from."""
+"""``moeprof explain``: what a metric means, its formula, where the definition comes from and where to read on."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def explain(
         close = difflib.get_close_matches(metric, names, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise InputError(f"no metric is called {metric!r}{hint} `moeprof explain` lists all") from None
-    fields = ("name", "title", "unit", "better", "formula", "source", "section")
+    row = {name: getattr(card, name) for name in ("name", "title", "unit", "better", "formula", "source", "section")}
+    row |= {"kind": card.kind_text, "see": card.reference}
     if format == "table":
-        typer.echo(f"{metric}\n" + "\n".join(f"  {name:8} {getattr(card, name)}" for name in fields[1:]))
+        lines = (f"  {name:8} {text}" for name, text in row.items() if name != "name")
+        typer.echo("\n".join((metric, *lines)))
     elif format == "json":
-        typer.echo(json.dumps({name: getattr(card, name) for name in fields}, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(row, indent=1, ensure_ascii=False))
     else:
-        print_records([{name: getattr(card, name) for name in fields}], format)
+        print_records([row], format)

@@ -85,6 +85,16 @@ class Card:
         return frozenset({self.kind, "tokens"} if self.counts_tokens else {self.kind})
 
     @property
+    def kind_text(self) -> str:
+        """``timed, tokens``."""
+        return f"{self.kind}, tokens" if self.counts_tokens else self.kind
+
+    def gate(self, place: Place) -> str:
+        """A default gate as one would write it: ``router_load_max_over_mean{phase=decode}:+0.2``."""
+        labels = f"{{phase={place.phase}}}" if place.phase else ""
+        return f"{self.name.replace('*', place.of)}{labels}:{place.text}"
+
+    @property
     def reference(self) -> str:
         """Where the metric stands in the documentation."""
         return f"docs/metrics.md#{self.name.replace('_*', '')}"

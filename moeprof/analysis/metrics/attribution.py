@@ -38,10 +38,9 @@ MINIMUM_STRATUM = 8
 MINIMUM_STEPS = 50
 MINIMUM_ALIGNED = 0.9
 
-# <cards>
 _MODEL = "step_s = a_T + b_C*context + b_U*sum U_l + b_M*sum M_l, among steps with equal tokens T"
-_PERMUTATION = "block permutation of residualised terms (Kennedy 1995; Winkler et al. 2014), METRICS 1"
-_card = partial(Card, section="latency", source="moeprof METRICS 1", kind="timed", counts_tokens=True)
+_PERMUTATION = "block permutation of residualised terms (Kennedy 1995; Winkler et al. 2014); docs/metrics.md#variance"
+_card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _card("variance_explained_by_routing_ratio", "Latency variance by routing", "ratio", "neither",
           f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
@@ -58,7 +57,6 @@ CARDS: tuple[Card, ...] = (
     _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}"),
     _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -26,10 +26,7 @@ from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep
 
-# <cards>
-_card = partial(Card, section="gap",
-    source="moeprof METRICS section 5, per part of a step; kernels and operations by torch.profiler", kind="timed",
-    counts_tokens=True)  # fmt: skip
+_card = partial(Card, section="gap", source="docs/metrics.md#breakdown", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _card("gap_step_s", "step of this size", "s", "lower",
           "median wall time of repeated steps, as the engine is configured"),
@@ -51,7 +48,6 @@ CARDS: tuple[Card, ...] = (
     _card("gap_profiled_over_plain_ratio", "profiled over plain step", "ratio", "neither",
           "median wall time of the profiled, eager steps / gap_step_s: how far profiling stretched what it shows"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
 
-# <cards>
 _BUSY = "with busy seconds billed instead of the window"
-_card = partial(Card, section="cost", source="moeprof METRICS section 7", kind="timed")
+_card = partial(Card, section="cost", source="docs/metrics.md#cost", kind="timed")
 _of_tokens = partial(_card, counts_tokens=True)
 _of_run = partial(_card, counts_tokens=False)
 CARDS: tuple[Card, ...] = (
@@ -35,11 +34,11 @@ CARDS: tuple[Card, ...] = (
           "C = billed s * devices * usd_per_device_hour / 3600 (+ energy * PUE * usd_per_kwh where power is apart)"),
     _of_tokens("usd_per_1m_input_tokens", "$ / 1M input tokens", "USD / 1M tokens", "lower",
           "C * prefill s / busy s / prompt tokens computed; mixed steps by Shapley value; adds up with output to C",
-          source="moeprof METRICS section 7; Shapley, A value for n-person games (1953)",
+          source="Shapley, A value for n-person games (1953); docs/metrics.md#cost-split",
           screen=(Place(10, "price of 1M input tokens"),)),
     _of_tokens("usd_per_1m_output_tokens", "$ / 1M output tokens", "USD / 1M tokens", "lower",
           "C * decode s / busy s / output tokens; mixed steps by Shapley value; adds up with input to C",
-          source="moeprof METRICS section 7; Shapley, A value for n-person games (1953)",
+          source="Shapley, A value for n-person games (1953); docs/metrics.md#cost-split",
           screen=(Place(20, "price of 1M output tokens"),), baseline=(Place(50),)),
     _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens, all", "USD / 1M tokens", "lower",
           "C / (input + output tokens)", screen=(Place(30, "price of 1M tokens"),)),
@@ -50,30 +49,35 @@ CARDS: tuple[Card, ...] = (
           "C / characters of prompts and outputs"),
     _of_run("usd_per_request", "$ / request", "USD", "lower", "C / requests that ended well"),
     _of_run("busy_ratio", "busy share of the window", "ratio", "neither",
-          "seconds of steps / window; below about 0.95 dollars compare utilisation, not models", bounded=True,
+          "seconds of steps / window; below about 0.95 dollars compare utilisation, not models",
+          source="docs/metrics.md#busy-and-billed", bounded=True,
           screen=(Place(100, "busy at this traffic", own=True),)),
     _of_tokens("usd_per_1m_input_tokens_busy", "$ / 1M input tokens, busy", "USD / 1M tokens", "lower",
-          f"usd_per_1m_input_tokens {_BUSY}"),
+          f"usd_per_1m_input_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
     _of_tokens("usd_per_1m_output_tokens_busy", "$ / 1M output tokens, busy", "USD / 1M tokens", "lower",
-          f"usd_per_1m_output_tokens {_BUSY}"),
+          f"usd_per_1m_output_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
     _of_tokens("usd_per_1m_total_tokens_busy", "$ / 1M tokens, busy", "USD / 1M tokens", "lower",
-          f"usd_per_1m_total_tokens {_BUSY}"),
+          f"usd_per_1m_total_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
     _of_tokens("usd_per_1m_output_tokens_all_in_busy", "$ / 1M output tokens, all in, busy", "USD / 1M tokens", "lower",
-          f"usd_per_1m_output_tokens_all_in {_BUSY}"),
+          f"usd_per_1m_output_tokens_all_in {_BUSY}", source="docs/metrics.md#busy-and-billed"),
     _of_tokens("usd_per_1m_input_tokens_low", "$ / 1M input tokens, low bound", "USD / 1M tokens", "lower",
           "usd_per_1m_input_tokens with mixed steps at the smaller of marginal and stand-alone cost of their input "
-          "side"),
+          "side",
+          source="docs/metrics.md#cost-split"),
     _of_tokens("usd_per_1m_input_tokens_high", "$ / 1M input tokens, high bound", "USD / 1M tokens", "lower",
-          "usd_per_1m_input_tokens with mixed steps at the larger of marginal and stand-alone cost of their input "
-          "side"),
+          "usd_per_1m_input_tokens with mixed steps at the larger of marginal and stand-alone cost of their input side",
+          source="docs/metrics.md#cost-split"),
     _of_tokens("usd_per_1m_output_tokens_low", "$ / 1M output tokens, low bound", "USD / 1M tokens", "lower",
           "usd_per_1m_output_tokens with mixed steps at the smaller of marginal and stand-alone cost of their output "
-          "side"),
+          "side",
+          source="docs/metrics.md#cost-split"),
     _of_tokens("usd_per_1m_output_tokens_high", "$ / 1M output tokens, high bound", "USD / 1M tokens", "lower",
           "usd_per_1m_output_tokens with mixed steps at the larger of marginal and stand-alone cost of their output "
-          "side"),
+          "side",
+          source="docs/metrics.md#cost-split"),
     _of_tokens("mixed_steps_ratio", "steps with prefill and decode", "ratio", "neither",
-          "mixed steps / steps; the label split_method says where stand-alone costs came from"),
+          "mixed steps / steps; the label split_method says where stand-alone costs came from",
+          source="docs/metrics.md#cost-split"),
     _of_run("wasted_cost_usd", "cost of lost work", "USD", "lower",
           "tokens of requests that did not end well, and recomputed tokens, at the pass's own prices"),
     _of_tokens("cost_input_tokens", "prompt tokens billed", "tokens", "neither",
@@ -85,14 +89,15 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("cost_recomputed_tokens", "tokens computed again", "tokens", "lower",
           "tokens computed again after a preemption"),
     _of_tokens("usd_per_1m_tokens_at_slo", "$ / 1M tokens at SLO", "USD / 1M tokens", "lower",
-          "usd_per_1m_total_tokens at the highest rate at which 95 % of requests meet the SLO in every round"),
+          "usd_per_1m_total_tokens at the highest rate at which 95 % of requests meet the SLO in every round",
+          source="docs/metrics.md#busy-and-billed"),
     _of_tokens("break_even_utilisation_ratio", "break-even utilisation", "ratio", "lower",
-          "busy cost / what the API asks for the same tokens; above 1 renting never pays"),
+          "busy cost / what the API asks for the same tokens; above 1 renting never pays",
+          source="docs/metrics.md#busy-and-billed"),
     _of_tokens("cold_expert_usd_per_hour", "rent of cold experts", "USD / h", "lower",
           "cold_expert_bytes / device memory * price: the most that offloading them could save", from_routing=True,
           of_batches=True),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -27,9 +27,7 @@ MOST_EXTRAPOLATED = 0.05  # share of the window before the first and after the l
 MOST_DISAGREEMENT = 0.05
 PER_PASS = ("energy_j", "power_mean_w", "energy_j_per_output_token", "energy_j_per_total_token")
 
-# <cards>
-_card = partial(Card, section="energy",
-    source="moeprof METRICS section 6; NVML total energy counter, RAPL packages on a CPU", kind="timed")  # fmt: skip
+_card = partial(Card, section="energy", source="docs/metrics.md#energy", kind="timed")
 _of_run = partial(_card, counts_tokens=False)
 _of_tokens = partial(_card, counts_tokens=True)
 CARDS: tuple[Card, ...] = (
@@ -42,7 +40,6 @@ CARDS: tuple[Card, ...] = (
     _of_run("idle_power_w", "idle power", "W", "lower",
           "median of two seconds of samples before anything ran; null where the device was busy"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -43,14 +43,12 @@ STEP_PHASES = (ALL, "prefill", "decode", "mixed")
 BY_CLASS = ("ttft", "itl", "tpot", "e2e")
 Reader = Callable[[PassTables, Window, str], Samples]
 
-# <cards>
 _BENCHMARKS = (
-    "as in vLLM's and inference-perf's benchmarks, counted from the scheduled arrival (no coordinated "
-    "omission)"
+    "as in vLLM's and inference-perf's benchmarks, counted from the scheduled arrival (no coordinated omission)"
 )
 _card = partial(Card, section="latency", kind="timed")
-_of_tokens = partial(_card, source="moeprof METRICS 1", counts_tokens=True)
-_of_requests = partial(_card, source="moeprof METRICS 1", counts_tokens=False)
+_of_tokens = partial(_card, source="docs/metrics.md#time", counts_tokens=True)
+_of_requests = partial(_card, source="docs/metrics.md#time", counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _of_requests("queue_*_s", "Queueing", "s", "lower", "first time in a batch - arrival", source=_BENCHMARKS),
     _of_requests("ttft_*_s", "Time to first token", "s", "lower", "first output token - arrival", source=_BENCHMARKS,
@@ -81,7 +79,6 @@ CARDS: tuple[Card, ...] = (
           "sent - max(arrival, end of the step running at arrival); flagged when p99 > 0.5 s or median > 10 ms",
           section="validity"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -23,8 +23,7 @@ NO_ROUTING = "routing was not recorded"
 UNMEASURED = "not measured"
 NOT_ONE_MOMENT = "at most: reserved memory changed in the pass, so its peak may be of another moment than allocated's"
 
-# <cards>
-_card = partial(Card, section="memory", source="moeprof METRICS section 4")
+_card = partial(Card, section="memory", source="docs/metrics.md#memory")
 _of_run = partial(_card, kind="timed", counts_tokens=False)
 _of_routing = partial(_card, kind="routing", from_routing=True)
 CARDS: tuple[Card, ...] = (
@@ -54,7 +53,6 @@ CARDS: tuple[Card, ...] = (
     _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
           "floor((device memory - weights) / (mean prompt + output tokens * kv_bytes_per_token))", counts_tokens=True),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

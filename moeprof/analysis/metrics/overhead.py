@@ -22,11 +22,7 @@ MINIMUM_PAIRS = 100
 LIMIT = 1.03
 PHASES = ("prefill", "decode")
 
-# <cards>
-_LOCKSTEP = "measured in the run: lock-step pairs of an instrumented and a bare engine on the same weights and requests"
-_card = partial(Card, section="validity",
-    source=_LOCKSTEP,
-    kind="timed", counts_tokens=True)  # fmt: skip
+_card = partial(Card, section="validity", source="docs/metrics.md#validity", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _card("instrumentation_overhead_ratio", "overhead of the instruments", "ratio", "lower",
           "sum of step times with instruments / sum without, undisturbed pairs"),
@@ -35,7 +31,6 @@ CARDS: tuple[Card, ...] = (
     _card("overhead_pairs_set_aside_ratio", "pairs of steps set aside", "ratio", "lower",
           "pairs in which the machine took the processor away on either side / all pairs"),
 )  # fmt: skip
-# </cards>
 NAMES = tuple(card.name for card in CARDS)
 
 

@@ -13,10 +13,8 @@ from moeprof.core.model_facts import GROUPS, ModelFacts
 
 COUNTS = ("total_params", "active_params", "active_params_no_embedding", "active_params_no_embedding_no_head")
 
-# <cards>
-_card = partial(Card, section="parameters",
-    source="moeprof METRICS section 2; counted by parameter identity, tied weights once", kind="exact")  # fmt: skip
-_shape = partial(Card, section="comparison", source="METRICS 2", kind="exact")
+_card = partial(Card, section="parameters", source="docs/metrics.md#parameters", kind="exact")
+_shape = partial(Card, section="comparison", source="docs/metrics.md#parameters", kind="exact")
 CARDS: tuple[Card, ...] = (
     _card("total_params", "parameters, total", "parameters", "neither", "all parameters, tied ones once",
           gates=(Place(10, "+0%"),), baseline=(Place(10),)),
@@ -52,18 +50,17 @@ CARDS: tuple[Card, ...] = (
     _shape("expert_params", "parameters of one expert", "parameters", "neither", "all matrices of one routed expert"),
     _shape("weights_bytes_per_step", "bytes of weights that a decode step reads", "B", "lower",
           "resident matrices + sum over MoE layers of E(1-(1-k/E)^B) * expert_bytes + head, at batch B, uniform null",
-          source="METRICS 3 and 5"),
+          source="docs/metrics.md#work"),
     _shape("weights_bytes_per_token", "bytes of weights read per token", "B", "lower", "weights_bytes_per_step / batch",
-          source="METRICS 5"),
+          source="docs/metrics.md#work"),
     _shape("kv_bytes_per_step", "bytes of keys and values that a decode step moves", "B", "lower",
-          "batch * (context + 1) * kv_bytes_per_token", source="METRICS 5"),
+          "batch * (context + 1) * kv_bytes_per_token", source="docs/metrics.md#work"),
     _shape("devices_needed", "devices that hold the model", "devices", "lower",
           "ceil((weights_bytes + largest batch * context * kv_bytes_per_token) / (0.9 * device memory))",
-          source="METRICS 4"),
+          source="docs/metrics.md#memory"),
     _shape("twin_params", "parameters of a dense twin", "parameters", "neither",
-          "active_params or total_params, by label match, without the routers", source="METRICS 8"),
+          "active_params or total_params, by label match, without the routers", source="docs/metrics.md#sparsity"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -15,14 +15,12 @@ from moeprof.core.metric import Card, MetricValue, Place, missing
 NAME = "bits_per_byte"
 NOT_MEASURED = "not measured: the run ended before, or instruments.quality is off"
 
-# <cards>
 _card = partial(Card, section="quality")
 CARDS: tuple[Card, ...] = (
     _card("bits_per_byte", "bits per byte of text", "bits / byte", "lower",
           "sum of -log2 p(output token | all before it) / UTF-8 bytes of the outputs, over forced outputs",
-          source="METRICS 8", kind="quality", gates=(Place(210, "1%"),), baseline=(Place(120),)),
+          source="docs/metrics.md#sparsity", kind="quality", gates=(Place(210, "1%"),), baseline=(Place(120),)),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

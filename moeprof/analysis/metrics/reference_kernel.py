@@ -10,15 +10,12 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.core.metric import Card, MetricValue
 
-# <cards>
 _card = partial(Card, section="validity")
 CARDS: tuple[Card, ...] = (
     _card("reference_kernel_s", "reference kernel", "s", "lower",
           "median time of a fixed piece of work just before each pass, mean over passes; it corrects no figure",
-          source="measured in the run: float32 matrix products and a pass over a vector", kind="timed",
-          counts_tokens=False),
+          source="docs/metrics.md#validity", kind="timed", counts_tokens=False),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 STATUSES = ("done", "refused", "failed", "unfinished")
 
-# <cards>
-_IN_WINDOW = "completed in the window / length of the window, idle time included"
-_card = partial(Card, section="throughput", source="moeprof METRICS 1", kind="timed")
+_IN_WINDOW = "in the window / length of the window, idle time included"
+_card = partial(Card, section="throughput", source="docs/metrics.md#time", kind="timed")
 _of_tokens = partial(_card, counts_tokens=True)
 _of_requests = partial(_card, counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _of_requests("request_rate_requested_per_s", "Requested rate", "requests/s", "neither",
           "requests / time of the last arrival"),
-    _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher", f"requests {_IN_WINDOW}"),
-    _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher", f"output tokens {_IN_WINDOW}",
+    _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher",
+          f"requests completed {_IN_WINDOW}"),
+    _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
+          f"output tokens completed {_IN_WINDOW}",
           screen=(Place(40, "output speed"),), baseline=(Place(60),)),
     _of_tokens("input_tokens_per_s", "Input tokens per second", "tokens/s", "higher",
           f"prompt tokens whose first token came {_IN_WINDOW}"),
     _of_tokens("total_tokens_per_s", "Tokens per second", "tokens/s", "higher",
-          f"prompt and output tokens {_IN_WINDOW}"),
+          f"prompt and output tokens completed {_IN_WINDOW}"),
     _of_requests("goodput_requests_per_s", "Goodput", "requests/s", "higher",
           "requests that met every objective / length of the window"),
     _of_requests("goodput_ratio", "Good requests", "ratio", "higher",
@@ -56,9 +57,9 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("output_length_ratio", "Output got / asked", "ratio", "neither",
           "sum of output tokens got / asked, of requests done", bounded=True),
     _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "ratio", "neither",
-          "forced ids equal to the model's own choice / output tokens", section="validity", bounded=True),
+          "forced ids equal to the model's own choice / output tokens", section="validity",
+          source="docs/metrics.md#sparsity", bounded=True),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

@@ -40,8 +40,7 @@ FIGURES = (
     "max_load",
 )
 
-# <cards>
-_card = partial(Card, section="latency", source="moeprof METRICS 1", kind="timed")
+_card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed")
 _of_tokens = partial(_card, counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _of_tokens("step_cv_at_fixed_tokens", "Step time spread at a fixed batch", "ratio", "lower",
@@ -54,7 +53,6 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("slow_steps_over_others_ratio", "Slowest 1 % of steps, against the others", "ratio", "neither",
           "mean of the figure (label) among the slowest 1 % of steps / its mean among the others, all rounds"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

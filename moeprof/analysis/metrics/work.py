@@ -33,9 +33,7 @@ ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "ot
 # bytes per (token, pick) relative to one expert, for kernels that copy weights per pick: read, write, read again.
 GATHER_FACTOR = 3
 
-# <cards>
-_card = partial(Card, section="work",
-    source="moeprof METRICS section 5; Williams et al., Roofline (2009); MoE-CAP (S-MBU, S-MFU)")  # fmt: skip
+_card = partial(Card, section="work", source="docs/metrics.md#work")
 _counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
 _timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
 _peak = partial(_card, kind="timed", counts_tokens=False)
@@ -48,18 +46,20 @@ CARDS: tuple[Card, ...] = (
     _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
           "2 * tokens * (resident + k * expert) + attention pairs + head on the rows kept"),
     _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher", "sum(bytes) / sum(step s) / measured bandwidth",
+          source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
           screen=(Place(180, "memory bandwidth used (MBU)"),)),
     _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
-          "sum(FLOPs) / sum(step s) / measured matrix rate"),
-    _counted("roofline_s", "least time of a step", "s", "lower", "mean of max(bytes / bandwidth, FLOPs / matrix rate)"),
+          "sum(FLOPs) / sum(step s) / measured matrix rate", source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work"),
+    _counted("roofline_s", "least time of a step", "s", "lower", "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
+          source="Williams et al., Roofline (2009); docs/metrics.md#work"),
     _timed("time_over_roofline_ratio", "time over the limit", "ratio", "lower",
-          "sum(step s) / sum(roofline s): 1 is the hardware's limit"),
+          "sum(step s) / sum(roofline s): 1 is the hardware's limit",
+          source="Williams et al., Roofline (2009); docs/metrics.md#work"),
     _peak("peak_bandwidth_bytes_per_s", "bandwidth, measured", "B/s", "higher",
           "best of copy (counted both ways), read, matrix-vector; buffers beyond the cache"),
     _peak("peak_flops_per_s", "matrix rate, measured", "FLOP/s", "higher",
           "large product in the run's dtype, random data"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

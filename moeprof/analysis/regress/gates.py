@@ -25,7 +25,7 @@ from moeprof.analysis.regress.result import GateClass
 from moeprof.analysis.regress.routing.change import GateFigure, RoutingChange, gate_figure
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
-from moeprof.core.metric import Better, Card, MetricValue, Place, missing
+from moeprof.core.metric import Better, Card, MetricValue, missing
 from moeprof.core.workload.gates import Gate, parse_gate
 
 FLOOR = "floor"  # on a card: stands for the threshold of a default timed gate
@@ -41,13 +41,11 @@ def default_gates(group: str = "default", *, floor_ratio: float) -> tuple[Gate, 
             processes.
     """
     chosen = [(place, card) for card in all_cards() for place in card.gates if group == "default" or card.kind == group]
-    return tuple(_gate(card, place, floor_ratio) for place, card in sorted(chosen, key=lambda one: one[0].rank))
+    return tuple(_gate(card.gate(place), floor_ratio) for place, card in sorted(chosen, key=lambda one: one[0].rank))
 
 
-def _gate(card: Card, place: Place, floor_ratio: float) -> Gate:
-    labels = f"{{phase={place.phase}}}" if place.phase else ""
-    allowed = f"{100 * floor_ratio:g}%" if place.text == FLOOR else place.text
-    gate = parse_gate(f"{card.name.replace('*', place.of)}{labels}:{allowed}", SOURCE)
+def _gate(text: str, floor_ratio: float) -> Gate:
+    gate = parse_gate(text.replace(FLOOR, f"{100 * floor_ratio:g}%"), SOURCE)
     assert isinstance(gate, Gate), "no default is a word"
     return replace(gate, source=SOURCE)
 

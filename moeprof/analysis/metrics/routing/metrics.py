@@ -50,8 +50,7 @@ COUNTED = ("realised_drop_ratio", "identity_pick_ratio", "hot_set_experts_90", "
 SHIFT = ("router_drift_js", "router_drift_js_p")
 NAMES = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *SHIFT, *PICK_NAMES, *OTHER_RUNS)
 
-# <cards>
-_card = partial(Card, section="routing", source="moeprof METRICS 3", kind="routing", from_routing=True)
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
 _LOAD: tuple[Card, ...] = (
     _card("router_load_max_over_mean", "Busiest expert over mean", "ratio", "lower",
           "max n_e / mu over the window, mean over layers; at most E/k", source="MaxVio + 1 (arXiv 2408.15664)",
@@ -64,7 +63,8 @@ _LOAD: tuple[Card, ...] = (
     _card("router_load_cv", "Load CV", "ratio", "lower", "population std(n) / mu, mean over layers",
           source="Shazeer et al. 2017"),
     _card("router_entropy_ratio", "Load entropy", "ratio", "higher", "-sum q ln q / ln E, mean over layers",
-          bounded=True, screen=(Place(130, "router entropy in decode", phase="decode"),)),
+          source="Shannon 1948, over its largest value", bounded=True,
+          screen=(Place(130, "router entropy in decode", phase="decode"),)),
     _card("router_gini", "Load Gini", "ratio", "lower", "Gini coefficient of n, mean over layers", source="Gini 1912",
           bounded=True),
     _card("router_jain", "Load fairness", "ratio", "higher", "1 / (1 + CV^2), mean over layers",
@@ -85,7 +85,6 @@ _COUNTED: tuple[Card, ...] = (
     _card("hot_set_experts_99", "Experts that serve 99 %", "experts", "lower",
           "fewest experts of all layers that take 99 % of assignments"),
 )  # fmt: skip
-# </cards>
 CARDS: tuple[Card, ...] = (*_LOAD, *STEP_CARDS, *_COUNTED, *SHIFT_CARDS)
 
 

@@ -36,12 +36,11 @@ from moeprof.core.record.picks import ForcedPicks, Picks
 
 ExpertIds = npt.NDArray[np.integer[Any]]
 
-# <cards>
 _MARGIN = (
     "th percentile of p_(k) - p_(k+1) of the gate's selection scores, over forced tokens and layers "
     "whose picks those scores give"
 )
-_card = partial(Card, section="routing", source="moeprof METRICS 3", kind="routing", from_routing=True)
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
 CARDS: tuple[Card, ...] = (
     _card("routing_agreement_ratio", "Routing agreement of two runs", "ratio", "higher",
           "mean of shared picks / k over tokens that both runs processed", gates=(Place(110, "-1%"),)),
@@ -57,7 +56,6 @@ CARDS: tuple[Card, ...] = (
     _card("router_margin_p05", "Routing margin, 5th percentile", "ratio", "higher", f"5{_MARGIN}"),
     _card("router_margin_p50", "Routing margin, median", "ratio", "higher", f"50{_MARGIN}"),
 )  # fmt: skip
-# </cards>
 
 
 def compute(context: Context) -> list[MetricValue]:

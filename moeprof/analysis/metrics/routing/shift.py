@@ -35,23 +35,24 @@ PERMUTATIONS = 199
 DRAWS = 50
 WINDOW_DRAWS = 5  # per group of windows: the mean over layers averages further
 
-# <cards>
 _NULLS = "beside permutation and multinomial nulls"
-_card = partial(Card, section="routing", source="moeprof METRICS 3", kind="routing", from_routing=True)
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
 SHIFT_CARDS: tuple[Card, ...] = (
     _card("router_drift_js", "Router drift", "ratio", "neither",
           "Jensen-Shannon divergence (base 2) of q, first against second half of a run, or one run against another, "
           f"mean over layers; {_NULLS}",
           source="Lin 1991", of_batches=True),
-    _card("router_drift_js_p", "Router drift, p", "ratio", "neither", "larger p of the two nulls"),
+    _card("router_drift_js_p", "Router drift, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
     _card("domain_specialisation", "Specialisation of a class", "ratio", "neither",
           f"total variation of the class's q against all classes together, mean over layers; {_NULLS}"),
-    _card("domain_specialisation_p", "Specialisation, p", "ratio", "neither", "larger p of the two nulls"),
+    _card("domain_specialisation_p", "Specialisation, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
     _card("domain_total_variation", "Distance between classes", "ratio", "neither",
           f"total variation of q between two classes, mean over pairs and layers; {_NULLS}"),
-    _card("domain_total_variation_p", "Distance between classes, p", "ratio", "neither", "larger p of the two nulls"),
+    _card("domain_total_variation_p", "Distance between classes, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
 )  # fmt: skip
-# </cards>
 
 
 def js_divergence(first: Counts, second: Counts) -> FloatArray:

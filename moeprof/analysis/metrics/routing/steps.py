@@ -31,8 +31,8 @@ from moeprof.core.record.routing import Routing
 
 _MARGINAL_GRID = 64
 
-# <cards>
-_card = partial(Card, section="routing", source="moeprof METRICS 3", kind="routing", from_routing=True, of_batches=True)
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True,
+    of_batches=True)  # fmt: skip
 STEP_CARDS: tuple[Card, ...] = (
     _card("distinct_experts_per_step", "Distinct experts per step", "experts", "lower",
           "experts with a token in a step and layer, mean over layers and steps; nulls: uniform E*(1-(1-k/E)^T), "
@@ -49,7 +49,6 @@ STEP_CARDS: tuple[Card, ...] = (
           "smallest c with sum over steps and experts of max(0, n_se - ceil(c*T_s*k/E)) <= 1 % of N",
           source="capacity as in Switch Transformer (arXiv 2101.03961), counted per step"),
 )  # fmt: skip
-# </cards>
 STEP_NAMES = tuple(card.name for card in STEP_CARDS)
 
 
