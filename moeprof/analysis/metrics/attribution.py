@@ -1,4 +1,4 @@
-"""Latency variance, attributed to routing (METRICS section 1).
+"""Latency variance, attributed to routing (docs/metrics.md#variance).
 
 A decode step reads the weights of every expert that at least one of its tokens chose, so its time should grow with the
 distinct experts U, and, where the busiest expert is waited for, with the largest load M. The model, among steps with

@@ -1,4 +1,4 @@
-"""Dollars as metrics (METRICS section 7): the additive split, the conventional figures, the rent of idle experts.
+"""Dollars as metrics (docs/metrics.md#cost): the additive split, the conventional figures, the rent of idle experts.
 
 A price over several rounds is a sum over a sum, so that mean tokens times price is the mean bill, always.
 """

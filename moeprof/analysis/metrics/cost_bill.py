@@ -1,4 +1,4 @@
-"""What a pass cost, and what a million tokens cost (METRICS section 7). The split always adds up to the bill.
+"""What a pass cost, and what a million tokens cost (docs/metrics.md#cost). The split always adds up to the bill.
 
 ``C = billed seconds * devices * price``, idle time included, plus power where it is billed apart. Prompts and outputs
 share C in proportion to the busy seconds that are theirs, so ``input_tokens * usd_per_input_token + output_tokens *

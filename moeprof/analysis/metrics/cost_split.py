@@ -1,4 +1,4 @@
-"""Whose second was it? Splits the busy time of a pass between prompts and outputs (METRICS section 7).
+"""Whose second was it? Splits the busy time of a pass between prompts and outputs (docs/metrics.md#cost-split).
 
 A pure step belongs wholly to its phase. A mixed step of t seconds is a game of two players, prefill and decode, whose
 stand-alone costs f_p and f_d are learnt from pure steps; its Shapley value is

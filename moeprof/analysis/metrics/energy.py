@@ -1,4 +1,4 @@
-"""Energy of a pass (METRICS section 6): the counter's difference, checked against sampled power.
+"""Energy of a pass (docs/metrics.md#energy): the counter's difference, checked against sampled power.
 
 A figure stands only when the window is bracketed by samples (at most 5 % of it lie outside them), much longer than the
 counter's period, sampled without long gaps, when nobody else used the device, and both ways of measuring agree.

@@ -1,4 +1,4 @@
-"""Latency: how long requests, tokens and steps took (METRICS section 1).
+"""Latency: how long requests, tokens and steps took (docs/metrics.md#time).
 
 Latencies count from *arrival*, when the schedule wanted the request sent, so that a slow server cannot hide behind a
 client that waits for it; ``*_from_sent`` stand beside them. Requests that did not end well have no latency; they are

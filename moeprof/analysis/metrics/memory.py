@@ -1,4 +1,4 @@
-"""Where the memory went (METRICS section 4): weights by group, cache, activations, and what idle experts occupy."""
+"""Where the memory went: weights by group, cache, activations, and what idle experts occupy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watching cost: from lock-step pairs of an instrumented and a bare engine (METRICS sections 1 and 10)."""
+"""What watching cost: from lock-step pairs of an instrumented and a bare engine (docs/metrics.md#lock-step-pairs)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
 
 
 def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
-    """Turns without interruption: in no lane is wall time far above processor time (METRICS section 1).
+    """Turns without interruption: in no lane is wall time far above processor time (docs/metrics.md#lock-step-pairs).
 
     Where the host waits, as on a GPU, processor time says nothing, and all turns stay; so where it is not known, and
     where the machine is busy throughout: hardly a turn would be left.

@@ -1,4 +1,4 @@
-"""What a model is, as metrics (METRICS section 2). Counted facts: exact, without intervals.
+"""What a model is, as metrics (docs/metrics.md#parameters). Counted facts: exact, without intervals.
 
 ``touched_params_per_step``, what a batch really reads, is measured: see metrics/work.py.
 """

@@ -1,4 +1,4 @@
-"""Rates: requests and tokens per second, goodput, and what became of every request (METRICS section 1).
+"""Rates: requests and tokens per second, goodput, and what became of every request (docs/metrics.md#time).
 
 A rate is what was completed in a window over the length of the window, idle time included. Token counts come from
 engine ids: an output token counts at its own time, a prompt when its first token came out.

@@ -1,4 +1,4 @@
-"""How much latency varies, and what the slow part has in common (METRICS section 1, latency variance)."""
+"""How much latency varies, and what the slow part has in common (docs/metrics.md#variance)."""
 
 from __future__ import annotations
 

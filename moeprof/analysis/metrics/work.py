@@ -1,10 +1,10 @@
-"""How near the limits of the device a run came (METRICS section 5): bandwidth, matrix rate, roofline.
+"""How near the limits of the device a run came (docs/metrics.md#work): bandwidth, matrix rate, roofline.
 
 Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
 follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits
 are the ones measured on the device when the run started.
 
-Bytes and FLOPs of every step, from what ran (METRICS section 5). Vectorised: S steps, L MoE layers.
+Bytes and FLOPs of every step, from what ran (docs/metrics.md#work). Vectorised: S steps, L MoE layers.
 
 A step reads every resident matrix once, the experts that its tokens chose, the keys and values of its sequences, and
 the head; it multiplies each token with the matrices it passes. How many expert bytes are read depends on the kernel:

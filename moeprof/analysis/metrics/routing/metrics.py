@@ -1,4 +1,4 @@
-"""The router: load, distinct experts, drift, specialisation, by phase, layer and request class (METRICS section 3).
+"""The router: load, distinct experts, drift, specialisation, by phase, layer and request class.
 
 Rounds replay the same tokens, so they add nothing to what is known about the router: figures come from the first round
 that has routing counts. The record holds counts per step and window, not per request; intervals leave out one stretch

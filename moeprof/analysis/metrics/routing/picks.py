@@ -7,7 +7,7 @@ Figures of single picks as metric values: experts taken together, and what conse
 They describe all layers together and both phases. A large record is thinned to every n-th request, whole sequences,
 so that the figures take seconds; the nulls use the same tokens.
 
-How near routing was to another choice: quantiles of p_(k) - p_(k+1) over forced tokens (METRICS section 3).
+How near routing was to another choice: quantiles of p_(k) - p_(k+1) over forced tokens (docs/metrics.md#router).
 
 Tokens are those of forced.npz, one request at a time, so the figures are facts of model and text. Tokens of a request
 are alike: intervals resample whole requests, and n counts them. Legend: T tokens, L MoE layers.

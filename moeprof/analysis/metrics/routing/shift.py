@@ -2,7 +2,7 @@
 
 Legend: W windows, P phases, C classes, G groups of neighbouring windows, L layers, E experts.
 
-Does routing move: over time (drift), and between request classes (specialisation)? METRICS section 3.
+Does routing move: over time (drift), and between request classes (specialisation)? docs/metrics.md#nulls.
 
 Distances between two samples are never zero by chance (JS of 64 tokens over 128 experts is about 0.1), so each stands
 beside what shuffled windows or shuffled class labels give, and beside the multinomial law of as many picks.

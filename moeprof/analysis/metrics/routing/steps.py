@@ -1,4 +1,4 @@
-"""What a step waits for: distinct experts and the largest load per step and layer (METRICS section 3).
+"""What a step waits for: distinct experts and the largest load per step and layer (docs/metrics.md#router).
 
 ``distinct_SL`` and ``max_load_SL`` are over both phases of a step together, so a figure with a phase label uses only
 *pure* steps of that phase. Every step counts once: a step is what is waited for, however many tokens it has.
