@@ -1,4 +1,4 @@
-"""Failed checks reach the numbers they concern (METRICS section 10): data, not footnotes.
+"""Failed checks reach the numbers they concern (docs/metrics.md#validity): data, not footnotes.
 
 A routing check that failed (the tap's self-check, counts that do not add up) makes every router figure null with that
 reason. Instruments that cost too much leave latencies standing, marked not valid.
@@ -14,20 +14,6 @@ from moeprof.analysis.metrics.overhead import LIMIT
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import LaunchRecord
 
-FROM_ROUTING = {
-    "touched_params_per_step",
-    "idle_expert_bytes_per_step",
-    "cold_expert_bytes",
-    "hot_set_bytes_90",
-    "hot_set_bytes_99",
-    "cold_expert_usd_per_hour",
-    "bytes_per_step",
-    "flops_per_step",
-    "mbu_ratio",
-    "mfu_ratio",
-    "roofline_s",
-    "time_over_roofline_ratio",
-}
 ROUTING_INVARIANTS = ("routed_tokens", "counts_are_tokens_times_k")
 COSTLY = f"the instruments cost more than {100 * (LIMIT - 1):.0f} % of step time: latencies are not to be used"
 
@@ -54,9 +40,9 @@ def broken_routing(launch: LaunchRecord) -> str | None:
 
 
 def _judge(value: MetricValue, broken: str | None, costly: bool) -> MetricValue:
-    section = card_for(value.name).section
-    if broken is not None and (section == "routing" or value.name in FROM_ROUTING):
+    card = card_for(value.name)
+    if broken is not None and card.from_routing:
         return replace(value, value=None, ci_low=None, ci_high=None, valid=False, reasons=(broken,))
-    if costly and section == "latency" and value.value is not None:
+    if costly and card.section == "latency" and value.value is not None:
         return replace(value, valid=False, reasons=(*value.reasons, COSTLY))
     return value
