@@ -26,7 +26,7 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times, pair_ratio
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, repeats
-from moeprof.analysis.compare.same_work import why_incomparable
+from moeprof.analysis.compare.same_work import Work, why_incomparable
 from moeprof.analysis.metrics.lookup import key_of, pick
 from moeprof.analysis.metrics.routing.shift import cell
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -182,7 +182,7 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     if values[0] is None or values[1] is None:
         return Estimate(value=None, reason=f"{name} was not measured in both")
     key = key_of(values[0])
-    reason = why_incomparable(key, sides.of, sides.against)
+    reason = why_incomparable(key, Work.of(sides.of), Work.of(sides.against))
     if reason is not None:
         return Estimate(value=None, reason=reason)
     slo = Slo(**(sides.summary.record.workload.get("slo") or {}))
