@@ -20,13 +20,13 @@ from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.bootstrap import (
     MIN_BLOCKS,
     Draws,
-    Estimate,
     draw_means,
     estimate_of,
     launch_estimate,
     run_blocks,
     widened_interval,
 )
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.layout import Record

@@ -17,7 +17,7 @@ from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys,
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.workload import Slo

@@ -34,7 +34,7 @@ from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.sparsity.ladder import ladders
 from moeprof.analysis.sparsity.realised import realised_of_lanes, realised_of_rounds
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.errors import RecordError, WorkloadError
 from moeprof.core.record.lanes import LanePass
@@ -140,11 +140,7 @@ def speed(phase: str | None) -> Callable[[Sides], Estimate]:
             return found
         if phase is None:
             return paired(sides, "output_tokens_per_s")
-        inverse = paired(sides, "step_mean_s", phase=phase)
-        if inverse.value is None or inverse.low is None or inverse.high is None:
-            value = None if inverse.value is None else 1 / inverse.value
-            return Estimate(value=value, n=inverse.n, reason=inverse.reason)
-        return Estimate(value=1 / inverse.value, low=1 / inverse.high, high=1 / inverse.low, n=inverse.n)
+        return paired(sides, "step_mean_s", phase=phase).inverse()
 
     return measure
 

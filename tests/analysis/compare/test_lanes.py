@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from moeprof.analysis.compare.lanes import lane_estimate, lane_times, pair_ratio
-from moeprof.analysis.stats.bootstrap import Estimate, draw_means, estimate_of, launch_estimate, linear_estimate
+from moeprof.analysis.stats.bootstrap import draw_means, estimate_of, launch_estimate, linear_estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
 from tests.helpers.lane_records import lane, write_lanes
 

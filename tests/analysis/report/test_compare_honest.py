@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -156,9 +154,9 @@ def test_the_reason_that_nothing_can_be_told_is_that_of_an_undecided_figure(tmp_
 def test_prices_at_the_slo_are_compared_in_an_open_loop_too() -> None:
     """METRICS section 7 names them among what may be compared, however idle the machine was."""
     key = ("usd_per_1m_tokens_at_slo", (("traffic", "open"),))
-    model: Any = SimpleNamespace(record=SimpleNamespace(status="done"), rounds=(), capacity=(), metrics=())
-    assert same_work.why_incomparable(key, model, model) is None
-    assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), model, model) is not None
+    idle = same_work.Work(failed=False, passes=frozenset(), busy_ratio=None)
+    assert same_work.why_incomparable(key, idle, idle) is None
+    assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), idle, idle) is not None
 
 
 def test_loads_at_which_a_model_was_cut_off_are_not_compared(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from moeprof.analysis.report.document import Paragraph
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
 from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
 from moeprof.analysis.sparsity.theory import Speedup, in_turn, paired_times, theoretical_speedups, twin_facts
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts, TwinFacts
 from moeprof.core.record.layout import open_record
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record

@@ -18,7 +18,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Paragraph, Section
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 
