@@ -151,7 +151,7 @@ def _lockstep_speed(sides: Sides, phase: str | None) -> Estimate | None:
     for times in _by_load(sides.summary):
         lanes = [_lane(times[0], model.name) for model in (sides.of, sides.against)]
         if lanes[0] is not None and lanes[1] is not None:
-            return pair_ratio(times, of=lanes[1], against=lanes[0], phase=phase).ratio
+            return pair_ratio(times, of=lanes[1], against=lanes[0], phase=phase)
     return None
 
 

@@ -78,9 +78,9 @@ def in_turn(pairs: Sequence[LockstepPair], moe: str, dense: str, phase: str, loa
         load: requests in flight; None when all are sent at once.
     """
     for pair in pairs:
-        told = pair.phases.get(None if phase == ALL else phase)
+        told = pair.ratios.get(None if phase == ALL else phase)
         if (pair.moe, pair.dense, pair.concurrency) == (moe, dense, load) and told is not None:
-            return told.ratio.inverse()
+            return told.inverse()
     return Estimate(value=None, reason=NOT_IN_TURN)
 
 
