@@ -8,8 +8,8 @@ The order within a turn is always that of the cycle, so ``place`` says which sid
 Each side wakes cold after the other's turn. With the order changed at every turn, the side that went on after its own
 turn had warm caches: it took 12 % less processor time than the other at 1 step a turn, 8 % at 4, 4 % at 8, 3 % at 16.
 So the sides now follow each other strictly, equally cold, and that difference is gone. Base and new the same, on two
-shared cores, one thread, 4 requests in flight, 4 s, 6 launches (tests/turn_lengths.py); log ratio new / base of summed
-step times, mean and standard deviation over launches in percent:
+shared cores, one thread, 4 requests in flight, 4 s, 6 launches (benchmarks/turn_lengths.py); log ratio new / base of
+summed step times, mean and standard deviation over launches in percent:
 
     steps a turn                        1             2             4             8
     demo-moe,   load 4 to 7       -0.6 +- 1.6   +1.6 +- 3.9   +0.9 +- 1.6   +2.2 +- 8.6
