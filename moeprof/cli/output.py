@@ -28,10 +28,10 @@ from moeprof.core.text import printable
 from moeprof.render import COMPARE_FILES, FILES
 
 if TYPE_CHECKING:
+    from moeprof.analysis.regress.check import Judged
     from moeprof.analysis.regress.result import Regression
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
-    from moeprof.cli.regress_judge import Judged
 
 
 def summarise_record(record: Record, pricing: Pricing) -> tuple[Summary, Document]:
