@@ -4,8 +4,8 @@
 
 Both processes stay for all lengths of a launch, so that these meet the same memory; their order is shuffled. With a
 ``p`` after a length both processes are pinned to one core, with a ``q`` each has a core of its own. Prints, for each
-length, mean and standard deviation over launches of the log ratio new / base of summed step times. The figures of the
-docstring of moeprof/capture/run/two_processes.py come from here.
+length, mean and standard deviation over launches of the log ratio new / base of summed step times. The figures of two
+processes in docs/regress.md come from here.
 """
 
 from __future__ import annotations
