@@ -21,7 +21,7 @@ import numpy as np
 from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.workload.studies import SweepPoint
 

@@ -18,7 +18,8 @@ from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
+from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, estimate_of
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.record.lanes import LanePass
 
 PHASES = ("prefill", "decode", "mixed", "all")

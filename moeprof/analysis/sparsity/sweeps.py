@@ -19,7 +19,7 @@ from moeprof.analysis.metrics.routing.steps import distinct_nulls, routed_steps
 from moeprof.analysis.metrics.samples import itl_samples, mean_of_steps, span_samples, summarise
 from moeprof.analysis.metrics.slo import goodput_ratios
 from moeprof.analysis.metrics.sweep import AXES, SweptPoint, SweptRound, from_metric, over_rounds
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo
 

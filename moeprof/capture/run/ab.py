@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from moeprof.capture.run.lockstep import FREE
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.step_child import child_environment, find_python
+from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json
@@ -196,6 +198,16 @@ def in_one_process(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], boo
     return measured
 
 
+def in_two_processes(base_python: Path) -> Measure:
+    """One launch pair, the base side under its own interpreter."""
+    pythons = {BASE: base_python, NEW: Path(sys.executable)}
+
+    def measure(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+        return dict(run_process_pair(plan, pythons, hear, should_stop, None).get("measured", {}))
+
+    return measure
+
+
 class AbRun:
     """A folder of ``regress --ab`` while it is being made."""
 
@@ -241,6 +253,22 @@ class AbRun:
     def stopped(self) -> bool:
         """Someone asked to stop."""
         return bool(self._signals.number)
+
+    def whole(self, alone: Sequence[Callable[[], None]], more: Callable[[int], bool]) -> None:
+        """Each side alone, then launch pairs until ``more(pairs so far)`` is False.
+
+        Raises:
+            EngineError: a model failed.
+        """
+        status = "failed"
+        try:
+            for measure in alone:
+                if not self.stopped:
+                    measure()
+            self.pairs(more)
+            status = "interrupted" if self.stopped else "done"
+        finally:
+            self.finish(status)
 
     def lone(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
         """One side alone, by the ordinary run.

@@ -33,7 +33,7 @@ from moeprof.analysis.sparsity.ladder import (
     same_taxes,
     usd_per_1m_tokens,
 )
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import Record

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO
+from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics import sweep as figures
 from moeprof.analysis.metrics.cards import card_for
@@ -27,11 +27,9 @@ from moeprof.analysis.sparsity.crossover import (
     why_unlike,
 )
 from moeprof.analysis.sparsity.sweeps import HIGH_PERCENTILES, ModelSweep, PointResult, SweepResult, sweep_results
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import interval_verdict
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core import units
-from moeprof.core.metric import Better, MetricValue, missing
+from moeprof.core.metric import MetricValue, missing
 from moeprof.core.workload.studies import SweepPoint
 
 if TYPE_CHECKING:
@@ -383,7 +381,9 @@ def _ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                _judged(log_ratio_estimate(ratios, spread), better) if ratios else _plain(a, b, of)
+                estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO)
+                if ratios
+                else _plain(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)
             ]
         )
@@ -401,11 +401,3 @@ def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Rat
     if above.value is None or not below.value:
         return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
     return Ratio(value=above.value / below.value)
-
-
-def _judged(ratio: Estimate, better: Better) -> Ratio:
-    """Two processes: what differs by less than the floor may be the machine (METRICS section 9)."""
-    if better == "neither":
-        return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, reason=ratio.reason)
-    told = interval_verdict(ratio, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
-    return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, verdict=told.kind, reason=told.reason)

@@ -20,8 +20,7 @@ from moeprof.analysis.sparsity.theory import (
     phase_work,
     theoretical_speedups,
 )
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.metric import MetricValue
 
 if TYPE_CHECKING:
