@@ -7,7 +7,7 @@ A part's excess is its time over its own floor; the excesses add up to the gap.
 
 Bytes and FLOPs of each part of a step: docs/metrics.md#work, one stage of core/record/breakdown.py at a time.
 
-The sum over stages is that of step_work.py, plus the embedding rows looked up. A part's floor is the longer of moving
+The sum over stages is that of work.py, plus the embedding rows looked up. A part's floor is the longer of moving
 its bytes at the measured bandwidth and multiplying at the measured rate; parts follow each other, so the sum of the
 floors is at least the floor of the whole step, and more where some parts wait for memory and others for arithmetic.
 """

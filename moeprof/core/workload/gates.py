@@ -59,7 +59,7 @@ class Gate:
 
 
 def check_text(text: str) -> None:
-    """Raises InputError where a text is no gate; the grammar is in core/gate_text.py, which needs the nouns here."""
+    """Raises InputError where a text is no gate."""
     parse_gate(text)
 
 

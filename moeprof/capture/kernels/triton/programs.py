@@ -1,4 +1,4 @@
-"""Triton programs of paged decode attention. Imported lazily: this file needs ``triton`` (see triton_attention.py).
+"""Triton programs of paged decode attention. Imported lazily: this file needs ``triton`` (see attention.py).
 
 The keys of a sequence are cut into splits of equal length; a program attends one split for all query heads of one
 key/value head, and a second program joins the splits (flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
@@ -8,7 +8,7 @@ contexts are cut evenly and a captured launch stays right when contexts grow.
 Shape legend: R query heads of a group (padded to 16 rows), D head size of keys, V of values, N keys of a block, S
 splits.
 
-Triton programs of experts for few tokens. Imported lazily: this file needs ``triton`` (see triton_experts.py).
+Triton programs of experts for few tokens. Imported lazily: this file needs ``triton`` (see experts.py).
 
 A decode step is bound by the bytes of the experts that it touches, so each touched expert's weights are read once. No
 launch sorts the picks: a program owns some columns of one expert, looks for that expert among the picks itself, and
