@@ -167,6 +167,22 @@ def test_commands_that_run_no_model_import_no_torch(arguments: list[str]) -> Non
     assert done.stderr.splitlines()[-1] == "LOADED [] 0", done.stderr
 
 
+TABLES_OF_NUMBERS = """
+import sys
+from moeprof.cli.main import main
+code = main(sys.argv[1:])
+print("LOADED", [m for m in ("pandas", "scipy", "pyarrow", "torch") if m in sys.modules], code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["explain"], ["explain", "ttft_p99_s"], ["params", "--list"]], ids=" ".join)
+def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TABLES_OF_NUMBERS, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stderr.splitlines()[-1] == "LOADED [] 0", done.stderr
+
+
 # -- cards -------------------------------------------------------------------------------------------------------------
 
 SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy", "quality",
