@@ -47,7 +47,6 @@ types: .venv/ready ## types
 check: lint types test ## everything before a commit
 
 docs: .venv/ready ## write the parts of docs/ that repeat what the code says
-	$(BIN)/python -m moeprof.analysis.metrics.reference
 	$(BIN)/python -m tests.helpers.docs_reference
 
 wheel-check: ## the whole path of a CI job from a wheel, outside of this repository (a minute)
