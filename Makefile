@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: bench-vllm help quickstart example test test-517 test-triton lint types check wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: bench-vllm help quickstart example test test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ types: .venv/ready ## types
 	$(BIN)/mypy
 
 check: lint types test ## everything before a commit
+
+docs: .venv/ready ## write the parts of docs/ that repeat what the code says
+	$(BIN)/python -m tests.helpers.docs_reference
 
 wheel-check: ## the whole path of a CI job from a wheel, outside of this repository (a minute)
 	.ci/check_wheel
@@ -115,7 +118,7 @@ gpu-tiny: .venv/ready ## the same path with tiny models on the CPU (a few minute
 	$(BIN)/python -m benchmarks.gpu.evidence --part all --tiny --budget-s 1200 --work reports/gpu-tiny/work --out reports/gpu-tiny/out
 	$(BIN)/python -m benchmarks.gpu.publish reports/gpu-tiny/out --allow-tiny --to reports/gpu-tiny-pages
 
-gpu-publish: .venv/ready ## what was brought back into reports/published, with pages and the README's block
+gpu-publish: .venv/ready ## what was brought back into reports/published, with pages and the block of docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu.publish $(wildcard $(GPU_OUT)/*)
 
 clean: ## remove the environment and caches

@@ -1,10 +1,10 @@
 """Can `moeprof regress` be believed? Measures the same code against itself, and against itself slowed down (no test).
 
-    python -m tests.regress_power measure reports/power --kind aa --comparisons 40 --load 3
-    python -m tests.regress_power measure reports/power --kind slow-3 --comparisons 10
-    python -m tests.regress_power measure reports/power --kind slow-10 --comparisons 10 --mode processes
-    python -m tests.regress_power measure reports/power --kind slow-25 --comparisons 3 --mode stored
-    python -m tests.regress_power judge reports/power
+    python -m benchmarks.regress_power measure reports/power --kind aa --comparisons 40 --load 3
+    python -m benchmarks.regress_power measure reports/power --kind slow-3 --comparisons 10
+    python -m benchmarks.regress_power measure reports/power --kind slow-10 --comparisons 10 --mode processes
+    python -m benchmarks.regress_power measure reports/power --kind slow-25 --comparisons 3 --mode stored
+    python -m benchmarks.regress_power judge reports/power
 
 A comparison is measured as `moeprof regress --ab` does with default settings: six launch pairs of five seconds, in one
 process (``pairs``) or in two (``processes``); a ``stored`` one is a run of six launches against an earlier one. The

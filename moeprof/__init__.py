@@ -1,7 +1,7 @@
 """moeprof: what does sparsity really buy you?
 
 Two wings share one record on disk. ``capture`` runs models and writes the record (torch lives there and nowhere else);
-``analysis`` and ``render`` only read it. ``core`` holds the nouns both share. See README.md for the map of the house.
+``analysis`` and ``render`` only read it. ``core`` holds the nouns both share. The map: docs/architecture.md.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The evidence as Markdown: the page of all targets and answers, and the short block of the README. Pure text.
+"""The evidence as Markdown: the page of all targets and answers, and the short block of docs/gpu.md. Pure text.
 
 The same code writes both before any card has run the script (every figure then reads "not yet measured") and after.
 """
@@ -58,14 +58,14 @@ def evidence_page(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(results: Results) -> str:
-    """What stands between the markers of the README, markers included."""
+def docs_block(results: Results) -> str:
+    """What stands between the markers of docs/gpu.md, markers included."""
     rows = _shown(results.judged) if results.parts else _not_yet(results.judged)
     told = (
         f"{_status(results)} {tally(results.judged)}. All figures with their records (Mixtral 8x7B against dense, "
         "Qwen3-30B-A3B against dense 8 B, 14 B and 32 B, Azure traffic through OLMoE): "
-        "[reports/published/gpu](reports/published/gpu/README.md). What was tried, with predictions and results: "
-        "[EXPERIMENTS.md](benchmarks/gpu/EXPERIMENTS.md)."
+        "[reports/published/gpu](../reports/published/gpu/README.md). What was tried, with predictions and results: "
+        "[EXPERIMENTS.md](../benchmarks/gpu/EXPERIMENTS.md)."
     )
     table = markdown_table(("on one card of 141 GB", "target", "measured", "verdict"), rows)
     return f"{BEGIN}\n{told}\n\n{table}\n{END}"
@@ -103,7 +103,7 @@ def _targets(rows: Sequence[Judged]) -> str:
 
 
 def _shown(rows: Sequence[Judged]) -> list[tuple[str, str, str, str]]:
-    """The README's choice: decode, the two ends of prefill, instruments, loading of the largest."""
+    """The choice of docs/gpu.md: decode, the two ends of prefill, instruments, loading of the largest."""
     left_out = ("prefill-of-matmul/mixtral/2", "prefill-of-matmul/mixtral/4", "prefill-of-matmul/qwen3-30b/2",
                 "prefill-of-matmul/qwen3-30b/4", "load-peak/qwen3-30b")  # fmt: skip
     return [(row.goal.title, row.goal.text, row.measured, row.verdict) for row in rows if row.goal.key not in left_out]

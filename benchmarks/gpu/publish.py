@@ -1,8 +1,8 @@
 """``python -m benchmarks.gpu.publish DIR...``: from the files brought back to pages in ``reports/published``.
 
 Unpacks every record into ``<name>-<card>``, renders its HTML here, merges the results of the calls, and writes the
-evidence page, the block of the README and the results in EXPERIMENTS.md. Without DIR it writes the pages anew from what
-is published already; before any card has run the script, all of them read "not yet measured".
+evidence page, the block of docs/gpu.md and the results in EXPERIMENTS.md. Without DIR it writes the pages anew from
+what is published already; before any card has run the script, all of them read "not yet measured".
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 
 from benchmarks.gpu.experiments import filled
 from benchmarks.gpu.pack import unpack
-from benchmarks.gpu.page import BEGIN, evidence_page, readme_block, with_block
+from benchmarks.gpu.page import docs_block, evidence_page, with_block
 from benchmarks.gpu.results import Results, read_results
 from benchmarks.gpu.steps import ROOT
 from moeprof.core.errors import MoeprofError, RecordError
 from moeprof.core.jsonfile import read_json
 
 PUBLISHED = ROOT / "reports" / "published"
-README = ROOT / "README.md"
+DOCS_PAGE = ROOT / "docs" / "gpu.md"
 EXPERIMENTS = ROOT / "benchmarks" / "gpu" / "EXPERIMENTS.md"
 
 
@@ -42,7 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     page = options.to / "gpu" / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(evidence_page(results), encoding="utf-8")
-    (page.parent / "readme-block.md").write_text(readme_block(results) + "\n", encoding="utf-8")
     if options.to.resolve() == PUBLISHED:
         _fill_in(results)
     print(page)
@@ -50,17 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fill_in(results: Results) -> None:
-    """The results in EXPERIMENTS.md, and the block of the README where it has the markers."""
+    """The results in EXPERIMENTS.md, and the block of docs/gpu.md."""
     EXPERIMENTS.write_text(filled(EXPERIMENTS.read_text(encoding="utf-8"), results), encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    if BEGIN in text:
-        README.write_text(with_block(text, readme_block(results)), encoding="utf-8")
+    DOCS_PAGE.write_text(with_block(DOCS_PAGE.read_text(encoding="utf-8"), docs_block(results)), encoding="utf-8")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.publish", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="what each call left under --out")
-    parser.add_argument("--to", type=Path, default=PUBLISHED, help="another folder; README and EXPERIMENTS then stay")
+    parser.add_argument("--to", type=Path, default=PUBLISHED, help="another folder; the documents then stay")
     parser.add_argument("--replace", action="store_true", help="put a record in the place of one of the same name")
     parser.add_argument("--allow-tiny", action="store_true", help="publish tiny models too (tests)")
     return parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """What the parent process tells a worker: one model, one launch. Plain data, no torch, crosses the process boundary.
 
-Test hooks as plain data, without torch: how an engine is slowed or broken (see capture/slowdown.py).
+Test hooks as plain data, without torch: how an engine is slowed or broken (see capture/engines/faults.py).
 
 What the parent process tells a lock-step worker: several lanes, one launch. Plain data, no torch.
 """

@@ -56,19 +56,20 @@ def ci_files(system: CiSystem, workloads: Path, requirement: str) -> dict[Path, 
 def requirement() -> str:
     """What pip needs to install this moeprof again: a pinned version, a revision of its repository, or a wheel's path.
 
-    Read from ``direct_url.json`` (PEP 610), which pip writes for everything that does not come from an index.
+    With the extra that runs models, because the job runs one. Read from ``direct_url.json`` (PEP 610), which pip writes
+    for everything that does not come from an index.
     """
     installed = metadata.distribution("moeprof")
     text = installed.read_text("direct_url.json")
     if text is None:
-        return f"moeprof=={installed.version}"
+        return f"moeprof[run]=={installed.version}"
     source: dict[str, Any] = json.loads(text)
     vcs = source.get("vcs_info")
     if vcs is not None:
-        return f"moeprof @ {vcs['vcs']}+{source['url']}@{vcs['commit_id']}"
+        return f"moeprof[run] @ {vcs['vcs']}+{source['url']}@{vcs['commit_id']}"
     if not str(source["url"]).startswith("file:"):
-        return f"moeprof @ {source['url']}"
-    return f"vendor/moeprof-{installed.version}-py3-none-any.whl"
+        return f"moeprof[run] @ {source['url']}"
+    return f"vendor/moeprof-{installed.version}-py3-none-any.whl[run]"
 
 
 def next_steps(system: CiSystem, workloads: Path, requirement: str) -> tuple[str, ...]:
@@ -76,7 +77,8 @@ def next_steps(system: CiSystem, workloads: Path, requirement: str) -> tuple[str
     smoke = workloads / WORKLOADS[0]
     steps = [f"put your model into {smoke}"]
     if requirement.startswith("vendor/"):
-        steps.append(f"copy the wheel of moeprof to {requirement}, or change MOEPROF in {JOBS[system][1]}")
+        wheel = requirement.removesuffix("[run]")
+        steps.append(f"copy the wheel of moeprof to {wheel}, or change MOEPROF in {JOBS[system][1]}")
     steps.append(f"moeprof run {smoke} --output-dir reports/{smoke.stem}")
     steps.append(f"moeprof baseline save reports/{smoke.stem} main")
     include = "" if system == "github" else f"add `include: [{{local: {JOBS[system][1]}}}]` to .gitlab-ci.yml, "

@@ -23,8 +23,15 @@ from moeprof.cli.regress import regress
 from moeprof.cli.report import report
 from moeprof.cli.run import run
 from moeprof.cli.trace import trace_app
-from moeprof.core.errors import MoeprofError
+from moeprof.core.errors import MissingExtraError, MoeprofError
 from moeprof.core.text import one_line
+
+# Extra of pyproject.toml -> what is imported from the packages that only it installs.
+EXTRAS = {
+    "run": (
+        "torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "accelerate", "psutil", "pynvml",
+    ),
+}  # fmt: skip
 
 app = typer.Typer(
     name="moeprof",
@@ -55,10 +62,26 @@ def _root(
     pass
 
 
+def _result(arguments: Sequence[str] | None) -> object:
+    """Run the command; a library of an extra that is missing becomes the line that installs it, whoever imports it.
+
+    Raises:
+        MissingExtraError: this installation cannot run the command.
+    """
+    try:
+        return app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        extra = next((name for name, libraries in EXTRAS.items() if library in libraries), None)
+        if extra is None:
+            raise
+        raise MissingExtraError(library, extra) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see core/errors.py)."""
     try:
-        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        result = _result(arguments)
     except MoeprofError as error:
         for line in error.lines or (str(error),):
             print(f"moeprof: {one_line(line)}", file=sys.stderr)

@@ -18,24 +18,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.analysis.metrics.summary import Summary, summarise
-from moeprof.analysis.report.document import Document
-from moeprof.analysis.report.run import build_document
 from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
-from moeprof.core.record.layout import Record
 from moeprof.core.text import printable
 from moeprof.render import COMPARE_FILES, FILES
 
 if TYPE_CHECKING:
+    from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.analysis.metrics.summary import Summary
     from moeprof.analysis.regress.result import Regression
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
     from moeprof.cli.regress_judge import Judged
+    from moeprof.core.record.layout import Record
 
 
 def summarise_record(record: Record, pricing: Pricing) -> tuple[Summary, Document]:
     """Metrics and Document of a record."""
+    from moeprof.analysis.metrics.summary import summarise
+    from moeprof.analysis.report.run import build_document
+
     summary = summarise(record, pricing)
     return summary, build_document(summary)
 

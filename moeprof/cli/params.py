@@ -18,10 +18,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moeprof.analysis.params import Question
 from moeprof.core.errors import InputError
 from moeprof.core.text import printable
-from moeprof.render.params import Column, cell, footnotes
 
 if TYPE_CHECKING:
     from moeprof.analysis.params import Question
@@ -40,6 +38,8 @@ def print_params(columns: Sequence[Column], question: Question, console: Console
         question: what was asked, for the rules below.
         console: where to.
     """
+    from moeprof.render.params import footnotes
+
     shown = [column for column in columns if column.has_figures]
     width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
     fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
@@ -57,6 +57,8 @@ def print_params(columns: Sequence[Column], question: Question, console: Console
 
 
 def _table(columns: Sequence[Column], width: int) -> Table:
+    from moeprof.render.params import cell
+
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
     table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
     for column in columns:

@@ -77,7 +77,7 @@ class Side:
 
 
 def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, output_dir: Path | None) -> Path:
-    """Measure; returns the folder (see core/record_pairs.py).
+    """Measure; returns the folder (see core/record/pairs.py).
 
     Raises:
         InputError: a workload is bad, or both sides would not do the same steps.

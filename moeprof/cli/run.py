@@ -17,21 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.capture.memory.predict import Fit
-from moeprof.capture.run.prepare import Prepared
 from moeprof.cli.options import Overrides, apply
 from moeprof.cli.output import print_records
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
-from moeprof.core.record.layout import LaunchRecord, Record
-from moeprof.core.trace import IntArray, Schedule
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.capture.memory.predict import Fit
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
-    from moeprof.core.record.layout import Record
+    from moeprof.core.record.layout import LaunchRecord, Record
+    from moeprof.core.trace import IntArray, Schedule
     from moeprof.core.workload.workload import Workload
 
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model

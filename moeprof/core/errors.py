@@ -8,7 +8,8 @@ MoeprofError (1: something failed)
  |   |   `- UnsupportedModelError   an architecture that moeprof refuses by name
  |   |- RecordError         a record that is missing, damaged, or from a newer format
  |   |- IncomparableError   runs whose facts forbid what was asked; one line per fact
- |   `- PriceError          a device without a price
+ |   |- PriceError          a device without a price
+ |   `- MissingExtraError   a library that only an extra of the package installs
  |- EngineError (1: a model failed while running)
  |   `- OutOfMemoryError    what was needed, what was there, which setting to change
  |- RegressionFoundError (3)
@@ -71,6 +72,13 @@ class IncomparableError(InputError):
 
 class PriceError(InputError):
     """No price is known for this device."""
+
+
+class MissingExtraError(InputError):
+    """The command needs a library that this installation was made without."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed, and this command needs it: pip install 'moeprof[{extra}]'")
 
 
 class EngineError(MoeprofError):

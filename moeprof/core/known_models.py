@@ -1,14 +1,17 @@
 """The built-in list of models and routing schemes: shapes, published figures with their source, and our count.
 
 Shapes and published figures are facts from model cards and papers. Where transformers has a class, ``config`` holds
-what it is built from; elsewhere ``layers`` describes the model. Our counts are stored so that listing is quick; a test
-computes every one of them again. The count of a description is arithmetic on matrices and norm vectors, without
+what it is built from, and the count of that class is stored beside the list, so that counting a known system needs
+neither transformers nor torch; a test counts every one of them again.
+
+Elsewhere ``layers`` describes the model. The count of a description is arithmetic on matrices and norm vectors, without
 biases, so it also works for models that only a paper describes.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -207,7 +210,7 @@ def _facts(
 
 
 SYSTEMS = Path(__file__).resolve().parents[1] / "data" / "systems.yaml"
-COUNTS = ("total_params", "active_params", "active_params_no_embedding", "active_params_no_embedding_no_head")
+FACTS = SYSTEMS.with_name("system_facts.json")  # written by tests/helpers/system_facts.py
 CONVENTIONS = {"A": "active_params", "B": "active_params_no_embedding", "C": "active_params_no_embedding_no_head"}
 STATUS = {
     "model": "published",
@@ -217,16 +220,6 @@ STATUS = {
 }
 # A vendor's figure further than this from every convention follows none of them.
 MAX_CONVENTION_ERROR_RATIO = 0.10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Parameters in the conventions of METRICS section 2."""
-
-    total_params: int
-    active_params: int
-    active_params_no_embedding: int
-    active_params_no_embedding_no_head: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +240,6 @@ class System:
         layers: description of its layers, where there is no class.
         experts_only: all that a rumour says.
         stored_bits: bits per parameter and group in the vendor's checkpoint, where other than the config's dtype.
-        counted: our counts; None for a scheme.
         note: what a reader should know; for a scheme, what active means there.
     """
 
@@ -264,7 +256,6 @@ class System:
     layers: LayerDescription | None = None
     experts_only: ExpertsOnly | None = None
     stored_bits: dict[str, float] = field(default_factory=dict)
-    counted: Counts | None = None
     note: str = ""
 
     @property
@@ -313,6 +304,25 @@ def systems() -> tuple[System, ...]:
     return yamlfile.load(SYSTEMS, _File).systems
 
 
+def system_facts(system: System) -> ModelFacts | None:
+    """What it is, counted; None for a scheme."""
+    if system.kind == "scheme":
+        return None
+    if system.description is not None:
+        return described_facts(system.description, name=system.name, source=system.source)
+    stored = dict(_stored_facts()[system.name])
+    kinds, order = stored.pop("layer_kinds"), stored.pop("layers")
+    layers = [kinds[kind] | {"name": kinds[kind]["name"].format(number)} for kind, number in order]
+    return ModelFacts.from_json({"name": system.name, "source": system.source, "moe_layers": layers} | stored)
+
+
+@cache
+def _stored_facts() -> dict[str, dict[str, Any]]:
+    """Row -> the count of its config; equal MoE layers are written once, with their numbers."""
+    found: dict[str, dict[str, Any]] = json.loads(FACTS.read_text(encoding="utf-8"))
+    return found
+
+
 def find_system(text: str) -> System | None:
     """The row with this name, title or hub id, upper or lower case; None when there is none."""
     wanted = text.casefold()
@@ -346,12 +356,12 @@ class Convention:
     is_settled: bool
 
 
-def convention_of(system: System, counts: Counts | ModelFacts) -> Convention | None:
+def convention_of(system: System, facts: ModelFacts) -> Convention | None:
     """The convention of a row's published active figure.
 
     Args:
         system: the row.
-        counts: our counts of it.
+        facts: our count of it.
 
     Returns:
         The settled one, else the nearest (A where two are equal); None when the vendor says nothing or no convention
@@ -360,7 +370,7 @@ def convention_of(system: System, counts: Counts | ModelFacts) -> Convention | N
     published = system.published_active_params
     if published is None:
         return None
-    errors = {c: float(getattr(counts, name)) / published - 1 for c, name in CONVENTIONS.items()}
+    errors = {c: float(getattr(facts, name)) / published - 1 for c, name in CONVENTIONS.items()}
     if system.convention is not None:
         return Convention(letter=system.convention, error_ratio=errors[system.convention], is_settled=True)
     nearest = min(errors, key=lambda c: abs(errors[c]))

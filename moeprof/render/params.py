@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeprof.analysis.params import NOT_SAID, Figure, Question
-from moeprof.core.known_models import Convention, System, convention_of
+from moeprof.core.known_models import Convention, System, convention_of, system_facts
+from moeprof.core.model_facts import ModelFacts
 from moeprof.core.text import printable
 from moeprof.core.units import NOT_AVAILABLE, count, display, percent, scaled
 
@@ -167,8 +168,8 @@ def list_records(rows: Sequence[System]) -> list[dict[str, Any]]:
 
 
 def _record(row: System) -> dict[str, Any]:
-    follows = _convention(row)
-    counted = row.counted
+    counted = system_facts(row)
+    follows = _convention(row, counted)
     return {
         "name": row.name,
         "title": row.title,
@@ -197,7 +198,8 @@ def shown_records(rows: Sequence[System]) -> list[dict[str, Any]]:
     """The same for people: few columns, ``published / ours``, so that a row fits 80 characters."""
     shown = []
     for row in rows:
-        follows, counted = _convention(row), row.counted
+        counted = system_facts(row)
+        follows = _convention(row, counted)
         letter = "" if follows is None else follows.letter if follows.is_settled else f"~{follows.letter}"
         shown.append(
             {
@@ -213,8 +215,8 @@ def shown_records(rows: Sequence[System]) -> list[dict[str, Any]]:
     return shown
 
 
-def _convention(row: System) -> Convention | None:
-    return convention_of(row, row.counted) if row.counted is not None else None
+def _convention(row: System, counted: ModelFacts | None) -> Convention | None:
+    return None if counted is None else convention_of(row, counted)
 
 
 def _short(value: float | None) -> str:

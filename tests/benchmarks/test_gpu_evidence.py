@@ -13,7 +13,7 @@ from benchmarks.gpu.carry import first_minute, olmoe_counts
 from benchmarks.gpu.evidence import FORMAT_VERSION
 from benchmarks.gpu.experiments import RULES, filled
 from benchmarks.gpu.goals import GOALS, Figure
-from benchmarks.gpu.page import BEGIN, END, evidence_page, readme_block, with_block
+from benchmarks.gpu.page import BEGIN, END, docs_block, evidence_page, with_block
 from benchmarks.gpu.parts import PLAN, build
 from benchmarks.gpu.publish import EXPERIMENTS, PUBLISHED, card_name, published_results
 from benchmarks.gpu.results import Results, read_results
@@ -125,7 +125,7 @@ def told_by_a_card(**changes: Any) -> dict[str, Any]:
 def test_before_any_card_every_figure_is_not_yet_measured() -> None:
     page = evidence_page(Results())
     assert "no card has run it" in page and page.count("| not yet measured | not measured |") == len(GOALS)
-    block = readme_block(Results())
+    block = docs_block(Results())
     assert block.startswith(BEGIN) and block.endswith(END) and "not yet measured" in block
 
 
@@ -136,7 +136,7 @@ def test_the_page_holds_each_figure_and_verdict_and_what_failed() -> None:
     assert "torch 2.11.0" in page
 
 
-def test_the_readme_block_replaces_what_stands_between_its_markers() -> None:
+def test_the_block_replaces_what_stands_between_its_markers() -> None:
     text = with_block(f"before\n{BEGIN}\nold\n{END}\nafter", f"{BEGIN}\nnew\n{END}")
     assert text == f"before\n{BEGIN}\nnew\n{END}\nafter"
     with pytest.raises(ValueError, match="once each"):
@@ -146,10 +146,9 @@ def test_the_readme_block_replaces_what_stands_between_its_markers() -> None:
 def test_what_is_committed_is_what_the_records_give() -> None:
     results = published_results(PUBLISHED)
     assert (PUBLISHED / "gpu" / "README.md").read_text() == evidence_page(results)
-    assert (PUBLISHED / "gpu" / "readme-block.md").read_text() == readme_block(results) + "\n"
     assert EXPERIMENTS.read_text() == filled(EXPERIMENTS.read_text(), results)
-    readme = (WORKLOADS.parents[1] / "README.md").read_text()
-    assert BEGIN not in readme or with_block(readme, readme_block(results)) == readme
+    page = (WORKLOADS.parents[1] / "docs" / "gpu.md").read_text()
+    assert with_block(page, docs_block(results)) == page
 
 
 def test_every_experiment_has_a_rule_and_every_rule_an_experiment() -> None:

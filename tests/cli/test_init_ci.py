@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -25,9 +26,10 @@ from moeprof.core.workload.workload import load_workload
 from tests.helpers.tiny_run import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOW, ACTION = ".github/workflows/moeprof.yml", ".github/actions/regress/action.yml"
+WORKFLOW, RELEASE = ".github/workflows/ci.yml", ".github/workflows/release.yml"
+ACTION = ".github/actions/regress/action.yml"
 JOBS = {"github": ".github/workflows/moeprof.yml", "gitlab": ".gitlab-ci.moeprof.yml"}
-SOURCE = "moeprof @ git+https://example.org/moeprof.git@0123abc"
+SOURCE = "moeprof[run] @ git+https://example.org/moeprof.git@0123abc"
 Act = Callable[..., tuple[dict[str, str], list[str]]]
 
 
@@ -40,7 +42,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def texts() -> dict[str, str]:
     """Every CI file by name."""
-    found = {name: (ROOT / name).read_text() for name in (WORKFLOW, ACTION)}
+    found = {name: (ROOT / name).read_text() for name in (WORKFLOW, RELEASE, ACTION)}
     for system, path in JOBS.items():
         found[f"init --ci {system}"] = ci_files(system, Path("workloads"), SOURCE)[Path(path)]  # type: ignore[index]
     return found
@@ -84,7 +86,7 @@ def parse(words: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", texts())
 def test_every_call_in_a_ci_job_is_one_that_the_command_line_takes(name: str) -> None:
     calls = commands(texts()[name])
-    assert {words[0] for words in calls} >= ({"run", "regress"} if name != WORKFLOW else set())  # ours uses the action
+    assert {words[0] for words in calls} >= ({"run", "regress"} if name not in (WORKFLOW, RELEASE) else set())
     for words in calls:
         options = parse(words)
         if "write" in options:
@@ -275,11 +277,11 @@ def test_a_folder_that_is_no_repository_is_told(project: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
-        (None, "moeprof==1.2"),
-        ({"url": "file:///home/me/moeprof-1.2-py3-none-any.whl"}, "vendor/moeprof-1.2-py3-none-any.whl"),
-        ({"url": "https://example.org/m.whl"}, "moeprof @ https://example.org/m.whl"),
+        (None, "moeprof[run]==1.2"),
+        ({"url": "file:///home/me/moeprof-1.2-py3-none-any.whl"}, "vendor/moeprof-1.2-py3-none-any.whl[run]"),
+        ({"url": "https://example.org/m.whl"}, "moeprof[run] @ https://example.org/m.whl"),
         ({"url": "https://example.org/m.git", "vcs_info": {"vcs": "git", "commit_id": "0123abc"}},
-         "moeprof @ git+https://example.org/m.git@0123abc"),
+         "moeprof[run] @ git+https://example.org/m.git@0123abc"),
     ],
 )  # fmt: skip
 def test_a_job_installs_what_is_installed_here(
@@ -319,3 +321,27 @@ def test_the_example_gates_are_those_of_the_workload_and_each_line_in_them_is_a_
     settings = load_gate_settings(Path("all.yaml"))
     assert len(settings.fail_on) == 6
     assert len(parse_gates(settings, "all.yaml")) == 6
+
+
+# -- the project's own files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file", [".pre-commit-config.yaml", *(f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("bug", "figure", "idea"))]
+)
+def test_a_file_for_contributors_is_read_as_what_it_is(file: str) -> None:
+    found = yaml.safe_load((ROOT / file).read_text())
+    if file.startswith(".github"):
+        assert {"name", "description", "body"} <= set(found)
+        ids = [part["id"] for part in found["body"]]
+        assert len(ids) == len(set(ids)) and all(part["attributes"]["label"] for part in found["body"])
+    else:
+        assert [hook["entry"].split()[0] for repo in found["repos"] for hook in repo["hooks"]] == ["make", "make"]
+
+
+def test_ci_runs_the_script_on_every_python_that_the_package_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [text.rpartition(" ")[2] for text in project["classifiers"] if "Python :: 3." in text]
+    check = yaml.safe_load(texts()[WORKFLOW])["jobs"]["check"]
+    assert check["strategy"]["matrix"]["python"] == named
+    assert ".ci/run" in [step.get("run") for step in check["steps"]]

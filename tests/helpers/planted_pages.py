@@ -1,4 +1,7 @@
-"""The planted check as people read it, for golden files. ``python -m tests.planted_pages`` writes them again."""
+"""The planted check as people read it, for golden files.
+
+``python -m tests.helpers.planted_pages`` writes them again.
+"""
 
 from __future__ import annotations
 

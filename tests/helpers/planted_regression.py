@@ -1,8 +1,8 @@
 """One planted check for regressions, for the page and for every file that other tools read. Figures are invented.
 
 Every verdict, every kind of gate, a model whose name is awkward in XML, Markdown, HTML and workflow commands, and a
-router that lost an expert. Same call, same Regression. ``python -m tests.planted_regression`` writes the golden files
-in tests/golden/regress/ again.
+router that lost an expert. Same call, same Regression. ``python -m tests.helpers.planted_regression`` writes the golden
+files in tests/golden/regress/ again.
 """
 
 from __future__ import annotations

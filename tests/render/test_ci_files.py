@@ -87,7 +87,7 @@ def outcomes(check: Regression) -> dict[tuple[str, str], tuple[str, str | None]]
 
 @pytest.mark.parametrize("form", CI_FORMATS)
 def test_a_form_is_byte_for_byte_its_golden_file(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a wanted change: ``python -m tests.planted_regression``, and read the diff."""
+    """After a wanted change: ``python -m tests.helpers.planted_regression``, and read the diff."""
     monkeypatch.setattr(moeprof, "__version__", "0.1.0")
     monkeypatch.chdir(tmp_path)  # no folder `workloads` here
     for path in write_ci_files(planted(), tmp_path, [form]):

@@ -5,9 +5,9 @@ the device's time between kernels; ``host``, W beyond the device's time. On a CP
 what Python does between them. ``not_itemised`` is what is left, and negative where profiling made the parts longer.
 A part's excess is its time over its own floor; the excesses add up to the gap.
 
-Bytes and FLOPs of each part of a step: METRICS section 5, one stage of core/gap.py at a time.
+Bytes and FLOPs of each part of a step: METRICS section 5, one stage of core/record/breakdown.py at a time.
 
-The sum over stages is that of step_work.py, plus the embedding rows looked up. A part's floor is the longer of moving
+The sum over stages is that of work.py, plus the embedding rows looked up. A part's floor is the longer of moving
 its bytes at the measured bandwidth and multiplying at the measured rate; parts follow each other, so the sum of the
 floors is at least the floor of the whole step, and more where some parts wait for memory and others for arithmetic.
 """

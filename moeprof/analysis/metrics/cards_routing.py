@@ -166,7 +166,7 @@ CARDS: tuple[Card, ...] = (
         "mean of shared picks / k over tokens that both runs processed",
         better="higher",
     ),
-    # Two runs on the same tokens; see regress/router_health.py.
+    # Two runs on the same tokens; see regress/routing/health.py.
     _card(
         "routing_agreement_ratio_worst",
         "Routing agreement of two runs, worst layer",

@@ -30,7 +30,7 @@ class PassTables:
     Attributes:
         name: ``round-0``, ``capacity-1``...
         traffic: ``open``, ``closed`` or ``offline``.
-        requests: table ``requests`` of core/record.py.
+        requests: table ``requests`` of core/record/tables.py.
         steps: table ``steps``; row i is step i of the routing arrays.
         telemetry: table ``telemetry``, may be empty.
         routing: routing counts, or None.

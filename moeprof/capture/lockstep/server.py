@@ -1,6 +1,6 @@
-"""``python -m moeprof.capture.step_server``: one lane of a launch pair, which steps when its parent says so.
+"""``python -m moeprof.capture.lockstep.server``: one lane of a launch pair, which steps when its parent says so.
 
-It is started under the environment that is to be measured. Messages are those of step_protocol.py. Between two orders
+It is started under the environment that is to be measured. Messages are those of protocol.py. Between two orders
 it waits in a read and costs nothing; when the parent is gone it ends.
 """
 

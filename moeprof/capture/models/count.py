@@ -1,7 +1,7 @@
 """From what somebody typed to a counted model, without weights: a hub id, a folder, a config, a name of the list.
 
-A name or a description never needs torch. A hub id that the built-in list knows is counted from the list where the hub
-has no answer, and says so.
+A name of the list or a description never needs torch. A hub id that the built-in list knows is counted from the list
+where the hub has no answer, and says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.models.find import named_configs, read_config
+from moeprof.capture.models.find import read_config
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
@@ -21,6 +21,7 @@ from moeprof.core.known_models import (
     described_facts,
     find_system,
     nearest_names,
+    system_facts,
 )
 from moeprof.core.model_facts import ModelFacts
 
@@ -77,12 +78,9 @@ def _hint(text: str) -> str:
 
 def count_system(system: System) -> CountedModel:
     """Count a row of the built-in list."""
-    if system.kind == "scheme":
+    facts = system_facts(system)
+    if facts is None:
         return CountedModel(name=system.name, facts=None, system=system, stored_reason=system.status)
-    if system.description is not None:
-        facts = described_facts(system.description, name=system.name, source=system.source)
-    else:
-        facts = facts_of_config(named_configs()[system.name], name=system.name, source=system.source)
     return _listed(system.name, facts, system)
 
 

@@ -3,7 +3,7 @@
 Rule: an experts module has a class name that ends in ``Experts`` and is called with ``(hidden_states [T, d],
 top_k_index [T, k], top_k_weights [T, k])``. What is in those arguments is what gets executed; router logits are not
 (group limits and correction biases change the pick afterwards). The few architectures that break the rule have an
-adapter or a refusal in routing_adapters.py. Suffix legend: T tokens, E experts, K top-k.
+adapter or a refusal in capture/routing/adapters.py. Suffix legend: T tokens, E experts, K top-k.
 """
 
 from __future__ import annotations

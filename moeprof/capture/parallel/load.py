@@ -1,7 +1,7 @@
 """Load one rank's part of a model by the plan that transformers has for the architecture.
 
 The group is joined before (it has a gloo group for commands and short timeouts), so transformers takes ours. A
-checkpoint is read shard by shard; random weights are drawn module by module (random_parts.py), and are those of a model
+checkpoint is read shard by shard; random weights are drawn module by module, and are those of a model
 on one device.
 
 Random weights of one rank's part: each module is drawn whole, as on one device, and this rank's share is kept.

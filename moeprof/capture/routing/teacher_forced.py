@@ -1,4 +1,4 @@
-"""Record where a model sends a fixed text, one request at a time (the noun is in core/forced_picks.py).
+"""Record where a model sends a fixed text, one request at a time (the noun is in core/record/picks.py).
 
 The first requests of the schedule, prompt and forced output, each alone through a plain forward pass without a cache:
 no batch, no chunks, no timing can change a pick. A routing override that is in force stays so.

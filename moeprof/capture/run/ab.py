@@ -4,7 +4,7 @@ Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one
 measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
 which both sides are stepped in turn on one schedule (DESIGN section 9), for the times.
 
-Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record_pairs.py).
+Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record/pairs.py).
 
 The lone run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
 

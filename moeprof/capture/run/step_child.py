@@ -93,8 +93,8 @@ class StepChild:
             )
         if said.get("torch") is None or said.get("transformers") is None:
             raise InputError(
-                f"{_option(self.lane)}: {self.python} has no torch or no transformers; install both there "
-                "(`moeprof doctor` under it says more)"
+                f"{_option(self.lane)}: {self.python} has no torch or no transformers; there: "
+                f"{self.python} -m pip install 'moeprof[run]'"
             )
         return said
 

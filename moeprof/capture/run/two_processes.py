@@ -1,25 +1,12 @@
 """A launch pair in two processes, for sides that no single environment serves: another torch, transformers, moeprof.
 
-Each process holds one lane and steps when told to (step_server.py). Both replay one schedule with forced lengths, so
+Each process holds one lane and steps when told to (server.py). Both replay one schedule with forced lengths, so
 step i has the same batch on both sides, and this is checked. They take turns of TURN_STEPS steps. What is written is
-what one process writes (core/record_lanes.py), with ``turn_steps`` and ``reference_kernel_s`` beside it in pass.json.
+what one process writes (core/record/lanes.py), with ``turn_steps`` and ``reference_kernel_s`` beside it in pass.json.
 The order within a turn is always that of the cycle, so ``place`` says which side began.
 
-Each side wakes cold after the other's turn. With the order changed at every turn, the side that went on after its own
-turn had warm caches: it took 12 % less processor time than the other at 1 step a turn, 8 % at 4, 4 % at 8, 3 % at 16.
-So the sides now follow each other strictly, equally cold, and that difference is gone. Base and new the same, on two
-shared cores, one thread, 4 requests in flight, 4 s, 6 launches (tests/turn_lengths.py); log ratio new / base of summed
-step times, mean and standard deviation over launches in percent:
-
-    steps a turn                        1             2             4             8
-    demo-moe,   load 4 to 7       -0.6 +- 1.6   +1.6 +- 3.9   +0.9 +- 1.6   +2.2 +- 8.6
-    demo-moe,   load 2 to 3.5     -0.2 +- 1.5   +0.1 +- 0.7   -0.3 +- 1.2   +0.3 +- 0.8
-    demo-dense, load 3.7          +0.0 +- 0.7   -0.8 +- 0.8   -0.2 +- 0.6   +0.7 +- 1.0
-
-Long turns meet other noise than their partner's, so 4 it is. A side slowed by 10 % (log ratio 0.095) read 0.097 to
-0.114 in each of 6 launches at load 2 to 3. At load 7 to 10, with the older order, the spread was 3 to 11 % for every
-length (processor time: 1 to 4 %), and 4 to 6 % with both pinned to one core. This has not been run on a GPU: there both
-processes share the device, and ``device_s`` is what the engine of each says, as in one process.
+Each side wakes cold after the other's turn; they follow each other strictly, so that both are equally cold. Why a turn
+has four steps, and what that leaves of the noise, is measured in docs/regress.md.
 """
 
 from __future__ import annotations

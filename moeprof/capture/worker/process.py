@@ -33,7 +33,7 @@ class WorkerFailedError(EngineError):
     Attributes:
         exit_code: 2 means that its input was bad.
         details: the traceback or the stacks, for the record.
-        reason: reason code (see device_errors.py and watchdog.py; ``process_died``), or None for other errors.
+        reason: reason code (see devices/errors.py and watch.py; ``process_died``), or None for other errors.
     """
 
     def __init__(self, message: str, exit_code: int = 1, details: str | None = None, reason: str | None = None) -> None:

@@ -4,14 +4,14 @@
       experiment.json      format_version, status, run, started_at, workload, environment, schedules, models, notes
       heartbeat            unix seconds, rewritten about once a second while the run lives
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
-      <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/modelfacts.py)
+      <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/model_facts.py)
       <model>/launch-<l>/launch.json        engine facts, device, peaks, warm-up, overhead, self-check, memory
-      <model>/launch-0/forced.npz           picks of forced tokens (see core/forced_picks.py)
+      <model>/launch-0/forced.npz           picks of forced tokens (see core/record/picks.py)
       <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
       <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, refused, invariants
       <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
       <model>/launch-<l>/sweep-<point>-<n>/  a pass at one setting of the sweep; pass.json says which (``sweep``)
-      lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see core/record_lanes.py)
+      lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see core/record/lanes.py)
       ladder/launch-<l>/c<concurrency>/     the same for the rungs of the sparsity ladder
       summary.json summary.csv report.md report.html
 
@@ -23,7 +23,7 @@ the pass; all missing values are null, never 0.
 requests: one row per request of the schedule that was sent, refused or failed
 steps:    one row per engine step
 telemetry: one row per sample (about 5 per second)
-routing.npz: see core/routing_counts.py; while a pass runs: routing.part-<w>.npz, of windows closed in about a second
+routing.npz: see core/record/routing.py; while a pass runs: routing.part-<w>.npz, of windows closed in about a second
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class ModelRecord:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """model.json (see core/modelfacts.py); empty when loading failed."""
+        """model.json (see core/model_facts.py); empty when loading failed."""
         return _read_checked(self.path / "model.json", check_facts)
 
     @cached_property

@@ -3,7 +3,7 @@
 <folder>/ab.json      format_version, mode (pairs | processes), base, new (what each side is), settings, status
 <folder>/base/        a record as ``moeprof run`` writes it: one launch alone, for everything that is no time
 <folder>/new/         likewise
-<folder>/pairs/<model>/launch-<l>/c<concurrency>/{pass.json,lanes.parquet}   as in core/record_lanes.py; the lanes
+<folder>/pairs/<model>/launch-<l>/c<concurrency>/{pass.json,lanes.parquet}   as in core/record/lanes.py; the lanes
                       are called ``base`` and ``new``; pass.json also holds ``reference_kernel_s``: seconds of the
                       reference kernel before and after the measurement, per lane's process
 """

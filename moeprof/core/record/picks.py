@@ -8,7 +8,7 @@ Where a model sends a fixed text: picks of about 2,048 teacher-forced tokens, on
 ``<run>/<model>/launch-<l>/forced.npz``. Batches of one make it a fact of weights, kernels and text alone, so two
 records, checkpoints, dtypes or code revisions can be set against each other token by token.
 
-``forced.npz``: picks of forced tokens on disk (the noun is in core/forced_picks.py).
+``forced.npz``: picks of forced tokens on disk.
 """
 
 from __future__ import annotations

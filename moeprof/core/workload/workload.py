@@ -25,7 +25,13 @@ Outputs = Literal["forced", "forced_length", "free"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
-    """Service level objectives, in seconds. A request is good when it meets every one that is given."""
+    """Service level objectives, in seconds. A request is good when it meets every one that is given.
+
+    Attributes:
+        ttft_s: to the first token, from the scheduled arrival.
+        tpot_s: per further output token.
+        e2e_s: to the last token.
+    """
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -37,7 +43,13 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capital:
-    """Owned hardware instead of rent: price / (life x utilisation), per device."""
+    """Owned hardware instead of rent: price / (life x utilisation), per device.
+
+    Attributes:
+        usd_per_device: what one cost.
+        years: of use.
+        utilisation_ratio: share of that time in which it works.
+    """
 
     usd_per_device: float
     years: float = 4.0
@@ -104,7 +116,7 @@ class Instruments:
         picks_cap_mib: bound for them.
         quality: bits per byte of the forced outputs.
         forced_picks: where about 2,048 forced tokens are sent, one request at a time.
-        gap: steps of a few sizes itemised by part of the model (see core/gap.py).
+        gap: steps of a few sizes itemised by part of the model (see core/record/breakdown.py).
     """
 
     routing: bool = True
@@ -127,7 +139,12 @@ class Instruments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmup:
-    """Warm-up: other prompts, until step times settle or the bound is reached."""
+    """Warm-up: other prompts, until step times settle or the bound is reached.
+
+    Attributes:
+        num_requests: other prompts that are sent.
+        max_seconds: bound.
+    """
 
     num_requests: int = 8
     max_seconds: float = 30.0
@@ -140,7 +157,32 @@ class Warmup:
 class Workload:
     """A whole experiment. See the classes above for each part.
 
-    A model is ended when a step takes longer than ``watchdog_s`` and fifty times the longest step so far; 0: never.
+    Attributes:
+        name: of the workload, in the record's folder and on every page.
+        traffic: what is sent.
+        models: what is measured, each on the same requests.
+        engine: how models are run.
+        rounds: passes over the schedule in one launch.
+        launches: fresh processes per model, which make the launch the unit of intervals.
+        seed: of every random stream.
+        outputs: ``forced`` feeds the text's own continuation, so that every model runs the same tokens (without such
+            text: ``forced_length``); ``forced_length`` fixes how many tokens the model chooses; ``free`` ends where it
+            ends.
+        warmup: what runs before anything is measured.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: of torch on a CPU; else as torch chooses.
+        max_minutes: the run ends in time, with what was measured.
+        watchdog_s: a model is ended when a step takes longer than this and than fifty times the longest step so far;
+            0: never.
+        slo: what a good request is.
+        prices: what an hour costs.
+        instruments: what is watched.
+        lockstep: models stepped in turn in one process.
+        ladder: the sparsity ladder.
+        sweep: several loads.
+        claim: a statement put to the test.
+        gates: of ``moeprof regress``.
+        label: a text that tells this run from others.
     """
 
     name: str

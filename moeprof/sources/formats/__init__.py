@@ -1,4 +1,4 @@
-"""Where requests come from: trace readers, synthetic traffic, prompt text. Everything here becomes a Schedule.
+"""Trace readers, one file per format, and their table: each turns its rows into a Trace, and notes what it drops.
 
 This file is the index of the trace formats. A reader is a module with ``matches(file) -> bool`` (a look at the header
 or the keys of the first row) and ``read(file) -> Trace``; it is imported only when it is asked.
@@ -82,7 +82,7 @@ def read_trace(path: Path | str, format: str | None = None) -> Trace:
 
 
 def write_trace(trace: Trace, path: Path, *, force: bool = False) -> None:
-    """Write a trace as moeprof's own JSONL (see sources/jsonl.py for the keys).
+    """Write a trace as moeprof's own JSONL (see jsonl.py for the keys).
 
     Raises:
         TraceError: the file is already there (without ``force``), or cannot be written.

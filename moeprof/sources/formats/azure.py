@@ -31,7 +31,7 @@ def read(file: SourceFile) -> Trace:
     """Read an Azure trace.
 
     Raises:
-        TraceError: see sources/table.py and numbers.py; or a time stamp that is none.
+        TraceError: see columns.py; or a time stamp that is none.
     """
     table = read_table(file, COLUMNS)
     return assemble(

@@ -26,7 +26,7 @@ def read(file: SourceFile) -> Trace:
     """Read a Bailian trace; ``type`` becomes the request class, the first chat of a thread its session.
 
     Raises:
-        TraceError: see sources/numbers.py and mooncake.py.
+        TraceError: see columns.py and mooncake.py.
     """
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)

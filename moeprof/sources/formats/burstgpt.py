@@ -22,7 +22,7 @@ def read(file: SourceFile) -> Trace:
     """Read a BurstGPT trace; ``Log Type`` becomes the request class, ``Session ID`` the session.
 
     Raises:
-        TraceError: see sources/table.py and numbers.py.
+        TraceError: see columns.py.
     """
     table = read_table(file, COLUMNS, optional=("Session ID", "Log Type"))
     output_tokens = table.tokens("Response tokens")

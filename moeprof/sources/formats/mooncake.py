@@ -37,7 +37,7 @@ def read(file: SourceFile) -> Trace:
     """Read a Mooncake trace; without ``hash_ids`` the prompts share nothing.
 
     Raises:
-        TraceError: see sources/numbers.py; or hash_ids that are no list of whole numbers.
+        TraceError: see columns.py; or hash_ids that are no list of whole numbers.
     """
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)

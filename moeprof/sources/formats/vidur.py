@@ -21,7 +21,7 @@ def read(file: SourceFile) -> Trace:
     """Read a vidur trace.
 
     Raises:
-        TraceError: see sources/table.py and numbers.py.
+        TraceError: see columns.py.
     """
     table = read_table(file, COLUMNS, optional=("arrived_at",))
     return assemble(

@@ -232,7 +232,7 @@ def test_of_one_the_unit_stands_in_the_singular(value: float, unit: str, text: s
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_as_the_golden_file_has_it(name: str) -> None:
-    hint = "python -m tests.planted_pages writes it again; read the difference first"
+    hint = "python -m tests.helpers.planted_pages writes it again; read the difference first"
     assert PAGES[name]() == (GOLDEN / name).read_text(encoding="utf-8"), hint
 
 

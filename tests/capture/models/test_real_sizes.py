@@ -19,7 +19,7 @@ from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import describe_twin, read_layers, replace_experts
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError, WorkloadError
-from moeprof.core.known_models import find_system
+from moeprof.core.known_models import find_system, system_facts
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -49,8 +49,10 @@ def twin(name: str, match: str) -> Any:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_twin_at_true_size_has_the_parameters_of_its_moe_without_the_router(name: str) -> None:
     row = find_system(name)
-    assert row is not None and row.counted is not None
-    for match, whole in (("active", row.counted.active_params), ("total", row.counted.total_params)):
+    assert row is not None
+    counted = system_facts(row)
+    assert counted is not None
+    for match, whole in (("active", counted.active_params), ("total", counted.total_params)):
         found, params = twin(name, match)
         fewer = FEWER_BIASES[match] if name == "gpt-oss-20b" else 0
         assert params == whole - ROUTERS[name] - fewer

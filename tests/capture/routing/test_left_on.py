@@ -71,8 +71,8 @@ def test_a_test_that_leaks_is_an_error_and_one_that_cleans_up_is_not(pytester: p
     pytester.makepyfile(
         """
         import pytest
-        from tests.plain_moe import Model
-        from tests.test_left_on import LEAKS
+        from tests.helpers.plain_moe import Model
+        from tests.capture.routing.test_left_on import LEAKS
 
         @pytest.fixture
         def model():

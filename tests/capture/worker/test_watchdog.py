@@ -145,7 +145,7 @@ def test_a_process_tells_where_it_stands_without_the_folders_of_this_machine(tmp
 
 def test_a_process_that_crashes_tells_where(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys; from moeprof.capture.stacks import answer_stack_requests\n"
+        "import os, pathlib, sys; from moeprof.capture.worker.watch import answer_stack_requests\n"
         "def worker_main():\n    os.abort()\n"
         "answer_stack_requests(pathlib.Path(sys.argv[1])); worker_main()"
     )

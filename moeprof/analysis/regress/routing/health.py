@@ -2,8 +2,8 @@
 
 The busiest expert over the mean before and after, by phase, with an interval: what its gates are judged by.
 
-An extreme of counts has no interval that resampling covers (see metrics/routing.py), but how far it moved between two
-sides of the same tokens has: both sides resample the same requests, so what biases one biases the other.
+An extreme of counts has no interval that resampling covers (see metrics/routing/metrics.py), but how far it moved
+between two sides of the same tokens has: both sides resample the same requests, so what biases one biases the other.
 """
 
 from __future__ import annotations

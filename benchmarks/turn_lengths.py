@@ -1,11 +1,11 @@
 """How long should a turn of a launch pair in two processes be? The same model on both sides, turns of several lengths.
 
-    OMP_NUM_THREADS=1 python -m tests.turn_lengths FOLDER workloads/models/demo-moe --launches 6 --turns 1 4 8 16
+    OMP_NUM_THREADS=1 python -m benchmarks.turn_lengths FOLDER workloads/models/demo-moe --launches 6 --turns 1 4 8 16
 
 Both processes stay for all lengths of a launch, so that these meet the same memory; their order is shuffled. With a
 ``p`` after a length both processes are pinned to one core, with a ``q`` each has a core of its own. Prints, for each
-length, mean and standard deviation over launches of the log ratio new / base of summed step times. The figures of the
-docstring of moeprof/capture/run/two_processes.py come from here.
+length, mean and standard deviation over launches of the log ratio new / base of summed step times. The figures of two
+processes in docs/regress.md come from here.
 """
 
 from __future__ import annotations
