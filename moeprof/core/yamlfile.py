@@ -2,9 +2,7 @@
 
 Strict means: unknown keys are errors (with the nearest valid name), duplicate keys are errors, a text like ``1e-3``
 where a number belongs is read as the number YAML 1.2 says it is, and a wrong type is named with its line. Errors read
-``file:line: key: what was found; what is allowed``.
-
-Bounds of numbers in a workload, with one wording for all errors.
+``file:line: key: what was found; what is allowed``; bounds of numbers have one wording for all errors.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from moeprof.capture.memory.predict import PAGE_TOKENS
 from moeprof.capture.protocol import LaunchPlan, LockstepPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import TransformersSettings
 
-PAGE_TOKENS = 16
 FRAGMENTED_RATIO = 0.10  # more than that of the reserved memory lies in pieces
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -114,12 +114,9 @@ def allocator_state(device: torch.device) -> AllocatorState | None:
     largest = None
     with suppress(RuntimeError, KeyError, AttributeError, TypeError):
         snapshot: Any = torch.cuda.memory_snapshot  # not annotated in torch
-        largest = max(_free_pieces(snapshot()), default=0)
+        free = [block["size"] for part in snapshot() for block in part["blocks"] if block["state"] == "inactive"]
+        largest = max(free, default=0)
     return AllocatorState(allocated_bytes=allocated, reserved_bytes=reserved, largest_free_bytes=largest)
-
-
-def _free_pieces(segments: Any) -> list[int]:
-    return [block["size"] for part in segments for block in part["blocks"] if block["state"] == "inactive"]
 
 
 def _size(pattern: str, text: str) -> int | None:

@@ -1,9 +1,7 @@
-"""What a model needs besides its weights, estimated from its config alone: KV cache, activations, copies while loading.
+"""What one model needs in memory, by part, estimated from its config alone before anything is loaded.
 
 No torch: the parent predicts before any worker starts. Estimates lean to the large side; the worker measures the
 activation peak on a GPU (kv_space.py) before it allocates the cache.
-
-What one model needs in memory, by part, before anything is loaded.
 """
 
 from __future__ import annotations

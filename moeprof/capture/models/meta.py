@@ -12,8 +12,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from moeprof.capture.models.groups import NUM_EXPERTS_NAMES
 from moeprof.capture.models.parameters import model_facts
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
 
@@ -82,7 +82,8 @@ def facts_from_config(
         UnsupportedModelError: no class of the installed transformers builds it, or its experts are not understood.
         ModelError: the class refuses the config.
     """
-    key = _many_experts_key(config)
+    counts = {key: getattr(config, key, None) for key in EXPERT_COUNT_KEYS}
+    key = next((key for key, count in counts.items() if isinstance(count, int) and count >= MANY_EXPERTS), None)
     if key is None:
         model = build_on_meta(config, name=name, dtype=dtype)
         return model_facts(model, name=name, source=source, weights="random", notes=notes, allocated=allocated)
@@ -154,14 +155,6 @@ def _builder(config: Any, name: str) -> Any:
         f"model {name}: transformers {transformers.__version__} has no class for model_type "
         f"{getattr(config, 'model_type', '?')!r}; upgrade transformers, or describe its layers"
     )
-
-
-def _many_experts_key(config: Any) -> str | None:
-    for key in NUM_EXPERTS_NAMES:
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value >= MANY_EXPERTS:
-            return key
-    return None
 
 
 def _extrapolated(config: Any, key: str, *, name: str, source: str, dtype: str, notes: Sequence[str]) -> ModelFacts:

@@ -210,7 +210,7 @@ def test_counts_of_captured_steps_are_those_of_eager_steps(model: Any, ahead: bo
             prepare(engine, [5, 8], 16)
         tap.discard()
         run(engine, requests_of())
-        totals[captured] = [step.counts_LGE for block in tap.collect_blocks(everything=True) for step in block.steps()]
+        totals[captured] = [counts for block in tap.collect_blocks(everything=True) for counts in block.counts_SLGE]
         engine.close()
         tap.close()
     assert len(totals[True]) == len(totals[False])
@@ -364,7 +364,7 @@ def test_compiled_layers_give_the_same_tokens_and_counts_and_are_compiled_once_f
     tap.discard()
     tokens, _ = run(engine, requests)
     engine.close()
-    counted = sum(int(step.counts_LGE.sum()) for block in tap.collect_blocks(everything=True) for step in block.steps())
+    counted = sum(int(block.counts_SLGE.sum()) for block in tap.collect_blocks(everything=True))
     tap.close()
     as_written(model)
     assert tokens == wanted

@@ -30,6 +30,7 @@ from moeprof.core.workload.studies import Ladder, Lockstep
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Traffic
 from moeprof.core.workload.workload import Workload
 from tests.helpers.lane_models import SETTINGS, dense_model, moe_model, schedule, seat
+from tests.helpers.plain_moe import all_steps
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +256,7 @@ def loads_seen(one: Seat, requests: Schedule) -> list[tuple[int, int]]:
     tap, found = RoutingTap(one.model, one.layers), []
     one.listeners.listeners.append(tap)
     for _ in cycle([one.lane], requests, turn_orders(1), 0, Limits(max_seconds=60.0), with_loads=False):
-        step = tap.collect()
-        assert step is not None
+        (step,) = all_steps(tap)
         counts_LE = step.counts_LGE.sum(axis=1)
         found.append((int((counts_LE > 0).sum()), int(counts_LE.max(axis=1).sum())))
     one.listeners.listeners.remove(tap)
