@@ -319,7 +319,7 @@ class Answering:
     each_s: float = 0.25
     tokens_per_event: int = 1
     failing: dict[int, str] = field(default_factory=dict)
-    facts: ServedFacts = ServedFacts(kind="fake", max_sequence_tokens=100)
+    facts: ServedFacts = field(default_factory=lambda: ServedFacts(kind="fake", max_sequence_tokens=100))
     due: list[TokenEvent] = field(default_factory=list)
 
     def submit(self, request: Request) -> None:
@@ -424,7 +424,9 @@ def test_a_deadline_keeps_what_has_arrived(tmp_path: Path) -> None:
 
 
 def test_what_the_model_itself_would_have_chosen_is_counted_where_every_token_tells(tmp_path: Path) -> None:
-    schedule = replace(make_schedule("offline", outputs=[2, 2]), output_ids=((7, 8), (7, 8)), outputs="forced")
+    schedule = replace(
+        make_schedule("offline", outputs=[2, 2]), output_ids=(np.array([7, 8]), np.array([7, 8])), outputs="forced"
+    )
     recorder = RequestRecorder(tmp_path)
     recorder.on_start(schedule, 0.0)
     for request in schedule.requests():
