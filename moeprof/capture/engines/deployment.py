@@ -11,10 +11,11 @@ from moeprof.capture.memory.measure import Watch
 from moeprof.core.model_facts import ModelFacts
 
 NEEDS = {
-    "module": "its module is not in the worker's process",
-    "steps": "it steps itself and tells tokens, not steps",
-    "routing": "its routing is not visible",
-    "memory": "its memory is not that of the worker",
+    "module": "the module is not in the worker's process",
+    "steps": "the engine steps itself and tells tokens, not steps",
+    "routing": "the engine does not show its routing",
+    "memory": "the model is not in the worker's memory",
+    "forced ids": "outputs have the length that was asked for, and the text is the model's own",
 }
 
 
@@ -63,6 +64,7 @@ class Deployment:
         memory: watches this process's memory, or None where the model is not in it.
         routing: the engine's own account of its routing, or None; on a module we put a tap of our own.
         tells_steps: False for an engine that steps itself.
+        forces_ids: False where a schedule's output ids are not fed.
         reasons: why something of ``NEEDS`` cannot be had here, where there is more to say than that table says.
     """
 
@@ -74,6 +76,7 @@ class Deployment:
     memory: Watch | None = None
     routing: RoutingSource | None = None
     tells_steps: bool = True
+    forces_ids: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -84,6 +87,7 @@ class Deployment:
             "steps": self.tells_steps,
             "routing": self.module is not None or self.routing is not None,
             "memory": self.memory is not None,
+            "forced ids": self.forces_ids,
         }
         return frozenset(name for name, has in there.items() if has)
 

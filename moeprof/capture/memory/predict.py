@@ -188,7 +188,7 @@ def predict(
 
 def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule]) -> Fit:
     """No prediction: the models are not in this process's memory, so nothing is refused for want of room."""
-    wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=MIN_KV_TOKENS)
+    wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=LEAST_KV_TOKENS)
     return Fit(memory=memory, margin_bytes=0, models={}, kv_tokens=wanted, wanted_kv_tokens=wanted, together=True)
 
 

@@ -12,10 +12,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from moeprof.capture.models.find import find_model
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
+from moeprof.core.workload.models import ModelSpec
 
 # From this many experts per layer on, code that keeps each expert as its own module takes tens of seconds to build.
 MANY_EXPERTS = 1024
@@ -88,6 +90,13 @@ def facts_from_config(
         model = build_on_meta(config, name=name, dtype=dtype)
         return model_facts(model, name=name, source=source, weights="random", notes=notes, allocated=allocated)
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
+
+
+def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
+    """A model that another process holds, counted from its config; for engines that load no weights here."""
+    source = find_model(spec, None)
+    facts = facts_from_config(config_object(source.config, name=spec.name), name=spec.name, source=source.description)
+    return replace(facts, tokenizer_hash=tokenizer_hash, weights=spec.weights)
 
 
 def total_with_other_parts(config: Any, *, name: str) -> int | None:
