@@ -137,7 +137,8 @@ def only_ladder(comparison: Comparison, report: Document, record: Record) -> Com
     """The page without what needs passes of their own, for a run that has none: the ladder's answer comes first."""
     from dataclasses import replace
 
-    from moeprof.analysis.report.sections.ladder import ladder_results, sentences
+    from moeprof.analysis.report.sections.ladder import sentences
+    from moeprof.analysis.sparsity.ladder import ladder_results
 
     said = sentences(ladder_results(record))
     headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
+from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
@@ -28,6 +29,7 @@ from moeprof.analysis.stats.bootstrap import (
 )
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
+from moeprof.core.metric import MetricValue
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.layout import Record
 
@@ -274,3 +276,14 @@ def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
 
 def _has(times: Sequence[LaneTimes], phase: str | None) -> bool:
     return any(bool(one.of_phase(phase).any()) for one in times)
+
+
+def lockstep_metrics(pairs: Sequence[LockstepPair]) -> tuple[tuple[str, MetricValue], ...]:
+    """``lockstep_ratio`` and its median sister by MoE, with the dense model, phase and load as labels."""
+    found = []
+    for pair in pairs:
+        for phase, ratio in pair.ratios.items():
+            labels = {"against": pair.dense, "phase": phase or "all", "concurrency": str(pair.concurrency or "offline")}
+            found.append((pair.moe, to_metric("lockstep_ratio", ratio, **labels)))
+            found.append((pair.moe, to_metric("lockstep_median_ratio", pair.medians[phase], **labels)))
+    return tuple(found)

@@ -145,7 +145,8 @@ def _log_half(value: MetricValue) -> float | None:
     return math.log(value.ci_high / value.ci_low) / 2
 
 
-def _priced_models(summary: Summary) -> list[ModelSummary]:
+def priced_models(summary: Summary) -> list[ModelSummary]:
+    """The models that have a price."""
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
 
 

@@ -18,8 +18,15 @@ from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.analysis.report.document import Paragraph
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
-from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
-from moeprof.analysis.sparsity.theory import Speedup, in_turn, paired_times, theoretical_speedups, twin_facts
+from moeprof.analysis.report.sections.theory import theory_section
+from moeprof.analysis.sparsity.theory import (
+    Speedup,
+    in_turn,
+    paired_times,
+    theoretical_speedups,
+    theory_metrics,
+    twin_facts,
+)
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts, TwinFacts
 from moeprof.core.record.layout import open_record

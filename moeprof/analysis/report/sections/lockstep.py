@@ -19,7 +19,6 @@ from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Paragraph, Section
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
-from moeprof.core.metric import MetricValue
 
 HOW = (
     "The models were stepped in turn in one process, each step of one right after the same step of the others, so "
@@ -38,17 +37,6 @@ def lockstep_section(summary: Summary) -> Section | None:
     return Section(
         name="lockstep", title="Stepped in turn", blocks=(*(Paragraph(text=text) for text in texts), *tables)
     )
-
-
-def lockstep_metrics(pairs: Sequence[LockstepPair]) -> tuple[tuple[str, MetricValue], ...]:
-    """``lockstep_ratio`` and its median sister by MoE, with the dense model, phase and load as labels."""
-    found = []
-    for pair in pairs:
-        for phase, ratio in pair.ratios.items():
-            labels = {"against": pair.dense, "phase": phase or "all", "concurrency": str(pair.concurrency or "offline")}
-            found.append((pair.moe, to_metric("lockstep_ratio", ratio, **labels)))
-            found.append((pair.moe, to_metric("lockstep_median_ratio", pair.medians[phase], **labels)))
-    return tuple(found)
 
 
 def lockstep_doubts(summary: Summary, pairs: Sequence[LockstepPair]) -> tuple[Doubt, ...]:
