@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from tests.helpers.tiny_run import Ran
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +167,22 @@ def test_commands_that_run_no_model_import_no_torch(arguments: list[str]) -> Non
     assert done.stderr.splitlines()[-1] == "LOADED [] 0", done.stderr
 
 
+TABLES_OF_NUMBERS = """
+import sys
+from moeprof.cli.main import main
+code = main(sys.argv[1:])
+print("LOADED", [m for m in ("pandas", "scipy", "pyarrow", "torch") if m in sys.modules], code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["explain"], ["explain", "ttft_p99_s"], ["params", "--list"]], ids=" ".join)
+def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TABLES_OF_NUMBERS, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stderr.splitlines()[-1] == "LOADED [] 0", done.stderr
+
+
 # -- cards -------------------------------------------------------------------------------------------------------------
 
 SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy", "quality",
@@ -174,7 +190,7 @@ SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", 
 
 
 def test_every_card_is_whole() -> None:
-    for card in CARDS:
+    for card in all_cards():
         for part in ("name", "title", "unit", "formula", "source"):
             assert getattr(card, part).strip(), f"{card.name} has no {part}"
         assert card.better in ("lower", "higher", "neither"), card.name
@@ -183,7 +199,7 @@ def test_every_card_is_whole() -> None:
 
 
 def test_no_card_stands_twice() -> None:
-    names = [card.name for card in CARDS]
+    names = [card.name for card in all_cards()]
     assert len(names) == len(set(names))
 
 
@@ -199,5 +215,5 @@ def test_every_card_is_of_a_metric_that_a_run_reports(tiny_run: tuple[Path, Ran]
     """A card that nothing ever emits would promise what is not there."""
     summary = json.loads((tiny_run[0] / "summary.json").read_text())
     emitted = {card_for(m["name"]).name for model in summary["models"].values() for m in model["metrics"]}
-    promised = {card.name for card in CARDS if card.section != "comparison"}  # those are of `moeprof compare`
+    promised = {card.name for card in all_cards() if card.section != "comparison"}  # those are of `moeprof compare`
     assert promised - emitted == set()

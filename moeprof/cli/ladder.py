@@ -38,6 +38,7 @@ def ladder(
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
     from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
@@ -51,7 +52,7 @@ def ladder(
         "distinct": None if distinct is None else _numbers("--distinct", distinct),
         "max_seconds": max_seconds,
     }
-    resolved = ladder_workload(apply(load_workload(workload), options), settings)
+    resolved = ladder_workload(apply(load_workload(workload, engine_kinds()), options), settings)
     prepared = prepare(resolved)
     machine = prepared.environment
     pricing = resolve_pricing(

@@ -108,13 +108,14 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
 def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, dict[str, Any]]:
     """One side, checked, and what a second of it costs."""
     from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
         device=options.device, threads=options.threads, usd_per_device_hour=options.usd_per_device_hour
     )
-    prepared = prepare(apply(load_workload(path), overrides))
+    prepared = prepare(apply(load_workload(path, engine_kinds()), overrides))
     machine = prepared.environment
     pricing = resolve_pricing(
         prepared.workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]

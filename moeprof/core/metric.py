@@ -1,16 +1,42 @@
-"""A metric's card (what it is) and a metric's value (what was measured). See METRICS for the names."""
+"""A metric's card (what it is) and a metric's value (what was measured). docs/metrics.md lists every card."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 Better = Literal["lower", "higher", "neither"]
+Kind = Literal["exact", "routing", "quality", "timed"]
+MetricClass = Literal[Kind, "tokens"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A figure's place among chosen ones: the first screen, the default gates, the headline of a baseline.
+
+    Attributes:
+        rank: smaller ones stand first; no two of a list are equal.
+        text: its label on the first screen, or what a gate allows.
+        of: which of a family: ``p50``; ``+`` is the highest percentile that the sample supports.
+        phase: ``prefill`` or ``decode``, where the figure has several.
+        own: of the workload's own traffic, whatever passes the metric is priced by.
+    """
+
+    rank: int
+    text: str = ""
+    of: str = ""
+    phase: str = ""
+    own: bool = False
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """As :func:`moeprof.analysis.metrics.lookup.pick` takes them, ``own`` apart."""
+        return {"phase": self.phase} if self.phase else {}
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
-    """What a metric is.
+    """What a metric is: all that pages, gates and comparisons need to know of it.
 
     Attributes:
         name: stable identifier; ``*`` stands for the statistic in families such as ``ttft_*_s``.
@@ -18,9 +44,18 @@ class Card:
         unit: SI unit or ``ratio``, ``tokens``, ``experts``, ``USD``, ``USD / 1M tokens``...
         better: which direction is better.
         formula: one line.
+        section: of the report; one of moeprof.analysis.metrics.cards.SECTION_TITLES.
         source: where the definition comes from.
-        section: report section: latency, throughput, cost, parameters, routing, memory, work, gap, energy, validity.
-        headline: True when it stands on the first screen.
+        kind: what must be equal before two runs may be set against each other. ``exact``: the model. ``routing``:
+            where tokens went and what that implies, a fact of model, tokens and kernel. ``quality``: model and text.
+            ``timed``: seconds, dollars, joules, resident memory: machine, engine and schedule as well.
+        counts_tokens: stated of timed metrics alone: the figure means nothing across tokenizers.
+        from_routing: worked out from the router's counts, so void where the tap failed its checks.
+        of_batches: depends on which requests met in a step, and so on time.
+        bounded: a share that cannot leave [0, 1].
+        screen: places on the first screen of a report.
+        gates: default gates of ``moeprof regress``.
+        baseline: places among the headline figures of a baseline.
     """
 
     name: str
@@ -28,9 +63,41 @@ class Card:
     unit: str
     better: Better
     formula: str
-    source: str
+    _: KW_ONLY
     section: str
-    headline: bool = False
+    source: str
+    kind: Kind
+    counts_tokens: bool | None = None
+    from_routing: bool = False
+    of_batches: bool = False
+    bounded: bool = False
+    screen: tuple[Place, ...] = ()
+    gates: tuple[Place, ...] = ()
+    baseline: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.kind == "timed") is (self.counts_tokens is None):
+            raise ValueError(f"{self.name}: counts_tokens is stated of timed metrics, and of these alone")
+
+    @property
+    def classes(self) -> frozenset[MetricClass]:
+        """The kind, and ``tokens`` beside it where the figure counts tokens."""
+        return frozenset({self.kind, "tokens"} if self.counts_tokens else {self.kind})
+
+    @property
+    def kind_text(self) -> str:
+        """``timed, tokens``."""
+        return f"{self.kind}, tokens" if self.counts_tokens else self.kind
+
+    def gate(self, place: Place) -> str:
+        """A default gate as one would write it: ``router_load_max_over_mean{phase=decode}:+0.2``."""
+        labels = f"{{phase={place.phase}}}" if place.phase else ""
+        return f"{self.name.replace('*', place.of)}{labels}:{place.text}"
+
+    @property
+    def reference(self) -> str:
+        """Where the metric stands in the documentation."""
+        return f"docs/metrics.md#{self.name.replace('_*', '')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

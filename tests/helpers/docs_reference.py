@@ -13,9 +13,11 @@ import re
 import tomllib
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards
 from moeprof.core.record import layout, pairs, tables
 from moeprof.core.record.picks import ForcedPicks, Picks
 from moeprof.core.record.routing import Routing
@@ -181,6 +183,28 @@ def floors() -> str:
     return "\n".join(parts)
 
 
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def metric_cards(section: str) -> str:
+    """The cards of one section, each with the anchor that ``moeprof explain`` names."""
+    rows = ["| metric | unit | better | kind | formula | source |", "|:--|:--|:--|:--|:--|:--|"]
+    for card in all_cards():
+        if card.section == section:
+            name = f'<a id="{card.reference.partition("#")[2]}"></a>`{card.name}`<br>{card.title}'
+            source = re.sub(r"docs/metrics\.md#([\w-]+)", r"[\1](#\1)", card.source)
+            formula = card.formula.replace("*", r"\*").replace("|", r"\|")
+            rows.append(f"| {name} | {card.unit} | {card.better} | {card.kind_text} | {formula} | {source} |")
+    return "\n".join(rows) + "\n"
+
+
+def default_gates() -> str:
+    """In the order of the checks."""
+    gates = sorted(((place, card) for card in all_cards() for place in card.gates), key=lambda one: one[0].rank)
+    rows = [f"| `{card.gate(place)}` | {card.title} | {card.kind} |" for place, card in gates]
+    return "\n".join(["| gate | figure | group |", "|:--|:--|:--|", *rows, ""])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "folders": folders,
     "floors": floors,
@@ -189,6 +213,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "record-pairs": pairs_layout,
     "record-columns": columns,
     "record-arrays": arrays,
+    "default-gates": default_gates,
+    **{f"metrics-{section}": partial(metric_cards, section) for section in SECTION_TITLES},
 }
 
 

@@ -36,8 +36,9 @@ def make_card(name: str, title: str, unit: str, better: Better = "lower", sectio
         unit=unit,
         better=better,
         formula=f"how {title} follows",
-        source="METRICS 1",
+        source="docs/metrics.md#time",
         section=section,
+        kind="exact",
     )
 
 
@@ -417,8 +418,6 @@ def awkward_document() -> Document:
         doubts=(
             Doubt(code="interrupted", flag="schedule", severity="error", model=SCRIPT, text=f"Interrupted. {MARKUP}"),
         ),
-        cards=(
-            Card(name="x", title=SCRIPT, unit="s", better="neither", formula=MARKUP, source=SCRIPT, section=SCRIPT),
-        ),
+        cards=(Card("x", SCRIPT, "s", "neither", MARKUP, source=SCRIPT, section=SCRIPT, kind="exact"),),
         workload_text=f"name: {SCRIPT}\n# {MARKUP}\n",
     )

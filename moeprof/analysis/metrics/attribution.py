@@ -1,4 +1,4 @@
-"""Latency variance, attributed to routing (METRICS section 1).
+"""Latency variance, attributed to routing (docs/metrics.md#variance).
 
 A decode step reads the weights of every expert that at least one of its tokens chose, so its time should grow with the
 distinct experts U, and, where the busiest expert is waited for, with the largest load M. The model, among steps with
@@ -23,18 +23,50 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats import intervals as stats
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.record.routing import Routing
 
 MINIMUM_STRATUM = 8
 MINIMUM_STEPS = 50
 MINIMUM_ALIGNED = 0.9
+
+_MODEL = "step_s = a_T + b_C*context + b_U*sum U_l + b_M*sum M_l, among steps with equal tokens T"
+_PERMUTATION = "block permutation of residualised terms (Kennedy 1995; Winkler et al. 2014); docs/metrics.md#variance"
+_card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed", counts_tokens=True)
+CARDS: tuple[Card, ...] = (
+    _card("variance_explained_by_routing_ratio", "Latency variance by routing", "ratio", "neither",
+          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
+    _card("variance_explained_by_routing_p", "Latency variance by routing, p", "ratio", "neither",
+          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION),
+    _card("placebo_variance_explained_by_routing_ratio", "Placebo: MoE routing on the dense model", "ratio", "neither",
+          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
+    _card("placebo_variance_explained_by_routing_p", "Placebo: MoE routing on the dense model, p", "ratio", "neither",
+          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION),
+    _card("variance_explained_by_routing_min_detectable_ratio", "Smallest share this run could show", "ratio", "lower",
+          "95 % quantile of shuffled gains + 0.84 standard deviations - their mean", source=_PERMUTATION),
+    _card("step_fit_r2_ratio", "Fit of step time", "ratio", "neither", f"R2 of {_MODEL}"),
+    _card("step_time_per_distinct_expert_s", "Step time per distinct expert", "s", "lower", f"b_U of {_MODEL}"),
+    _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}"),
+    _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Step time against routing, of passes with the same traffic."""
+    return attribution_metrics(context.passes, context.once(attributions_of))
+
+
+def attributions_of(context: Context) -> tuple[Attribution, ...]:
+    """Per phase."""
+    return attributions(context.passes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

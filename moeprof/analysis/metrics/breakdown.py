@@ -5,7 +5,7 @@ the device's time between kernels; ``host``, W beyond the device's time. On a CP
 what Python does between them. ``not_itemised`` is what is left, and negative where profiling made the parts longer.
 A part's excess is its time over its own floor; the excesses add up to the gap.
 
-Bytes and FLOPs of each part of a step: METRICS section 5, one stage of core/record/breakdown.py at a time.
+Bytes and FLOPs of each part of a step: docs/metrics.md#work, one stage of core/record/breakdown.py at a time.
 
 The sum over stages is that of work.py, plus the embedding rows looked up. A part's floor is the longer of moving
 its bytes at the measured bandwidth and multiplying at the measured rate; parts follow each other, so the sum of the
@@ -16,13 +16,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, limits_of
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep
+
+_card = partial(Card, section="gap", source="docs/metrics.md#breakdown", kind="timed", counts_tokens=True)
+CARDS: tuple[Card, ...] = (
+    _card("gap_step_s", "step of this size", "s", "lower",
+          "median wall time of repeated steps, as the engine is configured"),
+    _card("gap_step_device_s", "of it on the device", "s", "lower",
+          "median time between device events around the step"),
+    _card("gap_roofline_s", "least time", "s", "lower",
+          "max(bytes / measured bandwidth, FLOPs / measured matrix rate) of the step"),
+    _card("gap_time_over_roofline_ratio", "time over the limit", "ratio", "lower", "gap_step_s / gap_roofline_s"),
+    _card("gap_s", "gap", "s", "lower",
+          "gap_step_s - sum over parts of gap_part_roofline_s: the sum of the parts' excesses"),
+    _card("gap_part_s", "part of a step", "s", "lower",
+          "seconds of the part's kernels (device) or operations (CPU), median over profiled steps; launches: device "
+          "time - kernels; host: wall - device time (CPU: between operations); not_itemised: what is left of "
+          "gap_step_s"),
+    _card("gap_part_roofline_s", "least time of a part", "s", "lower",
+          "max(bytes / measured bandwidth, FLOPs / measured matrix rate) of the part; launches and host need 0"),
+    _card("gap_launches_per_step", "launches per step", "launches", "lower",
+          "kernels (device) or outermost operations (CPU) of one eager step"),
+    _card("gap_profiled_over_plain_ratio", "profiled over plain step", "ratio", "neither",
+          "median wall time of the profiled, eager steps / gap_step_s: how far profiling stretched what it shows"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Of the first launch that measured anything."""
+    return gap_metrics(context.info, context.facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +221,7 @@ def itemised_steps(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[I
     Raises:
         RecordError: ``gap`` is damaged.
     """
-    if launch_info.get("gap") is None:
+    if "reason" in (launch_info.get("gap") or {"reason": "not measured"}):
         return ()
     gap, limits = Gap.from_json(launch_info["gap"]), limits_of(launch_info, facts)
     engine = launch_info.get("engine") or {}

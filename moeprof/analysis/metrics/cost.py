@@ -1,4 +1,4 @@
-"""Dollars as metrics (METRICS section 7): the additive split, the conventional figures, the rent of idle experts.
+"""Dollars as metrics (docs/metrics.md#cost): the additive split, the conventional figures, the rent of idle experts.
 
 A price over several rounds is a sum over a sum, so that mean tokens times price is the mean bill, always.
 """
@@ -7,18 +7,111 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
 from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.core.metric import MetricValue, missing
+from moeprof.analysis.metrics.work import peaks_of
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
+
+_BUSY = "with busy seconds billed instead of the window"
+_card = partial(Card, section="cost", source="docs/metrics.md#cost", kind="timed")
+_of_tokens = partial(_card, counts_tokens=True)
+_of_run = partial(_card, counts_tokens=False)
+CARDS: tuple[Card, ...] = (
+    _of_run("run_cost_usd", "cost of the pass", "USD", "lower",
+          "C = billed s * devices * usd_per_device_hour / 3600 (+ energy * PUE * usd_per_kwh where power is apart)"),
+    _of_tokens("usd_per_1m_input_tokens", "$ / 1M input tokens", "USD / 1M tokens", "lower",
+          "C * prefill s / busy s / prompt tokens computed; mixed steps by Shapley value; adds up with output to C",
+          source="Shapley, A value for n-person games (1953); docs/metrics.md#cost-split",
+          screen=(Place(10, "price of 1M input tokens"),)),
+    _of_tokens("usd_per_1m_output_tokens", "$ / 1M output tokens", "USD / 1M tokens", "lower",
+          "C * decode s / busy s / output tokens; mixed steps by Shapley value; adds up with input to C",
+          source="Shapley, A value for n-person games (1953); docs/metrics.md#cost-split",
+          screen=(Place(20, "price of 1M output tokens"),), baseline=(Place(50),)),
+    _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens, all", "USD / 1M tokens", "lower",
+          "C / (input + output tokens)", screen=(Place(30, "price of 1M tokens"),)),
+    _of_tokens("usd_per_1m_output_tokens_all_in", "$ / 1M output tokens, all in", "USD / 1M tokens", "lower",
+          "C / output tokens; prompts are free in this figure, so never add it to an input price",
+          source="the convention of InferenceX and inference-perf"),
+    _of_run("usd_per_1m_characters", "$ / 1M characters", "USD / 1M characters", "lower",
+          "C / characters of prompts and outputs"),
+    _of_run("usd_per_request", "$ / request", "USD", "lower", "C / requests that ended well"),
+    _of_run("busy_ratio", "busy share of the window", "ratio", "neither",
+          "seconds of steps / window; below about 0.95 dollars compare utilisation, not models",
+          source="docs/metrics.md#busy-and-billed", bounded=True,
+          screen=(Place(100, "busy at this traffic", own=True),)),
+    _of_tokens("usd_per_1m_input_tokens_busy", "$ / 1M input tokens, busy", "USD / 1M tokens", "lower",
+          f"usd_per_1m_input_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("usd_per_1m_output_tokens_busy", "$ / 1M output tokens, busy", "USD / 1M tokens", "lower",
+          f"usd_per_1m_output_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("usd_per_1m_total_tokens_busy", "$ / 1M tokens, busy", "USD / 1M tokens", "lower",
+          f"usd_per_1m_total_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("usd_per_1m_output_tokens_all_in_busy", "$ / 1M output tokens, all in, busy", "USD / 1M tokens", "lower",
+          f"usd_per_1m_output_tokens_all_in {_BUSY}", source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("usd_per_1m_input_tokens_low", "$ / 1M input tokens, low bound", "USD / 1M tokens", "lower",
+          "usd_per_1m_input_tokens with mixed steps at the smaller of marginal and stand-alone cost of their input "
+          "side",
+          source="docs/metrics.md#cost-split"),
+    _of_tokens("usd_per_1m_input_tokens_high", "$ / 1M input tokens, high bound", "USD / 1M tokens", "lower",
+          "usd_per_1m_input_tokens with mixed steps at the larger of marginal and stand-alone cost of their input side",
+          source="docs/metrics.md#cost-split"),
+    _of_tokens("usd_per_1m_output_tokens_low", "$ / 1M output tokens, low bound", "USD / 1M tokens", "lower",
+          "usd_per_1m_output_tokens with mixed steps at the smaller of marginal and stand-alone cost of their output "
+          "side",
+          source="docs/metrics.md#cost-split"),
+    _of_tokens("usd_per_1m_output_tokens_high", "$ / 1M output tokens, high bound", "USD / 1M tokens", "lower",
+          "usd_per_1m_output_tokens with mixed steps at the larger of marginal and stand-alone cost of their output "
+          "side",
+          source="docs/metrics.md#cost-split"),
+    _of_tokens("mixed_steps_ratio", "steps with prefill and decode", "ratio", "neither",
+          "mixed steps / steps; the label split_method says where stand-alone costs came from",
+          source="docs/metrics.md#cost-split"),
+    _of_run("wasted_cost_usd", "cost of lost work", "USD", "lower",
+          "tokens of requests that did not end well, and recomputed tokens, at the pass's own prices"),
+    _of_tokens("cost_input_tokens", "prompt tokens billed", "tokens", "neither",
+          "prompt tokens computed in the window"),
+    _of_tokens("cost_output_tokens", "output tokens billed", "tokens", "neither",
+          "output tokens produced in the window"),
+    _of_tokens("cost_cached_tokens", "prompt tokens from the cache", "tokens", "neither",
+          "prompt tokens that a prefix cache had; not among the billed ones"),
+    _of_tokens("cost_recomputed_tokens", "tokens computed again", "tokens", "lower",
+          "tokens computed again after a preemption"),
+    _of_tokens("usd_per_1m_tokens_at_slo", "$ / 1M tokens at SLO", "USD / 1M tokens", "lower",
+          "usd_per_1m_total_tokens at the highest rate at which 95 % of requests meet the SLO in every round",
+          source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("break_even_utilisation_ratio", "break-even utilisation", "ratio", "lower",
+          "busy cost / what the API asks for the same tokens; above 1 renting never pays",
+          source="docs/metrics.md#busy-and-billed"),
+    _of_tokens("cold_expert_usd_per_hour", "rent of cold experts", "USD / h", "lower",
+          "cold_expert_bytes / device memory * price: the most that offloading them could save", from_routing=True,
+          of_batches=True),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Dollars of passes with the same traffic."""
+    memory_bytes = (context.info.get("memory") or {}).get("device_total_bytes")
+    splits = context.once(splits_of)
+    return cost_metrics(context.passes, context.pricing, context.facts, splits=splits, device_memory_bytes=memory_bytes)
+
+
+def splits_of(context: Context) -> tuple[CostSplit, ...]:
+    """The bill of every pass."""
+    peaks = peaks_of(context.info, context.facts)
+    calibration = context.table("calibration")
+    return cost_splits(context.passes, context.pricing, calibration, facts=context.facts, peaks=peaks)
 
 
 def cost_metrics(
@@ -109,7 +202,6 @@ _FIGURES: dict[str, tuple[Callable[[CostSplit], _Share | None], str]] = {
     "cost_cached_tokens": (lambda s: _plain(s.cached_tokens), ""),
     "cost_recomputed_tokens": (lambda s: _plain(s.recomputed_tokens), ""),
 }
-_SHARES = ("busy_ratio",)  # figures that cannot leave [0, 1]
 
 
 def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> MetricValue:
@@ -120,7 +212,7 @@ def _over(name: str, splits: Sequence[CostSplit], labels: dict[str, str]) -> Met
     if not parts or whole <= 0:
         return missing(name, reason, **labels)
     per_round = [up / down for up, down in parts if down > 0]
-    value = over_rounds(name, per_round, labels, reason, bounded=name in _SHARES)
+    value = over_rounds(name, per_round, labels, reason)
     return replace(value, value=sum(part[0] for part in parts) / whole)
 
 

@@ -1,4 +1,4 @@
-"""What a pass cost, and what a million tokens cost (METRICS section 7). The split always adds up to the bill.
+"""What a pass cost, and what a million tokens cost (docs/metrics.md#cost). The split always adds up to the bill.
 
 ``C = billed seconds * devices * price``, idle time included, plus power where it is billed apart. Prompts and outputs
 share C in proportion to the busy seconds that are theirs, so ``input_tokens * usd_per_input_token + output_tokens *
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from moeprof.analysis.metrics.cost_split import BusySplit, split_busy
 from moeprof.analysis.metrics.energy import input_tokens, output_tokens, pass_energy
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.core.model_facts import ModelFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MILLION = 1e6
 NO_POWER = "power is billed apart and its energy was not measured ({}): the cost is without power"

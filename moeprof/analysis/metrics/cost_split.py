@@ -1,4 +1,4 @@
-"""Whose second was it? Splits the busy time of a pass between prompts and outputs (METRICS section 7).
+"""Whose second was it? Splits the busy time of a pass between prompts and outputs (docs/metrics.md#cost-split).
 
 A pure step belongs wholly to its phase. A mixed step of t seconds is a game of two players, prefill and decode, whose
 stand-alone costs f_p and f_d are learnt from pure steps; its Shapley value is
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import pandas as pd
 
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.model_facts import ModelFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SplitMethod = Literal["pure", "calibration", "run", "roofline", "tokens"]
 FEWEST_STEPS = 6
@@ -133,7 +135,7 @@ def _stand_alone(
     return StandAlone(prefill=t * share, decode=t * (1 - share), method="tokens")
 
 
-Model = Callable[[pd.DataFrame], FloatArray]
+Model = Callable[["pd.DataFrame"], FloatArray]
 
 
 def _learn(table: pd.DataFrame) -> tuple[Model, Model] | None:

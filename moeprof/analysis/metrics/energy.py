@@ -1,4 +1,4 @@
-"""Energy of a pass (METRICS section 6): the counter's difference, checked against sampled power.
+"""Energy of a pass (docs/metrics.md#energy): the counter's difference, checked against sampled power.
 
 A figure stands only when the window is bracketed by samples (at most 5 % of it lie outside them), much longer than the
 counter's period, sampled without long gaps, when nobody else used the device, and both ways of measuring agree.
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 
 COUNTER_PERIOD_S = 0.1
 SHORTEST_WINDOW_S = 20 * COUNTER_PERIOD_S
@@ -24,6 +26,25 @@ LONGEST_GAP_S = 3.0
 MOST_EXTRAPOLATED = 0.05  # share of the window before the first and after the last sample; mean power fills it
 MOST_DISAGREEMENT = 0.05
 PER_PASS = ("energy_j", "power_mean_w", "energy_j_per_output_token", "energy_j_per_total_token")
+
+_card = partial(Card, section="energy", source="docs/metrics.md#energy", kind="timed")
+_of_run = partial(_card, counts_tokens=False)
+_of_tokens = partial(_card, counts_tokens=True)
+CARDS: tuple[Card, ...] = (
+    _of_run("energy_j", "energy", "J", "lower", "counter difference over the window, within 5 % of sampled power"),
+    _of_run("power_mean_w", "mean power", "W", "lower", "energy_j / window"),
+    _of_tokens("energy_j_per_output_token", "energy per output token", "J / token", "lower", "energy_j / output tokens",
+          screen=(Place(170, "energy / output token"),), gates=(Place(330, "floor"),), baseline=(Place(110),)),
+    _of_tokens("energy_j_per_total_token", "energy per token", "J / token", "lower",
+          "energy_j / (input + output tokens)"),
+    _of_run("idle_power_w", "idle power", "W", "lower",
+          "median of two seconds of samples before anything ran; null where the device was busy"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Energy of passes with the same traffic."""
+    return energy_metrics(context.passes, *context.idle_power)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +161,16 @@ def _per(joules: Sequence[float], tokens: Sequence[float]) -> list[float | None]
 
 def output_tokens(tables: PassTables) -> float:
     """Output tokens produced in the pass, those of failed requests included."""
+    if not len(tables.steps):  # an engine that steps itself tells tokens by request
+        return float(np.nansum(column(tables.requests, "output_tokens")))
     return float(np.nansum(column(tables.steps, "new_tokens")))
 
 
 def input_tokens(tables: PassTables) -> float:
     """Prompt tokens computed in the pass; cached and recomputed ones are counted apart."""
+    if not len(tables.steps):
+        began = np.isfinite(column(tables.requests, "first_token_s"))
+        prompts = column(tables.requests, "input_tokens") - np.nan_to_num(column(tables.requests, "cached_tokens"))
+        return float(np.nansum(prompts[began]))
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
     return float(np.nansum(column(tables.steps, "prefill_tokens"))) - recomputed

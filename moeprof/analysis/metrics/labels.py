@@ -4,46 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards, card_for
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.core import units
 
+SECTIONS = tuple((name, title) for name, title in SECTION_TITLES.items() if name != "comparison")
+
+
+def _first_screen() -> tuple[tuple[str, str, dict[str, str]], ...]:
+    found = [(place, card) for card in all_cards() for place in card.screen]
+    rows = []
+    for place, card in sorted(found, key=lambda one: one[0].rank):
+        name = card.name.replace("_*_s", "+") if place.of == "+" else card.name.replace("*", place.of)
+        rows.append((place.text, name, place.labels | ({"own": "yes"} if place.own else {})))
+    return tuple(rows)
+
+
 # label -> metric and its labels; ``ttft+`` stands for the highest percentile that the sample supports
-FIRST_SCREEN: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("price of 1M input tokens", "usd_per_1m_input_tokens", {}),
-    ("price of 1M output tokens", "usd_per_1m_output_tokens", {}),
-    ("price of 1M tokens", "usd_per_1m_total_tokens", {}),
-    ("output speed", "output_tokens_per_s", {}),
-    ("TTFT p50", "ttft_p50_s", {}),
-    ("TTFT", "ttft+", {}),
-    ("ITL p50", "itl_p50_s", {}),
-    ("ITL", "itl+", {}),
-    ("requests within the SLO", "goodput_ratio", {"own": "yes"}),
-    ("busy at this traffic", "busy_ratio", {"own": "yes"}),
-    ("router load in decode, max / mean", "router_load_max_over_mean", {"phase": "decode"}),
-    ("experts touched per decode step", "distinct_experts_per_step", {"phase": "decode"}),
-    ("router entropy in decode", "router_entropy_ratio", {"phase": "decode"}),
-    ("active / total parameters", "active_params_ratio", {}),
-    ("parameters touched per decode step", "touched_params_per_step", {"phase": "decode", "own": "yes"}),
-    ("peak memory", "peak_memory_bytes", {}),
-    ("energy / output token", "energy_j_per_output_token", {}),
-    ("memory bandwidth used (MBU)", "mbu_ratio", {}),
-)
-
-
-SECTIONS = (
-    ("cost", "Cost"),
-    ("throughput", "Throughput"),
-    ("latency", "Latency"),
-    ("routing", "Router"),
-    ("parameters", "Parameters"),
-    ("memory", "Memory"),
-    ("work", "Work and limits"),
-    ("gap", "Where a step goes"),
-    ("energy", "Energy"),
-    ("quality", "Quality"),
-    ("validity", "Validity"),
-)
+FIRST_SCREEN = _first_screen()
 
 
 def heading_of(labels: Mapping[str, str]) -> str:

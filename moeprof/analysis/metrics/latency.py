@@ -1,4 +1,4 @@
-"""Latency: how long requests, tokens and steps took (METRICS section 1).
+"""Latency: how long requests, tokens and steps took (docs/metrics.md#time).
 
 Latencies count from *arrival*, when the schedule wanted the request sent, so that a slow server cannot hide behind a
 client that waits for it; ``*_from_sent`` stand beside them. Requests that did not end well have no latency; they are
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -30,7 +32,7 @@ from moeprof.analysis.metrics.samples import (
     tpot_samples,
 )
 from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, column, is_done
-from moeprof.core.metric import MetricValue
+from moeprof.core.metric import Card, MetricValue, Place
 
 if TYPE_CHECKING:
     from moeprof.core.workload.workload import Slo
@@ -40,6 +42,48 @@ LAG_MEDIAN_LIMIT_S = 0.010
 STEP_PHASES = (ALL, "prefill", "decode", "mixed")
 BY_CLASS = ("ttft", "itl", "tpot", "e2e")
 Reader = Callable[[PassTables, Window, str], Samples]
+
+_BENCHMARKS = (
+    "as in vLLM's and inference-perf's benchmarks, counted from the scheduled arrival (no coordinated omission)"
+)
+_card = partial(Card, section="latency", kind="timed")
+_of_tokens = partial(_card, source="docs/metrics.md#time", counts_tokens=True)
+_of_requests = partial(_card, source="docs/metrics.md#time", counts_tokens=False)
+CARDS: tuple[Card, ...] = (
+    _of_requests("queue_*_s", "Queueing", "s", "lower", "first time in a batch - arrival", source=_BENCHMARKS),
+    _of_requests("ttft_*_s", "Time to first token", "s", "lower", "first output token - arrival", source=_BENCHMARKS,
+          screen=(Place(50, "TTFT p50", of="p50"), Place(60, "TTFT", of="+")), baseline=(Place(70, of="p50"),)),
+    _of_tokens("itl_*_s", "Inter-token latency", "s", "lower",
+          "gaps between consecutive output tokens of a request, pooled; a first token closes no gap; n = distinct "
+          "steps, since gaps that end in one step are one sample",
+          source=_BENCHMARKS, screen=(Place(70, "ITL p50", of="p50"), Place(80, "ITL", of="+")),
+          baseline=(Place(80, of="p50"),)),
+    _of_tokens("tpot_*_s", "Time per output token", "s", "lower",
+          "(last token - first token) / (tokens - 1), one per request, n >= 2", source=_BENCHMARKS),
+    _of_requests("e2e_*_s", "End to end", "s", "lower", "last token - arrival", source=_BENCHMARKS),
+    _of_requests("queue_from_sent_*_s", "Queueing, from sent", "s", "lower", "first time in a batch - sent"),
+    _of_requests("ttft_from_sent_*_s", "Time to first token, from sent", "s", "lower", "first output token - sent"),
+    _of_requests("e2e_from_sent_*_s", "End to end, from sent", "s", "lower", "last token - sent"),
+    _of_tokens("step_*_s", "Step time", "s", "lower",
+          "wall time of one engine step, until its tokens are known on the host",
+          gates=(Place(310, "floor", of="mean", phase="decode"), Place(320, "floor", of="mean", phase="prefill")),
+          baseline=(Place(90, of="mean", phase="decode"), Place(100, of="mean", phase="prefill"))),
+    _of_tokens("step_device_*_s", "Step time on the device", "s", "lower", "by device events around the step"),
+    _of_requests("slo_ttft_met_ratio", "Requests within the ttft objective", "ratio", "higher",
+          "requests whose ttft met the objective / all requests, failures included", bounded=True),
+    _of_tokens("slo_tpot_met_ratio", "Requests within the tpot objective", "ratio", "higher",
+          "requests whose tpot met the objective / all requests, failures included", bounded=True),
+    _of_requests("slo_e2e_met_ratio", "Requests within the e2e objective", "ratio", "higher",
+          "requests whose e2e met the objective / all requests, failures included", bounded=True),
+    _of_requests("schedule_lag_*_s", "Replayer's own lag", "s", "lower",
+          "sent - max(arrival, end of the step running at arrival); flagged when p99 > 0.5 s or median > 10 ms",
+          section="validity"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """All latency families of passes with the same traffic."""
+    return latency_metrics(context.passes, context.slo)
 
 
 def _reader(quantity: str) -> Reader:
@@ -139,7 +183,7 @@ def _slo_shares(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricVal
         limit_s = None if slo is None else getattr(slo, f"{quantity}_s")
         shares = [] if limit_s is None else [_share_within(tables, quantity, limit_s) for tables in rounds]
         reason = f"the workload states no slo for {quantity}"
-        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason, bounded=True))
+        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason))
     return values
 
 

@@ -1,4 +1,4 @@
-"""Several launches of one model: the launch is the unit of repetition, rounds are nested in it (METRICS section 1).
+"""Several launches of one model: the launch is the unit of repetition, rounds are nested in it.
 
 Each launch gives its own values; the value over launches is their mean with a 95 % t-interval over launches. Counted
 facts and anything else that is equal in all launches stays as it is. Router figures come from the same tokens in every

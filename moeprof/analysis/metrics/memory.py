@@ -1,18 +1,20 @@
-"""Where the memory went (METRICS section 4): weights by group, cache, activations, and what idle experts occupy."""
+"""Where the memory went: weights by group, cache, activations, and what idle experts occupy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import mean_of_steps
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import GROUPS, ModelFacts
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
@@ -20,6 +22,42 @@ DENSE = "dense model: no routed experts"
 NO_ROUTING = "routing was not recorded"
 UNMEASURED = "not measured"
 NOT_ONE_MOMENT = "at most: reserved memory changed in the pass, so its peak may be of another moment than allocated's"
+
+_card = partial(Card, section="memory", source="docs/metrics.md#memory")
+_of_run = partial(_card, kind="timed", counts_tokens=False)
+_of_routing = partial(_card, kind="routing", from_routing=True)
+CARDS: tuple[Card, ...] = (
+    _card("weights_bytes", "weights", "B", "lower", "bytes as stored; by group with label group", kind="exact",
+          gates=(Place(30, "0%"),), baseline=(Place(30),)),
+    _card("kv_cache_bytes", "KV cache, allocated", "B", "neither", "bytes allocated for keys and values", kind="exact",
+          gates=(Place(50, "+1%"),)),
+    _of_run("kv_cache_peak_used_bytes", "KV cache, most used", "B", "lower",
+          "largest kv_tokens_used at the end of a step * kv_bytes_per_token", counts_tokens=True),
+    _of_run("activation_peak_bytes", "activations, peak", "B", "lower",
+          "peak allocated - allocated after weights and cache"),
+    _of_run("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory"),
+    _of_run("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak"),
+    _of_run("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded"),
+    _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process"),
+    _of_run("peak_memory_bytes", "memory needed", "B", "lower",
+          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),)),
+    _of_routing("idle_expert_bytes_per_step", "expert bytes idle in a step", "B", "lower",
+          "mean over steps of routed expert bytes - bytes of experts with a token; a fact, not a price",
+          of_batches=True),
+    _of_routing("cold_expert_bytes", "expert bytes never used", "B", "lower",
+          "experts without a single token in the whole window"),
+    _of_routing("hot_set_bytes_90", "expert bytes that serve 90 %", "B", "lower",
+          "fewest expert bytes with 90 % of picks"),
+    _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "lower",
+          "fewest expert bytes with 99 % of picks"),
+    _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
+          "floor((device memory - weights) / (mean prompt + output tokens * kv_bytes_per_token))", counts_tokens=True),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Memory of one launch, with what its rounds used of it."""
+    return memory_metrics(context.info, context.facts, context.passes)
 
 
 def memory_metrics(

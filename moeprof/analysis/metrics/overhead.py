@@ -1,26 +1,43 @@
-"""What watching cost: from lock-step pairs of an instrumented and a bare engine (METRICS sections 1 and 10)."""
+"""What watching cost: from lock-step pairs of an instrumented and a bare engine (docs/metrics.md#lock-step-pairs)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.tables import BoolArray, column, is_phase
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, missing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TAKEN_AWAY = 1.5  # wall time this far above processor time: the machine ran something else
 MINIMUM_PAIRS = 100
 LIMIT = 1.03
 PHASES = ("prefill", "decode")
-NAMES = (
-    "instrumentation_overhead_ratio",
-    "instrumentation_overhead_median_ratio",
-    "overhead_pairs_set_aside_ratio",
-)
+
+_card = partial(Card, section="validity", source="docs/metrics.md#validity", kind="timed", counts_tokens=True)
+CARDS: tuple[Card, ...] = (
+    _card("instrumentation_overhead_ratio", "overhead of the instruments", "ratio", "lower",
+          "sum of step times with instruments / sum without, undisturbed pairs"),
+    _card("instrumentation_overhead_median_ratio", "overhead of the instruments, median step", "ratio", "lower",
+          "median over pairs of step time with instruments / without"),
+    _card("overhead_pairs_set_aside_ratio", "pairs of steps set aside", "ratio", "lower",
+          "pairs in which the machine took the processor away on either side / all pairs"),
+)  # fmt: skip
+NAMES = tuple(card.name for card in CARDS)
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """What the instruments cost in this launch."""
+    table = context.table("overhead")
+    return overhead_metrics([] if table is None else [table])
 
 
 def overhead_metrics(launches: Sequence[pd.DataFrame]) -> list[MetricValue]:
@@ -32,6 +49,8 @@ def overhead_metrics(launches: Sequence[pd.DataFrame]) -> list[MetricValue]:
     """
     if not launches:
         return [missing(name, "the overhead pass did not run") for name in NAMES]
+    import pandas as pd
+
     table = pd.concat(launches, ignore_index=True)
     bare, watched = column(table, "bare_s"), column(table, "instrumented_s")
     cpu = np.stack([column(table, "bare_cpu_s"), column(table, "instrumented_cpu_s")], axis=1)
@@ -86,7 +105,7 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
 
 
 def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:
-    """Turns without interruption: in no lane is wall time far above processor time (METRICS section 1).
+    """Turns without interruption: in no lane is wall time far above processor time (docs/metrics.md#lock-step-pairs).
 
     Where the host waits, as on a GPU, processor time says nothing, and all turns stay; so where it is not known, and
     where the machine is busy throughout: hardly a turn would be left.

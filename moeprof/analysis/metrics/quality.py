@@ -1,21 +1,31 @@
-"""Bits per byte: the quality that stands beside cost (METRICS section 8).
-
-The machine itself, beside what it measured: a fixed piece of work, timed just before each pass.
-"""
+"""Bits per byte: the quality that stands beside cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.samples import over_rounds
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.stats import intervals
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 
 NAME = "bits_per_byte"
 NOT_MEASURED = "not measured: the run ended before, or instruments.quality is off"
+
+_card = partial(Card, section="quality")
+CARDS: tuple[Card, ...] = (
+    _card("bits_per_byte", "bits per byte of text", "bits / byte", "lower",
+          "sum of -log2 p(output token | all before it) / UTF-8 bytes of the outputs, over forced outputs",
+          source="docs/metrics.md#sparsity", kind="quality", gates=(Place(210, "1%"),), baseline=(Place(120),)),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Of the first launch that tells of it."""
+    return quality_metrics([launch.info for launch in context.launches])
 
 
 def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
@@ -42,18 +52,3 @@ def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
             reasons=() if interval else ("no interval: too few requests",),
         )
     ]
-
-
-REFERENCE_NAME = "reference_kernel_s"
-NOT_TIMED = "not timed: the record is older than this figure, or no pass began"
-
-
-def reference_metrics(passes: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
-    """``reference_kernel_s``: mean over the passes of one launch, with its interval over them.
-
-    Where it drifts between launches, other times drift for the machine's reasons too; it corrects none of them.
-
-    Args:
-        passes: pass.json of each round and capacity pass.
-    """
-    return [over_rounds(REFERENCE_NAME, [info.get(REFERENCE_NAME) for info in passes], {}, NOT_TIMED)]

@@ -19,6 +19,7 @@ from typing import cast
 
 import numpy as np
 
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.steady import find_steady
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
@@ -243,7 +244,6 @@ def over_rounds(
     missing_reason: str,
     *,
     n: int | None = None,
-    bounded: bool = False,
 ) -> MetricValue:
     """The mean over rounds of one number per round, with its interval over rounds.
 
@@ -253,12 +253,11 @@ def over_rounds(
         labels: of the value.
         missing_reason: why there is no value, when no round has one.
         n: independent samples, when they are not the rounds.
-        bounded: the quantity is a share that cannot leave [0, 1].
     """
     known = [value for value in per_round if value is not None]
     if not known:
         return missing(name, missing_reason, **labels)
-    interval = intervals.mean_interval(known, bounded=bounded)
+    interval = intervals.mean_interval(known, bounded=card_for(name).bounded)
     reasons = () if interval else ("no interval: one round",)
     low, high = interval or (None, None)
     return MetricValue(

@@ -1,4 +1,4 @@
-"""Dollars at the service level: what a million tokens cost at the highest load that still meets it (METRICS section 7).
+"""Dollars at the service level: what a million tokens cost at the highest load that still meets it.
 
 A load meets the SLO when at least 95 % of all requests do so in every round; failures and refusals count against it.
 The whole window is billed, idle time included: to keep the promise, one has to pay for the room that it needs.

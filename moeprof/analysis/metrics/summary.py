@@ -1,4 +1,4 @@
-"""Everything measured of a run: records in, metric values out. The only place that knows which metrics exist.
+"""Everything measured of a run: records in, metric values out, as the table of subjects says.
 
 Headline dollars of an open-loop run come from its capacity passes (same requests, offline): below saturation every
 model bills the same window, and dollars would compare utilisation. Dollars at this traffic stand beside.
@@ -6,39 +6,27 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
-import pandas as pd
-
-from moeprof.analysis.metrics.attribution import Attribution, attribution_metrics, attributions, placebo_metrics
-from moeprof.analysis.metrics.breakdown import gap_metrics
-from moeprof.analysis.metrics.cost import cost_metrics
-from moeprof.analysis.metrics.cost_bill import CostSplit, cost_splits
-from moeprof.analysis.metrics.energy import energy_metrics
-from moeprof.analysis.metrics.latency import latency_metrics
+from moeprof.analysis.metrics import SUBJECTS, Scope
+from moeprof.analysis.metrics.attribution import Attribution, attributions_of, placebo_metrics
+from moeprof.analysis.metrics.context import Context, Subject
+from moeprof.analysis.metrics.cost import splits_of
+from moeprof.analysis.metrics.cost_bill import CostSplit
 from moeprof.analysis.metrics.launches import over_launches
-from moeprof.analysis.metrics.memory import memory_metrics
-from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.analysis.metrics.quality import quality_metrics, reference_metrics
-from moeprof.analysis.metrics.routing.metrics import routing_metrics
-from moeprof.analysis.metrics.routing.picks import margin_metrics
 from moeprof.analysis.metrics.slo import with_price_at_slo
 from moeprof.analysis.metrics.sweep import SweptPoint, swept_points
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.validity import judged
-from moeprof.analysis.metrics.variance import variance_metrics
-from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
-from moeprof.core.record.picks import load_picks
-from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo
 
 
@@ -103,76 +91,89 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
     Raises:
         RecordError: a table is damaged.
     """
-    peaks = _device_peaks(record)
     slo = Slo(**(record.workload.get("slo") or {}))
     idle = (record.experiment.get("idle_power_w"), _no_idle_power(record.experiment))
-    models = tuple(_model(model, pricing, slo, peaks, idle) for model in record.models)
+    run = _Run(pricing=pricing, slo=slo, peaks=_device_peaks(record), idle_power=idle)
+    models = tuple(_model(model, run) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
 
-def _model(
-    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: Mapping[str, Any], idle: tuple[float | None, str]
-) -> ModelSummary:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What all models of a run share."""
+
+    pricing: Pricing
+    slo: Slo
+    peaks: Mapping[str, Any]
+    idle_power: tuple[float | None, str]
+
+    def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: Mapping[str, Any]) -> Context:
+        """Without passes."""
+        return Context(
+            facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info
+        )
+
+
+def _model(record: ModelRecord, run: _Run) -> ModelSummary:
     if not record.facts:
         return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
     facts = ModelFacts.from_json(record.facts)
-    parts = [_launch(launch, facts, pricing, slo, peaks, idle) for launch in record.launches]
+    parts = [_launch(launch, facts, run) for launch in record.launches]
     if not parts:
         values = tuple(parameter_metrics(facts))
         return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
-    sweep = swept_points(record, facts, pricing, peaks)
-    own = (*parameter_metrics(facts), *quality_metrics([launch.info for launch in record.launches]))
-    together = (*own, *over_launches(measured), *margin_metrics(record.launches), *gap_metrics(first.launch, facts))
+    sweep = swept_points(record, facts, run.pricing, run.peaks)
+    metrics = _in_order(over_launches(measured), run.context(facts, record.launches, first.launch))
     return ModelSummary(
         record=record,
         facts=facts,
         launch=first.launch,
         rounds=tuple(tables for part in parts for tables in part.rounds),
         capacity=tuple(tables for part in parts for tables in part.capacity),
-        metrics=with_price_at_slo(together, sweep, slo),
+        metrics=with_price_at_slo(metrics, sweep, run.slo),
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
         sweep=sweep,
     )
 
 
-def _launch(
-    record: LaunchRecord,
-    facts: ModelFacts,
-    pricing: Pricing,
-    slo: Slo,
-    peaks: Mapping[str, Any],
-    idle: tuple[float | None, str],
-) -> _Part:
+def _in_order(of_launches: list[MetricValue], context: Context) -> list[MetricValue]:
+    """Values of launches, and around them those of the model, as the table of subjects has them."""
+    names = [name for name, scope in SUBJECTS.items() if scope is not None]
+    num_before = next(number for number, name in enumerate(names) if SUBJECTS[name] != "model")
+    before, after = (_computed("model", context, among) for among in (names[:num_before], names[num_before:]))
+    return [*before, *of_launches, *after]
+
+
+def _computed(scope: Scope, context: Context, names: Iterable[str] = SUBJECTS) -> list[MetricValue]:
+    """All values of the subjects of this scope."""
+    subjects = [cast(Subject, import_module(name)) for name in names if SUBJECTS[name] == scope]
+    return [value for subject in subjects for value in subject.compute(context)]
+
+
+def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
     """Everything that one fresh process tells."""
-    info = {**peaks, **record.info}
-    rounds, capacity = _tables(record.rounds), _tables(record.capacity)
-    calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
-    values: list[MetricValue] = []
-    splits: tuple[CostSplit, ...] = ()
-    found: tuple[Attribution, ...] = ()
-    for passes in (rounds, capacity):
-        if passes:
-            values += latency_metrics(passes, slo) + throughput_metrics(passes, slo)
-            splits = cost_splits(passes, pricing, calibration, facts=facts, peaks=peaks_of(info, facts))
-            values += cost_metrics(passes, pricing, facts, splits=splits, device_memory_bytes=total)
-            values += energy_metrics(passes, *idle)
-            values += work_metrics(info, facts, passes)
-            told = attributions(passes)
-            values += variance_metrics(passes) + attribution_metrics(passes, told)
-            found = max(found, told, key=lambda results: sum(result.num_steps for result in results))
-    if rounds:
-        picks = next((found for found in (load_picks(r.path) for r in record.rounds) if found is not None), None)
-        values += [*routing_metrics(rounds, facts, picks), *memory_metrics(info, facts, rounds)]
-    overhead = _table(record, "overhead")
-    values += overhead_metrics([] if overhead is None else [overhead])
-    values += reference_metrics([found.info for found in record.passes])
-    return _Part(info, rounds, capacity, judged(values, record), found, splits)
+    info = {**run.peaks, **record.info}
+    context = run.context(facts, (record,), info)
+    rounds, capacity = (replace(context, passes=_tables(passes)) for passes in (record.rounds, record.capacity))
+    measured = [one for one in (rounds, capacity) if one.passes]
+    values = [value for one in measured for value in _computed("traffic", one)]
+    values += _computed("rounds", rounds) if rounds.passes else []
+    values += _computed("launch", context)
+    found = (one.once(attributions_of) for one in measured)
+    return _Part(
+        launch=info,
+        rounds=rounds.passes,
+        capacity=capacity.passes,
+        metrics=judged(values, record),
+        attributions=max(found, key=lambda results: sum(result.num_steps for result in results), default=()),
+        splits=measured[-1].once(splits_of) if measured else (),
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Part:
     """One launch of a model."""
 
@@ -205,13 +206,9 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
 
 
 def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
-    """Passes with at least one step, in order. A pass that never began is left out."""
-    return tuple(tables for tables in map(PassTables.from_record, passes) if len(tables.steps))
-
-
-def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
-    table = read_table(launch.path, name)
-    return table if len(table) else None
+    """Passes with at least one step, or token where an engine steps itself. A pass that never began is left out."""
+    found = map(PassTables.from_record, passes)
+    return tuple(tables for tables in found if len(tables.steps) or tables.requests["output_tokens"].sum() > 0)
 
 
 def _no_idle_power(experiment: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ class SweptRound:
 
     @property
     def usd_per_1m_total_tokens_compared(self) -> float | None:
-        """What models are compared by: an open loop bills busy seconds only (METRICS section 7)."""
+        """What models are compared by: an open loop bills busy seconds only (docs/metrics.md#busy-and-billed)."""
         is_open = self.tables.traffic == "open"
         return self._per_million(self.split.busy_cost_usd if is_open else self.split.run_cost_usd)
 

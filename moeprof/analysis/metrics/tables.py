@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.record.layout import PassRecord
 from moeprof.core.record.routing import Routing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Traffic = Literal["open", "closed", "offline"]
 BoolArray = npt.NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""Rates: requests and tokens per second, goodput, and what became of every request (METRICS section 1).
+"""Rates: requests and tokens per second, goodput, and what became of every request (docs/metrics.md#time).
 
 A rate is what was completed in a window over the length of the window, idle time included. Token counts come from
 engine ids: an output token counts at its own time, a prompt when its first token came out.
@@ -7,18 +7,64 @@ engine ids: an output token counts at its own time, a prompt when its first toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import Window, over_rounds, scopes, within
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, token_times
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 
 if TYPE_CHECKING:
     from moeprof.core.workload.workload import Slo
 
 STATUSES = ("done", "refused", "failed", "unfinished")
+
+_IN_WINDOW = "in the window / length of the window, idle time included"
+_card = partial(Card, section="throughput", source="docs/metrics.md#time", kind="timed")
+_of_tokens = partial(_card, counts_tokens=True)
+_of_requests = partial(_card, counts_tokens=False)
+CARDS: tuple[Card, ...] = (
+    _of_requests("request_rate_requested_per_s", "Requested rate", "requests/s", "neither",
+          "requests / time of the last arrival"),
+    _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher",
+          f"requests completed {_IN_WINDOW}"),
+    _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
+          f"output tokens completed {_IN_WINDOW}",
+          screen=(Place(40, "output speed"),), baseline=(Place(60),)),
+    _of_tokens("input_tokens_per_s", "Input tokens per second", "tokens/s", "higher",
+          f"prompt tokens whose first token came {_IN_WINDOW}"),
+    _of_tokens("total_tokens_per_s", "Tokens per second", "tokens/s", "higher",
+          f"prompt and output tokens completed {_IN_WINDOW}"),
+    _of_requests("goodput_requests_per_s", "Goodput", "requests/s", "higher",
+          "requests that met every objective / length of the window"),
+    _of_requests("goodput_ratio", "Good requests", "ratio", "higher",
+          "requests that met every objective / all requests; failures and refusals stay in the denominator",
+          source="DistServe (OSDI 2024), with failures counted", bounded=True,
+          screen=(Place(90, "requests within the SLO", own=True),)),
+    _of_requests("num_requests", "Requests", "requests", "neither",
+          "requests of the schedule with status any, summed over rounds"),
+    _of_requests("num_requests_done", "Requests done", "requests", "higher",
+          "requests of the schedule with status done, summed over rounds"),
+    _of_requests("num_requests_refused", "Requests refused", "requests", "lower",
+          "requests of the schedule with status refused, summed over rounds"),
+    _of_requests("num_requests_failed", "Requests failed", "requests", "lower",
+          "requests of the schedule with status failed, summed over rounds"),
+    _of_requests("num_requests_unfinished", "Requests unfinished", "requests", "lower",
+          "requests of the schedule with status unfinished, summed over rounds"),
+    _of_tokens("output_length_ratio", "Output got / asked", "ratio", "neither",
+          "sum of output tokens got / asked, of requests done", bounded=True),
+    _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "ratio", "neither",
+          "forced ids equal to the model's own choice / output tokens", section="validity",
+          source="docs/metrics.md#sparsity", bounded=True),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Rates, goodput and request counts of passes with the same traffic."""
+    return throughput_metrics(context.passes, context.slo)
 
 
 def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
@@ -110,7 +156,7 @@ def _goodput(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]
     ]
     return [
         over_rounds(names[0], rates, labels, "empty window"),
-        over_rounds(names[1], shares, labels, "no requests", bounded=True),
+        over_rounds(names[1], shares, labels, "no requests"),
     ]
 
 
@@ -126,7 +172,7 @@ def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
         ("forced_agreement_ratio", "agreed_tokens", "output_tokens", "the outputs were not forced"),
     ):
         shares = [_share(tables, part, whole) for tables in rounds]
-        values.append(over_rounds(name, shares, labels, reason, bounded=True))
+        values.append(over_rounds(name, shares, labels, reason))
     return values
 
 

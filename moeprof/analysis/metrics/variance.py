@@ -1,12 +1,14 @@
-"""How much latency varies, and what the slow part has in common (METRICS section 1, latency variance)."""
+"""How much latency varies, and what the slow part has in common (docs/metrics.md#variance)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import (
     Scope,
     Window,
@@ -20,7 +22,7 @@ from moeprof.analysis.metrics.samples import (
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, is_phase, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, missing
 
 MINIMUM_SIZE_STEPS = 5
 SLOW_SHARE = 0.01
@@ -37,6 +39,25 @@ FIGURES = (
     "distinct_experts",
     "max_load",
 )
+
+_card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed")
+_of_tokens = partial(_card, counts_tokens=True)
+CARDS: tuple[Card, ...] = (
+    _of_tokens("step_cv_at_fixed_tokens", "Step time spread at a fixed batch", "ratio", "lower",
+          "CV of step time among decode steps with equal batch size, weighted by steps over sizes with 5 or more"),
+    _of_tokens("itl_p99_over_p50_ratio", "ITL tail over middle", "ratio", "lower", "p99 / p50 of itl_s"),
+    _card("ttft_p99_over_p50_ratio", "TTFT tail over middle", "ratio", "lower", "p99 / p50 of ttft_s",
+          counts_tokens=False),
+    _of_tokens("itl_tail_prefill_ratio", "ITL tail behind a prefill", "ratio", "neither",
+          "gaps above p99 whose step carried prefill tokens / gaps above p99; beside it the share among all gaps"),
+    _of_tokens("slow_steps_over_others_ratio", "Slowest 1 % of steps, against the others", "ratio", "neither",
+          "mean of the figure (label) among the slowest 1 % of steps / its mean among the others, all rounds"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Spread and tails of passes with the same traffic."""
+    return variance_metrics(context.passes)
 
 
 def variance_metrics(rounds: Sequence[PassTables]) -> list[MetricValue]:

@@ -1,10 +1,10 @@
-"""How near the limits of the device a run came (METRICS section 5): bandwidth, matrix rate, roofline.
+"""How near the limits of the device a run came (docs/metrics.md#work): bandwidth, matrix rate, roofline.
 
 Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
 follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits
 are the ones measured on the device when the run started.
 
-Bytes and FLOPs of every step, from what ran (METRICS section 5). Vectorised: S steps, L MoE layers.
+Bytes and FLOPs of every step, from what ran (docs/metrics.md#work). Vectorised: S steps, L MoE layers.
 
 A step reads every resident matrix once, the experts that its tokens chose, the keys and values of its sequences, and
 the head; it multiplies each token with the matrices it passes. How many expert bytes are read depends on the kernel:
@@ -16,20 +16,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.units import num_bytes
 
 ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "other")
 # bytes per (token, pick) relative to one expert, for kernels that copy weights per pick: read, write, read again.
 GATHER_FACTOR = 3
+
+_card = partial(Card, section="work", source="docs/metrics.md#work")
+_counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
+_timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
+_peak = partial(_card, kind="timed", counts_tokens=False)
+CARDS: tuple[Card, ...] = (
+    _counted("touched_params_per_step", "parameters a step reads", "parameters", "lower",
+          "B with k/E replaced by measured distinct experts per layer, plus the embedding rows looked up",
+          screen=(Place(150, "parameters touched per decode step", phase="decode", own=True),)),
+    _counted("bytes_per_step", "bytes a step moves", "B", "lower",
+          "resident weights + distinct experts * expert bytes (by kernel) + KV read and write + head once"),
+    _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
+          "2 * tokens * (resident + k * expert) + attention pairs + head on the rows kept"),
+    _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher", "sum(bytes) / sum(step s) / measured bandwidth",
+          source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
+          screen=(Place(180, "memory bandwidth used (MBU)"),)),
+    _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
+          "sum(FLOPs) / sum(step s) / measured matrix rate", source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work"),
+    _counted("roofline_s", "least time of a step", "s", "lower", "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
+          source="Williams et al., Roofline (2009); docs/metrics.md#work"),
+    _timed("time_over_roofline_ratio", "time over the limit", "ratio", "lower",
+          "sum(step s) / sum(roofline s): 1 is the hardware's limit",
+          source="Williams et al., Roofline (2009); docs/metrics.md#work"),
+    _peak("peak_bandwidth_bytes_per_s", "bandwidth, measured", "B/s", "higher",
+          "best of copy (counted both ways), read, matrix-vector; buffers beyond the cache"),
+    _peak("peak_flops_per_s", "matrix rate, measured", "FLOP/s", "higher",
+          "large product in the run's dtype, random data"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Work and limits of passes with the same traffic."""
+    return work_metrics(context.info, context.facts, context.passes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,23 +10,14 @@ from __future__ import annotations
 import math
 
 from moeprof.analysis.compare.same_work import other_text
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.metrics.validity import FROM_ROUTING
 from moeprof.analysis.regress.result import ChosenGate
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.analysis.stats.verdicts import SLACK
 from moeprof.core.metric import Better, MetricValue
 from moeprof.core.workload.gates import Gate
 
-# Routing figures that also depend on which requests met in a batch, and so on time.
-OF_BATCHES = (FROM_ROUTING - {"cold_expert_bytes", "hot_set_bytes_90", "hot_set_bytes_99"}) | {
-    "step_load_max_over_mean",
-    "distinct_experts_per_step",
-    "experts_touched_ratio",
-    "expert_reuse_ratio",
-    "capacity_factor_for_1pct_drop",
-    "router_drift_js",  # of a run's own windows
-}
 FINITE_SAMPLES = "differs no more than finite samples do"
 
 
@@ -90,7 +81,7 @@ def bound_gate(chosen: ChosenGate) -> Ratio:
 
 def depends_on_batches(key: Key) -> bool:
     """Whether the figure depends on which requests met in a step; offline the scheduler alone decides that."""
-    return key[0] in OF_BATCHES and dict(key[1]).get("traffic") in ("open", "closed")
+    return card_for(key[0]).of_batches and dict(key[1]).get("traffic") in ("open", "closed")
 
 
 def allowance(gate: Gate, reference: float) -> float:

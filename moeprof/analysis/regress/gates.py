@@ -17,10 +17,9 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from moeprof.analysis.compare.comparable import classes_of
-from moeprof.analysis.metrics.cards import CARDS, STATISTIC, card_for
+from moeprof.analysis.metrics.cards import STATISTIC, all_cards, card_for
 from moeprof.analysis.metrics.lookup import DETAIL, PRICED_SECTIONS, PROVENANCE, Key, key_of
 from moeprof.analysis.regress.result import SOURCE, ChosenGate, GateClass
 from moeprof.analysis.regress.routing.change import RoutingChange, gate_figure
@@ -29,31 +28,7 @@ from moeprof.core.errors import InputError
 from moeprof.core.metric import Better, Card, MetricValue, missing
 from moeprof.core.workload.gates import Gate, parse_gate
 
-Group = Literal["exact", "routing", "quality", "timed"]
-FLOOR = "floor"  # stands for the threshold of a default timed gate
-
-TEXTS: dict[Group, tuple[str, ...]] = {
-    "exact": (
-        "total_params:+0%",
-        "active_params:+0%",
-        "weights_bytes:0%",
-        "kv_bytes_per_token:0%",
-        "kv_cache_bytes:+1%",  # the space that was allocated; where memory bounds it, by a few blocks more or less
-        "attention_flops_per_pair:+0%",
-    ),
-    "routing": (
-        "routing_agreement_ratio:-1%",
-        "dead_experts:0",
-        "router_load_max_over_mean{phase=prefill}:+0.2",
-        "router_load_max_over_mean{phase=decode}:+0.2",
-    ),
-    "quality": ("bits_per_byte:1%",),
-    "timed": (
-        f"step_mean_s{{phase=decode}}:{FLOOR}",
-        f"step_mean_s{{phase=prefill}}:{FLOOR}",
-        f"energy_j_per_output_token:{FLOOR}",
-    ),
-}
+FLOOR = "floor"  # on a card: stands for the threshold of a default timed gate
 
 
 def default_gates(group: str = "default", *, floor_ratio: float) -> tuple[Gate, ...]:
@@ -64,8 +39,8 @@ def default_gates(group: str = "default", *, floor_ratio: float) -> tuple[Gate, 
         floor_ratio: what a default timed gate allows: 0.10 against a stored run, 0.015 in lock-step, 0.05 between two
             processes.
     """
-    groups = list(TEXTS) if group == "default" else [group]
-    return tuple(_gate(text, floor_ratio) for name, texts in TEXTS.items() if name in groups for text in texts)
+    chosen = [(place, card) for card in all_cards() for place in card.gates if group == "default" or card.kind == group]
+    return tuple(_gate(card.gate(place), floor_ratio) for place, card in sorted(chosen, key=lambda one: one[0].rank))
 
 
 def _gate(text: str, floor_ratio: float) -> Gate:
@@ -93,7 +68,7 @@ def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
     except KeyError as error:
         found = re.search(STATISTIC, gate.metric)
         statistic = found[0] if found else "mean"
-        known = sorted({*names, *(card.name.replace("*", statistic) for card in CARDS)})
+        known = sorted({*names, *(card.name.replace("*", statistic) for card in all_cards())})
         close = difflib.get_close_matches(gate.metric, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "`moeprof explain` lists them"
         raise InputError(f"{named(gate)}there is no metric {gate.metric!r}; {hint}") from error

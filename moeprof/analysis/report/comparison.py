@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.report.document import Document, MetricTable, ModelColumn, Section
 from moeprof.core.metric import MetricValue
 
@@ -69,7 +69,7 @@ class Page:
             first_screen=(),
             sections=tuple(sections),
             doubts=self.doubts,
-            cards=tuple(card for card in CARDS if card.name in _used(sections)),
+            cards=tuple(card for card in all_cards() if card.name in _used(sections)),
             workload_text=self.workload_text,
         )
 

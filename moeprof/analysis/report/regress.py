@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from moeprof.analysis.compare.comparable import banners
 from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.compare.tables import Compared, RatioRow, RatioTable, section_tables
-from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.result import GateResult, Mode, Regression
@@ -411,7 +411,7 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
         first_screen=(),
         sections=kept,
         doubts=regression.doubts,
-        cards=tuple(card for card in CARDS if card.name in _used(kept)),
+        cards=tuple(card for card in all_cards() if card.name in _used(kept)),
         notes=_notes(regression),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, SECTIONS, heading_of, label_of
 from moeprof.analysis.metrics.lookup import highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -180,7 +180,7 @@ def build_document(summary: Summary) -> Document:
         first_screen=tuple(_first_rows(models)),
         sections=(*(s for s in sections if s.blocks), machine_section(summary)),
         doubts=find_doubts(summary),
-        cards=tuple(card for card in CARDS if card.name in used),
+        cards=tuple(card for card in all_cards() if card.name in used),
         workload_text=str(record.experiment.get("workload_text", "")),
     )
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from moeprof.analysis.stats.arrays import FloatArray
 
@@ -79,6 +78,8 @@ def mann_kendall(series: FloatArray) -> Trend:
 
 def _hamed_rao_factor(detrended: FloatArray) -> float:
     num = len(detrended)
+    import pandas as pd
+
     ranks = pd.Series(detrended).rank().to_numpy(dtype=np.float64)
     ranks = ranks - ranks.mean()
     power = float(ranks @ ranks)

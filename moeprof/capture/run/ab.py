@@ -36,6 +36,7 @@ from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
+from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
 
@@ -86,6 +87,9 @@ def pair_up(
         raise WorkloadError(f"--ab: both sides must do the same steps, but {'; '.join(found)}")
     if new.workload.outputs == "free":
         raise WorkloadError(f"--ab: {FREE}")
+    elsewhere = [side.workload.engine.kind for side in (base, new) if not side.workload.engine.in_worker]
+    if elsewhere:
+        raise WorkloadError(f"--ab: two models step in turn in one process, engine.kind {elsewhere[0]} runs elsewhere")
     if any(side.workload.engine.parallel is not None for side in (base, new)):
         raise WorkloadError(
             "--ab: two models step in turn in one process, ranks hold one each; leave engine.parallel out"
@@ -149,7 +153,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
     return LockstepPlan(
         kind="pairs",
         lanes=tuple(sides if launch % 2 == 0 else reversed(sides)),
-        engine=pairing.new.workload.engine,
+        engine=ours(pairing.new.workload.engine),
         device=pairing.new.device,
         threads=pairing.new.workload.threads,
         folder=folder,
@@ -165,7 +169,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
 def _lane(side: str, workload: Workload, model: str, slowdown: Slowdown | None) -> LanePlan:
     spec = next(spec for spec in workload.models if spec.name == model)
     base = next((other for other in workload.models if other.name == spec.twin_of), None)
-    return LanePlan(name=side, model=_called(spec, side), base=base, engine=workload.engine, slowdown=slowdown)
+    return LanePlan(name=side, model=_called(spec, side), base=base, engine=ours(workload.engine), slowdown=slowdown)
 
 
 def _called(spec: ModelSpec, side: str) -> ModelSpec:

@@ -22,7 +22,7 @@ from moeprof.analysis.compare.comparable import (
     price_difference,
     refuse,
 )
-from moeprof.analysis.metrics.cards import CARDS
+from moeprof.analysis.metrics.cards import all_cards
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.jsonfile import write_json
@@ -187,5 +187,5 @@ def test_an_unknown_fact_to_allow_is_refused_with_the_list() -> None:
 
 
 def test_every_metric_has_a_class() -> None:
-    for card in CARDS:
+    for card in all_cards():
         assert classes_of(card.name.replace("*", "p50")) & {"exact", "routing", "quality", "timed"}, card.name

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeprof.analysis.metrics.cards_cost import CARDS
-from moeprof.analysis.metrics.cost import cost_metrics
+from moeprof.analysis.metrics.cost import CARDS, cost_metrics
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
 from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.analysis.metrics.tables import PassTables

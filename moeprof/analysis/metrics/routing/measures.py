@@ -1,4 +1,4 @@
-"""Measures of how evenly a router spreads tokens: functions of counts over experts (METRICS section 3).
+"""Measures of how evenly a router spreads tokens: functions of counts over experts (docs/metrics.md#router).
 
 Every measure takes counts ``n`` of shape [..., E] and works along the last axis; NaN where nothing was routed.
 N = sum n, mu = N / E, q = n / N.

@@ -1,4 +1,4 @@
-"""The router: load, distinct experts, drift, specialisation, by phase, layer and request class (METRICS section 3).
+"""The router: load, distinct experts, drift, specialisation, by phase, layer and request class.
 
 Rounds replay the same tokens, so they add nothing to what is known about the router: figures come from the first round
 that has routing counts. The record holds counts per step and window, not per request; intervals leave out one stretch
@@ -10,28 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.routing.measures import MEASURES, hot_set_experts, max_over_mean
 from moeprof.analysis.metrics.routing.nulls import uniform_cv, uniform_dead, uniform_expectation, uniform_worst
 from moeprof.analysis.metrics.routing.picks import PICK_NAMES, pick_metrics
-from moeprof.analysis.metrics.routing.shift import Cell, cell, first_with_routing, shift_metrics
-from moeprof.analysis.metrics.routing.steps import STEP_NAMES, layer_step_metrics, routed_steps, step_metrics
+from moeprof.analysis.metrics.routing.shift import SHIFT_CARDS, Cell, cell, first_with_routing, shift_metrics
+from moeprof.analysis.metrics.routing.steps import (
+    STEP_CARDS,
+    STEP_NAMES,
+    layer_step_metrics,
+    routed_steps,
+    step_metrics,
+)
 from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES
-from moeprof.core.record.picks import Picks
+from moeprof.core.record.picks import Picks, load_picks
 from moeprof.core.record.routing import Routing
 
 MINIMUM_GROUPS = 5
 LAYER_MEASURES = ("router_load_max_over_mean", "router_load_cv", "router_entropy_ratio", "dead_experts")
 WORST = "router_load_max_over_mean_worst"
-# Shares, which cannot leave [0, 1].
-BOUNDED = ("router_entropy_ratio", "router_gini", "router_jain", "top_decile_load_ratio")
 # Intervals by resampling do not cover these: a balanced router's true maximum (1) lies below every resampled one (the
 # jackknife covers it in 5 % of simulated runs, the basic bootstrap in 60 %), and no stretch left out revives an expert.
 EXTREMES = ("router_load_max_over_mean", WORST, "dead_experts")
@@ -42,6 +49,51 @@ OTHER_RUNS = {
 COUNTED = ("realised_drop_ratio", "identity_pick_ratio", "hot_set_experts_90", "hot_set_experts_99")
 SHIFT = ("router_drift_js", "router_drift_js_p")
 NAMES = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *SHIFT, *PICK_NAMES, *OTHER_RUNS)
+
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
+_LOAD: tuple[Card, ...] = (
+    _card("router_load_max_over_mean", "Busiest expert over mean", "ratio", "lower",
+          "max n_e / mu over the window, mean over layers; at most E/k", source="MaxVio + 1 (arXiv 2408.15664)",
+          screen=(Place(110, "router load in decode, max / mean", phase="decode"),),
+          gates=(Place(130, "+0.2", phase="prefill"), Place(140, "+0.2", phase="decode")),
+          baseline=(Place(130, phase="decode"),)),
+    _card("router_load_max_over_mean_worst", "Busiest expert over mean, worst layer", "ratio", "lower",
+          "max n_e / mu over the window, largest of the layers; null: the largest of as many uniform layers",
+          source="MaxVio + 1 (arXiv 2408.15664)"),
+    _card("router_load_cv", "Load CV", "ratio", "lower", "population std(n) / mu, mean over layers",
+          source="Shazeer et al. 2017"),
+    _card("router_entropy_ratio", "Load entropy", "ratio", "higher", "-sum q ln q / ln E, mean over layers",
+          source="Shannon 1948, over its largest value", bounded=True,
+          screen=(Place(130, "router entropy in decode", phase="decode"),)),
+    _card("router_gini", "Load Gini", "ratio", "lower", "Gini coefficient of n, mean over layers", source="Gini 1912",
+          bounded=True),
+    _card("router_jain", "Load fairness", "ratio", "higher", "1 / (1 + CV^2), mean over layers",
+          source="Jain et al. 1984", bounded=True),
+    _card("effective_experts", "Effective experts", "experts", "higher", "exp(-sum q ln q), mean over layers",
+          source="Hill number of order 1"),
+    _card("dead_experts", "Dead experts", "experts", "lower",
+          "experts with n_e = 0, mean over layers; by chance E*(1-k/E)^T", gates=(Place(120, "0"),),
+          baseline=(Place(140, phase="decode"),)),
+    _card("top_decile_load_ratio", "Load of the busiest tenth", "ratio", "lower",
+          "share of assignments of the busiest ceil(E/10) experts", bounded=True),
+)  # fmt: skip
+_COUNTED: tuple[Card, ...] = (
+    _card("realised_drop_ratio", "Dropped picks", "ratio", "lower", "picks routed but not executed / all picks"),
+    _card("identity_pick_ratio", "Identity picks", "ratio", "neither", "picks of zero-computation experts / all picks"),
+    _card("hot_set_experts_90", "Experts that serve 90 %", "experts", "lower",
+          "fewest experts of all layers that take 90 % of assignments"),
+    _card("hot_set_experts_99", "Experts that serve 99 %", "experts", "lower",
+          "fewest experts of all layers that take 99 % of assignments"),
+)  # fmt: skip
+CARDS: tuple[Card, ...] = (*_LOAD, *STEP_CARDS, *_COUNTED, *SHIFT_CARDS)
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Router figures of the rounds of a launch; those of single picks from the first round that kept them."""
+    picks = next(
+        (found for found in (load_picks(r.path) for r in context.launches[0].rounds) if found is not None), None
+    )
+    return routing_metrics(context.passes, context.facts, picks)
 
 
 def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts, picks: Picks | None = None) -> list[MetricValue]:
@@ -165,7 +217,9 @@ def _jackknifed(
     if not np.isfinite(value):
         return missing(name, "a layer routed nothing", **labels)
     few = len(left) < MINIMUM_GROUPS
-    interval = None if name in EXTREMES or few else intervals.jackknife_interval(value, left, bounded=name in BOUNDED)
+    interval = (
+        None if name in EXTREMES or few else intervals.jackknife_interval(value, left, bounded=card_for(name).bounded)
+    )
     low, high = interval or (None, None)
     why = f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed"
     reasons = () if interval else (NO_INTERVAL if name in EXTREMES else why,)

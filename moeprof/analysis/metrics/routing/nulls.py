@@ -1,4 +1,4 @@
-"""What a router that does not care would show: expectations to stand beside measured values (METRICS section 3).
+"""What a router that does not care would show: expectations to stand beside measured values (docs/metrics.md#nulls).
 
 *Uniform*: every token takes k of E experts at random. *Marginal*: tokens take experts with the measured popularity,
 independently of each other; measured minus marginal is correlation between the tokens of a batch.

@@ -7,7 +7,7 @@ Figures of single picks as metric values: experts taken together, and what conse
 They describe all layers together and both phases. A large record is thinned to every n-th request, whole sequences,
 so that the figures take seconds; the nulls use the same tokens.
 
-How near routing was to another choice: quantiles of p_(k) - p_(k+1) over forced tokens (METRICS section 3).
+How near routing was to another choice: quantiles of p_(k) - p_(k+1) over forced tokens (docs/metrics.md#router).
 
 Tokens are those of forced.npz, one request at a time, so the figures are facts of model and text. Tokens of a request
 are alike: intervals resample whole requests, and n counts them. Legend: T tokens, L MoE layers.
@@ -17,22 +17,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.routing.nulls import consecutive_overlap_null, consecutive_top1_null
 from moeprof.analysis.metrics.tables import ALL, BoolArray
 from moeprof.analysis.metrics.validity import judged
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES, LaunchRecord
 from moeprof.core.record.picks import ForcedPicks, Picks
 
 ExpertIds = npt.NDArray[np.integer[Any]]
+
+_MARGIN = (
+    "th percentile of p_(k) - p_(k+1) of the gate's selection scores, over forced tokens and layers "
+    "whose picks those scores give"
+)
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
+CARDS: tuple[Card, ...] = (
+    _card("routing_agreement_ratio", "Routing agreement of two runs", "ratio", "higher",
+          "mean of shared picks / k over tokens that both runs processed", gates=(Place(110, "-1%"),)),
+    _card("coactivation", "Co-activation", "ratio", "neither",
+          "sum_i max_j N_ij / sum_i N_i: share of an expert's tokens that its most frequent partner takes too, mean "
+          "over layers; nulls: uniform router, and all picks dealt anew among tokens"),
+    _card("consecutive_same_top1_ratio", "Same first expert as the token before", "ratio", "neither",
+          "share of consecutive tokens of a sequence; n = sequences; uniform null 1/E",
+          source="Mixtral of Experts (arXiv 2401.04088), table 5", bounded=True),
+    _card("consecutive_overlap_ratio", "Any expert shared with the token before", "ratio", "neither",
+          "share of consecutive tokens of a sequence; n = sequences; uniform null 1 - C(E-k,k)/C(E,k)",
+          source="Mixtral of Experts (arXiv 2401.04088), table 5", bounded=True),
+    _card("router_margin_p05", "Routing margin, 5th percentile", "ratio", "higher", f"5{_MARGIN}"),
+    _card("router_margin_p50", "Routing margin, median", "ratio", "higher", f"50{_MARGIN}"),
+)  # fmt: skip
+
+
+def compute(context: Context) -> list[MetricValue]:
+    """Margins of a model; figures of single picks belong to a round, see routing/metrics.py."""
+    return margin_metrics(context.launches)
 
 
 def _pairs(picks_TK: ExpertIds, num_experts: int) -> FloatArray:

@@ -2,7 +2,7 @@
 
 Legend: W windows, P phases, C classes, G groups of neighbouring windows, L layers, E experts.
 
-Does routing move: over time (drift), and between request classes (specialisation)? METRICS section 3.
+Does routing move: over time (drift), and between request classes (specialisation)? docs/metrics.md#nulls.
 
 Distances between two samples are never zero by chance (JS of 64 tokens over 128 experts is about 0.1), so each stands
 beside what shuffled windows or shuffled class labels give, and beside the multinomial law of as many picks.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from moeprof.analysis.metrics.routing.measures import Counts, max_over_mean, sha
 from moeprof.analysis.metrics.routing.nulls import uniform_expectation
 from moeprof.analysis.metrics.tables import ALL, PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing
 
@@ -33,6 +34,25 @@ MINIMUM_GROUPS = 6
 PERMUTATIONS = 199
 DRAWS = 50
 WINDOW_DRAWS = 5  # per group of windows: the mean over layers averages further
+
+_NULLS = "beside permutation and multinomial nulls"
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
+SHIFT_CARDS: tuple[Card, ...] = (
+    _card("router_drift_js", "Router drift", "ratio", "neither",
+          "Jensen-Shannon divergence (base 2) of q, first against second half of a run, or one run against another, "
+          f"mean over layers; {_NULLS}",
+          source="Lin 1991", of_batches=True),
+    _card("router_drift_js_p", "Router drift, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
+    _card("domain_specialisation", "Specialisation of a class", "ratio", "neither",
+          f"total variation of the class's q against all classes together, mean over layers; {_NULLS}"),
+    _card("domain_specialisation_p", "Specialisation, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
+    _card("domain_total_variation", "Distance between classes", "ratio", "neither",
+          f"total variation of q between two classes, mean over pairs and layers; {_NULLS}"),
+    _card("domain_total_variation_p", "Distance between classes, p", "ratio", "neither", "larger p of the two nulls",
+          source="docs/metrics.md#nulls"),
+)  # fmt: skip
 
 
 def js_divergence(first: Counts, second: Counts) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What a step waits for: distinct experts and the largest load per step and layer (METRICS section 3).
+"""What a step waits for: distinct experts and the largest load per step and layer (docs/metrics.md#router).
 
 ``distinct_SL`` and ``max_load_SL`` are over both phases of a step together, so a figure with a phase label uses only
 *pure* steps of that phase. Every step counts once: a step is what is waited for, however many tokens it has.
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.routing.measures import capacity_factor, max_over_mean
 from moeprof.analysis.metrics.routing.nulls import (
     marginal_distinct,
@@ -24,17 +26,30 @@ from moeprof.analysis.metrics.routing.nulls import (
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.record.routing import Routing
 
 _MARGINAL_GRID = 64
-STEP_NAMES = (
-    "distinct_experts_per_step",
-    "experts_touched_ratio",
-    "expert_reuse_ratio",
-    "step_load_max_over_mean",
-    "capacity_factor_for_1pct_drop",
-)
+
+_card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True,
+    of_batches=True)  # fmt: skip
+STEP_CARDS: tuple[Card, ...] = (
+    _card("distinct_experts_per_step", "Distinct experts per step", "experts", "lower",
+          "experts with a token in a step and layer, mean over layers and steps; nulls: uniform E*(1-(1-k/E)^T), "
+          "marginal sum_e 1 - C(N-n_e,T)/C(N,T); n = steps, of which neighbours share requests",
+          screen=(Place(120, "experts touched per decode step", phase="decode"),)),
+    _card("experts_touched_ratio", "Experts touched per step", "ratio", "lower", "distinct_experts_per_step / E",
+          bounded=True),
+    _card("expert_reuse_ratio", "Tokens per expert fetched", "tokens", "higher",
+          "sum over steps of T*k / sum of distinct experts"),
+    _card("step_load_max_over_mean", "Busiest expert over mean, per step", "ratio", "lower",
+          "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
+          "neighbours share requests"),
+    _card("capacity_factor_for_1pct_drop", "Capacity factor for 1 % drops", "ratio", "lower",
+          "smallest c with sum over steps and experts of max(0, n_se - ceil(c*T_s*k/E)) <= 1 % of N",
+          source="capacity as in Switch Transformer (arXiv 2101.03961), counted per step"),
+)  # fmt: skip
+STEP_NAMES = tuple(card.name for card in STEP_CARDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +118,7 @@ def step_metrics(
     per_step = distinct.mean(axis=1)
     return [
         _mean("distinct_experts_per_step", per_step, labels, mean_nulls),
-        _mean("experts_touched_ratio", per_step / experts, labels, touched, bounded=True),
+        _mean("experts_touched_ratio", per_step / experts, labels, touched),
         _reuse(picks.mean(axis=1), per_step, labels, reuse_nulls),
         _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null),
         _capacity(steps, step_counts, labels),
@@ -157,10 +172,8 @@ def _uniform_load(num_experts: int, top_k: int) -> Callable[[IntArray], FloatArr
     return expected
 
 
-def _mean(
-    name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float], *, bounded: bool = False
-) -> MetricValue:
-    low, high = intervals.block_mean_interval(series, bounded=bounded) or (None, None)
+def _mean(name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float]) -> MetricValue:
+    low, high = intervals.block_mean_interval(series, bounded=card_for(name).bounded) or (None, None)
     return MetricValue(
         name=name,
         value=float(series.mean()),

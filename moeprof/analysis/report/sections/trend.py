@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
-from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.lookup import pick_frozen
 from moeprof.analysis.regress.stored import WANTED_LAUNCHES
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
@@ -123,24 +123,6 @@ def _labels(series: TrendSeries, trend: Trend) -> tuple[str, ...]:
     return tuple(trend.baselines[point.number - 1][0] if i in named else "" for i, point in enumerate(series.points))
 
 
-HEADLINE: tuple[tuple[str, dict[str, str]], ...] = (
-    ("total_params", {}),
-    ("active_params", {}),
-    ("weights_bytes", {}),
-    ("kv_bytes_per_token", {}),
-    ("usd_per_1m_output_tokens", {}),
-    ("output_tokens_per_s", {}),
-    ("ttft_p50_s", {}),
-    ("itl_p50_s", {}),
-    ("step_mean_s", {"phase": "decode"}),
-    ("step_mean_s", {"phase": "prefill"}),
-    ("energy_j_per_output_token", {}),
-    ("bits_per_byte", {}),
-    ("router_load_max_over_mean", {"phase": "decode"}),
-    ("dead_experts", {"phase": "decode"}),
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineRow:
     """One line.
@@ -196,7 +178,9 @@ def shortcomings(baseline: Baseline) -> tuple[str, ...]:
 def _of_model(model: BaselineModel) -> Iterator[BaselineRow]:
     for name, fact in model.facts.items():
         yield BaselineRow(of=model.name, what=name, value=_text(fact))
-    for name, labels in HEADLINE:
+    places = [(place, card.name.replace("*", place.of)) for card in all_cards() for place in card.baseline]
+    for place, name in sorted(places, key=lambda one: one[0].rank):
+        labels = place.labels
         value = pick_frozen(model, name, own_traffic=None, **labels)
         if value is not None:
             yield _metric(model.name, value, labels)

@@ -3,14 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moeprof.analysis.metrics import cards_routing, cards_time
 from moeprof.analysis.metrics.attribution import attribution_metrics, placebo_metrics
-from moeprof.analysis.metrics.cards import CARDS, card_for
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.routing.metrics import routing_metrics
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
-from moeprof.core.metric import Card
+from moeprof.core.metric import Card, Place
 from moeprof.core.workload.workload import Slo
 from tests.helpers.records import draw_step_counts, make_facts, make_pass, make_requests, make_routing, make_steps
 
@@ -33,17 +32,45 @@ def test_every_metric_that_is_reported_has_a_card() -> None:
         assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
 
 
-@pytest.mark.parametrize("card", [*cards_time.CARDS, *cards_routing.CARDS], ids=lambda card: card.name)
+@pytest.mark.parametrize("card", all_cards(), ids=lambda card: card.name)
 def test_a_card_says_what_it_is(card: Card) -> None:
     assert all((card.title, card.unit, card.formula, card.source, card.section))
     assert card.name.isascii() and card.name.count("*") <= 1
 
 
 def test_card_names_are_unique_and_a_star_is_only_a_statistic() -> None:
-    names = [card.name for card in CARDS]
+    names = [card.name for card in all_cards()]
     assert len(names) == len(set(names))
     assert card_for("ttft_p99_9_s").name == "ttft_*_s"
     assert card_for("ttft_from_sent_p50_s").name == "ttft_from_sent_*_s"
     assert card_for("step_device_mean_s").name == "step_device_*_s"
     with pytest.raises(KeyError):
         card_for("ttft_anything_s")
+
+
+def test_a_card_without_a_stated_kind_is_refused() -> None:
+    whole = {
+        "name": "x_s",
+        "title": "x",
+        "unit": "s",
+        "better": "lower",
+        "formula": "x",
+        "section": "cost",
+        "source": "-",
+    }
+    with pytest.raises(TypeError, match="kind"):
+        Card(**whole)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x_s: counts_tokens is stated of timed metrics"):
+        Card(**whole, kind="timed")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of these alone"):
+        Card(**whole, kind="exact", counts_tokens=True)  # type: ignore[arg-type]
+    assert Card(**whole, kind="timed", counts_tokens=True).classes == {"timed", "tokens"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chosen", ["screen", "gates", "baseline"])
+def test_no_two_figures_have_the_same_place(chosen: str) -> None:
+    places: list[Place] = [place for card in all_cards() for place in getattr(card, chosen)]
+    assert len({place.rank for place in places}) == len(places) > 9
+    for card in all_cards():
+        for place in getattr(card, chosen):
+            assert bool(place.of) == ("*" in card.name), card.name
