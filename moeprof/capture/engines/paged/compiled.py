@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import nn
+
+from moeprof.capture import compat
 
 RECOMPILES = 64  # batch sizes and layers of a kind; beyond it a piece runs uncompiled, silently
 
@@ -26,11 +27,9 @@ def compile_layers(model: Any, backend: str = "inductor") -> str | None:
     layers = decoder_layers(model)
     if layers is None:
         return None
-    settings: Any = torch._dynamo.config
-    settings.recompile_limit = max(settings.recompile_limit, RECOMPILES)
-    settings.allow_unspec_int_on_nn_module = True  # the number of a layer is no reason to compile it anew
+    compat.allow_recompiles(RECOMPILES)
     for layer in layers:
-        if getattr(layer, "_compiled_call_impl", None) is None:
+        if not compat.is_compiled(layer):
             cast("Any", layer).compile(backend=backend)
     return "layers"
 
@@ -38,4 +37,4 @@ def compile_layers(model: Any, backend: str = "inductor") -> str | None:
 def as_written(model: Any) -> None:
     """Take the compiled form away: the layers run as they are written."""
     for layer in decoder_layers(model) or ():
-        layer._compiled_call_impl = None
+        compat.forget_compiled(layer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import BatchLayout, ListenerSet
 from moeprof.capture.engines.paged import attention
 from moeprof.capture.engines.paged.cache import INDEX, AttentionFacts, PagedCache, check_layers, hub_of
@@ -20,7 +21,7 @@ def attention_layers(model: Any, listeners: ListenerSet) -> list[AttentionFacts]
     Raises:
         UnsupportedModelError: not one call per layer.
     """
-    hub, before = hub_of(model), model.config.get_text_config()._attn_implementation
+    hub, before = hub_of(model), compat.attention_of(model.config.get_text_config())
     attention.register()
     model.set_attn_implementation(attention.NAME)
     hub.seen = []
@@ -43,7 +44,7 @@ def take_model(model: Any, cache: PagedCache) -> None:
     """From here on the model attends through ``cache`` whenever it is the active one."""
     hub = hub_of(model)
     if not hub.caches:
-        hub.before = model.config.get_text_config()._attn_implementation
+        hub.before = compat.attention_of(model.config.get_text_config())
         model.set_attn_implementation(attention.NAME)
     hub.caches.append(cache)
 

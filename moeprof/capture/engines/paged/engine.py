@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.engines.paged.cache import hub_of, make_cache
 from moeprof.capture.engines.paged.discover import attention_layers, leave_model, take_model
@@ -252,7 +253,7 @@ class PagedEngine(SteppedEngine):
             kind="transformers",
             batching="continuous",
             attention=f"paged_{self._kernels.decode_name}",
-            experts=options.experts or getattr(config, "_experts_implementation", None),
+            experts=options.experts or compat.experts_of(config),
             decode_experts=options.decode_experts,
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=str(self._device),
