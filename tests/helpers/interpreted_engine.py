@@ -10,9 +10,8 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM, MistralConfig, MistralForCausalLM
 
-from moeprof.capture.engines.paged.engine import PagedEngine
+from moeprof.capture.engines.paged.engine import PagedEngine, PagedOptions
 from moeprof.capture.engines.paged.kernels import Kernels, plain_kernels
-from moeprof.capture.engines.paged.options import PagedOptions
 from moeprof.capture.kernels.triton import experts as triton_experts
 from moeprof.capture.kernels.triton.attention import Tiling, triton_decode
 from tests.capture.engines.test_paged_engine import VOCAB, make_request
