@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
+from moeprof.core.prices import Pricing
 from moeprof.core.record.pairs import BASE, NEW
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Side:
 
     path: Path
     prepared: Prepared
-    pricing: dict[str, Any]
+    pricing: Pricing
 
 
 def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, output_dir: Path | None) -> Path:
@@ -83,7 +84,6 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InputError: a workload is bad, or both sides would not do the same steps.
         InterruptedRunError: stopped; what was measured is kept.
     """
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.status import SignalWatch
@@ -97,8 +97,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     workload = sides[NEW].prepared.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     measure = in_one_process if options.base_python is None else _in_two_processes(options.base_python)
-    pricing = Pricing.from_json(sides[NEW].pricing)
-    with SignalWatch() as signals, make_audience(pricing, quiet=options.quiet) as audience:
+    with SignalWatch() as signals, make_audience(sides[NEW].pricing, quiet=options.quiet) as audience:
         settings = {"launches": options.launches or LAUNCHES, "until_precise": options.until_precise}
         run = AbRun(pairing, folder, audience, signals, mode=options.mode, measure=measure, settings=settings)
         status = "failed"
@@ -116,8 +115,8 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
 
 
 def _side(path: Path, options: AbOptions) -> Side:
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.run.prepare import prepare
+    from moeprof.core.prices import resolve_pricing
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
@@ -126,9 +125,9 @@ def _side(path: Path, options: AbOptions) -> Side:
     prepared = prepare(apply(load_workload(path), overrides))
     machine = prepared.environment
     pricing = resolve_pricing(
-        prepared.workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
+        prepared.workload.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores
     )
-    return Side(path=path, prepared=prepared, pricing=pricing.to_json())
+    return Side(path=path, prepared=prepared, pricing=pricing)
 
 
 def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, signals: SignalWatch) -> None:

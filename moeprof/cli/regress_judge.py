@@ -103,7 +103,7 @@ def judge_run(run: Path, baseline: str, choices: Choices) -> Judged:
 
     record = _open(run)
     other = frozen(record, choices.usd_per_device_hour)
-    settings, gates = choices.settings(_workload_gates(record))
+    settings, gates = choices.settings(record.workload.gates)
     reference = find_reference(baseline, other, choices)
     regression = judge_stored(
         reference,
@@ -125,10 +125,10 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     from moeprof.analysis.regress.judge import judge_pairs
 
     sides = _sides(folder, choices)
-    status = str(sides.found.info.get("status"))
+    status = str(sides.found.info.status)
     if status == "failed":
         raise InputError(f"{folder}: its measurement failed, which is no verdict: mend what failed, measure again")
-    settings, gates = choices.settings(_workload_gates(sides.found.new))
+    settings, gates = choices.settings(sides.found.new.workload.gates)
     regression = judge_pairs(
         sides.reference,
         sides.other,
@@ -160,7 +160,7 @@ class _Sides:
 
     @property
     def mode(self) -> Literal["pairs", "processes"]:
-        return "processes" if self.found.mode == "processes" else "pairs"
+        return "processes" if self.found.info.mode == "processes" else "pairs"
 
 
 def _sides(folder: Path, choices: Choices) -> _Sides:
@@ -168,7 +168,7 @@ def _sides(folder: Path, choices: Choices) -> _Sides:
 
     found = open_pairs(folder)
     reference, other = (frozen(side, choices.usd_per_device_hour) for side in (found.base, found.new))
-    names = dict(found.info.get("base_models", {}))
+    names = found.info.base_models
     models = tuple(_renamed(reference, old, new) for new, old in names.items())
     return _Sides(
         found=found,
@@ -191,7 +191,7 @@ def precise_enough(folder: Path, choices: Choices) -> bool:
     from moeprof.analysis.regress.judge import pairs_are_enough
 
     sides = _sides(folder, choices)
-    _, gates = choices.settings(_workload_gates(sides.found.new))
+    _, gates = choices.settings(sides.found.new.workload.gates)
     return pairs_are_enough(sides.reference, sides.other, sides.found.pairs, sides.mode, gates)
 
 
@@ -227,17 +227,6 @@ def _trend(regression: Regression, other: Baseline, choices: Choices) -> Trend |
     if not stored:
         return None
     return trend((*stored, other), wanted_figures(regression), last=choices.last)
-
-
-def _workload_gates(record: Record) -> GateSettings | None:
-    stored = record.workload.get("gates")
-    if not stored:
-        return None
-    return GateSettings(
-        fail_on=tuple(stored.get("fail_on") or ()),
-        allow_undecided=bool(stored.get("allow_undecided")),
-        allow=tuple(stored.get("allow") or ()),
-    )
 
 
 def _renamed(reference: Baseline, old: str, new: str) -> BaselineModel:

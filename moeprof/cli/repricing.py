@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.core.errors import PriceError
+from moeprof.core.prices import Pricing, resolve_pricing
 from moeprof.core.record.layout import Record
 from moeprof.core.workload.workload import Prices
 
@@ -19,14 +19,12 @@ def repriced(
         PriceError: the record has no price and none is given, or a figure is out of range.
     """
     checked = Prices(usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=1.0 if pue is None else pue)
-    stored = record.experiment.get("pricing")
-    if stored:
-        pricing = Pricing.from_json(stored)
-    else:
+    pricing = record.experiment.pricing
+    if pricing is None:
         environment = record.environment
         pricing = resolve_pricing(
-            checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"),
-            num_devices=environment.get("num_devices", 1),
+            checked, str(environment.device_name), num_vcpus=environment.cpu_cores,
+            num_devices=environment.num_devices,
         )  # fmt: skip
     if usd_per_device_hour is not None:
         pricing = replace(

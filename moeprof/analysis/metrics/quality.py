@@ -5,28 +5,29 @@ The machine itself, beside what it measured: a fixed piece of work, timed just b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue, missing
+from moeprof.core.record.launch import LaunchHeader
+from moeprof.core.record.passes import PassHeader
 
 NAME = "bits_per_byte"
 NOT_MEASURED = "not measured: the run ended before, or instruments.quality is off"
 
 
-def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
+def quality_metrics(launches: Sequence[LaunchHeader]) -> list[MetricValue]:
     """``bits_per_byte`` from the first launch.json that tells of it.
 
     Sum of bits over sum of bytes of all measured outputs; the interval resamples blocks of neighbouring requests.
     """
-    told = next((info["quality"] for info in launches if info.get("quality")), None)
-    if told is None or not told.get("bytes"):
-        return [missing(NAME, (told or {}).get("reason", NOT_MEASURED))]
-    pairs = np.array(told["per_request"], dtype=np.float64)
+    told = next((launch.quality for launch in launches if launch.quality is not None), None)
+    if told is None or told.bits is None or not told.bytes:
+        return [missing(NAME, (told and told.reason) or NOT_MEASURED)]
+    pairs = np.array(told.per_request, dtype=np.float64)
     sample = intervals.BlockSample(
         values=pairs[:, 0] / pairs[:, 1], weights=pairs[:, 1], blocks=intervals.blocks_of(len(pairs))
     )
@@ -35,7 +36,7 @@ def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
     return [
         MetricValue(
             name=NAME,
-            value=float(told["bits"]) / float(told["bytes"]),
+            value=told.bits / told.bytes,
             n=len(pairs),
             ci_low=low,
             ci_high=high,
@@ -48,7 +49,7 @@ REFERENCE_NAME = "reference_kernel_s"
 NOT_TIMED = "not timed: the record is older than this figure, or no pass began"
 
 
-def reference_metrics(passes: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
+def reference_metrics(passes: Sequence[PassHeader]) -> list[MetricValue]:
     """``reference_kernel_s``: mean over the passes of one launch, with its interval over them.
 
     Where it drifts between launches, other times drift for the machine's reasons too; it corrects none of them.
@@ -56,4 +57,4 @@ def reference_metrics(passes: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
     Args:
         passes: pass.json of each round and capacity pass.
     """
-    return [over_rounds(REFERENCE_NAME, [info.get(REFERENCE_NAME) for info in passes], {}, NOT_TIMED)]
+    return [over_rounds(REFERENCE_NAME, [info.reference_kernel_s for info in passes], {}, NOT_TIMED)]

@@ -6,9 +6,7 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
@@ -22,7 +20,6 @@ from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.quality import quality_metrics, reference_metrics
 from moeprof.analysis.metrics.routing.metrics import routing_metrics
 from moeprof.analysis.metrics.routing.picks import margin_metrics
@@ -36,6 +33,9 @@ from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.prices import Pricing
+from moeprof.core.record.experiment import ExperimentHeader
+from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.record.picks import load_picks
 from moeprof.core.record.tables import read_table
@@ -60,7 +60,7 @@ class ModelSummary:
 
     record: ModelRecord
     facts: ModelFacts | None
-    launch: Mapping[str, Any]
+    launch: LaunchHeader
     rounds: tuple[PassTables, ...]
     capacity: tuple[PassTables, ...]
     metrics: tuple[MetricValue, ...]
@@ -104,22 +104,21 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
         RecordError: a table is damaged.
     """
     peaks = _device_peaks(record)
-    slo = Slo(**(record.workload.get("slo") or {}))
-    idle = (record.experiment.get("idle_power_w"), _no_idle_power(record.experiment))
+    slo, idle = record.slo, (record.experiment.idle_power_w, _no_idle_power(record.experiment))
     models = tuple(_model(model, pricing, slo, peaks, idle) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
 
 def _model(
-    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: Mapping[str, Any], idle: tuple[float | None, str]
+    record: ModelRecord, pricing: Pricing, slo: Slo, peaks: PeaksHeader | None, idle: tuple[float | None, str]
 ) -> ModelSummary:
-    if not record.facts:
-        return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
-    facts = ModelFacts.from_json(record.facts)
+    facts = record.facts
+    if facts is None:
+        return ModelSummary(record=record, facts=None, launch=LaunchHeader(), rounds=(), capacity=(), metrics=())
     parts = [_launch(launch, facts, pricing, slo, peaks, idle) for launch in record.launches]
     if not parts:
         values = tuple(parameter_metrics(facts))
-        return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
+        return ModelSummary(record=record, facts=facts, launch=LaunchHeader(), rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, pricing, peaks)
@@ -143,13 +142,13 @@ def _launch(
     facts: ModelFacts,
     pricing: Pricing,
     slo: Slo,
-    peaks: Mapping[str, Any],
+    peaks: PeaksHeader | None,
     idle: tuple[float | None, str],
 ) -> _Part:
     """Everything that one fresh process tells."""
-    info = {**peaks, **record.info}
+    info = with_peaks(record.info, peaks)
     rounds, capacity = _tables(record.rounds), _tables(record.capacity)
-    calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
+    calibration, total = _table(record, "calibration"), info.memory.device_total_bytes
     values: list[MetricValue] = []
     splits: tuple[CostSplit, ...] = ()
     found: tuple[Attribution, ...] = ()
@@ -176,7 +175,7 @@ def _launch(
 class _Part:
     """One launch of a model."""
 
-    launch: Mapping[str, Any]
+    launch: LaunchHeader
     rounds: tuple[PassTables, ...]
     capacity: tuple[PassTables, ...]
     metrics: list[MetricValue]
@@ -214,18 +213,18 @@ def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
     return table if len(table) else None
 
 
-def _no_idle_power(experiment: Mapping[str, Any]) -> str:
-    seen = experiment.get("device_at_start") or {}
-    return str(seen.get("idle_power_reason") or "no power meter")
+def _no_idle_power(experiment: ExperimentHeader) -> str:
+    seen = experiment.device_at_start
+    return (seen and seen.idle_power_reason) or "no power meter"
 
 
-def _device_peaks(record: Record) -> dict[str, Any]:
+def _device_peaks(record: Record) -> PeaksHeader | None:
     """Peaks belong to the device: the first launch measures them for all models of the run."""
     for model in record.models:
         for launch in model.launches:
             try:
-                if "peaks" in launch.info:
-                    return {"peaks": launch.info["peaks"]}
+                if launch.info.peaks is not None:
+                    return launch.info.peaks
             except RecordError:
                 continue  # a launch that died while writing; its own model will say so
-    return {}
+    return None

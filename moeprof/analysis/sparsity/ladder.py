@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
-from moeprof.core.record.lanes import LanePass
+from moeprof.core.prices import Pricing
+from moeprof.core.record.lanes import LaneHeader, LanePass
 
 PHASES = ("prefill", "decode", "mixed", "all")
 # tax -> (rung, less this rung)
@@ -205,12 +205,12 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
 
 def lane_roles(times: LaneTimes) -> dict[str, str]:
     """What each lane is on the ladder, by its description in pass.json."""
-    described = {str(lane["name"]): lane for lane in times.info}
+    described = {lane.name: lane for lane in times.info}
     roles = {}
     for name in times.lanes:
-        lane = described.get(name, {})
-        rung, match = str(lane.get("rung", "dense")), lane.get("match")
-        width = {"active": "active", "1x": "active", "total": "total"}.get(str(match), "dense")
+        lane = described.get(name) or LaneHeader(name=name)
+        rung = lane.rung or "dense"
+        width = {"active": "active", "1x": "active", "total": "total"}.get(str(lane.match), "dense")
         roles[name] = width if rung == "dense" else rung
     return roles
 

@@ -37,7 +37,8 @@ from moeprof.capture.protocol import LockstepPlan, Report
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.run.step_child import StepChild, StopAskedError
 from moeprof.capture.worker.process import WorkerFailedError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.record.headers import part_of, write_header
+from moeprof.core.record.lanes import LanePassHeader, LanesHeader
 
 TURN_STEPS = 4
 WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
@@ -164,7 +165,7 @@ class ProcessPair:
 
     def write_launch(self) -> None:
         """What is known."""
-        write_json(self.plan.folder / "launch.json", self.launch)
+        write_header(self.plan.folder / "launch.json", part_of(LanesHeader, self.launch))
 
     # -- one measurement -------------------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class ProcessPair:
             "turn_steps": self.turn_steps,
             "notes": self.launch["notes"] + [note for found in begun for note in found["notes"]],
         }
-        write_json(folder / "pass.json", info)
+        write_header(folder / "pass.json", part_of(LanePassHeader, info))
         name = f"{concurrency} in flight" if concurrency else "offline"
         try:
             self._warm_up(self._limits(WARM_UP_SHARE * self.plan.max_seconds, deadline_s, f"{name}: warming up"))
@@ -194,7 +195,7 @@ class ProcessPair:
         except StopAskedError:
             if result is None:
                 result = LockstepResult(status="stopped", cycles=0, steps=0, duration_s=0.0)
-        write_json(folder / "pass.json", info | asdict(result))
+        write_header(folder / "pass.json", part_of(LanePassHeader, info | asdict(result)))
         return result.status
 
     def ask_all(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -281,7 +281,7 @@ def test_a_side_whose_schedule_ends_early_is_an_error(models: Path, tmp_path: Pa
 def test_an_odd_number_of_steps_ends_a_turn_early(models: Path, tmp_path: Path) -> None:
     assert run_fakes(models, tmp_path, fake(tmp_path / "base"), fake(tmp_path / "new")) == {"measured": {"c2": "done"}}
     found = LanePass(tmp_path / "launch-1" / "c2")
-    assert found.info["reference_kernel_s"] == {"base": [0.5, 0.5], "new": [0.5, 0.5]}
+    assert found.info.reference_kernel_s == {"base": (0.5, 0.5), "new": (0.5, 0.5)}
     first = found.table[(found.table["cycle"] == 0) & (found.table["lane"] == "base")]
     assert first["step"].tolist() == [0, 1, 2, 3, 4]
     assert first["place"].tolist() == [1, 1, 1, 1, 1]
@@ -325,7 +325,7 @@ def test_a_pair_that_is_stopped_keeps_what_it_has(models: Path, tmp_path: Path) 
     answer = run_fakes(models, tmp_path, fake(tmp_path / "base"), fake(tmp_path / "new"), lambda: next(asked, True))
     assert answer == {"measured": {"c2": "stopped"}}
     found = LanePass(tmp_path / "launch-1" / "c2")
-    assert found.info["status"] == "stopped"
+    assert found.info.status == "stopped"
     assert len(found.table) > 0
 
 

@@ -231,7 +231,7 @@ def test_memory_of_a_gpu_is_what_its_driver_tells_and_else_the_hosts(monkeypatch
 
 
 def test_the_record_keeps_what_was_predicted() -> None:
-    facts = predicted(("olmoe-1b-7b",)).to_json()
+    facts = predicted(("olmoe-1b-7b",)).header()
     assert facts["together"] is True and facts["margin_bytes"] == int(0.05 * 141 * GB)
     assert facts["models"]["olmoe-1b-7b"]["weights_bytes"] == WEIGHTS["olmoe-1b-7b"]
     assert facts["models"]["olmoe-1b-7b"]["needed_bytes"] > WEIGHTS["olmoe-1b-7b"]

@@ -246,7 +246,7 @@ def test_the_command_climbs_and_leaves_a_record(tiny: Path, tmp_path: Path) -> N
     assert record.status == "done" and [model.name for model in record.models] == ["moe", "moe-active", "moe-total"]
     assert all(model.facts["total_params"] > 0 for model in record.models)
     (climbed,) = record.ladder
-    assert climbed.info["kind"] == "ladder" and climbed.concurrency == 4 and climbed.info["num_requests"] == 8
+    assert climbed.info.kind == "ladder" and climbed.concurrency == 4 and climbed.info.num_requests == 8
     assert {lane["name"]: lane["rung"] for lane in climbed.lanes} == {
         "native": "native", "moe-active": "dense", "concentrated": "concentrated", "balanced": "balanced",
         "recorded": "recorded", "moe-total": "dense", "distinct-2": "distinct", "distinct-8": "distinct",
@@ -255,7 +255,7 @@ def test_the_command_climbs_and_leaves_a_record(tiny: Path, tmp_path: Path) -> N
     table = climbed.table
     assert set(table.lane) == {lane["name"] for lane in climbed.lanes}
     assert table.groupby(["cycle", "step"]).num_requests.nunique().eq(1).all()
-    assert table.groupby("lane").wall_s.min().gt(0).all() and record.experiment["ladder"]["status"] == "done"
+    assert table.groupby("lane").wall_s.min().gt(0).all() and record.experiment.ladder.status == "done"
 
 
 @pytest.mark.parametrize(
