@@ -39,9 +39,9 @@ from moeprof.capture.run.prepare import Prepared, execute, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.core.baseline.baseline import Baseline
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import open_record
 from moeprof.core.record.pairs import open_pairs
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.workload import load_workload
 
 WORKLOAD = Path(__file__).resolve().parents[1] / "workloads" / "regress-power.yaml"

@@ -73,8 +73,8 @@ def _by_point(launch: LaunchRecord) -> Points:
 
 def _swept(passes: tuple[PassRecord, ...]) -> Iterator[tuple[Any, PassTables]]:
     for one in passes:
-        if one.sweep_point is not None and len(one.steps):
-            yield one.sweep_point, PassTables.from_record(one)
+        if one.info.sweep is not None and len(one.steps):
+            yield one.info.sweep, PassTables.from_record(one)
 
 
 def _decode(key: str, points: Points, batch: int, launch: LaunchRecord, facts: ModelFacts, source: str) -> Figure:

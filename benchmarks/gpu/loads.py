@@ -16,9 +16,9 @@ from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.errors import RecordError
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.launch import PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record, open_record
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo
 

@@ -101,7 +101,7 @@ def _yes(value: Any) -> str | None:
 
 def _price(facts: EnvironmentHeader) -> dict[str, Any]:
     from moeprof.core.errors import PriceError
-    from moeprof.core.prices import resolve_pricing
+    from moeprof.core.record.pricing import resolve_pricing
     from moeprof.core.units import usd
     from moeprof.core.workload.workload import Prices
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
     from moeprof.capture.run.prepare import Prepared
-    from moeprof.core.prices import Pricing
     from moeprof.core.record.layout import Record
+    from moeprof.core.record.pricing import Pricing
     from moeprof.core.workload.workload import Workload
 
 
@@ -38,7 +38,7 @@ def ladder(
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
     from moeprof.capture.run.prepare import prepare
-    from moeprof.core.prices import resolve_pricing
+    from moeprof.core.record.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
 

@@ -22,8 +22,8 @@ from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.document import Document
 from moeprof.analysis.report.run import build_document
 from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import Record
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.text import printable
 from moeprof.render import COMPARE_FILES, FILES
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from moeprof.capture.run.context import Audience
 from moeprof.core import units
-from moeprof.core.prices import Pricing
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.text import one_line
 
 PLAIN_EVERY_S = 5.0

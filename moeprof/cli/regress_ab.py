@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
-from moeprof.core.prices import Pricing
 from moeprof.core.record.pairs import BASE, NEW
+from moeprof.core.record.pricing import Pricing
 
 if TYPE_CHECKING:
     from moeprof.capture.run.ab import AbRun
@@ -116,7 +116,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
 
 def _side(path: Path, options: AbOptions) -> Side:
     from moeprof.capture.run.prepare import prepare
-    from moeprof.core.prices import resolve_pricing
+    from moeprof.core.record.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(

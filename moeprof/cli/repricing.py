@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moeprof.core.errors import PriceError
-from moeprof.core.prices import Pricing, resolve_pricing
 from moeprof.core.record.layout import Record
+from moeprof.core.record.pricing import Pricing, resolve_pricing
 from moeprof.core.workload.workload import Prices
 
 

@@ -23,15 +23,15 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.cli.output import print_records
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import LaunchRecord, Record
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.trace import IntArray, Schedule
 
 if TYPE_CHECKING:
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
-    from moeprof.core.prices import Pricing
     from moeprof.core.record.layout import Record
+    from moeprof.core.record.pricing import Pricing
     from moeprof.core.workload.workload import Workload
 
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
@@ -285,7 +285,7 @@ def run(
 
 def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
     """What the run's devices cost."""
-    from moeprof.core.prices import resolve_pricing
+    from moeprof.core.record.pricing import resolve_pricing
 
     machine = prepared.environment
     return resolve_pricing(

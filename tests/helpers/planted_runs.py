@@ -9,8 +9,8 @@ import numpy as np
 
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import open_record
+from moeprof.core.record.pricing import Pricing
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
 
 PRICING = Pricing(usd_per_device_hour=3.6)

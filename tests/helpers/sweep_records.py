@@ -16,9 +16,9 @@ import numpy as np
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.headers import to_json
 from moeprof.core.record.layout import open_record
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.studies import SweepPoint
 from tests.helpers.records import (
     make_facts,

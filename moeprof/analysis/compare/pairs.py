@@ -25,7 +25,7 @@ from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core.metric import MetricValue
-from moeprof.core.prices import Pricing
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.workload import Slo
 
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")

@@ -16,7 +16,7 @@ from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
+from moeprof.core.record.pricing import Pricing
 
 OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
 

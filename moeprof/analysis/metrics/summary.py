@@ -33,11 +33,11 @@ from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.experiment import ExperimentHeader
 from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.record.picks import load_picks
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo
 

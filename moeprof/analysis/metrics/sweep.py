@@ -21,10 +21,10 @@ from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.launch import PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord
 from moeprof.core.record.passes import Saturation
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.studies import SweepPoint
 

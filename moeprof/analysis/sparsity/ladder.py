@@ -18,8 +18,8 @@ from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
-from moeprof.core.prices import Pricing
 from moeprof.core.record.lanes import LaneHeader, LanePass
+from moeprof.core.record.pricing import Pricing
 
 PHASES = ("prefill", "decode", "mixed", "all")
 # tax -> (rung, less this rung)

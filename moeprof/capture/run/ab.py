@@ -33,9 +33,9 @@ from moeprof.capture.run.status import SignalWatch, now_utc
 from moeprof.capture.run.step_child import child_environment, find_python
 from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
-from moeprof.core.prices import Pricing
 from moeprof.core.record.headers import write_header
 from moeprof.core.record.pairs import BASE, NEW, PairsHeader
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
 

@@ -31,7 +31,6 @@ from moeprof.capture.run.resume import Resume
 from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
 from moeprof.capture.run.status import Header, SignalWatch, now_utc
 from moeprof.core.errors import InputError, WorkloadError
-from moeprof.core.prices import Pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
     ExperimentHeader,
@@ -40,6 +39,7 @@ from moeprof.core.record.experiment import (
     ScheduleNote,
 )
 from moeprof.core.record.headers import part_of
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 

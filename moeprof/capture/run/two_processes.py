@@ -37,7 +37,7 @@ from moeprof.capture.protocol import LockstepPlan, Report
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.run.step_child import StepChild, StopAskedError
 from moeprof.capture.worker.process import WorkerFailedError
-from moeprof.core.record.headers import part_of, write_header
+from moeprof.core.record.headers import header_of, write_header
 from moeprof.core.record.lanes import LanePassHeader, LanesHeader
 
 TURN_STEPS = 4
@@ -165,7 +165,8 @@ class ProcessPair:
 
     def write_launch(self) -> None:
         """What is known."""
-        write_header(self.plan.folder / "launch.json", part_of(LanesHeader, self.launch))
+        file = self.plan.folder / "launch.json"
+        write_header(file, header_of(LanesHeader, self.launch, file))
 
     # -- one measurement -------------------------------------------------------------------------------------------
 
@@ -183,7 +184,8 @@ class ProcessPair:
             "turn_steps": self.turn_steps,
             "notes": self.launch["notes"] + [note for found in begun for note in found["notes"]],
         }
-        write_header(folder / "pass.json", part_of(LanePassHeader, info))
+        file = folder / "pass.json"
+        write_header(file, header_of(LanePassHeader, info, file))  # a side may be of another version
         name = f"{concurrency} in flight" if concurrency else "offline"
         try:
             self._warm_up(self._limits(WARM_UP_SHARE * self.plan.max_seconds, deadline_s, f"{name}: warming up"))
@@ -195,7 +197,7 @@ class ProcessPair:
         except StopAskedError:
             if result is None:
                 result = LockstepResult(status="stopped", cycles=0, steps=0, duration_s=0.0)
-        write_header(folder / "pass.json", part_of(LanePassHeader, info | asdict(result)))
+        write_header(file, header_of(LanePassHeader, info | asdict(result), file))
         return result.status
 
     def ask_all(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:

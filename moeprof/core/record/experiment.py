@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, field
 
-from moeprof.core.prices import Pricing
 from moeprof.core.record.headers import FORMAT_VERSION, Facts, Header, written
+from moeprof.core.record.pricing import Pricing
 from moeprof.core.workload.gates import GateSettings
 
 

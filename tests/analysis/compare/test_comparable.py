@@ -25,8 +25,8 @@ from moeprof.analysis.compare.comparable import (
 from moeprof.analysis.metrics.cards import CARDS
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.jsonfile import write_json
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import Record, open_record
+from moeprof.core.record.pricing import Pricing
 from tests.helpers.records import make_facts, make_pass, write_record
 
 ENVIRONMENT = {

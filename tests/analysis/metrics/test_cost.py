@@ -15,8 +15,8 @@ from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_split
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
-from moeprof.core.prices import Pricing, resolve_pricing
 from moeprof.core.record.headers import part_of, to_json
+from moeprof.core.record.pricing import Pricing, resolve_pricing
 from moeprof.core.workload.workload import Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 

@@ -11,10 +11,10 @@ import pytest
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.report.document import Document, FactTable, Paragraph, Section, StackedBars
 from moeprof.analysis.report.run import build_document
-from moeprof.core.prices import resolve_pricing
 from moeprof.core.record.headers import to_json
 from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import open_record
+from moeprof.core.record.pricing import resolve_pricing
 from moeprof.core.workload.workload import Prices
 from moeprof.render.html.charts.bars import draw_bars
 from moeprof.render.html.page import render_html

@@ -23,8 +23,8 @@ from moeprof.analysis.report.document import Document, FactTable, MetricTable
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import open_record
+from moeprof.core.record.pricing import Pricing
 from tests.helpers.records import (
     make_facts,
     make_pass,

@@ -17,8 +17,8 @@ from moeprof.analysis.sparsity.ladder import (
     same_taxes,
     usd_per_1m_tokens,
 )
-from moeprof.core.prices import Pricing
 from moeprof.core.record.lanes import LanePass
+from moeprof.core.record.pricing import Pricing
 from tests.helpers.lane_records import lane, write_lanes
 
 LANES = [

@@ -21,8 +21,8 @@ from moeprof.analysis.report.sections.theory import theory_metrics, theory_secti
 from moeprof.analysis.sparsity.theory import Speedup, in_turn, paired_times, theoretical_speedups, twin_facts
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts, TwinFacts
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import open_record
+from moeprof.core.record.pricing import Pricing
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
 
 NUM_STEPS = 20

@@ -24,7 +24,7 @@ from moeprof.capture.parallel.mirror import on_device, on_host
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.run.ranks import check_parallel, gpus_of_ranks
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
-from moeprof.core.prices import resolve_pricing
+from moeprof.core.record.pricing import resolve_pricing
 from moeprof.core.workload.engine import EngineSettings, Parallel
 from moeprof.core.workload.workload import Prices, load_workload
 from tests.helpers.records import launch_header, make_facts

@@ -231,13 +231,13 @@ def test_every_point_has_its_passes_and_says_what_it_was(swept: tuple[Path, Ran]
         assert [p.name for p in launch.sweep] == [f"sweep-{i}-{n}" for i in range(4) for n in range(2)]
         assert [p.name for p in launch.passes] == ["round-0"]  # the sweep is in no other figure
         for one in launch.sweep:
-            assert one.sweep_point is not None
+            assert one.info.sweep is not None
             assert one.info.status == "done"
             assert one.info.saturation.saturated is False
             assert all(check.passed for check in one.info.invariants.values())
-            assert one.steps["num_requests"].max() == one.sweep_point.concurrency
+            assert one.steps["num_requests"].max() == one.info.sweep.concurrency
             tokens = one.steps["prefill_tokens"] + one.steps["decode_tokens"]
-            assert tokens.max() <= one.sweep_point.max_batch_tokens
+            assert tokens.max() <= one.info.sweep.max_batch_tokens
         wide = max(p.steps["prefill_tokens"].max() for p in launch.sweep[4:])  # max_batch_tokens 64
         assert wide == 32  # four prompts of 8 tokens: the engine really was built anew
 

@@ -35,8 +35,8 @@ from moeprof.analysis.sparsity.ladder import (
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
-from moeprof.core.prices import Pricing
 from moeprof.core.record.layout import Record
+from moeprof.core.record.pricing import Pricing
 
 ROLES = {
     "active": "dense, active-matched",
