@@ -148,11 +148,11 @@ def _machine(options: argparse.Namespace) -> str:
     from moeprof.capture.devices.environment import environment
 
     facts = environment(None, "cpu", options.threads[0])
-    packages = ", ".join(f"{name} {facts['packages'][name]}" for name in ("torch", "transformers", "numpy", "pyarrow"))
+    packages = ", ".join(f"{name} {facts.packages[name]}" for name in ("torch", "transformers", "numpy", "pyarrow"))
     return (
-        f"{facts['cpu']}, {facts['cpu_cores']} cores, {' '.join(facts['cpu_flags'])}, "
-        f"{facts['memory_bytes'] / 2**30:.0f} GiB, load average {facts['load_average_1min']:.1f}\n"
-        f"{facts['system']}, Python {facts['python']}, {packages}\n"
+        f"{facts.cpu}, {facts.cpu_cores} cores, {' '.join(facts.cpu_flags)}, "
+        f"{(facts.memory_bytes or 0) / 2**30:.0f} GiB, load average {facts.load_average_1min:.1f}\n"
+        f"{facts.system}, Python {facts.python}, {packages}\n"
     )
 
 

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.regress.baseline import freeze
 from moeprof.analysis.regress.judge import judge_pairs, judge_stored
@@ -40,6 +39,7 @@ from moeprof.capture.run.prepare import Prepared, execute, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.core.baseline.baseline import Baseline
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from moeprof.core.record.pairs import open_pairs
 from moeprof.core.workload.workload import load_workload
@@ -110,9 +110,7 @@ def run_folder(target: Path, prepared: Prepared, mode: str, slowdown: Slowdown |
         return False
     target.mkdir(parents=True)
     with SignalWatch() as signals:
-        status = execute(
-            prepared, target, Silent(), signals, workload_text="", pricing=PRICING.to_json(), slowdown=slowdown
-        )
+        status = execute(prepared, target, Silent(), signals, workload_text="", pricing=PRICING, slowdown=slowdown)
         if status != "done":
             raise SystemExit(1)
     return True
@@ -173,7 +171,7 @@ def judge(folder: Path) -> None:
 
 def is_done(target: Path) -> bool:
     """Whether it was measured to its end."""
-    return open_pairs(target).info["status"] == "done" if (target / "ab.json").exists() else True
+    return open_pairs(target).info.status == "done" if (target / "ab.json").exists() else True
 
 
 def judged(folder: Path, target: Path, mode: str) -> Regression:

@@ -102,7 +102,7 @@ def _load(results: Results) -> str:
     for model, title in MODELS.items():
         record = results.record(f"roofline-{model}")
         if record is not None and (launches := open_record(record).models[0].launches):
-            seconds = launches[0].info.get("load_s")
+            seconds = launches[0].info.load_s
             lines += [] if seconds is None else [f"{title}: {seconds:.1f} s"]
     peaks = _figures("load-peak")(results)
     return "; ".join([*lines, *([peaks] if peaks else [])])

@@ -20,6 +20,7 @@ from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.errors import MoeprofError
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.launch import EngineHeader
 from moeprof.core.record.layout import LaunchRecord, PassRecord, open_record
 
 LEAST_STEPS = 3
@@ -37,7 +38,7 @@ def roofline_figures(model: str, record: Path) -> list[Figure]:
         if not found.launches or not found.facts:
             reason = found.error or "the run left nothing of this model"
             return [Figure(key=key, reason=reason, source=source) for key in (*keys, f"load-peak/{model}")]
-        launch, facts = found.launches[0], ModelFacts.from_json(found.facts)
+        launch, facts = found.launches[0], found.facts
         figures = [_load_peak(model, launch, facts, source)]
         points = _by_point(launch)
         for batch in DECODE_BATCHES:
@@ -72,8 +73,8 @@ def _by_point(launch: LaunchRecord) -> Points:
 
 def _swept(passes: tuple[PassRecord, ...]) -> Iterator[tuple[Any, PassTables]]:
     for one in passes:
-        if one.sweep_point is not None and len(one.steps):
-            yield one.sweep_point, PassTables.from_record(one)
+        if one.info.sweep is not None and len(one.steps):
+            yield one.info.sweep, PassTables.from_record(one)
 
 
 def _decode(key: str, points: Points, batch: int, launch: LaunchRecord, facts: ModelFacts, source: str) -> Figure:
@@ -81,7 +82,7 @@ def _decode(key: str, points: Points, batch: int, launch: LaunchRecord, facts: M
     if tables is None:
         return Figure(key=key, reason=f"no pass with {batch} requests in flight", source=source)
     # Each distinct expert counts once whatever the kernel fetched: the floor is not lowered by a wasteful one.
-    work = step_work(tables, facts, {})
+    work = step_work(tables, facts, EngineHeader())
     if isinstance(work, str):
         return Figure(key=key, reason=work, source=source)
     limits = limits_of(launch.info, facts)
@@ -110,7 +111,7 @@ def _prefill(key: str, points: Points, batch: int, launch: LaunchRecord, facts: 
     tables = points.get((batch, LONG_TOKENS))
     if tables is None:
         return Figure(key=key, reason=f"no pass with {_prompts(batch)} at once", source=source)
-    work = step_work(tables, facts, launch.info.get("engine") or {})
+    work = step_work(tables, facts, launch.info.engine)
     if isinstance(work, str):
         return Figure(key=key, reason=work, source=source)
     limits: Limits = limits_of(launch.info, facts)
@@ -147,10 +148,10 @@ def _ratio(key: str, above_S: FloatArray, below_S: FloatArray, none: str, source
 
 
 def _load_peak(model: str, launch: LaunchRecord, facts: ModelFacts, source: str) -> Figure:
-    key, memory = f"load-peak/{model}", launch.info.get("memory") or {}
-    if memory.get("kind") != "device":
+    key, memory = f"load-peak/{model}", launch.info.memory
+    if memory.kind != "device":
         return Figure(key=key, reason="the host's memory holds more than the model", source=source)
-    peak, weights = memory.get("load_peak_bytes"), sum(facts.bytes_by_group.values())
+    peak, weights = memory.load_peak_bytes, sum(facts.bytes_by_group.values())
     if not peak or not weights:
         return Figure(key=key, reason="the peak while loading was not recorded", source=source)
     return Figure(key=key, value=float(np.float64(peak) / weights), n=1, source=source)

@@ -31,7 +31,7 @@ def _launch(results: Results, model: str) -> Launch | None:
         return None
     try:
         found = open_record(record).models[0]
-        return (found.launches[0].info, ModelFacts.from_json(found.facts)) if found.launches else None
+        return (found.launches[0].info, found.facts) if found.launches and found.facts is not None else None
     except (MoeprofError, IndexError, KeyError):
         return None
 

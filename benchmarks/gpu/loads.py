@@ -10,12 +10,14 @@ import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split
 from moeprof.analysis.metrics.energy import pass_energy
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.metrics.throughput import meets_slo
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats.arrays import FloatArray
+from moeprof.core.errors import RecordError
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.launch import PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record, open_record
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo
@@ -59,21 +61,21 @@ def read_loads(record: Path) -> list[Load]:
         RecordError: no record, or a damaged one.
     """
     opened = open_record(record)
-    pricing = Pricing.from_json(opened.experiment["pricing"])
-    slo = Slo(**(opened.workload.get("slo") or {}))
-    peaks = _peaks(opened)
-    return [load for model in opened.models for load in _of_model(model, pricing, slo, peaks)]
+    pricing, peaks = opened.experiment.pricing, _peaks(opened)
+    if pricing is None:
+        raise RecordError(f"{record}: without pricing")
+    return [load for model in opened.models for load in _of_model(model, pricing, opened.slo, peaks)]
 
 
-def _peaks(record: Record) -> dict[str, object]:
-    found = (launch.info.get("peaks") for model in record.models for launch in model.launches)
-    return {"peaks": next((value for value in found if value), None)}
+def _peaks(record: Record) -> PeaksHeader | None:
+    found = (launch.info.peaks for model in record.models for launch in model.launches)
+    return next((peaks for peaks in found if peaks is not None), None)
 
 
-def _of_model(model: ModelRecord, pricing: Pricing, slo: Slo, peaks: dict[str, object]) -> list[Load]:
-    if not model.facts:
+def _of_model(model: ModelRecord, pricing: Pricing, slo: Slo, peaks: PeaksHeader | None) -> list[Load]:
+    if model.facts is None:
         return []
-    facts, found = ModelFacts.from_json(model.facts), []
+    facts, found = model.facts, list[Load]()
     for launch in model.launches:
         passes: Sequence[PassRecord] = launch.sweep or launch.passes
         for one in passes:
@@ -84,14 +86,14 @@ def _of_model(model: ModelRecord, pricing: Pricing, slo: Slo, peaks: dict[str, o
 
 def _load(
     name: str, one: PassRecord, launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, slo: Slo,
-    peaks: dict[str, object],
+    peaks: PeaksHeader | None,
 ) -> Load:  # fmt: skip
     tables, calibration = PassTables.from_record(one), read_table(launch.path, "calibration")
-    limits = peaks_of({**peaks, **launch.info}, facts)
+    limits = peaks_of(with_peaks(launch.info, peaks), facts)
     split = cost_split(tables, pricing, calibration if len(calibration) else None, facts=facts, peaks=limits)
     outputs = float(tables.requests["output_tokens"].sum())
     has_slo = any(value is not None for value in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
-    concurrency = one.sweep_point.concurrency if one.sweep_point is not None else None
+    concurrency = one.info.sweep.concurrency if one.info.sweep is not None else None
     first = column(tables.requests, "first_token_s") - column(tables.requests, "arrival_s")
     joules = pass_energy(tables).joules
     return Load(

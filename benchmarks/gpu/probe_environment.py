@@ -13,6 +13,7 @@ from moeprof.capture.devices.environment import environment
 from moeprof.capture.devices.gpu import find_gpu
 from moeprof.capture.devices.peaks import measure_peaks
 from moeprof.capture.devices.streams import capture
+from moeprof.core.record.headers import to_json
 
 PEAKS_S = 8.0
 LAUNCHES = 400
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the facts, the peaks and the small costs."""
     probe = Probe(__doc__, arguments)
     gpu = None if probe.device.type == "cpu" else find_gpu(None)
-    probe.case("machine", lambda: {"environment": _without_paths(environment(gpu, str(probe.device), None))})
+    probe.case("machine", lambda: {"environment": _without_paths(to_json(environment(gpu, str(probe.device), None)))})
     if probe.device.type == "cuda":
         probe.case("card", lambda: _card(probe.device))
     dtypes = (torch.float32,) if probe.is_tiny else (torch.bfloat16, torch.float32)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moeprof.core.record.experiment import EnvironmentHeader
+
 if TYPE_CHECKING:
     from moeprof.capture.devices.gpu import Gpu
 
@@ -62,18 +64,18 @@ def _findings() -> list[dict[str, Any]]:
     reading = gpu.read()
     rapl = CpuEnergy().reason
     rows = [
-        _row("device", facts["device_name"], choice.why or ("the GPU" if choice.gpu else "no GPU that torch can use")),
+        _row("device", facts.device_name, choice.why or ("the GPU" if choice.gpu else "no GPU that torch can use")),
         _row("gpu", gpu.name, gpu.reason),
         _row("driver", gpu.driver, gpu.reason),
         _row("energy counter", _yes(reading.energy_counter_j), reading.reasons.get("energy_counter_j")),
         _row("power", _yes(reading.power_w), reading.reasons.get("power_w") or gpu.power_source),
         _row("clocks", _yes(reading.sm_clock_mhz), reading.reasons.get("sm_clock_mhz")),
         _row("cpu energy (RAPL)", "readable" if rapl is None else None, rapl),
-        _row("processor", f"{facts['cpu']}, {facts['cpu_cores']} logical", ", ".join(facts["cpu_flags"]) or None),
+        _row("processor", f"{facts.cpu}, {facts.cpu_cores} logical", ", ".join(facts.cpu_flags) or None),
         _price(facts),
     ]
     rows[1:1] = _gpu_rows(choice.gpu)
-    rows += [_row(name, version, None if version else "not installed") for name, version in facts["packages"].items()]
+    rows += [_row(name, version, None if version else "not installed") for name, version in facts.packages.items()]
     return rows
 
 
@@ -97,14 +99,14 @@ def _yes(value: Any) -> str | None:
     return None if value is None else "readable"
 
 
-def _price(facts: dict[str, Any]) -> dict[str, Any]:
-    from moeprof.analysis.metrics.pricing import resolve_pricing
+def _price(facts: EnvironmentHeader) -> dict[str, Any]:
     from moeprof.core.errors import PriceError
+    from moeprof.core.pricing import resolve_pricing
     from moeprof.core.units import usd
     from moeprof.core.workload.workload import Prices
 
     try:
-        pricing = resolve_pricing(Prices(), facts["device_name"], num_vcpus=facts["cpu_cores"])
+        pricing = resolve_pricing(Prices(), str(facts.device_name), num_vcpus=facts.cpu_cores)
     except PriceError as error:
         return _row("price", None, str(error))
     return _row("price", f"{usd(pricing.usd_per_second * 3600)} per hour", pricing.source)

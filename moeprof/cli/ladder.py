@@ -13,10 +13,10 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
     from moeprof.capture.run.prepare import Prepared
+    from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import Record
     from moeprof.core.workload.workload import Workload
 
@@ -37,9 +37,9 @@ def ladder(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
+    from moeprof.core.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
 
@@ -56,7 +56,7 @@ def ladder(
     prepared = prepare(resolved)
     machine = prepared.environment
     pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
+        resolved.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores
     )
     _climb(prepared, pricing, output_dir, formats, text=text, form=format, quiet=quiet)
 
@@ -113,14 +113,12 @@ def _climb(
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
     with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
-        status = execute(
-            prepared, folder, audience, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
-        )
+        status = execute(prepared, folder, audience, signals, workload_text=text, pricing=pricing, only_ladder=True)
     record = open_record(folder)
     if status == "failed":
-        failed = next(model for model in record.experiment["models"] if model["status"] == "failed")
-        kind = InputError if failed.get("exit_code") == InputError.exit_code else EngineError
-        raise kind(f"{failed['error']} (record: {folder})")
+        failed = next(model for model in record.experiment.models if model.status == "failed")
+        kind = InputError if failed.exit_code == InputError.exit_code else EngineError
+        raise kind(f"{failed.error} (record: {folder})")
     summary, report = summarise_record(record, pricing)
     comparison = only_ladder(compare_document([summary], reference=None), report, record)
     write_files(summary, comparison.document, folder, formats)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.pairs import BASE, NEW
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InputError: a workload is bad, or both sides would not do the same steps.
         InterruptedRunError: stopped; what was measured is kept.
     """
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.analysis.regress.check import LAUNCHES, Stopping, precise_enough
     from moeprof.capture.run.ab import AbRun, in_one_process, in_two_processes, pair_up, run_lone
     from moeprof.capture.run.prepare import new_run_folder
@@ -81,7 +81,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     workload = pairing.new.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     stopping = Stopping(launches=launches, until_precise=options.until_precise, max_minutes=options.max_minutes)
-    with SignalWatch() as signals, make_audience(Pricing.from_json(bills[1]), quiet=options.quiet) as audience:
+    with SignalWatch() as signals, make_audience(bills[1], quiet=options.quiet) as audience:
         run = AbRun(
             pairing, folder, audience, signals,
             mode="pairs" if base_python is None else "processes",
@@ -105,11 +105,11 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     return folder
 
 
-def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, dict[str, Any]]:
+def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, Pricing]:
     """One side, checked, and what a second of it costs."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
+    from moeprof.core.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
@@ -118,6 +118,6 @@ def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, dict[str, Any]]
     prepared = prepare(apply(load_workload(path, engine_kinds()), overrides))
     machine = prepared.environment
     pricing = resolve_pricing(
-        prepared.workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
+        prepared.workload.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores
     )
-    return prepared, pricing.to_json()
+    return prepared, pricing

@@ -13,20 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from moeprof.capture.memory.predict import Fit
+from moeprof.capture.run.prepare import Prepared
 from moeprof.cli.options import Overrides, apply
 from moeprof.cli.output import print_records
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.capture.memory.predict import Fit
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
+    from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import LaunchRecord, Record
     from moeprof.core.trace import IntArray, Schedule
     from moeprof.core.workload.workload import Workload
@@ -39,7 +41,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
-        ("device", f"{prepared.environment['device_name']} ({prepared.device})"),
+        ("device", f"{prepared.environment.device_name} ({prepared.device})"),
         ("price", f"{units.usd(pricing.usd_per_second * 3600)} per hour, {pricing.source}"),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),
@@ -181,20 +183,20 @@ def launch_lines(launch: LaunchRecord) -> Iterator[str]:
     judged: dict[float, list[bool | None]] = {}
     cut = []
     for swept in launch.sweep:
-        point = swept.sweep_point
-        if swept.info.get("status") == "cut":
+        point, info = swept.info.sweep, swept.info
+        if info.status == "cut":
             cut.append(swept.name)
-        if point is not None and point.request_rate is not None and "saturation" in swept.info:
-            judged.setdefault(point.request_rate, []).append(swept.info["saturation"]["saturated"])
-    stopped: dict[str, Any] = launch.info.get("sweep_stopped") or {}
+        if point is not None and point.request_rate is not None and info.saturation is not None:
+            judged.setdefault(point.request_rate, []).append(info.saturation.saturated)
+    stopped = launch.info.sweep_stopped
     if judged and not any(False in said for said in judged.values()):
         rate = min(judged)
         if any(True in said for said in judged.values()):
             yield f"no stable point: even {rate:g} requests/s is saturated; give lower rates"
         else:
             yield f"no stable point is known: the passes are too short to tell from {rate:g} requests/s on"
-    elif stopped:
-        yield str(stopped["reason"])
+    elif stopped is not None:
+        yield stopped.reason
     if cut:
         yield f"cut before all requests were served: {', '.join(cut)}"
 
@@ -284,12 +286,12 @@ def run(
 
 def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
     """What the run's devices cost."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.core.pricing import resolve_pricing
 
     machine = prepared.environment
     return resolve_pricing(
-        workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"],
-        num_devices=machine["num_devices"],
+        workload.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores,
+        num_devices=machine.num_devices,
     )  # fmt: skip
 
 
@@ -321,7 +323,7 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
             audience,
             signals,
             workload_text=text,
-            pricing=pricing.to_json(),
+            pricing=pricing,
             keep_content=place.keep_content,
             resume=place.resume,
         )
@@ -346,5 +348,5 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
 def _failure(record: Record) -> MoeprofError:
     """What failed, as an error; bad input is exit code 2 only where no model could run."""
     failed = "; ".join(f"{model.name} failed: {model.error}" for model in record.models if model.status == "failed")
-    codes = {model.get("exit_code") for model in record.experiment["models"]}
+    codes = {model.exit_code for model in record.experiment.models}
     return InputError(failed) if codes == {InputError.exit_code} else EngineError(failed)

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
 from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
@@ -313,7 +315,8 @@ def system_facts(system: System) -> ModelFacts | None:
     stored = dict(_stored_facts()[system.name])
     kinds, order = stored.pop("layer_kinds"), stored.pop("layers")
     layers = [kinds[kind] | {"name": kinds[kind]["name"].format(number)} for kind, number in order]
-    return ModelFacts.from_json({"name": system.name, "source": system.source, "moe_layers": layers} | stored)
+    found = {"name": system.name, "source": system.source, "moe_layers": layers} | stored
+    return msgspec.convert(found, ModelFacts)
 
 
 @cache

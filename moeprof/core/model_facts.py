@@ -5,8 +5,7 @@ Groups and formulas: METRICS section 2. ``params_by_group`` counts each paramete
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 GROUPS = (
     "embedding",
@@ -141,17 +140,3 @@ class ModelFacts:
     def is_moe(self) -> bool:
         """True when it has routed experts."""
         return bool(self.moe_layers)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> ModelFacts:
-        """The inverse of :meth:`to_json`; unknown keys (from a newer minor version) are ignored."""
-        known = {f.name for f in fields(ModelFacts)}
-        kept = {key: item for key, item in value.items() if key in known}
-        kept["moe_layers"] = tuple(MoeLayerFacts(**layer) for layer in kept["moe_layers"])
-        kept["notes"] = tuple(kept.get("notes", ()))
-        kept["twin"] = None if kept.get("twin") is None else TwinFacts(**kept["twin"])
-        return ModelFacts(**kept)

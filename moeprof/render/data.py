@@ -12,7 +12,7 @@ from typing import Any
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.core.record.layout import FORMAT_VERSION
+from moeprof.core.record.headers import FORMAT_VERSION, to_json
 
 FLAGS = (
     "latency",
@@ -35,7 +35,7 @@ def summary_json(summary: Summary, doubts: Sequence[Doubt]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "run": summary.record.run,
         "status": summary.record.status,
-        "pricing": summary.pricing.to_json(),
+        "pricing": to_json(summary.pricing),
         "validity": _flags(doubts),
         "doubts": [asdict(doubt) for doubt in doubts],
         "models": {

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.core.errors import RecordError
 from moeprof.core.jsonfile import write_json
-from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import FORMAT_VERSION, PassRecord, open_record
+from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.routing import MAX_WINDOWS, Routing, join_routing_parts, merge_routing
 from moeprof.core.record.tables import TABLES, arrow_schema, read_table
 from tests.helpers.records import make_facts, make_pass, make_routing, make_steps, write_pass, write_record
@@ -253,7 +253,7 @@ def test_a_record_lists_models_launches_and_passes_in_order(folder: Path) -> Non
     assert [p.name for p in moe.launches[0].passes] == ["round-0", "round-1", "capacity-0"]
     assert [p.name for p in moe.launches[0].rounds] == ["round-0", "round-1"]
     assert [p.is_capacity for p in moe.launches[0].passes] == [False, False, True]
-    assert ModelFacts.from_json(moe.facts) == make_facts()
+    assert moe.facts == make_facts()
 
 
 def test_rounds_are_in_order_of_number_not_of_text(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_json_is_never_seen_half_written_and_never_holds_nan(tmp_path: Path) -> 
 def test_a_pass_that_was_killed_early_has_empty_tables_and_no_routing(tmp_path: Path) -> None:
     (tmp_path / "round-0").mkdir()
     killed = PassRecord(tmp_path / "round-0")
-    assert (killed.info, len(killed.steps), len(killed.requests), killed.routing) == ({}, 0, 0, None)
+    assert (killed.info, len(killed.steps), len(killed.requests), killed.routing) == (PassHeader(), 0, 0, None)
 
 
 def test_a_record_whose_only_pass_never_began_is_reported_without_figures(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_every_format_up_to_the_present_one_has_a_record_here() -> None:
 
 def test_a_record_of_format_1_still_loads_and_is_still_reported(tmp_path: Path) -> None:
     record = open_record(FORMAT_1)
-    assert (record.experiment["format_version"], record.status) == (1, "done")
+    assert (record.version, record.status) == (1, "done")
     assert [(m.name, len(m.launches[0].passes)) for m in record.models] == [("moe", 2), ("dense", 2)]
     for model in record.models:
         for passed in model.launches[0].passes:

@@ -24,6 +24,7 @@ from moeprof.core.known_models import (
     systems,
 )
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.headers import part_of, to_json
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.shared_data import SHARED, shared
 from tests.helpers.system_facts import count_config
@@ -235,7 +236,7 @@ def test_a_description_is_counted_as_by_hand() -> None:
     assert counted.active_params == counted.total_params - 2 * 2 * 144
     assert [layer.name for layer in counted.moe_layers] == ["layers.1", "layers.3"]
     assert counted.kv_bytes_per_token == 2 * 4 * 4 * 2  # k and v, head_dim 4, 4 layers, 2 bytes
-    assert ModelFacts.from_json(counted.to_json()) == counted
+    assert part_of(ModelFacts, to_json(counted)) == counted
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen1.5-moe-a2.7b", "llama-2-70b", "moonlight-16b-a3b"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from moeprof.core.record.breakdown import Clock, Gap, GapPoint, ProfiledStep
+from moeprof.core.record.launch import LaunchHeader
+from tests.helpers.records import launch_header
 
 LAYERS = ("model.layers.0.mlp", "model.layers.1.mlp")
 # Of make_facts(): 800,000 bytes of attention, 600,000 of the head, 120,000 of experts, 323,200 of keys and values, and
@@ -42,6 +44,7 @@ def make_point(*, wall_ms: float = 4.0, device_ms: float | None = None, **more: 
     return GapPoint(**values | more)
 
 
-def make_launch(*points: GapPoint, clock: Clock = "operations", peaks: Any = PEAKS, **engine: Any) -> dict[str, Any]:
+def make_launch(*points: GapPoint, clock: Clock = "operations", peaks: Any = PEAKS, **engine: Any) -> LaunchHeader:
     gap = Gap(clock=clock, layers=LAYERS, points=points, spent_s=1.0)
-    return {"engine": {"experts": "grouped_mm", "dtype": "bfloat16"} | engine, "peaks": peaks, "gap": gap.to_json()}
+    own = {"experts": "grouped_mm", "dtype": "bfloat16"} | engine
+    return launch_header({"engine": own, "peaks": peaks, "gap": gap})

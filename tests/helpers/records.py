@@ -17,7 +17,8 @@ import pandas as pd
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
-from moeprof.core.record.layout import FORMAT_VERSION
+from moeprof.core.record.headers import FORMAT_VERSION, part_of, to_json
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.routing import Routing
 from moeprof.core.record.tables import TABLES, arrow_schema
 
@@ -237,6 +238,11 @@ def make_pass(
     )
 
 
+def launch_header(parts: Mapping[str, Any]) -> LaunchHeader:
+    """launch.json as its reader has it, from the keys that matter."""
+    return part_of(LaunchHeader, parts)
+
+
 def write_pass(folder: Path, tables: PassTables, *, info: Mapping[str, Any] | None = None) -> Path:
     """Write one pass as ``folder/<name>``."""
     import pyarrow as pa
@@ -251,7 +257,7 @@ def write_pass(folder: Path, tables: PassTables, *, info: Mapping[str, Any] | No
         tables.routing.save(path / "routing.npz")
     start_s, end_s = tables.window_s
     defaults = {"traffic": tables.traffic, "started_unix_s": 1_700_000_000.0, "duration_s": end_s - start_s}
-    write_json(path / "pass.json", {**defaults, "status": "done", "refused": [], "invariants": {}, **(info or {})})
+    write_json(path / "pass.json", {**defaults, "status": "done", "refused": 0, "invariants": {}, **(info or {})})
     return path
 
 
@@ -273,7 +279,7 @@ def write_record(
             write_json(launch / "launch.json", dict(launch_info or {}))
             for tables in passes:
                 write_pass(launch, tables)
-        write_json(folder / model / "model.json", facts.to_json())
+        write_json(folder / model / "model.json", to_json(facts))
     experiment = {
         "format_version": FORMAT_VERSION,
         "status": status,

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.headers import to_json
 from moeprof.core.record.layout import open_record
 from moeprof.core.workload.studies import SweepPoint
 from tests.helpers.records import (
@@ -98,7 +99,7 @@ def sweep_summary(
                 (launch / tables.name).rename(launch / f"sweep-{number}-{round_number}")
                 file = launch / f"sweep-{number}-{round_number}" / "pass.json"
                 info = json.loads(file.read_text())
-                info |= {"sweep": point.to_json(), "round": round_number}
+                info |= {"sweep": to_json(point), "round": round_number}
                 info |= {"schedule_sha256": (schedules or {}).get(model, f"point-{number}")}
                 info |= {"saturation": {"saturated": why is not None, "reason": why or "no queue grows"}}
                 file.write_text(json.dumps(info))

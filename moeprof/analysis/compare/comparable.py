@@ -24,6 +24,9 @@ from moeprof.analysis.metrics.tables import is_done
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricClass
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.experiment import DeviceHeader
+from moeprof.core.record.launch import EngineHeader
 from moeprof.core.record.layout import ModelRecord, Record
 
 ENGINE_SETTINGS = ("prefix_cache", "max_batch_tokens", "max_batch", "kv_tokens")
@@ -59,15 +62,14 @@ def facts_of(run: Record | Baseline) -> Facts:
 def run_facts(record: Record) -> dict[str, Any]:
     """Facts of the whole run: of machine, settings and record, as JSON types."""
     workload = record.workload
-    engine: Mapping[str, Any] = workload.get("engine") or {}
     return {
         "device": device(record),
-        "threads": record.environment.get("threads"),
+        "threads": record.environment.threads,
         "versions": _versions(record),
-        "outputs": workload.get("outputs"),
-        **{name: engine.get(name) for name in ENGINE_SETTINGS},
-        "instruments": (workload.get("instruments") or {}).get("routing"),
-        "format_version": record.experiment.get("format_version"),
+        "outputs": workload.outputs,
+        **{name: workload.engine.get(name) for name in ENGINE_SETTINGS},
+        "instruments": workload.instruments.routing,
+        "format_version": record.version,
     }
 
 
@@ -76,48 +78,47 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
 
     ``requests`` is no fact to allow by itself: it tells schedules that differ only by tokenizer (see comparable.py).
     """
-    facts, engine = model.facts, _engine(model)
-    schedule: Mapping[str, Any] = (record.experiment.get("schedules") or {}).get(model.name) or {}
-    sha256 = schedule.get("sha256")
+    facts, schedule = model.facts, record.schedule(model.name)
+    engine = model.launches[0].info.engine if model.launches else EngineHeader()
     return {
         "model": _model(facts),
-        "revision": facts.get("revision"),
-        "dtype": engine.get("dtype") or facts.get("dtype"),
+        "revision": facts and facts.revision,
+        "dtype": engine.dtype or (facts and facts.dtype),
         "backend": _backend(engine),
-        "routing_policy": facts.get("routing_policy"),
-        "tokenizer": schedule.get("tokenizer_hash"),
-        "schedule": None if sha256 is None else f"sha256 {sha256}",
-        "requests": [schedule.get(key) for key in ("num_requests", "pattern", "concurrency", "span_s")],
+        "routing_policy": facts and facts.routing_policy,
+        "tokenizer": schedule.tokenizer_hash,
+        "schedule": schedule.sha256 and f"sha256 {schedule.sha256}",
+        "requests": [schedule.num_requests, schedule.pattern, schedule.concurrency, schedule.span_s],
     }
 
 
-def _backend(engine: Mapping[str, Any]) -> str | None:
-    parts = [str(engine[key]) for key in ("attention", "experts", "batching") if engine.get(key)]
-    parts += [f"{engine['decode_experts']} in decode"] if engine.get("decode_experts") else []
-    parts += ["captured decode steps"] if engine.get("decode") == "graph" else []
-    parts += [f"compiled {engine['compiled']}"] if engine.get("compiled") else []
-    parts += ["running ahead"] if engine.get("run_ahead") else []
-    parts += [f"CPU kernels: {engine['cpu_kernels']}"] if engine.get("cpu_kernels", "off") != "off" else []
-    if engine.get("parallel"):
-        parts.append(f"{engine['parallel']} parallel on {engine.get('ranks')} ranks")
+def _backend(engine: EngineHeader) -> str | None:
+    parts = [part for part in (engine.attention, engine.experts, engine.batching) if part]
+    parts += [f"{engine.decode_experts} in decode"] if engine.decode_experts else []
+    parts += ["captured decode steps"] if engine.decode == "graph" else []
+    parts += [f"compiled {engine.compiled}"] if engine.compiled else []
+    parts += ["running ahead"] if engine.run_ahead else []
+    parts += [f"CPU kernels: {engine.cpu_kernels}"] if engine.cpu_kernels != "off" else []
+    if engine.parallel:
+        parts.append(f"{engine.parallel} parallel on {engine.ranks} ranks")
     return ", ".join(parts) or None
 
 
 def device(record: Record) -> str:
     """Name and number; on a CPU also what it computes with, on a GPU a power limit below its default."""
     environment = record.environment
-    name = environment.get("device_name") or "unknown"
+    name = environment.device_name or "unknown"
     if device_kind(record) == "cpu":
-        flags = " ".join(environment.get("cpu_flags") or ())
-        return f"{name}, {environment.get('cpu_cores')} logical" + (f" ({flags})" if flags else "")
-    limit_w = lowered_power_limit_w(record.experiment.get("device_at_start") or {})
+        flags = " ".join(environment.cpu_flags)
+        return f"{name}, {environment.cpu_cores} logical" + (f" ({flags})" if flags else "")
+    limit_w = lowered_power_limit_w(record.experiment.device_at_start or DeviceHeader())
     limited = "" if limit_w is None else f", limited to {limit_w:.0f} W"
-    return f"{environment.get('num_devices', 1)} x {name}{limited}"
+    return f"{environment.num_devices} x {name}{limited}"
 
 
 def device_kind(record: Record) -> str:
     """``cpu`` or ``cuda``."""
-    return str(record.environment.get("device") or "unknown").partition(":")[0]
+    return (record.environment.device or "unknown").partition(":")[0]
 
 
 def plain(value: Any) -> Any:
@@ -129,20 +130,16 @@ def plain(value: Any) -> Any:
 
 def _versions(record: Record) -> str:
     environment = record.environment
-    packages: Mapping[str, Any] = environment.get("packages") or {}
-    driver = (environment.get("gpu") or {}).get("driver")
-    named = {"moeprof": environment.get("moeprof"), "python": environment.get("python"), **packages, "driver": driver}
+    driver = environment.gpu and environment.gpu.driver
+    packages = {**environment.packages, "driver": driver}
+    named = {"moeprof": environment.moeprof, "python": environment.python, **packages}
     return ", ".join(f"{name} {version}" for name, version in named.items() if version)
 
 
-def _model(facts: Mapping[str, Any]) -> str | None:
-    if not facts:
+def _model(facts: ModelFacts | None) -> str | None:
+    if facts is None:
         return None
-    return f"{facts['architecture']} with {facts['total_params']:,} parameters, {facts.get('weights', 'checkpoint')}"
-
-
-def _engine(model: ModelRecord) -> Mapping[str, Any]:
-    return (model.launches[0].info.get("engine") or {}) if model.launches else {}
+    return f"{facts.architecture} with {facts.total_params:,} parameters, {facts.weights}"
 
 
 def classes_of(name: str) -> frozenset[MetricClass]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ from moeprof.analysis.stats.bootstrap import (
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
-from moeprof.core.record.lanes import LanePass
+from moeprof.core.record.lanes import LaneHeader, LanePass
 from moeprof.core.record.layout import Record
 
 MIN_CYCLES = 3  # with so many whole cycles, a last one that was cut short is left out
@@ -60,7 +59,7 @@ class LaneTimes:
     launch: int
     concurrency: int | None
     lanes: tuple[str, ...]
-    info: tuple[dict[str, Any], ...]
+    info: tuple[LaneHeader, ...]
     step_S: IntArray
     phase_S: npt.NDArray[np.str_]
     tokens_S: FloatArray
@@ -97,7 +96,7 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
     table = lane_pass.table.sort_values(["cycle", "step", "place"], kind="stable")
     if bool(table.duplicated(["cycle", "step", "lane"]).any()):
         raise RecordError(f"{lane_pass.path / 'lanes'}: damaged table, a lane has the same step of a cycle twice")
-    lanes = tuple(str(lane["name"]) for lane in lane_pass.lanes) or tuple(dict.fromkeys(map(str, table["lane"])))
+    lanes = tuple(lane.name for lane in lane_pass.info.lanes) or tuple(dict.fromkeys(map(str, table["lane"])))
     wide = table.set_index(["cycle", "step", "lane"])
 
     def values(column: str) -> FloatArray:
@@ -117,7 +116,7 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         launch=lane_pass.launch,
         concurrency=lane_pass.concurrency,
         lanes=lanes,
-        info=lane_pass.lanes,
+        info=lane_pass.info.lanes,
         step_S=step[kept],
         phase_S=np.asarray(phase.iloc[:, 0] if len(phase) else [], dtype=np.str_)[kept],
         tokens_S=tokens[kept, 0] if lanes else np.empty(0),
@@ -224,7 +223,7 @@ def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
     sent: dict[int | None, int | None] = {}
     for one in record.lockstep:
         by_load.setdefault(one.concurrency, []).append(lane_times(one))
-        sent.setdefault(one.concurrency, one.info.get("num_requests"))
+        sent.setdefault(one.concurrency, one.info.num_requests)
     found = []
     for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
         times = by_load[concurrency]
@@ -245,7 +244,7 @@ def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
 
 def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
     names = list(dict.fromkeys(name for one in times for name in one.lanes))
-    dense = {str(lane["name"]) for one in times for lane in one.info if lane.get("rung") == "dense"}
+    dense = {lane.name for one in times for lane in one.info if lane.rung == "dense"}
     moes, others = [name for name in names if name not in dense], [name for name in names if name in dense]
     if not moes or not others:
         moes, others = names[1:], names[:1]

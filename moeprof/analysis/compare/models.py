@@ -20,7 +20,6 @@ from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
-from moeprof.core.workload.workload import Slo
 
 ONE_LAUNCH = "speaks for this launch"
 
@@ -77,13 +76,11 @@ class _Side:
 
     @staticmethod
     def of(model: ModelSummary, summary: Summary) -> _Side:
-        slo = Slo(**(summary.record.workload.get("slo") or {}))
-        schedule = (summary.record.experiment.get("schedules") or {}).get(model.name) or {}
         return _Side(
             model=model,
             values=by_key(model.metrics),
-            repeats=repeats(model, summary.pricing, slo),
-            tokenizer=schedule.get("tokenizer_hash"),
+            repeats=repeats(model, summary.pricing, summary.record.slo),
+            tokenizer=summary.record.schedule(model.name).tokenizer_hash,
             work=Work.of(model),
         )
 

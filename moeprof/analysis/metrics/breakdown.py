@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, limits_of
 from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep
+from moeprof.core.record.launch import EngineHeader, LaunchHeader
 
 _card = partial(Card, section="gap", source="docs/metrics.md#breakdown", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
@@ -78,7 +78,7 @@ def total_of(works: Mapping[str, Work]) -> Work:
 
 
 def stage_work(
-    point: GapPoint, layers: tuple[str, ...], facts: ModelFacts, engine: Mapping[str, Any]
+    point: GapPoint, layers: tuple[str, ...], facts: ModelFacts, engine: EngineHeader
 ) -> dict[str, Work] | str:
     """The work of every stage of a step of this size, or the reason why it is unknown.
 
@@ -121,9 +121,9 @@ def stage_work(
     return works
 
 
-def _kernel(point: GapPoint, engine: Mapping[str, Any]) -> str | None:
-    own = engine.get("decode_experts") if point.phase == "decode" else None
-    return own or engine.get("experts")
+def _kernel(point: GapPoint, engine: EngineHeader) -> str | None:
+    own = engine.decode_experts if point.phase == "decode" else None
+    return own or engine.experts
 
 
 def _distinct(point: GapPoint, layers: tuple[str, ...], facts: ModelFacts) -> tuple[float, ...] | str:
@@ -211,24 +211,21 @@ class ItemisedStep:
         return {"phase": self.point.phase} | {key: str(value) for key, value in size.items()}
 
 
-def itemised_steps(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[ItemisedStep, ...]:
+def itemised_steps(launch: LaunchHeader, facts: ModelFacts) -> tuple[ItemisedStep, ...]:
     """Every size that a launch measured; empty where it measured none.
 
     Args:
-        launch_info: launch.json; ``gap``, ``engine`` and ``peaks`` are read.
+        launch: ``gap``, ``engine`` and ``peaks`` are read.
         facts: the model.
-
-    Raises:
-        RecordError: ``gap`` is damaged.
     """
-    if "reason" in (launch_info.get("gap") or {"reason": "not measured"}):
+    gap = launch.gap
+    if gap is None:
         return ()
-    gap, limits = Gap.from_json(launch_info["gap"]), limits_of(launch_info, facts)
-    engine = launch_info.get("engine") or {}
-    return tuple(_itemised(point, gap, limits, facts, engine) for point in gap.points)
+    limits = limits_of(launch, facts)
+    return tuple(_itemised(point, gap, limits, facts, launch.engine) for point in gap.points)
 
 
-def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engine: Mapping[str, Any]) -> ItemisedStep:
+def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engine: EngineHeader) -> ItemisedStep:
     works = stage_work(point, gap.layers, facts, engine)
     wall_s, device_s = median(point.wall_S), median(point.device_S) if point.device_S else None
     profiled = _typical(point.profiled_P)
@@ -293,10 +290,10 @@ def _split(wall_s: float, device_s: float | None, profiled: ProfiledStep | None,
     return {**parts, REST: wall_s - sum(parts.values())}
 
 
-def gap_metrics(launch_info: Mapping[str, Any], facts: ModelFacts) -> list[MetricValue]:
+def gap_metrics(launch: LaunchHeader, facts: ModelFacts) -> list[MetricValue]:
     """Time, roofline and parts of every size of step that a launch itemised."""
     values = []
-    for step in itemised_steps(launch_info, facts):
+    for step in itemised_steps(launch, facts):
         n, labels = len(step.point.wall_S), step.labels
         reason = step.reason or "no work was counted"
         values += [

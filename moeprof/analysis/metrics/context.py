@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import LaunchRecord
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo
@@ -39,7 +40,7 @@ class Context:
     slo: Slo
     idle_power: tuple[float | None, str]
     launches: tuple[LaunchRecord, ...]
-    info: Mapping[str, Any]
+    info: LaunchHeader
     passes: tuple[PassTables, ...] = ()
     _made: dict[Callable[[Context], Any], Any] = field(default_factory=dict, init=False)
 

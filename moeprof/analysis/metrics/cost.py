@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
 from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ CARDS: tuple[Card, ...] = (
 
 def compute(context: Context) -> list[MetricValue]:
     """Dollars of passes with the same traffic."""
-    memory_bytes = (context.info.get("memory") or {}).get("device_total_bytes")
+    memory_bytes = context.info.memory.device_total_bytes
     splits = context.once(splits_of)
     return cost_metrics(context.passes, context.pricing, context.facts, splits=splits, device_memory_bytes=memory_bytes)
 

@@ -9,15 +9,15 @@ NVML's bit mask of reasons why a clock is not the highest: which are throttling,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from moeprof.analysis.doubt import Severity
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core import units
+from moeprof.core.record.experiment import DeviceAtEnd, DeviceAtStart, DeviceHeader
 
 # An idle GPU holds some hundred MiB of the driver's own; more than this before we begin is somebody's.
 MEMORY_IN_USE_BYTES, MEMORY_IN_USE_RATIO = 2**30, 0.01
@@ -40,63 +40,61 @@ class Finding:
     text: str
 
 
-def findings(at_start: Mapping[str, Any], at_end: Mapping[str, Any] | None = None) -> Iterator[Finding]:
+def findings(at_start: DeviceAtStart, at_end: DeviceAtEnd | None = None) -> Iterator[Finding]:
     """Everything that is wrong, or should be known."""
     yield from _neighbours(at_start)
     yield from _limits(at_start)
-    yield from _errors(at_start, at_end or {})
+    yield from _errors(at_start, at_end or DeviceAtEnd())
 
 
-def _neighbours(device: Mapping[str, Any]) -> Iterator[Finding]:
-    used, total = device.get("memory_used_bytes"), device.get("memory_bytes") or 0
+def _neighbours(device: DeviceAtStart) -> Iterator[Finding]:
+    used, total = device.memory_used_bytes, device.memory_bytes or 0
     if used is not None and used > max(MEMORY_IN_USE_BYTES, MEMORY_IN_USE_RATIO * total):
         text = f"{units.display(used, 'B')} of the device's memory were in use before anything of this run was there"
         yield Finding(code="device_memory_in_use_at_start", severity="warning", text=text)
-    load = device.get("utilisation_ratio")
+    load = device.utilisation_ratio
     if load is not None and load > BUSY_RATIO:
         text = f"the device was busy {100 * load:.0f} % of the time before the run: something else runs on it"
         yield Finding(code="device_busy_at_start", severity="warning", text=text)
-    others = device.get("num_other_processes")
+    others = device.num_other_processes
     if others:
         text = f"{others} other process{'es' if others > 1 else ''} used the device before the run"
         yield Finding(code="other_processes_at_start", severity="warning", text=text)
-    elif others is None and device.get("num_other_processes_reason") == "other_namespace":
+    elif others is None and device.num_other_processes_reason == "other_namespace":
         text = "process ids of the device are hidden (a container): neighbours are judged by memory and load before it"
         yield Finding(code="neighbours_hidden", severity="note", text=text)
-    if device.get("num_mps_processes"):
+    if device.num_mps_processes:
         text = "the device is shared through MPS: processes of others run in the same moments"
         yield Finding(code="mps", severity="warning", text=text)
 
 
-def lowered_power_limit_w(device: Mapping[str, Any]) -> float | None:
+def lowered_power_limit_w(device: DeviceHeader) -> float | None:
     """The power limit where somebody set it below its default, else None."""
-    limit, default = device.get("power_limit_w"), device.get("power_limit_default_w")
+    limit, default = device.power_limit_w, device.power_limit_default_w
     is_lowered = limit is not None and default is not None and limit < LIMIT_LOWERED * default
     return float(limit) if limit is not None and is_lowered else None
 
 
-def _limits(device: Mapping[str, Any]) -> Iterator[Finding]:
-    limit, default = lowered_power_limit_w(device), device.get("power_limit_default_w")
+def _limits(device: DeviceHeader) -> Iterator[Finding]:
+    limit, default = lowered_power_limit_w(device), device.power_limit_default_w
     if limit is not None:
         text = f"the device's power limit is {limit:.0f} W, below its default of {default:.0f} W"
         yield Finding(code="power_limit_lowered", severity="warning", text=text)
-    if device.get("mig") in ("slice", "on"):
+    if device.mig in ("slice", "on"):
         text = "the device is cut into parts (MIG): power, energy, clocks and throttling are those of the whole of it"
         yield Finding(code="mig", severity="warning", text=text)
 
 
-def _errors(at_start: Mapping[str, Any], at_end: Mapping[str, Any]) -> Iterator[Finding]:
-    key = "ecc_uncorrected_errors"
-    before, after = at_start.get(key), at_end.get(key)
+def _errors(at_start: DeviceHeader, at_end: DeviceAtEnd) -> Iterator[Finding]:
+    before, after = at_start.ecc_uncorrected_errors, at_end.ecc_uncorrected_errors
     if before is not None and after is not None and after > before:
         text = f"{after - before} memory errors were not corrected during the run: figures and outputs may be wrong"
         yield Finding(code="ecc_errors", severity="error", text=text)
     elif before:
         text = f"{before} memory errors were not corrected since the driver was loaded: the device may need service"
         yield Finding(code="ecc_errors_before", severity="warning", text=text)
-    xids = at_end.get("xids") or []
-    if xids:
-        text = f"the driver reported errors of the device during the run: Xid {', '.join(map(str, xids))}"
+    if at_end.xids:
+        text = f"the driver reported errors of the device during the run: Xid {', '.join(map(str, at_end.xids))}"
         yield Finding(code="xid", severity="warning", text=text)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import GROUPS, ModelFacts
+from moeprof.core.record.launch import EngineHeader, LaunchHeader, MemoryHeader
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
 DENSE = "dense model: no routed experts"
@@ -60,20 +60,18 @@ def compute(context: Context) -> list[MetricValue]:
     return memory_metrics(context.info, context.facts, context.passes)
 
 
-def memory_metrics(
-    launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]
-) -> list[MetricValue]:
+def memory_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
     """Memory of one launch.
 
     Args:
-        launch_info: launch.json; ``memory`` and ``engine`` are read.
+        launch: ``memory`` and ``engine`` are read.
         facts: the model.
         rounds: passes with the same traffic.
     """
-    memory = launch_info.get("memory") or {}
+    memory = launch.memory
     values = [_exact("weights_bytes", sum(facts.bytes_by_group.values()))]
     values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in GROUPS]
-    values += _measured(memory, launch_info.get("engine") or {})
+    values += _measured(memory, launch.engine)
     values.append(_cache_peak(facts, rounds))
     values.append(_fragmentation(memory))
     values.append(_peak(memory))
@@ -81,15 +79,15 @@ def memory_metrics(
     return [*values, *_experts(facts, rounds)]
 
 
-def _measured(memory: Mapping[str, Any], engine: Mapping[str, Any]) -> list[MetricValue]:
+def _measured(memory: MemoryHeader, engine: EngineHeader) -> list[MetricValue]:
     """What the allocator and the system told, as it stands in launch.json."""
-    cache = memory.get("kv_cache_bytes")
+    cache = memory.kv_cache_bytes
     found = {
-        "kv_cache_bytes": engine.get("kv_bytes") if cache is None else cache,
-        "activation_peak_bytes": memory.get("activation_peak_bytes"),
-        "reserved_bytes": memory.get("peak_reserved_bytes"),
-        "load_peak_bytes": memory.get("load_peak_bytes"),
-        "host_rss_peak_bytes": memory.get("host_rss_peak_bytes"),
+        "kv_cache_bytes": cache if isinstance(cache, int) else engine.kv_bytes,
+        "activation_peak_bytes": memory.activation_peak_bytes,
+        "reserved_bytes": memory.peak_reserved_bytes,
+        "load_peak_bytes": memory.load_peak_bytes,
+        "host_rss_peak_bytes": memory.host_rss_peak_bytes,
     }
     keys = {"reserved_bytes": "peak_reserved_bytes"}
     return [
@@ -100,8 +98,8 @@ def _measured(memory: Mapping[str, Any], engine: Mapping[str, Any]) -> list[Metr
     ]
 
 
-def _reason(memory: Mapping[str, Any], key: str) -> str:
-    return str((memory.get("reasons") or {}).get(key, UNMEASURED))
+def _reason(memory: MemoryHeader, key: str) -> str:
+    return memory.reasons.get(key, UNMEASURED)
 
 
 def _cache_peak(facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
@@ -117,30 +115,30 @@ def _cache_peak(facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
     return MetricValue(name=name, value=int(known.max()) * facts.kv_bytes_per_token)
 
 
-def _fragmentation(memory: Mapping[str, Any]) -> MetricValue:
+def _fragmentation(memory: MemoryHeader) -> MetricValue:
     """Allocated and reserved of one moment: that of the largest allocation."""
-    name, allocated = "fragmentation_ratio", memory.get("peak_allocated_bytes")
-    reserved = memory.get("reserved_at_peak_bytes", memory.get("peak_reserved_bytes"))
+    name, allocated = "fragmentation_ratio", memory.peak_allocated_bytes
+    reserved = memory.peak_reserved_bytes if memory.reserved_at_peak_bytes is None else memory.reserved_at_peak_bytes
     if allocated is None or not reserved:
         return missing(name, _reason(memory, "peak_reserved_bytes"))
-    exact = bool(memory.get("reserved_at_peak_is_exact", False))
+    exact = bool(memory.reserved_at_peak_is_exact)
     return MetricValue(name=name, value=1 - allocated / reserved, reasons=() if exact else (NOT_ONE_MOMENT,))
 
 
-def _peak(memory: Mapping[str, Any]) -> MetricValue:
+def _peak(memory: MemoryHeader) -> MetricValue:
     """What the run needed: reserved on a device, resident set on a CPU."""
-    on_host = memory.get("kind") == "host"
+    on_host = memory.kind == "host"
     key = "host_rss_peak_bytes" if on_host else "peak_reserved_bytes"
-    value = memory.get(key)
+    value = memory.host_rss_peak_bytes if on_host else memory.peak_reserved_bytes
     labels = {"memory": "host" if on_host else "device"}
     if value is None:
         return missing("peak_memory_bytes", _reason(memory, key), **labels)
     return MetricValue(name="peak_memory_bytes", value=value, labels=labels)
 
 
-def _max_concurrent(memory: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
+def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
     """floor((device memory - weights) / (mean prompt + output tokens * KV bytes per token))."""
-    name, total = "max_concurrent_sequences", memory.get("device_total_bytes")
+    name, total = "max_concurrent_sequences", memory.device_total_bytes
     if total is None:
         return missing(name, _reason(memory, "device_total_bytes"))
     if not facts.kv_bytes_per_token:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.record.launch import LaunchHeader
 
 NAME = "bits_per_byte"
 NOT_MEASURED = "not measured: the run ended before, or instruments.quality is off"
@@ -28,15 +28,15 @@ def compute(context: Context) -> list[MetricValue]:
     return quality_metrics([launch.info for launch in context.launches])
 
 
-def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
+def quality_metrics(launches: Sequence[LaunchHeader]) -> list[MetricValue]:
     """``bits_per_byte`` from the first launch.json that tells of it.
 
     Sum of bits over sum of bytes of all measured outputs; the interval resamples blocks of neighbouring requests.
     """
-    told = next((info["quality"] for info in launches if info.get("quality")), None)
-    if told is None or not told.get("bytes"):
-        return [missing(NAME, (told or {}).get("reason", NOT_MEASURED))]
-    pairs = np.array(told["per_request"], dtype=np.float64)
+    told = next((launch.quality for launch in launches if launch.quality is not None), None)
+    if told is None or told.bits is None or not told.bytes:
+        return [missing(NAME, (told and told.reason) or NOT_MEASURED)]
+    pairs = np.array(told.per_request, dtype=np.float64)
     sample = intervals.BlockSample(
         values=pairs[:, 0] / pairs[:, 1], weights=pairs[:, 1], blocks=intervals.blocks_of(len(pairs))
     )
@@ -45,7 +45,7 @@ def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
     return [
         MetricValue(
             name=NAME,
-            value=float(told["bits"]) / float(told["bytes"]),
+            value=told.bits / told.bytes,
             n=len(pairs),
             ci_low=low,
             ci_high=high,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.core.metric import Card, MetricValue
+from moeprof.core.record.passes import PassHeader
 
 _card = partial(Card, section="validity")
 CARDS: tuple[Card, ...] = (
@@ -27,7 +27,7 @@ REFERENCE_NAME = "reference_kernel_s"
 NOT_TIMED = "not timed: the record is older than this figure, or no pass began"
 
 
-def reference_metrics(passes: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
+def reference_metrics(passes: Sequence[PassHeader]) -> list[MetricValue]:
     """``reference_kernel_s``: mean over the passes of one launch, with its interval over them.
 
     Where it drifts between launches, other times drift for the machine's reasons too; it corrects none of them.
@@ -35,4 +35,4 @@ def reference_metrics(passes: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
     Args:
         passes: pass.json of each round and capacity pass.
     """
-    return [over_rounds(REFERENCE_NAME, [info.get(REFERENCE_NAME) for info in passes], {}, NOT_TIMED)]
+    return [over_rounds(REFERENCE_NAME, [info.reference_kernel_s for info in passes], {}, NOT_TIMED)]

@@ -6,10 +6,10 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 from moeprof.analysis.metrics import SUBJECTS, Scope
 from moeprof.analysis.metrics.attribution import Attribution, attributions_of, placebo_metrics
@@ -18,7 +18,6 @@ from moeprof.analysis.metrics.cost import splits_of
 from moeprof.analysis.metrics.cost_bill import CostSplit
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.slo import with_price_at_slo
 from moeprof.analysis.metrics.sweep import SweptPoint, swept_points
 from moeprof.analysis.metrics.tables import PassTables
@@ -26,6 +25,9 @@ from moeprof.analysis.metrics.validity import judged
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.experiment import ExperimentHeader
+from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
 
@@ -48,7 +50,7 @@ class ModelSummary:
 
     record: ModelRecord
     facts: ModelFacts | None
-    launch: Mapping[str, Any]
+    launch: LaunchHeader
     rounds: tuple[PassTables, ...]
     capacity: tuple[PassTables, ...]
     metrics: tuple[MetricValue, ...]
@@ -91,9 +93,8 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
     Raises:
         RecordError: a table is damaged.
     """
-    slo = Slo(**(record.workload.get("slo") or {}))
-    idle = (record.experiment.get("idle_power_w"), _no_idle_power(record.experiment))
-    run = _Run(pricing=pricing, slo=slo, peaks=_device_peaks(record), idle_power=idle)
+    idle = (record.experiment.idle_power_w, _no_idle_power(record.experiment))
+    run = _Run(pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle)
     models = tuple(_model(model, run) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
@@ -104,10 +105,10 @@ class _Run:
 
     pricing: Pricing
     slo: Slo
-    peaks: Mapping[str, Any]
+    peaks: PeaksHeader | None
     idle_power: tuple[float | None, str]
 
-    def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: Mapping[str, Any]) -> Context:
+    def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: LaunchHeader) -> Context:
         """Without passes."""
         return Context(
             facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info
@@ -115,13 +116,13 @@ class _Run:
 
 
 def _model(record: ModelRecord, run: _Run) -> ModelSummary:
-    if not record.facts:
-        return ModelSummary(record=record, facts=None, launch={}, rounds=(), capacity=(), metrics=())
-    facts = ModelFacts.from_json(record.facts)
+    facts = record.facts
+    if facts is None:
+        return ModelSummary(record=record, facts=None, launch=LaunchHeader(), rounds=(), capacity=(), metrics=())
     parts = [_launch(launch, facts, run) for launch in record.launches]
     if not parts:
         values = tuple(parameter_metrics(facts))
-        return ModelSummary(record=record, facts=facts, launch={}, rounds=(), capacity=(), metrics=values)
+        return ModelSummary(record=record, facts=facts, launch=LaunchHeader(), rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
     sweep = swept_points(record, facts, run.pricing, run.peaks)
@@ -155,7 +156,7 @@ def _computed(scope: Scope, context: Context, names: Iterable[str] = SUBJECTS) -
 
 def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
     """Everything that one fresh process tells."""
-    info = {**run.peaks, **record.info}
+    info = with_peaks(record.info, run.peaks)
     context = run.context(facts, (record,), info)
     rounds, capacity = (replace(context, passes=_tables(passes)) for passes in (record.rounds, record.capacity))
     measured = [one for one in (rounds, capacity) if one.passes]
@@ -177,7 +178,7 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
 class _Part:
     """One launch of a model."""
 
-    launch: Mapping[str, Any]
+    launch: LaunchHeader
     rounds: tuple[PassTables, ...]
     capacity: tuple[PassTables, ...]
     metrics: list[MetricValue]
@@ -211,18 +212,18 @@ def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
     return tuple(tables for tables in found if len(tables.steps) or tables.requests["output_tokens"].sum() > 0)
 
 
-def _no_idle_power(experiment: Mapping[str, Any]) -> str:
-    seen = experiment.get("device_at_start") or {}
-    return str(seen.get("idle_power_reason") or "no power meter")
+def _no_idle_power(experiment: ExperimentHeader) -> str:
+    seen = experiment.device_at_start
+    return (seen and seen.idle_power_reason) or "no power meter"
 
 
-def _device_peaks(record: Record) -> dict[str, Any]:
+def _device_peaks(record: Record) -> PeaksHeader | None:
     """Peaks belong to the device: the first launch measures them for all models of the run."""
     for model in record.models:
         for launch in model.launches:
             try:
-                if "peaks" in launch.info:
-                    return {"peaks": launch.info["peaks"]}
+                if launch.info.peaks is not None:
+                    return launch.info.peaks
             except RecordError:
                 continue  # a launch that died while writing; its own model will say so
-    return {}
+    return None

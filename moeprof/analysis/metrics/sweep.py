@@ -9,21 +9,22 @@ One number of one round of a sweep: what is averaged over rounds, and paired by 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.launch import PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord
+from moeprof.core.record.passes import Saturation
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.studies import SweepPoint
 
@@ -88,7 +89,7 @@ class SweptPoint:
 
 
 def swept_points(
-    record: ModelRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any] | None = None
+    record: ModelRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None = None
 ) -> tuple[SweptPoint, ...]:
     """All points of a model's sweep in the order of the record; empty without a sweep.
 
@@ -100,33 +101,33 @@ def swept_points(
     """
     found: dict[SweepPoint, list[SweptRound]] = {}
     for launch in record.launches:
-        for point, one in _rounds(launch, facts, pricing, peaks or {}):
+        for point, one in _rounds(launch, facts, pricing, peaks):
             found.setdefault(point, []).append(one)
     return tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
 
 
 def _rounds(
-    launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: Mapping[str, Any]
+    launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None
 ) -> list[tuple[SweepPoint, SweptRound]]:
     if not launch.sweep:
         return []
     calibration = read_table(launch.path, "calibration")
-    limits = peaks_of({**peaks, **launch.info}, facts)
+    limits = peaks_of(with_peaks(launch.info, peaks), facts)
     rounds = []
     for one in launch.sweep:
-        point = one.sweep_point
+        point = one.info.sweep
         if point is None or not len(one.steps):
             continue  # it died before it began
-        tables, told = PassTables.from_record(one), one.info.get("saturation") or {}
+        tables, told = PassTables.from_record(one), one.info.saturation or Saturation()
         split = cost_split(tables, pricing, calibration if len(calibration) else None, facts=facts, peaks=limits)
         swept = SweptRound(
             launch=launch.number,
-            round=int(one.info.get("round", one.name.rpartition("-")[2])),
+            round=int(one.name.rpartition("-")[2]) if one.info.round is None else one.info.round,
             tables=tables,
             split=split,
-            schedule_sha256=one.info.get("schedule_sha256"),
-            saturated=told.get("saturated"),
-            saturation_reason=told.get("reason"),
+            schedule_sha256=one.info.schedule_sha256,
+            saturated=told.saturated,
+            saturation_reason=told.reason,
         )
         rounds.append((point, swept))
     return rounds

@@ -53,9 +53,8 @@ class PassTables:
     def from_record(pass_record: PassRecord) -> PassTables:
         """Read a pass. The window is [0, duration of the pass]; of a killed pass, up to its last recorded step."""
         info, steps, requests = pass_record.info, pass_record.steps, pass_record.requests
-        traffic = "offline" if pass_record.is_capacity else str(info.get("traffic", "open"))
-        assert traffic in ("open", "closed", "offline"), f"{pass_record.path}: traffic {traffic}"
-        duration_s = info.get("duration_s")
+        traffic = "offline" if pass_record.is_capacity else info.traffic
+        duration_s = info.duration_s
         if duration_s is None:
             duration_s = float(steps["end_s"].max()) if len(steps) else 0.0
         return PassTables(

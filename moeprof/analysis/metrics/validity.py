@@ -33,21 +33,20 @@ def judged(values: Sequence[MetricValue], launch: LaunchRecord) -> list[MetricVa
     """The values of one launch after its own checks."""
     broken = broken_routing(launch)
     costly = any(v.name == "instrumentation_overhead_ratio" and not v.valid for v in values)
-    lacks = launch.info.get("lacks") or {}
+    lacks = launch.info.lacks
     return [_without(_judge(value, broken, costly), lacks) for value in values]
 
 
 def broken_routing(launch: LaunchRecord) -> str | None:
     """Why router figures of this launch are void, or None."""
-    check = launch.info.get("self_check") or {}
-    if check.get("passed") is False:
-        detail = next((c["detail"] for c in check.get("checks", []) if c["passed"] is False), "see launch.json")
-        return f"the routing tap failed its self-check: {detail}"
+    failure = launch.info.self_check.failure
+    if failure is not None:
+        return f"the routing tap failed its self-check: {failure}"
     for passed in launch.passes:
-        invariants = passed.info.get("invariants") or {}
+        invariants = passed.info.invariants or {}
         for name in ROUTING_INVARIANTS:
-            if name in invariants and not invariants[name]["passed"]:
-                return f"{passed.name}: {name.replace('_', ' ')}: {invariants[name]['text']}"
+            if name in invariants and not invariants[name].passed:
+                return f"{passed.name}: {name.replace('_', ' ')}: {invariants[name].text}"
     return None
 
 

@@ -14,10 +14,9 @@ runs all experts fetches all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, 
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.launch import EngineHeader, LaunchHeader, PeaksHeader
 from moeprof.core.units import num_bytes
 
 ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "other")
@@ -93,13 +93,13 @@ class StepWork:
         return mask
 
 
-def step_work(tables: PassTables, facts: ModelFacts, engine: Mapping[str, Any]) -> StepWork | str:
+def step_work(tables: PassTables, facts: ModelFacts, engine: EngineHeader) -> StepWork | str:
     """The work of a pass, or the reason why it is unknown.
 
     Args:
         tables: the pass.
         facts: the model.
-        engine: EngineFacts as in launch.json; ``experts`` names the experts implementation.
+        engine: of launch.json; ``experts`` names the experts implementation.
     """
     steps = tables.steps
     if facts.kv_bytes_per_token is None or facts.attention_flops_per_pair is None:
@@ -113,7 +113,7 @@ def step_work(tables: PassTables, facts: ModelFacts, engine: Mapping[str, Any]) 
     pairs, context = column(steps, "attention_pairs")[kept_S], column(steps, "context_tokens")[kept_S]
     size, params = facts.bytes_by_group, facts.params_by_group
     head = "embedding" if facts.tied_embeddings else "lm_head"
-    expert_bytes, expert_params_read, expert_flops = _experts(facts, distinct_SL, tokens, engine.get("experts"))
+    expert_bytes, expert_params_read, expert_flops = _experts(facts, distinct_SL, tokens, engine.experts)
     resident = sum(size.get(group, 0) for group in ALWAYS_READ)
     bytes_S = resident + expert_bytes + facts.kv_bytes_per_token * (context + tokens) + (rows > 0) * size.get(head, 0)
     through = sum(params.get(group, 0) for group in ALWAYS_READ if group != "norm")
@@ -192,28 +192,28 @@ class Limits:
     measured_bandwidth_bytes_per_s: float | None = None
 
 
-def limits_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> Limits:
+def limits_of(launch: LaunchHeader, facts: ModelFacts) -> Limits:
     """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache.
 
     Peaks are those of one device; a model that several GPUs share has them all.
     """
-    peaks, engine = launch_info.get("peaks") or {}, launch_info.get("engine") or {}
-    dtype = str(engine.get("dtype", facts.dtype)).removeprefix("torch.")
-    devices = int(engine.get("ranks") or 1) if str(engine.get("device")).startswith("cuda") else 1
-    measured = _times(peaks.get("bandwidth_bytes_per_s"), devices)
-    bandwidth, bandwidth_reason = measured, str(peaks.get("bandwidth_reason") or "")
-    cache, weights = _times(peaks.get("cache_bytes"), devices), sum(facts.bytes_by_group.values())
+    peaks, engine = launch.peaks or PeaksHeader(), launch.engine
+    dtype = (engine.dtype or facts.dtype).removeprefix("torch.")
+    devices = engine.ranks if (engine.device or "").startswith("cuda") else 1
+    measured = _times(peaks.bandwidth_bytes_per_s, devices)
+    bandwidth, bandwidth_reason = measured, peaks.bandwidth_reason or ""
+    cache, weights = _times(peaks.cache_bytes, devices), sum(facts.bytes_by_group.values())
     if cache is not None and weights <= cache:
         sizes = f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
         bandwidth, bandwidth_reason = None, sizes
-    flops = _times((peaks.get("flops_per_s") or {}).get(dtype), devices)
+    flops = _times(peaks.flops_per_s.get(dtype), devices)
     unmeasured = "peaks were not measured"
     return Limits(
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
         bandwidth_reason="" if bandwidth else bandwidth_reason or unmeasured,
         measured_bandwidth_bytes_per_s=measured,
-        flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if peaks else unmeasured),
+        flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if launch.peaks else unmeasured),
     )
 
 
@@ -221,27 +221,26 @@ def _times(value: float | None, devices: int) -> float | None:
     return None if value is None else value * devices
 
 
-def peaks_of(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[float, float] | None:
+def peaks_of(launch: LaunchHeader, facts: ModelFacts) -> tuple[float, float] | None:
     """(bytes/s, FLOP/s) for the cost split's last resort; None unless both limits apply to this model."""
-    limits = limits_of(launch_info, facts)
+    limits = limits_of(launch, facts)
     if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
         return None
     return limits.bandwidth_bytes_per_s, limits.flops_per_s
 
 
-def work_metrics(launch_info: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
+def work_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
     """Bytes, FLOPs and touched parameters per step, MBU, MFU and the distance to the roofline, by phase.
 
     Args:
-        launch_info: launch.json; ``engine`` and ``peaks`` are read.
+        launch: ``engine`` and ``peaks`` are read.
         facts: the model.
         rounds: passes with the same traffic.
     """
     if not rounds:
         return []
-    engine = launch_info.get("engine") or {}
-    works = [step_work(tables, facts, engine) for tables in rounds]
-    limits = limits_of(launch_info, facts)
+    works = [step_work(tables, facts, launch.engine) for tables in rounds]
+    limits = limits_of(launch, facts)
     values = _peak_values(limits, {"traffic": rounds[0].traffic})
     for phase in PHASES:
         labels = {"traffic": rounds[0].traffic} | ({} if phase == ALL else {"phase": phase})

@@ -31,16 +31,16 @@ def freeze(summary: Summary, name: str | None = None) -> Baseline:
     return Baseline(
         name=name or record.run,
         run=record.run,
-        created_at=str(record.experiment.get("started_at") or ""),
-        moeprof=str(record.environment.get("moeprof") or ""),
-        workload=str(record.workload.get("name") or ""),
+        created_at=record.experiment.started_at or "",
+        moeprof=record.environment.moeprof or "",
+        workload=record.workload.name or "",
         device=device(record),
         device_kind=device_kind(record),
         status=record.status,
         facts=run_facts(record),
         usd_per_second=summary.pricing.usd_per_second,
         models=tuple(_model(record, model) for model in summary.models),
-        label=record.workload.get("label"),
+        label=record.workload.label,
     )
 
 

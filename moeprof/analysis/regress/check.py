@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from moeprof.analysis.compare.comparable import check_allow
 from moeprof.analysis.doubt import Doubt
@@ -73,13 +72,8 @@ class Choices:
         stored, source = GateSettings(), "default"
         if file is not None:
             stored, source = load_gate_settings(file), str(file)
-        elif run is not None and (own := run.workload.get("gates")):
-            source = "workload"
-            stored = GateSettings(
-                fail_on=tuple(own.get("fail_on") or ()),
-                allow_undecided=bool(own.get("allow_undecided")),
-                allow=tuple(own.get("allow") or ()),
-            )
+        elif run is not None and run.workload.gates is not None:
+            stored, source = run.workload.gates, "workload"
         if self.fail_on:
             stored, source = replace(stored, fail_on=self.fail_on), "--fail-on"
         asked = stored.allow if self.allow is None else (*stored.allow, *self.allow.split(","))
@@ -149,13 +143,13 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     """
     found = open_pairs(folder)
     reference, other = _sides(found, choices)
-    status = str(found.info.get("status"))
+    status = str(found.info.status)
     if status == "failed":
         raise InputError(f"{folder}: its measurement failed, which is no verdict: mend what failed, measure again")
     settings, gates = choices.settings(found.new)
     allow, undecided = frozenset(settings.allow), settings.allow_undecided
     regression = judge_pairs(
-        reference, other, found.pairs, _mode(found), gates, allow=allow, allow_undecided=undecided
+        reference, other, found.pairs, found.info.mode, gates, allow=allow, allow_undecided=undecided
     )  # fmt: skip
     if status != "done":
         text = (
@@ -166,15 +160,11 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     return Judged(regression=regression)
 
 
-def _mode(found: PairsRecord) -> Literal["pairs", "processes"]:
-    return "processes" if found.mode == "processes" else "pairs"
-
-
 def _sides(found: PairsRecord, choices: Choices) -> tuple[Baseline, Baseline]:
     """The lone runs, frozen; the base's models are called as the new side's are."""
     reference, other = (choices.frozen(side) for side in (found.base, found.new))
     models = []
-    for new, old in dict(found.info.get("base_models", {})).items():
+    for new, old in found.info.base_models.items():
         model = reference.model(old)
         if model is None:
             raise InputError(f"the lone run of base has no model {old}")
@@ -187,7 +177,7 @@ def precise_enough(folder: Path, choices: Choices) -> bool:
     """Whether the step-time gates of a folder of ``regress --ab`` are measured precisely, whatever they show."""
     found = open_pairs(folder)
     _, gates = choices.settings(found.new)
-    return pairs_are_enough(*_sides(found, choices), found.pairs, _mode(found), gates)
+    return pairs_are_enough(*_sides(found, choices), found.pairs, found.info.mode, gates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,11 +63,10 @@ def pair_kernels(passes: Sequence[LanePass]) -> dict[int, dict[str, list[float]]
     """Launch -> lane -> timings before and after its measurements; launches without them are left out."""
     found: dict[int, dict[str, list[float]]] = {}
     for one in passes:
-        timed = one.info.get(NAME)
-        for lane, seconds in timed.items() if isinstance(timed, Mapping) else ():
-            known = [float(s) for s in seconds or () if s is not None and s > 0]
+        for lane, seconds in (one.info.reference_kernel_s or {}).items():
+            known = [s for s in seconds if s is not None and s > 0]
             if known:
-                found.setdefault(one.launch, {}).setdefault(str(lane), []).extend(known)
+                found.setdefault(one.launch, {}).setdefault(lane, []).extend(known)
     return found
 
 

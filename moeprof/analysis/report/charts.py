@@ -60,9 +60,9 @@ def device_timelines(summary: Summary) -> list[Block]:
 
 
 def _why_not(summary: Summary) -> str:
-    if not (summary.record.workload.get("instruments") or {}).get("power", True):
+    if not summary.record.workload.instruments.power:
         return "instruments.power is off"
-    if str(summary.record.environment.get("device", "")).startswith("cpu"):
+    if (summary.record.environment.device or "").startswith("cpu"):
         return "the run was on a CPU, which tells none of them"
     return "the device told none of them"
 

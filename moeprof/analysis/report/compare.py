@@ -70,10 +70,10 @@ def models_page(summary: Summary, reference: str | None) -> Page:
     found = _Found.of(summary)
     against = reference or _chosen(summary, found.parts)
     return Page(
-        title=f"{record.workload.get('name', record.run)}: dense against sparse",
+        title=f"{record.workload.name or record.run}: dense against sparse",
         run=record.run,
         status=record.status,
-        started_at=str(record.experiment.get("started_at", "")),
+        started_at=record.experiment.started_at or "",
         headline=_headline(summary, found),
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
@@ -84,7 +84,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         sections=tuple(section for section in _sections(summary, against, found) if section is not None),
         doubts=(*find_doubts(summary), *lockstep_doubts(summary, found.pairs)),
         metrics=tuple(_metrics(summary, found)),
-        workload_text=str(record.experiment.get("workload_text", "")),
+        workload_text=record.experiment.workload_text or "",
     )
 
 
@@ -168,9 +168,9 @@ def _metrics(summary: Summary, found: _Found) -> Iterator[tuple[str, MetricValue
     if found.answer is not None and found.parts.moe is not None:
         yield from ((found.parts.moe.name, value) for value in found.answer.metrics)
     yield from lockstep_metrics(found.pairs)
-    lanes = [lane for one in summary.record.ladder for lane in one.lanes if lane.get("rung") != "dense"]
+    lanes = [lane for one in summary.record.ladder for lane in one.info.lanes if lane.rung != "dense"]
     if found.ladders and lanes:
-        yield from ((str(lanes[0]["model"]), value) for value in ladder_metrics(found.ladders, summary.pricing))
+        yield from ((str(lanes[0].model), value) for value in ladder_metrics(found.ladders, summary.pricing))
     yield from ((value.labels.get("moe", ""), value) for value in theory_metrics(found.speedups))
     if found.swept is not None:
         yield from sweep_metrics(found.swept)
@@ -188,7 +188,7 @@ def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[Run
         title=f"{' and '.join(one.other for one in found)} against {found[0].reference}",
         run=" ".join(summary.record.run for summary in summaries),
         status=min((summary.record.status for summary in summaries), key=STATUSES.index),
-        started_at=str(reference.record.experiment.get("started_at", "")),
+        started_at=reference.record.experiment.started_at or "",
         headline=" ".join(_verdict(one, told) for one, told in zip(found, ladders, strict=True)),
         subtitle=subtitle(reference),
         notes=tuple(_run_notes(found, ladders)),
@@ -202,7 +202,7 @@ def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[Run
             *(_machine(summary) for summary in summaries),
         ),
         doubts=tuple(doubt for summary in summaries for doubt in _doubts(summary)),
-        workload_text=str(reference.record.experiment.get("workload_text", "")),
+        workload_text=reference.record.experiment.workload_text or "",
     )
 
 

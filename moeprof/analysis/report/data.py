@@ -23,7 +23,7 @@ from moeprof.analysis.report.comparison import Page
 from moeprof.analysis.report.document import Document
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
-from moeprof.core.record.layout import FORMAT_VERSION
+from moeprof.core.record.headers import FORMAT_VERSION
 
 COLUMNS = ("table", "of", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "reference",
            "ratio", "ratio_low", "ratio_high", "verdict", "reasons")  # fmt: skip

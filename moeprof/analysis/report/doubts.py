@@ -8,7 +8,6 @@ Reasons to doubt that come from the device: neighbours, throttling, clocks, limi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
 
 CLOCK_SPREAD = 1.1
 
@@ -25,9 +25,9 @@ CLOCK_SPREAD = 1.1
 def device_at_start(summary: Summary) -> Iterator[Doubt]:
     """What others did on the device before the run, its limits and modes, and errors during it."""
     experiment = summary.record.experiment
-    seen = experiment.get("device_at_start")
-    if seen is not None:
-        for found in findings(seen, experiment.get("device_at_end")):
+    if experiment.device_at_start is not None:
+        at_end = experiment.device_at_end
+        for found in findings(experiment.device_at_start, at_end if isinstance(at_end, DeviceAtEnd) else None):
             yield Doubt(code=found.code, flag="isolation", severity=found.severity, model=None, text=found.text)
 
 
@@ -90,28 +90,27 @@ def _failed(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "failed", "schedule", "error", f"it failed: {model.record.error}")
     for launch in model.record.launches:
         for passed in launch.passes:
-            if passed.info.get("status") == "failed":
-                code = str(passed.info.get("reason") or "pass_failed")
+            if passed.info.status == "failed":
+                code = passed.info.reason if isinstance(passed.info.reason, str) else "pass_failed"
                 text = f"{passed.name} ended early ({code.replace('_', ' ')}): its figures speak for what ran before"
                 yield _doubt(model, code, "schedule", "error", text)
 
 
 def _self_check(model: ModelSummary) -> Iterator[Doubt]:
-    check = model.launch.get("self_check") or {}
-    if check.get("passed") is False:
-        broken = next((c["detail"] for c in check.get("checks", []) if c["passed"] is False), "see launch.json")
+    check = model.launch.self_check
+    if (broken := check.failure) is not None:
         yield _doubt(model, "tap_check_failed", "routing", "error", f"the routing tap failed its self-check: {broken}")
-    for note in check.get("notes", []):
+    for note in check.notes:
         if model.facts is not None and model.facts.is_moe:
-            yield _doubt(model, "routing_note", "routing", "note", str(note))
+            yield _doubt(model, "routing_note", "routing", "note", note)
 
 
 def _invariants(model: ModelSummary) -> Iterator[Doubt]:
     for launch in model.record.launches:
         for passed in launch.passes:
-            for name, check in (passed.info.get("invariants") or {}).items():
-                if not check["passed"]:
-                    text = f"{passed.name}: {name.replace('_', ' ')} do not add up ({check['text']})"
+            for name, check in (passed.info.invariants or {}).items():
+                if not check.passed:
+                    text = f"{passed.name}: {name.replace('_', ' ')} do not add up ({check.text})"
                     yield _doubt(model, "invariant", "routing", "error", text)
 
 
@@ -184,9 +183,9 @@ def _spread(model: ModelSummary) -> Iterator[Doubt]:
 
 def _stolen(model: ModelSummary) -> Iterator[Doubt]:
     """On a CPU, steps whose wall time is far above processor time were interrupted by something else."""
-    if not str((model.launch.get("engine") or {}).get("device", "")).startswith("cpu") or not model.priced:
+    if not (model.launch.engine.device or "").startswith("cpu") or not model.priced:
         return
-    if (model.launch.get("threads") or 1) > 1:
+    if (model.launch.threads or 1) > 1:
         return  # processor time of several threads says nothing about waiting
     steps = [tables.steps for tables in (*model.rounds, *model.capacity)]
     wall = np.concatenate([column(s, "end_s") - column(s, "start_s") for s in steps])
@@ -198,19 +197,19 @@ def _stolen(model: ModelSummary) -> Iterator[Doubt]:
 
 
 def _warmup(model: ModelSummary) -> Iterator[Doubt]:
-    warmup = model.launch.get("warmup") or {}
-    if warmup and not warmup.get("settled") and "steps" not in (model.launch.get("lacks") or {}):
+    warmup = model.launch.warmup
+    if warmup is not None and not warmup.settled and "steps" not in model.launch.lacks:
         yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
 
 
 def _engine(model: ModelSummary) -> Iterator[Doubt]:
-    engine = model.launch.get("engine") or {}
-    if engine.get("batching") == "static":
-        reason = (engine.get("notes") or ["chosen in the workload"])[0]
+    engine = model.launch.engine
+    if engine.batching == "static":
+        reason = (engine.notes or ("chosen in the workload",))[0]
         text = f"ran in static batches ({reason}): slower under open-loop load than continuous batching would be"
         yield _doubt(model, "static_batches", "latency", "warning", text)
-    elif engine.get("notes"):
-        yield _doubt(model, "engine_note", "latency", "note", "; ".join(engine["notes"]))
+    elif engine.notes:
+        yield _doubt(model, "engine_note", "latency", "note", "; ".join(engine.notes))
 
 
 def _busy(model: ModelSummary) -> Iterator[Doubt]:
@@ -228,7 +227,7 @@ def _capacity(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "no_capacity_pass", "cost", "warning", text)
     for launch in model.record.launches:
         for passed in launch.passes:
-            status, sent, finished = (passed.info.get(key) for key in ("status", "sent", "finished"))
+            status, sent, finished = passed.info.status, passed.info.sent, passed.info.finished
             if status not in ("done", None):
                 text = f"{passed.name} was {status}: {finished} of {sent} sent requests finished"
                 if status == "started":
@@ -341,26 +340,26 @@ def _status(summary: Summary) -> Iterator[Doubt]:
 def _cut(summary: Summary) -> Iterator[Doubt]:
     """What ``max_minutes`` left out: requests of a pass that was cut, and rounds that never began."""
     workload = summary.record.workload
-    asked = int(workload.get("rounds", 1)) * int(workload.get("launches", 1))
+    asked = (workload.rounds or 1) * (workload.launches or 1)
     for model in summary.models:
         passes = [passed for launch in model.record.launches for passed in launch.passes]
         parts = []
-        for passed in (p for p in passes if p.info.get("status") == "cut"):
-            schedules = summary.record.experiment.get("schedules") or {}
-            total = (schedules.get(model.name) or {}).get("num_requests", "all")
-            parts.append(f"{passed.name} sent {passed.info.get('sent', 0)} of {total} requests")
+        for passed in (p for p in passes if p.info.status == "cut"):
+            total = summary.record.schedule(model.name).num_requests
+            total_text = "all" if total is None else str(total)
+            parts.append(f"{passed.name} sent {passed.info.sent or 0} of {total_text} requests")
         missing = asked - sum(not passed.is_capacity for passed in passes)
-        if missing > 0 and workload.get("max_minutes") is not None and model.record.status == "done":
+        if missing > 0 and workload.max_minutes is not None and model.record.status == "done":
             parts.append(f"{missing} of {asked} rounds never began")
         if parts:
-            text = f"max_minutes ({workload.get('max_minutes')}) ended the run early: {', '.join(parts)}"
+            text = f"max_minutes ({workload.max_minutes}) ended the run early: {', '.join(parts)}"
             yield Doubt(code="cut", flag="schedule", severity="error", model=model.name, text=text)
 
 
 def _resumed(summary: Summary) -> Iterator[Doubt]:
     for model in summary.models:
         for launch in model.record.launches:
-            processes = {passed.info.get("process", 0) for passed in (*launch.passes, *launch.sweep)}
+            processes = {passed.info.process for passed in (*launch.passes, *launch.sweep)}
             if len(processes) > 1:
                 text = (
                     f"the run was resumed: passes of {launch.path.name} come from {len(processes)} processes, and "
@@ -370,7 +369,7 @@ def _resumed(summary: Summary) -> Iterator[Doubt]:
 
 
 def _launches(summary: Summary) -> Iterator[Doubt]:
-    launches = int(summary.record.workload.get("launches", 1))
+    launches = summary.record.workload.launches or 1
     if launches == 1:
         text = (
             "one launch: intervals hold for this process only; memory layout and machine state differ between "
@@ -380,38 +379,37 @@ def _launches(summary: Summary) -> Iterator[Doubt]:
 
 
 def _realism(summary: Summary) -> Iterator[Doubt]:
-    schedules = summary.record.experiment.get("schedules") or {}
-    for schedule in _distinct(schedules):
-        if schedule.get("realism") != "real_text":
-            made_of = str(schedule.get("realism")).replace("_", " ")
+    for schedule in _distinct_schedules(summary):
+        if schedule.realism != "real_text":
+            made_of = str(schedule.realism).replace("_", " ")
             text = f"prompts are {made_of}: routers react to content, so routing is not that of real text"
             yield Doubt(code="prompts_not_real", flag="realism", severity="error", model=None, text=text)
-        if schedule.get("outputs") == "forced_length":
+        if schedule.outputs == "forced_length":
             text = "output lengths are forced to the schedule's; the model would have stopped elsewhere"
             yield Doubt(code="forced_length", flag="realism", severity="note", model=None, text=text)
-        if schedule.get("outputs") == "forced":
+        if schedule.outputs == "forced":
             text = "outputs are the text's true continuation, fed regardless of what the model itself would say"
-            lacks = [(model.launch.get("lacks") or {}).get("forced ids") for model in summary.models]
+            lacks = [model.launch.lacks.get("forced ids") for model in summary.models]
             if lacks and all(lacks):
                 text = str(lacks[0])
             yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
 
 
 def _schedule_notes(summary: Summary) -> Iterator[Doubt]:
-    for schedule in _distinct(summary.record.experiment.get("schedules") or {}):
-        for note in schedule.get("notes", []):
-            yield Doubt(code=str(note["code"]), flag="schedule", severity="note", model=None, text=str(note["text"]))
+    for schedule in _distinct_schedules(summary):
+        for note in schedule.notes:
+            yield Doubt(code=note.code, flag="schedule", severity="note", model=None, text=note.text)
 
 
 def _tokenizers(summary: Summary) -> Iterator[Doubt]:
-    hashes = {s.get("tokenizer_hash") for s in (summary.record.experiment.get("schedules") or {}).values()}
+    hashes = {schedule.tokenizer_hash for schedule in summary.record.experiment.schedules.values()}
     if len(hashes) > 1:
         text = "the models have different tokenizers: compare them per character and per request, not per token"
         yield Doubt(code="tokenizers_differ", flag="schedule", severity="warning", model=None, text=text)
 
 
 def _dtypes(summary: Summary) -> Iterator[Doubt]:
-    told = {m.name: str(dtype) for m in summary.models if (dtype := (m.launch.get("engine") or {}).get("dtype"))}
+    told = {m.name: dtype for m in summary.models if (dtype := m.launch.engine.dtype)}
     if len(set(told.values())) > 1:
         said = ", ".join(f"{name} {dtype}" for name, dtype in told.items())
         text = f"the models ran in different dtypes ({said}): their ratios hold that difference too"
@@ -420,17 +418,18 @@ def _dtypes(summary: Summary) -> Iterator[Doubt]:
 
 def _machine(summary: Summary) -> Iterator[Doubt]:
     environment = summary.record.environment
-    load, cores = environment.get("load_average_1min"), environment.get("cpu_cores") or 1
+    load, cores = environment.load_average_1min, environment.cpu_cores or 1
     if load is not None and load > 0.5 * cores:
         text = f"the machine was busy before the run: load average {load:.1f} on {cores} processors"
         yield Doubt(code="busy_machine", flag="isolation", severity="warning", model=None, text=text)
-    if not (summary.record.experiment.get("fit") or {}).get("together", True):
+    fit = summary.record.experiment.fit
+    if fit is not None and not fit.together:
         text = "the models did not fit in memory together: they alternated with reloads, so rounds are further apart"
         yield Doubt(code="reloaded", flag="isolation", severity="note", model=None, text=text)
 
 
-def _distinct(schedules: dict[str, Any]) -> list[dict[str, Any]]:
-    return list({str(s.get("sha256")): s for s in schedules.values()}.values())
+def _distinct_schedules(summary: Summary) -> list[ScheduleHeader]:
+    return list({schedule.sha256: schedule for schedule in summary.record.experiment.schedules.values()}.values())
 
 
 RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (

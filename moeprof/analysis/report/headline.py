@@ -70,14 +70,13 @@ def _router(model: ModelSummary) -> str:
 
 def subtitle(summary: Summary) -> str:
     """Device, price with its source, and traffic."""
-    environment, experiment = summary.record.environment, summary.record.experiment
-    schedules = list((experiment.get("schedules") or {}).values())
-    parts = [str(environment.get("device_name", "unknown device"))]
+    schedules = list(summary.record.experiment.schedules.values())
+    parts = [summary.record.environment.device_name or "unknown device"]
     hourly = summary.pricing.usd_per_second * 3600
     parts.append(f"{units.usd(hourly)} per hour ({summary.pricing.source})")
     if schedules:
         first = schedules[0]
-        parts.append(f"{first['num_requests']} requests, {PATTERNS.get(first['pattern'], first['pattern'])}")
+        parts.append(f"{first.num_requests} requests, {PATTERNS.get(str(first.pattern), first.pattern)}")
     measured = [model for model in summary.models if model.rounds]
     if measured and all(model.capacity for model in measured):
         parts.append("* from the capacity pass: the same requests, offline")
@@ -111,6 +110,6 @@ def _warnings(model: ModelSummary) -> list[str]:
             found.append("dense twins with random weights in their MLPs; their cost is measured, not a trained model")
         elif model.facts.weights == "random":
             found.append("random weights; the shape is measured, not a trained model")
-        if (model.launch.get("self_check") or {}).get("passed") is False:
+        if model.launch.self_check.passed is False:
             found.append("the routing tap failed its self-check; its router figures are not valid")
     return found

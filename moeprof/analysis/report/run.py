@@ -5,7 +5,6 @@ Tables of plain facts: the machine, the traffic, the models and their engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,49 +28,54 @@ from moeprof.core import units
 from moeprof.core.hardware import find_datasheet
 from moeprof.core.metric import Card
 from moeprof.core.model_facts import TwinFacts
+from moeprof.core.record.experiment import DeviceAtStart
+from moeprof.core.record.launch import LaunchHeader, RanksHeader, WarmupHeader
 
 
 def machine_section(summary: Summary) -> Section:
     """Everything needed to judge whether another run is comparable."""
-    blocks = [_machine(summary), _traffic(summary), *(_engine(model) for model in summary.models if model.launch)]
+    blocks = [
+        _machine(summary),
+        _traffic(summary),
+        *(_engine(model) for model in summary.models if model.launch != LaunchHeader()),
+    ]
     return Section(name="machine", title="Machine, traffic and engine", blocks=tuple(blocks))
 
 
 def _machine(summary: Summary) -> FactTable:
     environment = summary.record.environment
-    packages = ", ".join(f"{k} {v}" for k, v in (environment.get("packages") or {}).items() if v)
-    gpu = environment.get("gpu") or {}
+    packages = ", ".join(f"{k} {v}" for k, v in environment.packages.items() if v)
     rows = {
-        "device": environment.get("device_name"),
-        "driver": gpu.get("driver"),
-        "chosen because": summary.record.experiment.get("device_why"),
-        "before the run": _before(summary.record.experiment.get("device_at_start") or {}),
-        "processor": f"{environment.get('cpu')}, {environment.get('cpu_cores')} logical",
-        "instruction sets": ", ".join(environment.get("cpu_flags") or ()),
-        "memory": units.num_bytes(environment["memory_bytes"]) if environment.get("memory_bytes") else None,
-        "threads": environment.get("threads"),
-        "system": f"{environment.get('system')}, Python {environment.get('python')}",
+        "device": environment.device_name,
+        "driver": environment.gpu and environment.gpu.driver,
+        "chosen because": summary.record.experiment.device_why,
+        "before the run": _before(summary.record.experiment.device_at_start or DeviceAtStart()),
+        "processor": f"{environment.cpu}, {environment.cpu_cores} logical",
+        "instruction sets": ", ".join(environment.cpu_flags),
+        "memory": units.num_bytes(environment.memory_bytes) if environment.memory_bytes else None,
+        "threads": environment.threads,
+        "system": f"{environment.system}, Python {environment.python}",
         "packages": packages,
-        "moeprof": environment.get("moeprof"),
-        "datasheet": _datasheet(str(environment.get("device_name"))),
+        "moeprof": environment.moeprof,
+        "datasheet": _datasheet(str(environment.device_name)),
         "measured peaks": _peaks(summary),
         "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
     }
     return _facts("Machine", rows)
 
 
-def _before(seen: Mapping[str, Any]) -> str | None:
+def _before(seen: DeviceAtStart) -> str | None:
     """What the device did and was allowed to do before anything of ours was on it; None without a look at it."""
     parts = []
-    if seen.get("idle_power_w") is not None:
+    if seen.idle_power_w is not None:
         how = {"instant": " (readings of the moment)", "usage": " (averages of the driver)"}
-        parts.append(f"{seen['idle_power_w']:.0f} W{how.get(str(seen.get('power_source')), '')}")
-    if seen.get("memory_used_bytes") is not None:
-        parts.append(f"{units.num_bytes(seen['memory_used_bytes'])} in use")
-    if seen.get("num_other_processes") is not None:
-        parts.append(f"{seen['num_other_processes']} other processes")
-    if seen.get("power_limit_w") is not None:
-        parts.append(f"power limit {seen['power_limit_w']:.0f} W")
+        parts.append(f"{seen.idle_power_w:.0f} W{how.get(str(seen.power_source), '')}")
+    if seen.memory_used_bytes is not None:
+        parts.append(f"{units.num_bytes(seen.memory_used_bytes)} in use")
+    if seen.num_other_processes is not None:
+        parts.append(f"{seen.num_other_processes} other processes")
+    if seen.power_limit_w is not None:
+        parts.append(f"power limit {seen.power_limit_w:.0f} W")
     return ", ".join(parts) or None
 
 
@@ -87,66 +91,64 @@ def _datasheet(device_name: str) -> str | None:
 
 
 def _peaks(summary: Summary) -> str | None:
-    peaks = next((model.launch["peaks"] for model in summary.models if "peaks" in model.launch), None)
+    peaks = next((model.launch.peaks for model in summary.models if model.launch.peaks is not None), None)
     if peaks is None:
         return None
     parts = []
-    if peaks.get("bandwidth_bytes_per_s"):
-        parts.append(f"{peaks['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s ({peaks['bandwidth_method'].replace('_', ' ')})")
-    parts += [f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in (peaks.get("flops_per_s") or {}).items()]
-    return ", ".join(parts) + f", {peaks.get('threads')} threads"
+    if peaks.bandwidth_bytes_per_s:
+        method = str(peaks.bandwidth_method).replace("_", " ")
+        parts.append(f"{peaks.bandwidth_bytes_per_s / 1e9:.1f} GB/s ({method})")
+    parts += [f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in peaks.flops_per_s.items()]
+    return ", ".join(parts) + f", {peaks.threads} threads"
 
 
 def _traffic(summary: Summary) -> FactTable:
-    schedules = list((summary.record.experiment.get("schedules") or {}).values())
+    schedules = list(summary.record.experiment.schedules.values())
     rows: dict[str, Any] = {}
     for schedule in schedules[:1]:
         rows = {
-            "pattern": schedule["pattern"],
-            "concurrency": schedule.get("concurrency"),
-            "requests": f"{schedule['num_requests']:,}"
-            + (f" over {units.seconds(schedule['span_s'])}" if schedule["span_s"] else ""),
-            "input tokens": f"{schedule['input_tokens']:,}",
-            "output tokens": f"{schedule['output_tokens']:,} ({schedule['outputs'].replace('_', ' ')})",
-            "classes": ", ".join(schedule.get("classes") or ()),
-            "prompts": schedule["realism"].replace("_", " "),
-            "schedule sha256": schedule["sha256"],
+            "pattern": schedule.pattern,
+            "concurrency": schedule.concurrency,
+            "requests": f"{schedule.num_requests or 0:,}"
+            + (f" over {units.seconds(schedule.span_s)}" if schedule.span_s else ""),
+            "input tokens": f"{schedule.input_tokens or 0:,}",
+            "output tokens": f"{schedule.output_tokens or 0:,} ({str(schedule.outputs).replace('_', ' ')})",
+            "classes": ", ".join(schedule.classes),
+            "prompts": str(schedule.realism).replace("_", " "),
+            "schedule sha256": schedule.sha256,
         }
-    rows["rounds"] = summary.record.workload.get("rounds")
-    rows["launches"] = summary.record.workload.get("launches")
+    rows["rounds"] = summary.record.workload.rounds
+    rows["launches"] = summary.record.workload.launches
     return _facts("Traffic", rows)
 
 
 def _engine(model: ModelSummary) -> FactTable:
-    engine, warmup = model.launch.get("engine") or {}, model.launch.get("warmup") or {}
-    check = model.launch.get("self_check") or {}
+    engine, warmup = model.launch.engine, model.launch.warmup or WarmupHeader()
+    check = model.launch.self_check
     rows = {
         "source": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
-        "ranks": _ranks(model.launch),
-        "batching": engine.get("batching"),
-        "attention": engine.get("attention"),
-        "experts": engine.get("experts") if model.facts is not None and model.facts.is_moe else None,
-        "dtype": f"{engine.get('dtype')} ({model.launch.get('dtype_reason')})",
-        "KV cache": f"{engine.get('kv_tokens'):,} tokens" if engine.get("kv_tokens") else None,
-        "tokens per step": f"at most {engine.get('max_batch_tokens')}",
-        "notes": "; ".join(engine.get("notes") or ()),
-        "warm-up": f"{warmup.get('num_requests')} requests, {units.seconds(warmup.get('seconds', 0.0))}, "
-        + ("settled" if warmup.get("settled") else "not settled"),
-        "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.get("notes", []))}[
-            check.get("passed")
-        ],
+        "ranks": _ranks(model.launch.ranks),
+        "batching": engine.batching,
+        "attention": engine.attention,
+        "experts": engine.experts if model.facts is not None and model.facts.is_moe else None,
+        "dtype": f"{engine.dtype} ({model.launch.dtype_reason})",
+        "KV cache": f"{engine.kv_tokens:,} tokens" if engine.kv_tokens else None,
+        "tokens per step": f"at most {engine.max_batch_tokens}",
+        "notes": "; ".join(engine.notes),
+        "warm-up": f"{warmup.num_requests} requests, {units.seconds(warmup.seconds)}, "
+        + ("settled" if warmup.settled else "not settled"),
+        "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.notes)}[check.passed],
     }
     return _facts(f"Engine: {model.name}", rows)
 
 
-def _ranks(launch: Mapping[str, Any]) -> str | None:
+def _ranks(ranks: RanksHeader | None) -> str | None:
     """Of a model that several processes share: how, and what each of them holds at most."""
-    ranks = launch.get("ranks") or {}
-    if not ranks:
+    if ranks is None:
         return None
-    largest = ranks.get("memory_largest") or {}
+    largest = ranks.memory_largest
     peak = largest.get("peak_reserved_bytes") or largest.get("host_rss_peak_bytes")
-    text = f"{ranks.get('ranks')}, {ranks.get('plan')} parallel ({ranks.get('backend')})"
+    text = f"{ranks.ranks}, {ranks.plan} parallel ({ranks.backend})"
     return text if peak is None else f"{text}; the fullest holds {units.num_bytes(peak)} at its peak"
 
 
@@ -168,10 +170,10 @@ def build_document(summary: Summary) -> Document:
     used = {row.card.name for section in sections for block in section.blocks
             if isinstance(block, MetricTable | RatioTable) for row in block.rows}  # fmt: skip
     return Document(
-        title=str(record.workload.get("name", record.run)),
+        title=record.workload.name or record.run,
         run=record.run,
         status=record.status,
-        started_at=str(record.experiment.get("started_at", "")),
+        started_at=record.experiment.started_at or "",
         headline=_headline(summary),
         notes=(*claim_notes(summary), *findings(summary), *breakdown.findings(summary)),
         subtitle=subtitle(summary),
@@ -181,7 +183,7 @@ def build_document(summary: Summary) -> Document:
         sections=(*(s for s in sections if s.blocks), machine_section(summary)),
         doubts=find_doubts(summary),
         cards=tuple(card for card in all_cards() if card.name in used),
-        workload_text=str(record.experiment.get("workload_text", "")),
+        workload_text=record.experiment.workload_text or "",
     )
 
 
@@ -206,7 +208,7 @@ def model_column(model: ModelSummary) -> ModelColumn:
         parts.append(f"dense twin of {known.twin.of}, {_width(known.twin)}")
     else:
         parts.append("dense")
-    parts.append(str((model.launch.get("engine") or {}).get("dtype", known.dtype)))
+    parts.append(model.launch.engine.dtype or known.dtype)
     return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
 
 

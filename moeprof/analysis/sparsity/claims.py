@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +40,6 @@ from moeprof.core import units
 from moeprof.core.errors import RecordError, WorkloadError
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.workload.studies import Claim
-from moeprof.core.workload.workload import Slo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ def _flops_per_token(model: ModelSummary) -> float | str:
     """FLOPs of the first priced pass over its tokens, or why they are unknown."""
     if model.facts is None or not model.priced:
         return f"{model.name} was not measured"
-    work = step_work(model.priced[0], model.facts, model.launch.get("engine") or {})
+    work = step_work(model.priced[0], model.facts, model.launch.engine)
     if not isinstance(work, StepWork):
         return work
     tokens = float(work.tokens_S.sum())
@@ -167,7 +166,7 @@ def _by_load(summary: Summary) -> list[list[LaneTimes]]:
 def _lane(times: LaneTimes, model: str) -> str | None:
     """The lane in which a model ran by itself."""
     return next(
-        (str(lane["name"]) for lane in times.info if lane.get("model") == model and lane.get("rung") in NATIVE_RUNGS),
+        (lane.name for lane in times.info if lane.model == model and lane.rung in NATIVE_RUNGS),
         None,
     )
 
@@ -182,7 +181,7 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     reason = why_incomparable(key, Work.of(sides.of), Work.of(sides.against))
     if reason is not None:
         return Estimate(value=None, reason=reason)
-    slo = Slo(**(sides.summary.record.workload.get("slo") or {}))
+    slo = sides.summary.record.slo
     first, second = (repeats(model, sides.summary.pricing, slo).values for model in (sides.of, sides.against))
     return ratio_of_pairs(paired_logs(first.get(key, {}), second.get(key_of(values[1]), {})))
 
@@ -221,8 +220,11 @@ def realised(sides: Sides) -> Estimate:
 
 def _own_ladder(sides: Sides) -> list[LanePass]:
     """A workload may name another MoE for its ladder."""
-    mine = {"rung": "recorded", "model": sides.of.name}
-    return [one for one in sides.summary.record.ladder if any(mine.items() <= lane.items() for lane in one.lanes)]
+    return [
+        one
+        for one in sides.summary.record.ladder
+        if any(lane.rung == "recorded" and lane.model == sides.of.name for lane in one.info.lanes)
+    ]
 
 
 def _twin(sides: Sides, kind: str) -> ModelSummary | None:
@@ -309,7 +311,7 @@ def claim_notes(summary: Summary) -> tuple[str, ...]:
     Raises:
         RecordError: the record's claim is damaged.
     """
-    stored: Any = summary.record.workload.get("claim")
+    stored = summary.record.workload.claim
     if stored is None:
         return ()
     try:
@@ -371,8 +373,7 @@ def _expected(claim: Claim, unit: str) -> str:
 
 def _where(summary: Summary) -> str:
     environment = summary.record.environment
-    threads = environment.get("threads")
-    name = str(environment.get("device_name") or "an unknown machine")
+    threads, name = environment.threads, environment.device_name or "an unknown machine"
     return f"{name}, {threads} thread{'s' if threads != 1 else ''}" if threads else name
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, estimate_of
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
-from moeprof.core.record.lanes import LanePass
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.lanes import LaneHeader, LanePass
 from moeprof.core.record.layout import Record
 
 PHASES = ("prefill", "decode", "mixed", "all")
@@ -195,12 +195,12 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
 
 def lane_roles(times: LaneTimes) -> dict[str, str]:
     """What each lane is on the ladder, by its description in pass.json."""
-    described = {str(lane["name"]): lane for lane in times.info}
+    described = {lane.name: lane for lane in times.info}
     roles = {}
     for name in times.lanes:
-        lane = described.get(name, {})
-        rung, match = str(lane.get("rung", "dense")), lane.get("match")
-        width = {"active": "active", "1x": "active", "total": "total"}.get(str(match), "dense")
+        lane = described.get(name) or LaneHeader(name=name)
+        rung = lane.rung or "dense"
+        width = {"active": "active", "1x": "active", "total": "total"}.get(str(lane.match), "dense")
         roles[name] = width if rung == "dense" else rung
     return roles
 
@@ -360,7 +360,7 @@ def ladder_results(record: Record) -> tuple[LadderResult, ...]:
 
 def _num_moe_layers(record: Record) -> int:
     """Of the MoE that the ladder ran."""
-    lanes = [lane for one in record.ladder for lane in one.lanes]
-    names = [lane.get("model") for lane in lanes if lane.get("rung") != "dense"]
-    counts = [len(model.facts.get("moe_layers", ())) for model in record.models if model.name in names]
+    lanes = [lane for one in record.ladder for lane in one.info.lanes]
+    names = [lane.model for lane in lanes if lane.rung != "dense"]
+    counts = [len(model.facts.moe_layers) for model in record.models if model.name in names and model.facts]
     return max(counts, default=0)

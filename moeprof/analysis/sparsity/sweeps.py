@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -128,7 +128,7 @@ def sweep_results(summary: Summary) -> SweepResult | None:
     if not swept:
         return None
     axis = axis_of([one.point for model in swept for one in model.sweep])
-    slo, num_devices = Slo(**(summary.record.workload.get("slo") or {})), summary.pricing.num_devices
+    slo, num_devices = summary.record.slo, summary.pricing.num_devices
     models = tuple(
         ModelSweep(
             model=model.name,
@@ -137,7 +137,7 @@ def sweep_results(summary: Summary) -> SweepResult | None:
                 point_result(model.name, one, slo, num_devices, is_moe=_is_moe(model))
                 for one in sorted(model.sweep, key=lambda one: load_of(one.point, axis))
             ),
-            stopped=_stopped(model.launch),
+            stopped=None if model.launch.sweep_stopped is None else model.launch.sweep_stopped.reason,
         )
         for model in swept
     )
@@ -163,13 +163,6 @@ def load_of(point: SweepPoint, axis: str) -> float:
 def row_of(point: SweepPoint, axis: str) -> SweepPoint:
     """The point without its place on the axis."""
     return replace(point, **{axis: None})
-
-
-def _stopped(launch: Mapping[str, Any]) -> str | None:
-    told = launch.get("sweep_stopped")
-    if isinstance(told, dict):
-        told = told.get("reason")
-    return str(told) if told else None
 
 
 def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, is_moe: bool) -> PointResult:

@@ -24,6 +24,7 @@ from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.launch import LaunchHeader
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -41,18 +42,14 @@ def why_not_measured(summary: Summary, moe: ModelSummary, dense: ModelSummary) -
     """Why measured times of two models must not be compared, or None."""
     if "open" in (moe.priced[0].traffic, dense.priced[0].traffic):
         return OTHER_BATCHES
-    mine, theirs = (_schedule(summary, m).get("sha256") for m in (moe, dense))
+    mine, theirs = (summary.record.schedule(m.name).sha256 for m in (moe, dense))
     return OTHER_REQUESTS if mine != theirs else why_incomparable(moe, dense)
 
 
 def own_load(summary: Summary, model: ModelSummary) -> int | None:
     """Requests in flight in the passes that headline dollars come from; None when all were sent at once."""
-    concurrency = _schedule(summary, model).get("concurrency")
-    return int(concurrency) if concurrency and model.priced[0].traffic == "closed" else None
-
-
-def _schedule(summary: Summary, model: ModelSummary) -> dict[str, Any]:
-    return dict((summary.record.experiment.get("schedules") or {}).get(model.name) or {})
+    concurrency = summary.record.schedule(model.name).concurrency
+    return concurrency if concurrency and model.priced[0].traffic == "closed" else None
 
 
 def paired_times(above: Sequence[float], below: Sequence[float], launches: tuple[int, int]) -> Estimate:
@@ -244,7 +241,7 @@ def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: E
 def phase_work(model: ModelSummary, phase: str) -> PhaseWork | None:
     """A model's work and time per token, from the passes that headline dollars come from; None without such steps."""
     assert model.facts is not None, "only models that loaded have passes"
-    works = [step_work(tables, model.facts, model.launch.get("engine") or {}) for tables in model.priced]
+    works = [step_work(tables, model.facts, model.launch.engine) for tables in model.priced]
     return _phase_work(model.name, model.facts, model.launch, model.priced, works, phase, len(model.launch_splits))
 
 
@@ -252,7 +249,7 @@ def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork | No
     """A twin's work on the MoE's own batches, without a measured time; None where its first pass has no such steps."""
     assert moe.facts is not None, "only models that loaded have passes"
     facts = twin_facts(moe.facts, match)
-    work = step_work(moe.priced[0], facts, moe.launch.get("engine") or {})
+    work = step_work(moe.priced[0], facts, moe.launch.engine)
     found = _phase_work(facts.name, facts, moe.launch, moe.priced[:1], [work], phase, 1)
     if found is None:
         return None
@@ -262,7 +259,7 @@ def computed_work(moe: ModelSummary, match: Match, phase: str) -> PhaseWork | No
 def _phase_work(
     name: str,
     facts: ModelFacts,
-    launch: Mapping[str, Any],
+    launch: LaunchHeader,
     rounds: Sequence[PassTables],
     works: Sequence[StepWork | str],
     phase: str,

@@ -7,35 +7,36 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 import moeprof
 from moeprof.capture.devices.gpu import Gpu
+from moeprof.core.record.experiment import EnvironmentHeader, GpuIdentity
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
 
-def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_devices: int = 1) -> dict[str, Any]:
+def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_devices: int = 1) -> EnvironmentHeader:
     """The environment part of experiment.json; ``num_devices`` are used and billed."""
-    return {
-        "moeprof": moeprof.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "cpu": cpu_name(),
-        "cpu_cores": psutil.cpu_count(logical=True),
-        "cpu_flags": cpu_flags(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "device": device,
-        "device_name": cpu_name() if gpu is None or device == "cpu" else gpu.name,
-        "num_devices": num_devices,
-        "gpu": None if gpu is None or device == "cpu" else {"uuid": gpu.uuid, "driver": gpu.driver},
-        "threads": threads,
-        "load_average_1min": os.getloadavg()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
+    gpu = None if device == "cpu" else gpu
+    return EnvironmentHeader(
+        moeprof=moeprof.__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        cpu=cpu_name(),
+        cpu_cores=psutil.cpu_count(logical=True),
+        cpu_flags=tuple(cpu_flags()),
+        memory_bytes=psutil.virtual_memory().total,
+        device=device,
+        device_name=cpu_name() if gpu is None else gpu.name,
+        num_devices=num_devices,
+        gpu=None if gpu is None else GpuIdentity(uuid=gpu.uuid, driver=gpu.driver),
+        threads=threads,
+        load_average_1min=os.getloadavg()[0],
+        packages={name: _version(name) for name in PACKAGES},
+    )
 
 
 def _cpuinfo() -> dict[str, str]:

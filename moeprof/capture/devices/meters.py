@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from moeprof.capture.devices.cpu_energy import CpuEnergy
 from moeprof.capture.devices.gpu import Gpu, GpuReading
+from moeprof.core.record.experiment import DeviceAtEnd, DeviceAtStart
+from moeprof.core.record.headers import part_of
 
 # Errors after which the device runs nothing until it is reset: uncorrected memory, off the bus, its processor hangs
 LOST_XIDS = {48, 62, 79, 95, 119, 120}
@@ -87,7 +89,7 @@ BUSY_RATIO = 0.05  # more than that, and the power is not that of an idle device
 
 def device_at_start(
     gpu: Gpu | None, *, look_for_s: float | None = None, sleep: Callable[[float], None] = time.sleep
-) -> dict[str, Any] | None:
+) -> DeviceAtStart | None:
     """Facts of the GPU and two seconds of looking at it; None without a GPU.
 
     ``idle_power_w`` is the median, or null with ``idle_power_reason``: a busy device has no idle power.
@@ -110,12 +112,12 @@ def device_at_start(
         "num_other_processes_reason": None if others else samples[-1].reasons.get("num_other_processes"),
     }
     power, reason = _idle_power(samples, found)
-    return gpu.facts() | found | {"idle_power_w": power, "idle_power_reason": reason}
+    return part_of(DeviceAtStart, gpu.facts() | found | {"idle_power_w": power, "idle_power_reason": reason})
 
 
-def device_at_end(gpu: Gpu | None, meters: Sequence[Meter]) -> dict[str, Any] | None:
+def device_at_end(gpu: Gpu | None, meters: Sequence[Meter]) -> DeviceAtEnd | None:
     """The same facts after the run, and the critical errors that the driver reported meanwhile."""
-    return None if gpu is None else gpu.facts() | {"xids": reported_xids(meters)}
+    return None if gpu is None else part_of(DeviceAtEnd, gpu.facts() | {"xids": reported_xids(meters)})
 
 
 def _idle_power(samples: Sequence[GpuReading], found: dict[str, Any]) -> tuple[float | None, str | None]:

@@ -26,6 +26,8 @@ from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Rep
 from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.errors import EngineError
 from moeprof.core.jsonfile import write_json
+from moeprof.core.record.headers import part_of, to_json, write_header
+from moeprof.core.record.lanes import LanePassHeader, LanesHeader
 from moeprof.core.trace import Schedule, first_requests
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import TransformersSettings
@@ -102,7 +104,7 @@ class LockstepSession:
 
     def finish(self) -> None:
         """Write what is known."""
-        write_json(self._plan.folder / "launch.json", self._launch)
+        write_header(self._plan.folder / "launch.json", part_of(LanesHeader, self._launch))
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ class LockstepSession:
             return False
         self._models[key], self._layers[key] = opened, find_moe_layers(opened.module)
         overridden = routing_words(spec.routing, layer_shapes(self._layers[key]))
-        facts = opened.describe(plan.tokenizer_hash, overridden).to_json()
+        facts = to_json(opened.describe(plan.tokenizer_hash, overridden))
         self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.launch["load_s"]}
         if plan.facts_folder is not None:
             (plan.facts_folder / spec.name).mkdir(exist_ok=True)
@@ -160,7 +162,7 @@ class LockstepSession:
         settings = self._settings(requests.schedule)
         seats = [self._seat(lane, settings) for lane in self._lanes]
         info = self._described(concurrency, requests, seats)
-        write_json(folder / "pass.json", info)
+        write_header(folder / "pass.json", part_of(LanePassHeader, info))
         self._launch["lanes"] = {seat.plan.name: asdict(seat.lane.engine.facts) for seat in seats}
         timed = [self._reference()]
         try:
@@ -176,7 +178,7 @@ class LockstepSession:
             timed.append(self._reference())
             info["reference_kernel_s"] = {seat.plan.name: timed for seat in seats}
         info["notes"] += [seat.note for seat in seats if seat.note is not None]
-        write_json(folder / "pass.json", info | asdict(result))
+        write_header(folder / "pass.json", part_of(LanePassHeader, info | asdict(result)))
         return result.status
 
     def _reference(self) -> float | None:

@@ -19,6 +19,7 @@ from moeprof.capture.protocol import LaunchPlan
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder
+from moeprof.core.record.headers import to_json
 from moeprof.core.trace import Schedule, first_requests
 
 OVERHEAD_S = 6.0
@@ -80,4 +81,4 @@ def gap(rig: Rig, plan: LaunchPlan, schedule: Schedule, warmup: Schedule, should
     """What a step consists of: its parts, launching, the host."""
     rig.use_batch_tokens(None, warmup)
     tapped = rig.tapping.tapped(rig.listeners)
-    return measure_gap(rig.deployment.module, rig.stepped, schedule, tapped, rig.eager_engine, should_stop).to_json()
+    return to_json(measure_gap(rig.deployment.module, rig.stepped, schedule, tapped, rig.eager_engine, should_stop))

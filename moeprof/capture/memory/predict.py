@@ -23,6 +23,8 @@ from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes,
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.shapes import stored_bytes
 from moeprof.core.errors import ModelError, MoeprofError
+from moeprof.core.record.experiment import FitHeader, ModelFit
+from moeprof.core.record.headers import part_of
 from moeprof.core.trace import Schedule
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import TransformersSettings
@@ -137,12 +139,18 @@ class Fit:
         if self.refusal is not None:
             raise ModelError(self.refusal)
 
-    def to_json(self) -> dict[str, Any]:
+    def header(self) -> FitHeader:
         """For the record: what was predicted."""
-        facts = {"together": self.together, "kv_tokens": self.kv_tokens, "wanted_kv_tokens": self.wanted_kv_tokens}
-        facts |= {"free_bytes": self.free_bytes, "total_bytes": self.memory.total_bytes}
         models = {n: asdict(m) | {"needed_bytes": self.needed_bytes(n)} for n, m in self.models.items()}
-        return facts | {"margin_bytes": self.margin_bytes, "models": models}
+        return FitHeader(
+            together=self.together,
+            kv_tokens=self.kv_tokens,
+            wanted_kv_tokens=self.wanted_kv_tokens,
+            free_bytes=self.free_bytes,
+            total_bytes=self.memory.total_bytes,
+            margin_bytes=self.margin_bytes,
+            models={name: part_of(ModelFit, facts) for name, facts in models.items()},
+        )
 
 
 def predict(

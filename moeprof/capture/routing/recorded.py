@@ -15,7 +15,7 @@ import numpy.typing as npt
 from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.rows import Positions
 from moeprof.core.errors import TraceError, WorkloadError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.record.layout import open_record
 from moeprof.core.record.picks import Picks, load_picks
 from moeprof.core.trace import Schedule
 
@@ -36,11 +36,11 @@ def check_same_requests(pass_path: Path, schedule: Schedule) -> None:
     model, run = pass_path.resolve().parents[1], pass_path.resolve().parents[2]
     if not (run / "experiment.json").exists():
         return  # a pass that was moved out of its record: its positions are checked later
-    recorded = read_json(run / "experiment.json").get("schedules", {}).get(model.name, {})
-    if recorded.get("sha256") in (None, schedule.sha256()):
+    recorded = open_record(run).schedule(model.name)
+    if recorded.sha256 in (None, schedule.sha256()):
         return
     try:
-        before = Schedule.load(run / str(recorded.get("file")))
+        before = Schedule.load(run / str(recorded.file))
     except TraceError as error:
         raise WorkloadError(
             f"routing.path: {pass_path}: recorded on another schedule, whose requests cannot be compared ({error}); "

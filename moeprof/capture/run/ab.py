@@ -21,21 +21,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import structs
 
 from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, Slowdown
 from moeprof.capture.run.context import Audience
 from moeprof.capture.run.lockstep import FREE
 from moeprof.capture.run.prepare import Prepared, execute
-from moeprof.capture.run.status import SignalWatch
+from moeprof.capture.run.status import SignalWatch, now_utc
 from moeprof.capture.run.step_child import child_environment, find_python
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
-from moeprof.core.jsonfile import write_json
-from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.headers import write_header
+from moeprof.core.record.pairs import BASE, NEW, PairsHeader
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
@@ -235,19 +237,17 @@ class AbRun:
         """
         self._pairing, self._folder, self._audience, self._signals = pairing, folder, audience, signals
         self._measure = measure
-        self._info: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "mode": mode,
-            "models": list(pairing.models),
-            "base_models": dict(pairing.models),
-            BASE: {"workload": pairing.base.workload.name},
-            NEW: {"workload": pairing.new.workload.name},
-            "settings": {"max_seconds": pairing.max_seconds, **(settings or {})},
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "launches": 0,
-            "status": "started",
-        }
-        self._write()
+        self._info = PairsHeader(
+            mode=mode,
+            models=tuple(pairing.models),
+            base_models=dict(pairing.models),
+            base={"workload": pairing.base.workload.name},
+            new={"workload": pairing.new.workload.name},
+            settings={"max_seconds": pairing.max_seconds, **(settings or {})},
+            started_at=now_utc(),
+            status="started",
+        )
+        self._put()
 
     @property
     def stopped(self) -> bool:
@@ -270,7 +270,7 @@ class AbRun:
         finally:
             self.finish(status)
 
-    def lone(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
+    def lone(self, side: str, *, workload_text: str, pricing: Pricing) -> None:
         """One side alone, by the ordinary run.
 
         Raises:
@@ -300,14 +300,12 @@ class AbRun:
                     if not self.stopped:
                         self._pair(model, launch, private)
                 launch += 0 if self.stopped else 1
-                self._info["launches"] = launch
-                self._write()
+                self._put(launches=launch)
         return launch
 
     def finish(self, status: str) -> None:
         """``done``, ``failed`` or ``interrupted``."""
-        self._info |= {"status": status, "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._write()
+        self._put(status=status, finished_at=now_utc())
 
     def _pair(self, model: str, launch: int, private: Path) -> None:
         folder = self._folder / "pairs" / model / f"launch-{launch}"
@@ -328,8 +326,9 @@ class AbRun:
         finally:
             shutil.rmtree(private, ignore_errors=True)
 
-    def _write(self) -> None:
-        write_json(self._folder / "ab.json", self._info)
+    def _put(self, **known: Any) -> None:
+        self._info = structs.replace(self._info, **known)
+        write_header(self._folder / "ab.json", self._info)
 
 
 LOOK_EVERY_S = 0.2

@@ -24,6 +24,8 @@ from moeprof.capture.run.resume import sweep_pass_names
 from moeprof.capture.run.status import Failures, Header, SignalWatch, has_ended
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.capture.worker.process import Worker, WorkerFailedError
+from moeprof.core.record.headers import read_header, to_json
+from moeprof.core.record.passes import PassHeader
 from moeprof.core.workload.models import ModelSpec
 
 
@@ -160,10 +162,9 @@ class Experiment:
         """One pass of any kind; None when it was not run."""
         if name not in workers or self._over:
             return None
-        resume = self._setup.resume
-        earlier = None if resume is None else resume.finished(workers[name].plan.launch_folder / order.name)
-        if earlier is not None:
-            return earlier
+        resume, folder = self._setup.resume, workers[name].plan.launch_folder / order.name
+        if resume is not None and resume.is_finished(folder):
+            return to_json(read_header(folder / "pass.json", PassHeader))
         self._audience.hear(name, "pass", {"pass": order.name, "launch": workers[name].plan.launch_folder.name})
         return self._try(workers, name, replace(order, deadline_s=self._setup.deadline_s))
 
@@ -194,7 +195,7 @@ class Experiment:
     def _is_known(self, name: str, launch: int, key: str) -> bool:
         """Whether an earlier process of the run has measured what launch.json calls ``key``."""
         resume = self._setup.resume
-        return resume is not None and key in resume.launch(self._setup.folder / name / f"launch-{launch}")
+        return resume is not None and resume.launch(self._setup.folder / name / f"launch-{launch}").knows(key)
 
     def _sweep(self, workers: dict[str, Worker]) -> None:
         """Every point of the workload's sweep, if it has one."""

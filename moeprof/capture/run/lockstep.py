@@ -20,6 +20,7 @@ from moeprof.capture.run.schedules import Scheduled
 from moeprof.capture.run.status import Header, SignalWatch
 from moeprof.capture.worker.process import LockstepWorker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
+from moeprof.core.record.experiment import StudyHeader
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
@@ -244,9 +245,9 @@ class LockstepRun:
         """One launch of one kind, in a fresh process; what an interrupted run has measured already is left alone."""
         resume = self.setup.resume
         if resume is not None:
-            missing = tuple(c for c in plan.concurrency if resume.finished(plan.folder / f"c{c}") is None)
+            missing = tuple(c for c in plan.concurrency if not resume.is_finished(plan.folder / f"c{c}"))
             if not missing:
-                self.header.put(plan.kind, {"status": "done", "error": None})
+                self.header.put(**{plan.kind: StudyHeader(status="done")})
                 return
             plan = replace(plan, concurrency=missing)
 
@@ -267,13 +268,13 @@ class LockstepRun:
             if plan.kind not in self.failures:
                 whole = len(measured) == len(plan.concurrency) and set(measured.values()) == {"done"}
                 status = "interrupted" if self.signals.number else "done" if whole else "cut"
-                self.header.put(plan.kind, {"status": status, "error": None})
+                self.header.put(**{plan.kind: StudyHeader(status=status)})
         finally:
             worker.kill()
 
     def _failed(self, plan: LockstepPlan, error: WorkerFailedError) -> None:
         self.failures[plan.kind] = error
-        self.header.put(plan.kind, {"status": "failed", "error": str(error), "reason": error.reason})
+        self.header.put(**{plan.kind: StudyHeader(status="failed", error=str(error), reason=error.reason)})
         if error.details:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
@@ -281,7 +282,7 @@ class LockstepRun:
 
     def _left_out(self, kind: str, reason: str) -> None:
         label = "lock-step" if kind == "lockstep" else "ladder"
-        self.header.put(kind, {"status": "left out", "error": reason})
+        self.header.put(**{kind: StudyHeader(status="left out", error=reason)})
         self.header.note(f"{label} left out: {reason}")
         self.audience.hear(label, "progress", {"doing": f"left out: {reason}"})
 

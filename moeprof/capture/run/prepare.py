@@ -31,8 +31,17 @@ from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.run.resume import Resume
 from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
-from moeprof.capture.run.status import Header, SignalWatch
+from moeprof.capture.run.status import Header, SignalWatch, now_utc
 from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.pricing import Pricing
+from moeprof.core.record.experiment import (
+    EnvironmentHeader,
+    ExperimentHeader,
+    ModelHeader,
+    ScheduleHeader,
+    ScheduleNote,
+)
+from moeprof.core.record.headers import part_of
 from moeprof.core.workload.engine import TransformersSettings, ours
 from moeprof.core.workload.workload import Workload
 
@@ -120,7 +129,7 @@ class Prepared:
     sources: dict[str, ModelSource]
     schedules: dict[str, Scheduled]
     fit: fitting.Fit
-    environment: dict[str, Any]
+    environment: EnvironmentHeader
     gpu: Gpu | None
     device: str
     device_why: str | None = None
@@ -217,7 +226,7 @@ def execute(
     signals: SignalWatch,
     *,
     workload_text: str,
-    pricing: dict[str, Any],
+    pricing: Pricing,
     keep_content: bool = True,
     only_ladder: bool = False,
     resume: Resume | None = None,
@@ -231,21 +240,27 @@ def execute(
     workload = prepared.workload
     meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
-    content = {
-        "workload": without_machine_paths(workload.to_json()),
-        "workload_text": workload_text,
-        "environment": prepared.environment,
-        "schedules": _schedules_json(prepared.schedules),
-        "fit": prepared.fit.to_json(),
-        "pricing": pricing,
-        "content_kept": keep_content,
-        **_device_at_start(prepared),
-    }  # fmt: skip
+    at_start = device_at_start(prepared.gpu)
+    experiment = ExperimentHeader(
+        run=folder.name,
+        started_at=now_utc(),
+        workload=without_machine_paths(workload.to_json()),
+        workload_text=workload_text,
+        environment=prepared.environment,
+        schedules={name: _schedule_header(scheduled) for name, scheduled in prepared.schedules.items()},
+        fit=prepared.fit.header(),
+        pricing=pricing,
+        content_kept=keep_content,
+        device_why=prepared.device_why,
+        device_at_start=at_start,
+        idle_power_w=None if at_start is None else at_start.idle_power_w,
+        models=tuple(ModelHeader(name=spec.name, folder=spec.name) for spec in workload.models),
+    )
     if resume is not None:
-        resume.check_same(content)
-        content |= resume.begin()
-        keep_content = bool(content["content_kept"])
-    header = Header(folder, content, [spec.name for spec in workload.models])
+        resume.check_same(experiment)
+        experiment = resume.begin(experiment)
+        keep_content = bool(experiment.content_kept)
+    header = Header(folder, experiment)
     with _private_folder() as private:
         for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
             scheduled.measured.save(private / scheduled.file_name)
@@ -269,13 +284,7 @@ def execute(
                 return run_ladder_only(setup, header, audience, signals)
             return Experiment(setup, header, audience, signals).run()
         finally:
-            header.put("device_at_end", device_at_end(prepared.gpu, meters))
-
-
-def _device_at_start(prepared: Prepared) -> dict[str, Any]:
-    found = device_at_start(prepared.gpu)
-    idle = None if found is None else found["idle_power_w"]
-    return {"device_why": prepared.device_why, "device_at_start": found, "idle_power_w": idle}
+            header.put(device_at_end=device_at_end(prepared.gpu, meters))
 
 
 def without_machine_paths(value: Any) -> Any:
@@ -287,27 +296,25 @@ def without_machine_paths(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
-def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
-    return {
-        name: {
-            "file": scheduled.file_name,
-            "sha256": scheduled.measured.sha256(),
-            "tokenizer_hash": scheduled.tokenizer_hash,
-            "bundled_tokenizer": scheduled.bundled,
-            "num_requests": len(scheduled.measured),
-            "pattern": scheduled.measured.pattern,
-            "concurrency": scheduled.measured.concurrency,
-            "outputs": scheduled.measured.outputs,
-            "realism": scheduled.measured.realism,
-            "input_tokens": int(scheduled.measured.input_tokens.sum()),
-            "output_tokens": int(scheduled.measured.output_tokens.sum()),
-            "span_s": float(scheduled.measured.arrival_s.max()) if len(scheduled.measured) else 0.0,
-            "classes": list(scheduled.measured.classes),
-            "notes": [{"code": n.code, "count": n.count, "text": n.text} for n in scheduled.measured.notes],
-            "sweep": [point.to_json() for point in scheduled.points],
-        }
-        for name, scheduled in schedules.items()
-    }
+def _schedule_header(scheduled: Scheduled) -> ScheduleHeader:
+    measured = scheduled.measured
+    return ScheduleHeader(
+        file=scheduled.file_name,
+        sha256=measured.sha256(),
+        tokenizer_hash=scheduled.tokenizer_hash,
+        bundled_tokenizer=scheduled.bundled,
+        num_requests=len(measured),
+        pattern=measured.pattern,
+        concurrency=measured.concurrency,
+        outputs=measured.outputs,
+        realism=measured.realism,
+        input_tokens=int(measured.input_tokens.sum()),
+        output_tokens=int(measured.output_tokens.sum()),
+        span_s=float(measured.arrival_s.max()) if len(measured) else 0.0,
+        classes=tuple(measured.classes),
+        notes=tuple(part_of(ScheduleNote, note) for note in measured.notes),
+        sweep=tuple(point.header() for point in scheduled.points),
+    )
 
 
 @contextmanager

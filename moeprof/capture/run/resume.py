@@ -11,13 +11,18 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
+from moeprof.capture.run.status import now_utc
 from moeprof.core.errors import InputError, RecordError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.record.experiment import ExperimentHeader, Resumption
+from moeprof.core.record.headers import read_header_if_there, to_json
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import HEARTBEAT_STALE_S, open_record
+from moeprof.core.record.passes import PassEnd
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.studies import Sweep
 from moeprof.core.workload.workload import Workload
@@ -39,69 +44,68 @@ class Resume:
     """
 
     folder: Path
-    experiment: dict[str, Any]
+    experiment: ExperimentHeader
     process: int
 
-    def finished(self, pass_folder: Path) -> dict[str, Any] | None:
-        """pass.json of a pass that need not be run again: done, or cut by the sweep's own bound; else None."""
-        file = pass_folder / "pass.json"
+    def is_finished(self, pass_folder: Path) -> bool:
+        """Whether a pass need not be run again: done, or cut by the sweep's own bound."""
         try:
-            info = read_json(file) if file.exists() else {}
+            end = read_header_if_there(pass_folder / "pass.json", PassEnd) or PassEnd()
         except RecordError:
-            return None  # the kill came while it was written: it is set aside with its pass
-        ended = info.get("status") == "done" or info.get("cut_by") == OWN_BOUND
-        return info if ended else None
+            return False  # the kill came while it was written: it is set aside with its pass
+        return end.status == "done" or end.cut_by == OWN_BOUND
 
-    def launch(self, launch_folder: Path) -> dict[str, Any]:
+    def launch(self, launch_folder: Path) -> LaunchHeader:
         """launch.json as the last process left it; empty when it never wrote one."""
-        file = launch_folder / "launch.json"
-        return read_json(file) if file.exists() else {}
+        return read_header_if_there(launch_folder / "launch.json", LaunchHeader) or LaunchHeader()
 
     def is_missing(self, launch_folder: Path, names: Iterable[str]) -> bool:
         """Whether any of these passes has to be run, those aside that a saturated rate left out."""
-        rows = (self.launch(launch_folder).get("sweep_stopped") or {}).get("rows", [])
-        skipped = tuple(f"sweep-{index}-" for row in rows for index in row["skipped"])
-        return any(not name.startswith(skipped) and self.finished(launch_folder / name) is None for name in names)
+        stopped = self.launch(launch_folder).sweep_stopped
+        rows = () if stopped is None else stopped.rows
+        skipped = tuple(f"sweep-{index}-" for row in rows for index in row.skipped)
+        return any(not name.startswith(skipped) and not self.is_finished(launch_folder / name) for name in names)
 
     def set_aside(self) -> list[str]:
         """Rename unfinished passes to ``interrupted-<process>.<pass>``; what they became, relative to the record."""
         moved = []
         for folder in sorted(self.folder.glob("*/launch-*/*")):
-            if folder.is_dir() and re.fullmatch(PASS_FOLDER, folder.name) and self.finished(folder) is None:
+            if folder.is_dir() and re.fullmatch(PASS_FOLDER, folder.name) and not self.is_finished(folder):
                 target = folder.with_name(f"interrupted-{self.process}.{folder.name}")
                 folder.rename(target)
                 moved.append(target.relative_to(self.folder).as_posix())
         return moved
 
-    def begin(self) -> dict[str, Any]:
-        """Set unfinished passes aside; what experiment.json keeps of the run's beginning, and what it adds."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        resumed = {"at": now, "process": self.process, "set_aside": self.set_aside()}
-        kept = {
-            key: self.experiment[key]
-            for key in ("started_at", "workload_text", "content_kept", "notes")
-            if key in self.experiment
-        }
-        return kept | {"resumed": [*(self.experiment.get("resumed") or []), resumed]}
+    def begin(self, experiment: ExperimentHeader) -> ExperimentHeader:
+        """Set unfinished passes aside; the header with what the record keeps of the run's beginning."""
+        old, set_aside = self.experiment, tuple(self.set_aside())
+        return structs.replace(
+            experiment,
+            started_at=old.started_at or experiment.started_at,
+            workload_text=experiment.workload_text if old.workload_text is None else old.workload_text,
+            content_kept=experiment.content_kept if old.content_kept is None else old.content_kept,
+            notes=old.notes,
+            resumed=(*old.resumed, Resumption(at=now_utc(), process=self.process, set_aside=set_aside)),
+        )
 
     def with_kv_tokens(self, workload: Workload) -> Workload:
         """The workload with the KV space of the record where it names none: free memory may be another by now."""
-        recorded = (self.experiment["workload"].get("engine") or {}).get("kv_tokens")
+        recorded = (self.experiment.workload.get("engine") or {}).get("kv_tokens")
         if not workload.engine.in_worker or recorded is None or ours(workload.engine).kv_tokens is not None:
             return workload
         return replace(workload, engine=replace(ours(workload.engine), kv_tokens=recorded))
 
-    def check_same(self, content: dict[str, Any]) -> None:
+    def check_same(self, experiment: ExperimentHeader) -> None:
         """The run that would go on is the one that was interrupted.
 
         Args:
-            content: what experiment.json would say: workload, schedules, environment.
+            experiment: what experiment.json would say: workload, schedules, environment.
 
         Raises:
             InputError: another workload, other requests, or another machine; the message names the first difference.
         """
         for key, what in (("workload", "the workload"), ("schedules", "the requests"), ("environment", "the machine")):
-            old, new = (_compared(key, value[key]) for value in (self.experiment, content))
+            old, new = (_compared(key, to_json(header).get(key, {})) for header in (self.experiment, experiment))
             difference = first_difference(old, new)
             if difference is not None:
                 raise InputError(
@@ -122,7 +126,7 @@ def open_interrupted(folder: Path) -> Resume:
         raise InputError(
             f"--resume {folder}: is still running (or died within the last {HEARTBEAT_STALE_S:g} s); wait until it ends"
         )
-    process = 1 + len(record.experiment.get("resumed") or [])
+    process = 1 + len(record.experiment.resumed)
     return Resume(folder=folder, experiment=record.experiment, process=process)
 
 

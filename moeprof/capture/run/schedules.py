@@ -27,6 +27,8 @@ import numpy as np
 
 from moeprof.capture.models.find import ModelSource
 from moeprof.core.errors import ModelError, WorkloadError
+from moeprof.core.record.experiment import PointHeader, ScheduleNote
+from moeprof.core.record.headers import part_of
 from moeprof.core.trace import FloatArray, Note, Schedule, first_requests
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.studies import Sweep, SweepPoint
@@ -58,15 +60,15 @@ class PointSchedule:
     measured: Schedule
     file_name: str
 
-    def to_json(self) -> dict[str, Any]:
+    def header(self) -> PointHeader:
         """For experiment.json."""
-        return {
-            "file": self.file_name,
-            "sha256": self.measured.sha256(),
-            "num_requests": len(self.measured),
-            "pattern": self.measured.pattern,
-            "notes": [{"code": n.code, "count": n.count, "text": n.text} for n in self.measured.notes],
-        }
+        return PointHeader(
+            file=self.file_name,
+            sha256=self.measured.sha256(),
+            num_requests=len(self.measured),
+            pattern=self.measured.pattern,
+            notes=tuple(part_of(ScheduleNote, note) for note in self.measured.notes),
+        )
 
 
 def point_schedules(sweep: Sweep, build: Build, *, seed: int, suffix: str = "") -> tuple[PointSchedule, ...]:

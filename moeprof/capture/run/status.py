@@ -17,11 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from msgspec import structs
+
 from moeprof.capture.devices.meters import Meter, device_is_lost, reported_xids
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import read_json, write_json
-from moeprof.core.record.layout import FORMAT_VERSION
+from moeprof.core.record.experiment import ExperimentHeader
+from moeprof.core.record.headers import read_header_if_there, write_header
+from moeprof.core.record.passes import PassEnd, PassHeader
 
 BEAT_EVERY_S = 1.0
 
@@ -29,18 +32,8 @@ BEAT_EVERY_S = 1.0
 class Header:
     """The record's header. A thread beats once a second, so a killed run is known by its silence."""
 
-    def __init__(self, folder: Path, content: dict[str, Any], models: list[str]) -> None:
-        self._folder = folder
-        self._models: dict[str, dict[str, Any]] = {
-            name: {"name": name, "folder": name, "status": "started", "error": None} for name in models
-        }
-        self._content = {
-            "format_version": FORMAT_VERSION,
-            "status": "started",
-            "run": folder.name,
-            "started_at": _now(),
-            **content,
-        }
+    def __init__(self, folder: Path, experiment: ExperimentHeader) -> None:
+        self._folder, self._experiment = folder, experiment
         self._write()
         self.beat()
         self._done = threading.Event()
@@ -57,43 +50,45 @@ class Header:
         self, name: str, error: str, details: str | None, exit_code: int, reason: str | None = None
     ) -> None:
         """Mark a model; the traceback goes beside its record. ``exit_code`` 2 means that its input was bad."""
-        self._models[name] |= {"status": "failed", "error": error, "exit_code": exit_code, "reason": reason}
+        self._change(name, status="failed", error=error, exit_code=exit_code, reason=reason)
         if details:
             (self._folder / name).mkdir(exist_ok=True)
             (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")
         self._write()
 
-    def put(self, key: str, value: Any) -> None:
-        """Say something about the run as a whole."""
-        self._content[key] = value
+    def put(self, **known: Any) -> None:
+        """Say something about the run as a whole: fields of the header."""
+        self._experiment = structs.replace(self._experiment, **known)
         self._write()
 
     def note(self, text: str) -> None:
         """Add a sentence that readers should know, once."""
-        notes = self._content.setdefault("notes", [])
-        if text not in notes:
-            notes.append(text)
-        self._write()
+        self.put(notes=tuple(dict.fromkeys((*self._experiment.notes, text))))
 
     def finish(self, status: str, failed: set[str]) -> None:
         """Close the record."""
         self._done.set()
         self._thread.join()
-        for name, model in self._models.items():
-            if name not in failed:
-                model["status"] = "interrupted" if status == "interrupted" else "done"
-        self._content |= {"status": status, "finished_at": _now()}
-        self._write()
+        for model in self._experiment.models:
+            if model.name not in failed:
+                self._change(model.name, status="interrupted" if status == "interrupted" else "done")
+        self.put(status=status, finished_at=now_utc())
+
+    def _change(self, name: str, **known: Any) -> None:
+        models = self._experiment.models
+        changed = tuple(structs.replace(model, **known) if model.name == name else model for model in models)
+        self._experiment = structs.replace(self._experiment, models=changed)
 
     def _run(self) -> None:
         while not self._done.wait(BEAT_EVERY_S):
             self.beat()
 
     def _write(self) -> None:
-        write_json(self._folder / "experiment.json", self._content | {"models": list(self._models.values())})
+        write_header(self._folder / "experiment.json", self._experiment)
 
 
-def _now() -> str:
+def now_utc() -> str:
+    """As records tell times."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -148,17 +143,17 @@ def mark_pass(folder: Path, reason: str | None, error: str) -> None:
     """Say in pass.json that the pass failed; one that had not begun, or had ended, is left alone."""
     file = folder / "pass.json"
     try:
-        info = read_json(file) if file.exists() else None
+        info = read_header_if_there(file, PassHeader)
     except RecordError:
-        info = {"traffic": "open"}  # killed while writing it
-    if info is not None and info.get("status") not in ENDED:
-        write_json(file, info | {"status": "failed", "reason": reason, "error": error})
+        info = PassHeader()  # killed while writing it
+    if info is not None and info.status not in ENDED:
+        write_header(file, structs.replace(info, status="failed", reason=reason, error=error))
 
 
 def has_ended(folder: Path) -> bool:
     """Whether a pass ran to its end, or to where it was meant to be cut."""
     try:
-        return (folder / "pass.json").exists() and read_json(folder / "pass.json").get("status") in ENDED
+        return (read_header_if_there(folder / "pass.json", PassEnd) or PassEnd()).status in ENDED
     except RecordError:
         return False
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from moeprof.capture.protocol import Order
 from moeprof.capture.run.schedules import PointSchedule
+from moeprof.core.record.headers import to_json
 from moeprof.core.workload.studies import Sweep
 
 Row = tuple[int | None, int | None]
@@ -69,7 +70,7 @@ class SweepRun:
             schedule_file=self.private / point.file_name,
             max_batch_tokens=point.point.max_batch_tokens,
             max_seconds=self.sweep.max_seconds,
-            extra={"sweep": point.point.to_json(), "round": number, "schedule_sha256": point.measured.sha256()},
+            extra={"sweep": to_json(point.point), "round": number, "schedule_sha256": point.measured.sha256()},
         )
 
     def _skipped(self, name: str, point: PointSchedule) -> bool:

@@ -24,7 +24,8 @@ from moeprof.capture.protocol import LockstepPlan, Report
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.run.step_child import StepChild, StopAskedError
 from moeprof.capture.worker.process import WorkerFailedError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.record.headers import header_of, write_header
+from moeprof.core.record.lanes import LanePassHeader, LanesHeader
 
 TURN_STEPS = 4
 WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
@@ -151,7 +152,8 @@ class ProcessPair:
 
     def write_launch(self) -> None:
         """What is known."""
-        write_json(self.plan.folder / "launch.json", self.launch)
+        file = self.plan.folder / "launch.json"
+        write_header(file, header_of(LanesHeader, self.launch, file))
 
     # -- one measurement -------------------------------------------------------------------------------------------
 
@@ -169,7 +171,8 @@ class ProcessPair:
             "turn_steps": self.turn_steps,
             "notes": self.launch["notes"] + [note for found in begun for note in found["notes"]],
         }
-        write_json(folder / "pass.json", info)
+        file = folder / "pass.json"
+        write_header(file, header_of(LanePassHeader, info, file))  # a side may be of another version
         name = f"{concurrency} in flight" if concurrency else "offline"
         try:
             self._warm_up(self._limits(WARM_UP_SHARE * self.plan.max_seconds, deadline_s, f"{name}: warming up"))
@@ -181,7 +184,7 @@ class ProcessPair:
         except StopAskedError:
             if result is None:
                 result = LockstepResult(status="stopped", cycles=0, steps=0, duration_s=0.0)
-        write_json(folder / "pass.json", info | asdict(result))
+        write_header(file, header_of(LanePassHeader, info | asdict(result), file))
         return result.status
 
     def ask_all(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,7 +28,10 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing.popularity import routing_words
-from moeprof.core.jsonfile import read_json, write_json
+from moeprof.core.jsonfile import write_json
+from moeprof.core.record.headers import part_of, read_header, to_json, write_header
+from moeprof.core.record.launch import LaunchHeader
+from moeprof.core.record.passes import PassHeader
 from moeprof.core.trace import Schedule
 
 CALIBRATION_S = 6.0
@@ -54,13 +57,15 @@ class Session:
         self._warmup = Schedule.load(plan.warmup_file)
         file = plan.launch_folder / "launch.json"
         if (plan.continues or plan.process) and file.exists():
-            self._launch = read_json(file)  # what an earlier process of this launch learnt stays
+            self._launch = to_json(
+                read_header(file, LaunchHeader)
+            )  # what an earlier process of this launch learnt stays
         if plan.process:
             self._launch |= {"resumed": True, "process": plan.process}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        write_json(self._plan.launch_folder / "launch.json", self._launch)
+        write_header(self._plan.launch_folder / "launch.json", part_of(LaunchHeader, self._launch))
 
     # -- orders ----------------------------------------------------------------------------------------------------
 
@@ -84,7 +89,7 @@ class Session:
             self._memory.engine_ready(self._rig.stepped.facts.kv_bytes)
         self._rig.tapping.replay_recorded(self._schedule, self._rig.engine, self._rig.listeners)
         overridden = routing_words(plan.model.routing, layer_shapes(self._rig.tapping.layers))
-        write_json(plan.model_folder / "model.json", deployment.describe(plan.tokenizer_hash, overridden).to_json())
+        write_json(plan.model_folder / "model.json", to_json(deployment.describe(plan.tokenizer_hash, overridden)))
         self._launch |= {
             "engine": asdict(self._rig.engine.facts),
             **deployment.launch,
@@ -118,7 +123,7 @@ class Session:
         info: dict[str, Any] = {} if "sweep" in order.extra else {"reference_kernel_s": time_reference(self._device)}
         info |= {"traffic": schedule.pattern, "started_unix_s": time.time(), "status": "started"}
         info |= {"process": self._plan.process, **order.extra}
-        write_json(folder / "pass.json", info)
+        write_header(folder / "pass.json", part_of(PassHeader, info))
         with self._rig.tapping.measuring(self._rig.listeners):
             doing("capturing decode steps")
             info["captured_steps"] = self._rig.capture_for(schedule)
@@ -147,7 +152,7 @@ class Session:
             info["cut_by"] = cut_by
         if "sweep" in order.extra:
             info["saturation"] = saturation.judge_pass(folder, schedule, info["duration_s"]).to_json()
-        write_json(folder / "pass.json", info)
+        write_header(folder / "pass.json", part_of(PassHeader, info))
         return info
 
     def measure_overhead(self, order: Order) -> dict[str, Any]:
@@ -253,7 +258,7 @@ class Session:
 
     def _write(self) -> None:
         self._note_memory()
-        write_json(self._plan.launch_folder / "launch.json", self._launch)
+        write_header(self._plan.launch_folder / "launch.json", part_of(LaunchHeader, self._launch))
 
 
 def _deadline(order: Order) -> tuple[float | None, str]:

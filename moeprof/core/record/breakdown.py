@@ -8,10 +8,8 @@ launching and the host. On a CPU an operation is what a kernel is on a device.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
-
-from moeprof.core.errors import RecordError
+from dataclasses import dataclass
+from typing import Literal
 
 # In the order of a step. Whatever of the model is in no other stage (norms, residual sums) is ``elementwise``.
 STAGES = (
@@ -100,36 +98,3 @@ class Gap:
     points: tuple[GapPoint, ...]
     spent_s: float
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> Gap:
-        """The inverse of :meth:`to_json`; unknown keys (from a newer minor version) are ignored.
-
-        Raises:
-            RecordError: a key is missing or of another kind.
-        """
-        try:
-            kept = _known(Gap, value)
-            kept["points"] = tuple(_point(point) for point in kept["points"])
-            return Gap(**_tuples(kept, "layers", "notes"))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise RecordError(f"launch.json: damaged, gap cannot be read ({error})") from error
-
-
-def _point(value: dict[str, Any]) -> GapPoint:
-    kept = _known(GapPoint, value)
-    kept["profiled_P"] = tuple(ProfiledStep(**_known(ProfiledStep, step)) for step in kept.get("profiled_P", ()))
-    return GapPoint(**_tuples(kept, "distinct_L", "wall_S", "device_S"))
-
-
-def _known(kind: type[Any], value: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {key: item for key, item in value.items() if key in names}
-
-
-def _tuples(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    return value | {name: tuple(value[name]) for name in names if value.get(name) is not None}

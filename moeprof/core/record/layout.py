@@ -1,17 +1,17 @@
 """The record: a run is a folder on disk. This file is its contract and its reader.
 
     <run>/
-      experiment.json      format_version, status, run, started_at, workload, environment, schedules, models, notes
+      experiment.json      format_version, status, workload, environment, schedules, models (see experiment.py)
       heartbeat            unix seconds, rewritten about once a second while the run lives
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
       <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/model_facts.py)
-      <model>/launch-<l>/launch.json        engine facts, device, peaks, warm-up, overhead, self-check, memory
-      <model>/launch-0/forced.npz           picks of forced tokens (see core/record/picks.py)
+      <model>/launch-<l>/launch.json        engine, peaks, warm-up, self-check, memory (see launch.py)
+      <model>/launch-0/forced.npz           picks of forced tokens (see picks.py)
       <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
-      <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, refused, invariants
+      <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, invariants (see passes.py)
       <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
       <model>/launch-<l>/sweep-<point>-<n>/  a pass at one setting of the sweep; pass.json says which (``sweep``)
-      lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see core/record/lanes.py)
+      lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see lanes.py)
       ladder/launch-<l>/c<concurrency>/     the same for the rungs of the sparsity ladder
       summary.json summary.csv report.md report.html
 
@@ -23,32 +23,44 @@ the pass; all missing values are null, never 0.
 requests: one row per request of the schedule that was sent, refused or failed
 steps:    one row per engine step
 telemetry: one row per sample (about 5 per second)
-routing.npz: see core/record/routing.py; while a pass runs: routing.part-<w>.npz, of windows closed in about a second
+routing.npz: see routing.py; while a pass runs: routing.part-<w>.npz, of windows closed in about a second
+
+**History.** ``format_version`` of experiment.json is that of the whole folder. A key, a file or a column (LATER in
+tables.py) that is only added changes no version: readers have a default for it. A version ends when a key changes its
+name, its unit or its meaning; ``UPGRADERS[n]`` of headers.py then makes the JSON files of version n those of n + 1.
+
+format 1 (0.1.0), current. Came to it, in this order: launch.json ``peaks``, ``kv_space``, ``forced_picks``, ``gap``,
+``ranks``; pass.json ``reference_kernel_s``, ``process``, ``sweep``, ``saturation``, ``captured_steps``, ``decode``;
+experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resumed``, ``lockstep``, ``ladder``; the
+engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
+``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeprof.core.errors import RecordError
 from moeprof.core.jsonfile import read_json
+from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.experiment import EnvironmentHeader, ExperimentHeader, ScheduleHeader, WorkloadHeader
+from moeprof.core.record.headers import FORMAT_VERSION, check_version, header_of, read_header_if_there, upgraded
 from moeprof.core.record.lanes import LanePass, lane_passes
+from moeprof.core.record.launch import LaunchHeader
+from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.picks import FILE_NAME as FORCED_PICKS
 from moeprof.core.record.picks import ForcedPicks, load_forced_picks
 from moeprof.core.record.routing import Routing, merge_routing, routing_parts
-from moeprof.core.record.schema import check_experiment, check_facts, check_launch, check_pass
 from moeprof.core.record.tables import read_table
-from moeprof.core.workload.studies import SweepPoint
+from moeprof.core.workload.workload import Slo
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 1
 HEARTBEAT_STALE_S = 10.0
 PHASES = ("prefill", "decode")
 
@@ -58,6 +70,7 @@ class PassRecord:
     """One pass over the schedule by one model in one launch. Tables load when first asked for."""
 
     path: Path
+    version: int = FORMAT_VERSION
 
     @property
     def name(self) -> str:
@@ -65,20 +78,14 @@ class PassRecord:
         return self.path.name
 
     @property
-    def sweep_point(self) -> SweepPoint | None:
-        """The setting of a sweep's pass; None for other passes and where the pass died early."""
-        point = self.info.get("sweep")
-        return None if point is None else SweepPoint(**point)
-
-    @property
     def is_capacity(self) -> bool:
         """True for the offline pass that headline dollars come from."""
         return self.name.startswith("capacity-")
 
     @cached_property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> PassHeader:
         """pass.json; empty when the pass was killed before it could be written."""
-        return _read_checked(self.path / "pass.json", check_pass)
+        return read_header_if_there(self.path / "pass.json", PassHeader, self.version) or PassHeader()
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -110,6 +117,7 @@ class LaunchRecord:
     """One fresh process of one model."""
 
     path: Path
+    version: int = FORMAT_VERSION
 
     @property
     def number(self) -> int:
@@ -117,9 +125,9 @@ class LaunchRecord:
         return int(self.path.name.rpartition("-")[2])
 
     @cached_property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> LaunchHeader:
         """launch.json; empty when the launch died early."""
-        return _read_checked(self.path / "launch.json", check_launch)
+        return read_header_if_there(self.path / "launch.json", LaunchHeader, self.version) or LaunchHeader()
 
     @cached_property
     def passes(self) -> tuple[PassRecord, ...]:
@@ -139,7 +147,8 @@ class LaunchRecord:
 
     def _named(self, start: str) -> tuple[PassRecord, ...]:
         folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(start)]
-        return tuple(PassRecord(p) for p in sorted(folders, key=lambda p: [int(n) for n in p.name.split("-")[1:]]))
+        ordered = sorted(folders, key=lambda p: [int(n) for n in p.name.split("-")[1:]])
+        return tuple(PassRecord(path, self.version) for path in ordered)
 
     @property
     def rounds(self) -> tuple[PassRecord, ...]:
@@ -160,11 +169,12 @@ class ModelRecord:
     name: str
     status: str  # done | failed | interrupted | started
     error: str | None
+    version: int = FORMAT_VERSION
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
-        """model.json (see core/model_facts.py); empty when loading failed."""
-        return _read_checked(self.path / "model.json", check_facts)
+    def facts(self) -> ModelFacts | None:
+        """model.json; None when loading failed."""
+        return read_header_if_there(self.path / "model.json", ModelFacts, self.version)
 
     @cached_property
     def launches(self) -> tuple[LaunchRecord, ...]:
@@ -172,7 +182,8 @@ class ModelRecord:
         if not self.path.is_dir():
             return ()
         folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith("launch-")]
-        return tuple(LaunchRecord(p) for p in sorted(folders, key=lambda p: int(p.name.rpartition("-")[2])))
+        ordered = sorted(folders, key=lambda p: int(p.name.rpartition("-")[2]))
+        return tuple(LaunchRecord(path, self.version) for path in ordered)
 
 
 @dataclass(frozen=True)
@@ -180,8 +191,10 @@ class Record:
     """A run folder, opened for reading."""
 
     path: Path
-    experiment: dict[str, Any]
+    experiment: ExperimentHeader
+    workload: WorkloadHeader
     status: str  # done | failed | interrupted | started
+    version: int = FORMAT_VERSION  # that its files were written in
 
     @property
     def run(self) -> str:
@@ -189,31 +202,35 @@ class Record:
         return self.path.name
 
     @property
-    def workload(self) -> dict[str, Any]:
-        """The resolved workload."""
-        return dict(self.experiment["workload"])
+    def environment(self) -> EnvironmentHeader:
+        """What machine this was."""
+        return self.experiment.environment
 
     @property
-    def environment(self) -> dict[str, Any]:
-        """What machine this was."""
-        return dict(self.experiment["environment"])
+    def slo(self) -> Slo:
+        """The workload's service level objectives."""
+        return Slo(**(self.workload.slo or {}))
+
+    def schedule(self, model: str) -> ScheduleHeader:
+        """What a model was sent; nothing is known of it where the run did not come so far."""
+        return self.experiment.schedules.get(model) or ScheduleHeader()
 
     @cached_property
     def lockstep(self) -> tuple[LanePass, ...]:
         """Models stepped in turn: every measurement of every launch."""
-        return lane_passes(self.path / "lockstep")
+        return lane_passes(self.path / "lockstep", self.version)
 
     @cached_property
     def ladder(self) -> tuple[LanePass, ...]:
         """The sparsity ladder: every measurement of every launch."""
-        return lane_passes(self.path / "ladder")
+        return lane_passes(self.path / "ladder", self.version)
 
     @cached_property
     def models(self) -> tuple[ModelRecord, ...]:
         """Models in the workload's order."""
         return tuple(
-            ModelRecord(self.path / m["folder"], m["name"], m.get("status", "started"), m.get("error"))
-            for m in self.experiment["models"]
+            ModelRecord(self.path / model.folder, model.name, model.status, model.error, self.version)
+            for model in self.experiment.models
         )
 
 
@@ -228,20 +245,14 @@ def open_record(path: Path) -> Record:
     file = path / "experiment.json"
     if not file.exists():
         raise RecordError(f"{path}: not a moeprof run (no experiment.json)")
-    experiment = read_json(file)
-    version = experiment.get("format_version")
-    if type(version) is not int or version < 1:  # True is an int too
-        raise RecordError(f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there")
-    if version > FORMAT_VERSION:  # before its shape, which may be another
-        raise RecordError(
-            f"{file}: format {version}, this moeprof reads up to {FORMAT_VERSION}; upgrade moeprof to read it"
-        )
-    check_experiment(file, experiment)
-    return Record(path, experiment, _status(path, experiment))
+    value = read_json(file)
+    version = check_version(file, value)
+    experiment = header_of(ExperimentHeader, upgraded(file.name, value, version), file)
+    workload = header_of(WorkloadHeader, experiment.workload, file, "workload")
+    return Record(path, experiment, workload, _status(path, experiment.status), version)
 
 
-def _status(path: Path, experiment: dict[str, Any]) -> str:
-    status = str(experiment.get("status", "started"))
+def _status(path: Path, status: str) -> str:
     if status != "started":
         return status
     try:
@@ -249,12 +260,3 @@ def _status(path: Path, experiment: dict[str, Any]) -> str:
     except (OSError, ValueError):
         return "interrupted"
     return "started" if time.time() - beat < HEARTBEAT_STALE_S else "interrupted"
-
-
-def _read_checked(path: Path, check: Callable[[Path, dict[str, Any]], None]) -> dict[str, Any]:
-    """The content of a JSON file that may be absent, checked."""
-    if not path.exists():
-        return {}
-    value = read_json(path)
-    check(path, value)
-    return value

@@ -13,15 +13,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from moeprof.core.errors import RecordError
+from msgspec import field
+
 from moeprof.core.jsonfile import read_json
+from moeprof.core.record.headers import FORMAT_VERSION, Header, check_version, header_of, upgraded, written
 from moeprof.core.record.lanes import LanePass, lane_passes
 from moeprof.core.record.layout import Record, open_record
 
-FORMAT_VERSION = 1
 BASE, NEW = "base", "new"
+
+
+class PairsHeader(Header, frozen=True, kw_only=True):
+    """ab.json.
+
+    Attributes:
+        format_version: as of a record.
+        mode: ``pairs`` (one process) or ``processes`` (two).
+        models: their names in the new run.
+        base_models: name in the new run -> name in the base run.
+        base, new: what each side is.
+        settings: what was asked for.
+        started_at, finished_at: UTC.
+        launches: pairs that were measured.
+        status: ``started``, ``done``, ``failed`` or ``interrupted``.
+    """
+
+    format_version: int = field(default_factory=written(FORMAT_VERSION))
+    mode: Literal["pairs", "processes"]
+    models: tuple[str, ...] = field(default_factory=written(()))
+    base_models: dict[str, str] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    new: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    started_at: str | None = None
+    launches: int = field(default_factory=written(0))
+    status: str | None = None
+    finished_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +58,7 @@ class PairsRecord:
     """A folder of ``regress --ab``, opened for reading."""
 
     path: Path
-    info: dict[str, Any]
-
-    @property
-    def mode(self) -> str:
-        """``pairs`` (one process) or ``processes`` (two)."""
-        return str(self.info["mode"])
+    info: PairsHeader
 
     @cached_property
     def base(self) -> Record:
@@ -49,8 +73,8 @@ class PairsRecord:
     @cached_property
     def pairs(self) -> dict[str, tuple[LanePass, ...]]:
         """Model (its name in the new run) -> measurements of all launches."""
-        names = [str(name) for name in self.info.get("models", ())]
-        return {name: lane_passes(self.path / "pairs" / name) for name in names}
+        version = self.info.format_version
+        return {name: lane_passes(self.path / "pairs" / name, version) for name in self.info.models}
 
 
 def is_pairs_record(path: Path) -> bool:
@@ -65,12 +89,6 @@ def open_pairs(path: Path) -> PairsRecord:
         RecordError: damaged, or of a newer format.
     """
     file = path / "ab.json"
-    info = read_json(file)
-    version = info.get("format_version")
-    if type(version) is not int or version < 1:
-        raise RecordError(f"{file}: damaged, format_version is {version!r}; a whole number from 1 belongs there")
-    if version > FORMAT_VERSION:
-        raise RecordError(f"{file}: format {version}, this moeprof reads up to {FORMAT_VERSION}; upgrade moeprof")
-    if info.get("mode") not in ("pairs", "processes"):
-        raise RecordError(f"{file}: damaged, mode is {info.get('mode')!r}; pairs and processes are known")
-    return PairsRecord(path, info)
+    value = read_json(file)
+    value = upgraded(file.name, value, check_version(file, value))
+    return PairsRecord(path, header_of(PairsHeader, value, file))

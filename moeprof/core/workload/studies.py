@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from moeprof.core.errors import WorkloadError
 
@@ -89,10 +88,6 @@ class SweepPoint:
     request_rate: float | None = None
     input_tokens: int | None = None
     max_batch_tokens: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types, for pass.json."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def label(self) -> str:

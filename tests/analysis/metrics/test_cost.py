@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.metrics.cost import CARDS, cost_metrics
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
-from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing, resolve_pricing
+from moeprof.core.record.headers import part_of, to_json
 from moeprof.core.workload.workload import Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 
@@ -272,7 +273,7 @@ def test_a_price_comes_from_the_workload_before_the_book() -> None:
     booked = resolve_pricing(Prices(), "NVIDIA H200")
     assert booked.usd_per_device_hour == 1.74
     assert "2026-04" in booked.source
-    assert Pricing.from_json(booked.to_json()) == booked
+    assert part_of(Pricing, to_json(booked)) == booked
     with pytest.raises(PriceError, match="--usd-per-device-hour"):
         resolve_pricing(Prices(), "Intel(R) Xeon(R) Processor", num_vcpus=2)
 

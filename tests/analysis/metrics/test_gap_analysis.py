@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,10 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.report.sections.breakdown import sentence
 from moeprof.core.errors import RecordError
+from moeprof.core.jsonfile import write_json
 from moeprof.core.record.breakdown import Gap
+from moeprof.core.record.headers import part_of, read_header, to_json
+from moeprof.core.record.launch import EngineHeader, LaunchHeader
 from tests.helpers.gap_points import LAYERS, PEAKS, ROOFLINE_MS, make_launch, make_point, make_profiled
 from tests.helpers.records import make_facts, make_pass, make_routing, make_steps
 
@@ -130,8 +134,8 @@ def test_the_work_of_all_parts_is_the_work_of_the_step() -> None:
     counts[:, 1, :] = [4, 3, 1, 0]  # four tokens, top-2: three experts
     tables = make_pass(steps=make_steps(1), routing=make_routing(counts))
     for kernel in ("grouped_mm", "batched_mm"):
-        whole = step_work(tables, make_facts(), {"experts": kernel})
-        parts = stage_work(make_point(), LAYERS, make_facts(), {"experts": kernel})
+        whole = step_work(tables, make_facts(), EngineHeader(experts=kernel))
+        parts = stage_work(make_point(), LAYERS, make_facts(), EngineHeader(experts=kernel))
         assert isinstance(whole, StepWork)
         assert not isinstance(parts, str)
         assert total_of(parts).num_bytes - parts["embedding"].num_bytes == whole.bytes_S[0]
@@ -139,14 +143,14 @@ def test_the_work_of_all_parts_is_the_work_of_the_step() -> None:
 
 
 def test_kernels_that_gather_weights_copy_them_in_dispatch() -> None:
-    parts = stage_work(make_point(), LAYERS, make_facts(), {"experts": "batched_mm"})
+    parts = stage_work(make_point(), LAYERS, make_facts(), EngineHeader(experts="batched_mm"))
     assert not isinstance(parts, str)
     assert parts["experts"].num_bytes == 2 * 4 * 2 * 20_000  # layers, tokens, picks
     assert parts["dispatch"].num_bytes == 2 * parts["experts"].num_bytes
 
 
 def test_the_experts_kernel_of_decode_is_its_own() -> None:
-    engine = {"experts": "batched_mm", "decode_experts": "grouped_mm"}
+    engine = EngineHeader(experts="batched_mm", decode_experts="grouped_mm")
     decode, prefill = (
         stage_work(make_point(phase=phase), LAYERS, make_facts(), engine) for phase in ("decode", "prefill")
     )
@@ -209,17 +213,18 @@ def test_every_metric_has_a_card_and_labels_that_tell_sizes_apart() -> None:
 
 
 def test_a_launch_without_itemised_steps_has_no_such_metrics() -> None:
-    assert gap_metrics({"engine": {}}, make_facts()) == []
+    assert gap_metrics(LaunchHeader(), make_facts()) == []
 
 
 def test_what_is_written_is_read_again() -> None:
     gap = Gap(clock="kernels", layers=LAYERS, points=(make_point(device_ms=3),), spent_s=2.0, notes=("left out",))
-    assert Gap.from_json(gap.to_json()) == gap
-    assert Gap.from_json(gap.to_json() | {"of_a_newer_version": 1}) == gap
+    assert part_of(Gap, to_json(gap)) == gap
+    assert part_of(Gap, to_json(gap) | {"of_a_newer_version": 1}) == gap
 
 
 @pytest.mark.parametrize("damage", [{"points": None}, {"points": [{}]}, {"points": [3]}])
-def test_a_damaged_gap_is_named(damage: dict[str, Any]) -> None:
-    whole = Gap(clock="kernels", layers=LAYERS, points=(make_point(),), spent_s=2.0).to_json()
-    with pytest.raises(RecordError, match="gap cannot be read"):
-        Gap.from_json(whole | damage)
+def test_a_damaged_gap_is_named(tmp_path: Path, damage: dict[str, Any]) -> None:
+    whole = to_json(Gap(clock="kernels", layers=LAYERS, points=(make_point(),), spent_s=2.0))
+    write_json(tmp_path / "launch.json", {"gap": whole | damage})
+    with pytest.raises(RecordError, match=r"launch\.json: damaged, .*gap\.points"):
+        read_header(tmp_path / "launch.json", LaunchHeader)

@@ -16,7 +16,8 @@ from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.work import StepWork, limits_of, peaks_of, step_work, work_metrics
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
-from tests.helpers.records import make_facts, make_pass, make_routing, make_steps, make_telemetry
+from moeprof.core.record.launch import EngineHeader
+from tests.helpers.records import launch_header, make_facts, make_pass, make_routing, make_steps, make_telemetry
 
 GIB = 2**30
 PEAKS = {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {"bfloat16": 1e12}, "cache_bytes": 1000}
@@ -43,7 +44,7 @@ def routed_pass(num_steps: int = 10, *, step_s: Any = 0.01, **columns: Any) -> P
 
 
 def of_work(facts: ModelFacts, tables: PassTables, experts: str | None = "grouped_mm") -> StepWork:
-    work = step_work(tables, facts, {"experts": experts})
+    work = step_work(tables, facts, EngineHeader(experts=experts))
     assert isinstance(work, StepWork)
     return work
 
@@ -86,13 +87,13 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 
 def test_touched_parameters_follow_the_measured_experts_and_the_rows_looked_up() -> None:
-    values = work_metrics(LAUNCH, make_facts(), [routed_pass()])
+    values = work_metrics(launch_header(LAUNCH), make_facts(), [routed_pass()])
     # B with 3 of 4 experts: 400,000 + 300,000 + 2 * 3 * 10,000, and 4 rows of 100.
     assert get(values, "touched_params_per_step").value == 760_000 + 400
 
 
 def test_mbu_is_bytes_over_time_over_the_measured_bandwidth() -> None:
-    values = work_metrics(LAUNCH, make_facts(), [routed_pass()])
+    values = work_metrics(launch_header(LAUNCH), make_facts(), [routed_pass()])
     num_bytes = RESIDENT + HEAD + KV + 120_000
     assert get(values, "mbu_ratio").value == pytest.approx(num_bytes / 0.01 / 1e9)
     assert get(values, "roofline_s").value == pytest.approx(num_bytes / 1e9)
@@ -102,7 +103,7 @@ def test_mbu_is_bytes_over_time_over_the_measured_bandwidth() -> None:
 
 
 def test_ratios_are_sums_over_sums() -> None:
-    values = work_metrics(LAUNCH, make_facts(), [routed_pass(step_s=[0.01] * 9 + [0.11])])
+    values = work_metrics(launch_header(LAUNCH), make_facts(), [routed_pass(step_s=[0.01] * 9 + [0.11])])
     num_bytes = RESIDENT + HEAD + KV + 120_000
     assert get(values, "mbu_ratio").value == pytest.approx(10 * num_bytes / 0.2 / 1e9)
 
@@ -110,7 +111,7 @@ def test_ratios_are_sums_over_sums() -> None:
 def test_work_of_tokens_that_every_round_repeats_has_its_interval_over_steps() -> None:
     context = 400 + 100 * (np.arange(40) % 7)
     rounds = [routed_pass(40, step_s=time_s, context_tokens=context) for time_s in (0.010, 0.011, 0.012)]
-    values = work_metrics(LAUNCH, make_facts(), rounds)
+    values = work_metrics(launch_header(LAUNCH), make_facts(), rounds)
     found = get(values, "bytes_per_step")
     assert found.value == pytest.approx(RESIDENT + HEAD + 120_000 + 800 * (context.mean() + 4))
     assert found.n == 40
@@ -119,13 +120,13 @@ def test_work_of_tokens_that_every_round_repeats_has_its_interval_over_steps() -
     assert get(values, "flops_per_step").n == get(values, "roofline_s").n == 40
     mbu = get(values, "mbu_ratio")
     assert (mbu.n, mbu.ci_low is None) == (3, False)  # time differs by round
-    idle = get(memory_metrics({}, make_facts(), rounds), "idle_expert_bytes_per_step")
+    idle = get(memory_metrics(launch_header({}), make_facts(), rounds), "idle_expert_bytes_per_step")
     assert (idle.value, idle.n, idle.ci_low, idle.ci_high) == (40_000, 40, 40_000, 40_000)
 
 
 def test_weights_that_fit_the_cache_have_no_bandwidth_limit() -> None:
     launch = {**LAUNCH, "peaks": {**PEAKS, "cache_bytes": GIB}}
-    values = work_metrics(launch, make_facts(), [routed_pass()])
+    values = work_metrics(launch_header(launch), make_facts(), [routed_pass()])
     assert get(values, "mbu_ratio").value is None
     assert "fit the last-level cache" in get(values, "mbu_ratio").reasons[0]
     assert get(values, "mfu_ratio").value is not None
@@ -133,19 +134,21 @@ def test_weights_that_fit_the_cache_have_no_bandwidth_limit() -> None:
 
 
 def test_limits_that_were_not_measured_are_null_with_a_reason() -> None:
-    values = work_metrics({}, make_facts(), [routed_pass()])
+    values = work_metrics(launch_header({}), make_facts(), [routed_pass()])
     assert get(values, "mbu_ratio").reasons == ("peaks were not measured",)
     assert get(values, "bytes_per_step").value is not None
-    other = limits_of({**LAUNCH, "engine": {"dtype": "float16"}}, make_facts())
-    assert peaks_of(LAUNCH, make_facts()) == (1e9, 1e12)
-    assert peaks_of({}, make_facts()) is None
+    other = limits_of(launch_header({**LAUNCH, "engine": {"dtype": "float16"}}), make_facts())
+    assert peaks_of(launch_header(LAUNCH), make_facts()) == (1e9, 1e12)
+    assert peaks_of(launch_header({}), make_facts()) is None
     assert other.flops_reason == "no matrix rate was measured in float16"
 
 
 def test_without_routing_the_work_of_a_moe_is_unknown_and_of_a_dense_model_is_not() -> None:
     tables = make_pass()
-    assert get(work_metrics(LAUNCH, make_facts(), [tables]), "mbu_ratio").reasons == ("routing was not recorded",)
-    assert get(work_metrics(LAUNCH, make_facts(num_experts=0), [tables]), "mbu_ratio").value is not None
+    assert get(work_metrics(launch_header(LAUNCH), make_facts(), [tables]), "mbu_ratio").reasons == (
+        "routing was not recorded",
+    )
+    assert get(work_metrics(launch_header(LAUNCH), make_facts(num_experts=0), [tables]), "mbu_ratio").value is not None
 
 
 def test_steps_that_the_hooks_did_not_see_are_left_out() -> None:
@@ -178,7 +181,7 @@ MEMORY = {
 
 
 def test_memory_is_what_the_launch_measured_and_null_with_its_reason() -> None:
-    values = memory_metrics({"memory": MEMORY}, make_facts(), [routed_pass()])
+    values = memory_metrics(launch_header({"memory": MEMORY}), make_facts(), [routed_pass()])
     assert get(values, "weights_bytes").value == 2_160_000
     assert get(values, "weights_bytes", group="attention").value == 800_000
     assert get(values, "fragmentation_ratio").value == pytest.approx(0.25)
@@ -191,34 +194,37 @@ def test_memory_is_what_the_launch_measured_and_null_with_its_reason() -> None:
 
 
 def test_fragmentation_is_of_one_moment_or_says_that_it_is_not() -> None:
-    at_peak = {"reserved_at_peak_bytes": 7.5 * GIB, "reserved_at_peak_is_exact": True}
-    exact = get(memory_metrics({"memory": MEMORY | at_peak}, make_facts(), [routed_pass()]), "fragmentation_ratio")
+    at_peak = {"reserved_at_peak_bytes": 15 * GIB // 2, "reserved_at_peak_is_exact": True}
+    exact = get(
+        memory_metrics(launch_header({"memory": MEMORY | at_peak}), make_facts(), [routed_pass()]),
+        "fragmentation_ratio",
+    )
     assert exact.value == pytest.approx(0.2) and exact.reasons == ()
-    loose = get(memory_metrics({"memory": MEMORY}, make_facts(), [routed_pass()]), "fragmentation_ratio")
+    loose = get(memory_metrics(launch_header({"memory": MEMORY}), make_facts(), [routed_pass()]), "fragmentation_ratio")
     assert "another moment" in loose.reasons[0]
 
 
 def test_a_cpu_run_needs_what_is_resident() -> None:
-    values = memory_metrics({"memory": {**MEMORY, "kind": "host"}}, make_facts(), [routed_pass()])
+    values = memory_metrics(launch_header({"memory": {**MEMORY, "kind": "host"}}), make_facts(), [routed_pass()])
     assert get(values, "peak_memory_bytes").value == GIB
     assert get(values, "peak_memory_bytes").labels == {"memory": "host"}
 
 
 def test_a_launch_without_memory_figures_gives_reasons_only() -> None:
-    values = memory_metrics({}, make_facts(), [routed_pass()])
+    values = memory_metrics(launch_header({}), make_facts(), [routed_pass()])
     for name in ("load_peak_bytes", "reserved_bytes", "fragmentation_ratio", "max_concurrent_sequences"):
         assert get(values, name).value is None
         assert get(values, name).reasons
 
 
 def test_idle_cold_and_hot_experts() -> None:
-    values = memory_metrics({}, make_facts(), [routed_pass()])
+    values = memory_metrics(launch_header({}), make_facts(), [routed_pass()])
     assert get(values, "idle_expert_bytes_per_step").value == 2 * 1 * 20_000
     assert get(values, "cold_expert_bytes").value == 2 * 20_000
     # 4, 4, 3, 3, 1, 1 of 16 assignments: five experts serve 94 %, six all.
     assert get(values, "hot_set_bytes_90").value == 5 * 20_000
     assert get(values, "hot_set_bytes_99").value == 6 * 20_000
-    dense = memory_metrics({}, make_facts(num_experts=0), [make_pass()])
+    dense = memory_metrics(launch_header({}), make_facts(num_experts=0), [make_pass()])
     assert get(dense, "cold_expert_bytes").reasons == ("dense model: no routed experts",)
 
 
@@ -280,8 +286,8 @@ def test_every_resource_metric_has_a_card_and_every_card_a_metric() -> None:
     facts, tables = make_facts(), routed_pass()
     values = [
         *parameter_metrics(facts),
-        *memory_metrics({}, facts, [tables]),
-        *work_metrics(LAUNCH, facts, [tables]),
+        *memory_metrics(launch_header({}), facts, [tables]),
+        *work_metrics(launch_header(LAUNCH), facts, [tables]),
         *energy_metrics([tables]),
     ]
     assert {value.name for value in values} == {

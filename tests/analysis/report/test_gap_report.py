@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from moeprof.analysis.metrics.pricing import resolve_pricing
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.report.document import Document, FactTable, Paragraph, Section, StackedBars
 from moeprof.analysis.report.run import build_document
+from moeprof.core.pricing import resolve_pricing
+from moeprof.core.record.headers import to_json
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import open_record
 from moeprof.core.workload.workload import Prices
 from moeprof.render.html.charts.bars import draw_bars
@@ -22,9 +24,9 @@ from tests.helpers.records import make_facts, make_pass, make_steps, write_recor
 from tests.helpers.tiny_run import Ran
 
 
-def document_of(folder: Path, launch: dict[str, Any]) -> Document:
+def document_of(folder: Path, launch: LaunchHeader) -> Document:
     facts = make_facts()
-    write_record(folder, {"moe": (facts, [[make_pass(steps=make_steps(20))]])}, launch_info=launch)
+    write_record(folder, {"moe": (facts, [[make_pass(steps=make_steps(20))]])}, launch_info=to_json(launch))
     return build_document(summarise(open_record(folder), resolve_pricing(Prices(usd_per_device_hour=1.0), "cpu")))
 
 
@@ -103,7 +105,7 @@ def test_compiled_layers_are_said_to_be_itemised_uncompiled(tmp_path: Path) -> N
 
 
 def test_a_run_without_itemised_steps_has_no_such_section(tmp_path: Path) -> None:
-    document = document_of(tmp_path / "run", {"engine": {}})
+    document = document_of(tmp_path / "run", LaunchHeader())
     assert "gap" not in {section.name for section in document.sections}
 
 

@@ -16,6 +16,7 @@ from moeprof.capture.devices.meters import GpuMeter
 from moeprof.capture.recorders.telemetry import Telemetry
 from moeprof.capture.run.status import Failures, Header, has_ended, mark_pass
 from moeprof.capture.worker.process import WorkerFailedError
+from moeprof.core.record.experiment import EnvironmentHeader, ExperimentHeader, ModelHeader
 from moeprof.core.record.tables import read_table
 from tests.capture.devices.test_device_state import several
 from tests.capture.devices.test_gpu import fake_nvml
@@ -23,7 +24,8 @@ from tests.helpers.tiny_run import run_main
 
 
 def failures_of(folder: Path, meters: list[Any]) -> tuple[Failures, Header]:
-    header = Header(folder, {}, ["a", "b", "c"])
+    three = tuple(ModelHeader(name=name, folder=name) for name in "abc")
+    header = Header(folder, ExperimentHeader(workload={}, environment=EnvironmentHeader(), models=three))
     return Failures(header, meters, lambda model, event, data: None), header
 
 

@@ -23,6 +23,7 @@ from moeprof.capture.devices.choose import choose_device
 from moeprof.capture.devices.gpu import find_gpu
 from moeprof.capture.devices.meters import GpuMeter, device_at_end, device_at_start
 from moeprof.core.errors import InputError
+from moeprof.core.record.experiment import DeviceAtStart, EnvironmentHeader, ExperimentHeader, WorkloadHeader
 from moeprof.core.record.layout import Record
 from tests.capture.devices.test_gpu import fake_nvml
 
@@ -109,7 +110,7 @@ def test_without_a_gpu_or_a_torch_for_it_auto_is_the_cpu_and_cuda_an_error() -> 
 # -- before the run ----------------------------------------------------------------------------------------------------
 
 
-def at_start(nvml: Any) -> dict[str, Any]:
+def at_start(nvml: Any) -> DeviceAtStart:
     seen = device_at_start(find_gpu("1", nvml), look_for_s=0.3, sleep=lambda seconds: None)
     assert seen is not None
     return seen
@@ -125,8 +126,8 @@ def quiet_nvml() -> Any:
 
 def test_an_idle_device_has_an_idle_power_and_no_findings() -> None:
     seen = at_start(quiet_nvml())
-    assert (seen["idle_power_w"], seen["idle_power_reason"]) == (350.0, None)
-    assert (seen["looked_for_s"], seen["utilisation_ratio"], seen["memory_used_bytes"]) == (0.3, 0.0, GIB // 2)
+    assert (seen.idle_power_w, seen.idle_power_reason) == (350.0, None)
+    assert (seen.looked_for_s, seen.utilisation_ratio, seen.memory_used_bytes) == (0.3, 0.0, GIB // 2)
     assert list(findings(seen)) == []
     assert device_at_start(None) is None
 
@@ -135,7 +136,7 @@ def test_a_busy_device_has_no_idle_power() -> None:
     nvml = quiet_nvml()
     nvml.nvmlDeviceGetUtilizationRates.return_value = SimpleNamespace(gpu=30)
     seen = at_start(nvml)
-    assert (seen["idle_power_w"], seen["idle_power_reason"]) == (None, "device_busy_at_start")
+    assert (seen.idle_power_w, seen.idle_power_reason) == (None, "device_busy_at_start")
     assert [f.code for f in findings(seen)] == ["device_busy_at_start"]
 
 
@@ -160,13 +161,18 @@ SEEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("code", SEEN)
 def test_what_is_not_as_it_should_be_has_a_code(code: str) -> None:
-    assert [f.code for f in findings(SEEN[code])] == [code]
+    assert [f.code for f in findings(DeviceAtStart(**SEEN[code]))] == [code]
 
 
 def test_a_lowered_power_limit_makes_it_another_device_to_compare_with() -> None:
     def named(**seen: float) -> str:
-        experiment = {"environment": {"device": "cuda:0", "device_name": "H200"}, "device_at_start": seen}
-        return device(Record(Path("run"), experiment, "done"))
+        experiment = ExperimentHeader(
+            workload={},
+            environment=EnvironmentHeader(device="cuda:0", device_name="H200"),
+            device_at_start=DeviceAtStart(**seen),
+            models=(),
+        )
+        return device(Record(Path("run"), experiment, WorkloadHeader(), "done"))
 
     assert named(power_limit_w=600.0, power_limit_default_w=700.0) == "1 x H200, limited to 600 W"
     assert named(power_limit_w=700.0, power_limit_default_w=700.0) == named() == "1 x H200"
@@ -180,7 +186,7 @@ def test_errors_during_the_run_are_told_from_those_before() -> None:
     timeout = pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT)
     nvml.nvmlEventSetWait_v2.side_effect = [SimpleNamespace(eventData=94), timeout]
     after = device_at_end(find_gpu("1", nvml), [meter])
-    assert after is not None and after["xids"] == [94]
+    assert after is not None and after.xids == (94,)
     assert [(f.code, f.severity) for f in findings(before, after)] == [("ecc_errors", "error"), ("xid", "warning")]
 
 

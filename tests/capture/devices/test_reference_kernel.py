@@ -13,6 +13,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.reference_kernel import NOT_TIMED, REFERENCE_NAME, reference_metrics
 from moeprof.capture.devices.peaks import time_reference
+from moeprof.core.record.passes import PassHeader
 from tests.helpers.tiny_run import Ran
 
 CPU = torch.device("cpu")
@@ -31,20 +32,24 @@ def test_it_takes_a_fraction_of_a_second_and_leaves_the_models_random_numbers_al
     assert torch.equal(torch.rand(3), expected)
 
 
+def timed(seconds: float) -> PassHeader:
+    return PassHeader(reference_kernel_s=seconds)
+
+
 def test_the_metric_is_the_mean_over_the_passes_of_a_launch() -> None:
-    (value,) = reference_metrics([{REFERENCE_NAME: 0.002}, {}, {REFERENCE_NAME: 0.004}])
+    (value,) = reference_metrics([timed(0.002), PassHeader(), timed(0.004)])
     assert value.value == 0.003
     assert value.n == 2
     assert value.ci_low is not None and value.ci_high is not None and value.ci_low < 0.003 < value.ci_high
 
 
 def test_a_record_without_it_says_why_there_is_none() -> None:
-    (value,) = reference_metrics([{}, {}])
+    (value,) = reference_metrics([PassHeader(), PassHeader()])
     assert (value.value, value.reasons) == (None, (NOT_TIMED,))
 
 
 def test_every_launch_keeps_its_own_value() -> None:
-    values = over_launches([reference_metrics([{REFERENCE_NAME: 0.002}]), reference_metrics([{REFERENCE_NAME: 0.004}])])
+    values = over_launches([reference_metrics([timed(0.002)]), reference_metrics([timed(0.004)])])
     assert [(v.value, v.labels) for v in values] == [
         (0.003, {}), (0.002, {"launch": "0"}), (0.004, {"launch": "1"}),
     ]  # fmt: skip

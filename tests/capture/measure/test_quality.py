@@ -17,12 +17,14 @@ from moeprof.analysis.metrics.quality import NOT_MEASURED, quality_metrics
 from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.measure.quality import MAX_REQUESTS, measure_quality, no_quality, output_bits
 from moeprof.capture.run.schedules import Scheduled
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
 from moeprof.sources.tokenizer import load_tokenizer
+from tests.helpers.records import launch_header
 from tests.helpers.tiny_run import VOCABULARY, Ran
 
 NUM_REQUESTS = 20
@@ -131,8 +133,8 @@ def test_bytes_are_those_of_the_text_and_half_a_character_is_no_text(built: Buil
 
 def test_bits_per_byte_is_the_sum_of_bits_over_the_sum_of_bytes() -> None:
     pairs = [[10.0, 10.0], [90.0, 30.0]]
-    told = {"quality": {"bits": 100.0, "bytes": 40, "requests": 2, "per_request": pairs}}
-    (value,) = quality_metrics([{}, told])
+    told = launch_header({"quality": {"bits": 100.0, "bytes": 40, "requests": 2, "per_request": pairs}})
+    (value,) = quality_metrics([LaunchHeader(), told])
     assert value.value == 2.5
     assert value.n == 2
     assert value.ci_low is None
@@ -142,9 +144,10 @@ def test_bits_per_byte_is_the_sum_of_bits_over_the_sum_of_bytes() -> None:
 def test_its_interval_holds_it_and_narrows_with_more_requests() -> None:
     generator = np.random.default_rng(0)
 
-    def told(number: int) -> dict[str, Any]:
+    def told(number: int) -> LaunchHeader:
         pairs = np.stack([generator.normal(50, 10, number), np.full(number, 25.0)], axis=1)
-        return {"quality": {"bits": float(pairs[:, 0].sum()), "bytes": 25 * number, "per_request": pairs.tolist()}}
+        bits = float(pairs[:, 0].sum())
+        return launch_header({"quality": {"bits": bits, "bytes": 25 * number, "per_request": pairs.tolist()}})
 
     (few,), (many,) = quality_metrics([told(64)]), quality_metrics([told(640)])
     for value in (few, many):
@@ -156,8 +159,8 @@ def test_its_interval_holds_it_and_narrows_with_more_requests() -> None:
 
 
 def test_what_was_not_measured_says_why() -> None:
-    assert quality_metrics([{"quality": {"reason": "random weights"}}])[0].reasons == ("random weights",)
-    assert quality_metrics([{}])[0].reasons == (NOT_MEASURED,)
+    assert quality_metrics([launch_header({"quality": {"reason": "random weights"}})])[0].reasons == ("random weights",)
+    assert quality_metrics([LaunchHeader()])[0].reasons == (NOT_MEASURED,)
     assert quality_metrics([])[0].value is None
 
 

@@ -22,6 +22,7 @@ from moeprof.capture.memory.shape import (
 from moeprof.capture.models.find import ModelSource, named_configs
 from moeprof.capture.models.shapes import kv_bytes_per_token, read_widths
 from moeprof.core.errors import ModelError
+from moeprof.core.record.headers import to_json
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -231,7 +232,7 @@ def test_memory_of_a_gpu_is_what_its_driver_tells_and_else_the_hosts(monkeypatch
 
 
 def test_the_record_keeps_what_was_predicted() -> None:
-    facts = predicted(("olmoe-1b-7b",)).to_json()
+    facts = to_json(predicted(("olmoe-1b-7b",)).header())
     assert facts["together"] is True and facts["margin_bytes"] == int(0.05 * 141 * GB)
     assert facts["models"]["olmoe-1b-7b"]["weights_bytes"] == WEIGHTS["olmoe-1b-7b"]
     assert facts["models"]["olmoe-1b-7b"]["needed_bytes"] > WEIGHTS["olmoe-1b-7b"]

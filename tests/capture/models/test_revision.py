@@ -15,6 +15,7 @@ from moeprof.capture.models import load
 from moeprof.capture.models.load import folder_revision
 from moeprof.capture.models.open import facts_of, open_model
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.headers import part_of, to_json
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -110,11 +111,11 @@ def test_model_facts_tell_it_for_checkpoints_and_drawn_weights(tiny: Path) -> No
     checkpoint = ModelSpec(name="moe", path=str(tiny / "moe"))
     found = facts(checkpoint)
     assert found.revision == folder_revision(tiny / "moe")
-    assert ModelFacts.from_json(found.to_json()) == found
+    assert part_of(ModelFacts, to_json(found)) == found
     assert facts(replace(checkpoint, weights="random")).revision == "random by module, seed 0"
-    old = found.to_json()
+    old = to_json(found)
     del old["revision"]
-    assert ModelFacts.from_json(old).revision is None
+    assert part_of(ModelFacts, old).revision is None
 
 
 def test_a_twin_tells_its_moes_and_how_it_was_made(tiny: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from moeprof.analysis.metrics.pricing import resolve_pricing
 from moeprof.analysis.metrics.work import limits_of
 from moeprof.capture.coverage import tiny_config, tiny_model
 from moeprof.capture.devices.gpu import Gpu, GpuReading
@@ -25,9 +24,10 @@ from moeprof.capture.parallel.mirror import on_device, on_host
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.run.ranks import check_parallel, gpus_of_ranks
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
+from moeprof.core.pricing import resolve_pricing
 from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.workload import Prices, load_workload
-from tests.helpers.records import make_facts
+from tests.helpers.records import launch_header, make_facts
 
 TWO = Parallel(plan="expert", ranks=2)
 WORKLOAD = """\
@@ -196,10 +196,10 @@ def test_two_gpus_cost_twice_and_have_twice_the_bandwidth() -> None:
     facts = make_facts()
     peaks = {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {"float32": 1e12}}
     on_gpus = {"peaks": peaks, "engine": {"ranks": 2, "device": "cuda:0", "dtype": "float32"}}
-    assert limits_of(on_gpus, facts).measured_bandwidth_bytes_per_s == 2e9
-    assert limits_of(on_gpus, facts).flops_per_s == 2e12
+    assert limits_of(launch_header(on_gpus), facts).measured_bandwidth_bytes_per_s == 2e9
+    assert limits_of(launch_header(on_gpus), facts).flops_per_s == 2e12
     on_cpu = {"peaks": peaks, "engine": {"ranks": 2, "device": "cpu", "dtype": "float32"}}
-    assert limits_of(on_cpu, facts).measured_bandwidth_bytes_per_s == 1e9
+    assert limits_of(launch_header(on_cpu), facts).measured_bandwidth_bytes_per_s == 1e9
 
 
 def outline(model_type: str, **changes: Any) -> Any:

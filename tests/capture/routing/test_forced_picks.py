@@ -27,6 +27,7 @@ from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.worker import session as session_module
 from moeprof.capture.worker.session import Session
 from moeprof.core.errors import RecordError
+from moeprof.core.record.headers import to_json
 from moeprof.core.record.layout import LaunchRecord
 from moeprof.core.record.picks import FILE_NAME, ForcedPicks, load_forced_picks, load_picks, save_forced_picks
 from moeprof.core.trace import Schedule
@@ -140,7 +141,7 @@ def test_every_token_goes_where_the_engine_sent_it(launch: LaunchRecord) -> None
 def test_launch_json_says_how_much_text_it_was(launch: LaunchRecord) -> None:
     forced = launch.forced_picks
     assert forced is not None
-    assert launch.info["forced_picks"] == {"tokens": 300, "requests": 12, "sha256": forced.tokens_sha256}
+    assert to_json(launch.info.forced_picks) == {"tokens": 300, "requests": 12, "sha256": forced.tokens_sha256}
 
 
 def test_phases_and_classes_are_those_of_the_schedule(launch: LaunchRecord) -> None:
@@ -385,7 +386,7 @@ def test_a_real_run_keeps_them_of_the_moe_and_says_that_the_dense_model_has_no_r
     moe, dense = (LaunchRecord(folder / name / "launch-0") for name in ("moe", "dense"))
     assert moe.forced_picks is not None and moe.forced_picks.num_requests == 24
     assert dense.forced_picks is None
-    assert dense.info["forced_picks"] == {"reason": "a dense model has no router"}
+    assert dense.info.forced_picks.reason == "a dense model has no router"
     summary = json.loads((folder / "summary.json").read_text())
     for name, value in (("moe", margin_metrics([moe])[0].value), ("dense", None)):
         found = [v for v in summary["models"][name]["metrics"] if v["name"] == "router_margin_p05"]

@@ -244,18 +244,18 @@ def test_the_command_climbs_and_leaves_a_record(tiny: Path, tmp_path: Path) -> N
     assert "ladder: loading moe-total" in ran.stderr and f"record: {folder}" in ran.stderr
     record = open_record(folder)
     assert record.status == "done" and [model.name for model in record.models] == ["moe", "moe-active", "moe-total"]
-    assert all(model.facts["total_params"] > 0 for model in record.models)
+    assert all(model.facts is not None and model.facts.total_params > 0 for model in record.models)
     (climbed,) = record.ladder
-    assert climbed.info["kind"] == "ladder" and climbed.concurrency == 4 and climbed.info["num_requests"] == 8
-    assert {lane["name"]: lane["rung"] for lane in climbed.lanes} == {
+    assert climbed.info.kind == "ladder" and climbed.concurrency == 4 and climbed.info.num_requests == 8
+    assert {lane.name: lane.rung for lane in climbed.info.lanes} == {
         "native": "native", "moe-active": "dense", "concentrated": "concentrated", "balanced": "balanced",
         "recorded": "recorded", "moe-total": "dense", "distinct-2": "distinct", "distinct-8": "distinct",
     }  # fmt: skip
-    assert [lane["match"] for lane in climbed.lanes if lane["rung"] == "dense"] == ["active", "total"]
+    assert [lane.match for lane in climbed.info.lanes if lane.rung == "dense"] == ["active", "total"]
     table = climbed.table
-    assert set(table.lane) == {lane["name"] for lane in climbed.lanes}
+    assert set(table.lane) == {lane.name for lane in climbed.info.lanes}
     assert table.groupby(["cycle", "step"]).num_requests.nunique().eq(1).all()
-    assert table.groupby("lane").wall_s.min().gt(0).all() and record.experiment["ladder"]["status"] == "done"
+    assert table.groupby("lane").wall_s.min().gt(0).all() and record.experiment.ladder.status == "done"
 
 
 @pytest.mark.parametrize(

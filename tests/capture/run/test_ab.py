@@ -187,7 +187,7 @@ def test_pairs_are_measured_as_long_as_more_are_wanted(prepared: Prepared, tmp_p
 
     found = open_pairs(tmp_path)
     assert [plan.folder.name for plan in seen] == ["launch-0", "launch-1", "launch-2"]
-    assert (found.mode, found.info["launches"], found.info["status"]) == ("pairs", 3, "done")
+    assert (found.info.mode, found.info.launches, found.info.status) == ("pairs", 3, "done")
     assert not seen[0].schedule_file.exists()  # it held the prompts
 
 
@@ -210,7 +210,7 @@ def test_a_real_pair_does_equal_steps_and_a_slowdown_shows(prepared: Prepared, t
     base, new = (times.time_SL[:, times.lanes.index(side)] for side in ("base", "new"))
     assert len(base) >= 3
     assert 1.6 < float(np.median(new / base)) < 2.4  # every step takes twice as long
-    reference = measured.info["reference_kernel_s"]
+    reference = measured.info.reference_kernel_s
     assert len(reference["base"]) == 2 and reference["base"] == reference["new"]
 
 

@@ -157,7 +157,8 @@ def test_rates_left_out_as_saturated_are_not_missing(whole: Path, tmp_path: Path
     resume, launch = open_interrupted(tmp_path / "run"), tmp_path / "run" / "moe" / "launch-0"
     names = ["sweep-0-0", "sweep-2-0", "sweep-2-1"]
     assert resume.is_missing(launch, names)
-    write(launch / "launch.json", {"sweep_stopped": {"rows": [{"skipped": [2]}]}})
+    row = {"point": 1, "request_rate": 9.0, "skipped": [2], "reason": "full"}
+    write(launch / "launch.json", {"sweep_stopped": {"reason": "full", "rows": [row]}})
     assert not resume.is_missing(launch, names)
 
 
@@ -169,9 +170,9 @@ def test_a_pass_cut_by_the_sweeps_own_bound_is_finished_and_one_cut_by_the_runs_
         folder = tmp_path / f"sweep-0-{number}"
         folder.mkdir()
         write(folder / "pass.json", {"status": "cut", "cut_by": cut_by})
-        assert (resume.finished(folder) is not None) is kept
+        assert resume.is_finished(folder) is kept
     (tmp_path / "sweep-0-1" / "pass.json").write_text("{")  # killed while writing
-    assert resume.finished(tmp_path / "sweep-0-1") is None
+    assert not resume.is_finished(tmp_path / "sweep-0-1")
 
 
 def test_the_first_difference_is_named_by_its_place() -> None:

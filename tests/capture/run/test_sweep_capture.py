@@ -16,6 +16,7 @@ from moeprof.capture.protocol import Order
 from moeprof.capture.run.schedules import PointSchedule, point_schedules
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.cli.run import launch_lines
+from moeprof.core.record.headers import to_json
 from moeprof.core.record.layout import LaunchRecord, open_record
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.studies import Sweep, SweepPoint
@@ -179,7 +180,7 @@ def said_of(folder: Path, verdicts: dict[float, bool | None], stopped: str | Non
     launch = folder / "launch-0"
     for index, (rate, saturated) in enumerate(verdicts.items()):
         (launch / f"sweep-{index}-0").mkdir(parents=True)
-        info = {"status": "done", "sweep": SweepPoint(request_rate=rate).to_json(),
+        info = {"status": "done", "sweep": to_json(SweepPoint(request_rate=rate)),
                 "saturation": {"saturated": saturated, "reason": "so"}}  # fmt: skip
         (launch / f"sweep-{index}-0" / "pass.json").write_text(json.dumps(info))
     if stopped:
@@ -230,21 +231,21 @@ def test_every_point_has_its_passes_and_says_what_it_was(swept: tuple[Path, Ran]
         assert [p.name for p in launch.sweep] == [f"sweep-{i}-{n}" for i in range(4) for n in range(2)]
         assert [p.name for p in launch.passes] == ["round-0"]  # the sweep is in no other figure
         for one in launch.sweep:
-            assert one.sweep_point is not None
-            assert one.info["status"] == "done"
-            assert one.info["saturation"]["saturated"] is False
-            assert all(check["passed"] for check in one.info["invariants"].values())
-            assert one.steps["num_requests"].max() == one.sweep_point.concurrency
+            assert one.info.sweep is not None
+            assert one.info.status == "done"
+            assert one.info.saturation.saturated is False
+            assert all(check.passed for check in one.info.invariants.values())
+            assert one.steps["num_requests"].max() == one.info.sweep.concurrency
             tokens = one.steps["prefill_tokens"] + one.steps["decode_tokens"]
-            assert tokens.max() <= one.sweep_point.max_batch_tokens
+            assert tokens.max() <= one.info.sweep.max_batch_tokens
         wide = max(p.steps["prefill_tokens"].max() for p in launch.sweep[4:])  # max_batch_tokens 64
         assert wide == 32  # four prompts of 8 tokens: the engine really was built anew
 
 
 def test_both_models_get_the_same_requests_in_turn(swept: tuple[Path, Ran]) -> None:
     moe, dense = (model.launches[0].sweep for model in open_record(swept[0]).models)
-    assert [p.info["schedule_sha256"] for p in moe] == [p.info["schedule_sha256"] for p in dense]
-    begun = {f"{model} {p.name}": p.info["started_unix_s"] for model, passes in (("moe", moe), ("dense", dense))
+    assert [p.info.schedule_sha256 for p in moe] == [p.info.schedule_sha256 for p in dense]
+    begun = {f"{model} {p.name}": p.info.started_unix_s for model, passes in (("moe", moe), ("dense", dense))
              for p in passes}  # fmt: skip
     assert sorted(begun, key=lambda name: begun[name])[:5] == [
         "moe sweep-0-0", "dense sweep-0-0", "dense sweep-0-1", "moe sweep-0-1", "moe sweep-1-0",

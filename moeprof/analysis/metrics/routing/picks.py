@@ -299,7 +299,7 @@ def margin_metrics(launches: Sequence[LaunchRecord]) -> list[MetricValue]:
     """
     launch = next((launch for launch in launches if launch.forced_picks is not None), None)
     if launch is None or launch.forced_picks is None:
-        told = [info["reason"] for info in (x.info.get("forced_picks") for x in launches) if info and "reason" in info]
+        told = [picks.reason for one in launches if (picks := one.info.forced_picks) is not None and picks.reason]
         return [missing(name, (*told, NOT_RECORDED)[0], phase=ALL) for name in NAMES]
     return judged(picks_margins(launch.forced_picks), launch)
 

@@ -6,7 +6,6 @@ from moeprof.analysis.metrics.breakdown import HOST, LAUNCHES, PARTS, REST, Item
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.document import Block, FactTable, Paragraph, StackedBars
 from moeprof.core import units
-from moeprof.core.record.breakdown import Gap
 
 TOLD_BATCH = 8  # the sentence speaks of the decode batch nearest to this one
 TOLD_PARTS = 4
@@ -141,9 +140,8 @@ def _stretched(step: ItemisedStep) -> str:
 
 def _notes(model: ModelSummary) -> list[str]:
     """Sizes left out, and what the itemised steps do not share with those of the run."""
-    notes = [f"{model.name}: {note}." for note in Gap.from_json(model.launch["gap"]).notes]
-    engine = model.launch.get("engine") or {}
-    if engine.get("compiled"):
+    notes = [f"{model.name}: {note}." for note in (model.launch.gap.notes if model.launch.gap else ())]
+    if model.launch.engine.compiled:
         text = "the itemised steps were not compiled, those of the run were; their kernels differ"
         notes.append(f"{model.name}: {text}.")
     return notes

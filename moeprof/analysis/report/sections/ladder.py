@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import (
@@ -36,6 +35,7 @@ from moeprof.analysis.sparsity.ladder import (
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import Record
 
 ROLES = {
@@ -291,14 +291,14 @@ def _disturbed(results: Sequence[LadderResult]) -> list[str]:
 
 def _notes(record: Record) -> list[str]:
     """What capture said, and where the rounds alone were routed in another way: the ladder records the own router."""
-    names = {lane.get("model") for one in record.ladder for lane in one.lanes if lane.get("rung") == "recorded"}
-    policies = [(m.name, m.facts.get("routing_policy", "native")) for m in record.models if m.name in names]
+    names = {lane.model for one in record.ladder for lane in one.info.lanes if lane.rung == "recorded"}
+    policies = [(m.name, m.facts.routing_policy) for m in record.models if m.name in names and m.facts]
     other = [
         f"The ladder climbs the routing of {name}'s own router; its runs alone were routed by policy {policy}."
         for name, policy in policies
         if policy != "native"
     ]
-    return [*other, *dict.fromkeys(str(note) for one in record.ladder for note in one.info.get("notes", ()))]
+    return [*other, *dict.fromkeys(note for one in record.ladder for note in one.info.notes)]
 
 
 HOW_AGREEMENT = (

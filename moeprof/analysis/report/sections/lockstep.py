@@ -72,15 +72,14 @@ def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:
 
 def _differ(summary: Summary, moe: ModelSummary, pair: LockstepPair) -> str:
     """What may be behind it; which of the reasons it is was not measured."""
-    schedule = (summary.record.experiment.get("schedules") or {}).get(moe.name) or {}
-    asked, sent = schedule.get("num_requests"), pair.num_requests
+    asked, sent = summary.record.schedule(moe.name).num_requests, pair.num_requests
     few = f", and only the first {sent} of {asked} requests were sent" if sent and asked and sent < asked else ""
     return f"they differ beyond their intervals; in turn, each model finds the caches cold{few}"
 
 
 def _same_load(summary: Summary, moe: ModelSummary, concurrency: int | None) -> bool:
-    schedule = (summary.record.experiment.get("schedules") or {}).get(moe.name) or {}
-    closed = schedule.get("concurrency") if schedule.get("pattern") == "closed" else None
+    schedule = summary.record.schedule(moe.name)
+    closed = schedule.concurrency if schedule.pattern == "closed" else None
     return concurrency == closed
 
 

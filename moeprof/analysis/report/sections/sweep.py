@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics import sweep as figures
@@ -271,13 +271,13 @@ def prices_at_slo(summary: Summary) -> list[str]:
 
 def sent(summary: Summary) -> list[str]:
     """How many requests the points sent: figures of a few requests are not those of the run's own rounds."""
-    schedules = (summary.record.experiment.get("schedules") or {}).values()
-    points: list[dict[str, Any]] = next((schedule["sweep"] for schedule in schedules if schedule.get("sweep")), [])
-    numbers = sorted({int(point["num_requests"]) for point in points if "num_requests" in point})
+    schedules = summary.record.experiment.schedules.values()
+    points = next((schedule.sweep for schedule in schedules if schedule.sweep), ())
+    numbers = sorted({point.num_requests for point in points if point.num_requests is not None})
     if not numbers:
         return []
     each = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
-    told = dict.fromkeys(str(n["text"]) for p in points for n in p.get("notes", ()) if n.get("code") == "few_requests")
+    told = dict.fromkeys(n.text for p in points for n in p.notes if n.code == "few_requests")
     return [f"Each load sent {each} requests, apart from the run's rounds{''.join(f'; {text}' for text in told)}."]
 
 

@@ -1,0 +1,91 @@
+"""``pass.json``: what one pass over the schedule was, how it ended, and whether its figures add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, UnsetType, field
+
+from moeprof.core.record.headers import Facts, Header, written
+from moeprof.core.workload.studies import SweepPoint
+
+TRAFFIC = ("open", "closed", "offline")
+
+
+class Invariant(Facts, frozen=True, kw_only=True):
+    """Whether figures that must add up do, and how far they are apart."""
+
+    passed: bool
+    text: str
+
+
+class Saturation(Facts, frozen=True, kw_only=True):
+    """Whether the engine kept up with the arrivals of a pass; None where the pass cannot tell, and why."""
+
+    saturated: bool | None = None
+    reason: str | None = None
+
+
+class PassMemory(Header, frozen=True, kw_only=True):
+    """Memory at its worst within a pass; the device's allocator speaks on a device alone."""
+
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    reserved_changed: bool | None = None
+    host_rss_peak_bytes: int | None = None
+
+
+class PassEnd(Header, frozen=True, kw_only=True):
+    """How a pass ended, be it of one model or of several in turn; None: it never began."""
+
+    status: str | None = None
+    cut_by: str | None = None
+
+
+class PassHeader(Header, frozen=True, kw_only=True):
+    """pass.json.
+
+    Attributes:
+        reference_kernel_s: seconds of a fixed small kernel just before; absent for a sweep's short passes.
+        traffic: ``open``, ``closed`` or ``offline``.
+        started_unix_s: when.
+        status: ``started``, ``done``, ``cut``, ``stopped`` or ``failed``; None: it never began.
+        reason, error: why it failed.
+        process: which process of a resumed run measured it; 0: the run's own.
+        captured_steps, decode: sizes of decode step captured for it, and how decode steps were launched.
+        origin_perf_s: clock of the worker at its start.
+        duration_s: the measured window.
+        sent, refused, finished: requests.
+        memory: at its worst.
+        invariants: by name.
+        ranks: picks of each rank, where several share the model.
+        cut_by: the setting that ended it.
+        sweep, round, schedule_sha256, saturation: of a sweep's pass.
+    """
+
+    reference_kernel_s: float | None = None
+    traffic: str = field(default_factory=written("open"))
+    started_unix_s: float | None = None
+    status: str | None = None
+    reason: str | UnsetType | None = UNSET
+    error: str | None = None
+    process: int = field(default_factory=written(0))
+    captured_steps: int | None = None
+    decode: str | None = None
+    origin_perf_s: float | None = None
+    duration_s: float | None = None
+    sent: int | None = None
+    refused: int | None = None
+    finished: int | None = None
+    memory: PassMemory | None = None
+    invariants: dict[str, Invariant] | None = None
+    ranks: dict[str, Any] | None = None
+    cut_by: str | None = None
+    sweep: SweepPoint | None = None
+    round: int | None = None
+    schedule_sha256: str | None = None
+    saturation: Saturation | None = None
+
+    def __post_init__(self) -> None:
+        if self.traffic not in TRAFFIC:
+            raise ValueError(f"traffic is {self.traffic!r}; {', '.join(TRAFFIC)} are known")
