@@ -10,7 +10,7 @@ import numpy as np
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.stats import intervals
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 
 NAME = "bits_per_byte"
 NOT_MEASURED = "not measured: the run ended before, or instruments.quality is off"
@@ -40,15 +40,5 @@ def quality_metrics(launches: Sequence[Mapping[str, Any]]) -> list[MetricValue]:
     sample = intervals.BlockSample(
         values=pairs[:, 0] / pairs[:, 1], weights=pairs[:, 1], blocks=intervals.blocks_of(len(pairs))
     )
-    interval = intervals.bootstrap_mean(sample)
-    low, high = interval or (None, None)
-    return [
-        MetricValue(
-            name=NAME,
-            value=float(told["bits"]) / float(told["bytes"]),
-            n=len(pairs),
-            ci_low=low,
-            ci_high=high,
-            reasons=() if interval else ("no interval: too few requests",),
-        )
-    ]
+    value, few = float(told["bits"]) / float(told["bytes"]), "no interval: too few requests"
+    return [estimated(NAME, value, intervals.bootstrap_mean(sample), few, n=len(pairs), labels={})]
