@@ -1,4 +1,4 @@
-"""Verdicts of timed gates, one family (METRICS section 9): one-sided tests on logarithms, adjusted by Holm.
+"""Verdicts of timed gates, one family (docs/metrics.md#verdicts): one-sided tests on logarithms, adjusted by Holm.
 
 *worse*: the adjusted interval excludes 1 and the point lies beyond the threshold; *better*: mirrored; *no difference
 shown*: the interval (of confidence 1 - 2 alpha, not adjusted: it is no alarm) lies within the threshold; else *cannot

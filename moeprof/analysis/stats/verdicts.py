@@ -1,4 +1,4 @@
-"""Verdicts from lock-step measurements (METRICS section 9): within one run, and over interleaved launch pairs.
+"""Verdicts from lock-step measurements (docs/metrics.md#verdicts): within one run, and over interleaved launch pairs.
 
 Verdicts against a stored run are in stored.py, those of figures that were not paired in ratios.py.
 """

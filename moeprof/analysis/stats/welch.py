@@ -1,4 +1,4 @@
-"""Timed figures against a stored run: Welch's test on the logarithms of launches (METRICS section 9).
+"""Timed figures against a stored run: Welch's test on the logarithms of launches (docs/metrics.md#verdicts).
 
 The few gates share one error (Holm); every other timed figure belongs to a second family of its own, so that a page
 with hundreds of figures does not call chance a change.

@@ -7,7 +7,7 @@ each is exactly its length. (Drawing one after the other without replacement doe
 nine of ten tokens pick would come far too seldom.)
 Suffix legend: N rows, L MoE layers, E experts, K top-k, O orders.
 
-The picks of the sparsity ladder's rungs, from what the router did (METRICS section 8); numpy only.
+The picks of the sparsity ladder's rungs, from what the router did (docs/metrics.md#ladder); numpy only.
 
 Every rung keeps the tokens, the weights of the picks and the batches; only the experts change:
 ``concentrated``: every token to experts 0..k-1. ``balanced``: the step's own set of U experts, each with the same load.

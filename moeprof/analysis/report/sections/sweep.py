@@ -404,7 +404,7 @@ def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Rat
 
 
 def _judged(ratio: Estimate, better: Better) -> Ratio:
-    """Two processes: what differs by less than the floor may be the machine (METRICS section 9)."""
+    """Two processes: what differs by less than the floor may be the machine (docs/metrics.md#verdicts)."""
     if better == "neither":
         return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, reason=ratio.reason)
     told = interval_verdict(ratio, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
