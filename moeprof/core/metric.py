@@ -151,11 +151,13 @@ def missing(name: str, reason: str, **labels: str) -> MetricValue:
     return MetricValue(name=name, value=None, reasons=(reason,), labels=labels)
 
 
-def measured(name: str, value: float | int | None, reason: str, *, exact: bool = False, **labels: str) -> MetricValue:
+def measured(
+    name: str, value: float | int | None, reason: str, labels: dict[str, str] | None = None, *, exact: bool = False
+) -> MetricValue:
     """A value without an interval, or why there is none."""
     if value is None:
-        return missing(name, reason, **labels)
-    return MetricValue(name=name, value=value, exact=exact, labels=labels)
+        return missing(name, reason, **(labels or {}))
+    return MetricValue(name=name, value=value, exact=exact, labels=labels or {})
 
 
 def estimated(

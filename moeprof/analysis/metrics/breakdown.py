@@ -301,20 +301,20 @@ def gap_metrics(launch_info: Mapping[str, Any], facts: ModelFacts) -> list[Metri
         reason = step.reason or "no work was counted"
         values += [
             MetricValue(name="gap_step_s", value=step.wall_s, n=n, labels=labels),
-            measured("gap_step_device_s", step.device_s, "device time needs a device with events", **labels),
-            measured("gap_roofline_s", step.roofline_s, reason, **labels),
-            measured("gap_time_over_roofline_ratio", step.time_over_roofline_ratio, reason, **labels),
-            measured("gap_s", step.gap_s, reason, **labels),
+            measured("gap_step_device_s", step.device_s, "device time needs a device with events", labels),
+            measured("gap_roofline_s", step.roofline_s, reason, labels),
+            measured("gap_time_over_roofline_ratio", step.time_over_roofline_ratio, reason, labels),
+            measured("gap_s", step.gap_s, reason, labels),
         ]
         why = step.point.reason or "no step was profiled"
         ratio = None if step.profiled is None else step.profiled.wall_s / step.wall_s
         launched = None if step.profiled is None else step.profiled.launches
         values += [
-            measured("gap_launches_per_step", launched, why, **labels),
-            measured("gap_profiled_over_plain_ratio", ratio, why, **labels),
+            measured("gap_launches_per_step", launched, why, labels),
+            measured("gap_profiled_over_plain_ratio", ratio, why, labels),
         ]
         for part in step.parts:
             own = labels | {"part": part.name}
             values.append(MetricValue(name="gap_part_s", value=part.seconds, labels=own))
-            values.append(measured("gap_part_roofline_s", part.floor_s, reason, **own))
+            values.append(measured("gap_part_roofline_s", part.floor_s, reason, own))
     return values

@@ -136,7 +136,7 @@ def energy_metrics(
     if not rounds:
         return []
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
-    values = [measured("idle_power_w", idle_power_w, idle_reason, **labels)]
+    values = [measured("idle_power_w", idle_power_w, idle_reason, labels)]
     energies = [pass_energy(tables) for tables in rounds]
     failed = next((energy for energy in energies if energy.joules is None), None)
     if failed is not None:

@@ -127,7 +127,7 @@ def _peak(memory: Mapping[str, Any]) -> MetricValue:
     on_host = memory.get("kind") == "host"
     key = "host_rss_peak_bytes" if on_host else "peak_reserved_bytes"
     where = "host" if on_host else "device"
-    return measured("peak_memory_bytes", memory.get(key), _reason(memory, key), memory=where)
+    return measured("peak_memory_bytes", memory.get(key), _reason(memory, key), {"memory": where})
 
 
 def _max_concurrent(memory: Mapping[str, Any], facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
@@ -160,9 +160,7 @@ def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValu
     values = [mean_of_steps(names[0], idle, labels, NO_ROUTING)]
     values.append(MetricValue(name=names[1], value=cold_expert_bytes(facts, counts), exact=True, labels=labels))
     for name, share in HOT_SHARES.items():
-        values.append(
-            measured(name, hot_set_bytes(facts, counts, share), "no tokens were routed", exact=True, **labels)
-        )
+        values.append(measured(name, hot_set_bytes(facts, counts, share), "no tokens were routed", labels, exact=True))
     return values
 
 

@@ -332,4 +332,4 @@ def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
         ("peak_bandwidth_bytes_per_s", limits.measured_bandwidth_bytes_per_s, limits.bandwidth_reason),
         ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
     )
-    return [measured(name, value, reason, **labels) for name, value, reason in pairs]
+    return [measured(name, value, reason, labels) for name, value, reason in pairs]
