@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
@@ -31,7 +31,7 @@ from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 
 Ids = npt.NDArray[np.int32]
 PAD_ID = 0
@@ -76,9 +76,6 @@ class Watched:
         routing = RoutingRecorder(
             folder,
             self._tap,
-            layer_names=tuple(layer.name for layer in self._layers),
-            class_names=self._tap.class_names,
-            top_k=tuple(layer.top_k for layer in self._layers),
             window_steps=WINDOW_STEPS,
             step_counts_cap_bytes=STEP_COUNTS_CAP_BYTES,
             picks=PicksWriter(folder) if self._save_detailed else None,
@@ -98,7 +95,7 @@ class Ours:
         self._schedule = schedule
         listeners = ListenerSet()
         self._engine = build_engine(
-            model, EngineSettings(kv_tokens=kv_tokens(schedule), **settings), listeners=listeners
+            model, TransformersSettings(kv_tokens=kv_tokens(schedule), **settings), listeners=listeners
         )
         self._watched = Watched(model, schedule, listeners)
 

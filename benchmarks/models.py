@@ -44,8 +44,8 @@ def _load(spec: Any) -> Any:
 
     from moeprof.capture.models.find import find_model
     from moeprof.capture.models.load import load_model, read_blueprint
-    from moeprof.core.workload.engine import EngineSettings
+    from moeprof.core.workload.engine import TransformersSettings
 
-    settings, device = EngineSettings(), torch.device("cpu")
+    settings, device = TransformersSettings(), torch.device("cpu")
     source = find_model(spec)
     return load_model(spec, source, read_blueprint(spec, source, settings, device), settings, device).model

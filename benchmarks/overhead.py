@@ -15,12 +15,12 @@ from benchmarks.loads import SHORT, make_schedule
 from benchmarks.verdict import Row, Target
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.capture.engines.base import ListenerSet, Step
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.replay import Recorder
 from moeprof.core.record.tables import read_table
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 
 MAX_BATCH_TOKENS = 512
 NAME = "instrumentation_overhead_ratio"
@@ -52,7 +52,7 @@ def _pairs(
 ) -> tuple[pd.DataFrame, str]:
     """The table of pairs, and what each recorder spent per step."""
     listeners = ListenerSet()
-    settings = EngineSettings(
+    settings = TransformersSettings(
         kv_tokens=kv_tokens(schedule), max_batch_tokens=MAX_BATCH_TOKENS, cpu_kernels=cast("Any", kernels)
     )
     bare = build_engine(model, settings, in_turn=True)

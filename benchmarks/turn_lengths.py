@@ -24,7 +24,7 @@ from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.capture.protocol import LanePlan, LockstepPlan
 from moeprof.capture.run.two_processes import ProcessPair, started
 from moeprof.core.record.lanes import LanePass
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
 from moeprof.sources.schedule import build_schedule
@@ -49,7 +49,8 @@ def plan_of(folder: Path, model: Path, seconds: float) -> LockstepPlan:
     specs = [ModelSpec(name=name, path=str(model.resolve())) for name in ("base", "new")]
     return LockstepPlan(
         kind="pairs", lanes=tuple(LanePlan(name=spec.name, model=spec) for spec in specs),
-        engine=EngineSettings(), device="cpu", threads=1, folder=folder, schedule_file=folder / "schedule.parquet",
+        engine=TransformersSettings(), device="cpu", threads=1, folder=folder,
+        schedule_file=folder / "schedule.parquet",
         warmup_file=folder / "warmup.parquet", tokenizer_hash=tokenizer.sha256, concurrency=(4,), num_requests=None,
         max_seconds=seconds,
     )  # fmt: skip

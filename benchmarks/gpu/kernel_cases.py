@@ -1,11 +1,10 @@
-"""Shapes and candidates of the kernel probe. Candidates that another version lacks are left out, not an error.
+"""Shapes and candidates of the kernel probe.
 
 Shape legend: B sequences, H query heads, G key/value heads, D head size, S slots, P pages, T tokens, k picks, d hidden.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,9 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.kernels.attention import DecodeShape, torch_decode
+from moeprof.capture.kernels import candidates
+from moeprof.capture.kernels.attention import AttentionKind, DecodeShape, torch_decode
+from moeprof.capture.kernels.choose import Candidate
 
 PAGE_TOKENS = 16
 Attention = Callable[..., torch.Tensor]
@@ -81,33 +82,34 @@ ATTENTION = (
 
 
 def attention_candidates(every: bool) -> Iterator[tuple[str, Attention]]:
-    """Name and kernel: the plain form, ours in Triton (one tiling, or ``every``), torch's varlen kernel."""
+    """Name and kernel: the plain form, torch's varlen kernel, ours in Triton (one tiling, or ``every``)."""
+    ours = [one for one in candidates.DECODE if one.name == "triton"]
     yield "torch", torch_decode
-    triton = _module("triton_attention")
-    if triton is not None:
-        for number, tiling in enumerate(triton.TILINGS if every else triton.TILINGS[:1]):
-            yield f"triton tiling {number}", partial(triton.triton_decode, tiling=tiling)
-    varlen = _module("varlen_attention")
-    if varlen is not None:
-        yield "varlen", partial(_varlen, varlen)
+    for number, one in enumerate(ours if every else ours[:1]):
+        yield f"triton tiling {number}", one.kernel
+    for one in candidates.DECODE:
+        if one.name == "varlen":
+            yield "varlen", partial(_where_served, one)
 
 
 def prefill_candidates() -> Iterator[tuple[str, Attention]]:
     """Name and form of attention of whole prompts."""
-    prefill = _module("prefill_attention")
-    for name in ("sdpa", "varlen"):
-        found = getattr(prefill, f"{name}_prefill", None)
-        if found is not None:
-            yield name, found
+    for one in candidates.PREFILL:
+        if one.name != "plain":
+            yield one.name, one.kernel
 
 
-def _varlen(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
-    shape = rest[-1]
-    reason = module.why_not(query.device, query.dtype, query.shape[-1], value.shape[-1], shape, False)
+def _where_served(
+    one: Candidate[AttentionKind, Attention], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    kind = AttentionKind(
+        dtype=query.dtype, num_heads=query.shape[1], num_groups=key.shape[1], head_dim=query.shape[2],
+        value_dim=value.shape[2], shape=rest[2],
+    )  # fmt: skip
+    reason = one.why_none(query.device, [kind])
     if reason is not None:
         raise RuntimeError(reason)
-    found: torch.Tensor = module.varlen_decode(query, key, value, *rest)
-    return found
+    return one.kernel(query, key, value, *rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +175,9 @@ def plain_experts(module: Any, hidden: torch.Tensor, index: torch.Tensor, weight
 
 def experts_candidates(phase: str) -> Iterator[tuple[str, Experts]]:
     """Name and form: transformers' own, and ours in Triton for decode steps."""
-    triton = _module("triton_experts")
-    if triton is not None and phase == "decode":
-        for number, tiling in enumerate(triton.TILINGS):
-            yield f"triton tiling {number}", partial(triton.triton_experts, tiling=tiling)
+    if phase == "decode":
+        for number, one in enumerate(one for one in candidates.EXPERTS if one.name == "triton"):
+            yield f"triton tiling {number}", one.kernel
     for name in ("batched_mm", "grouped_mm", "eager"):
         yield name, partial(_interface, name)
 
@@ -187,10 +188,3 @@ def _interface(
     module.config._experts_implementation = name
     found: torch.Tensor = module(hidden, index, weights)
     return found
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"moeprof.capture.kernels.{name}")
-    except ImportError:
-        return None

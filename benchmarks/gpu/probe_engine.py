@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu.probe_models import Opened, StepEnds, equal_requests, launch_plan, open_shape
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.replay import replay
 from moeprof.core.trace import Schedule
@@ -63,7 +63,7 @@ def _way(probe: Probe, opened: Opened, tapping: Tapping, what: str, way: str, ch
         if engine is None:
             engine = build_engine(opened.model, replace(opened.settings, **changes), ListenerSet(tapping.always))
         inputs, outputs = (16, 8) if probe.is_tiny else (INPUT_TOKENS, OUTPUT_TOKENS)
-        prepare_decode(engine, batch, inputs + outputs)
+        engine.prepare(batch, inputs + outputs)
         return _timed(engine, equal_requests(batch, inputs, outputs), batch) | {"facts": _facts(engine)}
 
     for batch in (2,) if probe.is_tiny else BATCHES:

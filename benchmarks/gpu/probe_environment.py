@@ -13,7 +13,6 @@ from moeprof.capture.devices.environment import environment
 from moeprof.capture.devices.gpu import find_gpu
 from moeprof.capture.devices.peaks import measure_peaks
 from moeprof.capture.devices.streams import capture
-from moeprof.capture.kernels.triton.launch import why_own_launch
 
 PEAKS_S = 8.0
 LAUNCHES = 400
@@ -32,7 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
                                               budget_s=budget_s).to_json())  # fmt: skip
     probe.case("launches", lambda: _launches(probe))
     probe.case("copy of 64 kB to pinned memory, and waiting for it", lambda: _copy(probe))
-    probe.case("how Triton launches", lambda: {"why_own_launch": why_own_launch()})
     probe.case("a capture after one that failed", lambda: _failed_capture(probe))  # last: it may spoil what follows
     return 0
 

@@ -16,7 +16,7 @@ from moeprof.capture.models.find import named_configs
 from moeprof.capture.models.open import open_model
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
 from moeprof.core.workload.workload import Instruments, Warmup
@@ -33,7 +33,7 @@ class Opened:
 
     model: Any
     spec: ModelSpec
-    settings: EngineSettings
+    settings: TransformersSettings
 
 
 def open_shape(name: str, device: torch.device, *, num_layers: int | None, is_tiny: bool) -> Opened:
@@ -43,7 +43,7 @@ def open_shape(name: str, device: torch.device, *, num_layers: int | None, is_ti
         config["num_hidden_layers"] = num_layers
     if is_tiny:
         config = tiny_config(config)
-    settings = EngineSettings(
+    settings = TransformersSettings(
         dtype="float32" if is_tiny else "bfloat16",
         max_batch_tokens=256 if is_tiny else 8192,
         max_sequences=4 if is_tiny else 64,

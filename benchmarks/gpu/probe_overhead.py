@@ -16,7 +16,7 @@ from benchmarks.gpu.probe_models import Opened, equal_requests, launch_plan, ope
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine, prepare_decode
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.recorders.requests import RequestRecorder
@@ -61,9 +61,9 @@ def _paired(probe: Probe, opened: Opened, batch: int, detailed: bool) -> dict[st
         bare = build_engine(opened.model, settings, ListenerSet(tapping.always), in_turn=True)
         watched = build_engine(opened.model, settings, listeners, in_turn=True)
         try:
-            prepare_decode(bare, num, inputs + outputs)
+            bare.prepare(num, inputs + outputs)
             with tapping.watching(listeners):
-                prepare_decode(watched, num, inputs + outputs)
+                watched.prepare(num, inputs + outputs)
             recorders: list[Recorder] = [RequestRecorder(folder), StepRecorder(folder), *tapping.recorders(folder)]
             measure_overhead(
                 bare, watched, schedule, recorders, lambda: tapping.watching(listeners), folder,

@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from moeprof.capture.engines.base import Engine, ListenerSet
-from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers
+from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.check import SelfCheck, self_check
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import ModelError, UnsupportedModelError
@@ -279,7 +279,9 @@ def _try(model_type: str, engine_factory: EngineFactory) -> CoverageRow:
     finally:
         tap.close()
     verdict: Verdict = "works" if check.passed else "fails"
-    if check.passed and any(_is_adapted(layer) for layer in layers):
+    if check.passed and any(
+        layer.hook != "experts_arguments" or layer.skips_zero_weight or layer.num_identity > 0 for layer in layers
+    ):
         verdict = "adapter"
     return CoverageRow(
         model_type=model_type,
@@ -289,10 +291,6 @@ def _try(model_type: str, engine_factory: EngineFactory) -> CoverageRow:
         reason=check.reason or "; ".join((*engine.facts.notes, *check.notes)),
         check=check,
     )
-
-
-def _is_adapted(layer: MoeLayer) -> bool:
-    return layer.hook != "experts_arguments" or layer.skips_zero_weight or layer.num_identity > 0
 
 
 def _run(engine: Engine) -> None:

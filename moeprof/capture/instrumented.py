@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet
+from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet, ServedEngine
+from moeprof.capture.engines.deployment import Deployment, RoutingSource
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import build_engine, prepare_decode
 from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
@@ -27,19 +27,26 @@ from moeprof.capture.routing.recorded import replay_table
 from moeprof.capture.routing.rows import Positions
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.capture.routing.teacher_forced import record_forced_picks
+from moeprof.core.errors import EngineError
 from moeprof.core.record.picks import FILE_NAME, save_forced_picks
 from moeprof.core.trace import Schedule, first_requests
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import EngineSettings, TransformersSettings
 
 SELF_CHECK_REQUESTS = 2
 
 
 class Tapping:
-    """Owns the hooks of one model."""
+    """Owns the hooks of one model. Where the module is elsewhere there are none, and the engine may count itself.
 
-    def __init__(self, model: Any, plan: LaunchPlan) -> None:
-        self._model, self._plan, self._device = model, plan, next(model.parameters()).device
-        self.layers = find_moe_layers(model)
+    Args:
+        model: the module, or None.
+        plan: of the launch.
+        source: the engine's own account of its routing.
+    """
+
+    def __init__(self, model: Any, plan: LaunchPlan, source: RoutingSource | None = None) -> None:
+        self._model, self._plan, self._source = model, plan, source
+        self.layers = () if model is None else find_moe_layers(model)
         self._replayed: PickOverride | None = None
         self._override = self._overridden(plan)
         self._tap: RoutingTap | None = None
@@ -89,7 +96,7 @@ class Tapping:
         save_forced_picks(self._plan.launch_folder / FILE_NAME, found)
         return {"tokens": found.num_tokens, "requests": found.num_requests, "sha256": found.tokens_sha256}
 
-    def replay_recorded(self, schedule: Schedule, engine: Engine, listeners: ListenerSet) -> None:
+    def replay_recorded(self, schedule: Schedule, engine: ServedEngine, listeners: ListenerSet) -> None:
         """Put recorded picks in force, where the model's routing policy is ``replay``.
 
         Raises:
@@ -101,7 +108,7 @@ class Tapping:
         left_out = frozenset(r.index for r in schedule.requests() if refusal(engine, r) is not None)
         table = replay_table(Path(str(routing.path)), schedule, layer_shapes(self.layers), left_out=left_out)
         # Until a pass is measured, tokens are of other requests (warm-up) and borrow their picks.
-        picks = PickTable(table, Positions.of(schedule), self._device)
+        picks = PickTable(table, Positions.of(schedule), next(self._model.parameters()).device)
         self._replayed = self._override = PickOverride(self.layers, picks, strict=False)
         self._replayed.enable()
         listeners.listeners.append(self._replayed)
@@ -148,16 +155,14 @@ class Tapping:
 
     def recorders(self, folder: Path) -> list[Recorder]:
         """The routing recorder of a pass; empty for dense models."""
-        if self._tap is None:
+        source = self._tap or self._source
+        if source is None:
             return []
         instruments = self._plan.instruments
         return [
             RoutingRecorder(
                 folder,
-                self._tap,
-                layer_names=tuple(layer.name for layer in self.layers),
-                class_names=self._tap.class_names,
-                top_k=tuple(layer.top_k for layer in self.layers),
+                source,
                 window_steps=instruments.window_steps,
                 step_counts_cap_bytes=instruments.step_counts_cap_mib * 2**20,
                 picks=PicksWriter(folder) if instruments.save_detailed else None,
@@ -192,45 +197,68 @@ class Rig:
     """One model, its tap, and one engine at a time.
 
     Attributes:
-        model: on its device.
+        deployment: what was opened.
         tapping: its routing instruments.
         listeners: of the engine.
         engine: the one that is mounted.
     """
 
-    def __init__(self, model: Any, plan: LaunchPlan, should_stop: Callable[[], bool]) -> None:
-        self.model, self._plan, self._should_stop = model, plan, should_stop
-        self.tapping = Tapping(model, plan)
+    def __init__(self, deployment: Deployment, plan: LaunchPlan, should_stop: Callable[[], bool]) -> None:
+        self.deployment, self._plan, self._should_stop = deployment, plan, should_stop
+        self.tapping = Tapping(deployment.module, plan, deployment.routing)
         self.listeners = ListenerSet(self.tapping.always)
         self.engine = self._build(plan.engine)
-        self._batch_tokens = plan.engine.max_batch_tokens
+        self._batch_tokens: int | None = None
 
-    def capture_for(self, schedule: Schedule, engine: Engine | None = None) -> int:
+    @property
+    def stepped(self) -> Engine:
+        """The mounted engine, for measurements that need steps.
+
+        Raises:
+            EngineError: it steps itself.
+        """
+        reason = self.deployment.why_not("steps")
+        if reason is not None:
+            raise EngineError(f"this needs an engine that we step: {reason}")
+        return cast("Engine", self.engine)
+
+    def self_check(self, warmup: Schedule) -> dict[str, Any]:
+        """:meth:`Tapping.self_check` on the mounted engine; of an engine that counts itself, or cannot, says so."""
+        reason = self.deployment.why_not("module")
+        if reason is not None:
+            return {"passed": None, "notes": [f"no tap of ours: {reason}"]}
+        return self.tapping.self_check(self.stepped, self.listeners, warmup)
+
+    def capture_for(self, schedule: Schedule, engine: ServedEngine | None = None) -> int:
         """Capture the decode steps that a schedule will need, where the engine captures; how many are new.
 
         With the listeners as they are: call it while the tap watches if the pass will be watched.
         """
         in_flight = min(len(schedule), schedule.concurrency or len(schedule))
         longest = int((schedule.input_tokens + schedule.output_tokens).max(initial=1))
-        return prepare_decode(engine or self.engine, in_flight, longest)
+        return (engine or self.engine).prepare(in_flight, longest)
 
-    def use_batch_tokens(self, max_batch_tokens: int, warmup: Schedule) -> None:
-        """Another engine where a sweep asks for another step size; a few warm-up requests, then it counts."""
+    def use_batch_tokens(self, max_batch_tokens: int | None, warmup: Schedule) -> None:
+        """Another engine where a sweep asks for another step size; a few warm-up requests, then it counts.
+
+        None: the workload's own step size.
+        """
         if max_batch_tokens == self._batch_tokens:
             return
         self.engine.close()
-        self._batch_tokens = max_batch_tokens
-        self.engine = self._build(replace(self._plan.engine, max_batch_tokens=max_batch_tokens))
+        self._batch_tokens, settings = max_batch_tokens, self._plan.own_engine
+        own = settings if max_batch_tokens is None else replace(settings, max_batch_tokens=max_batch_tokens)
+        self.engine = self._build(own)
         few = first_requests(warmup, WARM_AGAIN_REQUESTS, self.engine.facts.max_sequence_tokens).as_offline()
         replay(self.engine, few, [], should_stop=self._should_stop)
         self.engine.reset()
 
-    def mount_pair(self, settings: EngineSettings) -> Engine:
+    def mount_pair(self, settings: TransformersSettings) -> Engine:
         """A bare engine, to be stepped in turn with a watched one, which is mounted."""
         self.engine.close()
-        bare = build_engine(self.model, settings, ListenerSet(self.tapping.always), in_turn=True)
-        self.engine = build_engine(self.model, settings, self.listeners, in_turn=True)
-        return bare
+        bare = self.deployment.build(settings, ListenerSet(self.tapping.always), in_turn=True)
+        self.engine = self.deployment.build(settings, self.listeners, in_turn=True)
+        return cast("Engine", bare)
 
     @contextmanager
     def without_engine(self) -> Iterator[None]:
@@ -238,22 +266,22 @@ class Rig:
         self.engine.close()
         yield
         self.engine = self._build(self._plan.engine)
-        self._batch_tokens = self._plan.engine.max_batch_tokens
+        self._batch_tokens = None
 
     @contextmanager
     def eager_engine(self) -> Iterator[Engine]:
         """An engine of which Python launches every operation, as a profiler needs it."""
-        settings = replace(self._plan.engine, decode_graphs="off", run_ahead="off", compile="off")
+        settings = replace(self._plan.own_engine, decode_graphs="off", run_ahead="off", compile="off")
         with self.without_engine(), closing(self._build(settings)) as eager:
-            yield eager
+            yield cast("Engine", eager)
 
     def close(self) -> None:
         """Remove hooks, release the engine."""
         self.tapping.close()
         self.engine.close()
 
-    def _build(self, settings: EngineSettings) -> Engine:
-        return slowed(build_engine(self.model, settings, self.listeners), self._plan.slowdown)
+    def _build(self, settings: EngineSettings) -> ServedEngine:
+        return slowed(self.deployment.build(settings, self.listeners), self._plan.slowdown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import EngineSettings, TransformersSettings, ours
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Instruments, Warmup
 
@@ -75,6 +75,7 @@ class LaunchPlan:
         continues: True when the launch goes on after a reload (models that do not fit in memory together).
         process: 0 for the run's own process; a resumed run's are numbered from 1.
         slowdown: a test hook; see moeprof/capture/engines/faults.py.
+        opener: ``module:function`` that opens the model, of the table of engines; workers do not look at the table.
     """
 
     model: ModelSpec
@@ -94,11 +95,17 @@ class LaunchPlan:
     continues: bool = False
     process: int = 0
     slowdown: Slowdown | None = None
+    opener: str = "moeprof.capture.engines.hf:open"
 
     @property
     def label(self) -> str:
         """What messages call the worker."""
         return f"model {self.model.name}"
+
+    @property
+    def own_engine(self) -> TransformersSettings:
+        """Settings of a model that the worker holds itself."""
+        return ours(self.engine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +171,7 @@ class LanePlan:
     rung: str | None = None
     distinct: int | None = None
     optional: bool = False
-    engine: EngineSettings | None = None
+    engine: TransformersSettings | None = None
     slowdown: Slowdown | None = None
 
 
@@ -191,7 +198,7 @@ class LockstepPlan:
 
     kind: Literal["lockstep", "ladder", "pairs"]
     lanes: tuple[LanePlan, ...]
-    engine: EngineSettings
+    engine: TransformersSettings
     device: str
     threads: int | None
     folder: Path

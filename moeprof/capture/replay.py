@@ -1,8 +1,9 @@
 """THE loop: a schedule through an engine, watched by recorders.
 
-Three patterns, one loop. Open: a request is sent when its arrival comes, whatever the engine does, and latency counts
-from the arrival. Closed: a new request follows each finished one. Offline: all at once. A request that can never fit is
-refused before it reaches the engine, because an over-long one would stop the whole batch.
+Engines that we step tell each step, engines that step themselves tell the tokens that arrived. One loop, three
+patterns. Open: a request is sent when its arrival comes, whatever the engine does, and latency counts from the arrival.
+Closed: a new request follows each finished one. Offline: all at once. A request that can never fit is refused before it
+reaches the engine, because an over-long one would stop the whole batch.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from moeprof.capture.engines.base import Engine, Step
+from moeprof.capture.engines.base import ServedEngine, Step, TokenEvents
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request, Schedule
 
 IDLE_NAP_S = 0.05  # upper bound of one wait, so that a stop is heard
 
 
-class Recorder(Protocol):
-    """Listens to a replay. Appends; computes no statistics, prints nothing, answers nobody."""
+class Recorder:
+    """Listens to a replay. Appends; computes no statistics, prints nothing, answers nobody. Notes nothing by itself."""
 
     def on_start(self, schedule: Schedule, origin_s: float) -> None:
         """The pass begins; all times given later minus ``origin_s`` are seconds from its start."""
@@ -30,7 +31,10 @@ class Recorder(Protocol):
         """A request was handed over, or refused with a reason."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
-        """A step ended."""
+        """A step ended; never called for an engine that steps itself."""
+
+    def on_tokens(self, told: TokenEvents) -> None:
+        """Tokens arrived; never called for a stepped engine."""
 
     def on_end(self, end_s: float) -> None:
         """The pass is over; write what is left."""
@@ -60,6 +64,7 @@ class Pacer:
         self._waiting = deque(schedule.requests())
         self._limit = schedule.concurrency if schedule.pattern == "closed" else None
         self._timed, self._origin_s = schedule.pattern == "open", origin_s
+        self._free_s = origin_s
 
     def due(self, now_s: float, in_flight: int) -> list[Request]:
         """Requests to send at clock time ``now_s``, in order."""
@@ -78,9 +83,24 @@ class Pacer:
         """Seconds until the next request arrives; 0 or less when it has."""
         return self._origin_s + self._waiting[0].arrival_s - now_s
 
+    def nap_s(self, now_s: float) -> float:
+        """How long nothing will be due unless a request ends."""
+        return max(0.0, min(IDLE_NAP_S, self.wait_s(now_s))) if self._timed and self._waiting else IDLE_NAP_S
+
+    def ready_s(self, request: Request) -> float:
+        """When it could have been sent: at its arrival, and not while a step held the loop or its place was taken."""
+        return max(self._origin_s + request.arrival_s, self._free_s)
+
+    def note(self, told: Step | TokenEvents) -> None:
+        """A step holds the loop until it ends; of what steps itself only the end of a request frees a place."""
+        if isinstance(told, Step):
+            self._free_s = told.end_s
+        elif not self._timed:
+            self._free_s = max((event.at_s for event in told.events if event.finished), default=self._free_s)
+
 
 def replay(
-    engine: Engine,
+    engine: ServedEngine,
     schedule: Schedule,
     recorders: Sequence[Recorder],
     *,
@@ -108,7 +128,7 @@ def replay(
 
 
 def _loop(
-    engine: Engine,
+    engine: ServedEngine,
     pacer: Pacer,
     recorders: Sequence[Recorder],
     origin: float,
@@ -118,7 +138,6 @@ def _loop(
     sleep: Callable[[float], None],
 ) -> ReplayResult:
     in_flight = sent = refused = finished = 0
-    step_end = origin
     status: Literal["done", "cut", "stopped"] = "done"
     while True:
         for request in pacer.due(clock(), in_flight):
@@ -129,16 +148,13 @@ def _loop(
                 sent, in_flight = sent + 1, in_flight + 1
             else:
                 refused += 1
-            ready = max(origin + request.arrival_s, step_end)
             for recorder in recorders:
-                recorder.on_send(request, now, now - ready, reason)
-        step = engine.step() if in_flight else None
-        if step is not None:
-            step_end = step.end_s
-            ended = sum(sequence.finished for sequence in step.sequences)
-            in_flight, finished = in_flight - ended, finished + ended
-            for recorder in recorders:
-                recorder.on_step(step, max(0, in_flight + ended - len(step.sequences)))
+                recorder.on_send(request, now, now - pacer.ready_s(request), reason)
+        told = engine.poll(pacer.nap_s(clock())) if in_flight else None
+        if told is not None:
+            pacer.note(told)
+            finished += _tell(recorders, told, in_flight)
+            in_flight -= told.num_ended
         elif in_flight:
             raise EngineError(f"the engine has {in_flight} requests in flight and nothing to run: it lost them")
         elif pacer.is_empty:
@@ -151,11 +167,22 @@ def _loop(
         if deadline_s is not None and clock() >= deadline_s:
             status = "cut"
             break
-    for step in engine.drain():  # launched before the stop was heard: their tokens were computed, so they count
-        finished += sum(sequence.finished for sequence in step.sequences)
-        for recorder in recorders:
-            recorder.on_step(step, 0)
+    for told in engine.drain():  # launched before the stop was heard: their tokens were computed, so they count
+        finished += _tell(recorders, told, 0)
     return ReplayResult(status=status, origin_s=origin, end_s=clock(), sent=sent, refused=refused, finished=finished)
+
+
+def _tell(recorders: Sequence[Recorder], told: Step | TokenEvents, in_flight: int) -> int:
+    """Hand on what happened; how many requests ended well in it."""
+    if isinstance(told, Step):
+        num_waiting = max(0, in_flight - len(told.sequences))
+        for recorder in recorders:
+            recorder.on_step(told, num_waiting)
+        return told.num_ended
+    if told.events:
+        for recorder in recorders:
+            recorder.on_tokens(told)
+    return sum(event.finished and event.error is None for event in told.events)
 
 
 def _end_after(error: Exception, recorders: Sequence[Recorder], end_s: float) -> None:
@@ -169,9 +196,11 @@ def _end_after(error: Exception, recorders: Sequence[Recorder], end_s: float) ->
             )
 
 
-def refusal(engine: Engine, request: Request) -> str | None:
+def refusal(engine: ServedEngine, request: Request) -> str | None:
     """Why the engine can never run this request, or None."""
     total, limit = len(request.input_ids) + request.output_tokens, engine.facts.max_sequence_tokens
     if not request.input_ids:
         return "empty prompt"
-    return None if total <= limit else f"too long: {total} tokens of prompt and output, the engine holds {limit}"
+    if limit is None or total <= limit:
+        return None
+    return f"too long: {total} tokens of prompt and output, the engine holds {limit}"

@@ -30,10 +30,10 @@ def _coverage() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from moeprof.capture.coverage import coverage
-    from moeprof.capture.engines.select import build_engine
-    from moeprof.core.workload.engine import EngineSettings
+    from moeprof.capture.engines.hf import build_engine
+    from moeprof.core.workload.engine import TransformersSettings
 
-    settings = EngineSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64)
+    settings = TransformersSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64)
     return [asdict(row) for row in coverage(lambda model, listeners: build_engine(model, settings, listeners))]
 
 

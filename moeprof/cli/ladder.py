@@ -38,6 +38,7 @@ def ladder(
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
     from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
@@ -51,7 +52,7 @@ def ladder(
         "distinct": None if distinct is None else _numbers("--distinct", distinct),
         "max_seconds": max_seconds,
     }
-    resolved = ladder_workload(apply(load_workload(workload), options), settings)
+    resolved = ladder_workload(apply(load_workload(workload, engine_kinds()), options), settings)
     prepared = prepare(resolved)
     machine = prepared.environment
     pricing = resolve_pricing(
@@ -136,7 +137,8 @@ def only_ladder(comparison: Comparison, report: Document, record: Record) -> Com
     """The page without what needs passes of their own, for a run that has none: the ladder's answer comes first."""
     from dataclasses import replace
 
-    from moeprof.analysis.report.sections.ladder import ladder_results, sentences
+    from moeprof.analysis.report.sections.ladder import sentences
+    from moeprof.analysis.sparsity.ladder import ladder_results
 
     said = sentences(ladder_results(record))
     headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."

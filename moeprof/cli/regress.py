@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,9 +74,9 @@ def regress(
     quiet: QuietOption = False,
 ) -> None:
     """Judge a run against a baseline, or measure two revisions in turn: exit 0 fine, 3 regression, 4 cannot tell."""
+    from moeprof.analysis.regress.check import Choices, judge_pairs_folder, judge_run
     from moeprof.cli.output import Output, show, telling
     from moeprof.cli.regress_ab import AbOptions, measured_pairs
-    from moeprof.cli.regress_judge import Choices, judge_pairs_folder, judge_run
     from moeprof.core.record.pairs import is_pairs_record
 
     _check_usage(run, baseline, ab, base_python, launches, max_seconds, until_precise, max_minutes)
@@ -100,8 +101,12 @@ def regress(
     elif run is not None:
         with telling(output):
             pairs = is_pairs_record(run)
-            judged = judge_pairs_folder(run, choices) if pairs else judge_run(run, str(baseline), choices)
+            judged = judge_pairs_folder(run, choices) if pairs else judge_run(run, str(baseline), choices, _note)
         show(judged, output)
+
+
+def _note(text: str) -> None:
+    print(f"moeprof: note: {text}", file=sys.stderr)
 
 
 def _check_usage(run: Path | None, baseline: str | None, ab: tuple[Path, Path] | None, *only_with_ab: object) -> None:

@@ -6,21 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
 from moeprof.core.record.pairs import BASE, NEW
 
 if TYPE_CHECKING:
-    from moeprof.capture.run.ab import AbRun
+    from moeprof.analysis.regress.check import Choices
     from moeprof.capture.run.prepare import Prepared
-    from moeprof.capture.run.status import SignalWatch
-    from moeprof.cli.regress_judge import Choices
-
-LAUNCHES = 6
-MOST_LAUNCHES = 60  # of --until-precise without --max-minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +25,7 @@ class AbOptions:
 
     Attributes:
         base_python: the base side's own interpreter; two processes then.
-        launches: launch pairs; the fewest with ``until_precise``; None: LAUNCHES.
+        launches: launch pairs; the fewest with ``until_precise``; None: the default.
         max_seconds: bound on one launch pair.
         until_precise: add pairs until every interval is narrow enough.
         max_minutes: begin no pair after so long.
@@ -61,20 +57,6 @@ class AbOptions:
         told = ((f"--{name.replace('_', '-')}", getattr(self, name)) for name in names)
         return tuple(text for option, value in told if value is not None for text in (option, str(value)))
 
-    @property
-    def mode(self) -> Literal["pairs", "processes"]:
-        """How many processes a launch pair has."""
-        return "pairs" if self.base_python is None else "processes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One side, checked: its file, what it holds, and what a second of it costs."""
-
-    path: Path
-    prepared: Prepared
-    pricing: dict[str, Any]
-
 
 def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, output_dir: Path | None) -> Path:
     """Measure; returns the folder (see core/record/pairs.py).
@@ -84,90 +66,58 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InterruptedRunError: stopped; what was measured is kept.
     """
     from moeprof.analysis.metrics.pricing import Pricing
-    from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
+    from moeprof.analysis.regress.check import LAUNCHES, Stopping, precise_enough
+    from moeprof.capture.run.ab import AbRun, in_one_process, in_two_processes, pair_up, run_lone
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.capture.run.step_child import check_python
     from moeprof.cli.progress import make_audience
 
-    if options.base_python is not None:
-        check_python(options.base_python)
-    sides = {BASE: _side(base, options), NEW: _side(new, options)}
-    pairing = pair_up(sides[BASE].prepared, sides[NEW].prepared, max_seconds=options.max_seconds)
-    workload = sides[NEW].prepared.workload
+    base_python, launches = options.base_python, options.launches or LAUNCHES
+    if base_python is not None:
+        check_python(base_python)
+    prepared, bills = zip(*(_prepared(path, options) for path in (base, new)), strict=True)
+    pairing = pair_up(*prepared, max_seconds=options.max_seconds)
+    workload = pairing.new.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
-    measure = in_one_process if options.base_python is None else _in_two_processes(options.base_python)
-    pricing = Pricing.from_json(sides[NEW].pricing)
-    with SignalWatch() as signals, make_audience(pricing, quiet=options.quiet) as audience:
-        settings = {"launches": options.launches or LAUNCHES, "until_precise": options.until_precise}
-        run = AbRun(pairing, folder, audience, signals, mode=options.mode, measure=measure, settings=settings)
-        status = "failed"
-        try:
-            for name, side in sides.items():
-                _alone(run, name, side, options, folder, signals)
-            run.pairs(_more(folder, options, choices))
-            status = "interrupted" if signals.number else "done"
-        finally:
-            run.finish(status)
+    stopping = Stopping(launches=launches, until_precise=options.until_precise, max_minutes=options.max_minutes)
+    with SignalWatch() as signals, make_audience(Pricing.from_json(bills[1]), quiet=options.quiet) as audience:
+        run = AbRun(
+            pairing, folder, audience, signals,
+            mode="pairs" if base_python is None else "processes",
+            measure=in_one_process if base_python is None else in_two_processes(base_python),
+            settings={"launches": launches, "until_precise": options.until_precise},
+        )  # fmt: skip
+        alone: list[Callable[[], None]] = [
+            partial(run.lone, name, workload_text=path.read_text(encoding="utf-8", errors="replace"), pricing=bill)
+            for name, path, bill in zip((BASE, NEW), (base, new), bills, strict=True)
+        ]
+        if base_python is not None:
+            alone[0] = partial(run_lone, base_python, base, folder / BASE, signals, options.of_run)
+        started = time.monotonic()
+        run.whole(
+            alone,
+            lambda done: stopping.wants_more(done, time.monotonic() - started, lambda: precise_enough(folder, choices)),
+        )
     print(f"record: {folder}", file=sys.stderr)
     if signals.number:
         raise InterruptedRunError(f"stopped; what was measured is kept: moeprof regress {folder}", signals.number)
     return folder
 
 
-def _side(path: Path, options: AbOptions) -> Side:
+def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, dict[str, Any]]:
+    """One side, checked, and what a second of it costs."""
     from moeprof.analysis.metrics.pricing import resolve_pricing
+    from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
         device=options.device, threads=options.threads, usd_per_device_hour=options.usd_per_device_hour
     )
-    prepared = prepare(apply(load_workload(path), overrides))
+    prepared = prepare(apply(load_workload(path, engine_kinds()), overrides))
     machine = prepared.environment
     pricing = resolve_pricing(
         prepared.workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
     )
-    return Side(path=path, prepared=prepared, pricing=pricing.to_json())
-
-
-def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, signals: SignalWatch) -> None:
-    from moeprof.capture.run.ab import run_lone
-
-    if run.stopped:
-        return
-    if name == BASE and options.base_python is not None:
-        run_lone(options.base_python, side.path, folder / BASE, signals, options.of_run)
-    else:
-        text = side.path.read_text(encoding="utf-8", errors="replace")
-        run.lone(name, workload_text=text, pricing=side.pricing)
-
-
-def _in_two_processes(base_python: Path) -> Callable[..., dict[str, str]]:
-    from moeprof.capture.run.two_processes import run_process_pair
-
-    pythons = {BASE: base_python, NEW: Path(sys.executable)}
-
-    def measure(plan: Any, hear: Any, should_stop: Any) -> dict[str, str]:
-        return dict(run_process_pair(plan, pythons, hear, should_stop, None).get("measured", {}))
-
-    return measure
-
-
-def _more(folder: Path, options: AbOptions, choices: Choices) -> Callable[[int], bool]:
-    """Whether another launch pair is wanted. What was found is not looked at, only how precisely."""
-    wanted, started = options.launches or LAUNCHES, time.monotonic()
-
-    def more(done: int) -> bool:
-        late = options.max_minutes is not None and time.monotonic() - started >= 60 * options.max_minutes
-        if late and done:
-            return False
-        if done < wanted:
-            return True
-        if not options.until_precise or (options.max_minutes is None and done >= MOST_LAUNCHES):
-            return False
-        from moeprof.cli.regress_judge import precise_enough
-
-        return not precise_enough(folder, choices)
-
-    return more
+    return prepared, pricing.to_json()

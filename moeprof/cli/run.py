@@ -45,9 +45,10 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
         ("classes", ", ".join(schedule.classes)),
-        ("KV cache", f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"),
     ]
-    rows += _memory(prepared)
+    if fit.models:
+        room = f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"
+        rows += [("KV cache", room), *_memory(prepared)]
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
@@ -60,7 +61,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
     print_records([{"what": what, "plan": plan} for what, plan in rows], form)
-    if form in ("table", "md"):
+    if form in ("table", "md") and fit.models:
         print()
         print_records(memory_table(fit), form)
 
@@ -251,6 +252,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
+    from moeprof.capture.engines import engine_kinds
     from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
@@ -265,7 +267,7 @@ def run(
         max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
-    resolved = place.adapt(apply(load_workload(workload), options))
+    resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))
     if not leads_torchrun(resolved.engine.parallel, os.environ):
         return
     prepared = prepare(resolved, must_fit=not dry_run)

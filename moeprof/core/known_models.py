@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -145,24 +145,12 @@ def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, s
     )  # fmt: skip
     is_decoder = not d.encoder_layers
     return _facts(
-        params, tuple(_at(moe, i) for i in layers), name=name, source=source, tied=d.tied_embeddings,
-        shape=(d.num_layers, d.hidden_size, d.vocab_size),
+        params, tuple(replace(moe, name=f"layers.{i}") for i in layers), name=name, source=source,
+        tied=d.tied_embeddings, shape=(d.num_layers, d.hidden_size, d.vocab_size),
         kv=2 * kv_heads * d.head_dim * d.num_layers * BYTES_PER_PARAM if is_decoder else None,
         pairs=4 * heads * d.head_dim * d.num_layers if is_decoder else None,
         notes=("counted from a description of its layers, without biases", *(() if is_decoder else (TWO_STACKS,))),
     )  # fmt: skip
-
-
-def _at(layer: MoeLayerFacts, index: int) -> MoeLayerFacts:
-    return MoeLayerFacts(
-        name=f"layers.{index}",
-        num_experts=layer.num_experts,
-        top_k=layer.top_k,
-        expert_params=layer.expert_params,
-        expert_bytes=layer.expert_bytes,
-        shared_params=layer.shared_params,
-        router_params=layer.router_params,
-    )
 
 
 def _experts_only(described: ExpertsOnly, name: str, source: str) -> ModelFacts:

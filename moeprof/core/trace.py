@@ -3,8 +3,6 @@
 A *trace* is requests as recorded: arrivals and lengths, sometimes text, sessions, prefix blocks. A *schedule* is the
 exact token ids and arrival times that every model of an experiment gets; it is saved, hashed, and replayable byte for
 byte. Both are columns, not lists of objects: a trace may have a million rows. Suffix legend: N requests.
-
-Parts of a schedule, for checks and measurements that need only a few of its requests.
 """
 
 from __future__ import annotations

@@ -2,9 +2,7 @@
 
 Strict means: unknown keys are errors (with the nearest valid name), duplicate keys are errors, a text like ``1e-3``
 where a number belongs is read as the number YAML 1.2 says it is, and a wrong type is named with its line. Errors read
-``file:line: key: what was found; what is allowed``.
-
-Bounds of numbers in a workload, with one wording for all errors.
+``file:line: key: what was found; what is allowed``; bounds of numbers have one wording for all errors.
 """
 
 from __future__ import annotations
@@ -12,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +20,7 @@ import yaml
 from moeprof.core.errors import InputError, WorkloadError
 
 T = TypeVar("T")
+Kinds = Mapping[type, Mapping[str, type]]  # class -> what its key ``kind`` may name -> the class to read instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,19 @@ class Place:
     file: str
     line: int
     key: str = ""
+    kinds: Kinds = field(default_factory=dict)
 
     def child(self, name: str, line: int) -> Place:
         """The place of a key below this one."""
-        return Place(self.file, line, f"{self.key}.{name}" if self.key else name)
+        return dataclasses.replace(self, line=line, key=f"{self.key}.{name}" if self.key else name)
 
     def error(self, message: str) -> WorkloadError:
         """An error at this place."""
         return WorkloadError(f"{self.file}:{self.line}: {self.key + ': ' if self.key else ''}{message}")
 
 
-def load(path: Path, kind: type[T]) -> T:
-    """Read ``path`` as a ``kind``.
+def load(path: Path, kind: type[T], kinds: Kinds | None = None) -> T:
+    """Read ``path`` as a ``kind``; ``kinds``: classes of which the file says by ``kind:`` which one it means.
 
     Raises:
         WorkloadError: missing file, YAML syntax, unknown or missing key, wrong type, value out of range.
@@ -52,10 +53,10 @@ def load(path: Path, kind: type[T]) -> T:
         raise WorkloadError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise WorkloadError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    return loads(text, kind, str(path))
+    return loads(text, kind, str(path), kinds)
 
 
-def loads(text: str, kind: type[T], file: str = "<text>") -> T:
+def loads(text: str, kind: type[T], file: str = "<text>", kinds: Kinds | None = None) -> T:
     """Like :func:`load`, from text."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -66,7 +67,7 @@ def loads(text: str, kind: type[T], file: str = "<text>") -> T:
         raise WorkloadError(f"{file}:1: not valid YAML: {error}") from error
     if node is None:
         raise WorkloadError(f"{file}:1: the file is empty; `moeprof init` writes starter workloads")
-    value: T = _build(kind, node, Place(file, node.start_mark.line + 1))
+    value: T = _build(kind, node, Place(file, node.start_mark.line + 1, kinds=kinds or {}))
     return value
 
 
@@ -141,6 +142,8 @@ def _table(item: Any, node: yaml.Node, place: Place) -> dict[str, Any]:
 
 
 def _dataclass(kind: Any, node: yaml.Node, place: Place) -> Any:
+    if kind in place.kinds:
+        kind = _of_kind(place.kinds[kind], node, place)
     hints = get_type_hints(kind, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     values: dict[str, Any] = {}
@@ -155,6 +158,12 @@ def _dataclass(kind: Any, node: yaml.Node, place: Place) -> Any:
         return kind(**values)
     except InputError as error:  # a __post_init__ that names the key and what is allowed
         raise place.error(str(error)) from error
+
+
+def _of_kind(classes: Mapping[str, type], node: yaml.Node, place: Place) -> type:
+    """The class that the key ``kind`` names; the first one where it is left out."""
+    named = next(((child, at) for name, child, at in _pairs(node, place) if name == "kind"), None)
+    return classes[next(iter(classes)) if named is None else _choice(tuple(classes), *named)]
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

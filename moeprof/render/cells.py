@@ -13,7 +13,7 @@ from typing import Literal
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.labels import from_to
 from moeprof.analysis.report.document import GateRow, GateTable, Row, Waterfall, WaterfallStep
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue
 

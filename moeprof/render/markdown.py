@@ -27,7 +27,7 @@ from moeprof.analysis.report.document import (
     Timeline,
     Waterfall,
 )
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
 from moeprof.core.text import printable
 from moeprof.render.cells import (

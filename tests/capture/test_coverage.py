@@ -20,12 +20,12 @@ REFUSED = {"doge", "aria_text"} if transformers.__version__.startswith("5.17.") 
 
 def make_engine(model: Any, listeners: ListenerSet) -> Engine:
     """The engine that a run would choose; static batches while there is no chooser."""
-    if importlib.util.find_spec("moeprof.capture.engines.select") is None:
+    if importlib.util.find_spec("moeprof.capture.engines.hf") is None:
         return StaticEngine(model, max_batch=2, max_sequence_tokens=64, listeners=listeners)
-    from moeprof.capture.engines.select import build_engine
-    from moeprof.core.workload.engine import EngineSettings
+    from moeprof.capture.engines.hf import build_engine
+    from moeprof.core.workload.engine import TransformersSettings
 
-    return build_engine(model, EngineSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64), listeners)
+    return build_engine(model, TransformersSettings(kv_tokens=256, max_batch=2, max_batch_tokens=64), listeners)
 
 
 @pytest.fixture(scope="module")

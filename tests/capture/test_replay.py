@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from moeprof.capture.engines.base import EngineFacts, SequenceInStep, Step
+from moeprof.capture.engines.base import (
+    EngineFacts,
+    SequenceInStep,
+    ServedFacts,
+    Step,
+    SteppedEngine,
+    TokenEvent,
+    TokenEvents,
+)
+from moeprof.capture.recorders.progress import ProgressRecorder
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import ReplayResult, replay
@@ -38,7 +48,7 @@ class FakeClock:
 
 
 @dataclass
-class FakeEngine:
+class FakeEngine(SteppedEngine):
     """All submitted requests are in every step; each gives one token per step of ``step_s``."""
 
     clock: FakeClock
@@ -74,9 +84,6 @@ class FakeEngine:
             if made + 1 == asked:
                 del self.running[index]
         return Step(start_s=start, end_s=self.clock.now_s, device_s=None, sequences=tuple(sequences))
-
-    def drain(self) -> list[Step]:
-        return []
 
     def reset(self) -> None:
         self.running.clear()
@@ -298,3 +305,139 @@ def test_the_first_requests_that_fit_leave_out_those_that_would_be_refused() -> 
     schedule = make_schedule("offline", outputs=[1, 500, 2, 3])
     assert first_requests(schedule, 2, max_tokens=100).output_tokens.tolist() == [1, 2]
     assert first_requests(schedule, 2).output_tokens.tolist() == [1, 500]
+
+
+# -- engines that step themselves --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answering:
+    """Answers by itself: the first token of a request ``first_s`` after it was sent, each next one ``each_s`` later."""
+
+    clock: FakeClock
+    first_s: float = 0.5
+    each_s: float = 0.25
+    tokens_per_event: int = 1
+    failing: dict[int, str] = field(default_factory=dict)
+    facts: ServedFacts = field(default_factory=lambda: ServedFacts(kind="fake", max_sequence_tokens=100))
+    due: list[TokenEvent] = field(default_factory=list)
+
+    def submit(self, request: Request) -> None:
+        now, size = self.clock.now_s, self.tokens_per_event
+        if request.index in self.failing:
+            error = self.failing[request.index]
+            self.due.append(TokenEvent(request=request.index, at_s=now + self.first_s, finished=True, error=error))
+            return
+        for number in range(0, request.output_tokens, size):
+            self.due.append(
+                TokenEvent(
+                    request=request.index,
+                    at_s=now + self.first_s + number * self.each_s,
+                    num_tokens=min(size, request.output_tokens - number),
+                    finished=number + size >= request.output_tokens,
+                )
+            )
+
+    def poll(self, wait_s: float) -> TokenEvents:
+        self.due.sort(key=lambda event: event.at_s)
+        if self.due and self.due[0].at_s <= self.clock.now_s + wait_s:
+            self.clock.now_s = max(self.clock.now_s, self.due[0].at_s)
+        else:
+            self.clock.now_s += max(wait_s, 1e-6)
+        return self.arrived()
+
+    def arrived(self) -> TokenEvents:
+        events = tuple(event for event in self.due if event.at_s <= self.clock.now_s)
+        self.due = [event for event in self.due if event.at_s > self.clock.now_s]
+        return TokenEvents(events=events)
+
+    def drain(self) -> list[TokenEvents]:
+        return [self.arrived()]
+
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        return 0
+
+    def reset(self) -> None:
+        self.due.clear()
+
+    def close(self) -> None:
+        self.due.clear()
+
+
+def serve(schedule: Schedule, folder: Path, **more: object) -> tuple[ReplayResult, pd.DataFrame]:
+    """Result, and table ``requests`` by request."""
+    clock = FakeClock()
+    engine = Answering(clock, **more)  # type: ignore[arg-type]
+    recorders = [RequestRecorder(folder), StepRecorder(folder), ProgressRecorder([].append, "round-0", None, clock)]
+    result = replay(engine, schedule, recorders, clock=clock, sleep=clock.sleep)
+    assert read_table(folder, "steps").empty
+    return result, read_table(folder, "requests").set_index("request").sort_index()
+
+
+def test_tokens_of_an_engine_that_steps_itself_have_the_times_at_which_they_came(tmp_path: Path) -> None:
+    result, requests = serve(make_schedule(arrival_s=[0, 0.375], outputs=[3, 2]), tmp_path)
+    assert (result.status, result.sent, result.finished) == ("done", 2, 2)
+    assert list(requests.loc[0, "token_times_s"]) == [0.5, 0.75, 1.0]
+    assert requests.loc[1, "token_times_s"] == pytest.approx([0.875, 1.125], abs=1e-5)
+    assert list(requests["output_tokens"]) == [3, 2]
+    unknown = ["first_scheduled_s", "cached_tokens", "recomputed_tokens", "num_preemptions"]
+    assert requests[unknown].isna().all(axis=None)
+
+
+def test_arrivals_are_on_time_while_an_engine_that_steps_itself_is_busy(tmp_path: Path) -> None:
+    arrival_s = np.cumsum(np.random.default_rng(0).exponential(0.1, size=50))
+    _, requests = serve(make_schedule(arrival_s=arrival_s.tolist(), outputs=[20] * 50), tmp_path)
+    assert np.abs(requests["sent_s"].to_numpy() - arrival_s).max() < 1e-4
+    assert requests["send_slack_s"].abs().max() < 1e-4
+
+
+def test_a_closed_loop_over_an_engine_that_steps_itself_sends_when_a_request_ends(tmp_path: Path) -> None:
+    _, requests = serve(make_schedule("closed", outputs=[1, 1, 1], concurrency=1), tmp_path)
+    assert list(requests["arrival_s"]) == list(requests["sent_s"]) == [0, 0.5, 1.0]
+    assert list(requests["first_token_s"] - requests["arrival_s"]) == [0.5] * 3
+    assert list(requests["send_slack_s"]) == [0, 0, 0]
+
+
+def test_tokens_that_come_in_one_event_have_its_time(tmp_path: Path) -> None:
+    _, requests = serve(make_schedule("offline", outputs=[5]), tmp_path, tokens_per_event=2)
+    assert list(requests.loc[0, "token_times_s"]) == [0.5, 0.5, 1.0, 1.0, 1.5]
+
+
+def test_a_request_that_fails_frees_its_place_and_stays_in_the_record(tmp_path: Path) -> None:
+    schedule = make_schedule("closed", outputs=[2, 2, 2], concurrency=1)
+    result, requests = serve(schedule, tmp_path, failing={1: "HTTP 429"})
+    assert (result.sent, result.finished) == (3, 2)
+    assert list(requests["status"]) == ["done", "failed", "done"]
+    assert requests.loc[1, "error"] == "HTTP 429"
+    assert requests.loc[1, "output_tokens"] == 0
+
+
+def test_a_deadline_keeps_what_has_arrived(tmp_path: Path) -> None:
+    clock = FakeClock()
+    recorders = [RequestRecorder(tmp_path)]
+    schedule = make_schedule("offline", outputs=[10])
+    result = replay(Answering(clock), schedule, recorders, clock=clock, sleep=clock.sleep, deadline_s=1001.1)
+    requests = read_table(tmp_path, "requests")
+    assert (result.status, result.finished) == ("cut", 0)
+    assert list(requests["status"]) == ["unfinished"]
+    assert list(requests["token_times_s"].iloc[0]) == [0.5, 0.75, 1.0]
+
+
+def test_what_the_model_itself_would_have_chosen_is_counted_where_every_token_tells(tmp_path: Path) -> None:
+    schedule = replace(
+        make_schedule("offline", outputs=[2, 2]), output_ids=(np.array([7, 8]), np.array([7, 8])), outputs="forced"
+    )
+    recorder = RequestRecorder(tmp_path)
+    recorder.on_start(schedule, 0.0)
+    for request in schedule.requests():
+        recorder.on_send(request, 0.0, 0.0, None)
+    told = (
+        TokenEvent(request=0, at_s=1.0, num_tokens=1, chosen=(7,)),
+        TokenEvent(request=1, at_s=1.0, num_tokens=2, finished=True),
+        TokenEvent(request=0, at_s=2.0, num_tokens=1, chosen=(9,), cached_tokens=3, finished=True),
+    )
+    recorder.on_tokens(TokenEvents(events=told))
+    recorder.on_end(3.0)
+    requests = read_table(tmp_path, "requests").set_index("request").sort_index()
+    assert requests["agreed_tokens"].tolist() == [1, pd.NA]
+    assert requests["cached_tokens"].tolist() == [3, pd.NA]

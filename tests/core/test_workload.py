@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from moeprof.cli.options import Overrides, apply
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
 from moeprof.core.workload.workload import Workload, load_workload, resolve_paths
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ models: [{name: moe, path: ./moe}]
 
 
 def parse(text: str) -> Workload:
-    return yamlfile.loads(text, Workload, "w.yaml")
+    return yamlfile.loads(text, Workload, "w.yaml", {EngineSettings: OWN_KINDS})
 
 
 def test_every_key_of_a_full_workload_arrives() -> None:

@@ -5,24 +5,19 @@ Run by test_kernels_interpreted.py. What the machine code computes is not tested
 
 from __future__ import annotations
 
-import ctypes
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moeprof.capture.kernels.attention import DecodeShape
-from moeprof.capture.kernels.triton import launch, programs
-from moeprof.capture.kernels.triton.attention import TILINGS, padded, triton_decode
+from moeprof.capture.kernels.triton import programs
+from moeprof.capture.kernels.triton.attention import TILINGS
 from moeprof.capture.kernels.triton.experts import TILINGS as EXPERT_TILINGS
-from moeprof.capture.kernels.triton.experts import triton_experts
-from tests.helpers.plain_experts import make_experts
+from moeprof.capture.kernels.triton.launch import padded
 
 H200 = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 * 1024
@@ -54,7 +49,7 @@ def test_attention_compiles_for_the_shapes_of_real_models(
     tiling: Any, repeats: int, head_dim: int, value_dim: int, window: int, sinks: bool, splits: int, tmp_path: Path
 ) -> None:
     if head_dim > 128 and tiling.num_stages > 3:
-        pytest.skip("choose.py leaves out what does not fit")
+        pytest.skip("the trial leaves out what does not fit")
     types = dict.fromkeys(("query", "key", "value", "sinks", "out"), "*bf16")
     types |= dict.fromkeys(("peak", "total"), "*fp32") | dict.fromkeys(("table", "context"), "*i32")
     types["out"] = "*bf16" if splits == 1 else "*fp32"
@@ -128,66 +123,3 @@ def test_rotary_positions_compile(second: int, tmp_path: Path) -> None:
     types = dict.fromkeys(("query", "key", "cos", "sin", "query_out", "key_out"), "*bf16")
     constants = {"NUM_HEADS": 32, "NUM_GROUPS": 4, "HALF": 64, "SECOND": second, "R": 8, "C": 64}
     compiled(programs.rotate, types, constants, tmp_path)
-
-
-# -- launches without a C compiler -------------------------------------------------------------------------------------
-
-
-class ListedDriver:
-    """Lists what would be loaded and launched; the sizes of a program's parameters are read from its machine code."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.loaded: list[str] = []
-        self.launched: list[tuple[tuple[str, list[int]], tuple[int, ...], int, int, list[Any]]] = []
-
-    def load(self, machine_code: bytes, name: str, shared_bytes: int) -> tuple[str, list[int]]:
-        file = self.folder / "kernel.cubin"
-        file.write_bytes(machine_code)
-        command = [str(TOOLS / "cuobjdump"), "--dump-elf", str(file)]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found = re.findall(r"Ordinal\s*:\s*0x(\w+)\s+Offset\s*:\s*0x\w+\s+Size\s*:\s*0x(\w+)", listing)
-        self.loaded.append(name)
-        return name, [size for _, size in sorted((int(place, 16), int(size, 16)) for place, size in found)]
-
-    def launch(self, *launched: Any) -> None:
-        self.launched.append(launched)
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ListedDriver:
-    listed = ListedDriver(tmp_path)
-    launcher = launch.OwnLauncher(listed, 90)
-    monkeypatch.setattr(launch, "_own_launcher", lambda: launcher)
-    return listed
-
-
-def test_a_machine_without_a_device_has_no_launcher_of_triton() -> None:
-    assert "cannot be built" in str(launch.why_own_launch())
-
-
-def test_attention_is_launched_with_the_parameters_of_its_machine_code(driver: ListedDriver) -> None:
-    cache, table = torch.zeros(64, 2, 64, dtype=torch.bfloat16), torch.zeros(3, 16, dtype=torch.int32)
-    query, context = torch.zeros(3, 8, 64, dtype=torch.bfloat16), torch.ones(3, dtype=torch.int32)
-    for _ in range(2):
-        triton_decode(query, cache, cache, table, context, DecodeShape(page_tokens=16, scale=0.1), num_processors=6)
-    assert driver.loaded == ["attend_split", "join_splits"]
-    assert [one[0][0] for one in driver.launched] == ["attend_split", "join_splits"] * 2
-    assert driver.launched[0][1] == (3, 2, 2)  # sequences, groups, splits
-    for (_, sizes), grid, num_threads, shared_bytes, values in driver.launched:
-        assert [ctypes.sizeof(value) for value in values] == sizes
-        assert (grid[0], num_threads) == (3, 128)
-        assert shared_bytes < SHARED_BYTES
-
-
-def test_experts_are_launched_with_the_parameters_of_their_machine_code(driver: ListedDriver) -> None:
-    experts = make_experts(8, 64, 32, dtype=torch.bfloat16)
-    with torch.no_grad():
-        for tokens in (1, 1, 16):
-            index = torch.zeros(tokens, 2, dtype=torch.int64)
-            triton_experts(experts, torch.zeros(tokens, 64, dtype=torch.bfloat16), index, torch.ones(tokens, 2))
-    names = [one[0][0] for one in driver.launched]
-    assert names == ["expert_linear", "expert_linear", "sum_picks"] * 3
-    assert len(driver.loaded) < len(names)  # the second step of one token finds its programs
-    for (_, sizes), _, _, _, values in driver.launched:
-        assert [ctypes.sizeof(value) for value in values] == sizes

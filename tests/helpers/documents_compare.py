@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.report.document import Document, ModelColumn, Paragraph, Section, Waterfall, WaterfallStep
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue, missing
 from tests.helpers.documents import (
     ACTIVE,

@@ -13,8 +13,9 @@ from transformers import GptOssConfig, GptOssForCausalLM, MistralConfig, Mistral
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.kernels import Kernels, plain_kernels
 from moeprof.capture.engines.paged.options import PagedOptions
-from moeprof.capture.kernels.triton import experts as triton_experts
+from moeprof.capture.kernels.experts import KERNEL, NAME, TOKENS, decode_experts, is_experts, run_by
 from moeprof.capture.kernels.triton.attention import Tiling, triton_decode
+from moeprof.capture.kernels.triton.experts import triton_experts
 from tests.capture.engines.test_paged_engine import VOCAB, make_request
 from tests.helpers.triton_interpreter import mend
 
@@ -58,7 +59,7 @@ def tokens_of(model: Any, kernels: Any) -> dict[int, list[int]]:
 
 
 @pytest.mark.parametrize("make", [gpt_oss, mistral])
-def test_tokens_are_those_of_plain_torch(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_those_of_plain_torch(make: Any) -> None:
     torch.manual_seed(0)
     model = make().eval()
     wanted = tokens_of(model, plain_kernels)
@@ -70,16 +71,14 @@ def test_tokens_are_those_of_plain_torch(make: Any, monkeypatch: pytest.MonkeyPa
 
     def experts(*arguments: Any) -> torch.Tensor:
         calls["experts"] += 1
-        return ours(*arguments)
+        return triton_experts(*arguments)
 
-    ours = triton_experts.triton_experts
-    monkeypatch.setattr(triton_experts, "triton_experts", experts)
-    layers = [module for module in model.modules() if triton_experts.is_experts(module)]
+    layers = [module for module in model.modules() if is_experts(module)]
+    for module in layers:
+        setattr(module, TOKENS, 8)
+        setattr(module, KERNEL, experts)
     if layers:
-        triton_experts.register()
-        for module in layers:
-            setattr(module, triton_experts.TOKENS, 8)
-        model.set_experts_implementation(triton_experts.NAME)
+        run_by(model, NAME, decode_experts)
     assert tokens_of(model, lambda facts, pages: Kernels(decode_name="triton", decode=decode, prefill={})) == wanted
     assert calls["attention"] > 10
     assert (calls["experts"] > 10) == bool(layers)

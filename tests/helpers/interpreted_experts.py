@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from torch import nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
-from moeprof.capture.kernels.triton.experts import TOKENS, decode_experts, is_plain_silu, triton_experts, why_not
+from moeprof.capture.kernels.experts import KERNEL, TOKENS, decode_experts, is_plain_silu
+from moeprof.capture.kernels.triton.experts import triton_experts, why_no_layer
 from tests.helpers.plain_experts import make_experts
 from tests.helpers.triton_interpreter import mend
 
@@ -22,7 +23,7 @@ def compare(experts: nn.Module, index: torch.Tensor, hidden_size: int, dtype: to
     draw = torch.Generator().manual_seed(1)
     hidden = torch.randn(index.shape[0], hidden_size, generator=draw).to(dtype)
     weights = torch.rand(index.shape, generator=draw).to(dtype)
-    assert why_not(experts, dtype) is None
+    assert why_no_layer(experts, dtype) is None
     with torch.no_grad():
         expected = grouped_mm_experts_forward(experts, hidden, index, weights)
         out = triton_experts(experts, hidden, index, weights)
@@ -98,13 +99,11 @@ def test_the_activation_of_gpt_oss_runs_between_the_launches(spread: float) -> N
 def test_the_number_of_tokens_decides_which_kernel_runs(limit: int, ran: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        "moeprof.capture.kernels.triton.experts.triton_experts", lambda *_: calls.append("triton") or torch.ones(1)
-    )
-    monkeypatch.setattr(
         "transformers.integrations.moe.grouped_mm_experts_forward",
         lambda *_: calls.append("grouped_mm") or torch.ones(1),
     )
     experts = make_experts(4, 32, 16)
     setattr(experts, TOKENS, limit)
+    setattr(experts, KERNEL, lambda *_: calls.append("triton") or torch.ones(1))
     decode_experts(experts, torch.ones(4, 32), torch.zeros(4, 2, dtype=torch.int64), torch.ones(4, 2))
     assert calls == [ran]

@@ -10,7 +10,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.mixtral import modeling_mixtral
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 
-from moeprof.capture.kernels.triton.fuse import ROTARY, covers, rotate, why_no_rotary
+from moeprof.capture.kernels.triton.rotary import ROTARY, covers, rotate, why_other
 from tests.helpers.triton_interpreter import mend
 
 mend()
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("home", [modeling_mixtral, modeling_qwen3_moe, modeling_gpt_oss])
 def test_the_program_stands_for_the_functions_of_these_models(home: ModuleType) -> None:
-    assert why_no_rotary(getattr(home, ROTARY), CPU, torch.float32) is None
-    assert why_no_rotary(getattr(home, ROTARY), CPU, torch.float16) is None
+    assert why_other(getattr(home, ROTARY), CPU, torch.float32) is None
+    assert why_other(getattr(home, ROTARY), CPU, torch.float16) is None
 
 
 def test_a_function_that_rotates_pairs_is_left_alone() -> None:
@@ -32,7 +32,7 @@ def test_a_function_that_rotates_pairs_is_left_alone() -> None:
 
         return turn(query), turn(key)
 
-    assert "the program is off by" in str(why_no_rotary(of_pairs, CPU, torch.float32))
+    assert "the program is off by" in str(why_other(of_pairs, CPU, torch.float32))
 
 
 @pytest.mark.parametrize(("heads", "groups", "head_dim"), [(1, 1, 16), (32, 4, 128), (5, 5, 80), (9, 3, 96)])

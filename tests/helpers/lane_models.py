@@ -9,17 +9,17 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from moeprof.capture.engines.base import Engine, ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.lockstep.lanes import Seat, take_seat
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.protocol import LanePlan
 from moeprof.core.trace import Pattern, Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.tiny_run import NUM_EXPERTS, SHAPE, TOP_K, VOCABULARY
 
 torch.set_num_threads(1)
-SETTINGS = EngineSettings(kv_tokens=1024, max_batch_tokens=64)
+SETTINGS = TransformersSettings(kv_tokens=1024, max_batch_tokens=64)
 MOE = ModelSpec(name="moe", path="moe")
 
 
@@ -64,7 +64,7 @@ def seat(
     *,
     rung: str | None = None,
     distinct: int | None = None,
-    settings: EngineSettings = SETTINGS,
+    settings: TransformersSettings = SETTINGS,
     spec: ModelSpec = MOE,
 ) -> Seat:
     def build(model: Any, listeners: ListenerSet) -> Engine:

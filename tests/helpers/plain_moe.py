@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from moeprof.capture.engines.base import BatchLayout
-from moeprof.capture.routing.count import RoutingStep
+from moeprof.capture.routing.count import RoutingBlock
 from moeprof.capture.routing.tap import RoutingTap
 
 torch.set_num_threads(1)
@@ -60,9 +64,44 @@ def run(tap: RoutingTap, model: Model, layout: BatchLayout, *picks: Any) -> None
         tap.after_forward()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingStep:
+    """One forward of a RoutingBlock; same meaning without S."""
+
+    counts_LGE: npt.NDArray[np.int32]
+    tokens_G: npt.NDArray[np.int64]
+    dropped_LG: npt.NDArray[np.int32]
+    identity_LG: npt.NDArray[np.int32]
+    picks_TLK: npt.NDArray[np.integer[Any]] | None = None
+    picks_left_out_tokens: int = 0
+
+
+def steps(blocks: list[RoutingBlock]) -> Iterator[RoutingStep]:
+    """The forwards of blocks, one by one."""
+    for block in blocks:
+        start = 0
+        for s in range(len(block.tokens_SG)):
+            tokens = int(block.tokens_SG[s].sum())
+            kept = bool(block.picks_tokens_S) and block.picks_tokens_S[s] > 0
+            picks = block.picks_TLK[start : start + tokens] if kept and block.picks_TLK is not None else None
+            start += tokens if kept else 0
+            yield RoutingStep(
+                counts_LGE=block.counts_SLGE[s],
+                tokens_G=block.tokens_SG[s],
+                dropped_LG=block.dropped_SLG[s],
+                identity_LG=block.identity_SLG[s],
+                picks_TLK=picks,
+                picks_left_out_tokens=tokens if block.picks_tokens_S and not kept else 0,
+            )
+
+
+def all_steps(tap: RoutingTap) -> list[RoutingStep]:
+    """Every forward that was not collected yet."""
+    return list(steps(tap.collect_blocks(everything=True)))
+
+
 def collected(tap: RoutingTap) -> RoutingStep:
-    step = tap.collect()
-    assert step is not None and tap.collect() is None
+    (step,) = all_steps(tap)
     return step
 
 

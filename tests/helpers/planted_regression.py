@@ -17,7 +17,7 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import Change, GateClass, GateResult, Noise, Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Better, MetricValue
 from moeprof.core.workload.gates import Gate
 

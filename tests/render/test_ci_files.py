@@ -18,7 +18,7 @@ import moeprof
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
 from moeprof.analysis.report.data import regression_json, regression_rows
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.render.ci.bencher import render_bmf, slug

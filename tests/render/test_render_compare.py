@@ -15,7 +15,7 @@ from rich.console import Console
 
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.report.document import Chart, Document, Series, Waterfall
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.render.cells import block_bars, ratio_interval, ratio_notes, ratio_text, short_text, spans, times
 from moeprof.render.html.charts.labels import place_labels
 from moeprof.render.html.charts.lines import draw_chart

@@ -14,20 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
+from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.bootstrap import (
-    MIN_BLOCKS,
+    FEW_STEPS,
     Draws,
-    Estimate,
     draw_means,
     estimate_of,
     launch_estimate,
     run_blocks,
     widened_interval,
 )
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
+from moeprof.core.metric import MetricValue
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.layout import Record
 
@@ -168,36 +170,8 @@ def lane_estimate(
     return estimate_of([one.draws(phase) for one in times], figure, signed=signed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairRatio:
-    """Step times of one lane over those of another, on the same steps.
-
-    Attributes:
-        of, against: lanes; ``against`` is the denominator.
-        phase: None: all steps.
-        concurrency: None when all requests were sent at once.
-        ratio: of summed step times.
-        median_ratio: median over steps of their ratios.
-        num_steps: of all launches.
-        set_aside: turns of all phases that were left out.
-        num_launches: launches with such steps.
-    """
-
-    of: str
-    against: str
-    phase: str | None
-    concurrency: int | None
-    ratio: Estimate
-    median_ratio: Estimate
-    num_steps: int
-    set_aside: int
-    num_launches: int
-
-
-def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> PairRatio:
-    """How much slower ``of`` is than ``against``.
-
-    Intervals as in :func:`estimate_of`; that of the median resamples runs of steps with their content.
+def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
+    """Summed step times of one lane over those of another, on the same steps; interval as in :func:`estimate_of`.
 
     Args:
         times: one per launch, all at one load.
@@ -205,29 +179,12 @@ def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | N
         against: the lane in the denominator.
         phase: prefill, decode or mixed; None: all steps.
     """
-    loads = {one.concurrency for one in times}
-    assert len(loads) == 1, f"one load, not {len(loads)}"
-    held = [one for one in times if one.of_phase(phase).any()]
-    return PairRatio(
-        of=of,
-        against=against,
-        phase=phase,
-        concurrency=loads.pop(),
-        ratio=lane_estimate(held, lambda seconds: seconds[of] / seconds[against], phase),
-        median_ratio=_median_ratio([_step_ratios(one, of, against, phase) for one in held]),
-        num_steps=sum(int(one.of_phase(phase).sum()) for one in held),
-        set_aside=sum(one.set_aside for one in times),
-        num_launches=len(held),
-    )
+    return lane_estimate(_at_one_load(times, phase), lambda seconds: seconds[of] / seconds[against], phase)
 
 
-def _step_ratios(times: LaneTimes, of: str, against: str, phase: str | None) -> FloatArray:
-    own = times.time_SL[times.of_phase(phase)]
-    ratios: FloatArray = own[:, times.lanes.index(of)] / own[:, times.lanes.index(against)]
-    return ratios
-
-
-def _median_ratio(launches: Sequence[FloatArray]) -> Estimate:
+def pair_median(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
+    """Median over steps of the same ratio; its interval resamples runs of steps with their content."""
+    launches = [_step_ratios(one, of, against, phase) for one in _at_one_load(times, phase)]
     medians = [float(np.median(ratios)) for ratios in launches]
     if not medians:
         return Estimate(value=None, reason="no steps were measured")
@@ -238,10 +195,21 @@ def _median_ratio(launches: Sequence[FloatArray]) -> Estimate:
     sample = intervals.BlockSample(values=ratios, weights=np.ones(num), blocks=blocks)
     drawn = intervals.bootstrap_percentiles(sample, (50.0,))
     if drawn is None:
-        reason = f"{num} steps: no interval with fewer than {MIN_BLOCKS}"
-        return Estimate(value=medians[0], n=num, reason=reason)
+        return Estimate(value=medians[0], n=num, reason=FEW_STEPS.format(n=num))
     low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False)
     return Estimate(value=medians[0], low=low, high=high, n=num)
+
+
+def _at_one_load(times: Sequence[LaneTimes], phase: str | None) -> list[LaneTimes]:
+    """Launches that have steps of the phase."""
+    assert len({one.concurrency for one in times}) == 1, "one load"
+    return [one for one in times if one.of_phase(phase).any()]
+
+
+def _step_ratios(times: LaneTimes, of: str, against: str, phase: str | None) -> FloatArray:
+    own = times.time_SL[times.of_phase(phase)]
+    ratios: FloatArray = own[:, times.lanes.index(of)] / own[:, times.lanes.index(against)]
+    return ratios
 
 
 PHASES: tuple[str | None, ...] = ("prefill", "decode", "mixed", None)
@@ -255,14 +223,16 @@ class LockstepPair:
         moe, dense: the lanes; ``dense`` is the denominator.
         concurrency: requests in flight; None when all were sent at once.
         num_requests: how many were sent; None where it was not written.
-        phases: ratio per phase that had steps; None stands for all of them.
+        ratios: of summed step times, per phase that had steps; None stands for all of them.
+        medians: of the steps' ratios, likewise.
     """
 
     moe: str
     dense: str
     concurrency: int | None
     num_requests: int | None = None
-    phases: dict[str | None, PairRatio]
+    ratios: dict[str | None, Estimate]
+    medians: dict[str | None, Estimate]
 
 
 def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
@@ -281,9 +251,14 @@ def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
         times = by_load[concurrency]
         for moe, other in _lane_pairs(times):
             both = [one for one in times if moe in one.lanes and other in one.lanes]
-            phases = {p: pair_ratio(both, moe, other, p) for p in PHASES if _has(both, p)}
+            phases = [phase for phase in PHASES if _has(both, phase)]
             pair = LockstepPair(
-                moe=moe, dense=other, concurrency=concurrency, num_requests=sent[concurrency], phases=phases
+                moe=moe,
+                dense=other,
+                concurrency=concurrency,
+                num_requests=sent[concurrency],
+                ratios={phase: pair_ratio(both, moe, other, phase) for phase in phases},
+                medians={phase: pair_median(both, moe, other, phase) for phase in phases},
             )
             found.append(pair)
     return tuple(found)
@@ -301,3 +276,14 @@ def _lane_pairs(times: Sequence[LaneTimes]) -> list[tuple[str, str]]:
 
 def _has(times: Sequence[LaneTimes], phase: str | None) -> bool:
     return any(bool(one.of_phase(phase).any()) for one in times)
+
+
+def lockstep_metrics(pairs: Sequence[LockstepPair]) -> tuple[tuple[str, MetricValue], ...]:
+    """``lockstep_ratio`` and its median sister by MoE, with the dense model, phase and load as labels."""
+    found = []
+    for pair in pairs:
+        for phase, ratio in pair.ratios.items():
+            labels = {"against": pair.dense, "phase": phase or "all", "concurrency": str(pair.concurrency or "offline")}
+            found.append((pair.moe, to_metric("lockstep_ratio", ratio, **labels)))
+            found.append((pair.moe, to_metric("lockstep_median_ratio", pair.medians[phase], **labels)))
+    return tuple(found)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
-from moeprof.analysis.compare.same_work import other_text, why_incomparable
+from moeprof.analysis.compare.same_work import Work, other_text, why_incomparable
 from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys, headline_table, section_tables
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.workload import Slo
@@ -77,6 +77,7 @@ class _Side:
     values: Mapping[Key, MetricValue]
     repeats: Repeats
     tokenizer: str | None
+    work: Work
 
     @staticmethod
     def of(model: ModelSummary, summary: Summary) -> _Side:
@@ -87,6 +88,7 @@ class _Side:
             values=by_key(model.metrics),
             repeats=repeats(model, summary.pricing, slo),
             tokenizer=schedule.get("tokenizer_hash"),
+            work=Work.of(model),
         )
 
 
@@ -99,7 +101,7 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
         return Ratio(value=None, reason=f"{lacking} has no such figure")
     if base.tokenizer != side.tokenizer and classes & {"tokens", "routing"}:
         return Ratio(value=None, verdict="incomparable", reason="different tokenizers")
-    reason = why_incomparable(key, base.model, side.model)
+    reason = why_incomparable(key, base.work, side.work)
     if reason is not None:
         return Ratio(value=None, verdict="incomparable", reason=reason)
     if first.value is None or second.value is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.verdicts import Sample
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.workload import Slo
 
@@ -76,19 +77,10 @@ def paired_logs(first: Mapping[int, float], second: Mapping[int, float]) -> list
 
 
 def ratio_of_pairs(logs: Sequence[float]) -> Estimate:
-    """The geometric mean of paired ratios with its 95 % t-interval on the log scale.
-
-    Args:
-        logs: log ratio per pair.
-    """
+    """The geometric mean of paired ratios with its 95 % t-interval on the log scale."""
     if not logs:
         return Estimate(value=None, reason="no pair of launches or rounds has this figure in both")
-    middle = float(np.mean(logs))
-    if len(logs) < 2:
-        return Estimate(value=math.exp(middle), n=1, reason=NO_PAIRS)
-    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, len(logs) - 1) * error
-    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+    return Sample(logs=tuple(logs)).estimate(NO_PAIRS)
 
 
 def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed: int = 0) -> Estimate | None:
@@ -134,8 +126,5 @@ def _per_request(model: ModelSummary, quantity: str, labels: Mapping[str, str]) 
 
 def wider(first: Estimate, second: Estimate | None) -> Estimate:
     """The first estimate with an interval that holds those of both: neither source of chance is left out."""
-    ends = [(e.low, e.high) for e in (first, second) if e is not None and e.low is not None and e.high is not None]
-    if not ends:
-        return first
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    return Estimate(value=first.value, low=low, high=high, n=first.n)
+    ends = [end for e in (first, second) if e is not None for end in (e.low, e.high) if end is not None]
+    return replace(first, low=min(ends), high=max(ends), reason=None) if ends else first

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.lookup import Key, number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import MIN_LAUNCH_PAIRS, interval_verdict, timed_verdict
+from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.verdicts import (
+    MIN_LAUNCH_PAIRS,
+    OF_PAIRS,
+    OF_RUNS,
+    Sample,
+    judge,
+    judge_interval,
+    sample_of,
+)
 from moeprof.core.metric import Better, MetricValue
 
 PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine
+STORED_FLOOR_RATIO = 0.10
+FEWEST_LAUNCHES = 5
 
 
 def untold(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
     """A figure that one side did not measure."""
     reason = next((value.reasons[0] for value in (first, second) if value.value is None and value.reasons), None)
-    return Ratio(value=None, verdict="cannot tell" if better != "neither" else "", reason=reason or "not measured")
+    return Ratio(value=None, verdict=_unless_neither("cannot tell", better), reason=reason or "not measured")
 
 
 def exact_ratio(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
@@ -27,20 +38,19 @@ def exact_ratio(first: MetricValue, second: MetricValue, better: Better) -> Rati
     assert first.value is not None and second.value is not None, "both were counted"
     if first.value == second.value:
         ratio = 1.0 if first.value else None  # nothing over nothing
-        return Ratio(value=ratio, verdict=_judged("no difference shown", better), reason="exact")
+        return Ratio(value=ratio, verdict=_unless_neither("no difference shown", better), reason="exact")
     ratio = second.value / first.value if first.value else None
     kind = "better" if (second.value < first.value) == (better == "lower") else "worse"
-    return Ratio(value=ratio, verdict=_judged(kind, better), reason="exact" if first.value else "the reference is 0")
+    reason = "exact" if first.value else "the reference is 0"
+    return Ratio(value=ratio, verdict=_unless_neither(kind, better), reason=reason)
 
 
-def interval_ratio(first: MetricValue, second: MetricValue, better: Better, reasons: Sequence[str] = ()) -> Ratio:
+def interval_ratio(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
     """Two values with intervals of their own, not paired: the ratio's interval by the delta method on logarithms."""
     if not first.value or not second.value or first.value < 0 or second.value < 0:
-        same = first.value == second.value
-        verdict = "no difference shown" if same else "cannot tell"
-        return Ratio(value=None, verdict=_judged(verdict, better), reason="no ratio: a value is not above 0")
-    estimate = unpaired_estimate(first, second)
-    return _from_estimate(estimate, better, 0.0, reasons)
+        verdict = "no difference shown" if first.value == second.value else "cannot tell"
+        return Ratio(value=None, verdict=_unless_neither(verdict, better), reason="no ratio: a value is not above 0")
+    return estimated_ratio(unpaired_estimate(first, second), better)
 
 
 def timed_pair_ratio(
@@ -56,14 +66,63 @@ def timed_pair_ratio(
         invalid: why one of the values failed a check, or None.
     """
     if invalid is not None:
-        verdict = _judged("cannot tell", better)
-        return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=invalid)
+        return estimate.judged(_unless_neither("cannot tell", better), invalid)
     if better != "neither" and len(logs) >= MIN_LAUNCH_PAIRS:
-        tested = timed_verdict(logs, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
-        return Ratio(
-            value=estimate.value, low=estimate.low, high=estimate.high, verdict=tested.kind, reason=tested.reason
-        )
-    return _from_estimate(estimate, better, PAIRED_FLOOR_RATIO, reasons)
+        sample = Sample(
+            logs=tuple(logs), floor_ratio=PAIRED_FLOOR_RATIO, better=better, n=f"{len(logs)} launch pairs"
+        )  # fmt: skip
+        tested = judge({"": sample}, OF_PAIRS)[""]
+        return estimate.judged(tested.verdict, tested.reason)
+    return estimated_ratio(estimate, better, PAIRED_FLOOR_RATIO, reasons)
+
+
+def estimated_ratio(estimate: Estimate, better: Better, floor_ratio: float = 0.0, reasons: Sequence[str] = ()) -> Ratio:
+    """A ratio judged by its interval; what differs by less than the floor may be the machine."""
+    told = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
+    said = told.reason
+    if better == "neither":
+        said = estimate.reason
+    elif not floor_ratio and estimate.low is not None:
+        said = "the interval excludes 1" if estimate.excludes(1.0) else "the interval holds 1"
+    text = "; ".join(dict.fromkeys(part for part in (said, *reasons) if part)) or None
+    return estimate.judged(_unless_neither(told.verdict, better), text)
+
+
+def stored_ratios(
+    samples: Mapping[Key, tuple[Sequence[float], Sequence[float]]], gates: Collection[Key]
+) -> dict[Key, Ratio]:
+    """Ratio, interval and verdict of every timed figure of two runs, by each launch's value in either.
+
+    The few gates share one error (Holm); every other timed figure belongs to a second family of its own, so that a page
+    with hundreds of figures does not call chance a change.
+    """
+    known = {key: sample_of(*pair) for key, pair in samples.items()}
+    enough = {
+        key: replace(sample, floor_ratio=STORED_FLOOR_RATIO, better="higher" if _better(key) == "higher" else "lower")
+        for key, sample in known.items()
+        if sample is not None and sample.num >= FEWEST_LAUNCHES
+    }
+    few = {key: _too_few(sample, samples[key]) for key, sample in known.items() if key not in enough}
+    own = {key: sample for key, sample in enough.items() if key in gates}
+    others = {key: sample for key, sample in enough.items() if key not in gates}
+    found = few | judge(own, OF_RUNS, family="gate") | judge(others, OF_RUNS, family="one of many, no gate")
+    return {key: replace(ratio, verdict=_unless_neither(ratio.verdict, _better(key))) for key, ratio in found.items()}
+
+
+def _better(key: Key) -> Better:
+    return card_for(key[0]).better
+
+
+def _too_few(sample: Sample | None, pair: tuple[Sequence[float], Sequence[float]]) -> Ratio:
+    num = min(map(len, pair))
+    if sample is None and num:
+        return Ratio(value=None, verdict="cannot tell", reason="no ratio: a value is not above 0")
+    estimate = Estimate(value=None) if sample is None else sample.estimate()
+    return estimate.judged("cannot tell", f"needs {FEWEST_LAUNCHES} launches a side, found {num}")
+
+
+def _unless_neither(verdict: str, better: Better) -> str:
+    return "" if better == "neither" else verdict
 
 
 def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
@@ -86,24 +145,8 @@ def _log_half(value: MetricValue) -> float | None:
     return math.log(value.ci_high / value.ci_low) / 2
 
 
-def _from_estimate(estimate: Estimate, better: Better, floor_ratio: float, reasons: Sequence[str]) -> Ratio:
-    if better == "neither":
-        said: list[str | None] = [estimate.reason]
-        verdict = ""
-    else:
-        told = interval_verdict(estimate, better=better, floor_ratio=floor_ratio)
-        said, verdict = [told.reason], str(told.kind)
-        if not floor_ratio and estimate.low is not None:
-            said = ["the interval excludes 1" if estimate.excludes(1.0) else "the interval holds 1"]
-    text = "; ".join(dict.fromkeys(part for part in (*said, *reasons) if part)) or None
-    return Ratio(value=estimate.value, low=estimate.low, high=estimate.high, verdict=verdict, reason=text)
-
-
-def _judged(verdict: str, better: Better) -> str:
-    return "" if better == "neither" else verdict
-
-
-def _priced_models(summary: Summary) -> list[ModelSummary]:
+def priced_models(summary: Summary) -> list[ModelSummary]:
+    """The models that have a price."""
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
 
 

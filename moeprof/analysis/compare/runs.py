@@ -17,14 +17,13 @@ from moeprof.analysis.compare.comparable import (
     forbidden_by,
     price_difference,
 )
-from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, untold
+from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, stored_ratios, untold
 from moeprof.analysis.compare.same_work import other_text
-from moeprof.analysis.compare.stored import stored_ratios
 from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys, headline_table, section_tables
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 
 GATES: tuple[tuple[str, dict[str, str]], ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, labels_of
 from moeprof.analysis.metrics.summary import ModelSummary
@@ -18,30 +20,35 @@ def other_text(first: MetricValue, second: MetricValue) -> str | None:
     return None if first.n == second.n else f"measured on the first {first.n} and the first {second.n} requests"
 
 
-def why_incomparable(key: Key, first: ModelSummary, second: ModelSummary) -> str | None:
-    """Why this figure of two models of one run must not be set against each other, or None (docs/metrics.md#cost)."""
-    card, labels = card_for(key[0]), labels_of(key)
-    if card.section not in NEEDS_BUSY and card.section != "latency":
-        return None
-    if "failed" in (first.record.status, second.record.status):
-        return "one of them failed"
-    traffic = labels.get("traffic")
-    work = [_work(model, traffic) for model in (first, second)]
-    if work[0] != work[1]:
-        return "they did not do the same work"
-    if traffic == "open" and card.section in NEEDS_BUSY and not key[0].endswith("_busy") and key[0] != AT_SLO:
-        busy = [_busy_ratio(model) for model in (first, second)]
-        if any(ratio is None or ratio < FEWEST_BUSY_RATIO for ratio in busy):
-            return f"open loop below {FEWEST_BUSY_RATIO:.0%} busy: it compares utilisation, not models"
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a model got done: read off its tables once, asked for every metric.
 
-
-def _work(model: ModelSummary, traffic: str | None) -> set[tuple[int, int | None]]:
-    """Requests that ended well, of every pass of this traffic, and their tokens where models may stop when they like.
-
-    With lengths asked for, other tokens for the same text are another tokenizer's, not other work.
+    Attributes:
+        failed: it did not come to its end.
+        passes: traffic of each pass, the requests that ended well, and their tokens where models may stop when they
+            like. With lengths asked for, other tokens for the same text are another tokenizer's, not other work.
+        busy_ratio: of its open loop; None without one.
     """
-    return {_done(t) for t in (*model.rounds, *model.capacity) if traffic in (None, t.traffic)}
+
+    failed: bool
+    passes: frozenset[tuple[str, int, int | None]]
+    busy_ratio: float | None
+
+    @staticmethod
+    def of(model: ModelSummary) -> Work:
+        """Of all its rounds and capacity passes."""
+        busy = (v for v in model.metrics if v.name == "busy_ratio" and v.labels.get("traffic") == "open")
+        value = next((v.value for v in busy if "launch" not in v.labels), None)
+        return Work(
+            failed=model.record.status == "failed",
+            passes=frozenset((t.traffic, *_done(t)) for t in (*model.rounds, *model.capacity)),
+            busy_ratio=None if value is None else float(value),
+        )
+
+    def of_traffic(self, traffic: str | None) -> set[tuple[int, int | None]]:
+        """Requests and tokens of the passes of this traffic; None: of all."""
+        return {(num, tokens) for own, num, tokens in self.passes if traffic in (None, own)}
 
 
 def _done(tables: PassTables) -> tuple[int, int | None]:
@@ -50,7 +57,17 @@ def _done(tables: PassTables) -> tuple[int, int | None]:
     return len(requests), int(requests["output_tokens"].sum()) if stopped_early else None
 
 
-def _busy_ratio(model: ModelSummary) -> float | None:
-    found = (v for v in model.metrics if v.name == "busy_ratio" and v.labels.get("traffic") == "open")
-    value = next((v.value for v in found if "launch" not in v.labels), None)
-    return None if value is None else float(value)
+def why_incomparable(key: Key, first: Work, second: Work) -> str | None:
+    """Why this figure of two models of one run must not be set against each other, or None (docs/metrics.md#cost)."""
+    card, traffic = card_for(key[0]), labels_of(key).get("traffic")
+    if card.section not in NEEDS_BUSY and card.section != "latency":
+        return None
+    if first.failed or second.failed:
+        return "one of them failed"
+    if first.of_traffic(traffic) != second.of_traffic(traffic):
+        return "they did not do the same work"
+    if traffic == "open" and card.section in NEEDS_BUSY and not key[0].endswith("_busy") and key[0] != AT_SLO:
+        busy = (first.busy_ratio, second.busy_ratio)
+        if any(ratio is None or ratio < FEWEST_BUSY_RATIO for ratio in busy):
+            return f"open loop below {FEWEST_BUSY_RATIO:.0%} busy: it compares utilisation, not models"
+    return None

@@ -9,7 +9,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, SECTIONS, heading_of, label_of
 from moeprof.analysis.metrics.lookup import Key, by_key, highest_percentile, key_of, labels_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 
 

@@ -221,7 +221,7 @@ def itemised_steps(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[I
     Raises:
         RecordError: ``gap`` is damaged.
     """
-    if launch_info.get("gap") is None:
+    if "reason" in (launch_info.get("gap") or {"reason": "not measured"}):
         return ()
     gap, limits = Gap.from_json(launch_info["gap"]), limits_of(launch_info, facts)
     engine = launch_info.get("engine") or {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moeprof.core.errors import PriceError, RecordError
 from moeprof.core.prices import HOW_TO_GIVE, find_price
+from moeprof.core.record.layout import Record
 from moeprof.core.workload.workload import Prices
 
 HOURS_PER_YEAR = 8766.0  # 365.25 days
@@ -124,3 +125,34 @@ def resolve_pricing(prices: Prices, device_name: str, *, num_devices: int = 1, n
         date=price.date,
         **common,
     )
+
+
+def repriced(
+    record: Record, *, usd_per_device_hour: float | None, usd_per_kwh: float | None = None, pue: float | None = None
+) -> Pricing:
+    """The record's own pricing with the given figures in their place.
+
+    Raises:
+        PriceError: the record has no price and none is given, or a figure is out of range.
+    """
+    checked = Prices(usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=1.0 if pue is None else pue)
+    stored = record.experiment.get("pricing")
+    if stored:
+        pricing = Pricing.from_json(stored)
+    else:
+        environment = record.environment
+        pricing = resolve_pricing(
+            checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"),
+            num_devices=environment.get("num_devices", 1),
+        )  # fmt: skip
+    if usd_per_device_hour is not None:
+        pricing = replace(
+            pricing, usd_per_device_hour=usd_per_device_hour, capital=None, source="given on the command line", date=""
+        )
+    if usd_per_kwh is not None:
+        if pricing.includes_power and usd_per_device_hour is None:
+            raise PriceError(
+                "--usd-per-kwh: the record's price includes power already; give --usd-per-device-hour without power too"
+            )
+        pricing = replace(pricing, usd_per_kwh=usd_per_kwh, includes_power=False)
+    return pricing if pue is None else replace(pricing, pue=pue)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from moeprof.analysis.metrics.sweep import AXES, SweptPoint, over_rounds, to_metric
 from moeprof.analysis.metrics.throughput import meets_slo
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo

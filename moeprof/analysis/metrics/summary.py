@@ -206,8 +206,9 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
 
 
 def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
-    """Passes with at least one step, in order. A pass that never began is left out."""
-    return tuple(tables for tables in map(PassTables.from_record, passes) if len(tables.steps))
+    """Passes with at least one step, or token where an engine steps itself. A pass that never began is left out."""
+    found = map(PassTables.from_record, passes)
+    return tuple(tables for tables in found if len(tables.steps) or tables.requests["output_tokens"].sum() > 0)
 
 
 def _no_idle_power(experiment: Mapping[str, Any]) -> str:

@@ -1,12 +1,13 @@
 """Failed checks reach the numbers they concern (docs/metrics.md#validity): data, not footnotes.
 
 A routing check that failed (the tap's self-check, counts that do not add up) makes every router figure null with that
-reason. Instruments that cost too much leave latencies standing, marked not valid.
+reason. Instruments that cost too much leave latencies standing, marked not valid. What a deployment does not offer
+(``lacks`` of launch.json) makes every figure that would be made of it null, with the reason of the deployment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from moeprof.analysis.metrics.cards import card_for
@@ -14,6 +15,16 @@ from moeprof.analysis.metrics.overhead import LIMIT
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import LaunchRecord
 
+# What a figure is made of -> beginnings of the names, and sections, of such figures.
+MADE_OF = {
+    "steps": "queue_ step_ work busy_ratio usd_per_1m_input_tokens usd_per_1m_output_tokens mixed_steps_ratio "
+    "slow_steps usd_per_1m_total_tokens_busy wasted_cost_usd cost_cached cost_recomputed "
+    "itl_tail_prefill_ratio variance_explained",
+    "memory": "kv_cache_bytes kv_cache_peak activation_peak reserved_ fragmentation_ load_peak host_rss peak_memory "
+    "max_concurrent",
+    "module": "instrumentation_overhead overhead_pairs",
+}
+WHOLE_BILL = "usd_per_1m_output_tokens_all_in"  # all dollars over all output tokens: nothing is split by steps
 ROUTING_INVARIANTS = ("routed_tokens", "counts_are_tokens_times_k")
 COSTLY = f"the instruments cost more than {100 * (LIMIT - 1):.0f} % of step time: latencies are not to be used"
 
@@ -22,7 +33,8 @@ def judged(values: Sequence[MetricValue], launch: LaunchRecord) -> list[MetricVa
     """The values of one launch after its own checks."""
     broken = broken_routing(launch)
     costly = any(v.name == "instrumentation_overhead_ratio" and not v.valid for v in values)
-    return [_judge(value, broken, costly) for value in values]
+    lacks = launch.info.get("lacks") or {}
+    return [_without(_judge(value, broken, costly), lacks) for value in values]
 
 
 def broken_routing(launch: LaunchRecord) -> str | None:
@@ -37,6 +49,21 @@ def broken_routing(launch: LaunchRecord) -> str | None:
             if name in invariants and not invariants[name]["passed"]:
                 return f"{passed.name}: {name.replace('_', ' ')}: {invariants[name]['text']}"
     return None
+
+
+def _without(value: MetricValue, lacks: Mapping[str, str]) -> MetricValue:
+    """Null where the deployment does not offer what the figure is made of."""
+    if not lacks or value.name == WHOLE_BILL:
+        return value
+    card = card_for(value.name)
+    names = (value.name, card.section)
+    found = [need for need, starts in MADE_OF.items() if any(name.startswith(tuple(starts.split())) for name in names)]
+    found += ["routing"] * card.from_routing
+    found += ["steps"] * (value.labels.get("window") == "steady")  # a window that is found by steps
+    reason = next((lacks[need] for need in found if need in lacks), None)
+    if reason is None:
+        return value
+    return replace(value, value=None, ci_low=None, ci_high=None, valid=False, reasons=(reason,))
 
 
 def _judge(value: MetricValue, broken: str | None, costly: bool) -> MetricValue:

@@ -6,7 +6,7 @@ and step times mean the priced passes (the capacity pass of an open-loop run), l
 The gates in force where nobody names any: few, and each for a reason.
 
 Exact ones count what every token costs. Timed ones are few because they share one error (Holm); no
-threshold is written for them: theirs is the floor of how they were measured (see floors in timed.py).
+threshold is written for them: theirs is the floor of how they were measured (see docs/metrics.md#verdicts).
 
 What a gate's metric is, and which direction of it is worse: by its card, or by the gate's sign.
 """

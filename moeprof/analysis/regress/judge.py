@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from moeprof.analysis.compare.comparable import Difference, check_allow, differences, facts_of, price_difference
+from moeprof.analysis.compare.ratios import STORED_FLOOR_RATIO
 from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key
@@ -29,7 +30,7 @@ from moeprof.analysis.regress.result import Change, GateResult, Mode, Noise, Reg
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
 from moeprof.analysis.regress.verdict import in_order, overall, result_of
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.record.lanes import LanePass
@@ -156,7 +157,7 @@ def judge_stored(
         InputError: a gate that means nothing here, a fact that is none, no model in common, facts that forbid a gate
             in use (one line each).
     """
-    case = _case(reference, other, gates, allow, routing, stored.FLOOR_RATIO)
+    case = _case(reference, other, gates, allow, routing, STORED_FLOOR_RATIO)
     free, stopped = judged_all_the_same(case.gates, case.found, case.allow)
     case = replace(case, gates=free)
     shifts = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from moeprof.analysis.metrics.lookup import by_key, by_launch
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.result import Mode, Noise
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.welch import welch
+from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.verdicts import Sample, sample_of, t_tests
 from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.core.metric import Better
 from moeprof.core.record.lanes import LanePass
@@ -28,23 +28,12 @@ ENOUGH_TO_EXPLAIN = 0.5  # the machine explains a figure that moved at most twic
 OF_TIME = {"latency", "throughput", "cost", "work", "energy"}  # sections that a slow machine shows in
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shift:
-    """log(new / reference) of the kernel's mean, with its 95 % interval; no interval with one launch a side."""
+# A shift is log(new / reference) of the kernel's mean, with its 95 % interval; none with one launch a side.
 
-    mean: float
-    low: float | None = None
-    high: float | None = None
 
-    @property
-    def is_shown(self) -> bool:
-        """The interval is known and excludes 0."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
-    @property
-    def text(self) -> str:
-        """``+4.1 %``."""
-        return f"{100 * math.expm1(self.mean):+.1f} %"
+def _percent(shift: Estimate) -> str:
+    """``+4.1 %``."""
+    return f"{100 * math.expm1(shift.value or 0.0):+.1f} %"
 
 
 def kernel_seconds(model: BaselineModel) -> tuple[float, ...]:
@@ -56,15 +45,18 @@ def kernel_seconds(model: BaselineModel) -> tuple[float, ...]:
     return () if value is None or value.value is None else (float(value.value),)
 
 
-def stored_shift(reference: Sequence[float], other: Sequence[float]) -> Shift | None:
+def stored_shift(reference: Sequence[float], other: Sequence[float]) -> Estimate | None:
     """Between launches of two runs; None where a side was not timed."""
-    if not reference or not other or min(*reference, *other) <= 0:
+    return _shift(sample_of(reference, other))
+
+
+def _shift(sample: Sample | None) -> Estimate | None:
+    if sample is None:
         return None
-    test = welch(reference, other)
-    if test is None:
-        return Shift(mean=float(np.log(other).mean() - np.log(reference).mean()))
-    low, high = test.interval(intervals.CONFIDENCE)
-    return Shift(mean=test.mean, low=math.log(low), high=math.log(high))
+    if sample.num < 2:
+        return Estimate(value=sample.mean, n=sample.num)
+    ((_, (low, high)),) = t_tests([sample], intervals.CONFIDENCE)
+    return Estimate(value=sample.mean, low=low, high=high, n=sample.num)
 
 
 def pair_kernels(passes: Sequence[LanePass]) -> dict[int, dict[str, list[float]]]:
@@ -79,23 +71,17 @@ def pair_kernels(passes: Sequence[LanePass]) -> dict[int, dict[str, list[float]]
     return found
 
 
-def pairs_shift(passes: Sequence[LanePass]) -> Shift | None:
+def pairs_shift(passes: Sequence[LanePass]) -> Estimate | None:
     """Between the two processes of each launch pair; None where they were not timed."""
-    logs = [
+    logs = tuple(
         math.log(float(np.mean(lanes[NEW])) / float(np.mean(lanes[BASE])))
         for lanes in pair_kernels(passes).values()
         if {BASE, NEW} <= set(lanes)
-    ]
-    if not logs:
-        return None
-    mean = float(np.mean(logs))
-    if len(logs) < 2:
-        return Shift(mean=mean)
-    half = intervals.t_quantile(0.975, len(logs) - 1) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    return Shift(mean=mean, low=mean - half, high=mean + half)
+    )
+    return _shift(Sample(logs=logs) if logs else None)
 
 
-def taken_back(ratio: Ratio, shift: Shift | None, *, better: Better, section: str, limit_ratio: float) -> Ratio:
+def taken_back(ratio: Ratio, shift: Estimate | None, *, better: Better, section: str, limit_ratio: float) -> Ratio:
     """The verdict of a timed gate after a look at the machine: it may become *cannot tell*, nothing else.
 
     Args:
@@ -105,15 +91,15 @@ def taken_back(ratio: Ratio, shift: Shift | None, *, better: Better, section: st
         section: of the metric; memory knows no slow machine.
         limit_ratio: the gate's threshold.
     """
-    if shift is None or ratio.value is None or section not in OF_TIME:
+    if shift is None or shift.value is None or ratio.value is None or section not in OF_TIME:
         return ratio
     moved = math.log(ratio.value) * (-1 if better == "higher" else 1)
-    machine = f"the reference kernel moved by {shift.text} too: it may be the machine"
+    machine = f"the reference kernel moved by {_percent(shift)} too: it may be the machine"
     if ratio.verdict in ("better", "worse"):
-        explains = moved * shift.mean > 0 and abs(shift.mean) >= ENOUGH_TO_EXPLAIN * abs(moved) and shift.is_shown
+        explains = moved * shift.value > 0 and abs(shift.value) >= ENOUGH_TO_EXPLAIN * abs(moved) and shift.excludes(0)
         return replace(ratio, verdict="cannot tell", reason=f"{ratio.reason}, but {machine}") if explains else ratio
-    if ratio.verdict == "no difference shown" and abs(shift.mean) > math.log1p(limit_ratio):
-        hidden = f"the reference kernel moved by {shift.text}: the machine may hide a difference"
+    if ratio.verdict == "no difference shown" and abs(shift.value) > math.log1p(limit_ratio):
+        hidden = f"the reference kernel moved by {_percent(shift)}: the machine may hide a difference"
         return replace(ratio, verdict="cannot tell", reason=f"{ratio.reason}, but {hidden}")
     return ratio
 
@@ -126,10 +112,10 @@ def stored_noise(pairs: Sequence[ModelPair]) -> Noise:
         return Noise(drift_ratio=None, shift=None, text=_not_timed(sides))
     drift = max(*sides[0], *sides[1]) / min(*sides[0], *sides[1])
     text = (
-        f"The reference kernel moved by {shift.text} between the two runs; its slowest launch took "
+        f"The reference kernel moved by {_percent(shift)} between the two runs; its slowest launch took "
         f"{drift:.2f} times its fastest. It corrects no figure."
     )
-    return Noise(drift_ratio=drift, shift=shift.mean, text=text)
+    return Noise(drift_ratio=drift, shift=shift.value, text=text)
 
 
 def pairs_noise(passes: Mapping[str, Sequence[LanePass]], mode: Mode) -> Noise:
@@ -141,10 +127,10 @@ def pairs_noise(passes: Mapping[str, Sequence[LanePass]], mode: Mode) -> Noise:
     drift = max(timed) / min(timed)
     text = f"The reference kernel's slowest timing took {drift:.2f} times its fastest"
     shift = pairs_shift(every) if mode == "processes" else None
-    if shift is None:
+    if shift is None or shift.value is None:
         return Noise(drift_ratio=drift, shift=None, text=f"{text}; both sides were stepped in turn.")
-    said = f"{text}; in the new side's process it took {_longer(shift.mean)} the base's. It corrects no figure."
-    return Noise(drift_ratio=drift, shift=shift.mean, text=said)
+    said = f"{text}; in the new side's process it took {_longer(shift.value)} the base's. It corrects no figure."
+    return Noise(drift_ratio=drift, shift=shift.value, text=said)
 
 
 def _longer(shift: float) -> str:

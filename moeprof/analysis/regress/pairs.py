@@ -23,15 +23,13 @@ import numpy as np
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.gates import ChosenGate
-from moeprof.analysis.regress.noise import Shift, taken_back
+from moeprof.analysis.regress.noise import taken_back
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.timed import judge_family
-from moeprof.analysis.regress.verdict import result_of
-from moeprof.analysis.stats import intervals, power
+from moeprof.analysis.regress.verdict import judge_gates, result_of
+from moeprof.analysis.stats import power
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, MIN_LAUNCH_PAIRS, TimedSample
-from moeprof.analysis.stats.welch import Welch
+from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, MIN_LAUNCH_PAIRS, Sample, limits, t_tests
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.pairs import BASE, NEW
 
@@ -86,15 +84,11 @@ def queue_of(walls: Sequence[FloatArray], waits: Sequence[FloatArray]) -> Queue:
 
 def _differs(differences: FloatArray) -> bool:
     """Student's test of launch pairs, two-sided; a difference too small to matter is none."""
-    num, mean = len(differences), float(differences.mean())
-    if num < 2 or abs(mean) < WORTH_SAYING:
+    if len(differences) < 2 or abs(float(differences.mean())) < WORTH_SAYING:
         return False
-    error = float(differences.std(ddof=1)) / math.sqrt(num)
-    if error == 0:
-        return True
-    from scipy.special import stdtr
-
-    return bool(2 * stdtr(num - 1, -abs(mean) / error) < ONE_SIDED_P)
+    # no logarithms here, but the same test of a mean against 0
+    ((p,),) = t_tests([Sample(logs=tuple(differences.tolist()))])
+    return bool(2 * p < ONE_SIDED_P)
 
 
 FLOOR_RATIOS = {"pairs": LOCKSTEP_FLOOR_RATIO, "processes": 0.05}
@@ -210,12 +204,12 @@ def _chance_of_sides(base: int, new: int) -> float:
     return min(1.0, float(2 * bdtr(min(base, new), base + new, 0.5))) if base + new else 1.0
 
 
-def _unhidden(ratio: Ratio, found: PhasePairs, sample: TimedSample) -> Ratio:
+def _unhidden(ratio: Ratio, found: PhasePairs, sample: Sample) -> Ratio:
     """No verdict where a slowdown beyond the threshold may lie in the few turns that were set aside."""
     if not found.whole_logs or ratio.verdict not in ("better", "no difference shown"):
         return ratio
     whole = float(np.mean(found.whole_logs))
-    if whole <= sample.rise:
+    if whole <= limits(sample.floor_ratio)[1]:
         return ratio
     said = (
         f"but with the turns that were set aside the ratio is {math.exp(whole):.3f}, and they hit one side more often"
@@ -224,7 +218,7 @@ def _unhidden(ratio: Ratio, found: PhasePairs, sample: TimedSample) -> Ratio:
 
 
 def pairs_gates(
-    gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]], shifts: Mapping[str, Shift | None]
+    gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]], shifts: Mapping[str, Estimate | None]
 ) -> list[GateResult]:
     """Judge the step times of launch pairs; they are one family.
 
@@ -239,13 +233,13 @@ def pairs_gates(
         for i, (chosen, found) in enumerate(zip(gates, measured, strict=True))
         if len(found.logs) >= MIN_LAUNCH_PAIRS
     }
-    ratios, results = judge_family(samples), []
+    ratios, results = judge_gates(samples), []
     for i, (chosen, found) in enumerate(zip(gates, measured, strict=True)):
         ratio = _unhidden(ratios[i], found, samples[i]) if i in samples else _too_few(found)
         decide = _decide(samples.get(i), found, len(gates)) if ratio.verdict == "cannot tell" else None
         if i in samples:
             shift = shifts.get(chosen.model)
-            limit = samples[i].limit_ratio
+            limit = samples[i].floor_ratio
             ratio = taken_back(ratio, shift, better=chosen.better, section="latency", limit_ratio=limit)
         results.append(_result(chosen, found, ratio, decide))
     return results
@@ -282,32 +276,24 @@ def _limit(chosen: ChosenGate, found: PhasePairs) -> float:
     return chosen.gate.amount / found.base_step_s
 
 
-def _sample(chosen: ChosenGate, found: PhasePairs) -> TimedSample:
+def _sample(chosen: ChosenGate, found: PhasePairs) -> Sample:
     n = _pairs(len(found.logs))
-    return TimedSample(test=_test(found.logs), limit_ratio=_limit(chosen, found), better=chosen.better, n=n)
-
-
-def _test(logs: Sequence[float]) -> Welch:
-    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs)) if np.ptp(logs) > 0 else 0.0
-    return Welch(mean=float(np.mean(logs)), error=error, degrees=len(logs) - 1)
+    return Sample(logs=found.logs, floor_ratio=_limit(chosen, found), better=chosen.better, n=n)
 
 
 def _too_few(found: PhasePairs) -> Ratio:
-    num, value, low, high = len(found.logs), None, None, None
-    if num:
-        value = math.exp(float(np.mean(found.logs)))
-    if num >= 2:
-        low, high = _test(found.logs).interval(intervals.CONFIDENCE)
-    reason = f"{_pairs(num)}; at least {MIN_LAUNCH_PAIRS} are needed" if num else "no step of this phase was measured"
-    return Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=reason)
+    if not found.logs:
+        return Ratio(value=None, verdict="cannot tell", reason="no step of this phase was measured")
+    reason = f"{_pairs(len(found.logs))}; at least {MIN_LAUNCH_PAIRS} are needed"
+    return Sample(logs=found.logs).estimate().judged("cannot tell", reason)
 
 
-def _decide(sample: TimedSample | None, found: PhasePairs, num_gates: int) -> str | None:
+def _decide(sample: Sample | None, found: PhasePairs, num_gates: int) -> str | None:
     num = len(found.logs)
     held = f"{num} {_was(num)} measured"
     if sample is None:
         return f"at least {MIN_LAUNCH_PAIRS} launch pairs ({held})" if num else None
-    needed = power.needed_pairs(found.logs, sample.limit_ratio, num_gates)
+    needed = power.needed_pairs(found.logs, sample.floor_ratio, num_gates)
     if needed is None:
         return f"{QUIETER} (more than {power.MOST:,} launch pairs on this one; {held})"
     near = ""
@@ -328,13 +314,7 @@ def _was(num: int) -> str:
 
 def _result(chosen: ChosenGate, found: PhasePairs, ratio: Ratio, decide: str | None) -> GateResult:
     key: Key = (METRIC, (("phase", judged_by_pairs(chosen) or "all"),))
-    said = Ratio(
-        value=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
-        verdict=ratio.verdict,
-        reason="; ".join(part for part in (ratio.reason, found.note) if part),
-    )
+    said = replace(ratio, reason="; ".join(part for part in (ratio.reason, found.note) if part))
     ratios = tuple(math.exp(log) for log in found.logs)
     bare = replace(chosen, reference=None, other=None)  # the lone runs' values are not what was judged
     return result_of(bare, said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios), key=key)

@@ -10,7 +10,7 @@ from moeprof.analysis.regress.exact import exact_gate
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.result import GateResult
 from moeprof.analysis.regress.verdict import result_of
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
 

@@ -10,7 +10,7 @@ from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.routing.change import RoutingChange
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Better, Card, MetricValue
 from moeprof.core.workload.gates import Gate
 

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
 from moeprof.analysis.compare.runs import launch_samples
-from moeprof.analysis.compare.stored import FEWEST_LAUNCHES, STORED_FLOOR_RATIO
 from moeprof.analysis.metrics.lookup import by_launch
 from moeprof.analysis.regress.gates import ChosenGate, ModelPair
-from moeprof.analysis.regress.noise import Shift, taken_back
+from moeprof.analysis.regress.noise import taken_back
 from moeprof.analysis.regress.pairs import judged_by_pairs
 from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.timed import judge_family
-from moeprof.analysis.regress.verdict import result_of
-from moeprof.analysis.stats import intervals, power
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import TimedSample
-from moeprof.analysis.stats.welch import Welch, welch
+from moeprof.analysis.regress.verdict import judge_gates, result_of
+from moeprof.analysis.stats import power
+from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.verdicts import Sample, sample_of
 
-FLOOR_RATIO = STORED_FLOOR_RATIO
 WANTED_LAUNCHES = FEWEST_LAUNCHES + 1
 Launches = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gate:
-    """A timed gate with its launches; either a sample to test, or why there is none."""
+    """A timed gate with its launches: a sample where the ratio is known, and why it cannot be judged, or None."""
 
     chosen: ChosenGate
     launches: Launches
-    test: Welch | None
+    sample: Sample | None
     reason: str | None
-    limit_ratio: float
 
     @property
     def n(self) -> str:
@@ -44,7 +40,7 @@ class _Gate:
 
 
 def stored_gates(
-    gates: Sequence[ChosenGate], pairs: Sequence[ModelPair], shifts: Mapping[str, Shift | None]
+    gates: Sequence[ChosenGate], pairs: Sequence[ModelPair], shifts: Mapping[str, Estimate | None]
 ) -> list[GateResult]:
     """Judge the timed gates in use; they are one family.
 
@@ -55,25 +51,19 @@ def stored_gates(
     """
     models = {pair[1].name: pair for pair in pairs}
     prepared = [_prepared(chosen, models[chosen.model]) for chosen in gates]
-    samples = {
-        i: TimedSample(test=gate.test, limit_ratio=gate.limit_ratio, better=gate.chosen.better, n=gate.n)
-        for i, gate in enumerate(prepared)
-        if gate.test is not None and gate.reason is None
-    }
-    found, results = judge_family(samples), []
+    samples = {i: gate.sample for i, gate in enumerate(prepared) if gate.sample is not None and gate.reason is None}
+    found, results = judge_gates(samples), []
     for i, gate in enumerate(prepared):
         if i not in samples:
             results.append(_undecided(gate))
             continue
+        chosen, sample = gate.chosen, samples[i]
         ratio = taken_back(
-            found[i],
-            shifts.get(gate.chosen.model),
-            better=gate.chosen.better,
-            section=gate.chosen.card.section,
-            limit_ratio=gate.limit_ratio,
-        )
-        decide = _decide(gate, samples[i], len(samples)) if found[i].verdict == "cannot tell" else None
-        results.append(result_of(gate.chosen, ratio, n=gate.n, decide=decide, launches=gate.launches))
+            found[i], shifts.get(chosen.model), better=chosen.better, section=chosen.card.section,
+            limit_ratio=sample.floor_ratio,
+        )  # fmt: skip
+        decide = _decide(gate, sample, len(samples)) if found[i].verdict == "cannot tell" else None
+        results.append(result_of(chosen, ratio, n=gate.n, decide=decide, launches=gate.launches))
     return results
 
 
@@ -84,17 +74,20 @@ def _prepared(chosen: ChosenGate, pair: ModelPair) -> _Gate:
         for model, value in zip(pair, sides, strict=True)
     )
     invalid = next((v for v in sides if v is not None and not v.valid), None)
-    test = welch(*launches) if all(launches) else None
+    sample = sample_of(*launches)
     reason = _other_work(chosen, pair) if invalid is None else (invalid.reasons or ("a check failed",))[-1]
     if reason is None and not all(launches):
         which, value = ("the reference", sides[0]) if not launches[0] else ("the new run", sides[1])
         why = value.reasons[0] if value is not None and value.reasons else "it has no such figure"
         reason = f"{which}: {why}"
-    elif reason is None and min(*launches[0], *launches[1]) <= 0:
+    elif reason is None and sample is None:
         reason = "no ratio: a value is not above 0"
-    elif reason is None and min(map(len, launches)) < FEWEST_LAUNCHES:
+    elif reason is None and sample is not None and sample.num < FEWEST_LAUNCHES:
         reason = _too_few(launches)
-    return _Gate(chosen=chosen, launches=launches, test=test, reason=reason, limit_ratio=_limit(chosen, launches))
+    gate = _Gate(chosen=chosen, launches=launches, sample=sample, reason=reason)
+    if sample is None:
+        return gate
+    return replace(gate, sample=replace(sample, floor_ratio=_limit(chosen, launches), better=chosen.better, n=gate.n))
 
 
 def _other_work(chosen: ChosenGate, pair: ModelPair) -> str | None:
@@ -121,10 +114,7 @@ def _other_work(chosen: ChosenGate, pair: ModelPair) -> str | None:
 
 def _limit(chosen: ChosenGate, launches: Launches) -> float:
     """The gate's threshold as a share of the reference."""
-    if chosen.gate.kind == "ratio" or not launches[0]:
-        return chosen.gate.amount
-    mean = abs(float(np.mean(launches[0])))
-    return chosen.gate.amount / mean if mean else 0.0
+    return chosen.gate.amount if chosen.gate.kind == "ratio" else chosen.gate.amount / float(np.mean(launches[0]))
 
 
 def _too_few(launches: Launches) -> str:
@@ -138,22 +128,12 @@ def _word(num: int) -> str:
 
 
 def _undecided(gate: _Gate) -> GateResult:
-    """No test: the ratio stands without a verdict."""
-    value = low = high = None
-    known = all(gate.launches) and min(*gate.launches[0], *gate.launches[1]) > 0
-    if gate.test is not None:
-        value, (low, high) = float(np.exp(gate.test.mean)), gate.test.interval(intervals.CONFIDENCE)
-    elif known:
-        value = gate.launches[1][0] / gate.launches[0][0] if max(map(len, gate.launches)) == 1 else _mean_ratio(gate)
-    ratio = Ratio(value=value, low=low, high=high, verdict="cannot tell", reason=gate.reason)
-    few = known and min(map(len, gate.launches)) < FEWEST_LAUNCHES
+    """No verdict: the ratio stands alone."""
+    estimate = Estimate(value=None) if gate.sample is None else gate.sample.estimate()
+    few = gate.sample is not None and gate.sample.num < FEWEST_LAUNCHES
     wanted = f"{FEWEST_LAUNCHES} launches a side ({_held(gate)}): moeprof run WORKLOAD --launches {WANTED_LAUNCHES}"
+    ratio = estimate.judged("cannot tell", gate.reason)
     return result_of(gate.chosen, ratio, n=gate.n, decide=wanted if few else None, launches=gate.launches)
-
-
-def _mean_ratio(gate: _Gate) -> float:
-    reference, other = (np.log(side).mean() for side in gate.launches)
-    return float(np.exp(other - reference))
 
 
 def _held(gate: _Gate) -> str:
@@ -164,18 +144,18 @@ def _held(gate: _Gate) -> str:
     return "1 was measured" if other == 1 else f"{other} were measured"
 
 
-def _decide(gate: _Gate, sample: TimedSample, family: int) -> str:
+def _decide(gate: _Gate, sample: Sample, family: int) -> str:
     """What would decide: launches of the new run; where none would do, of the baseline too; of many, another way."""
-    logs = [np.log(side).tolist() for side in gate.launches]
-    new = power.needed_launches(logs[0], logs[1], gate.limit_ratio, family)
-    if new is not None and new > len(logs[1]):
+    reference, other, floor = sample.against or (), sample.logs, sample.floor_ratio
+    new = power.needed_launches(reference, other, floor, family)
+    if new is not None and new > len(other):
         return _needed(gate, new, "of the new run")
     if new is not None:  # narrow enough, and yet on neither side
-        num = power.needed_as_is(sample, min(map(len, logs)), family)
+        num = power.needed_as_is(sample, sample.num, family)
         if num is None:
             return "no affordable number of launches (the figure lies near the threshold itself)"
         return _needed(gate, num, "a side, as the figure lies near the threshold")
-    both = power.needed_launches(logs[0], logs[1], gate.limit_ratio, family, fixed=False)
+    both = power.needed_launches(reference, other, floor, family, fixed=False)
     return _needed(gate, both, "a side, the baseline's too")
 
 

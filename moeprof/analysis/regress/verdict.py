@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.result import GateResult, Overall
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
+from moeprof.analysis.stats.verdicts import OF_GATES, Sample, judge
 
 ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference shown")
+
+
+def judge_gates(samples: Mapping[int, Sample]) -> dict[int, Ratio]:
+    """Verdicts of the timed gates in use, by their place; they are one family (docs/metrics.md#verdicts)."""
+    return judge(samples, OF_GATES, family=f" (Holm over {len(samples)} timed gates)" if len(samples) > 1 else "")
 
 
 def result_of(

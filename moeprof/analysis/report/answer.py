@@ -11,7 +11,7 @@ from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
 from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.sparsity.roles import Roles
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue, missing
 
 NO_TWINS = "needs an active- and a total-matched twin in the workload (`twin_of: <moe>, match: active` and `total`)"

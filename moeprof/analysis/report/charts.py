@@ -289,6 +289,8 @@ def _cost_over_time(models: list[ModelSummary], usd_per_second: float) -> Chart:
     series = []
     for model in models:
         end_s, busy = column(model.priced[0].steps, "end_s"), model.splits[0].busy
+        if not len(end_s):
+            continue  # an engine that steps itself
         rows = np.unique(np.linspace(0, len(end_s) - 1, CDF_POINTS).astype(np.int64))
         sides: tuple[tuple[str, FloatArray, Literal["line", "dashed"]], ...] = (
             ("prompts", busy.prefill_S, "dashed"),
@@ -338,12 +340,17 @@ def _rate_over_time(model: ModelSummary) -> Series | None:
         return None
     tables = model.rounds[0]
     edges = np.linspace(0, max(tables.duration_s, 1e-9), TIMELINE_BINS + 1)
-    tokens, _ = np.histogram(column(tables.steps, "end_s"), bins=edges, weights=column(tables.steps, "new_tokens"))
+    if len(tables.steps):
+        at_s, count = column(tables.steps, "end_s"), column(tables.steps, "new_tokens")
+    else:  # an engine that steps itself tells when each token came
+        at_s = np.concatenate([np.asarray(times, dtype=float) for times in tables.requests["token_times_s"]])
+        count = np.ones(len(at_s))
+    tokens, _ = np.histogram(at_s, bins=edges, weights=count)
     return Series(name=model.name, x=_floats(edges[:-1]), y=_floats(tokens / np.diff(edges)), style="steps")
 
 
 def _batch_over_time(model: ModelSummary) -> Series | None:
-    if not model.rounds:
+    if not model.rounds or not len(model.rounds[0].steps):
         return None
     steps = model.rounds[0].steps
     start, size = column(steps, "start_s"), column(steps, "num_requests")

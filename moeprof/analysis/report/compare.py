@@ -15,7 +15,7 @@ from typing import Any
 
 from moeprof.analysis.compare.comparable import banners as difference_banners
 from moeprof.analysis.compare.comparable import refuse
-from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
+from moeprof.analysis.compare.lanes import LockstepPair, lockstep_metrics, lockstep_pairs
 from moeprof.analysis.compare.models import model_tables
 from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, compare_runs, run_tables
 from moeprof.analysis.compare.tables import RatioTable
@@ -33,21 +33,20 @@ from moeprof.analysis.report.sections.ladder import (
     agreement_section,
     agreement_sentence,
     agreements,
-    ladder_metrics,
-    ladder_results,
     ladder_section,
     sentences,
 )
-from moeprof.analysis.report.sections.lockstep import lockstep_doubts, lockstep_metrics, lockstep_section
+from moeprof.analysis.report.sections.lockstep import lockstep_doubts, lockstep_section
 from moeprof.analysis.report.sections.memory import memory_section, quality_section, variance_section
-from moeprof.analysis.report.sections.sweep import answers, sweep_metrics, sweep_section
+from moeprof.analysis.report.sections.sweep import answers, sweep_section
 from moeprof.analysis.report.sections.theory import sentences as theory_sentences
-from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
+from moeprof.analysis.report.sections.theory import theory_section
 from moeprof.analysis.sparsity.claims import claim_notes
-from moeprof.analysis.sparsity.ladder import Agreement, LadderResult
+from moeprof.analysis.sparsity.crossover import sweep_metrics
+from moeprof.analysis.sparsity.ladder import Agreement, LadderResult, ladder_metrics, ladder_results
 from moeprof.analysis.sparsity.roles import Roles, roles
 from moeprof.analysis.sparsity.sweeps import SweepResult, sweep_results
-from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups
+from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups, theory_metrics
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 

@@ -20,7 +20,7 @@ from moeprof.analysis.regress.result import Change, GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.comparison import Page
 from moeprof.analysis.report.document import Document
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.layout import FORMAT_VERSION
 

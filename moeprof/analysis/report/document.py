@@ -15,7 +15,7 @@ from typing import Literal
 
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 
 

@@ -199,7 +199,7 @@ def _stolen(model: ModelSummary) -> Iterator[Doubt]:
 
 def _warmup(model: ModelSummary) -> Iterator[Doubt]:
     warmup = model.launch.get("warmup") or {}
-    if warmup and not warmup.get("settled"):
+    if warmup and not warmup.get("settled") and "steps" not in (model.launch.get("lacks") or {}):
         yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
 
 
@@ -391,6 +391,9 @@ def _realism(summary: Summary) -> Iterator[Doubt]:
             yield Doubt(code="forced_length", flag="realism", severity="note", model=None, text=text)
         if schedule.get("outputs") == "forced":
             text = "outputs are the text's true continuation, fed regardless of what the model itself would say"
+            lacks = [(model.launch.get("lacks") or {}).get("forced ids") for model in summary.models]
+            if lacks and all(lacks):
+                text = str(lacks[0])
             yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moeprof.analysis.compare.comparable import why_incomparable
-from moeprof.analysis.compare.ratios import _priced_models, cost_ratio
+from moeprof.analysis.compare.ratios import cost_ratio, priced_models
 from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.core import units
@@ -11,7 +11,7 @@ from moeprof.core import units
 
 def headline(summary: Summary) -> str:
     """One sentence with the answer: the first MoE against the first dense model, or the first model's dollars."""
-    done = _priced_models(summary)
+    done = priced_models(summary)
     if not done:
         return "No model produced tokens, so there is no price."
     moe = next((m for m in done if m.facts is not None and m.facts.is_moe), None)
@@ -33,7 +33,7 @@ def headline(summary: Summary) -> str:
 
 def findings(summary: Summary) -> tuple[str, ...]:
     """Sentences that stand under the headline: each model's dollars and speed, and what each router does."""
-    done = _priced_models(summary)
+    done = priced_models(summary)
     found = [_price(model) for model in done] if len(done) > 1 else []
     return tuple([*found, *(text for model in done if (text := _router(model)))])
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times, pair_ratio
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, repeats
-from moeprof.analysis.compare.same_work import why_incomparable
+from moeprof.analysis.compare.same_work import Work, why_incomparable
 from moeprof.analysis.metrics.lookup import key_of, pick
 from moeprof.analysis.metrics.routing.shift import cell
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -34,7 +34,7 @@ from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.sparsity.ladder import ladders
 from moeprof.analysis.sparsity.realised import realised_of_lanes, realised_of_rounds
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.errors import RecordError, WorkloadError
 from moeprof.core.record.lanes import LanePass
@@ -140,11 +140,7 @@ def speed(phase: str | None) -> Callable[[Sides], Estimate]:
             return found
         if phase is None:
             return paired(sides, "output_tokens_per_s")
-        inverse = paired(sides, "step_mean_s", phase=phase)
-        if inverse.value is None or inverse.low is None or inverse.high is None:
-            value = None if inverse.value is None else 1 / inverse.value
-            return Estimate(value=value, n=inverse.n, reason=inverse.reason)
-        return Estimate(value=1 / inverse.value, low=1 / inverse.high, high=1 / inverse.low, n=inverse.n)
+        return paired(sides, "step_mean_s", phase=phase).inverse()
 
     return measure
 
@@ -155,7 +151,7 @@ def _lockstep_speed(sides: Sides, phase: str | None) -> Estimate | None:
     for times in _by_load(sides.summary):
         lanes = [_lane(times[0], model.name) for model in (sides.of, sides.against)]
         if lanes[0] is not None and lanes[1] is not None:
-            return pair_ratio(times, of=lanes[1], against=lanes[0], phase=phase).ratio
+            return pair_ratio(times, of=lanes[1], against=lanes[0], phase=phase)
     return None
 
 
@@ -182,7 +178,7 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     if values[0] is None or values[1] is None:
         return Estimate(value=None, reason=f"{name} was not measured in both")
     key = key_of(values[0])
-    reason = why_incomparable(key, sides.of, sides.against)
+    reason = why_incomparable(key, Work.of(sides.of), Work.of(sides.against))
     if reason is not None:
         return Estimate(value=None, reason=reason)
     slo = Slo(**(sides.summary.record.workload.get("slo") or {}))

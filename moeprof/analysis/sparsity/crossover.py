@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, usd_total
+from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core import units
+from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
 
 Kind = Literal["crossing", "bound", "several", "cannot tell"]
@@ -36,6 +39,8 @@ OPEN_NOTE = "open loop: dollars of busy seconds (idle time left out); the price 
 NO_ROUNDS = "one round each: no intervals"
 OTHER_REQUESTS = "the models were sent different requests (another tokenizer or schedule)"
 OTHER_WORK = "not the same requests were finished"
+COST, EXPERTS = "usd_per_1m_total_tokens", "distinct_experts_per_step"
+NO_RATIO = (EXPERTS, "goodput_ratio", "busy_ratio")  # counts of one kind of model, and shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,3 +329,60 @@ def pareto(result: SweepResult) -> tuple[ParetoPoint, ...]:
 def is_on_front(speed: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
     """True when none of the others is at least as fast in both and faster in one."""
     return not any(a >= speed[0] and b >= speed[1] and (a, b) != speed for a, b in others)
+
+
+Of = Callable[[PointResult], Estimate]
+
+
+OfRound = Callable[[SweptRound], float | None]
+
+
+def sweep_metrics(result: SweepResult) -> tuple[tuple[str, MetricValue], ...]:
+    """``crossover_batch`` of each pair and ``tokens_per_s_per_user`` of each point, by model, for data files."""
+    found = []
+    for one in crossovers(result):
+        labels = {"against": one.dense, "axis": one.axis} | ({"sweep": one.row.label} if one.row.label else {})
+        value = to_metric("crossover_batch", one.batch, **labels)
+        found.append((one.moe, replace(value, reasons=(one.text, *value.reasons))))
+    for model in result.models:
+        for point in model.points:
+            value = to_metric("tokens_per_s_per_user", point.tokens_per_s_per_user, at=point.point.label)
+            found.append((model.model, value))
+    return tuple(found)
+
+
+def cell_ratios(
+    cells: Sequence[tuple[PointResult | None, ...]], metric: str, of: Of, figure: OfRound | None, reference: int
+) -> list[list[Ratio | None]]:
+    """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
+    better = card_for(metric).better
+    columns: list[list[Ratio | None]] = []
+    for position in range(len(cells[0])):
+        if position == reference or metric in NO_RATIO:
+            columns.append([None] * len(cells))
+            continue
+        pairs = [(cell[position], cell[reference]) for cell in cells]
+        paired = [paired_ratios(a.swept, b.swept, figure)[0] if a and b and figure else [] for a, b in pairs]
+        spread = pooled_spread([ratios for ratios in paired if ratios])
+        columns.append(
+            [
+                estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO)
+                if ratios
+                else _plain_ratio(a, b, of)
+                for ratios, (a, b) in zip(paired, pairs, strict=True)
+            ]
+        )
+    return columns
+
+
+def _plain_ratio(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:
+    """Of two means, without an interval or a verdict."""
+    if first is None or second is None:
+        return Ratio(value=None, reason="this load did not run")
+    unlike = why_unlike(first.swept, second.swept)
+    if unlike is not None:
+        return Ratio(value=None, verdict="incomparable", reason=unlike)
+    above, below = of(first), of(second)
+    if above.value is None or not below.value:
+        return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
+    return Ratio(value=above.value / below.value)

@@ -16,10 +16,14 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.pricing import Pricing
+from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
+from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, estimate_of
+from moeprof.analysis.stats.estimate import Estimate
+from moeprof.core.metric import MetricValue
 from moeprof.core.record.lanes import LanePass
+from moeprof.core.record.layout import Record
 
 PHASES = ("prefill", "decode", "mixed", "all")
 # tax -> (rung, less this rung)
@@ -346,3 +350,44 @@ def _agreement(name: str, first: Estimate, second: Estimate) -> Agreement:
     high = centre + float(np.hypot(b.high - b.value, a.value - a.low))
     difference = Estimate(value=centre, low=low, high=high)
     return Agreement(name=name, first=a, second=b, difference=difference, agree=not difference.excludes(0))
+
+
+DOLLARS = {
+    "dispatch_tax_s": "dispatch_tax_usd_per_1m_tokens",
+    "coverage_tax_s": "coverage_tax_usd_per_1m_tokens",
+    "imbalance_tax_s": "imbalance_tax_usd_per_1m_tokens",
+    "sparsity_saved_s": "sparsity_saved_usd_per_1m_tokens",
+}
+
+
+def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
+    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
+    found = []
+    for result in results:
+        labels = labels_of(result)
+        for tax in result.taxes:
+            found.append(to_metric(tax.name, tax.seconds, **labels))
+            if tax.name in DOLLARS:
+                dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
+                found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
+        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
+        found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
+    return tuple(found)
+
+
+def labels_of(result: LadderResult) -> dict[str, str]:
+    """Phase and load, as metric labels."""
+    return {"phase": result.phase, "concurrency": str(result.concurrency or "offline")}
+
+
+def ladder_results(record: Record) -> tuple[LadderResult, ...]:
+    """Every ladder of a run; empty without one."""
+    return ladders(record.ladder, num_moe_layers=_num_moe_layers(record)) if record.ladder else ()
+
+
+def _num_moe_layers(record: Record) -> int:
+    """Of the MoE that the ladder ran."""
+    lanes = [lane for one in record.ladder for lane in one.lanes]
+    names = [lane.get("model") for lane in lanes if lane.get("rung") != "dense"]
+    counts = [len(model.facts.get("moe_layers", ())) for model in record.models if model.name in names]
+    return max(counts, default=0)

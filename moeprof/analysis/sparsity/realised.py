@@ -14,7 +14,8 @@ import numpy as np
 
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.bootstrap import Draws, Estimate, estimate_of, linear_estimate
+from moeprof.analysis.stats.bootstrap import Draws, estimate_of, linear_estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 
 LEAST_PROMISE = 0.05

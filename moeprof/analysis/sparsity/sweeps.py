@@ -18,10 +18,21 @@ from moeprof.analysis.metrics.routing.shift import cell, first_with_routing
 from moeprof.analysis.metrics.routing.steps import distinct_nulls, routed_steps
 from moeprof.analysis.metrics.samples import itl_samples, mean_of_steps, span_samples, summarise
 from moeprof.analysis.metrics.slo import goodput_ratios
-from moeprof.analysis.metrics.sweep import AXES, SweptPoint, SweptRound, from_metric, over_rounds
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.metrics.sweep import (
+    AXES,
+    SweptPoint,
+    SweptRound,
+    from_metric,
+    over_rounds,
+)
+from moeprof.analysis.metrics.tables import is_done
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo
+
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.summary import Summary
+
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -224,3 +235,22 @@ def _experts(swept: SweptPoint, *, is_moe: bool) -> tuple[Estimate, dict[str, fl
     nulls = {name: float(np.mean(values)) for name, values in distinct_nulls(steps, own.counts_LE, own.tokens).items()}
     experts = mean_of_steps("distinct_experts_per_step", [steps.distinct_SL.mean(axis=1)], {}, "")
     return from_metric(experts), nulls, Estimate(value=float(steps.tokens.mean()))
+
+
+def lost_requests(point: PointResult) -> tuple[int, int]:
+    """Requests that did not end well, of all that were asked for, over all rounds."""
+    done = [is_done(one.tables.requests) for one in point.swept.rounds]
+    return sum(int((~mask).sum()) for mask in done), sum(len(mask) for mask in done)
+
+
+def reference_of(summary: Summary, result: SweepResult, wanted: str | None) -> int:
+    """Index among the models of the sweep."""
+    names = [model.model for model in result.models]
+    if wanted in names:
+        return names.index(wanted)
+    facts = [summary.model(name).facts for name in names]
+    twins = [(i, f.twin) for i, f in enumerate(facts) if f is not None and f.twin is not None]
+    totals = [i for i, twin in twins if twin.is_total_matched]
+    actives = [i for i, twin in twins if twin.is_active_matched]
+    denses = [i for i, model in enumerate(result.models) if not model.is_moe]
+    return (*totals, *actives, *denses, 0)[0]

@@ -18,11 +18,16 @@ import numpy as np
 
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
-from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds
+from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds, to_metric
 from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_S, step_work
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
+from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.summary import ModelSummary, Summary
+
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -78,21 +83,10 @@ def in_turn(pairs: Sequence[LockstepPair], moe: str, dense: str, phase: str, loa
         load: requests in flight; None when all are sent at once.
     """
     for pair in pairs:
-        told = pair.phases.get(None if phase == ALL else phase)
+        told = pair.ratios.get(None if phase == ALL else phase)
         if (pair.moe, pair.dense, pair.concurrency) == (moe, dense, load) and told is not None:
-            return inverse(told.ratio)
+            return told.inverse()
     return Estimate(value=None, reason=NOT_IN_TURN)
-
-
-def inverse(ratio: Estimate) -> Estimate:
-    """1 / ratio, its interval turned around."""
-    if not ratio.value:
-        return Estimate(value=None, n=ratio.n, reason=ratio.reason or "the ratio is 0")
-    low, high = (1 / end if end else None for end in (ratio.high, ratio.low))
-    known = low is not None and high is not None
-    return Estimate(
-        value=1 / ratio.value, low=low if known else None, high=high if known else None, n=ratio.n, reason=ratio.reason
-    )
 
 
 Match = Literal["active", "total"]
@@ -349,3 +343,15 @@ def _times(value: Estimate) -> str:
     if value.high > TOO_WIDE * value.low:
         return f"{value.value:.3g}x (cannot tell: the rounds differ too much)"
     return f"{value.value:.3g}x [{value.low:.3g}, {value.high:.3g}]"
+
+
+def theory_metrics(speedups: Sequence[Speedup]) -> tuple[MetricValue, ...]:
+    """``theoretical_speedup`` by flops, bytes and roofline, and ``measured_speedup``, labelled by pair and phase."""
+    values = []
+    for one in speedups:
+        labels = {"moe": one.moe, "against": one.dense, "phase": one.phase}
+        for by, estimate in (("flops", one.flops), ("bytes", one.num_bytes), ("roofline", one.roofline)):
+            values.append(to_metric("theoretical_speedup", estimate, **labels, by=by))
+        for how, estimate in (("alone", one.measured), ("in turn", one.in_turn)):
+            values.append(to_metric("measured_speedup", estimate, **labels, how=how))
+    return tuple(values)

@@ -1,4 +1,4 @@
-"""A number with its interval, and the block bootstrap that lock-step figures share."""
+"""The block bootstrap that lock-step figures share, and intervals over launches."""
 
 from __future__ import annotations
 
@@ -10,38 +10,12 @@ import numpy as np
 
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
+from moeprof.analysis.stats.estimate import Estimate
 
 MAX_BLOCKS, MIN_BLOCKS = 20, 10
 NORMAL = 1.959964  # 0.975 quantile of the normal distribution
 LOST = 0.025  # with more resamples than this share without a value, an interval would be made up
 FEW_STEPS = "{n} steps: no interval with fewer than " + str(MIN_BLOCKS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A figure of a comparison.
-
-    Attributes:
-        value: None when it cannot be told; then ``reason`` says why.
-        low, high: 95 % interval, or None when there is none (an exact value, or too few samples).
-        n: independent samples behind it, or None for a counted fact.
-        reason: why there is no value, or no interval.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    reason: str | None = None
-
-    def excludes(self, point: float) -> bool:
-        """True when the interval is known and does not hold the point."""
-        return self.low is not None and self.high is not None and not self.low <= point <= self.high
-
-    def times(self, factor: float) -> Estimate:
-        """The same figure in another unit; ``factor`` is known exactly and positive."""
-        value, low, high = (None if x is None else x * factor for x in (self.value, self.low, self.high))
-        return Estimate(value=value, low=low, high=high, n=self.n, reason=self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.stats.verdicts import ALPHA, MIN_LAUNCH_PAIRS, PRECISE, TimedSample
+from moeprof.analysis.stats.arrays import FloatArray
+from moeprof.analysis.stats.verdicts import ALPHA, MIN_LAUNCH_PAIRS, SLACK, Sample, limits
 
 MOST = 1000  # beyond it nobody would measure
 MANY = 20  # launches or pairs beyond which another way of measuring is named first
-FloatArray = npt.NDArray[np.float64]
+PRECISE = 0.5  # half an interval is narrow enough to decide at this share of the threshold
 
 
 def half_width(logs: Sequence[float], num_gates: int = 1) -> float:
@@ -70,18 +71,17 @@ def needed_launches(
     return _first(nums, _quantiles(degrees, num_gates) * errors <= PRECISE * math.log1p(floor_ratio))
 
 
-def needed_as_is(sample: TimedSample, num: int, num_gates: int = 1) -> int | None:
+def needed_as_is(sample: Sample, num: int, num_gates: int = 1) -> int | None:
     """Launches (or pairs) that would decide were the figure exactly what it is now; None where more than MOST.
 
     For figures near the threshold: they may be measured well and yet lie on neither side.
     """
     nums = np.arange(2, MOST + 1)
-    errors = sample.test.error * np.sqrt(num / nums)
-    mean = sample.test.mean
-    if sample.is_beyond:
+    errors, mean = sample.error * np.sqrt(num / nums), sample.mean
+    fall, rise = limits(sample.floor_ratio)
+    if not fall - SLACK <= mean <= rise + SLACK:
         return _first(nums, _quantiles(nums - 1.0, num_gates) * errors <= abs(mean))
-    room = min(sample.rise - mean, sample.fall + mean)
-    return _first(nums, _quantiles(nums - 1.0, 1) * errors <= room)
+    return _first(nums, _quantiles(nums - 1.0, 1) * errors <= min(rise - mean, mean - fall))
 
 
 def _pair_halves(spread: float, nums: npt.NDArray[np.int64], num_gates: int) -> FloatArray:

@@ -38,28 +38,26 @@ def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_device
     }
 
 
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def cpu_name() -> str:
     """The processor's own name, or the architecture where it gives none."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:
     """Instruction sets that change what a CPU run measures (emulated bf16 hides the physics)."""
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "sve")
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                found = set(line.partition(":")[2].split())
-                return [flag for flag in wanted if flag in found]
-    except OSError:
-        pass
-    return []
+    info = _cpuinfo()
+    found = (info.get("flags") or info.get("Features") or "").split()
+    return [flag for flag in wanted if flag in found]
 
 
 def _version(name: str) -> str | None:

@@ -221,11 +221,6 @@ def _mig(nvml: Any, handle: Any) -> str:
     return "on" if nvml.nvmlDeviceGetMigMode(handle)[0] else "off"
 
 
-def _throttle_reasons(nvml: Any, handle: Any) -> int:
-    # The call was renamed in driver 535; the old name is still there, so it is the one that always works.
-    return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-
-
 def _other_processes(nvml: Any, handle: Any) -> int | None:
     """Compute processes of others; None in a container that is shown process ids of the host.
 
@@ -267,7 +262,8 @@ _READERS: dict[str, Callable[[Any, Any], Any]] = {
     "utilisation_ratio": lambda nvml, handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
     "memory_used_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
     "memory_total_bytes": lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-    "throttle_reasons": _throttle_reasons,
+    # The call was renamed in driver 535; the old name is still there, so it is the one that always works.
+    "throttle_reasons": lambda nvml, handle: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
     "num_other_processes": _other_processes,
 }
 

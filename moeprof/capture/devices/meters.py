@@ -1,6 +1,6 @@
-"""What the GPU does before anything of ours is on it: idle power, and what others hold and run there.
+"""Power meters as telemetry columns (NVML for the GPU, RAPL for the CPU), and what the GPU does before anything runs.
 
-Power meters as telemetry columns: NVML for the GPU, RAPL for the CPU; what cannot be read is null with a reason.
+What cannot be read is null with a reason.
 """
 
 from __future__ import annotations
@@ -65,13 +65,9 @@ class CpuMeter:
 
 def open_meters(gpu: Gpu | None, others: Sequence[Gpu] = ()) -> list[Meter]:
     """All meters of this machine; ``others`` are GPUs that share the model with the first one."""
-    meters: list[Meter] = [] if gpu is None else [_gpu_meter(gpu, others)]
+    meters: list[Meter] = [] if gpu is None else [GpusMeter([gpu, *others]) if others else GpuMeter(gpu)]
     cpu = CpuEnergy()
     return meters if cpu.reason is not None else [*meters, CpuMeter(cpu)]
-
-
-def _gpu_meter(gpu: Gpu, others: Sequence[Gpu]) -> GpuMeter:
-    return GpusMeter([gpu, *others]) if others else GpuMeter(gpu)
 
 
 def reported_xids(meters: Sequence[Meter]) -> list[int]:
@@ -148,7 +144,8 @@ class GpusMeter(GpuMeter):
     def read(self) -> dict[str, Any]:
         """Telemetry columns."""
         rows = [meter.read() for meter in self._each]
-        return {name: self._combined(name, [row[name] for row in rows]) for name in rows[0]}
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return {n: None if None in values else HOW.get(n, max)(values) for n, values in columns.items()}
 
     def is_lost(self) -> bool:
         """Whether the driver says that one of the GPUs is gone."""
@@ -158,16 +155,6 @@ class GpusMeter(GpuMeter):
         """Critical errors of all of them since the run began."""
         return [xid for meter in self._each for xid in meter.xids()]
 
-    def _combined(self, name: str, values: list[Any]) -> Any:
-        if any(value is None for value in values):
-            return None
-        return HOW.get(name, max)(values)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
 
 HOW: dict[str, Callable[[Iterable[Any]], Any]] = {
     "power_w": sum,
@@ -175,7 +162,7 @@ HOW: dict[str, Callable[[Iterable[Any]], Any]] = {
     "temperature_c": max,
     "sm_clock_mhz": min,
     "memory_clock_mhz": min,
-    "device_utilisation_ratio": _mean,
+    "device_utilisation_ratio": statistics.fmean,
     "device_memory_used_bytes": sum,
     "throttle_reasons": lambda masks: reduce(or_, masks),
     "num_other_processes": max,

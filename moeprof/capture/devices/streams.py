@@ -1,9 +1,7 @@
-"""Copies between host and device that wait for nothing.
+"""Copies between host and device that wait for nothing, and captures that do no harm when they fail.
 
 torch keeps freed pinned memory and gives it out again once the copies that used it are done (it asks their events, it
 does not wait), so after the first few calls nothing is allocated here. A private pool would do the same work again.
-
-Captures device work into a CUDA graph, so that a capture that fails does no harm and says what went wrong.
 
 torch ends a failed capture with an error of its own ("capturing was invalidated"), which hides the one that broke it,
 and leaves the capture's stream as the current one. Before torch 2.12 its allocator also goes on believing that the

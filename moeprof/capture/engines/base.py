@@ -1,11 +1,13 @@
-"""The Engine Protocol: a model that runs one step at a time.
+"""Engines: what the loop drives. Those that are stepped by us, and those that step themselves and deliver tokens.
 
-An engine *says what happened* and measures nothing else. Whoever drives it decides when to step, so two engines can be
-stepped in turn (lock-step pairs) and nothing hides in a background thread. Times come from one injectable clock.
+An engine *says what happened* and measures nothing else. Whoever drives a stepped engine decides when, so two of them
+can be stepped in turn (lock-step pairs) and nothing hides in a background thread. An engine that steps itself (a
+server behind a client) has a thread of its own behind ``poll``. Times come from one injectable clock.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -75,11 +77,51 @@ class Step:
         return sum(s.past_tokens + s.query_tokens for s in self.sequences)
 
     @property
+    def num_ended(self) -> int:
+        """Requests that ended in it."""
+        return sum(s.finished for s in self.sequences)
+
+    @property
     def phase(self) -> Phase:
         """``mixed`` when prefill and decode tokens share the step."""
         if self.prefill_tokens and self.decode_tokens:
             return "mixed"
         return "prefill" if self.prefill_tokens else "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """What arrived for one request of an engine that steps itself.
+
+    Attributes:
+        request: row of the request in the schedule.
+        at_s: clock time at which it arrived; tokens of one event arrived together.
+        num_tokens: output tokens; 0 where the event only ends the request, or tells of its cache.
+        chosen: ids that the model itself would have chosen, one per token; empty where the engine cannot tell.
+        cached_tokens: prompt tokens that were taken from a prefix cache; None: not told by this event.
+        finished: True when nothing follows, whether it went well or not.
+        error: why the request failed, or None. What failed stays in the record.
+    """
+
+    request: int
+    at_s: float
+    num_tokens: int = 0
+    chosen: tuple[int, ...] = ()
+    cached_tokens: int | None = None
+    finished: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvents:
+    """What arrived since the last poll, oldest first; may be empty."""
+
+    events: tuple[TokenEvent, ...] = ()
+
+    @property
+    def num_ended(self) -> int:
+        """Requests that ended, failed ones included."""
+        return sum(event.finished for event in self.events)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +185,25 @@ class InGraphListener(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
-    """What an engine is, for the record.
+class ServedFacts:
+    """What any engine is, for the record.
 
     Attributes:
-        kind: ``transformers``.
+        kind: the row of ``ENGINES`` that opened it.
+        max_sequence_tokens: longest prompt + output that is accepted; None: it does not tell.
+        notes: reasons for choices that a reader should know (for example why batches are static).
+    """
+
+    kind: str
+    max_sequence_tokens: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts(ServedFacts):
+    """What a stepped engine is, for the record.
+
+    Attributes:
         batching: ``continuous`` or ``static``.
         attention: name of the attention path that ran.
         experts: name of the experts implementation, or None for dense models.
@@ -157,7 +213,6 @@ class EngineFacts:
         kv_bytes: bytes allocated for it, or None.
         max_batch_tokens: largest number of tokens in a step.
         max_sequence_tokens: longest prompt + output that is accepted.
-        notes: reasons for choices that a reader should know (for example why batches are static).
         scheduler: whose loop forms the batches: ``transformers`` or ``moeprof``.
         decode: how a decode step is launched: ``eager`` or ``graph`` (captured once per batch size, then replayed).
         compiled: what torch.compile was applied to (``layers``), or None.
@@ -168,7 +223,6 @@ class EngineFacts:
         parallel: ``tensor``, ``expert`` or None.
     """
 
-    kind: str
     batching: Literal["continuous", "static"]
     attention: str
     experts: str | None
@@ -178,7 +232,6 @@ class EngineFacts:
     kv_bytes: int | None
     max_batch_tokens: int
     max_sequence_tokens: int
-    notes: tuple[str, ...] = ()
     scheduler: str = "transformers"
     decode: Literal["eager", "graph"] = "eager"
     compiled: str | None = None
@@ -189,18 +242,47 @@ class EngineFacts:
     parallel: Literal["tensor", "expert"] | None = None
 
 
-class Engine(Protocol):
-    """A model that runs one step at a time."""
+class ServedEngine(Protocol):
+    """What the loop drives, whoever steps it."""
 
-    facts: EngineFacts
+    @property
+    def facts(self) -> ServedFacts:
+        """What it is, for the record."""
 
     def submit(self, request: Request) -> None:
-        """Hand over a request; it enters a batch in one of the next steps.
+        """Hand over a request.
 
         Raises:
             EngineError: the request can never fit (prompt + output over ``facts.max_sequence_tokens``). The replay
                 loop refuses such requests before, so this is a second fence.
         """
+
+    def poll(self, wait_s: float) -> Step | TokenEvents | None:
+        """What happened next. A stepped engine runs one step, however long; None: it has nothing to do.
+
+        An engine that steps itself returns as soon as something has arrived, and after ``wait_s`` with no events.
+        """
+
+    def drain(self) -> Sequence[Step | TokenEvents]:
+        """What was launched or has arrived and was not told yet, oldest first; waits for no request to end."""
+
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        """Make ready for passes of so many sequences at once and so long ones; how many steps were captured for it.
+
+        Called while nothing is under way and with the listeners of those passes.
+        """
+
+    def reset(self) -> None:
+        """Forget all requests and free their cache (between passes)."""
+
+    def close(self) -> None:
+        """Release the model, its hooks and its memory."""
+
+
+class Engine(ServedEngine, Protocol):
+    """A model that runs one step at a time."""
+
+    facts: EngineFacts
 
     def step(self) -> Step | None:
         """Run one step; None when there is nothing to do.
@@ -209,13 +291,61 @@ class Engine(Protocol):
         """
 
     def drain(self) -> list[Step]:
-        """Wait for steps that were launched and not told yet, oldest first; empty for engines that do not run ahead."""
+        """Wait for steps that were launched and not told yet, oldest first."""
+
+
+class SteppedEngine(ABC):
+    """What engines have in common that tell each step when it has ended and capture nothing."""
+
+    @abstractmethod
+    def step(self) -> Step | None:
+        """Run one step."""
+
+    def poll(self, wait_s: float) -> Step | None:
+        """One step."""
+        return self.step()
+
+    def drain(self) -> list[Step]:
+        """Nothing is under way."""
+        return []
+
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        """Nothing to capture."""
+        return 0
+
+
+class WrappedEngine(SteppedEngine):
+    """Another engine, handed on to; for those that add to its steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.facts = engine.facts
+
+    def submit(self, request: Request) -> None:
+        """Hand on."""
+        self._engine.submit(request)
+
+    def step(self) -> Step | None:
+        """Hand on."""
+        return self._engine.step()
+
+    def drain(self) -> list[Step]:
+        """Hand on."""
+        return self._engine.drain()
+
+    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
+        """Hand on; a model that could not be captured says so in the facts from now on."""
+        num = self._engine.prepare(num_sequences, longest_tokens)
+        self.facts = self._engine.facts
+        return num
 
     def reset(self) -> None:
-        """Forget all requests and free their cache (between passes)."""
+        """Hand on."""
+        self._engine.reset()
 
     def close(self) -> None:
-        """Release the model, its hooks and its memory."""
+        """Hand on."""
+        self._engine.close()
 
 
 @dataclass(slots=True)

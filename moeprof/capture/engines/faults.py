@@ -8,34 +8,29 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from typing import TypeVar, cast
 
 import torch
 
-from moeprof.capture.engines.base import Engine, EngineFacts, Step
+from moeprof.capture.engines.base import Engine, ServedEngine, Step, WrappedEngine
 from moeprof.capture.protocol import Fault, Slowdown
 from moeprof.core.trace import Request
 
 
-class SlowedEngine:
-    """The engine, with ``slowdown`` after its steps: a busy loop, so that processor time grows as wall time does."""
+class SlowedEngine(WrappedEngine):
+    """The engine, with ``slowdown`` after its steps: a busy loop, so that processor time grows as wall time does.
 
-    facts: EngineFacts
+    The count of steps goes on over passes, so that slow ones do not always hit the same requests.
+    """
 
     def __init__(self, engine: Engine, slowdown: Slowdown) -> None:
-        self._engine, self._slowdown = engine, slowdown
-        self.facts = engine.facts
+        super().__init__(engine)
+        self._slowdown = slowdown
         self._steps = 0
         self._due: Fault | None = None
 
-    def prepare(self, num_sequences: int, longest_tokens: int) -> int:
-        """Hand on, where the engine captures its steps: what is slowed must run as it does without."""
-        prepare = getattr(self._engine, "prepare", None)
-        num = 0 if prepare is None else int(prepare(num_sequences, longest_tokens))
-        self.facts = self._engine.facts  # a model that could not be captured says so now
-        return num
-
     def submit(self, request: Request) -> None:
-        """Hand on."""
+        """Hand on; a fault is due in the next step."""
         self._due = next((fault for fault in self._slowdown.faults if fault.request == request.index), self._due)
         self._engine.submit(request)
 
@@ -54,18 +49,6 @@ class SlowedEngine:
             step = replace(step, end_s=time.perf_counter())  # a run reads step times from here
         return step
 
-    def drain(self) -> list[Step]:
-        """Hand on."""
-        return self._engine.drain()
-
-    def reset(self) -> None:
-        """Hand on; the count of steps goes on, so that slow ones do not always hit the same requests."""
-        self._engine.reset()
-
-    def close(self) -> None:
-        """Hand on."""
-        self._engine.close()
-
 
 def break_down(fault: Fault) -> None:
     """Hang, or raise as torch does."""
@@ -81,6 +64,9 @@ def break_down(fault: Fault) -> None:
     raise RuntimeError(f"CUDA error: {said[fault.kind]}\nCUDA kernel errors might be reported later.")
 
 
-def slowed(engine: Engine, slowdown: Slowdown | None) -> Engine:
-    """The engine itself without a slowdown."""
-    return engine if slowdown is None else SlowedEngine(engine, slowdown)
+E = TypeVar("E", bound=ServedEngine)
+
+
+def slowed(engine: E, slowdown: Slowdown | None) -> E | SlowedEngine:
+    """The engine itself without a slowdown; only engines that we step can be slowed."""
+    return engine if slowdown is None else SlowedEngine(cast("Engine", engine), slowdown)

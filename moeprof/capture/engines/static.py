@@ -16,13 +16,21 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, Model, SequenceInStep, Step
+from moeprof.capture.engines.base import (
+    BatchLayout,
+    EngineFacts,
+    ListenerSet,
+    Model,
+    SequenceInStep,
+    Step,
+    SteppedEngine,
+)
 from moeprof.capture.engines.static_batch import Row, StaticBatch, needs_equal_lengths
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 
 
-class StaticEngine:
+class StaticEngine(SteppedEngine):
     """Runs a model in static batches; see :class:`moeprof.capture.engines.base.Engine`.
 
     Args:
@@ -121,10 +129,6 @@ class StaticEngine:
             sequences=sequences,
             kv_tokens_used=batch.slots if self._batch is not None else 0,
         )
-
-    def drain(self) -> list[Step]:
-        """Nothing: each step is told when it has ended."""
-        return []
 
     def reset(self) -> None:
         """Forget all requests and free their cache."""

@@ -1,14 +1,11 @@
 """Attention of decode steps over a paged cache: one query per sequence, keys found by a block table.
 
-Shape legend: B sequences, H query heads, G key/value heads, D head size of queries and keys, V of values, S slots of
-the cache (pages x page size), P pages per sequence.
-
-Paged decode attention by torch's own ``varlen_attn`` with a block table, where this torch and device have it.
-
+The contract, the plain form, and torch's own ``varlen_attn`` with a block table, where this torch and device have it.
 Block tables came to ``varlen_attn`` after torch 2.11, for FlashAttention 3 (pytorch/pytorch#175924), which is a package
 of its own; FlashAttention 2 takes pages of a multiple of 256 tokens only.
 
-Shape legend: B sequences, H query heads, G key/value heads, D head size, S slots, P pages per sequence.
+Shape legend: B sequences, H query heads, G key/value heads, D head size of queries and keys, V of values, S slots of
+the cache (pages x page size), P pages per sequence.
 """
 
 from __future__ import annotations
@@ -36,6 +33,29 @@ class DecodeShape:
     scale: float
     window: int | None = None
     softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionKind:
+    """One kind of attention layer.
+
+    Attributes:
+        dtype: of queries, keys and values.
+        num_heads: query heads, H.
+        num_groups: key/value heads, G.
+        head_dim: size of queries and keys, D.
+        value_dim: size of values, V.
+        shape: scale, window, softcap, page size.
+        has_sinks: whether it has attention sinks.
+    """
+
+    dtype: torch.dtype
+    num_heads: int
+    num_groups: int
+    head_dim: int
+    value_dim: int
+    shape: DecodeShape
+    has_sinks: bool = False
 
 
 class DecodeKernel(Protocol):
@@ -104,25 +124,22 @@ PAGE_MULTIPLE = 256  # of FlashAttention 2
 MAX_HEAD_DIM = 256
 
 
-def why_not(
-    device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, shape: DecodeShape, has_sinks: bool
-) -> str | None:
-    """The reason why this kernel cannot serve such a layer, or None."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"FlashAttention has no {str(dtype).removeprefix('torch.')}"
-    if head_dim != value_dim or head_dim > MAX_HEAD_DIM or head_dim % 8:
-        return (
-            f"FlashAttention wants keys and values of one size, a multiple of 8 up to 256, not {head_dim}/{value_dim}"
-        )
-    if has_sinks or shape.softcap is not None:
-        return "varlen_attn has no " + ("attention sinks" if has_sinks else "soft-capped scores")
-    if device.type != "cuda":
-        return f"FlashAttention needs a CUDA device, this is {device.type}"
+def why_no_varlen(kind: AttentionKind) -> str | None:
+    """The reason why ``varlen_decode`` cannot serve such a layer, or None."""
+    if kind.dtype not in (torch.bfloat16, torch.float16):
+        return f"FlashAttention has no {str(kind.dtype).removeprefix('torch.')}"
+    if kind.head_dim != kind.value_dim or kind.head_dim > MAX_HEAD_DIM or kind.head_dim % 8:
+        sizes = f"{kind.head_dim}/{kind.value_dim}"
+        return f"FlashAttention wants keys and values of one size, a multiple of 8 up to 256, not {sizes}"
+    if kind.has_sinks or kind.shape.softcap is not None:
+        return "varlen_attn has no " + ("attention sinks" if kind.has_sinks else "soft-capped scores")
     if "block_table" not in inspect.signature(_varlen().varlen_attn).parameters:
         return f"varlen_attn of torch {torch.__version__} takes no block table"
     active = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()
-    if active is None and shape.page_tokens % PAGE_MULTIPLE:
-        return f"pages of {shape.page_tokens} tokens need FlashAttention 3, which is not active; version 2 takes 256"
+    if active is None and kind.shape.page_tokens % PAGE_MULTIPLE:
+        return (
+            f"pages of {kind.shape.page_tokens} tokens need FlashAttention 3, which is not active; version 2 takes 256"
+        )
     return None
 
 
@@ -135,11 +152,7 @@ def varlen_decode(
     shape: DecodeShape,
     sinks_H: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend; arguments as in :class:`DecodeKernel`.
-
-    Raises:
-        AssertionError: sinks were given; ``why_not`` says that there are none.
-    """
+    """By torch's ``varlen_attn``, see :class:`DecodeKernel`; no sinks, no soft cap."""
     assert sinks_H is None and shape.softcap is None
     num_seqs = query_BHD.shape[0]
     first_B1 = torch.arange(num_seqs + 1, dtype=torch.int32, device=query_BHD.device)

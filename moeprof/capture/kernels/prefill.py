@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from moeprof.capture.kernels.attention import DecodeShape
+from moeprof.capture.kernels.attention import MAX_HEAD_DIM, AttentionKind, DecodeShape
 
 MOST_SCORES = 1 << 26  # 256 MB in float32
 
@@ -167,15 +167,18 @@ def _attend_plainly(
     return (weight @ value.float()).to(query.dtype)
 
 
-def why_no_varlen(device: torch.device, dtype: torch.dtype, head_dim: int, shape: DecodeShape) -> str | None:
+def why_no_sdpa(kind: AttentionKind) -> str | None:
+    """The reason why ``sdpa_prefill`` cannot serve such a layer, or None."""
+    return "has no sinks and no soft-capped scores" if kind.has_sinks or kind.shape.softcap is not None else None
+
+
+def why_no_varlen(kind: AttentionKind) -> str | None:
     """The reason why ``varlen_prefill`` cannot serve such a layer, or None."""
-    if device.type != "cuda":
-        return f"FlashAttention needs a CUDA device, this is {device.type}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"FlashAttention has no {str(dtype).removeprefix('torch.')}"
-    if head_dim > 256 or head_dim % 8:
-        return f"FlashAttention wants heads of a multiple of 8 up to 256, not {head_dim}"
-    return "varlen_attn has no soft-capped scores" if shape.softcap is not None else None
+    if kind.dtype not in (torch.bfloat16, torch.float16):
+        return f"FlashAttention has no {str(kind.dtype).removeprefix('torch.')}"
+    if kind.head_dim > MAX_HEAD_DIM or kind.head_dim % 8:
+        return f"FlashAttention wants heads of a multiple of 8 up to 256, not {kind.head_dim}"
+    return "varlen_attn has no soft-capped scores" if kind.shape.softcap is not None else None
 
 
 @functools.lru_cache(maxsize=2)  # one mask serves all layers of a step; two kinds of layers take turns

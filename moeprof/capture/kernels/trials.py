@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from moeprof.capture.devices.streams import capture
 # Largest difference from the plain form, over the largest magnitude of the plain form. A step of bfloat16 is
 # 2^-8 = 0.4 %, of float16 2^-11; weights of a softmax and inner activations are rounded once more.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
+# Where the kernel rounds once and the original after each operation: some last bits (2^-8, 2^-11, 2^-24).
+LAST_BITS = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 1e-5}
 REPEATS = 20  # calls in one captured graph
 ROUNDS = 3
 
@@ -45,10 +48,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One trial case.
+    """A candidate on random data.
 
     Attributes:
         name: in words, for the record.
+        call: the candidate.
         plain: the plain form.
         change: puts other values (same shapes) into the inputs, in place.
         dtype: decides the tolerance.
@@ -56,6 +60,7 @@ class Case:
     """
 
     name: str
+    call: Callable[[], torch.Tensor]
     plain: Callable[[], torch.Tensor]
     change: Callable[[], None]
     dtype: torch.dtype
@@ -136,12 +141,6 @@ def stopwatch_of(device: torch.device) -> Stopwatch:
     return CudaStopwatch(device) if device.type == "cuda" else HostStopwatch()
 
 
-def give_back(device: torch.device) -> None:
-    """Return what trials allocated to the device: what is free decides the size of the cache."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def error_ratio(found: torch.Tensor, plain: torch.Tensor) -> float:
     """Largest difference over the largest magnitude of ``plain``; infinite where ``found`` is not finite."""
     if not bool(torch.isfinite(found).all()):
@@ -151,35 +150,32 @@ def error_ratio(found: torch.Tensor, plain: torch.Tensor) -> float:
 
 
 def run_trial(
-    name: str, calls: Sequence[Callable[[], torch.Tensor]], cases: Sequence[Case], stopwatch: Stopwatch
+    name: str,
+    cases: Sequence[Case],
+    stopwatch: Stopwatch,
+    tolerance: Mapping[torch.dtype, float] = TOLERANCE,
 ) -> Trial:
     """Capture, change the inputs, launch, compare, time; whatever goes wrong is the reason to leave it out.
 
     Inputs change between capture and launch: a candidate that baked their values into its launches disagrees.
-
-    Args:
-        name: of the candidate.
-        calls: the candidate on the inputs of each case.
-        cases: what is compared and timed.
-        stopwatch: of the device.
     """
     worst, seconds, timed = 0.0, [], []
     why_out: str | None = None
-    for call, case in zip(calls, cases, strict=True):
+    for case in cases:
         repeats = REPEATS if case.is_timed else 1
         try:
-            launch, out = stopwatch.capture(call, repeats)
+            launch, out = stopwatch.capture(case.call, repeats)
             case.change()
             launch()
             worst = max(worst, error_ratio(out, case.plain()))
-            if worst > TOLERANCE[case.dtype]:
-                why_out = f"is off by {worst:.1e} at {case.name}, {TOLERANCE[case.dtype]:.0e} is allowed"
+            if worst > tolerance[case.dtype]:
+                why_out = f"is off by {worst:.1e} at {case.name}, {tolerance[case.dtype]:.0e} is allowed"
             elif case.is_timed:
                 seconds.append(stopwatch.seconds(launch) / repeats)
                 timed.append(case.name)
         except Exception as error:
             # A candidate may fail in any way (compiler, driver, library): the plain form stays, the reason is kept.
-            why_out = f"failed at {case.name}: {_one_line(error)}"
+            why_out = f"failed at {case.name}: {one_line(error)}"
         if why_out is not None:
             return Trial(name=name, why_out=why_out, error_ratio=worst or None)
     return Trial(name=name, error_ratio=worst, seconds=tuple(seconds), cases=tuple(timed))
@@ -188,15 +184,9 @@ def run_trial(
 def fastest(trials: Sequence[Trial]) -> Trial | None:
     """The trial with the smallest product of seconds (each case counts alike), or None when all are out."""
     usable = [trial for trial in trials if trial.why_out is None]
-    return min(usable, key=_product, default=None)
+    return min(usable, key=lambda trial: math.prod(trial.seconds), default=None)
 
 
-def _product(trial: Trial) -> float:
-    product = 1.0
-    for seconds in trial.seconds:
-        product *= seconds
-    return product
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Type and message of an error, cut to what a record can bear."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -10,48 +10,27 @@ from typing import Any
 import torch
 
 from moeprof.capture.devices.peaks import time_reference
-from moeprof.capture.engines.base import Engine, EngineFacts, Step
+from moeprof.capture.engines.base import Step, WrappedEngine
 from moeprof.capture.lockstep.lanes import Seat
 from moeprof.capture.lockstep.loop import Lane, Limits, cycle, turn_orders
 from moeprof.capture.lockstep.protocol import Batch
 from moeprof.capture.lockstep.session import EQUIP, LockstepSession
 from moeprof.capture.protocol import LockstepPlan, Report
 from moeprof.core.errors import EngineError
-from moeprof.core.trace import Request, Schedule
+from moeprof.core.trace import Schedule
 
 REFERENCE_REPETITIONS = 5
 
 
-class SeenEngine:
+class SeenEngine(WrappedEngine):
     """An engine that keeps its last step, so that the batch can be told to the parent after the clock was read."""
 
-    facts: EngineFacts
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.facts = engine.facts
-        self.last: Step | None = None
-
-    def submit(self, request: Request) -> None:
-        """Hand on."""
-        self._engine.submit(request)
+    last: Step | None = None
 
     def step(self) -> Step | None:
         """Hand on, and keep."""
         self.last = self._engine.step()
         return self.last
-
-    def drain(self) -> list[Step]:
-        """Hand on."""
-        return self._engine.drain()
-
-    def reset(self) -> None:
-        """Hand on."""
-        self._engine.reset()
-
-    def close(self) -> None:
-        """Hand on."""
-        self._engine.close()
 
     @property
     def batch(self) -> Batch:

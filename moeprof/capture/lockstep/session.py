@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import psutil
@@ -13,22 +13,22 @@ import torch
 
 from moeprof.capture.devices.peaks import time_reference
 from moeprof.capture.devices.run_queue import run_queue_clock
+from moeprof.capture.engines import hf
 from moeprof.capture.engines.base import Engine, ListenerSet
+from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import build_engine, prepare_decode
 from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.lockstep.lanes import Requests, Seat, Unfinished, equip_ladder, equip_models, equip_pair, take_seat
 from moeprof.capture.lockstep.loop import Limits, LockstepResult, run_lockstep, warm_up_lanes
 from moeprof.capture.memory.predict import HEADROOM, all_at_once_tokens
 from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers, layer_shapes
-from moeprof.capture.models.open import OpenModel, facts_of, open_model
 from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, wanted_requests
 from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.errors import EngineError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.trace import Schedule, first_requests
 from moeprof.core.units import num_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 
 WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
@@ -44,7 +44,7 @@ class Weights:
     """
 
     model: ModelSpec
-    engine: EngineSettings | None
+    engine: TransformersSettings | None
     side: str | None
 
 
@@ -54,7 +54,7 @@ class LockstepSession:
     def __init__(self, plan: LockstepPlan, should_stop: Callable[[], bool], send: Callable[[Report], None]) -> None:
         self._plan, self._should_stop, self._send = plan, should_stop, send
         self._device = torch.device(plan.device)
-        self._models: dict[Weights, OpenModel] = {}
+        self._models: dict[Weights, Deployment] = {}
         self._layers: dict[Weights, tuple[MoeLayer, ...]] = {}
         self._lanes: list[LanePlan] = []
         self._launch: dict[str, Any] = {"kind": plan.kind, "lanes": {}, "models": {}, "notes": []}
@@ -117,23 +117,18 @@ class LockstepSession:
             return False
         self._say(f"loading {spec.name}")
         try:
-            opened = open_model(spec, lane.base, lane.engine or plan.engine, self._device, warmup=self._warmup)
+            settings = lane.engine or plan.engine
+            opened = hf.open(spec, settings, self._device, base=lane.base, warmup=self._warmup)
         except (torch.OutOfMemoryError, MemoryError):
             if not lane.optional:
                 raise
             self._note(f"{lane.name}: left out, {spec.name} does not fit into memory beside the others")
             _give_memory_back()
             return False
-        self._models[key], self._layers[key] = opened, find_moe_layers(opened.model)
-        is_paged = plan.engine.batching != "static" and needs_static(opened.model) is None
-        facts = facts_of(
-            opened,
-            spec,
-            plan.tokenizer_hash,
-            expanded_cache=is_paged,
-            overridden=routing_words(spec.routing, layer_shapes(self._layers[key])),
-        ).to_json()
-        self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.load_s}
+        self._models[key], self._layers[key] = opened, find_moe_layers(opened.module)
+        overridden = routing_words(spec.routing, layer_shapes(self._layers[key]))
+        facts = opened.describe(plan.tokenizer_hash, overridden).to_json()
+        self._launch["models"][spec.name] = {"facts": facts, "load_s": opened.launch["load_s"]}
         if plan.facts_folder is not None:
             (plan.facts_folder / spec.name).mkdir(exist_ok=True)
             write_json(plan.facts_folder / spec.name / "model.json", facts)
@@ -144,7 +139,7 @@ class LockstepSession:
         key = None if lane.base is None else Weights(model=_nameless(lane.base), engine=lane.engine, side=None)
         if key is None or key not in self._models:
             return None
-        model, layers = self._models[key].model, self._layers[key]
+        model, layers = self._models[key].module, self._layers[key]
         need = sum(p.numel() * p.element_size() for p in model.parameters())
         if lane.model.match == "active":
             for layer in layers:
@@ -216,7 +211,7 @@ class LockstepSession:
         longest = int((schedule.input_tokens + schedule.output_tokens).max())
         for lane in lanes:
             with lane.switched_on():  # what a captured step routes by is baked in
-                prepare_decode(lane.engine, schedule.concurrency or len(schedule), longest)
+                lane.engine.prepare(schedule.concurrency or len(schedule), longest)
         warm_up_lanes(
             lanes, schedule, self._limits(WARM_UP_SHARE * plan.max_seconds, deadline_s, f"{name}: warming up")
         )
@@ -239,27 +234,29 @@ class LockstepSession:
 
     def _longest(self) -> int | None:
         """Positions that every model has; None: none of them says."""
-        limits = [_position_limit(opened.model) for opened in self._models.values()]
+        limits = [_position_limit(opened.module) for opened in self._models.values()]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _settings(self, schedule: Schedule) -> EngineSettings:
+    def _settings(self, schedule: Schedule) -> TransformersSettings:
         """Equal engines: room for what is in flight, static batches for all where one model needs them."""
         settings = replace(self._plan.engine, kv_tokens=all_at_once_tokens(schedule), prefix_cache=False)
         return replace(settings, batching="static") if self._static() else settings
 
     def _static(self) -> bool:
         """True when a model cannot run in continuous batches."""
-        return any(needs_static(opened.model) is not None for opened in self._models.values())
+        return any(needs_static(opened.module) is not None for opened in self._models.values())
 
-    def _seat(self, lane: LanePlan, settings: EngineSettings) -> Seat:
+    def _seat(self, lane: LanePlan, settings: TransformersSettings) -> Seat:
         key, own = self._weights_of(lane), settings
         if lane.engine is not None:  # its own kernels; what decides the batches stays equal
             own = replace(lane.engine, kv_tokens=settings.kv_tokens, batching=settings.batching, prefix_cache=False)
 
-        def build(model: Any, listeners: ListenerSet) -> Engine:
-            return slowed(build_engine(model, own, listeners, in_turn=True), lane.slowdown)
+        opened = self._models[key]
 
-        return take_seat(lane, self._models[key].model, self._layers[key], build)
+        def build(model: Any, listeners: ListenerSet) -> Engine:
+            return slowed(cast("Engine", opened.build(own, listeners, in_turn=True)), lane.slowdown)
+
+        return take_seat(lane, opened.module, self._layers[key], build)
 
     # -- talk ------------------------------------------------------------------------------------------------------
 

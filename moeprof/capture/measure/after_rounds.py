@@ -28,10 +28,10 @@ Stop = Callable[[], bool]
 
 def overhead(rig: Rig, plan: LaunchPlan, schedule: Schedule, should_stop: Stop) -> int:
     """Table ``overhead``: a bare engine and a watched one on the same weights, in turn. Returns pairs of steps."""
-    few = first_requests(schedule, OVERHEAD_REQUESTS, rig.engine.facts.max_sequence_tokens).as_offline()
+    few = first_requests(schedule, OVERHEAD_REQUESTS, rig.stepped.facts.max_sequence_tokens).as_offline()
     # Both engines get a small cache: sequences of the sample, and no more, so that a second one always fits.
     kv_tokens = int(sum(len(i) + n + 32 for i, n in zip(few.input_ids, few.output_tokens.tolist(), strict=True)))
-    settings = replace(plan.engine, kv_tokens=min(kv_tokens, rig.engine.facts.kv_tokens))
+    settings = replace(plan.own_engine, kv_tokens=min(kv_tokens, rig.stepped.facts.kv_tokens))
     bare = rig.mount_pair(settings)
     rig.capture_for(few, bare)
     with rig.tapping.watching(rig.listeners):
@@ -41,7 +41,7 @@ def overhead(rig: Rig, plan: LaunchPlan, schedule: Schedule, should_stop: Stop) 
         recorders: list[Recorder] = [RequestRecorder(into), StepRecorder(into), *rig.tapping.recorders(into)]
         pairs = measure_overhead(
             bare,
-            rig.engine,
+            rig.stepped,
             few,
             recorders,
             lambda: rig.tapping.watching(rig.listeners),
@@ -60,9 +60,11 @@ def quality(
     reason = no_quality(plan.model, schedule)
     if reason is not None:
         return {"reason": reason}
-    max_tokens = rig.engine.facts.max_sequence_tokens
+    max_tokens = rig.stepped.facts.max_sequence_tokens
     with rig.without_engine():
-        return measure_quality(rig.model, schedule, output_bytes, max_tokens=max_tokens, should_stop=should_stop)
+        return measure_quality(
+            rig.deployment.module, schedule, output_bytes, max_tokens=max_tokens, should_stop=should_stop
+        )
 
 
 def forced_picks(rig: Rig, schedule: Schedule, should_stop: Stop) -> dict[str, Any]:
@@ -76,6 +78,6 @@ def forced_picks(rig: Rig, schedule: Schedule, should_stop: Stop) -> dict[str, A
 
 def gap(rig: Rig, plan: LaunchPlan, schedule: Schedule, warmup: Schedule, should_stop: Stop) -> dict[str, Any]:
     """What a step consists of: its parts, launching, the host."""
-    rig.use_batch_tokens(plan.engine.max_batch_tokens, warmup)
+    rig.use_batch_tokens(None, warmup)
     tapped = rig.tapping.tapped(rig.listeners)
-    return measure_gap(rig.model, rig.engine, schedule, tapped, rig.eager_engine, should_stop).to_json()
+    return measure_gap(rig.deployment.module, rig.stepped, schedule, tapped, rig.eager_engine, should_stop).to_json()

@@ -30,7 +30,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from moeprof.capture.engines.base import Engine, Step
-from moeprof.capture.engines.select import prepare_decode
 from moeprof.capture.instrumented import Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
 from moeprof.capture.recorders.steps import step_row
@@ -247,7 +246,7 @@ class _Found:
         """Time a size; itemise it on the way where the engine can be profiled."""
         try:
             with self._tapped.watching():
-                prepare_decode(engine, size.num_decoding, size.longest_tokens)
+                engine.prepare(size.num_decoding, size.longest_tokens)
                 size.start(engine)
                 point = self._timed(engine, size)
             if point is None:

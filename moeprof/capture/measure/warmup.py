@@ -15,11 +15,10 @@ from statistics import median
 
 import numpy as np
 
-from moeprof.capture.engines.base import Engine, Step
-from moeprof.capture.engines.select import prepare_decode
+from moeprof.capture.engines.base import Engine, ServedEngine, Step
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
-from moeprof.core.trace import Request, Schedule
+from moeprof.core.trace import Schedule
 
 SETTLED_WITHIN = 0.05  # decode time per token of two passes in a row
 CALIBRATION_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -43,29 +42,20 @@ class WarmupResult:
     drift_ratio: float | None
 
 
-class _DecodeTimes:
+class _DecodeTimes(Recorder):
     """Recorder that keeps step times per decode token count, to judge drift at equal load."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
-
-    def on_start(self, schedule: Schedule, origin_s: float) -> None:
-        """Nothing to note."""
-
-    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
-        """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Time per token of decode steps, so that a shrinking batch is no drift."""
         if step.phase == "decode":
             self.times_s.append((step.end_s - step.start_s) / max(1, step.decode_tokens))
 
-    def on_end(self, end_s: float) -> None:
-        """Nothing to note."""
-
 
 def warm_up(
-    engine: Engine,
+    engine: ServedEngine,
     schedule: Schedule,
     folder: Path,
     *,
@@ -114,7 +104,7 @@ def calibrate(
             if clock() >= deadline or should_stop():
                 break
             # Steps of the passes to come are captured, so those that teach the split what decode costs must be, too.
-            prepare_decode(engine, len(batch), int((batch.input_tokens + batch.output_tokens).max()))
+            engine.prepare(len(batch), int((batch.input_tokens + batch.output_tokens).max()))
             replay(engine, batch, [recorder], should_stop=should_stop, deadline_s=deadline)
             engine.reset()
 
@@ -149,7 +139,7 @@ def _batches(engine: Engine, schedule: Schedule) -> Iterator[Schedule]:
             )
 
 
-class _recorded:  # noqa: N801 - reads as a verb in ``with``
+class _recorded(Recorder):  # noqa: N801 - reads as a verb in ``with``
     """A step table over several passes: its times go on from one pass to the next."""
 
     def __init__(self, folder: Path, table: str) -> None:
@@ -167,9 +157,6 @@ class _recorded:  # noqa: N801 - reads as a verb in ``with``
         if self._origin_s is None:
             self._origin_s = origin_s
         self._recorder.on_start(schedule, self._origin_s)
-
-    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
-        """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Append the row."""

@@ -19,24 +19,11 @@ from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, mod
 from moeprof.capture.models.shapes import kv_bytes_per_token
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 # Eager attention holds a matrix of scores per head; a long prompt in one piece would measure that and not the engine.
 MOST_EAGER_TOKENS = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationPeak:
-    """What one step takes at its worst, beside weights and cache.
-
-    Attributes:
-        num_bytes: of it.
-        how: ``measured`` or ``estimated``, and why.
-    """
-
-    num_bytes: int
-    how: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +59,7 @@ def kv_space(
     model: Any,
     spec: ModelSpec,
     config: dict[str, Any],
-    settings: EngineSettings,
+    settings: TransformersSettings,
     device: torch.device,
     *,
     base: ModelSpec | None = None,
@@ -113,10 +100,10 @@ def kv_space(
 def fitting_space(
     name: str,
     needs: ModelMemory,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     device: str,
     *,
-    peak: ActivationPeak,
+    peak: tuple[int, str],
     bytes_per_token: int | None,
     free_bytes: int,
     total_bytes: int,
@@ -126,39 +113,43 @@ def fitting_space(
     Raises:
         OutOfMemoryError: it does not.
     """
-    kv_tokens, margin = settings.kv_tokens or 0, int(total_bytes * settings.memory_margin_ratio)
-    taken = peak.num_bytes + needs.workspace_bytes + margin
+    (peak_bytes, how), kv_tokens = peak, settings.kv_tokens or 0
+    margin = int(total_bytes * settings.memory_margin_ratio)
+    taken = peak_bytes + needs.workspace_bytes + margin
     left = free_bytes - taken
     per_token = bytes_per_token or 0
     if left < kv_tokens * per_token:
         # The same words as the prediction's, with what was measured; weights and libraries lie in memory already.
         known = ModelMemory(
-            weights_bytes=0, load_extra_bytes=0, kv_bytes_per_token=bytes_per_token, activation_bytes=peak.num_bytes,
+            weights_bytes=0, load_extra_bytes=0, kv_bytes_per_token=bytes_per_token, activation_bytes=peak_bytes,
             workspace_bytes=needs.workspace_bytes, base_bytes=0, layers_to_cut=0,
         )  # fmt: skip
         raise OutOfMemoryError(
             f"model {name}: the KV cache of {kv_tokens:,} tokens needs {num_bytes(kv_tokens * per_token)}, but "
             f"{num_bytes(max(0, left))} of {num_bytes(total_bytes)} is left on {device}: {num_bytes(free_bytes)} free "
-            f"beside {num_bytes(needs.weights_bytes or 0)} of weights, less {num_bytes(peak.num_bytes)} of activations "
-            f"({peak.how}), {num_bytes(needs.workspace_bytes)} of workspace and {num_bytes(margin)} of margin; "
+            f"beside {num_bytes(needs.weights_bytes or 0)} of weights, less {num_bytes(peak_bytes)} of activations "
+            f"({how}), {num_bytes(needs.workspace_bytes)} of workspace and {num_bytes(margin)} of margin; "
             f"{remedy(known, free_bytes - margin, kv_tokens, settings)}"
         )
     return KvSpace(
         kv_tokens=kv_tokens,
         kv_bytes=None if bytes_per_token is None else kv_tokens * bytes_per_token,
-        activation_peak_bytes=peak.num_bytes,
+        activation_peak_bytes=peak_bytes,
         workspace_bytes=needs.workspace_bytes,
         margin_bytes=margin,
         free_bytes=free_bytes,
         most_kv_tokens=left // bytes_per_token // PAGE_TOKENS * PAGE_TOKENS if bytes_per_token else None,
-        reason=f"activation peak {peak.how}",
+        reason=f"activation peak {how}",
     )
 
 
-def activation_peak(device: torch.device, run: Callable[[], None], *, estimate_bytes: int) -> ActivationPeak:
-    """Measured by the allocator on a GPU; elsewhere, and where the step cannot run, the estimate with the reason."""
+def activation_peak(device: torch.device, run: Callable[[], None], *, estimate_bytes: int) -> tuple[int, str]:
+    """What one step takes at its worst beside weights and cache, and how that was found: ``measured`` or ``estimated``.
+
+    Measured by the allocator on a GPU; elsewhere, and where the step cannot run, the estimate with the reason.
+    """
     if device.type != "cuda":
-        return ActivationPeak(num_bytes=estimate_bytes, how="estimated from the config: no allocator on a CPU")
+        return estimate_bytes, "estimated from the config: no allocator on a CPU"
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -173,11 +164,10 @@ def activation_peak(device: torch.device, run: Callable[[], None], *, estimate_b
         ) from error
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         said = (str(error).splitlines() or [""])[0][:100]
-        how = f"estimated from the config: a plain step failed ({type(error).__name__}: {said})"
-        return ActivationPeak(num_bytes=estimate_bytes, how=how)
+        return estimate_bytes, f"estimated from the config: a plain step failed ({type(error).__name__}: {said})"
     finally:
         torch.cuda.empty_cache()  # its blocks would not fit the cache, and would count as taken
-    return ActivationPeak(num_bytes=measured, how="measured in one step")
+    return measured, "measured in one step"
 
 
 def plain_step(model: Any, num_tokens: int, logit_rows: int | None) -> Callable[[], None]:

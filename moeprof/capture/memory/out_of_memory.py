@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from moeprof.capture.memory.predict import PAGE_TOKENS
 from moeprof.capture.protocol import LaunchPlan, LockstepPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
+from moeprof.core.workload.engine import TransformersSettings
 
-PAGE_TOKENS = 16
 FRAGMENTED_RATIO = 0.10  # more than that of the reserved memory lies in pieces
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -113,12 +114,9 @@ def allocator_state(device: torch.device) -> AllocatorState | None:
     largest = None
     with suppress(RuntimeError, KeyError, AttributeError, TypeError):
         snapshot: Any = torch.cuda.memory_snapshot  # not annotated in torch
-        largest = max(_free_pieces(snapshot()), default=0)
+        free = [block["size"] for part in snapshot() for block in part["blocks"] if block["state"] == "inactive"]
+        largest = max(free, default=0)
     return AllocatorState(allocated_bytes=allocated, reserved_bytes=reserved, largest_free_bytes=largest)
-
-
-def _free_pieces(segments: Any) -> list[int]:
-    return [block["size"] for part in segments for block in part["blocks"] if block["state"] == "inactive"]
 
 
 def _size(pattern: str, text: str) -> int | None:
@@ -129,6 +127,8 @@ def _size(pattern: str, text: str) -> int | None:
 def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
     """What to change, with values."""
     engine = plan.engine
+    if not isinstance(engine, TransformersSettings):
+        return "choose a smaller model"
     changes = []
     if now.phase.startswith("loading"):
         changes.append("choose a smaller model or dtype, or fewer layers of random weights (override)")
@@ -136,16 +136,15 @@ def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, stat
         changes.append(f"lower engine.max_sequences from {engine.max_sequences} to {max(1, engine.max_sequences // 2)}")
         changes.append("or set engine.decode_graphs: off")
     if not now.phase.startswith("loading"):
-        changes += _fewer_tokens(plan, now, short)
+        changes += _fewer_tokens(engine, now, short)
     if state is not None and state.fragmentation_ratio > FRAGMENTED_RATIO:
         changes.append("the unused memory lies in pieces: PYTORCH_ALLOC_CONF=expandable_segments:True helps")
     return ", ".join(changes)
 
 
-def _fewer_tokens(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None) -> list[str]:
+def _fewer_tokens(engine: TransformersSettings, now: Doing, short: int | None) -> list[str]:
     """A smaller cache by what was short and a tenth more, where that is known; else half of it. Smaller steps."""
-    engine, tokens = plan.engine, plan.engine.max_batch_tokens
-    found = []
+    tokens, found = engine.max_batch_tokens, []
     if engine.kv_tokens is not None:
         fewer = engine.kv_tokens // 2
         if short is not None and now.kv_bytes_per_token:

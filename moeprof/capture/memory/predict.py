@@ -1,23 +1,19 @@
 """Will it fit? Memory predicted before anything is loaded, and the KV space that the schedule needs.
 
-What a model needs: libraries, weights, KV cache, activations of a step, room for captured steps. What may be used: the
-free memory less a margin (``engine.memory_margin_ratio`` of all). The KV space is equal for all models: enough for all
-requests that can be in flight, bounded by what the tightest model leaves. Loading one model after the other is chosen
-where side by side would leave less than half of that space.
-
-Why a model does not fit, in one line: what it needs, what is there, and which setting to lower to which value.
-
-Bytes of the models' weights before they load: file sizes, or the parameters of the config counted without memory.
+What a model needs: libraries, weights (file sizes, or the parameters of the config counted without memory), KV cache,
+activations of a step, room for captured steps. What may be used: the free memory less a margin
+(``engine.memory_margin_ratio`` of all). The KV space is equal for all models: enough for all requests that can be in
+flight, bounded by what the tightest model leaves. Loading one model after the other is chosen where side by side would
+leave less than half of that space. A refusal is one line: what is needed, what is there, which setting to lower.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,34 +25,16 @@ from moeprof.capture.models.shapes import stored_bytes
 from moeprof.core.errors import ModelError, MoeprofError
 from moeprof.core.trace import Schedule
 from moeprof.core.units import num_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
+PAGE_TOKENS = 16
+SPARE_PAGES = 8
 LEAST_KV_TOKENS = 256
 LEAST_BATCH_TOKENS = 16
 
 
-class Prediction(Protocol):
-    """What of a Fit is told."""
-
-    @property
-    def memory(self) -> DeviceMemory:
-        """Of the device."""
-
-    @property
-    def margin_bytes(self) -> int:
-        """Stays free."""
-
-    @property
-    def usable_bytes(self) -> int:
-        """Free less the margin."""
-
-    @property
-    def kv_tokens(self) -> int:
-        """KV slots of every model."""
-
-
-def refusal(name: str, model: ModelMemory, fit: Prediction, settings: EngineSettings) -> str:
+def refusal(name: str, model: ModelMemory, fit: Fit, settings: TransformersSettings) -> str:
     """One line for a model that does not fit."""
     needed = model.needed_bytes(fit.kv_tokens) or 0
     free, total = num_bytes(fit.memory.free_bytes), num_bytes(fit.memory.total_bytes)
@@ -80,7 +58,7 @@ def parts(model: ModelMemory, kv_tokens: int) -> str:
     return ", ".join(f"{num_bytes(size)} {what}" for size, what in found if size)
 
 
-def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: EngineSettings) -> str:
+def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: TransformersSettings) -> str:
     """Which setting to lower to which value, the mildest that helps."""
     left = usable_bytes - model.fixed_bytes
     if model.kv_bytes_per_token and left >= LEAST_KV_TOKENS * model.kv_bytes_per_token:
@@ -104,9 +82,6 @@ def remedy(model: ModelMemory, usable_bytes: int, kv_tokens: int, settings: Engi
     )
 
 
-PAGE_TOKENS = 16
-SPARE_PAGES = 8
-MIN_KV_TOKENS = 256
 HEADROOM = 0.9  # of the free memory is counted on where a model joins others in one process
 HOST_KV_SHARE = 0.5  # of what is left; the rest of a host's memory is shared with everything else
 SIDE_BY_SIDE_SHARE = 0.5  # of the KV space that one model alone would get
@@ -175,7 +150,7 @@ def predict(
     sources: dict[str, ModelSource],
     schedules: Iterable[Schedule],
     *,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     memory: DeviceMemory,
     weights_bytes: dict[str, int | None],
 ) -> Fit:
@@ -190,7 +165,7 @@ def predict(
         for spec in chosen
     }  # fmt: skip
     most = settings.max_sequences if is_paged(settings, is_host=memory.is_host) else None
-    wanted = max((all_at_once_tokens(schedule, most=most) for schedule in schedules), default=MIN_KV_TOKENS)
+    wanted = max((all_at_once_tokens(schedule, most=most) for schedule in schedules), default=LEAST_KV_TOKENS)
     margin = int(memory.total_bytes * settings.memory_margin_ratio)
     usable = max(0, memory.free_bytes - margin)
     kv_tokens = settings.kv_tokens or _kv_tokens(list(models.values()), usable, wanted, is_host=memory.is_host)
@@ -209,6 +184,12 @@ def predict(
     if tight is None:
         return fit
     return replace(fit, refusal=refusal(tight.name, models[tight.name], fit, settings))
+
+
+def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule]) -> Fit:
+    """No prediction: the models are not in this process's memory, so nothing is refused for want of room."""
+    wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=LEAST_KV_TOKENS)
+    return Fit(memory=memory, margin_bytes=0, models={}, kv_tokens=wanted, wanted_kv_tokens=wanted, together=True)
 
 
 def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
@@ -264,7 +245,7 @@ def _kv_tokens(models: list[ModelMemory], usable: int, wanted: int, *, is_host: 
     left = usable - sum(m.fixed_bytes for m in models) - max((m.load_extra_bytes for m in models), default=0)
     per_token = sum(m.kv_bytes_per_token or 0 for m in models)
     shared = min(wanted, room(left, per_token)) if per_token else wanted
-    return max(MIN_KV_TOKENS, shared if shared >= SIDE_BY_SIDE_SHARE * alone else alone)
+    return max(LEAST_KV_TOKENS, shared if shared >= SIDE_BY_SIDE_SHARE * alone else alone)
 
 
 def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
@@ -284,24 +265,16 @@ def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
 PATIENCE_S = 180.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Count:
-    """What the counting process is asked: the parameters of a config, or of the dense twin of it."""
-
-    spec: ModelSpec
-    config_json: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """Parameters, or why there is no such twin, or neither: the architecture is unknown and loading will say so."""
-
-    params: int | None = None
-    refusal: str | None = None
+Count = tuple[ModelSpec, dict[str, Any]]  # what is counted: the parameters of a config, or of the dense twin of it
+Answer = int | str | None  # parameters; why there is no such twin; None: an unknown architecture, loading will say so
 
 
 def estimate_weights_bytes(
-    models: Sequence[ModelSpec], sources: dict[str, ModelSource], settings: EngineSettings, *, is_host: bool = True
+    models: Sequence[ModelSpec],
+    sources: dict[str, ModelSource],
+    settings: TransformersSettings,
+    *,
+    is_host: bool = True,
 ) -> dict[str, int | None]:
     """Bytes on the device by model; None when only loading will tell.
 
@@ -312,13 +285,13 @@ def estimate_weights_bytes(
         ModelError: a twin of a model that has no dense twin.
     """
     by_name = {spec.name: spec for spec in models}
-    asked = [
-        _Count(spec=spec, config_json=json.dumps(sources[spec.name].config))
+    asked: list[Count] = [
+        (spec, sources[spec.name].config)
         for spec in models
         if spec.twin_of is not None or (sources[spec.name].weights_bytes is None and spec.weights == "random")
     ]
-    answers = dict(zip([count.spec.name for count in asked], _count_in_process(asked), strict=True))
-    refused = next((answer.refusal for answer in answers.values() if answer.refusal is not None), None)
+    answers = dict(zip([spec.name for spec, _ in asked], _count_in_process(asked), strict=True))
+    refused = next((answer for answer in answers.values() if isinstance(answer, str)), None)
     if refused is not None:
         raise ModelError(refused)
     found: dict[str, int | None] = {}
@@ -326,12 +299,12 @@ def estimate_weights_bytes(
         source, base = sources[spec.name], by_name.get(spec.twin_of or "")
         stored = stored_bytes(source.config)
         width = dtype_bytes(spec, source.config, settings, is_host=is_host, base=base)
-        params = answers[spec.name].params if spec.name in answers else None
+        params = answers.get(spec.name)
         if source.weights_bytes is not None:
             width = stored if "quantization_config" in source.config else width
             found[spec.name] = source.weights_bytes * width // stored
         else:
-            found[spec.name] = None if params is None else params * width
+            found[spec.name] = params * width if isinstance(params, int) else None
     for spec in models:
         mine, moe = found[spec.name], found.get(spec.twin_of or "")
         if spec.initialise == "popular_experts" and mine is not None and moe is not None:
@@ -339,7 +312,7 @@ def estimate_weights_bytes(
     return found
 
 
-def _count_in_process(asked: list[_Count]) -> list[_Answer]:
+def _count_in_process(asked: list[Count]) -> list[Answer]:
     if not asked:
         return []
     context = multiprocessing.get_context("spawn")
@@ -348,46 +321,39 @@ def _count_in_process(asked: list[_Count]) -> list[_Answer]:
     process.start()
     theirs.close()
     try:
-        answers: list[_Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
+        answers: list[Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
     except EOFError:
         answers = []  # the process died; loading will say why
     finally:
         process.kill()
         process.join()
-    return answers or [_Answer() for _ in asked]
+    return answers or [None] * len(asked)
 
 
-def _count_all(asked: list[_Count], connection: Connection) -> None:
+def _count_all(asked: list[Count], connection: Connection) -> None:
     import os
     import sys
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a failure here is told by silence, loading tells it in words
-    connection.send([_count(count) for count in asked])
+    connection.send([_count(spec, config) for spec, config in asked])
 
 
-def _count(count: _Count) -> _Answer:
+def _count(spec: ModelSpec, values: dict[str, Any]) -> Answer:
     from transformers import AutoConfig
 
-    from moeprof.capture.models.meta import facts_from_config
-
-    values: dict[str, Any] = json.loads(count.config_json)
-    try:
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
-        if count.spec.twin_of is None:
-            return _Answer(params=facts_from_config(config, name="", source="").total_params)
-    except (MoeprofError, ValueError, KeyError):
-        return _Answer()
-    return _count_twin(config, count.spec)
-
-
-def _count_twin(config: Any, spec: ModelSpec) -> _Answer:
-    from moeprof.capture.models.meta import build_on_meta
+    from moeprof.capture.models.meta import build_on_meta, facts_from_config
     from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
 
+    try:
+        config = AutoConfig.for_model(**values)
+        if spec.twin_of is None:
+            return facts_from_config(config, name="", source="").total_params
+    except (MoeprofError, ValueError, KeyError, TypeError):
+        return None
     try:
         check_unquantised(config, spec)
         model = build_on_meta(config, name=spec.name)
         replace_experts(model, read_layers(model, spec), spec)
     except MoeprofError as error:
-        return _Answer(refusal=str(error))
-    return _Answer(params=sum(p.numel() for p in model.parameters()))
+        return str(error)
+    return sum(p.numel() for p in model.parameters())

@@ -1,9 +1,7 @@
-"""What a model needs besides its weights, estimated from its config alone: KV cache, activations, copies while loading.
+"""What one model needs in memory, by part, estimated from its config alone before anything is loaded.
 
 No torch: the parent predicts before any worker starts. Estimates lean to the large side; the worker measures the
 activation peak on a GPU (kv_space.py) before it allocates the cache.
-
-What one model needs in memory, by part, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from typing import Any
 
 from moeprof.capture.devices.environment import cpu_flags
 from moeprof.capture.models.shapes import DTYPE_BYTES, Widths, kv_bytes_per_token, read_widths, stored_bytes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 
@@ -121,7 +119,7 @@ def model_memory(
     spec: ModelSpec,
     config: dict[str, Any],
     weights_bytes: int | None,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     *,
     is_host: bool,
     base: ModelSpec | None = None,
@@ -161,7 +159,12 @@ def model_memory(
 
 
 def dtype_bytes(
-    spec: ModelSpec, config: dict[str, Any], settings: EngineSettings, *, is_host: bool, base: ModelSpec | None = None
+    spec: ModelSpec,
+    config: dict[str, Any],
+    settings: TransformersSettings,
+    *,
+    is_host: bool,
+    base: ModelSpec | None = None,
 ) -> int:
     """Bytes of an element in the dtype that the model will have; see ``loading.choose_dtype``."""
     asked = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
@@ -174,6 +177,6 @@ def dtype_bytes(
     return DTYPE_BYTES["float32"]  # a CPU without instructions for it computes in float32
 
 
-def is_paged(settings: EngineSettings, *, is_host: bool) -> bool:
+def is_paged(settings: TransformersSettings, *, is_host: bool) -> bool:
     """Whether moeprof's own engine is expected to run: asked for, or chosen on a GPU."""
     return settings.batching == "continuous" or (settings.batching == "auto" and not is_host)

@@ -1,11 +1,9 @@
 """Where a model comes from, found without torch: a local folder, a hub id, or a config for random weights.
 
-The parent process uses this to check models, find tokenizers and predict memory before any worker starts.
-
-Single files of a Hugging Face repository: from the local cache if they lie there, else from the hub.
-
-The client repeats a failed look-up five times over half a minute, so the host's name is resolved first: without a
-network the answer comes at once. Workers then load from the cache too.
+The parent process uses this to check models, find tokenizers and predict memory before any worker starts. Single files
+of a Hugging Face repository are taken from the local cache if they lie there, else from the hub. Its client repeats a
+failed look-up five times over half a minute, so the host's name is resolved first: without a network the answer comes
+at once, and workers then load from the cache too.
 """
 
 from __future__ import annotations
@@ -16,11 +14,13 @@ import logging
 import os
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import systems
 from moeprof.core.workload.models import ModelSpec
@@ -90,19 +90,16 @@ def is_reachable() -> bool:
         return False
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("ALL_PROXY"):
         return True  # the proxy resolves names
-    found: list[bool] = []
-    host = urlsplit(constants.ENDPOINT).hostname or ""
-    thread = threading.Thread(target=lambda: found.append(_resolves(host)), daemon=True)
+    found: list[Any] = []
+
+    def resolve() -> None:
+        with suppress(OSError):
+            found.extend(socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname or "", 443))
+
+    thread = threading.Thread(target=resolve, daemon=True)
     thread.start()  # a resolver without a network may take its time
     thread.join(RESOLVE_S)
-    return bool(found and found[0])
-
-
-def _resolves(host: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(host, 443))
-    except OSError:
-        return False
+    return bool(found)
 
 
 def _knows(repository: str, revision: str | None) -> bool:
@@ -191,7 +188,6 @@ def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
 
 
 def _from_hub(spec: ModelSpec) -> ModelSource:
-
     assert spec.path is not None
     config = hub_file(spec.name, spec.path, "config.json", spec.revision)
     if config is None:
@@ -266,7 +262,7 @@ def _cut_lists(config: dict[str, Any], old: Any, new: Any, name: str) -> dict[st
 def _check_shape(config: dict[str, Any], name: str) -> None:
     """Sizes that torch would trip over in the first forward, with words that name no key."""
     hidden, heads, kv_heads = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    experts = next((config[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in config), None)
+    experts = next((config[k] for k in EXPERT_COUNT_KEYS if k in config), None)
     top_k = config.get("num_experts_per_tok")
     is_cut = not config.get("head_dim") and "v_head_dim" not in config  # else heads are as wide as they say
     told = None

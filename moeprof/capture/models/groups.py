@@ -1,10 +1,8 @@
-"""Which part of a model each parameter belongs to, found by structure.
+"""Which part of a model each parameter belongs to, and what attention keeps and computes per token, found by structure.
 
 Routed experts are found as modules (fused 3-D weights, or lists of equal children beside a router), never by a list of
 model names; everything else follows from where a parameter sits relative to them. Generic words (``router``, ``attn``,
 ``mlp``) only break ties between parts that have no structure of their own.
-
-What attention keeps and computes per token: KV elements and FLOPs per query-key pair, read off the modules.
 """
 
 from __future__ import annotations
@@ -17,24 +15,9 @@ from typing import Any
 
 from torch import nn
 
-NUM_EXPERTS_NAMES = (
-    "num_experts",
-    "n_routed_experts",
-    "num_routed_experts",
-    "num_local_experts",
-    "moe_num_experts",
-)
-TOP_K_NAMES = (
-    "top_k",
-    "topk",
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-    "moe_topk",
-    "moe_k",
-    "num_selected_experts",
-)
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS
+
+TOP_K_NAMES = ("top_k", "topk", *TOP_K_KEYS)  # of modules
 _ROUTER_ATTRIBUTE = re.compile(r"^(gate|router|gating|wg|.*_router|router_.*)$")
 _ROUTER_CLASS = re.compile(r"Router|Gating|Gate$")
 _SHARED = re.compile(r"shared_?(mlp|experts?|ffn)", re.IGNORECASE)
@@ -104,7 +87,7 @@ def _declared_num_experts(module: nn.Module) -> int | None:
         return min(dims)
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return sum(1 for child in module.children() if next(child.parameters(), None) is not None)
-    return next((int(getattr(module, n)) for n in NUM_EXPERTS_NAMES if isinstance(getattr(module, n, None), int)), None)
+    return next((int(getattr(module, n)) for n in EXPERT_COUNT_KEYS if isinstance(getattr(module, n, None), int)), None)
 
 
 def _equal_children(module: nn.Module) -> int | None:
@@ -126,13 +109,10 @@ def _stacked_weights(module: nn.Module) -> int | None:
 def _has_router(block: nn.Module, experts: nn.Module, count: int) -> bool:
     """True when something beside the experts scores a token once per expert: a weight of shape [E, d]."""
     inside = {id(p) for p in experts.parameters()}
-    return any(p.ndim == 2 and p.shape[0] == count and id(p) not in inside for p in _near_parameters(block))
-
-
-def _near_parameters(block: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters of a block, its children and grandchildren: where a router lives."""
-    for child in (block, *block.children(), *(g for c in block.children() for g in c.children())):
-        yield from child.parameters(recurse=False)
+    # A router lives in the block, its children or grandchildren.
+    near = (block, *block.children(), *(g for c in block.children() for g in c.children()))
+    own = (p for module in near for p in module.parameters(recurse=False))
+    return any(p.ndim == 2 and p.shape[0] == count and id(p) not in inside for p in own)
 
 
 def _expert_layer(block: str, paths: list[str], modules: dict[str, nn.Module], model: nn.Module) -> ExpertLayer:
@@ -248,11 +228,7 @@ class Grouper:
                 return "attention"
             if _MLP.search(attribute) or _MLP.search(kind):
                 return "dense_mlp"
-        return "other" if not self._in_attention(words) else "attention"
-
-    @staticmethod
-    def _in_attention(words: list[tuple[str, str]]) -> bool:
-        return any(_ATTENTION.search(attribute) for attribute, _ in words)
+        return "attention" if any(_ATTENTION.search(attribute) for attribute, _ in words) else "other"
 
 
 def _shared_children(model: nn.Module, layer: ExpertLayer) -> Iterator[str]:
@@ -291,7 +267,8 @@ class AttentionShapes:
 
 def attention_shapes(model: nn.Module) -> AttentionShapes:
     """Shapes of every attention module: 2 FLOPs per element of q.k and 2 per element of p.v, per query-key pair."""
-    config = _text_config(getattr(model, "config", None))
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     if getattr(config, "is_encoder_decoder", False):
         return _unknown("encoder and decoder")
     elements = flops = 0
@@ -335,11 +312,6 @@ def _is_stateful(path: str, config: Any) -> bool:
     if not kinds or match is None or int(match.group(1)) >= len(kinds):
         return False
     return re.search(r"linear|mamba|conv|recurrent|state", str(kinds[int(match.group(1))])) is not None
-
-
-def _text_config(config: Any) -> Any:
-    """The part of a config that speaks of the language model."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _shape_of(module: Any, config: Any) -> tuple[int, int] | None:

@@ -34,10 +34,12 @@ from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
-from moeprof.core.workload.engine import EngineSettings, Parallel
+from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 Reshape = Callable[[Any], None]
+# One rank's part: spec, source, config, plan, device, more for transformers, seed of random weights.
+LoadPart = Callable[[ModelSpec, ModelSource, Any, Parallel, torch.device, dict[str, Any], int], Any]
 RANDOM_SEED = 0
 RANDOM_WEIGHTS = f"random by module, seed {RANDOM_SEED}"  # how they are drawn: other words, other weights
 
@@ -64,7 +66,9 @@ class Blueprint:
     dtype_reason: str
 
 
-def read_blueprint(spec: ModelSpec, source: ModelSource, settings: EngineSettings, device: torch.device) -> Blueprint:
+def read_blueprint(
+    spec: ModelSpec, source: ModelSource, settings: TransformersSettings, device: torch.device
+) -> Blueprint:
     """Read the config and choose the dtype.
 
     Raises:
@@ -79,10 +83,11 @@ def load_model(
     spec: ModelSpec,
     source: ModelSource,
     blueprint: Blueprint,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     device: torch.device,
     *,
     reshape: Reshape | None = None,
+    load_part: LoadPart | None = None,
 ) -> LoadedModel:
     """Load ``source`` as ``spec`` asks.
 
@@ -94,6 +99,7 @@ def load_model(
         device: where to.
         reshape: changes the model's modules before memory is taken for any weight; those of what it takes out are not
             read. A TwinMlp that it puts in gets memory, and its values later (``draw_weights``).
+        load_part: loads one rank's part, where ranks share the model.
 
     Raises:
         ModelError: damaged or mismatching weights.
@@ -105,7 +111,9 @@ def load_model(
         kwargs["experts_implementation"] = settings.experts
     try:
         if settings.parallel is not None:
-            model = _build_part(spec, source, blueprint.config, settings.parallel, device, kwargs)
+            assert load_part is not None, "ranks share the model, and nobody said how it is cut"
+            own = (spec, source, blueprint.config, settings.parallel, device, kwargs, RANDOM_SEED)
+            model = _guard(spec, lambda: load_part(*own))
         elif spec.weights == "random":
             model = _build_random(spec, blueprint.config, device, kwargs, reshape)
         elif reshape is None:
@@ -158,14 +166,6 @@ def _config(spec: ModelSpec, source: ModelSource) -> Any:
             f"model {spec.name}: transformers {transformers.__version__} cannot build "
             f"model_type {source.config.get('model_type')!r}: {first}"
         ) from error
-
-
-def _build_part(
-    spec: ModelSpec, source: ModelSource, config: Any, parallel: Parallel, device: torch.device, kwargs: dict[str, Any]
-) -> Any:
-    from moeprof.capture.parallel.load import load_part  # torch.distributed is not there on every platform
-
-    return _guard(spec, lambda: load_part(spec, source, config, parallel, device, kwargs, RANDOM_SEED))
 
 
 def _build_random(

@@ -12,10 +12,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from moeprof.capture.models.groups import NUM_EXPERTS_NAMES
+from moeprof.capture.models.find import find_model
 from moeprof.capture.models.parameters import model_facts
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
+from moeprof.core.workload.models import ModelSpec
 
 # From this many experts per layer on, code that keeps each expert as its own module takes tens of seconds to build.
 MANY_EXPERTS = 1024
@@ -82,11 +84,19 @@ def facts_from_config(
         UnsupportedModelError: no class of the installed transformers builds it, or its experts are not understood.
         ModelError: the class refuses the config.
     """
-    key = _many_experts_key(config)
+    counts = {key: getattr(config, key, None) for key in EXPERT_COUNT_KEYS}
+    key = next((key for key, count in counts.items() if isinstance(count, int) and count >= MANY_EXPERTS), None)
     if key is None:
         model = build_on_meta(config, name=name, dtype=dtype)
         return model_facts(model, name=name, source=source, weights="random", notes=notes, allocated=allocated)
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
+
+
+def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
+    """A model that another process holds, counted from its config; for engines that load no weights here."""
+    source = find_model(spec, None)
+    facts = facts_from_config(config_object(source.config, name=spec.name), name=spec.name, source=source.description)
+    return replace(facts, tokenizer_hash=tokenizer_hash, weights=spec.weights)
 
 
 def total_with_other_parts(config: Any, *, name: str) -> int | None:
@@ -154,14 +164,6 @@ def _builder(config: Any, name: str) -> Any:
         f"model {name}: transformers {transformers.__version__} has no class for model_type "
         f"{getattr(config, 'model_type', '?')!r}; upgrade transformers, or describe its layers"
     )
-
-
-def _many_experts_key(config: Any) -> str | None:
-    for key in NUM_EXPERTS_NAMES:
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value >= MANY_EXPERTS:
-            return key
-    return None
 
 
 def _extrapolated(config: Any, key: str, *, name: str, source: str, dtype: str, notes: Sequence[str]) -> ModelFacts:

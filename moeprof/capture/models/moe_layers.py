@@ -15,19 +15,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from moeprof.capture.models.shapes import LayerShape
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS, LayerShape
 from moeprof.core.errors import UnsupportedModelError
 
-TOP_K_NAMES = (
-    "top_k",
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-    "moe_topk",
-    "moe_k",
-)
-NUM_EXPERTS_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 MOE_SWITCHES = ("is_moe", "enable_moe_block")
 
 
@@ -74,13 +64,13 @@ def find_moe_layers(model: nn.Module) -> tuple[MoeLayer, ...]:
     layers = []
     for name, module in model.named_modules():
         parent_name = name.rpartition(".")[0]
-        if _is_jetmoe_block(module):
+        if type(module).__name__ in ("JetMoeMoE", "JetMoeMoA"):
             layers.append(_jetmoe_layer(name, module))
         elif type(module).__name__.endswith("Experts"):
             block = model.get_submodule(parent_name)
             if _takes_picks(module):
                 layers.append(_standard_layer(parent_name, block, module, config))
-            elif _is_llama4_block(block):
+            elif type(block).__name__ == "Llama4TextMoe":
                 layers.append(_llama4_layer(parent_name, block, module))
     if not layers:
         _refuse_hidden_experts(model, config)
@@ -131,7 +121,7 @@ def _standard_layer(name: str, block: nn.Module, experts: nn.Module, config: dic
 def _expert_counts(name: str, experts: nn.Module) -> tuple[int, int]:
     """Experts that compute, and identity experts above them, from the stacked weights."""
     stacked = [parameter.shape[0] for parameter in experts.parameters(recurse=False) if parameter.dim() == 3]
-    stated = next((getattr(experts, n) for n in NUM_EXPERTS_NAMES if isinstance(getattr(experts, n, None), int)), None)
+    stated = next((getattr(experts, n) for n in EXPERT_COUNT_KEYS if isinstance(getattr(experts, n, None), int)), None)
     stated = getattr(experts, "moeprof_num_experts", stated)  # of all ranks that share the model
     if stacked and stated is not None and stated != min(stacked):
         raise UnsupportedModelError(
@@ -152,21 +142,17 @@ def _expert_counts(name: str, experts: nn.Module) -> tuple[int, int]:
 
 def _top_k(name: str, modules: list[nn.Module], config: dict[str, Any]) -> int:
     for module in modules:
-        for attribute in TOP_K_NAMES:
+        for attribute in ("top_k", *TOP_K_KEYS):
             value = getattr(module, attribute, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
-    for attribute in TOP_K_NAMES:
+    for attribute in ("top_k", *TOP_K_KEYS):
         if isinstance(config.get(attribute), int):
             return int(config[attribute])
     raise UnsupportedModelError(
         f"{name}: neither its gate nor the configuration says how many experts a token picks (looked for "
-        f"{', '.join(TOP_K_NAMES)})"
+        f"{', '.join(('top_k', *TOP_K_KEYS))})"
     )
-
-
-def _is_llama4_block(block: nn.Module) -> bool:
-    return type(block).__name__ == "Llama4TextMoe"
 
 
 def _llama4_layer(name: str, block: Any, experts: nn.Module) -> MoeLayer:
@@ -181,10 +167,6 @@ def _llama4_layer(name: str, block: Any, experts: nn.Module) -> MoeLayer:
         executes_all_experts=True,
         notes=("this code runs every expert on every token: counts are what was routed, not what was executed",),
     )
-
-
-def _is_jetmoe_block(module: nn.Module) -> bool:
-    return type(module).__name__ in ("JetMoeMoE", "JetMoeMoA")
 
 
 def _jetmoe_layer(name: str, block: Any) -> MoeLayer:
@@ -205,7 +187,7 @@ def _refuse_hidden_experts(model: nn.Module, config: dict[str, Any]) -> None:
     """A configuration with experts but no module that shows its picks is refused, not measured as dense."""
     if any(config.get(switch) is False for switch in MOE_SWITCHES):
         return
-    counts = {name: config[name] for name in NUM_EXPERTS_NAMES if isinstance(config.get(name), int)}
+    counts = {name: config[name] for name in EXPERT_COUNT_KEYS if isinstance(config.get(name), int)}
     if not counts or max(counts.values()) <= 1:
         return
     lists = [

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moeprof.capture.models.find import ModelSource, find_model
-from moeprof.capture.models.load import Blueprint, load_model, read_blueprint, revision_of
+from moeprof.capture.models.load import Blueprint, LoadPart, load_model, read_blueprint, revision_of
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.random_weights import residual_scale
 from moeprof.capture.models.shapes import kv_bytes_per_token
@@ -29,7 +29,7 @@ from moeprof.capture.models.twins import (
 from moeprof.capture.models.twins_popular import popular_twin
 from moeprof.core.model_facts import ModelFacts, TwinFacts
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 
@@ -66,11 +66,12 @@ class OpenModel:
 def open_model(
     spec: ModelSpec,
     base: ModelSpec | None,
-    engine: EngineSettings,
+    engine: TransformersSettings,
     device: torch.device,
     *,
     warmup: Schedule | None = None,
     before_weights: Callable[[], None] | None = None,
+    load_part: LoadPart | None = None,
 ) -> OpenModel:
     """Open ``spec``.
 
@@ -81,6 +82,7 @@ def open_model(
         device: where to.
         warmup: text that shows which experts are popular (for ``initialise: popular_experts``).
         before_weights: called once the config is known to be good and before memory is taken.
+        load_part: loads one rank's part, where ranks share the model.
 
     Raises:
         ModelError: it does not exist, or its weights are damaged; a twin of a model without experts.
@@ -96,7 +98,7 @@ def open_model(
     start = time.perf_counter()
     twin = None
     if base is None:
-        model = load_model(weights, source, blueprint, engine, device).model
+        model = load_model(weights, source, blueprint, engine, device, load_part=load_part).model
     elif spec.initialise == "popular_experts":
         model = load_model(weights, source, blueprint, engine, device).model
         twin = popular_twin(model, spec, warmup)
@@ -123,7 +125,7 @@ def _random_twin(
     weights: ModelSpec,
     source: ModelSource,
     blueprint: Blueprint,
-    engine: EngineSettings,
+    engine: TransformersSettings,
     device: torch.device,
 ) -> tuple[Any, Twin]:
     """The experts are never loaded: they are replaced while the model has no memory yet."""

@@ -3,8 +3,6 @@
 Formulas: docs/metrics.md#parameters. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle;
 B = A without the input embedding (kept when tied: the head reads it); C = B without the head.
 
-Bytes of quantised weights as they lie in memory.
-
 Parameter counts of a quantised model come from its unquantised architecture (built on meta); bytes come from what is
 stored: packed weights, scales, zero points, and the state that bitsandbytes keeps beside the tensor. A method that is
 not in the table is refused by name, because a forgotten scale tensor would be a silent error.
@@ -22,13 +20,13 @@ import torch
 from torch import nn
 
 from moeprof.capture.models.groups import (
-    NUM_EXPERTS_NAMES,
     ExpertLayer,
     Grouper,
     attention_shapes,
     find_expert_layers,
     is_under,
 )
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
 
@@ -365,7 +363,7 @@ def _refuse_unknown_experts(config: Any, layers: Sequence[ExpertLayer], name: st
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if layers or getattr(text, "is_moe", None) is False or getattr(text, "enable_moe_block", None) is False:
         return
-    named = {key: getattr(text, key, None) for key in NUM_EXPERTS_NAMES}
+    named = {key: getattr(text, key, None) for key in EXPERT_COUNT_KEYS}
     declared = next(((k, v) for k, v in named.items() if isinstance(v, int) and v > 1), None)
     if declared is not None:
         raise UnsupportedModelError(

@@ -60,8 +60,10 @@ def random_model(
     materialise(model, device)
     skipped = {id(tensor) for module in model.modules() if isinstance(module, later) for tensor in _tensors(module)}
     skipped |= {id(tensor) for tensor in _tensors(model) if hasattr(tensor, "placements")}
-    drawn = {key: tensor for key, tensor in _named_tensors(model) if id(tensor) not in skipped}
-    with torch.no_grad(), _own_random_state(device):
+    named = (*model.named_parameters(), *model.named_buffers())
+    drawn = {key: tensor for key, tensor in named if id(tensor) not in skipped}
+    # Drawing leaves the process's random state as it was.
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _mark(drawn.values())
         for path, owner, module in _with_owners(model, later):
             torch.manual_seed(module_seed(seed, path))
@@ -132,10 +134,6 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
 def _unset(tensor: torch.Tensor) -> float | int:
     """A value that no initialisation gives."""
     return math.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
@@ -182,8 +180,3 @@ def _narrow_residual_outputs(model: nn.Module, scale: float) -> None:
         parts = path.split(".")
         if parameter.ndim >= 2 and RESIDUAL_OUTPUTS.intersection(parts[-2:]):
             parameter.mul_(scale)
-
-
-def _own_random_state(device: torch.device) -> Any:
-    """Drawing leaves the process's random state as it was."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# Configs that name one of these cache something else, or more, than keys and values.
+_OTHER_CACHES = ("linear_num_value_heads", "mamba_d_state", "ssm_state_size", "index_topk", "indexer_budget")
+# How configs (and modules of their classes) call the number of experts and of a token's picks.
+EXPERT_COUNT_KEYS = ("num_experts", "n_routed_experts", "num_routed_experts", "num_local_experts", "moe_num_experts")
+TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k",
+              "num_selected_experts")  # fmt: skip
+
 
 def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None, paged: bool = True) -> int | None:
     """Bytes of keys and values per token over all layers.
@@ -22,18 +29,12 @@ def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None
     """
     text = config.get("text_config") or config
     widths = read_widths(config)
-    if widths is None or any(key in text for key in (*_OTHER_CACHES, *_INDEXES)):
+    if widths is None or any(key in text for key in _OTHER_CACHES):
         return None
     if text.get("kv_lora_rank") and not paged:
         return None
     element = width_bytes or stored_bytes(config)
     return widths.layers * widths.kv_heads * (widths.key_dim + widths.value_dim) * element
-
-
-_OTHER_CACHES = ("linear_num_value_heads", "mamba_d_state", "ssm_state_size")
-
-
-_INDEXES = ("index_topk", "indexer_budget")
 
 
 def read_widths(config: dict[str, Any]) -> Widths | None:
@@ -50,7 +51,7 @@ def read_widths(config: dict[str, Any]) -> Widths | None:
     is_latent = bool(config.get("kv_lora_rank"))
     key_dim = number("qk_nope_head_dim") + number("qk_rope_head_dim") if is_latent else 0
     head_dim = number("head_dim") or model_dim // heads
-    experts = number("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    experts = number(*EXPERT_COUNT_KEYS)
     expert_units = number("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_hidden_size")
     shared = (
         number("shared_expert_intermediate_size") or number("n_shared_experts", "num_shared_experts") * expert_units
@@ -64,9 +65,7 @@ def read_widths(config: dict[str, Any]) -> Widths | None:
         value_dim=number("v_head_dim") or head_dim,
         dense_units=number("intermediate_size", "ffn_hidden_size") or 4 * model_dim,
         experts=experts,
-        top_k=number("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k")
-        if experts
-        else 0,
+        top_k=number(*TOP_K_KEYS) if experts else 0,
         expert_units=expert_units if experts else 0,
         shared_units=shared if experts else 0,
         vocabulary=number("vocab_size"),

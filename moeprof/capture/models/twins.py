@@ -1,15 +1,12 @@
-"""Dense twins: the same network with every MoE block replaced by one dense MLP (docs/metrics.md#sparsity).
+"""Dense twins: the same network with every MoE block replaced by one dense MLP of the same kind.
 
 Blocks, experts, routers and shared experts are found by structure. Where the block holds nothing but these, the whole
 block becomes one MLP, the shared experts' width folded in. Where it holds more (a norm, projections around the experts,
 or the block is the decoder layer itself) its own code stays: the experts become the MLP, the router an empty module,
-and shared experts stay what they are, a dense MLP beside it.
+and shared experts stay what they are, a dense MLP beside it. The kind (gating, activation, bias, dtype) is read off the
+experts module; its activation is taken over as it is (a clamp, an interleaved gate and all), because it works on the
+last dimension whatever the width.
 Width of a multiple such as 0.5x: rounded to the nearest multiple of 8 where the active width is one, else to a unit.
-
-The dense MLP that stands in for a block of experts, of the same kind: gating, activation, bias, dtype.
-
-The kind is read off the experts module itself. Its activation is taken over as it is (a clamp, an interleaved gate and
-all), because it works on the last dimension whatever the width.
 Suffix legend: E experts, I units of one expert, d model width, W units of the dense MLP.
 """
 
@@ -26,8 +23,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from moeprof.capture.models.moe_layers import NUM_EXPERTS_NAMES, MoeLayer, find_moe_layers
+from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers
 from moeprof.capture.models.parameters import parameter_groups
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import TwinFacts
 from moeprof.core.workload.models import ModelSpec
@@ -345,7 +343,7 @@ def draw_weights(model: nn.Module, spec: ModelSpec, *, residual_scale: float = 1
     config: Any = getattr(model, "config", None)
     std = float(getattr(config.get_text_config(decoder=True), "initializer_range", None) or 0.02)
     generator = torch.Generator(device=next(model.parameters()).device)
-    generator.manual_seed(_seed(f"{spec.name}/{spec.match}"))
+    generator.manual_seed(int.from_bytes(f"{spec.name}/{spec.match}".encode(), "little") % 2**63)
     with torch.no_grad():
         for mlp in twin_mlps(model):
             mlp.up_proj.weight.normal_(0.0, std, generator=generator)
@@ -353,10 +351,6 @@ def draw_weights(model: nn.Module, spec: ModelSpec, *, residual_scale: float = 1
             for linear in (mlp.up_proj, mlp.down_proj):
                 if linear.bias is not None:
                     linear.bias.zero_()
-
-
-def _seed(text: str) -> int:
-    return int.from_bytes(text.encode(), "little") % (2**63)
 
 
 def _read_layer(model: nn.Module, layer: MoeLayer, groups: dict[str, str], spec: ModelSpec) -> TwinLayer:
@@ -441,7 +435,7 @@ def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _forget_experts(model: Any) -> None:
     """Nothing of the configuration speaks of experts any more, or the twin would be taken for an MoE."""
     for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
-        for key in NUM_EXPERTS_NAMES:
+        for key in EXPERT_COUNT_KEYS:
             if isinstance(getattr(config, key, None), int):
                 setattr(config, key, 0)
         if getattr(config, "output_router_logits", None):

@@ -15,18 +15,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step
+import torch
+
+from moeprof.capture.engines import hf
+from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step, SteppedEngine
+from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.parallel.group import Group, joined
+from moeprof.capture.parallel.load import load_part
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
-from moeprof.core.workload.engine import EngineSettings, Parallel
+from moeprof.core.workload.engine import Parallel, TransformersSettings
+from moeprof.core.workload.models import ModelSpec
 
 NO_TOKEN = -1
 EAGER = "ranks share the model: transformers' experts, no captured decode steps and no running ahead"
 SAME = ("kind", "batching", "scheduler", "dtype", "kv_tokens", "max_batch_tokens", "max_sequence_tokens")
 
 
-def settings_of_rank(settings: EngineSettings, model: Any) -> EngineSettings:
+def settings_of_rank(settings: TransformersSettings, model: Any) -> TransformersSettings:
     """How each rank builds its engine: as one without ranks, each step told when it has ended.
 
     Experts keep transformers' kernel, which knows that some of them are elsewhere; trials of others would time each
@@ -38,7 +44,7 @@ def settings_of_rank(settings: EngineSettings, model: Any) -> EngineSettings:
     return replace(settings, parallel=None, decode_graphs="off", run_ahead="off", experts=experts)
 
 
-class ParallelEngine:
+class ParallelEngine(SteppedEngine):
     """Rank 0's engine; see :class:`moeprof.capture.engines.base.Engine`.
 
     Args:
@@ -73,10 +79,6 @@ class ParallelEngine:
             step = self._engine.step()
         self._digest = digest(self._digest, step)
         return step
-
-    def drain(self) -> list[Step]:
-        """Nothing: no rank runs ahead."""
-        return []
 
     def reset(self) -> None:
         """Forget all requests, then compare what the ranks chose since the last reset.
@@ -149,8 +151,22 @@ def _other_kernels(facts: Sequence[EngineFacts]) -> list[str]:
     return [f"rank {rank} attends with {fact.attention}" for rank, fact in enumerate(facts) if fact.attention != mine]
 
 
+def open(spec: ModelSpec, settings: TransformersSettings, device: torch.device, **more: Any) -> Deployment:
+    """Rank 0's part of a model that ranks share, as :func:`moeprof.capture.engines.hf.open` opens a whole one."""
+    opened = hf.open(spec, settings, device, load_part=load_part, **more)
+    alone = opened.build
+
+    def build(settings: TransformersSettings, listeners: ListenerSet, *, in_turn: bool = False) -> Engine:
+        return build_on_all_ranks(opened.module, settings, lambda own: alone(own, listeners, in_turn=in_turn))
+
+    return replace(opened, build=build)
+
+
 def build_on_all_ranks(
-    model: Any, settings: EngineSettings, build: Callable[[EngineSettings], Engine], eos_ids: Sequence[int] = ()
+    model: Any,
+    settings: TransformersSettings,
+    build: Callable[[TransformersSettings], Any],
+    eos_ids: Sequence[int] = (),
 ) -> Engine:
     """Rank 0's engine of a shared model.
 

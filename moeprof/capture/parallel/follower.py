@@ -14,17 +14,18 @@ import numpy.typing as npt
 import torch
 
 from moeprof.capture.engines.base import Engine, ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.memory import measure
 from moeprof.capture.models.open import open_model
 from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.group import Group
+from moeprof.capture.parallel.load import load_part
 from moeprof.capture.parallel.mirror import on_device
 from moeprof.capture.protocol import LaunchPlan
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.trace import Request, Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 
 if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
@@ -57,13 +58,15 @@ class Follower:
     def open(self) -> None:
         """Load the model, override its routing if the workload does, tap it."""
         plan = self._plan
-        self._model = open_model(plan.model, plan.twin_base, plan.engine, self._group.device).model
+        self._model = open_model(
+            plan.model, plan.twin_base, plan.own_engine, self._group.device, load_part=load_part
+        ).model
         self._watch.loaded()
         self._tapping = Tapping(self._model, plan)
         self._listeners = ListenerSet(self._tapping.always)
         self._counter = PicksCounter(self._tapping.tap)
 
-    def build(self, number: int, settings: EngineSettings, eos_ids: tuple[int, ...]) -> None:
+    def build(self, number: int, settings: TransformersSettings, eos_ids: tuple[int, ...]) -> None:
         """Build an engine; the first one brings recorded picks in force, as rank 0 does."""
         engine = build_engine(self._model, settings_of_rank(settings, self._model), self._listeners, eos_ids)
         if not self._digests:

@@ -1,12 +1,17 @@
-"""Listens for what happened to each request: table ``requests``."""
+"""Listens for what happened to each request: table ``requests``.
+
+Of an engine that steps itself the client sees when tokens arrive; what it does not tell of a request (when it was
+scheduled, what was cached, computed again or chosen) is null.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeprof.capture.engines.base import Step
+from moeprof.capture.engines.base import Step, TokenEvents
 from moeprof.capture.recorders.stream import TableStream
+from moeprof.capture.replay import Recorder
 from moeprof.core.trace import Request, Schedule
 
 
@@ -19,19 +24,27 @@ class _Open:
     sent_s: float
     slack_s: float
     first_scheduled_s: float | None = None
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     computed_tokens: int = 0
     num_preemptions: int = 0
     agreed: int = 0
+    num_chosen: int = 0
     token_times_s: list[float] = field(default_factory=list)
 
+    def note_chosen(self, chosen: tuple[int, ...]) -> None:
+        """Ids that the model itself would have chosen next, beside those of the schedule."""
+        forced = (self.request.output_ids or ())[self.num_chosen :]
+        self.agreed += sum(a == b for a, b in zip(chosen, forced, strict=False))
+        self.num_chosen += len(chosen)
 
-class RequestRecorder:
+
+class RequestRecorder(Recorder):
     """One row per request, written when it ends."""
 
     def __init__(self, folder: Path) -> None:
         self._stream = TableStream(folder, "requests")
         self._open: dict[int, _Open] = {}
+        self._stepped = True
 
     def on_start(self, schedule: Schedule, origin_s: float) -> None:
         """Remember the origin and the pattern."""
@@ -69,6 +82,21 @@ class RequestRecorder:
                 self._write(self._open.pop(sequence.request), "done", None)
         self._stream.flush_if_due()
 
+    def on_tokens(self, told: TokenEvents) -> None:
+        """Collect arrival times; what comes after a request has ended is nobody's."""
+        self._stepped = False
+        for event in told.events:
+            entry = self._open.get(event.request)
+            if entry is None:
+                continue
+            if event.cached_tokens is not None:
+                entry.cached_tokens = event.cached_tokens
+            entry.note_chosen(event.chosen)
+            entry.token_times_s += [event.at_s - self._origin_s] * event.num_tokens
+            if event.finished:
+                self._write(self._open.pop(event.request), "done" if event.error is None else "failed", event.error)
+        self._stream.flush_if_due()
+
     def on_end(self, end_s: float) -> None:
         """Requests that did not finish are kept, marked."""
         for entry in self._open.values():
@@ -77,8 +105,13 @@ class RequestRecorder:
         self._stream.close()
 
     def _write(self, entry: _Open, status: str, error: str | None) -> None:
-        request, times = entry.request, entry.token_times_s
-        asked_tokens = len(request.input_ids) + len(times) - 1 - entry.cached_tokens
+        request, times, cached = entry.request, entry.token_times_s, entry.cached_tokens
+        recomputed = None
+        if self._stepped:
+            cached = cached or 0
+            asked_tokens = len(request.input_ids) + len(times) - 1 - cached
+            recomputed = max(0, entry.computed_tokens - asked_tokens) if times else 0
+        agreed = entry.agreed if self._stepped or entry.num_chosen == len(times) else None
         characters = int(self._characters[request.index])
         self._stream.append(
             {
@@ -92,12 +125,12 @@ class RequestRecorder:
                 "first_token_s": times[0] if times else None,
                 "last_token_s": times[-1] if times else None,
                 "input_tokens": len(request.input_ids),
-                "cached_tokens": entry.cached_tokens,
-                "recomputed_tokens": max(0, entry.computed_tokens - asked_tokens) if times else 0,
-                "num_preemptions": entry.num_preemptions,
+                "cached_tokens": cached,
+                "recomputed_tokens": recomputed,
+                "num_preemptions": entry.num_preemptions if self._stepped else None,
                 "output_tokens": len(times),
                 "asked_output_tokens": request.output_tokens,
-                "agreed_tokens": None if request.output_ids is None else entry.agreed,
+                "agreed_tokens": None if request.output_ids is None else agreed,
                 "num_characters": characters if characters >= 0 else None,
                 "status": status,
                 "error": error,

@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.capture.engines.base import Step
+from moeprof.capture.engines.deployment import RoutingSource
 from moeprof.capture.recorders.stream import FLUSH_EVERY_S
+from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
-from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing, join_routing_parts, merge_routing
-from moeprof.core.trace import Request, Schedule
+from moeprof.core.trace import Schedule
 
 PART_BYTES = 8 * 2**20
 
@@ -106,24 +107,21 @@ class _Window:
     num_steps: int = 0
 
 
-class RoutingRecorder:
+class RoutingRecorder(Recorder):
     """Collects the tap's counts into windows of ``window_steps`` steps."""
 
     def __init__(
         self,
         folder: Path,
-        tap: RoutingTap,
+        tap: RoutingSource,
         *,
-        layer_names: tuple[str, ...],
-        class_names: tuple[str, ...],
-        top_k: tuple[int, ...],
         window_steps: int,
         step_counts_cap_bytes: int,
         picks: PicksWriter | None = None,
     ) -> None:
         self._folder, self._tap, self._picks = folder, tap, picks
-        self._layer_names, self._class_names = layer_names, class_names
-        self._top_k_L = np.array(top_k, dtype=np.int64)
+        self._layer_names, self._class_names = tap.layer_names, tap.class_names
+        self._top_k_L = np.array(tap.top_k, dtype=np.int64)
         self._window_steps, self._room_bytes = window_steps, step_counts_cap_bytes
         self._part = 0
 
@@ -139,9 +137,6 @@ class RoutingRecorder:
         self._flushed_s = origin_s
         self._tap.bind(schedule.request_class)
         self._tap.discard()
-
-    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
-        """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Remember the step; take blocks that are ready."""

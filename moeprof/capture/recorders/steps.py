@@ -9,7 +9,8 @@ from typing import Any
 
 from moeprof.capture.engines.base import Step
 from moeprof.capture.recorders.stream import TableStream
-from moeprof.core.trace import Request, Schedule
+from moeprof.capture.replay import Recorder
+from moeprof.core.trace import Schedule
 
 
 def step_row(step: Step, origin_s: float) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def step_row(step: Step, origin_s: float) -> dict[str, Any]:
     }
 
 
-class StepRecorder:
-    """One row per step. ``cpu_s`` is processor time since the last step ended, so idle waiting is not in it."""
+class StepRecorder(Recorder):
+    """One row per step, none of an engine that steps itself. ``cpu_s``: processor time since the last step ended."""
 
     def __init__(self, folder: Path, table: str = "steps", cpu_clock: Callable[[], float] = time.process_time) -> None:
         self._stream = TableStream(folder, table)
@@ -60,9 +61,6 @@ class StepRecorder:
         """Remember the origin."""
         self._origin_s = origin_s
         self._cpu_s = self._cpu_clock()
-
-    def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
-        """Nothing to note."""
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Append the row."""

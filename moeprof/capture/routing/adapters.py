@@ -8,6 +8,7 @@ only keeps a reference to a tensor: no device work, no synchronisation. Suffix l
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +30,9 @@ def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> SeamHandle:
         dropped_id: the id to give to picks that stand for "no expert".
     """
     if layer.hook == "router_scores":
-        wrap = _scores_wrap(cell, layer.top_k)
+        wrap = _watching_output(cell, lambda output: _of_scores(output, layer.top_k))
     elif layer.hook == "gating_output":
-        wrap = _gating_wrap(cell, layer.top_k, layer.num_experts)
+        wrap = _watching_output(cell, lambda output: _of_order(output, layer.top_k, layer.num_experts))
     else:
         wrap = _skipping_wrap(cell, dropped_id) if layer.skips_zero_weight else _arguments_wrap(cell)
     return put_on(layer.tapped, "watch", wrap)
@@ -64,13 +65,12 @@ def _skipping_wrap(cell: Cell, dropped_id: int) -> Wrap:
     return wrap
 
 
-def _scores_wrap(cell: Cell, top_k: int) -> Wrap:
+def _watching_output(cell: Cell, picks_of: Callable[[Any], torch.Tensor]) -> Wrap:
     def wrap(inner: Forward) -> Forward:
         @functools.wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
-            # Scores are 0 for all but the k chosen experts.
-            cell[0] = output[0].topk(top_k, dim=-1).indices
+            cell[0] = picks_of(output)
             return output
 
         return forward
@@ -78,18 +78,15 @@ def _scores_wrap(cell: Cell, top_k: int) -> Wrap:
     return wrap
 
 
-def _gating_wrap(cell: Cell, top_k: int, num_experts: int) -> Wrap:
-    def wrap(inner: Forward) -> Forward:
-        @functools.wraps(inner)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = inner(*args, **kwargs)
-            # Position i of the experts' sorted input is pick order[i] of the flattened [T * K] picks.
-            order, expert_size = output[0], output[3]
-            sizes = torch.tensor(expert_size, device=order.device)
-            experts = torch.arange(num_experts, device=order.device).repeat_interleave(sizes, output_size=order.numel())
-            cell[0] = torch.empty_like(order).scatter_(0, order, experts).view(-1, top_k)
-            return output
+def _of_scores(output: Any, top_k: int) -> torch.Tensor:
+    """Scores are 0 for all but the k chosen experts."""
+    picks: torch.Tensor = output[0].topk(top_k, dim=-1).indices
+    return picks
 
-        return forward
 
-    return wrap
+def _of_order(output: Any, top_k: int, num_experts: int) -> torch.Tensor:
+    """Position i of the experts' sorted input is pick order[i] of the flattened [T * K] picks."""
+    order, expert_size = output[0], output[3]
+    sizes = torch.tensor(expert_size, device=order.device)
+    experts = torch.arange(num_experts, device=order.device).repeat_interleave(sizes, output_size=order.numel())
+    return torch.empty_like(order).scatter_(0, order, experts).view(-1, top_k)

@@ -1,12 +1,8 @@
-"""From kept references to counts: one scatter for many forwards.
+"""From kept references to counts: one scatter for many forwards, and what the tap hands out of them on the host.
 
 Every forward, layer and group owns a row of ``E + identity + 2`` cells; an assignment adds one to a cell. The two last
 cells take picks that stand for no expert ("dropped") and places where no pick was seen ("absent"); padding has a group
 of its own. So every assignment lands somewhere and the sums can be checked.
-Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E experts, K top-k.
-
-What the tap hands out: counts of some dozens of forwards, on the host.
-
 Suffix legend: S forwards, T tokens, L MoE layers, G groups (phase x class), E experts, K top-k.
 """
 
@@ -26,18 +22,6 @@ from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
 
 Int32Array = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingStep:
-    """One forward of a :class:`RoutingBlock`; same meaning without S."""
-
-    counts_LGE: Int32Array
-    tokens_G: npt.NDArray[np.int64]
-    dropped_LG: Int32Array
-    identity_LG: Int32Array
-    picks_TLK: npt.NDArray[np.integer[Any]] | None = None
-    picks_left_out_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,23 +102,6 @@ class RoutingBlock:
             return self.loads
         return Loads.on_host(*Loads.of(torch.from_numpy(np.ascontiguousarray(self.counts_SLGE))))
 
-    def steps(self) -> Iterator[RoutingStep]:
-        """The forwards of the block, one by one."""
-        start = 0
-        for s in range(len(self.tokens_SG)):
-            tokens = int(self.tokens_SG[s].sum())
-            kept = bool(self.picks_tokens_S) and self.picks_tokens_S[s] > 0
-            picks = self.picks_TLK[start : start + tokens] if kept and self.picks_TLK is not None else None
-            start += tokens if kept else 0
-            yield RoutingStep(
-                counts_LGE=self.counts_SLGE[s],
-                tokens_G=self.tokens_SG[s],
-                dropped_LG=self.dropped_SLG[s],
-                identity_LG=self.identity_SLG[s],
-                picks_TLK=picks,
-                picks_left_out_tokens=tokens if self.picks_tokens_S and not kept else 0,
-            )
-
 
 MAX_COUNT_BYTES = 8 * 2**20
 Seen = list[torch.Tensor | None] | torch.Tensor
@@ -150,10 +117,6 @@ class Label:
     cells_T: npt.NDArray[np.int64]
     tokens_G: npt.NDArray[np.int64]
     real_T: npt.NDArray[np.bool_] | None
-
-    def fits(self, layout: BatchLayout) -> bool:
-        """True when the layout is the one this label was made for."""
-        return self.layout == layout
 
     @property
     def num_real(self) -> int:

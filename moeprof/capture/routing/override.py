@@ -1,21 +1,15 @@
 """Replace a model's routing: the same weights and tokens, other experts. Reports say so on every page.
 
-The picks are decided before a forward, by request and position; the model's own weights of the
-picks stay (their sum and scale belong to the architecture). The tap counts what is executed.
+Ladder rungs, replayed routing and policies go through one table of picks, so what it costs is the same for all of them:
+before each forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a wrapper
+per layer puts its slice in the place of the router's picks. The model's own weights of the picks stay (their sum and
+scale belong to the architecture), and the tap counts what is executed. Nothing synchronises. In a captured step (a CUDA
+graph) the wrappers read a static tensor, which is filled before each replay.
 
 Policies: ``balanced`` gives every expert the same number of tokens of each forward, up to one (round robin);
 ``concentrated`` sends every token to experts 0..k-1; ``profile`` draws from measured popularity, and ``zipf`` from
 popularity ~ 1/rank^exponent (ranks shuffled per layer), see :mod:`moeprof.capture.routing.tables`.
-Suffix legend: L MoE layers, E experts.
-
-Routing by table: every token's picks are looked up by its request and its position in it.
-
-Ladder rungs, replayed routing and drawn picks go through this one path, so what it costs is the same for all of them.
-Before each forward the rows of its tokens are computed (one small vector) and gathered once for all layers; a wrapper
-per layer puts its slice in the place of the router's picks and leaves the weights. Nothing synchronises.
-
-In a captured step (a CUDA graph) the wrappers read a static tensor, which is filled before each replay.
-Suffix legend: R rows, L MoE layers, T tokens, W rows of a captured step, K top-k.
+Suffix legend: R rows, L MoE layers, T tokens, W rows of a captured step, K top-k, E experts.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""Popularity of experts for ``routing.policy: profile``: read, fitted to a model's layers, and said in words.
-
-Suffix legend: L MoE layers of the model, F layers of the file, E experts.
-
-Counts of expert use from the files that people have. Numpy only.
+"""Popularity of experts for ``routing.policy: profile``: read from files that people have, fitted to a model.
 
 JSON: a list [experts] or [layers, experts], the same below ``counts`` or ``expert_popularity``, or a list of one table
 per layer from expert to count or to {token: count}. CSV: one row per layer and expert, with columns ``layer``,
 ``expert``, ``count``. A record: routing.npz, a pass, a launch or a model's folder. Any of JSON and CSV may end in .gz.
-Suffix legend: F layers of the file, E experts.
+Numpy only. Suffix legend: L MoE layers of the model, F layers of the file, E experts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Every token that a schedule computes has a row: its request and its place in it. Numpy only.
+"""Which row of a table of picks each token of a forward takes, by its request and its place in it. Numpy only.
 
-Suffix legend: N requests, R rows, S sequences of a forward, T its real tokens.
-
-Which row of a table of drawn picks a token takes: a pure function of seed, request and position. Numpy only.
-
-So a token goes to the same experts in every round, batch size and engine, and on both sides of a pair, and nothing has
-to be drawn inside of a forward, where a captured step would draw once and for ever.
-Suffix legend: S sequences of a forward, T its real tokens, P positions of a request.
+Recorded picks have a row for every token that a schedule computes. Drawn picks take rows by a pure function of seed,
+request and position: a token goes to the same experts in every round, batch size and engine, and on both sides of a
+pair, and nothing has to be drawn inside of a forward, where a captured step would draw once and for ever.
+Suffix legend: N requests, R rows, S sequences of a forward, T its real tokens, P positions of a request.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
-"""Tables of picks drawn so that each expert comes as often as asked. Numpy only.
+"""Tables of picks by row: drawn so that each expert comes as often as asked, and those of ladder rungs. Numpy only.
 
-Systematic sampling with unequal probabilities (Madow 1949, https://doi.org/10.1214/aoms/1177729950): experts stand in
-random order on a line, each as long as the chance that a token picks it; k points at distance 1 from a random start
-choose k experts. No expert is longer than 1, so all k are distinct; one of length 0 is never chosen; and the chance of
-each is exactly its length. (Drawing one after the other without replacement does not keep popularity: an expert that
-nine of ten tokens pick would come far too seldom.)
-Suffix legend: N rows, L MoE layers, E experts, K top-k, O orders.
+Drawn: systematic sampling with unequal probabilities (Madow 1949, https://doi.org/10.1214/aoms/1177729950). Experts
+stand in random order on a line, each as long as the chance that a token picks it; k points at distance 1 from a random
+start choose k experts. No expert is longer than 1, so all k are distinct; one of length 0 is never chosen; and the
+chance of each is exactly its length. (Drawing one after the other without replacement does not keep popularity: an
+expert that nine of ten tokens pick would come far too seldom.)
 
-The picks of the sparsity ladder's rungs, from what the router did (docs/metrics.md#ladder); numpy only.
-
-Every rung keeps the tokens, the weights of the picks and the batches; only the experts change:
+Rungs of the ladder keep the tokens, the weights of the picks and the batches; only the experts change:
 ``concentrated``: every token to experts 0..k-1. ``balanced``: the step's own set of U experts, each with the same load.
 ``recorded``: as the router had it. ``distinct``: a set of a given size, each expert with the same load.
-Suffix legend: L MoE layers, T tokens of the step, R rows of a table, K top-k, E experts, U distinct experts.
+Suffix legend: N, R rows, L MoE layers, T tokens of the step, E experts, K top-k, U distinct experts, O orders.
 """
 
 from __future__ import annotations
@@ -52,7 +49,12 @@ def change_for(rung: str, distinct: int | None = None) -> Change:
     if rung == "distinct":
         assert distinct is not None
         return lambda picks, shape: _spread(np.arange(num_distinct(distinct, len(picks), shape)), picks)
-    return {"concentrated": _concentrated, "balanced": _balanced, "recorded": lambda picks, shape: picks}[rung]
+    rules: dict[str, Change] = {
+        "concentrated": lambda picks, shape: np.tile(np.arange(shape.top_k, dtype=np.int32), (len(picks), 1)),
+        "balanced": lambda picks, shape: _spread(np.unique(picks), picks),
+        "recorded": lambda picks, shape: picks,
+    }
+    return rules[rung]
 
 
 def num_distinct(asked: int, num_tokens: int, shape: LayerShape) -> int:
@@ -98,14 +100,6 @@ def loads_of(steps: Sequence[StepPicks], shapes: Sequence[LayerShape]) -> list[S
             distinct, most = distinct + int((count_E > 0).sum()), most + int(count_E.max())
         loads.append(StepLoad(distinct_experts=distinct, max_expert_load=most))
     return loads
-
-
-def _concentrated(picks: npt.NDArray[np.int32], shape: LayerShape) -> npt.NDArray[np.int32]:
-    return np.tile(np.arange(shape.top_k, dtype=np.int32), (len(picks), 1))
-
-
-def _balanced(picks: npt.NDArray[np.int32], shape: LayerShape) -> npt.NDArray[np.int32]:
-    return _spread(np.unique(picks), picks)
 
 
 def _spread(ids_U: npt.NDArray[np.integer], picks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

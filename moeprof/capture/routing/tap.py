@@ -23,7 +23,7 @@ from torch import nn
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
 from moeprof.capture.routing.adapters import Cell, attach
-from moeprof.capture.routing.count import Counter, Forward, Label, RoutingBlock, RoutingStep, Seen
+from moeprof.capture.routing.count import Counter, Forward, Label, RoutingBlock, Seen
 from moeprof.capture.routing.wrap import SeamHandle
 
 PICKS_CAP_BYTES = 256 * 2**20
@@ -70,7 +70,6 @@ class RoutingTap:
         self._handles: list[SeamHandle] = []
         self._waiting: list[Forward] = []
         self._waiting_tokens = 0
-        self._steps: deque[RoutingStep] = deque()
         self._blocks: deque[Callable[[bool], RoutingBlock | None]] = deque()
         self._label: Label | None = None
         self._layout: BatchLayout | None = None
@@ -83,6 +82,16 @@ class RoutingTap:
         index = {name: i for i, name in enumerate(self.class_names)}
         self._class_of = [index[name] for name in request_class]
         self._label = None
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Of the layers, in order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def top_k(self) -> tuple[int, ...]:
+        """Experts per token, by layer."""
+        return tuple(layer.top_k for layer in self.layers)
 
     @property
     def enabled(self) -> bool:
@@ -116,7 +125,6 @@ class RoutingTap:
     def discard(self) -> None:
         """Forget what was not collected (after warm-up, between passes)."""
         self._blocks.clear()
-        self._steps.clear()
         self._waiting, self._waiting_tokens = [], 0
 
     def before_forward(self, layout: BatchLayout) -> None:
@@ -124,7 +132,7 @@ class RoutingTap:
         if not self._handles:
             return
         label = self._label
-        if label is None or not label.fits(layout):
+        if label is None or label.layout != layout:
             label = self._label = self._counter.label(layout, self._class_of, len(self.class_names))
         self._layout = layout
         self._clear()
@@ -174,16 +182,6 @@ class RoutingTap:
         if isinstance(seen, list):
             return seen
         return [picks[:, : layer.top_k] for picks, layer in zip(seen, self.layers, strict=True)]
-
-    def collect(self) -> RoutingStep | None:
-        """The oldest forward that was not collected yet, or None.
-
-        Counts and waits at once, so it costs more per step than :meth:`collect_blocks`; use one or the other.
-        """
-        if not self._steps:
-            for block in self.collect_blocks(everything=True):
-                self._steps.extend(block.steps())
-        return self._steps.popleft() if self._steps else None
 
     def collect_blocks(self, *, everything: bool = False) -> list[RoutingBlock]:
         """Blocks of counts that reached the host, in the order of the forwards; call it between steps.

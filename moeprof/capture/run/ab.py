@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,12 @@ from moeprof.capture.run.lockstep import FREE
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.step_child import child_environment, find_python
+from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
+from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
 
@@ -84,6 +87,9 @@ def pair_up(
         raise WorkloadError(f"--ab: both sides must do the same steps, but {'; '.join(found)}")
     if new.workload.outputs == "free":
         raise WorkloadError(f"--ab: {FREE}")
+    elsewhere = [side.workload.engine.kind for side in (base, new) if not side.workload.engine.in_worker]
+    if elsewhere:
+        raise WorkloadError(f"--ab: two models step in turn in one process, engine.kind {elsewhere[0]} runs elsewhere")
     if any(side.workload.engine.parallel is not None for side in (base, new)):
         raise WorkloadError(
             "--ab: two models step in turn in one process, ranks hold one each; leave engine.parallel out"
@@ -147,7 +153,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
     return LockstepPlan(
         kind="pairs",
         lanes=tuple(sides if launch % 2 == 0 else reversed(sides)),
-        engine=pairing.new.workload.engine,
+        engine=ours(pairing.new.workload.engine),
         device=pairing.new.device,
         threads=pairing.new.workload.threads,
         folder=folder,
@@ -163,7 +169,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
 def _lane(side: str, workload: Workload, model: str, slowdown: Slowdown | None) -> LanePlan:
     spec = next(spec for spec in workload.models if spec.name == model)
     base = next((other for other in workload.models if other.name == spec.twin_of), None)
-    return LanePlan(name=side, model=_called(spec, side), base=base, engine=workload.engine, slowdown=slowdown)
+    return LanePlan(name=side, model=_called(spec, side), base=base, engine=ours(workload.engine), slowdown=slowdown)
 
 
 def _called(spec: ModelSpec, side: str) -> ModelSpec:
@@ -190,6 +196,16 @@ def in_one_process(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], boo
     finally:
         worker.kill()
     return measured
+
+
+def in_two_processes(base_python: Path) -> Measure:
+    """One launch pair, the base side under its own interpreter."""
+    pythons = {BASE: base_python, NEW: Path(sys.executable)}
+
+    def measure(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+        return dict(run_process_pair(plan, pythons, hear, should_stop, None).get("measured", {}))
+
+    return measure
 
 
 class AbRun:
@@ -237,6 +253,22 @@ class AbRun:
     def stopped(self) -> bool:
         """Someone asked to stop."""
         return bool(self._signals.number)
+
+    def whole(self, alone: Sequence[Callable[[], None]], more: Callable[[int], bool]) -> None:
+        """Each side alone, then launch pairs until ``more(pairs so far)`` is False.
+
+        Raises:
+            EngineError: a model failed.
+        """
+        status = "failed"
+        try:
+            for measure in alone:
+                if not self.stopped:
+                    measure()
+            self.pairs(more)
+            status = "interrupted" if self.stopped else "done"
+        finally:
+            self.finish(status)
 
     def lone(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
         """One side alone, by the ordinary run.

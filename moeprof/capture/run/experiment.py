@@ -19,7 +19,7 @@ from moeprof.capture.protocol import Command, LaunchPlan, Order, Report
 from moeprof.capture.recorders.telemetry import Telemetry
 from moeprof.capture.run.context import Audience, Setup
 from moeprof.capture.run.lockstep import LockstepRun
-from moeprof.capture.run.ranks import start_worker
+from moeprof.capture.run.ranks import opener_of, start_worker
 from moeprof.capture.run.resume import sweep_pass_names
 from moeprof.capture.run.status import Failures, Header, SignalWatch, has_ended
 from moeprof.capture.run.sweep import SweepRun
@@ -275,5 +275,6 @@ class Experiment:
             measure_peaks=launch == 0 and spec is workload.models[0] and not self._is_known(spec.name, launch, "peaks"),
             slowdown=None if setup.slowdown is None else setup.slowdown.of_model(spec.name),
             process=0 if setup.resume is None else setup.resume.process,
+            opener=opener_of(workload.engine),
             twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
         )

@@ -13,28 +13,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS
 from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, wanted_requests
 from moeprof.capture.routing.recorded import check_same_requests
 from moeprof.capture.run.schedules import Scheduled
 from moeprof.capture.run.status import Header, SignalWatch
 from moeprof.capture.worker.process import LockstepWorker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
 
 if TYPE_CHECKING:
     from moeprof.capture.run.context import Audience, Setup
 
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
-TOP_K_KEYS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-    "moe_topk",
-    "moe_k",
-    "top_k",
-)
 FREE = "a request may end early under `outputs: free`, so steps have no equal batches; use forced or forced_length"
 
 
@@ -101,7 +93,7 @@ def _twin(workload: Workload, moe: ModelSpec, match: str) -> ModelSpec:
 def _has_experts(config: dict[str, Any]) -> bool:
     """Does a config.json, or a part of it, name more than one expert?"""
     for key, value in config.items():
-        if key in EXPERT_COUNTS and isinstance(value, int) and value > 1:
+        if key in EXPERT_COUNT_KEYS and isinstance(value, int) and value > 1:
             return True
         if isinstance(value, dict) and _has_experts(value):
             return True
@@ -110,7 +102,7 @@ def _has_experts(config: dict[str, Any]) -> bool:
 
 def _check_distinct(distinct: tuple[int, ...], config: dict[str, Any]) -> None:
     """A step cannot touch fewer experts than one token takes, or more than there are."""
-    least, most = _number(config, TOP_K_KEYS), _number(config, EXPERT_COUNTS)
+    least, most = _number(config, ("top_k", *TOP_K_KEYS)), _number(config, EXPERT_COUNT_KEYS)
     for wanted in distinct:
         if (least is not None and wanted < least) or (most is not None and wanted > most):
             raise WorkloadError(
@@ -197,7 +189,7 @@ def _plan(
     return LockstepPlan(
         kind=kind,
         lanes=lanes,
-        engine=workload.engine,
+        engine=ours(workload.engine),
         device=setup.device,
         threads=workload.threads,
         folder=setup.folder / kind / f"launch-{launch}",

@@ -18,8 +18,10 @@ from typing import Any
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
+from moeprof.capture.engines import chosen
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
+from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.protocol import Slowdown
 from moeprof.capture.routing.popularity import read_counts
@@ -31,7 +33,7 @@ from moeprof.capture.run.resume import Resume
 from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
 from moeprof.capture.run.status import Header, SignalWatch
 from moeprof.core.errors import InputError, WorkloadError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings, ours
 from moeprof.core.workload.workload import Workload
 
 
@@ -45,7 +47,10 @@ def check_early(workload: Workload, device: str) -> None:
     Raises:
         WorkloadError: one of them; the key, what was found, and what to do.
     """
-    _check_engine(workload.engine, device)
+    if workload.engine.in_worker:
+        _check_engine(ours(workload.engine), device)
+    else:
+        _check_elsewhere(workload)
     for spec in workload.models:
         policy = spec.routing
         if policy.path is None or policy.policy not in ("profile", "replay"):
@@ -59,7 +64,7 @@ def check_early(workload: Workload, device: str) -> None:
                 raise WorkloadError(f"model {spec.name}: {error}") from error
 
 
-def _check_engine(engine: EngineSettings, device: str) -> None:
+def _check_engine(engine: TransformersSettings, device: str) -> None:
     if engine.decode_graphs == "on" and not device.startswith("cuda"):
         raise WorkloadError(f"engine.decode_graphs: on needs a CUDA device, this is {device}; set auto or off")
     if engine.decode_attention not in ("auto", "torch") and not device.startswith("cuda"):
@@ -75,6 +80,23 @@ def _check_engine(engine: EngineSettings, device: str) -> None:
     if engine.prefix_cache and engine.batching == "static":
         raise WorkloadError(
             "engine.prefix_cache: static batches share no prefixes; set batching to auto, or prefix_cache to false"
+        )
+
+
+def _check_elsewhere(workload: Workload) -> None:
+    """Refuse what needs a model in the worker's own process."""
+    twins = any(spec.twin_of is not None for spec in workload.models)
+    overridden = any(spec.routing.policy != "native" for spec in workload.models)
+    batch_tokens = workload.sweep is not None and workload.sweep.max_batch_tokens
+    asked = {
+        "lockstep": workload.lockstep, "ladder": workload.ladder, "sweep.max_batch_tokens": batch_tokens,
+        "models.twin_of": twins, "models.routing": overridden,
+    }  # fmt: skip
+    found = next((key for key, value in asked.items() if value), None)
+    if found is not None:
+        raise WorkloadError(
+            f"{found}: needs a model in moeprof's own process, and engine.kind {workload.engine.kind} runs it "
+            "elsewhere; leave it out, or set engine.kind to transformers"
         )
 
 
@@ -115,6 +137,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     Raises:
         InputError: a model, trace, or the memory is wrong; see the callees.
     """
+    workload = replace(workload, engine=chosen(workload.engine))
     _refuse_silent_warmup(workload)
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
@@ -125,26 +148,13 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     gpu, device = choice.gpu, choice.device
     check_early(workload, device)
     memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
-    weights = estimate_weights_bytes(workload.models, sources, workload.engine, is_host=memory.is_host)
-    fit = fitting.predict(
-        workload.models,
-        sources,
-        [
-            schedule
-            for scheduled in schedules.values()
-            for schedule in all_schedules(scheduled.measured, scheduled.points)
-        ],
-        settings=workload.engine,
-        memory=memory,
-        weights_bytes=weights,
-    )
-    if workload.lockstep is not None:
-        fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
+    fit = _fit(workload, sources, schedules, memory)
     if must_fit:
         fit.require()
-    engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
+    if workload.engine.in_worker:
+        workload = replace(workload, engine=replace(ours(workload.engine), kv_tokens=fit.kv_tokens))
     return Prepared(
-        workload=replace(workload, device=device, engine=engine),
+        workload=replace(workload, device=device),
         sources=sources,
         schedules=schedules,
         fit=fit,
@@ -154,6 +164,21 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         device_why=choice.why,
         other_gpus=other_gpus,
     )
+
+
+def _fit(
+    workload: Workload, sources: dict[str, ModelSource], schedules: dict[str, Scheduled], memory: DeviceMemory
+) -> fitting.Fit:
+    """The memory prediction; of models that run elsewhere there is none."""
+    every = [s for scheduled in schedules.values() for s in all_schedules(scheduled.measured, scheduled.points)]
+    if not workload.engine.in_worker:
+        return fitting.elsewhere(memory, every)
+    settings = ours(workload.engine)
+    weights = estimate_weights_bytes(workload.models, sources, settings, is_host=memory.is_host)
+    fit = fitting.predict(workload.models, sources, every, settings=settings, memory=memory, weights_bytes=weights)
+    if workload.lockstep is not None:
+        fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
+    return fit
 
 
 def _refuse_silent_warmup(workload: Workload) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from moeprof.capture.devices.choose import Choice, choose_device
 from moeprof.capture.devices.gpu import Gpu, find_gpu
+from moeprof.capture.engines import ENGINES
 from moeprof.capture.memory.predict import device_memory
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.parallel.process import follower_main
@@ -24,6 +25,7 @@ from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, is_broken
 from moeprof.capture.protocol import LaunchPlan, Order, Report
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 
 LAST_WORDS_S = 3.0  # between rank 0 seeing a broken connection and the rank that broke it saying why
@@ -137,6 +139,11 @@ class ParallelWorker(Worker):
 def start_worker(plan: LaunchPlan, watchdog_s: float = WATCHDOG_S) -> Worker:
     """A worker of the kind that the plan needs."""
     return Worker(plan, watchdog_s) if plan.engine.parallel is None else ParallelWorker(plan, watchdog_s)
+
+
+def opener_of(settings: EngineSettings) -> str:
+    """What opens a model in the worker: the row of the table, or what cuts one for ranks."""
+    return ENGINES[settings.kind].open if settings.parallel is None else "moeprof.capture.parallel.engine:open"
 
 
 def check_parallel(workload: Workload) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.jsonfile import read_json
 from moeprof.core.record.layout import HEARTBEAT_STALE_S, open_record
+from moeprof.core.workload.engine import ours
 from moeprof.core.workload.studies import Sweep
 from moeprof.core.workload.workload import Workload
 
@@ -86,9 +87,9 @@ class Resume:
     def with_kv_tokens(self, workload: Workload) -> Workload:
         """The workload with the KV space of the record where it names none: free memory may be another by now."""
         recorded = (self.experiment["workload"].get("engine") or {}).get("kv_tokens")
-        if workload.engine.kv_tokens is not None or recorded is None:
+        if not workload.engine.in_worker or recorded is None or ours(workload.engine).kv_tokens is not None:
             return workload
-        return replace(workload, engine=replace(workload.engine, kv_tokens=recorded))
+        return replace(workload, engine=replace(ours(workload.engine), kv_tokens=recorded))
 
     def check_same(self, content: dict[str, Any]) -> None:
         """The run that would go on is the one that was interrupted.

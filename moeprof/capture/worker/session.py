@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from moeprof.capture.devices.peaks import measure_peaks, time_reference
+from moeprof.capture.engines import named
+from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.instrumented import Rig
-from moeprof.capture.kernels.cpu.swap import cpu_kernel_facts
+from moeprof.capture.kernels.modules import cpu_kernel_facts
 from moeprof.capture.measure import after_rounds, saturation
 from moeprof.capture.measure.invariants import check_pass
 from moeprof.capture.measure.warmup import calibrate, warm_up
-from moeprof.capture.memory import measure
-from moeprof.capture.memory.kv_space import kv_space
+from moeprof.capture.memory.measure import Watch
 from moeprof.capture.memory.out_of_memory import doing
 from moeprof.capture.models.moe_layers import layer_shapes
-from moeprof.capture.models.open import facts_of, open_model
 from moeprof.capture.parallel.facts import memory_of_ranks, picks_of_ranks
 from moeprof.capture.protocol import LaunchPlan, Order, Report
 from moeprof.capture.recorders.progress import ProgressRecorder
@@ -43,6 +43,7 @@ class Session:
         self._device = torch.device(plan.device)
         self._launch: dict[str, Any] = {}
         self._prepared = False
+        self._memory: Watch | None = None
 
     def __enter__(self) -> Session:
         plan = self._plan
@@ -51,7 +52,6 @@ class Session:
         plan.launch_folder.mkdir(parents=True, exist_ok=True)
         self._schedule = Schedule.load(plan.schedule_file)
         self._warmup = Schedule.load(plan.warmup_file)
-        self._memory = measure.Watch(self._device)
         file = plan.launch_folder / "launch.json"
         if (plan.continues or plan.process) and file.exists():
             self._launch = read_json(file)  # what an earlier process of this launch learnt stays
@@ -68,42 +68,32 @@ class Session:
         """Load, count, check, warm up, calibrate."""
         plan = self._plan
         self._say("loading")
-        opened = open_model(
+        deployment: Deployment = named(plan.opener)(
             plan.model,
-            plan.twin_base,
             plan.engine,
             self._device,
+            base=plan.twin_base,
             warmup=self._warmup,
-            before_weights=self._measure_peaks if plan.measure_peaks and plan.instruments.peaks else None,
+            before_weights=self._measure_peaks if plan.measure_peaks and plan.instruments.peaks else lambda: None,
         )
-        if opened.load_holds_more:
-            self._memory.forget_peak()
-        self._memory.loaded()
-        if plan.engine.parallel is None:  # a rank holds a part of the model, and the parent counted on that
-            config = opened.source.config
-            space = kv_space(opened.model, plan.model, config, plan.engine, self._device, base=plan.twin_base)
-            self._launch["kv_space"] = space.to_json()
+        self._memory = deployment.memory
+        self._launch |= deployment.check_room()
         doing("KV cache")
-        self._rig = Rig(opened.model, plan, self._should_stop)
-        self._memory.engine_ready(self._rig.engine.facts.kv_bytes)
+        self._rig = Rig(deployment, plan, self._should_stop)
+        if self._memory is not None:
+            self._memory.engine_ready(self._rig.stepped.facts.kv_bytes)
         self._rig.tapping.replay_recorded(self._schedule, self._rig.engine, self._rig.listeners)
-        is_paged = self._rig.engine.facts.scheduler == "moeprof"
-        facts = facts_of(
-            opened,
-            plan.model,
-            plan.tokenizer_hash,
-            expanded_cache=is_paged,
-            overridden=routing_words(plan.model.routing, layer_shapes(self._rig.tapping.layers)),
-        )
-        write_json(plan.model_folder / "model.json", facts.to_json())
+        overridden = routing_words(plan.model.routing, layer_shapes(self._rig.tapping.layers))
+        write_json(plan.model_folder / "model.json", deployment.describe(plan.tokenizer_hash, overridden).to_json())
         self._launch |= {
             "engine": asdict(self._rig.engine.facts),
-            "dtype_reason": opened.blueprint.dtype_reason,
-            "load_s": opened.load_s,
+            **deployment.launch,
             "threads": torch.get_num_threads(),
             "reloaded": plan.continues,
-            "self_check": self._rig.tapping.self_check(self._rig.engine, self._rig.listeners, self._warmup),
+            "self_check": self._rig.self_check(self._warmup),
         }
+        if deployment.lacks:
+            self._launch["lacks"] = deployment.lacks
         self._prepared = True
         self._warm_up()
         self._write()
@@ -114,7 +104,7 @@ class Session:
         folder = self._plan.launch_folder / order.name
         schedule = self._schedule if order.schedule_file is None else Schedule.load(order.schedule_file)
         schedule = schedule.as_offline() if order.offline else schedule
-        self._rig.use_batch_tokens(order.max_batch_tokens or self._plan.engine.max_batch_tokens, self._warmup)
+        self._rig.use_batch_tokens(order.max_batch_tokens, self._warmup)
         folder.mkdir()
         recorders: list[Recorder] = [
             RequestRecorder(folder),
@@ -132,10 +122,11 @@ class Session:
         with self._rig.tapping.measuring(self._rig.listeners):
             doing("capturing decode steps")
             info["captured_steps"] = self._rig.capture_for(schedule)
-            info["decode"] = self._rig.engine.facts.decode
+            info["decode"] = getattr(self._rig.engine.facts, "decode", None)
             doing(order.name)
             deadline_s, cut_by = _deadline(order)  # a pass has its seconds for itself: capturing takes none of them
-            self._memory.pass_started()
+            if self._memory is not None:
+                self._memory.pass_started()
             result = replay(self._rig.engine, schedule, recorders, should_stop=self._should_stop, deadline_s=deadline_s)
         gc.unfreeze()
         self._rig.engine.reset()
@@ -146,8 +137,10 @@ class Session:
             "sent": result.sent,
             "refused": result.refused,
             "finished": result.finished,
-            "memory": self._memory.pass_ended(),
-            "invariants": check_pass(folder, complete=result.status == "done"),
+            "memory": None if self._memory is None else self._memory.pass_ended(),
+            "invariants": check_pass(
+                folder, complete=result.status == "done", tells_steps=self._rig.deployment.tells_steps
+            ),
             **picks_of_ranks(folder, self._plan.engine.parallel),
         }
         if result.status == "cut":
@@ -160,28 +153,35 @@ class Session:
     def measure_overhead(self, order: Order) -> dict[str, Any]:
         """The instruments' own cost."""
         self._say("overhead")
-        pairs = after_rounds.overhead(self._rig, self._plan, self._schedule, self._should_stop)
+        reason = self._rig.deployment.why_not("module")
+        pairs = 0
+        if reason is None:
+            pairs = after_rounds.overhead(self._rig, self._plan, self._schedule, self._should_stop)
         return {"pairs": self._learnt("overhead_pairs", pairs)}
 
     def measure_quality(self, order: Order) -> dict[str, Any]:
         """Bits per byte; ``order.extra`` has the bytes of the outputs' text."""
         self._say("quality")
-        output_bytes = order.extra["output_bytes"]
-        self._learnt(
-            "quality", after_rounds.quality(self._rig, self._plan, self._schedule, output_bytes, self._should_stop)
+        bytes_of = order.extra["output_bytes"]
+        self._learn(
+            "quality",
+            lambda: after_rounds.quality(self._rig, self._plan, self._schedule, bytes_of, self._should_stop),
         )
         return {}
 
     def record_forced_picks(self, order: Order) -> dict[str, Any]:
         """Where the model sends a fixed text."""
         self._say("picks of forced tokens")
-        self._learnt("forced_picks", after_rounds.forced_picks(self._rig, self._schedule, self._should_stop))
+        self._learn("forced_picks", lambda: after_rounds.forced_picks(self._rig, self._schedule, self._should_stop))
         return {}
 
     def measure_gap(self, order: Order) -> dict[str, Any]:
         """Where a step goes."""
         self._say("where a step goes")
-        self._learnt("gap", after_rounds.gap(self._rig, self._plan, self._schedule, self._warmup, self._should_stop))
+        self._learn(
+            "gap",
+            lambda: after_rounds.gap(self._rig, self._plan, self._schedule, self._warmup, self._should_stop),
+        )
         return {}
 
     def note(self, order: Order) -> dict[str, Any]:
@@ -194,10 +194,15 @@ class Session:
         """Remove hooks, write what the launch learnt. A run that was stopped early has nothing to finish."""
         if not self._prepared:
             return
-        self._launch |= memory_of_ranks(self._memory.summary(), self._plan.engine.parallel)
+        self._note_memory()
         self._rig.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _learn(self, key: str, measure_it: Callable[[], dict[str, Any]]) -> None:
+        """Measure on the module; where it is not here, launch.json says why there is nothing."""
+        reason = self._rig.deployment.why_not("module")
+        self._learnt(key, measure_it() if reason is None else {"reason": reason})
 
     def _learnt(self, key: str, value: Any) -> Any:
         """Put into launch.json."""
@@ -210,7 +215,6 @@ class Session:
         self._say("measuring the device")
         peaks = measure_peaks(self._device, torch.get_num_threads(), budget_s=PEAKS_S)
         self._launch["peaks"] = peaks.to_json()
-        self._memory.forget_peak()
 
     def _warm_up(self) -> None:
         plan = self._plan
@@ -225,24 +229,30 @@ class Session:
                 should_stop=self._should_stop,
             )
             self._launch["warmup"] = asdict(result)
-            self._say("calibrating")
-            calibrate(
-                self._rig.engine,
-                self._warmup,
-                plan.launch_folder,
-                max_seconds=CALIBRATION_S,
-                should_stop=self._should_stop,
-            )
+            if self._rig.deployment.tells_steps:
+                self._say("calibrating")
+                calibrate(
+                    self._rig.stepped,
+                    self._warmup,
+                    plan.launch_folder,
+                    max_seconds=CALIBRATION_S,
+                    should_stop=self._should_stop,
+                )
         self._launch["engine"] = asdict(self._rig.engine.facts)  # a model that could not be captured says so now
-        if plan.engine.cpu_kernels != "off":
-            self._launch["cpu_kernels"] = {"asked": plan.engine.cpu_kernels} | cpu_kernel_facts(self._rig.model)
+        asked = getattr(plan.engine, "cpu_kernels", "off")
+        if asked != "off":
+            self._launch["cpu_kernels"] = {"asked": asked} | cpu_kernel_facts(self._rig.deployment.module)
 
     def _say(self, what: str) -> None:
         doing(what)
         self._send(Report(event="progress", data={"doing": what}))
 
+    def _note_memory(self) -> None:
+        if self._memory is not None:
+            self._launch |= memory_of_ranks(self._memory.summary(), self._plan.engine.parallel)
+
     def _write(self) -> None:
-        self._launch |= memory_of_ranks(self._memory.summary(), self._plan.engine.parallel)
+        self._note_memory()
         write_json(self._plan.launch_folder / "launch.json", self._launch)
 
 

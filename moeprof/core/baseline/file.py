@@ -1,10 +1,7 @@
 """Saving and loading a baseline: NAME.json, which people read in a diff, and NAME.npz beside it.
 
-The JSON holds the sha256 of the npz, so that two files of different baselines are never read as one. Without its npz a
-baseline still judges everything but what needs step sums or picks.
-
-The arrays of a baseline as one small npz: step sums and picks of forced tokens, model by model.
-
+The npz holds step sums and picks of forced tokens, model by model; the JSON holds its sha256, so that two files of
+different baselines are never read as one. Without its npz a baseline still judges everything but what needs these.
 Equal arrays give equal bytes (the zip's times are fixed), so that a file changes in git only when its content does.
 """
 

@@ -1,9 +1,8 @@
-"""From NAME.json back to a baseline: old formats are upgraded, and damage is named by its key in one line.
-
-A baseline as JSON that people read in a diff: one line per fact, per metric, and per layer of routing load.
+"""A baseline as JSON that people read in a diff, and back: a line per fact, per metric, per layer of routing load.
 
 Equal baselines give equal bytes: the order of metrics is the run's own, everything else is sorted, floats keep every
-digit. What is as usual (not exact, valid, no reasons...) is left out of a metric's line.
+digit. What is as usual (not exact, valid, no reasons...) is left out of a metric's line. Old formats are upgraded, and
+damage is named by its key in one line.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def _metrics(line: _Keys) -> Iterator[MetricValue]:
         exact=line.boolean("exact", default=False),
         labels={name: labels.text(name) for name in labels.value},
         valid=line.boolean("valid", default=True),
-        reasons=line.texts("reasons", default=[]),
+        reasons=line.items("reasons", "a list of texts", lambda item: isinstance(item, str), default=[]),
         null={name: float(number) for name in null.value if (number := null.number(name)) is not None},
     )
     yield value
@@ -143,61 +142,45 @@ class _Keys:
         said = kinds.get(type(found), repr(found)[:40])
         return RecordError(f"{self.file}: damaged, {place} is {said}; {wanted} belongs there; {AGAIN}")
 
+    def read(self, key: str, wanted: str, fits: Callable[[Any], bool], default: Any = None) -> Any:
+        """The value of a key, or ``default`` without one."""
+        found = self.value.get(key, default)
+        if not fits(found):
+            raise self.wrong(key, wanted)
+        return found
+
     def text(self, key: str) -> str:
-        found = self.value.get(key)
-        if not isinstance(found, str):
-            raise self.wrong(key, "a text")
+        found: str = self.read(key, "a text", lambda found: isinstance(found, str))
         return found
 
     def maybe_text(self, key: str) -> str | None:
         return None if self.value.get(key) is None else self.text(key)
 
     def number(self, key: str) -> float | int | None:
-        found = self.value.get(key)
-        if key not in self.value or not _is_number(found):
-            raise self.wrong(key, "a number or null")
+        found: float | int | None = self.read(key, "a number or null", _is_number, default=...)
         return found
 
     def whole(self, key: str) -> int:
-        found = self.value.get(key)
-        if type(found) is not int:
-            raise self.wrong(key, "a whole number")
+        found: int = self.read(key, "a whole number", _is_whole)
         return found
 
     def boolean(self, key: str, *, default: bool) -> bool:
-        found = self.value.get(key, default)
-        if not isinstance(found, bool):
-            raise self.wrong(key, "true or false")
+        found: bool = self.read(key, "true or false", lambda found: isinstance(found, bool), default)
         return found
 
-    def items(self, key: str, wanted: str, default: list[Any] | None = None) -> list[Any]:
-        found = self.value.get(key, default)
-        if not isinstance(found, list):
-            raise self.wrong(key, wanted)
-        return found
-
-    def texts(self, key: str, default: list[Any] | None = None) -> tuple[str, ...]:
-        found = self.items(key, "a list of texts", default)
-        if not all(isinstance(item, str) for item in found):
-            raise self.wrong(key, "a list of texts")
-        return tuple(found)
+    def items(
+        self, key: str, wanted: str, fits: Callable[[Any], bool] = lambda item: True, default: Any = None
+    ) -> tuple[Any, ...]:
+        return tuple(self.read(key, wanted, lambda found: isinstance(found, list) and all(map(fits, found)), default))
 
     def numbers(self, key: str, default: list[Any] | None = None) -> tuple[float | int | None, ...]:
-        found = self.items(key, "a list of numbers", default)
-        if not all(map(_is_number, found)):
-            raise self.wrong(key, "a list of numbers")
-        return tuple(found)
+        return self.items(key, "a list of numbers", _is_number, default)
 
     def whole_numbers(self, key: str) -> tuple[int, ...]:
-        found = self.items(key, "a list of whole numbers")
-        if not all(type(item) is int for item in found):
-            raise self.wrong(key, "a list of whole numbers")
-        return tuple(found)
+        return self.items(key, "a list of whole numbers", _is_whole)
 
     def keys(self, key: str, default: Mapping[str, Any] | None = None) -> _Keys:
-        found = self.value.get(key, default)
-        if not isinstance(found, dict):
-            raise self.wrong(key, "keys and values")
+        found = self.read(key, "keys and values", lambda found: isinstance(found, dict), default)
         return _Keys(self.file, f"{self.where}.{key}" if self.where else key, found)
 
     def objects(self, key: str) -> Iterator[_Keys]:
@@ -206,6 +189,10 @@ class _Keys:
             if not isinstance(item, dict):
                 raise RecordError(f"{self.file}: damaged, {place} is {item!r}; keys and values belong there; {AGAIN}")
             yield _Keys(self.file, place, item)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
 
 
 def _is_number(value: Any) -> bool:
@@ -234,8 +221,6 @@ def baseline_text(baseline: Baseline, arrays_sha256: str | None) -> str:
         baseline: what to write; its format_version and notes are of the file it came from and are not written.
         arrays_sha256: of the npz beside it; None without one.
     """
-    from moeprof.core.baseline.baseline import FORMAT_VERSION
-
     head = {"format_version": FORMAT_VERSION, **{name: getattr(baseline, name) for name in HEAD}}
     items = [_pair(key, _json(value)) for key, value in {**head, "arrays_sha256": arrays_sha256}.items()]
     items.append(_pair("facts", _facts(baseline.facts, depth=1)))
@@ -292,25 +277,23 @@ def _labels(value: MetricValue) -> Labels:
 
 
 def _metric(value: MetricValue, launches: Mapping[int, float | int | None]) -> dict[str, Any]:
-    line: dict[str, Any] = {"name": value.name}
-    if value.labels:
-        line["labels"] = _sorted(value.labels)
-    line["value"] = value.value
-    if (value.ci_low, value.ci_high) != (None, None):
-        line["ci"] = [value.ci_low, value.ci_high]
-    if value.n is not None:
-        line["n"] = value.n
-    if value.exact:
-        line["exact"] = True
-    if not value.valid:
-        line["valid"] = False
-    if value.reasons:
-        line["reasons"] = list(value.reasons)
-    if value.null:
-        line["null"] = _sorted(value.null)
-    if launches:
-        line["launches"] = [launches.get(number) for number in range(max(launches) + 1)]
-    return line
+    has_interval = (value.ci_low, value.ci_high) != (None, None)
+    own = [launches.get(number) for number in range(max(launches) + 1)] if launches else None
+    usual: dict[str, Any] = {"labels": {}, "ci": None, "n": None, "exact": False, "valid": True, "reasons": []}
+    usual |= {"null": {}, "launches": None}
+    line = {
+        "name": value.name,
+        "labels": _sorted(value.labels),
+        "value": value.value,
+        "ci": [value.ci_low, value.ci_high] if has_interval else None,
+        "n": value.n,
+        "exact": value.exact,
+        "valid": value.valid,
+        "reasons": list(value.reasons),
+        "null": _sorted(value.null),
+        "launches": own,
+    }
+    return {key: one for key, one in line.items() if key not in usual or one != usual[key]}
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

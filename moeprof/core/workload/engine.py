@@ -1,12 +1,13 @@
-"""How the engine of a workload runs.
+"""What a workload's ``engine:`` says: which kind of engine, and how it runs. Each kind has settings of its own.
 
-What a workload's ``engine.parallel:`` says: one model shared by several processes, each with a device of its own.
+``engine: {kind: ...}`` names a row of ``moeprof.capture.engines.ENGINES``; the row names the class that reads and
+checks the other keys.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moeprof.core.errors import WorkloadError
 from moeprof.core.yamlfile import at_least
@@ -40,10 +41,34 @@ class Parallel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How the engine runs.
+    """What the house asks of the settings of any kind.
 
     Attributes:
-        kind: ``transformers``.
+        kind: the row of the table.
+        in_worker: True where a worker loads the model by itself, so that its memory is predicted, and lock-step,
+            ladder, twins and overridden routing can be had.
+    """
+
+    kind: str
+    in_worker: ClassVar[bool] = False
+
+    @property
+    def parallel(self) -> Parallel | None:
+        """How several processes of ours share the model; None: they do not."""
+        return None
+
+    @property
+    def compile(self) -> str:
+        """What is compiled; a step may then take long."""
+        return "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersSettings(EngineSettings):
+    """How the engine of our own runs models of transformers.
+
+    Attributes:
+        kind: ``auto`` takes it as well.
         dtype: ``auto`` = the checkpoint's where the device computes in it, float32 elsewhere.
         max_batch_tokens: tokens in one step.
         experts: experts implementation of transformers, or ``auto``.
@@ -64,7 +89,8 @@ class EngineSettings:
         parallel: several processes, each with a device of its own, share the model; None: one holds it whole.
     """
 
-    kind: Literal["transformers"] = "transformers"
+    kind: Literal["auto", "transformers"] = "auto"
+    in_worker: ClassVar[bool] = True
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_tokens: int = 512
     experts: str = "auto"
@@ -90,3 +116,12 @@ class EngineSettings:
             raise WorkloadError(f"memory_margin_ratio: found {found}; 0 up to, but not, 0.5 is allowed")
         if self.parallel is not None:
             self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
+
+
+def ours(settings: EngineSettings) -> TransformersSettings:
+    """Settings of a model that a worker holds itself."""
+    assert isinstance(settings, TransformersSettings)
+    return settings
+
+
+OWN_KINDS: dict[str, type[EngineSettings]] = {"auto": TransformersSettings, "transformers": TransformersSettings}

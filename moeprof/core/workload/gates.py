@@ -6,10 +6,8 @@
     routing_agreement_ratio:-1%              a fall of more than 1 %
     itl_p99_s<=0.05                          a bound on the value itself; needs no baseline
 
-The sign is optional where the metric's card says which direction is worse, and needed where neither is. Words stand
-for groups of default gates: ``default``, ``exact``, ``routing``, ``quality``, ``timed``.
-
-Gates as text: the grammar of ``--fail-on``, of a workload's key ``gates`` and of a regress.yaml.
+The sign is optional where the metric's card says which direction is worse, and needed where neither is. The grammar of
+``--fail-on``, of a workload's key ``gates`` and of a regress.yaml:
 
     METRIC[{LABEL=VALUE,...}]:[SIGN]NUMBER[%]      a threshold; SIGN is +, - or +-
     METRIC[{LABEL=VALUE,...}]<=NUMBER  or  >=NUMBER   a bound on the value itself
@@ -33,6 +31,7 @@ from moeprof.core.errors import InputError
 
 GROUPS = ("default", "exact", "routing", "quality", "timed")
 GateKind = Literal["ratio", "absolute", "at_most", "at_least"]
+Sign = Literal["+", "-", "+-"] | None  # which way is worse; None: as the card says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +53,12 @@ class Gate:
     labels: tuple[tuple[str, str], ...] = ()
     kind: GateKind = "ratio"
     amount: float = 0.0
-    sign: Literal["+", "-", "+-"] | None = None
+    sign: Sign = None
     source: str = "default"
 
 
 def check_text(text: str) -> None:
-    """Raises InputError where a text is no gate."""
+    """Raises InputError where a text is no gate; for YAML, which names its line."""
     parse_gate(text)
 
 
@@ -132,11 +131,7 @@ def load_gate_settings(path: Path) -> GateSettings:
     return yamlfile.load(path, GateSettings)
 
 
-Kind = Literal["ratio", "absolute", "at_most", "at_least"]
-Sign = Literal["+", "-", "+-"] | None
-
-
-def _threshold(amount: str, written: str, source: str) -> tuple[Kind, float, Sign]:
+def _threshold(amount: str, written: str, source: str) -> tuple[GateKind, float, Sign]:
     found = _THRESHOLD.fullmatch(amount)
     if found is None:
         raise _error(source, written, f"found {amount!r} as threshold; {_allowed(amount)}")
@@ -146,7 +141,7 @@ def _threshold(amount: str, written: str, source: str) -> tuple[Kind, float, Sig
         "absolute", number, signs[found["sign"]])  # fmt: skip
 
 
-def _bound(mark: str, amount: str, written: str, source: str) -> tuple[Kind, float, Sign]:
+def _bound(mark: str, amount: str, written: str, source: str) -> tuple[GateKind, float, Sign]:
     if not _NUMBER.fullmatch(amount):
         allowed = "a bound is a number in the metric's own unit"
         percent = ", without %" if amount.endswith("%") else ""

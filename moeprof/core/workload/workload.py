@@ -7,13 +7,14 @@ the workload's own folder. "auto" values stay "auto" here: what they became is i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import OWN_KINDS, EngineSettings, TransformersSettings
 from moeprof.core.workload.gates import GateSettings
 from moeprof.core.workload.models import ModelSpec, expand
 from moeprof.core.workload.studies import Claim, Ladder, Lockstep, Sweep
@@ -188,7 +189,7 @@ class Workload:
     name: str
     traffic: Traffic
     models: tuple[ModelSpec, ...]
-    engine: EngineSettings = field(default_factory=EngineSettings)
+    engine: EngineSettings = field(default_factory=TransformersSettings)
     rounds: int = 3
     launches: int = 1
     seed: int = 0
@@ -244,13 +245,17 @@ class Workload:
         return asdict(self)
 
 
-def load_workload(path: Path) -> Workload:
+def load_workload(path: Path, engine_kinds: Mapping[str, type[EngineSettings]] = OWN_KINDS) -> Workload:
     """Read and check a workload; file paths in it are resolved against its folder.
+
+    Args:
+        path: the file.
+        engine_kinds: what ``engine.kind`` may say -> the class of that kind's settings.
 
     Raises:
         WorkloadError: see :func:`moeprof.core.yamlfile.load`.
     """
-    return resolve_paths(yamlfile.load(path, Workload), path.resolve().parent)
+    return resolve_paths(yamlfile.load(path, Workload, {EngineSettings: engine_kinds}), path.resolve().parent)
 
 
 def resolve_paths(workload: Workload, folder: Path) -> Workload:

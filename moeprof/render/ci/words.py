@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import display
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.report.document import GateTable, Row, Waterfall
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import NOT_AVAILABLE, interval, short
 from moeprof.render.cells import (

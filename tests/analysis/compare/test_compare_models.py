@@ -19,8 +19,7 @@ from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.metrics.summary import Summary, summarise
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.metric import MetricValue

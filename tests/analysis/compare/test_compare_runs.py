@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moeprof.analysis.compare.ratios import stored_ratios
 from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs, run_tables
-from moeprof.analysis.compare.stored import stored_ratios
 from moeprof.analysis.metrics.summary import Summary, summarise
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.welch import welch
+from moeprof.analysis.stats.estimate import Ratio
+from moeprof.analysis.stats.verdicts import sample_of, t_tests
 from moeprof.core.record.layout import open_record
 from tests.helpers.planted_runs import PRICING, planted_run
 
@@ -156,12 +155,13 @@ def test_welch_on_logarithms_agrees_with_scipy() -> None:
 
     generator = np.random.default_rng(0)
     first, second = generator.lognormal(0, 0.1, 6), generator.lognormal(0.1, 0.3, 9)
-    test = welch(first.tolist(), second.tolist())
+    sample = sample_of(first.tolist(), second.tolist())
     wanted = ttest_ind(np.log(second), np.log(first), equal_var=False)
-    assert test is not None
-    assert 2 * test.p_one_sided == pytest.approx(wanted.pvalue)
-    low, high = wanted.confidence_interval(0.95)
-    assert test.interval(0.95) == pytest.approx((math.exp(low), math.exp(high)))
+    assert sample is not None
+    ((p, (low, high)),) = t_tests([sample], 0.95)
+    assert 2 * p == pytest.approx(wanted.pvalue)
+    assert (low, high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+    assert sample.mean / sample.error == pytest.approx(wanted.statistic)
 
 
 def test_a_sure_difference_below_the_floor_is_no_alarm() -> None:

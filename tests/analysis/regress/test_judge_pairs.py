@@ -16,9 +16,9 @@ from moeprof.analysis.compare.lanes import LaneTimes
 from moeprof.analysis.regress.judge import judge_pairs, pairs_are_enough
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.regress.timed import judge_family
+from moeprof.analysis.regress.verdict import judge_gates
 from moeprof.analysis.stats.power import enough, half_width, needed_pairs
-from moeprof.analysis.stats.verdicts import TimedSample
+from moeprof.analysis.stats.verdicts import Sample
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
 from moeprof.core.record.lanes import LanePass
@@ -160,15 +160,11 @@ def verdicts(
     for gate in range(2):
         logs = generator.normal(math.log(slow), noise, num)
         samples[gate] = sample(logs.tolist(), floor)
-    return [ratio.verdict for ratio in judge_family(samples).values()]
+    return [ratio.verdict for ratio in judge_gates(samples).values()]
 
 
-def sample(logs: Sequence[float], floor: float) -> TimedSample:
-    from moeprof.analysis.stats.welch import Welch
-
-    error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-    test = Welch(mean=float(np.mean(logs)), error=error, degrees=len(logs) - 1)
-    return TimedSample(test=test, limit_ratio=floor, better="lower", n="")
+def sample(logs: Sequence[float], floor: float) -> Sample:
+    return Sample(logs=tuple(logs), floor_ratio=floor)
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.005])
@@ -210,7 +206,7 @@ def test_the_pairs_that_are_said_to_be_needed_would_do_within_a_factor(noise: fl
 
     def told(num: int) -> float:
         logs = generator.normal(0, noise, (300, num))
-        found = [judge_family({"": sample(row.tolist(), floor)})[""].verdict for row in logs]
+        found = [judge_gates({0: sample(row.tolist(), floor)})[0].verdict for row in logs]
         return sum(verdict != "cannot tell" for verdict in found) / 300
 
     assert told(needed) >= 0.9 and told(2 * needed) >= 0.99 and told(max(needed // 4, 3)) < 0.7

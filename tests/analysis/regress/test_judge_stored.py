@@ -12,13 +12,12 @@ import pytest
 
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.regress.judge import judge_stored
-from moeprof.analysis.regress.noise import Shift, taken_back
+from moeprof.analysis.regress.noise import taken_back
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.analysis.regress.timed import judge_family
+from moeprof.analysis.regress.verdict import judge_gates
 from moeprof.analysis.stats import power
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import TimedSample
-from moeprof.analysis.stats.welch import welch
+from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.verdicts import sample_of
 from moeprof.cli import main as cli
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError, InputError
@@ -247,10 +246,9 @@ def test_the_launches_that_are_said_to_be_needed_would_mostly_do() -> None:
         told = 0
         for _ in range(200):
             sides = np.exp(generator.normal(0, noise, (2, num)))
-            test = welch(sides[0].tolist(), sides[1].tolist())
-            assert test is not None
-            sample = TimedSample(test=test, limit_ratio=floor, better="lower", n="")
-            told += judge_family({"": sample})[""].verdict != "cannot tell"
+            sample = sample_of(sides[0].tolist(), sides[1].tolist())
+            assert sample is not None
+            told += judge_gates({0: replace(sample, floor_ratio=floor)})[0].verdict != "cannot tell"
         return told / 200
 
     assert decided(needed) >= 0.9 and decided(max(needed // 3, 3)) < 0.6
@@ -263,12 +261,12 @@ def family(generator: np.random.Generator, noise: float, slow: float, num: int) 
     """Verdicts of the three default timed gates of one comparison, each with the floor of stored runs."""
     samples = {}
     for gate in range(3):
-        test = welch(
+        sample = sample_of(
             np.exp(generator.normal(0, noise, num)).tolist(), (slow * np.exp(generator.normal(0, noise, num))).tolist()
         )
-        assert test is not None
-        samples[gate] = TimedSample(test=test, limit_ratio=0.10, better="lower", n="")
-    return [ratio.verdict for ratio in judge_family(samples).values()]
+        assert sample is not None
+        samples[gate] = replace(sample, floor_ratio=0.10)
+    return [ratio.verdict for ratio in judge_gates(samples).values()]
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.10])
@@ -323,7 +321,7 @@ def test_the_machine_may_take_a_verdict_back_and_never_corrects_a_figure(
 def test_a_kernel_whose_shift_is_not_shown_explains_nothing_and_memory_knows_no_slow_machine() -> None:
     worse = Ratio(value=1.25, verdict="worse", reason="told")
     options: dict[str, Any] = {"better": "lower", "limit_ratio": 0.1}
-    unsure, sure = Shift(mean=0.2, low=-0.1, high=0.5), Shift(mean=0.2, low=0.1, high=0.3)
+    unsure, sure = Estimate(value=0.2, low=-0.1, high=0.5), Estimate(value=0.2, low=0.1, high=0.3)
     assert taken_back(worse, unsure, section="latency", **options).verdict == "worse"
     assert taken_back(worse, sure, section="latency", **options).verdict == "cannot tell"
     assert taken_back(worse, sure, section="memory", **options).verdict == "worse"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -106,10 +104,10 @@ def test_a_launch_without_one_of_the_lanes_says_nothing_of_it(run: Summary, tmp_
     lanes = [lane("moe", rung="native"), lane("wide"), lane("narrow")]
     write_lanes(folder / "lockstep", {"moe": 0.01, "wide": 0.02, "narrow": 0.005}, lanes=lanes, launch=0)
     write_lanes(folder / "lockstep", {"moe": 0.01, "narrow": 0.005}, lanes=lanes[::2], launch=1)
-    pairs = {pair.dense: pair.phases[None] for pair in lockstep_pairs(open_record(folder))}
-    assert {name: pair.num_launches for name, pair in pairs.items()} == {"wide": 1, "narrow": 2}
-    assert pairs["wide"].ratio.value == pytest.approx(0.5)
-    assert pairs["narrow"].ratio.value == pytest.approx(2)
+    pairs = {pair.dense: pair.ratios[None] for pair in lockstep_pairs(open_record(folder))}
+    assert (pairs["wide"].n, pairs["narrow"].n) == (120, 2)  # the steps of one launch; two launches
+    assert pairs["wide"].value == pytest.approx(0.5)
+    assert pairs["narrow"].value == pytest.approx(2)
 
 
 @pytest.mark.parametrize("rung", ["native", "dense"])
@@ -120,7 +118,7 @@ def test_models_of_one_kind_are_set_against_the_first(run: Summary, tmp_path: Pa
     write_lanes(folder / "lockstep", {"a": 0.01, "b": 0.03}, lanes=[lane(name, rung=rung) for name in "ab"])
     (pair,) = lockstep_pairs(open_record(folder))
     assert (pair.moe, pair.dense) == ("b", "a")
-    assert pair.phases["decode"].ratio.value == pytest.approx(3)
+    assert pair.ratios["decode"].value == pytest.approx(3)
 
 
 def test_a_phase_that_did_not_run_has_no_computed_twin(tmp_path: Path) -> None:
@@ -156,9 +154,9 @@ def test_the_reason_that_nothing_can_be_told_is_that_of_an_undecided_figure(tmp_
 def test_prices_at_the_slo_are_compared_in_an_open_loop_too() -> None:
     """METRICS section 7 names them among what may be compared, however idle the machine was."""
     key = ("usd_per_1m_tokens_at_slo", (("traffic", "open"),))
-    model: Any = SimpleNamespace(record=SimpleNamespace(status="done"), rounds=(), capacity=(), metrics=())
-    assert same_work.why_incomparable(key, model, model) is None
-    assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), model, model) is not None
+    idle = same_work.Work(failed=False, passes=frozenset(), busy_ratio=None)
+    assert same_work.why_incomparable(key, idle, idle) is None
+    assert same_work.why_incomparable(("usd_per_1m_total_tokens", key[1]), idle, idle) is not None
 
 
 def test_loads_at_which_a_model_was_cut_off_are_not_compared(tmp_path: Path) -> None:

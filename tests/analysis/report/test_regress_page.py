@@ -17,7 +17,7 @@ from moeprof.analysis.metrics.labels import figure_label, from_to
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
 from moeprof.analysis.report.document import FactTable, GateTable
 from moeprof.analysis.report.regress import changed_figures, headline, limit_text, regress_document
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
 from moeprof.render.ci.comment import bar, guarded, marker, render_comment, spark
 from moeprof.render.html.page import render_html

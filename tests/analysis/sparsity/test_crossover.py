@@ -23,7 +23,7 @@ from moeprof.analysis.sparsity.crossover import (
     pooled_spread,
 )
 from moeprof.analysis.sparsity.sweeps import sweep_results
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.workload.studies import SweepPoint
 from tests.helpers.sweep_records import at, sweep_summary, timed_pass
 

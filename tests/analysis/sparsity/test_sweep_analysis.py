@@ -15,8 +15,8 @@ from moeprof.analysis.metrics.sweep import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.report.document import Chart, Paragraph
 from moeprof.analysis.report.run import build_document
-from moeprof.analysis.report.sections.sweep import sweep_metrics, sweep_section
-from moeprof.analysis.sparsity.crossover import is_on_front, pareto
+from moeprof.analysis.report.sections.sweep import sweep_section
+from moeprof.analysis.sparsity.crossover import is_on_front, pareto, sweep_metrics
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult, sweep_results
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint

@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeprof.analysis.compare.lanes import LockstepPair, PairRatio
+from moeprof.analysis.compare.lanes import LockstepPair
 from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.analysis.report.document import Paragraph
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
-from moeprof.analysis.report.sections.theory import theory_metrics, theory_section
-from moeprof.analysis.sparsity.theory import Speedup, in_turn, paired_times, theoretical_speedups, twin_facts
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.report.sections.theory import theory_section
+from moeprof.analysis.sparsity.theory import (
+    Speedup,
+    in_turn,
+    paired_times,
+    theoretical_speedups,
+    theory_metrics,
+    twin_facts,
+)
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts, TwinFacts
 from moeprof.core.record.layout import open_record
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
@@ -182,11 +189,8 @@ def test_rounds_that_differ_give_the_ratio_an_interval(tmp_path: Path) -> None:
 
 
 def test_models_stepped_in_turn_stand_beside_their_lone_runs() -> None:
-    ratio = PairRatio(
-        of="moe", against="total", phase="decode", concurrency=4, ratio=Estimate(value=0.5, low=0.4, high=0.8, n=20),
-        median_ratio=Estimate(value=0.5), num_steps=20, set_aside=0, num_launches=1,
-    )  # fmt: skip
-    pairs = [LockstepPair(moe="moe", dense="total", concurrency=4, phases={"decode": ratio})]
+    ratios: dict[str | None, Estimate] = {"decode": Estimate(value=0.5, low=0.4, high=0.8, n=20)}
+    pairs = [LockstepPair(moe="moe", dense="total", concurrency=4, ratios=ratios, medians={})]
     found = in_turn(pairs, "moe", "total", "decode", 4)
     assert (found.value, found.low, found.high) == pytest.approx((2, 1.25, 2.5))  # the dense model over the MoE
     assert in_turn(pairs, "moe", "total", "decode", 8).value is None  # another load

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.verdicts import holm, interval_verdict, timed_verdict, timed_verdicts
+from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, OF_PAIRS, Sample, holm, judge, judge_interval
 
 
 @pytest.mark.parametrize(
@@ -25,32 +25,39 @@ def test_a_verdict_needs_the_interval_and_the_floor(
     value: float, low: float | None, high: float | None, kind: str
 ) -> None:
     ratio = Estimate(value=value, low=low, high=high)
-    assert interval_verdict(ratio, better="lower", floor_ratio=0.015).kind == kind
+    assert judge_interval(ratio, better="lower", floor_ratio=0.015).verdict == kind
 
 
 def test_higher_may_be_better() -> None:
     ratio = Estimate(value=1.1, low=1.05, high=1.15)
-    assert interval_verdict(ratio, better="higher", floor_ratio=0.015).kind == "better"
-    assert interval_verdict(ratio, better="higher", floor_ratio=0.20).kind == "no difference shown"
+    assert judge_interval(ratio, better="higher", floor_ratio=0.015).verdict == "better"
+    assert judge_interval(ratio, better="higher", floor_ratio=0.20).verdict == "no difference shown"
 
 
-def test_six_launch_pairs_show_ten_percent_and_five_do_not_speak() -> None:
+def judged(**logs: list[float]) -> dict[str, Ratio]:
+    """Launch pairs of a family."""
+    samples = {
+        name: Sample(logs=tuple(own), floor_ratio=LOCKSTEP_FLOOR_RATIO, n=f"{len(own)} launch pairs")
+        for name, own in logs.items()
+    }
+    return judge(samples, OF_PAIRS)
+
+
+def test_six_launch_pairs_show_ten_percent() -> None:
     logs = np.log([1.09, 1.10, 1.11, 1.10, 1.09, 1.11])
-    assert timed_verdict(logs.tolist(), better="lower").kind == "worse"
-    assert timed_verdict((-logs).tolist(), better="lower").kind == "better"
-    few = timed_verdict(logs[:5].tolist(), better="lower")
-    assert (few.kind, few.reason) == ("cannot tell", "5 launch pairs, 6 are needed")
+    assert judged(a=logs.tolist())["a"].verdict == "worse"
+    assert judged(a=(-logs).tolist())["a"].verdict == "better"
 
 
 def test_equal_launches_show_no_difference_and_wild_ones_cannot_tell() -> None:
-    assert timed_verdict([0.0] * 6, better="lower").kind == "no difference shown"
-    assert timed_verdict([0.004, -0.004, 0.002, -0.002, 0.0, 0.0], better="lower").kind == "no difference shown"
-    assert timed_verdict([0.3, -0.3, 0.2, -0.2, 0.1, 0.0], better="lower").kind == "cannot tell"
+    assert judged(a=[0.0] * 6)["a"].verdict == "no difference shown"
+    assert judged(a=[0.004, -0.004, 0.002, -0.002, 0.0, 0.0])["a"].verdict == "no difference shown"
+    assert judged(a=[0.3, -0.3, 0.2, -0.2, 0.1, 0.0])["a"].verdict == "cannot tell"
 
 
 def test_a_sure_difference_below_the_floor_is_no_alarm() -> None:
-    told = timed_verdict(np.log([1.0140, 1.0141, 1.0139, 1.0140, 1.0141, 1.0139]).tolist(), better="lower")
-    assert told.kind == "no difference shown"
+    told = judged(a=np.log([1.0140, 1.0141, 1.0139, 1.0140, 1.0141, 1.0139]).tolist())["a"]
+    assert told.verdict == "no difference shown"
 
 
 def test_holm_multiplies_the_smallest_most() -> None:
@@ -61,7 +68,6 @@ def test_holm_multiplies_the_smallest_most() -> None:
 def test_false_alarms_of_a_family_stay_rare() -> None:
     rng, alarms = np.random.default_rng(6), 0
     for _ in range(1000):
-        logs = {name: rng.normal(0, 0.05, 6).tolist() for name in ("decode", "prefill", "energy")}
-        told = timed_verdicts(logs, dict.fromkeys(logs, "lower"))
-        alarms += any(verdict.kind == "worse" for verdict in told.values())
+        told = judged(**{name: rng.normal(0, 0.05, 6).tolist() for name in ("decode", "prefill", "energy")})
+        alarms += any(verdict.verdict == "worse" for verdict in told.values())
     assert alarms <= 20  # 1 % of a thousand, and what chance adds

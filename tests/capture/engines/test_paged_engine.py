@@ -14,20 +14,20 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, ListenerSet, Step
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.engines.paged.cache import hub_of
 from moeprof.capture.engines.paged.compiled import as_written, compile_layers
 from moeprof.capture.engines.paged.eager import PADDING_TOKENS, alike
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.graphs import DecodeGraphs, sizes_up_to
 from moeprof.capture.engines.paged.options import PagedOptions
-from moeprof.capture.engines.select import build_engine, prepare_decode
 from moeprof.capture.engines.static import StaticEngine
 from moeprof.capture.measure.warmup import calibrate
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import Request
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from tests.capture.measure.test_gap_capture import make_schedule
 from tests.helpers.traced_graphs import TracedGraphs
 
@@ -210,7 +210,7 @@ def test_counts_of_captured_steps_are_those_of_eager_steps(model: Any, ahead: bo
             prepare(engine, [5, 8], 16)
         tap.discard()
         run(engine, requests_of())
-        totals[captured] = [step.counts_LGE for block in tap.collect_blocks(everything=True) for step in block.steps()]
+        totals[captured] = [counts for block in tap.collect_blocks(everything=True) for counts in block.counts_SLGE]
         engine.close()
         tap.close()
     assert len(totals[True]) == len(totals[False])
@@ -364,7 +364,7 @@ def test_compiled_layers_give_the_same_tokens_and_counts_and_are_compiled_once_f
     tap.discard()
     tokens, _ = run(engine, requests)
     engine.close()
-    counted = sum(int(step.counts_LGE.sum()) for block in tap.collect_blocks(everything=True) for step in block.steps())
+    counted = sum(int(block.counts_SLGE.sum()) for block in tap.collect_blocks(everything=True))
     tap.close()
     as_written(model)
     assert tokens == wanted
@@ -395,17 +395,17 @@ def test_latent_attention_windows_and_sinks_give_the_tokens_of_static_batches(mo
 
 @pytest.mark.parametrize("batching", ["auto", "continuous"])
 def test_auto_and_continuous_take_the_paged_engine(model: Any, batching: Any) -> None:
-    engine = build_engine(model, EngineSettings(kv_tokens=256, batching=batching))
+    engine = build_engine(model, TransformersSettings(kv_tokens=256, batching=batching))
     assert engine.facts.scheduler == "moeprof" and engine.facts.decode == "eager" and not engine.facts.run_ahead
-    assert prepare_decode(engine, 4, 100) == 0
+    assert engine.prepare(4, 100) == 0
     engine.close()
 
 
 def test_what_a_cpu_or_a_class_cannot_do_is_refused_by_name(model: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"engine\.decode_graphs: on needs a CUDA device"):
-        build_engine(model, EngineSettings(kv_tokens=256, decode_graphs="on"))
+        build_engine(model, TransformersSettings(kv_tokens=256, decode_graphs="on"))
     with pytest.raises(UnsupportedModelError, match=r"cannot run in continuous batches: linear attention"):
-        build_engine(tiny_model("qwen3_next"), EngineSettings(kv_tokens=256, batching="continuous"))
+        build_engine(tiny_model("qwen3_next"), TransformersSettings(kv_tokens=256, batching="continuous"))
 
 
 def test_sequences_of_like_length_decode_in_one_call() -> None:

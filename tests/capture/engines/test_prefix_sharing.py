@@ -13,15 +13,15 @@ import torch
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import ListenerSet, Step
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.pages import Pages, chained_digest
 from moeprof.capture.engines.paged.sequences import Scheduler
-from moeprof.capture.engines.select import build_engine
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.trace import Request
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from tests.capture.engines.test_paged_engine import MODES, VOCAB, generated, make_engine, run
 from tests.capture.engines.test_paged_engine import model as model
 from tests.helpers.tiny_run import SHORT, run_main
@@ -236,7 +236,7 @@ def test_the_tap_counts_computed_tokens_only(model: Any) -> None:
     engine = make_engine(model, listeners, prefix_cache=True)
     tap.discard()
     run(engine, [ask(0, PREFIX[:40], 1), ask(1, PREFIX[:40], 3)])
-    counted = sum(int(step.counts_LGE.sum()) for block in tap.collect_blocks(everything=True) for step in block.steps())
+    counted = sum(int(block.counts_SLGE.sum()) for block in tap.collect_blocks(everything=True))
     engine.close()
     tap.close()
     assert counted == (40 + 8 + 2) * 2 * len(layers)  # the second prompt has 32 cached; top-2
@@ -268,7 +268,7 @@ def test_after_reset_nothing_is_known(model: Any) -> None:
 def test_a_class_that_needs_static_batches_cannot_share_and_says_so() -> None:
     model = tiny_model("qwen3_next")
     with pytest.raises(UnsupportedModelError, match=r"prefix_cache: .* static batches \(linear .* set it to false"):
-        build_engine(model, EngineSettings(kv_tokens=256, prefix_cache=True))
+        build_engine(model, TransformersSettings(kv_tokens=256, prefix_cache=True))
 
 
 def test_a_run_with_shared_prefixes_has_them_in_its_record(tiny: Path, tmp_path: Path) -> None:

@@ -12,25 +12,28 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
+from moeprof.capture.kernels.choose_experts import use_cpu_experts
 from moeprof.capture.kernels.cpu import build
-from moeprof.capture.kernels.cpu.build import why_no_kernels
-from moeprof.capture.kernels.cpu.modules import NAME, use_cpu_experts, why_not
-from moeprof.capture.kernels.cpu.swap import Swapped, cpu_kernel_facts, swapped_counts
+from moeprof.capture.kernels.cpu.build import known_dtypes, why_no_kernels
+from moeprof.capture.kernels.cpu.experts import NAME, why_no_layer
+from moeprof.capture.kernels.modules import Swapped, cpu_kernel_facts
 from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.trace import Request
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from tests.helpers.plain_experts import make_experts
 
+DTYPES = [torch.float32, torch.bfloat16]
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture
-def kernels() -> None:
+def kernels(request: pytest.FixtureRequest) -> None:
     reason = why_no_kernels()
     if reason is not None:
         pytest.skip(reason)
-    if not torch.cpu._is_avx512_bf16_supported():
+    params = getattr(request.node, "callspec", None)
+    if params is not None and params.params.get("dtype", torch.float32) not in known_dtypes():
         pytest.skip("this CPU has no bf16 instructions")
 
 
@@ -55,7 +58,7 @@ def plain(
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("num_experts", "hidden", "inner", "tokens"), [(4, 64, 128, 1), (3, 34, 70, 7), (2, 96, 64, 150)]
 )
@@ -74,7 +77,7 @@ def test_experts_agree_with_products_one_by_one(
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 33])
 def test_a_linear_layer_agrees(dtype: torch.dtype, rows: int) -> None:
     torch.manual_seed(0)
@@ -86,7 +89,7 @@ def test_a_linear_layer_agrees(dtype: torch.dtype, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_reads_the_pages_of_each_sequence(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     query = torch.randn(3, 6, 32).to(dtype)
@@ -115,7 +118,7 @@ def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_experts_of_another_activation_keep_their_kernel() -> None:
     assert (
-        why_not(make_experts(2, 8, 8, act="gelu"))
+        why_no_layer(make_experts(2, 8, 8, act="gelu"))
         == "experts are not silu(gate) * up behind transformers' experts interface"
     )
 
@@ -136,10 +139,10 @@ def test_a_model_says_the_same_tokens_with_our_experts() -> None:
 @pytest.mark.usefixtures("kernels")
 def test_a_decode_step_by_our_kernels_says_the_same_tokens() -> None:
     model = tiny_model()
-    plain = tokens_of(model, EngineSettings(batching="continuous", kv_tokens=512))
-    ours = tokens_of(model, EngineSettings(batching="continuous", kv_tokens=512, cpu_kernels="all"))
+    plain = tokens_of(model, TransformersSettings(batching="continuous", kv_tokens=512))
+    ours = tokens_of(model, TransformersSettings(batching="continuous", kv_tokens=512, cpu_kernels="all"))
     assert ours == plain
-    assert swapped_counts(model)[False] == 0 and swapped_counts(model)[True] > 0
+    assert cpu_kernel_facts(model)["differed"] == 0 and cpu_kernel_facts(model)["agreed"] > 0
 
 
 def test_a_kernel_that_disagrees_is_not_asked_again() -> None:
@@ -171,7 +174,7 @@ def tiny_model() -> Any:
     return Qwen3MoeForCausalLM(config).eval()
 
 
-def tokens_of(model: Any, settings: EngineSettings) -> list[tuple[int, int | None]]:
+def tokens_of(model: Any, settings: TransformersSettings) -> list[tuple[int, int | None]]:
     """What the engine says for prompts of several lengths, some of which decode while others are read."""
     engine, said = build_engine(model, settings), []
     for index, length in enumerate((3, 17, 40)):
@@ -193,18 +196,18 @@ def test_without_a_compiler_kernels_that_were_asked_for_are_an_error_with_the_re
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UnsupportedModelError, match=r"engine\.cpu_kernels: all cannot be had: no C\+\+ compiler.*off"):
-        build_engine(tiny_model(), EngineSettings(kv_tokens=128, cpu_kernels="all"))
+        build_engine(tiny_model(), TransformersSettings(kv_tokens=128, cpu_kernels="all"))
 
 
 @pytest.mark.usefixtures("kernels")
 def test_the_facts_of_an_engine_name_the_kernels_and_a_dense_model_beside_it_may_have_none() -> None:
-    engine = build_engine(tiny_model(), EngineSettings(kv_tokens=128, cpu_kernels="experts"))
+    engine = build_engine(tiny_model(), TransformersSettings(kv_tokens=128, cpu_kernels="experts"))
     assert engine.facts.cpu_kernels == "experts" and engine.facts.experts == NAME
     engine.close()
     dense = LlamaForCausalLM(
         LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
     ).eval()
-    engine = build_engine(dense, EngineSettings(kv_tokens=128, cpu_kernels="experts"))
+    engine = build_engine(dense, TransformersSettings(kv_tokens=128, cpu_kernels="experts"))
     assert engine.facts.cpu_kernels == "experts"
     engine.close()
 
@@ -212,7 +215,7 @@ def test_the_facts_of_an_engine_name_the_kernels_and_a_dense_model_beside_it_may
 @pytest.mark.usefixtures("kernels")
 def test_the_record_counts_modules_that_agreed_with_their_own_code() -> None:
     model = tiny_model()
-    engine = build_engine(model, EngineSettings(kv_tokens=128, cpu_kernels="all"))
+    engine = build_engine(model, TransformersSettings(kv_tokens=128, cpu_kernels="all"))
     assert set(cpu_kernel_facts(model)) == {"agreed", "differed", "unused"}
     before = cpu_kernel_facts(model)
     engine.submit(

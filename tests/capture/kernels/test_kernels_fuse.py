@@ -10,7 +10,8 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 
-from moeprof.capture.kernels.triton.fuse import ROTARY, Rotary, covers, fuse, fuse_norms, unfuse
+from moeprof.capture.kernels.modules import fuse, fuse_norms, unfuse
+from moeprof.capture.kernels.triton.rotary import ROTARY, Rotary, covers
 from tests.helpers.lane_models import moe_model
 
 
@@ -20,7 +21,7 @@ def test_every_norm_of_a_model_is_replaced_and_comes_back() -> None:
     norms = [module for module in model.modules() if type(module).__name__ == "Qwen3MoeRMSNorm"]
     notes: list[str] = []
     assert (fuse_norms(model, notes), notes) == (len(norms), [])
-    assert fuse_norms(model) == 0  # nothing is left to replace
+    assert fuse_norms(model, notes) == 0  # nothing is left to replace
     torch.testing.assert_close(model(tokens).logits, before)
     assert all("forward" in module.__dict__ for module in norms)
     unfuse(model)
@@ -55,7 +56,7 @@ def test_a_replaced_norm_keeps_the_dtype_and_falls_back_for_another(dtype: torch
     norm = modeling_qwen3_moe.Qwen3MoeRMSNorm(16).to(dtype)
     states = torch.randn(3, 16)
     before = norm(states.to(dtype)), norm(states)
-    assert fuse_norms(nn.Sequential(norm)) == 1
+    assert fuse_norms(nn.Sequential(norm), []) == 1
     assert norm(states.to(dtype)).dtype == dtype
     torch.testing.assert_close(norm(states.to(dtype)), before[0], atol=0.02, rtol=0.02)
     assert torch.equal(norm(states), before[1])

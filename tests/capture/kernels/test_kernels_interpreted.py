@@ -38,6 +38,6 @@ def test_the_kernels_agree_with_plain_torch(file: str, interpret: str, tmp_path:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(OWN_PLACE)]),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/{file}.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/helpers/{file}.py"]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]

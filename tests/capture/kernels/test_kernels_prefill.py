@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 
 from moeprof.capture.kernels import attention, prefill
-from moeprof.capture.kernels.attention import DecodeShape, torch_decode
+from moeprof.capture.kernels.attention import AttentionKind, DecodeShape, torch_decode
 
 PAGE = 16
 
@@ -113,8 +114,10 @@ def test_sinks_come_from_the_log_sum_exp_of_flash_attention(
 
 # -- torch's paged attention -------------------------------------------------------------------------------------------
 
-CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 LONG_PAGES = DecodeShape(page_tokens=256, scale=0.1)
+KIND = AttentionKind(
+    dtype=torch.bfloat16, num_heads=4, num_groups=2, head_dim=128, value_dim=128, shape=LONG_PAGES, has_sinks=False
+)
 
 
 def with_block_table(*_: Any, block_table: Any = None) -> None:
@@ -126,30 +129,28 @@ def without_block_table(*_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("change", "words"),
     [
-        ((CUDA, torch.float32, 128, 128, LONG_PAGES, False), "FlashAttention has no float32"),
-        ((CUDA, BF16, 192, 128, LONG_PAGES, False), "not 192/128"),
-        ((CUDA, BF16, 128, 128, LONG_PAGES, True), "varlen_attn has no attention sinks"),
-        ((torch.device("cpu"), BF16, 128, 128, LONG_PAGES, False), "needs a CUDA device, this is cpu"),
-        ((CUDA, BF16, 128, 128, DecodeShape(page_tokens=16, scale=0.1), False), "pages of 16 tokens"),
-        ((CUDA, BF16, 128, 128, LONG_PAGES, False), None),
+        ({"dtype": torch.float32}, "FlashAttention has no float32"),
+        ({"head_dim": 192}, "not 192/128"),
+        ({"has_sinks": True}, "varlen_attn has no attention sinks"),
+        ({"shape": DecodeShape(page_tokens=16, scale=0.1)}, "pages of 16 tokens"),
+        ({}, None),
     ],
 )
 def test_why_torchs_paged_attention_cannot_serve(
-    arguments: Any, words: str | None, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = SimpleNamespace(varlen_attn=with_block_table)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", fake)
-    why_not = attention.why_not(*arguments)
+    why_not = attention.why_no_varlen(replace(KIND, **change))
     assert why_not is None if words is None else words in str(why_not)
 
 
 def test_a_torch_without_block_tables_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(varlen_attn=without_block_table)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", fake)
-    why_not = attention.why_not(CUDA, BF16, 128, 128, LONG_PAGES, False)
-    assert why_not == f"varlen_attn of torch {torch.__version__} takes no block table"
+    assert attention.why_no_varlen(KIND) == f"varlen_attn of torch {torch.__version__} takes no block table"
 
 
 def test_paged_attention_is_called_with_pages_and_contexts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moeprof.capture.engines.base import BatchLayout, SequenceInStep, Step
+from moeprof.capture.engines.base import BatchLayout, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.lockstep.lanes import Requests, Seat, equip_models
 from moeprof.capture.lockstep.loop import Lane, Limits, LockstepResult, cycle, run_lockstep, turn_orders, warm_up_lanes
 from moeprof.capture.protocol import LockstepPlan, wanted_requests
@@ -30,6 +30,7 @@ from moeprof.core.workload.studies import Ladder, Lockstep
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Traffic
 from moeprof.core.workload.workload import Workload
 from tests.helpers.lane_models import SETTINGS, dense_model, moe_model, schedule, seat
+from tests.helpers.plain_moe import all_steps
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ class Clock:
         return self.now
 
 
-class Scripted:
+class Scripted(SteppedEngine):
     """An engine of known step times: ``seconds`` pass on ``clock`` in each step, whatever is in it."""
 
     def __init__(self, facts: Any, clock: list[float], seconds: float = 1.0, lag: int = 0) -> None:
@@ -78,9 +79,6 @@ class Scripted:
             )
         self._left = {index: left for index, left in self._left.items() if left}
         return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=tuple(sequences))
-
-    def drain(self) -> list[Step]:
-        return []
 
     def reset(self) -> None:
         self._left.clear()
@@ -258,8 +256,7 @@ def loads_seen(one: Seat, requests: Schedule) -> list[tuple[int, int]]:
     tap, found = RoutingTap(one.model, one.layers), []
     one.listeners.listeners.append(tap)
     for _ in cycle([one.lane], requests, turn_orders(1), 0, Limits(max_seconds=60.0), with_loads=False):
-        step = tap.collect()
-        assert step is not None
+        (step,) = all_steps(tap)
         counts_LE = step.counts_LGE.sum(axis=1)
         found.append((int((counts_LE > 0).sum()), int(counts_LE.max(axis=1).sum())))
     one.listeners.listeners.remove(tap)

@@ -24,7 +24,7 @@ from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.record.lanes import LanePass, lane_passes
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.lane_models import moe_model, schedule
 
@@ -52,7 +52,7 @@ def plan_of(models: Path, folder: Path, **changes: Any) -> LockstepPlan:
     spec = ModelSpec(name="base", path=str(models / "moe"))
     lanes = tuple(LanePlan(name=name, model=replace(spec, name=name)) for name in ("base", "new"))
     plan = LockstepPlan(
-        kind="pairs", lanes=lanes, engine=EngineSettings(max_batch_tokens=64), device="cpu", threads=1,
+        kind="pairs", lanes=lanes, engine=TransformersSettings(max_batch_tokens=64), device="cpu", threads=1,
         folder=folder / "launch-1", schedule_file=models / "schedule.parquet", warmup_file=models / "warmup.parquet",
         tokenizer_hash=None, concurrency=(2,), num_requests=6, max_seconds=0.2,
     )  # fmt: skip
@@ -412,7 +412,7 @@ def test_a_child_is_gone_after_close(tmp_path: Path) -> None:
 
 def test_a_plan_survives_the_way_as_json(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, tmp_path / "größe 3: 'x' \U0001f980")
-    lane = replace(plan.lanes[0], engine=EngineSettings(kv_tokens=64), slowdown=Slowdown(ratio=0.03, every=20))
+    lane = replace(plan.lanes[0], engine=TransformersSettings(kv_tokens=64), slowdown=Slowdown(ratio=0.03, every=20))
     plan = replace(plan, lanes=(lane,), tokenizer_hash="1234", threads=None, max_seconds=1e-05)
     line = encode(plan_to_json(plan))
     assert line.count(b"\n") == 1

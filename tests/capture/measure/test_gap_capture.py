@@ -13,7 +13,7 @@ import torch
 
 from moeprof.capture.coverage import NUM_EXPERTS, TOP_K, tiny_model
 from moeprof.capture.engines.base import Engine, ListenerSet, Step
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapped
 from moeprof.capture.measure import breakdown as gap_module
 from moeprof.capture.measure.breakdown import Size, measure_gap, sizes_of
@@ -22,7 +22,7 @@ from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.record.breakdown import STAGES, Gap
 from moeprof.core.trace import Request, Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from tests.helpers.left_on import left_on
 from tests.helpers.tiny_run import SHAPE
 
@@ -65,7 +65,7 @@ def make_schedule(num: int = 8, *, concurrency: int | None = None) -> Schedule:
 
 
 def make_engine(model: Any, batching: str = "continuous", listeners: ListenerSet | None = None, **more: Any) -> Engine:
-    settings = EngineSettings(**{"kv_tokens": 2048, "max_batch_tokens": 128, "batching": batching, **more})
+    settings = TransformersSettings(**{"kv_tokens": 2048, "max_batch_tokens": 128, "batching": batching, **more})
     return build_engine(model, settings, listeners or ListenerSet())
 
 

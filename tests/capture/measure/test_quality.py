@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moeprof.analysis.metrics.quality import NOT_MEASURED, quality_metrics
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.measure.quality import MAX_REQUESTS, measure_quality, no_quality, output_bits
 from moeprof.capture.run.schedules import Scheduled
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Prompts, Traffic
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
@@ -79,7 +79,7 @@ def test_a_model_that_knows_nothing_needs_log2_of_its_vocabulary_per_token(model
 def test_the_engine_may_have_had_the_model_before(model: Any, built: BuiltSchedule) -> None:
     """A closed engine leaves its own attention on the model, which needs the engine."""
     before = output_bits(model, [1, 2, 3], [4, 5])
-    build_engine(model, EngineSettings(kv_tokens=256)).close()
+    build_engine(model, TransformersSettings(kv_tokens=256)).close()
     after = measure_quality(model, built.measured, [10] * NUM_REQUESTS, max_tokens=14)
     assert after["requests"] == NUM_REQUESTS
     assert output_bits(model, [1, 2, 3], [4, 5]) == pytest.approx(before)

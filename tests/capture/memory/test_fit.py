@@ -22,14 +22,14 @@ from moeprof.capture.memory.shape import (
 from moeprof.capture.models.find import ModelSource, named_configs
 from moeprof.capture.models.shapes import kv_bytes_per_token, read_widths
 from moeprof.core.errors import ModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 GB = 10**9
 # One card of 141 GB, 0.6 GB of it in use.
 CARD = DeviceMemory(total_bytes=141 * GB, free_bytes=int(140.4 * GB), is_host=False)
 HOST = DeviceMemory(total_bytes=24 * GB, free_bytes=20 * GB, is_host=True)
-SETTINGS = EngineSettings(max_batch_tokens=8192, dtype="bfloat16")
+SETTINGS = TransformersSettings(max_batch_tokens=8192, dtype="bfloat16")
 # Bytes of weights in bfloat16: 2 * the counts of the built-in list.
 WEIGHTS = {
     "mixtral-8x7b": 93_405_585_408,
@@ -54,7 +54,7 @@ def random_spec(name: str) -> ModelSpec:
 
 
 def predicted(
-    names: tuple[str, ...], memory: DeviceMemory = CARD, settings: EngineSettings = SETTINGS, planned: Any = None
+    names: tuple[str, ...], memory: DeviceMemory = CARD, settings: TransformersSettings = SETTINGS, planned: Any = None
 ) -> Fit:
     return predict(
         [random_spec(name) for name in names],
@@ -114,7 +114,7 @@ def test_loading_a_checkpoint_joins_the_experts_of_a_layer() -> None:
 
 
 def test_auto_dtype_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, auto, config = random_spec("m"), EngineSettings(), {"dtype": "bfloat16"}
+    spec, auto, config = random_spec("m"), TransformersSettings(), {"dtype": "bfloat16"}
     monkeypatch.setattr("moeprof.capture.memory.shape.cpu_flags", lambda: ["avx2"])
     assert dtype_bytes(spec, config, auto, is_host=False) == 2
     assert dtype_bytes(spec, config, auto, is_host=True) == 4
@@ -155,7 +155,7 @@ def test_all_models_get_the_kv_space_that_the_tightest_leaves() -> None:
 def test_on_a_host_a_worker_counts_its_libraries_and_a_small_model_is_not_free() -> None:
     fit = predict(
         [random_spec("m")], {"m": source(TOY)}, [schedule(num=2, tokens=20)],
-        settings=EngineSettings(dtype="float32"), memory=HOST, weights_bytes={"m": 1000},
+        settings=TransformersSettings(dtype="float32"), memory=HOST, weights_bytes={"m": 1000},
     )  # fmt: skip
     needed = fit.needed_bytes("m")
     assert needed is not None and 700 * 2**20 < needed < 720 * 2**20
@@ -215,9 +215,9 @@ def test_activations_that_do_not_fit_say_how_many_tokens_a_step_may_have() -> No
         base_bytes=0,
     )  # fmt: skip
     # 1,256 - 500 - 256 KV tokens = 500, half of the activations of 512 tokens
-    said = remedy(model, 1256, 400, EngineSettings(max_batch_tokens=512))
+    said = remedy(model, 1256, 400, TransformersSettings(max_batch_tokens=512))
     assert said == "lower engine.max_batch_tokens from 512 to 256 and engine.kv_tokens to 256"
-    assert "leave no room for a step" in remedy(replace(model, weights_bytes=2000), 1256, 400, EngineSettings())
+    assert "leave no room for a step" in remedy(replace(model, weights_bytes=2000), 1256, 400, TransformersSettings())
 
 
 def test_memory_of_a_gpu_is_what_its_driver_tells_and_else_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:

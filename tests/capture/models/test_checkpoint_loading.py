@@ -17,7 +17,7 @@ from moeprof.capture.models.open import OpenModel, open_model
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.shapes import read_widths
 from moeprof.core.errors import ModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.byte_ledger import ByteLedger, weight_bytes
 
@@ -40,7 +40,7 @@ def sharded(folder: Path, model_type: str, dtype: torch.dtype = torch.bfloat16) 
 def opened(folder: Path, dtype: str = "bfloat16", match: str | None = None) -> OpenModel:
     base = ModelSpec(name="moe", path=str(folder))
     twin = ModelSpec(name="twin", twin_of="moe", match=match) if match else None
-    return open_model(twin or base, base if twin else None, EngineSettings(dtype=dtype), CPU)  # type: ignore[arg-type]
+    return open_model(twin or base, base if twin else None, TransformersSettings(dtype=dtype), CPU)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -15,7 +15,7 @@ from moeprof.capture.models.open import OpenModel, open_model
 from moeprof.capture.models.random_weights import module_seed, random_model, residual_scale
 from moeprof.capture.models.twins import twin_mlps
 from moeprof.core.errors import UnsupportedModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.byte_ledger import ByteLedger, weight_bytes
 
@@ -28,7 +28,7 @@ MIB = 2**20
 def opened(folder: Path, match: str | None = None, dtype: str = "float32") -> OpenModel:
     base = ModelSpec(name="moe", path=str(folder), weights="random")
     twin = ModelSpec(name="twin", twin_of="moe", match=match) if match else None
-    return open_model(twin or base, base if twin else None, EngineSettings(dtype=dtype), CPU)  # type: ignore[arg-type]
+    return open_model(twin or base, base if twin else None, TransformersSettings(dtype=dtype), CPU)  # type: ignore[arg-type]
 
 
 def saved(folder: Path, model_type: str, **changes: Any) -> Path:

@@ -20,7 +20,7 @@ from moeprof.capture.models.twins import describe_twin, read_layers, replace_exp
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.known_models import find_system, system_facts
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def test_a_named_config_can_be_cut_to_fewer_layers_and_the_record_says_so() -> N
     spec = random_spec(override={"num_hidden_layers": 8})
     source = find_model(spec)
     assert source.description == "named config, 8 of 32 layers"
-    config = read_blueprint(spec, source, EngineSettings(), CPU).config
+    config = read_blueprint(spec, source, TransformersSettings(), CPU).config
     assert config.num_hidden_layers == 8 and config.hidden_size == 4096
     assert named_configs()["mixtral-8x7b"]["num_hidden_layers"] == 32
 
@@ -92,7 +92,9 @@ def test_lists_of_one_item_per_layer_are_cut_too_and_a_twin_follows(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     base = random_spec(config=None, path=str(tmp_path), override={"num_hidden_layers": 2, "num_experts_per_tok": 1})
     assert find_model(base).config["layer_types"] == ["full_attention"] * 2
-    made = open_model(ModelSpec(name="t", twin_of="moe", match="active"), base, EngineSettings(dtype="float32"), CPU)
+    made = open_model(
+        ModelSpec(name="t", twin_of="moe", match="active"), base, TransformersSettings(dtype="float32"), CPU
+    )
     assert len(made.model.model.layers) == 2
     assert made.notes[0] == "not the model's own config: 2 of 3 layers, num_experts_per_tok 1 instead of 2"
     assert "one MLP of 8 units" in made.notes[1]
@@ -101,7 +103,7 @@ def test_lists_of_one_item_per_layer_are_cut_too_and_a_twin_follows(tmp_path: Pa
 def test_latent_attention_in_the_paged_engine_is_counted_as_it_is_cached(tmp_path: Path) -> None:
     tiny_config("deepseek_v2").save_pretrained(tmp_path)
     spec = ModelSpec(name="moe", path=str(tmp_path), weights="random")
-    opened = open_model(spec, None, EngineSettings(dtype="bfloat16"), CPU)
+    opened = open_model(spec, None, TransformersSettings(dtype="bfloat16"), CPU)
     facts = facts_of(opened, spec, None, expanded_cache=True)
     config = opened.source.config
     # keys of 8 + 8, values of 8, 4 heads, 2 bytes

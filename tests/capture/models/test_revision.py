@@ -15,7 +15,7 @@ from moeprof.capture.models import load
 from moeprof.capture.models.load import folder_revision
 from moeprof.capture.models.open import facts_of, open_model
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 HEADER = 16
@@ -41,7 +41,7 @@ def change(file: Path, at: int) -> None:
 
 
 def facts(spec: ModelSpec, base: ModelSpec | None = None) -> ModelFacts:
-    opened = open_model(spec, base, EngineSettings(), torch.device("cpu"))
+    opened = open_model(spec, base, TransformersSettings(), torch.device("cpu"))
     return facts_of(opened, spec, None)
 
 

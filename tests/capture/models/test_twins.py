@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from moeprof.capture.coverage import moe_causal_lm_types, tiny_config, tiny_model
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.memory import predict as estimating
 from moeprof.capture.models import open as opening
 from moeprof.capture.models.find import find_model
@@ -22,7 +22,7 @@ from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.twins import TwinMlp, draw_weights, read_layers, replace_experts, twin_mlps
 from moeprof.capture.models.twins_popular import popular_twin
 from moeprof.core.errors import ModelError, UnsupportedModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from tests.helpers.tiny_run import SHORT, run_main
 
@@ -43,7 +43,7 @@ def twin_spec(match: str = "active", **more: Any) -> ModelSpec:
 
 def opened(folder: Path, spec: ModelSpec | None, weights: str = "random", **more: Any) -> OpenModel:
     base = ModelSpec(name="moe", path=str(folder), weights=weights)  # type: ignore[arg-type]
-    return open_model(spec or base, base if spec else None, EngineSettings(**more), CPU)
+    return open_model(spec or base, base if spec else None, TransformersSettings(**more), CPU)
 
 
 def logits(model: Any) -> Any:
@@ -227,7 +227,7 @@ def test_popular_experts_without_a_warm_up_are_refused_before_anything_loads(tin
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_a_twin_runs_in_the_engine_of_its_moe(model_type: str, tmp_path: Path) -> None:
     tiny_config(model_type).save_pretrained(tmp_path)
-    settings = EngineSettings(kv_tokens=256, max_batch_tokens=64)
+    settings = TransformersSettings(kv_tokens=256, max_batch_tokens=64)
     seen = []
     for spec in (None, twin_spec()):
         engine = build_engine(opened(tmp_path, spec).model, settings)
@@ -246,7 +246,7 @@ def test_bytes_of_a_twin_are_known_before_it_loads_and_a_twin_of_a_dense_model_i
         models = (base, twin)
         sources = {spec.name: find_model(spec, base if spec is twin else None) for spec in models}
         assert sources["twin"].description == f"dense twin of moe ({twin.match})"
-        return estimating.estimate_weights_bytes(models, sources, EngineSettings(dtype="float32"))
+        return estimating.estimate_weights_bytes(models, sources, TransformersSettings(dtype="float32"))
 
     moe = ModelSpec(name="moe", path=str(tiny / "moe"))
     # 38,112 parameters of 4 bytes: see the end-to-end test for the count

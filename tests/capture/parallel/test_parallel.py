@@ -25,7 +25,7 @@ from moeprof.capture.parallel.mirror import on_device, on_host
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.run.ranks import check_parallel, gpus_of_ranks
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
-from moeprof.core.workload.engine import EngineSettings, Parallel
+from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.workload import Prices, load_workload
 from tests.helpers.records import make_facts
 
@@ -65,7 +65,7 @@ def test_a_workload_that_asks_ranks_for_what_they_cannot_do_names_the_line(
 
 
 def test_without_the_key_one_process_holds_the_model(tmp_path: Path) -> None:
-    assert EngineSettings().parallel is None
+    assert TransformersSettings().parallel is None
     assert workload(tmp_path, plan="expert").engine.parallel == TWO
 
 
@@ -120,7 +120,7 @@ def test_ranks_take_a_device_each_and_share_the_threads_of_one_cpu(monkeypatch: 
     assert device_of("cpu", 1) == "cpu"
     assert (threads_of(None, "cpu", 2), threads_of(3, "cpu", 2), threads_of(None, "cuda:0", 2)) == (4, 3, None)
     model = outline("qwen3_moe")
-    own = settings_of_rank(EngineSettings(parallel=TWO), model)
+    own = settings_of_rank(TransformersSettings(parallel=TWO), model)
     assert (own.parallel, own.decode_graphs, own.run_ahead) == (None, "off", "off")
     assert own.experts == model.config._experts_implementation  # no trials, and no kernel that knows no ranks
 

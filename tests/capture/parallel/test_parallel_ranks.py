@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from moeprof.capture.engines import named
 from moeprof.capture.instrumented import Rig
 from moeprof.capture.measure.quality import output_bits
-from moeprof.capture.models.open import open_model
 from moeprof.capture.parallel import group as groups
 from moeprof.capture.parallel.rendezvous import Rendezvous
 from moeprof.capture.protocol import LaunchPlan, Order, Report
 from moeprof.capture.replay import replay
 from moeprof.capture.run import experiment
-from moeprof.capture.run.ranks import Followers, ParallelWorker
+from moeprof.capture.run.ranks import Followers, ParallelWorker, opener_of
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings, Parallel
+from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Instruments, Warmup
 from tests.helpers.tiny_run import SHAPE, SHORT, run_main, write_tokenizer
@@ -71,9 +71,11 @@ def a_schedule(path: Path) -> Schedule:
 
 
 def a_plan(folder: Path, parallel: Parallel | None) -> LaunchPlan:
+    engine = TransformersSettings(kind="transformers", kv_tokens=512, experts="grouped_mm", parallel=parallel)
     return LaunchPlan(
         model=ModelSpec(name="moe", path=str(folder / "moe"), weights="random"),
-        engine=EngineSettings(kv_tokens=512, experts="grouped_mm", parallel=parallel),  # the kernel of ranks
+        engine=engine,  # with the kernel of ranks
+        opener=opener_of(engine),
         instruments=Instruments(),
         warmup=Warmup(),
         device="cpu",
@@ -107,16 +109,16 @@ class Tokens:
 
 def told(plan: LaunchPlan, schedule: Schedule) -> dict[str, Any]:
     """What one pass and one direct forward of a model say; the engine stays open."""
-    model = open_model(plan.model, None, plan.engine, CPU).model
-    rig, tokens = Rig(model, plan, lambda: False), Tokens()
+    opened = named(plan.opener)(plan.model, plan.engine, CPU)
+    rig, tokens = Rig(opened, plan, lambda: False), Tokens()
     assert rig.tapping.tap is not None
     with rig.tapping.watching(rig.listeners):
         replay(rig.engine, schedule, [tokens])
         blocks = rig.tapping.tap.collect_blocks(everything=True)
     rig.engine.reset()
-    check = rig.tapping.self_check(rig.engine, rig.listeners, schedule)
+    check = rig.self_check(schedule)
     with rig.without_engine():
-        bits = output_bits(model, [5, 6, 7], [8, 9])
+        bits = output_bits(opened.module, [5, 6, 7], [8, 9])
     counts_LE = sum(block.counts_SLGE.sum(axis=(0, 2)) for block in blocks)
     return {"tokens": tokens.of, "counts": counts_LE, "bits": bits, "check": check["passed"], "rig": rig}
 

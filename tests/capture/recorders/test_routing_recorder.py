@@ -31,9 +31,6 @@ def test_steps_that_are_told_late_get_their_own_counts(tmp_path: Path, untold: i
     recorder = RoutingRecorder(
         tmp_path,
         tap,
-        layer_names=("0", "1"),
-        class_names=("all",),
-        top_k=(2, 2),
         window_steps=16,
         step_counts_cap_bytes=2**20,
         picks=PicksWriter(tmp_path),

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from moeprof.analysis.metrics.routing.picks import NOT_RECORDED, UNEXPLAINED, margin_metrics, picks_margins
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.select import build_engine
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.protocol import LaunchPlan, Order
@@ -30,7 +30,7 @@ from moeprof.core.errors import RecordError
 from moeprof.core.record.layout import LaunchRecord
 from moeprof.core.record.picks import FILE_NAME, ForcedPicks, load_forced_picks, load_picks, save_forced_picks
 from moeprof.core.trace import Schedule
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Instruments, Warmup
 from tests.capture.routing.test_routing_replay import write_pass
@@ -93,7 +93,7 @@ def plan_of(folder: Path, tiny: Path, requests: Schedule, name: str = "moe", **m
     routing = more.pop("routing", RoutingPolicy())
     plan = LaunchPlan(
         model=ModelSpec(name=name, path=str(tiny / name), routing=routing),
-        engine=EngineSettings(kv_tokens=512, dtype="float32"),
+        engine=TransformersSettings(kv_tokens=512, dtype="float32"),
         instruments=Instruments(save_detailed=True, peaks=False, power=False),
         warmup=Warmup(num_requests=1, max_seconds=0.1), device="cpu", threads=1, model_folder=folder,
         launch_folder=folder / "launch-0", schedule_file=folder / "schedule.parquet",

@@ -7,24 +7,24 @@ from typing import Any
 import torch
 
 from moeprof.capture.engines.base import BatchLayout, ListenerSet
+from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.engines.paged.engine import PagedEngine
 from moeprof.capture.engines.paged.options import PagedOptions
-from moeprof.capture.engines.select import build_engine
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.replay import replay
 from moeprof.capture.routing.override import override_routing
 from moeprof.capture.routing.rows import places
 from moeprof.capture.routing.tap import RoutingTap
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import RoutingPolicy
 from tests.helpers.lane_models import moe_model, schedule
 from tests.helpers.traced_graphs import TracedGraphs
 
 ZIPF = RoutingPolicy(policy="zipf", exponent=1.0, correlation=0.3)
 ENGINES: dict[str, Any] = {
-    "continuous": EngineSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=64),
-    "small steps": EngineSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=16),
-    "static": EngineSettings(batching="static", kv_tokens=1024, max_batch=3),
+    "continuous": TransformersSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=64),
+    "small steps": TransformersSettings(batching="continuous", kv_tokens=1024, max_batch_tokens=16),
+    "static": TransformersSettings(batching="static", kv_tokens=1024, max_batch=3),
 }
 
 

@@ -12,13 +12,12 @@ import torch
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, InGraphListener, ListenerSet
 from moeprof.capture.models.moe_layers import find_moe_layers
-from moeprof.capture.routing.count import RoutingStep
 from moeprof.capture.routing.override import PickOverride, override_routing
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError
 from moeprof.core.workload.models import RoutingPolicy
 from tests.helpers.captured_step import capture
-from tests.helpers.plain_moe import TOP_K, Model, layout
+from tests.helpers.plain_moe import TOP_K, Model, RoutingStep, all_steps, layout
 
 LAYERS = 2
 ZIPF = RoutingPolicy(policy="zipf", exponent=1.0, correlation=0.3)
@@ -60,7 +59,7 @@ def eager(listeners: ListenerSet, model: Any, now: BatchLayout) -> None:
 
 
 def steps_of(tap: RoutingTap, override: PickOverride) -> list[RoutingStep]:
-    found = [step for block in tap.collect_blocks(everything=True) for step in block.steps()]
+    found = all_steps(tap)
     tap.close()
     override.close()
     return found

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, InGraphListener
 from moeprof.capture.models.moe_layers import find_moe_layers
-from moeprof.capture.routing.count import RoutingStep
 from moeprof.capture.routing.tap import RoutingTap
 from tests.helpers.captured_step import capture
-from tests.helpers.plain_moe import EXPERTS, TOP_K, WIDTH, Model, collected, layout, run
+from tests.helpers.plain_moe import EXPERTS, TOP_K, WIDTH, Model, RoutingStep, all_steps, collected, layout, run
 
 LAYERS, CLASSES = 2, ("a", "b")
 
@@ -50,8 +49,8 @@ def new_tap(model: Model, **more: Any) -> RoutingTap:
     return RoutingTap(model, find_moe_layers(model), CLASSES, request_class=CLASSES * 4, **more)
 
 
-def all_steps(tap: RoutingTap) -> list[RoutingStep]:
-    found = [step for block in tap.collect_blocks(everything=True) for step in block.steps()]
+def last_steps(tap: RoutingTap) -> list[RoutingStep]:
+    found = all_steps(tap)
     tap.close()
     return found
 
@@ -91,7 +90,7 @@ def test_replays_count_what_eager_steps_count_and_never_padding(steps: list[tupl
             captured.step(now, picks)
         else:
             run(tap, model, now, *picks)
-    for found, wanted in zip(all_steps(tap), all_steps(expected), strict=True):
+    for found, wanted in zip(last_steps(tap), last_steps(expected), strict=True):
         assert (found.counts_LGE == wanted.counts_LGE).all() and (found.tokens_G == wanted.tokens_G).all()
         assert found.counts_LGE.sum() == found.tokens_G.sum() * LAYERS * TOP_K
         assert np.array_equal(np.asarray(found.picks_TLK), np.asarray(wanted.picks_TLK))
@@ -103,7 +102,7 @@ def test_a_replay_may_overwrite_what_was_seen_before_it_is_counted() -> None:
     captured = CapturedModel(tap, model, 2)
     for expert in (0, 2):
         captured.step(layout((1,), (False,)), torch.tensor([[[expert, expert + 1]]] * LAYERS))
-    first, second = all_steps(tap)
+    first, second = last_steps(tap)
     assert first.counts_LGE[0].sum(axis=0).tolist() == [1, 1, 0, 0]
     assert second.counts_LGE[0].sum(axis=0).tolist() == [0, 0, 1, 1]
 
@@ -124,7 +123,7 @@ def test_a_layer_that_is_not_called_counts_nothing_in_a_captured_step() -> None:
     replay()
     tap.after_replay(kept)
     tap.after_forward()
-    (step,) = all_steps(tap)
+    (step,) = last_steps(tap)
     assert step.counts_LGE[0].sum() == 4 and step.counts_LGE[1].sum() == 0
 
 
@@ -134,7 +133,7 @@ def test_whoever_looks_at_picks_gets_them_by_layer_in_a_replay_too() -> None:
     tap.on_picks = lambda picks, now: seen.append([p.tolist() for p in picks if p is not None]) is not None
     captured = CapturedModel(tap, model, 3)
     captured.step(layout((1,), (False,)), torch.tensor([[[0, 1]], [[2, 3]]]))
-    assert seen == [[[[0, 1]], [[2, 3]]]] and tap.was_replayed and all_steps(tap) == []
+    assert seen == [[[[0, 1]], [[2, 3]]]] and tap.was_replayed and last_steps(tap) == []
 
 
 # --- compiled ---------------------------------------------------------------------------------------------------------
@@ -150,10 +149,9 @@ def test_a_tapped_block_compiles_as_one_graph() -> None:
         block.picks = torch.as_tensor(picks)
         compiled(torch.ones(2, WIDTH))
         tap.after_forward()
-    first, second = tap.collect(), tap.collect()
-    tap.close()
-    assert first is not None and first.counts_LGE[0, 0].tolist() == [2, 1, 1, 0]
-    assert second is not None and second.counts_LGE[0, 0].tolist() == [0, 2, 0, 2]
+    first, second = last_steps(tap)
+    assert first.counts_LGE[0, 0].tolist() == [2, 1, 1, 0]
+    assert second.counts_LGE[0, 0].tolist() == [0, 2, 0, 2]
     assert first.counts_LGE[1].sum() == 0  # the second layer did not run, and nothing stale is counted
 
 

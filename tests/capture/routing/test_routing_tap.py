@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.models.moe_layers import find_moe_layers
-from moeprof.capture.routing.count import RoutingStep
 from moeprof.capture.routing.tap import RoutingTap
-from tests.helpers.plain_moe import EXPERTS, TOP_K, Model, collected, layout, run
+from tests.helpers.plain_moe import EXPERTS, TOP_K, Model, RoutingStep, all_steps, collected, layout, run
 
 
 @pytest.fixture
@@ -97,9 +96,9 @@ def test_kept_picks_are_those_of_real_tokens_and_what_is_over_the_cap_is_counted
     tap = RoutingTap(model, find_moe_layers(model), save_picks=True, picks_cap_bytes=12)
     run(tap, model, layout((1, 2), mask=[False, True, True, True]), [[3, 3], [0, 1], [1, 2], [2, 3]], [[0, 1]] * 4)
     run(tap, model, layout((1,)), [[0, 1]], [[0, 1]])
-    first, second = tap.collect(), tap.collect()
+    first, second = all_steps(tap)
     tap.close()
-    assert first is not None and first.picks_TLK is not None and second is not None
+    assert first.picks_TLK is not None
     assert first.picks_TLK[:, 0].tolist() == [[0, 1], [1, 2], [2, 3]] and first.picks_left_out_tokens == 0
     assert first.picks_TLK.dtype == np.uint8
     assert second.picks_TLK is None and second.picks_left_out_tokens == 1
@@ -110,7 +109,7 @@ def test_hooks_come_off_and_on_again(model: Model) -> None:
     tap = RoutingTap(model, find_moe_layers(model))
     tap.disable()
     run(tap, model, layout((1,)), [[0, 1]], [[0, 1]])
-    assert tap.collect() is None and not tap.enabled
+    assert all_steps(tap) == [] and not tap.enabled
     tap.enable()
     run(tap, model, layout((1,)), [[0, 1]], [[0, 1]])
     assert collected(tap).counts_LGE.sum() == 4

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.lanes import lane_times
-from moeprof.capture.engines.base import Step
+from moeprof.capture.engines.base import Step, SteppedEngine
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.engines.select import prepare_decode
 from moeprof.capture.protocol import LockstepPlan, Slowdown
 from moeprof.capture.run.ab import AbRun, Pairing, lone_workload, pair_plan, pair_up, run_lone
 from moeprof.capture.run.prepare import Prepared, prepare
@@ -123,7 +122,7 @@ def test_the_lone_run_measures_nothing_that_only_times(workload: Workload) -> No
     assert alone.instruments.routing and alone.instruments.quality
 
 
-class Counting:
+class Counting(SteppedEngine):
     """An engine whose steps take no time of their own."""
 
     facts: Any = None
@@ -132,9 +131,6 @@ class Counting:
 
     def step(self) -> Any:
         return Step(start_s=0.0, end_s=0.0, device_s=None, sequences=())
-
-    def drain(self) -> list[Step]:
-        return []
 
     def reset(self) -> None: ...
 
@@ -169,8 +165,8 @@ def test_an_engine_that_captures_its_steps_does_so_when_it_is_slowed() -> None:
             return num_sequences
 
     engine = slowed(Capturing(), Slowdown(ratio=1.0, every=2))
-    assert (prepare_decode(engine, 3, 100), engine.facts) == (3, "captured")
-    assert prepare_decode(slowed(Counting(), Slowdown(ratio=1.0, every=2)), 3, 100) == 0
+    assert (engine.prepare(3, 100), engine.facts) == (3, "captured")
+    assert slowed(Counting(), Slowdown(ratio=1.0, every=2)).prepare(3, 100) == 0
 
 
 def fake_measure(seen: list[LockstepPlan]) -> Callable[..., Mapping[str, str]]:

@@ -10,36 +10,39 @@ import pytest
 from moeprof.capture.models.find import find_model, named_configs
 from moeprof.capture.run.prepare import _check_engine, check_early
 from moeprof.core.errors import ModelError, WorkloadError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.traffic import Arrivals, LengthPair, Lengths, Traffic
 from moeprof.core.workload.workload import Workload
 
 
-def workload(engine: EngineSettings | None = None, **routing: Any) -> Workload:
+def workload(engine: TransformersSettings | None = None, **routing: Any) -> Workload:
     model = ModelSpec(name="moe", config="mixtral-8x7b", weights="random", routing=RoutingPolicy(**routing))
     traffic = Traffic(
         arrivals=Arrivals(pattern="offline"),
         lengths=LengthPair(input=Lengths(value=8), output=Lengths(value=8)),
         num_requests=1,
     )
-    return Workload(name="w", traffic=traffic, models=(model,), engine=engine or EngineSettings())
+    return Workload(name="w", traffic=traffic, models=(model,), engine=engine or TransformersSettings())
 
 
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (EngineSettings(decode_graphs="on"), "decode_graphs: on needs a CUDA device, this is cpu; set auto or off"),
-        (EngineSettings(batching="static", prefix_cache=True), "prefix_cache: static batches share no prefixes"),
+        (
+            TransformersSettings(decode_graphs="on"),
+            "decode_graphs: on needs a CUDA device, this is cpu; set auto or off",
+        ),
+        (TransformersSettings(batching="static", prefix_cache=True), "prefix_cache: static batches share no prefixes"),
     ],
 )
-def test_engine_settings_that_cannot_be_had_are_refused_by_name(engine: EngineSettings, said: str) -> None:
+def test_engine_settings_that_cannot_be_had_are_refused_by_name(engine: TransformersSettings, said: str) -> None:
     with pytest.raises(WorkloadError, match=said):
         check_early(workload(engine), "cpu")
 
 
 def test_captured_steps_are_allowed_on_a_gpu() -> None:
-    check_early(workload(EngineSettings(decode_graphs="on")), "cuda:0")
+    check_early(workload(TransformersSettings(decode_graphs="on")), "cuda:0")
 
 
 @pytest.mark.parametrize("policy", ["profile", "replay"])
@@ -81,12 +84,15 @@ def test_every_named_config_passes_with_a_change_that_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (EngineSettings(decode_attention="triton"), "engine.decode_attention: triton needs a CUDA device, this is cpu"),
-        (EngineSettings(cpu_kernels="all"), "engine.cpu_kernels: all needs a C\\+\\+ compiler"),
+        (
+            TransformersSettings(decode_attention="triton"),
+            "engine.decode_attention: triton needs a CUDA device, this is cpu",
+        ),
+        (TransformersSettings(cpu_kernels="all"), "engine.cpu_kernels: all needs a C\\+\\+ compiler"),
     ],
 )
 def test_kernels_that_this_machine_cannot_have_are_refused_before_anything_loads(
-    monkeypatch: pytest.MonkeyPatch, engine: EngineSettings, said: str
+    monkeypatch: pytest.MonkeyPatch, engine: TransformersSettings, said: str
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(WorkloadError, match=said):

@@ -29,11 +29,11 @@ from moeprof.analysis.sparsity.ladder import (
     LadderResult,
     Rung,
     control,
-    ladders,
+    ladder_metrics,
+    ladder_results,
     same_taxes,
-    usd_per_1m_tokens,
 )
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import Record
@@ -46,32 +46,6 @@ ROLES = {
     "total": "dense, total-matched",
     "native": "MoE, its own router (beside the ladder)",
 }
-DOLLARS = {
-    "dispatch_tax_s": "dispatch_tax_usd_per_1m_tokens",
-    "coverage_tax_s": "coverage_tax_usd_per_1m_tokens",
-    "imbalance_tax_s": "imbalance_tax_usd_per_1m_tokens",
-    "sparsity_saved_s": "sparsity_saved_usd_per_1m_tokens",
-}
-
-
-def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
-    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
-    found = []
-    for result in results:
-        labels = labels_of(result)
-        for tax in result.taxes:
-            found.append(to_metric(tax.name, tax.seconds, **labels))
-            if tax.name in DOLLARS:
-                dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
-                found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
-        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
-        found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
-    return tuple(found)
-
-
-def labels_of(result: LadderResult) -> dict[str, str]:
-    """Phase and load, as metric labels."""
-    return {"phase": result.phase, "concurrency": str(result.concurrency or "offline")}
 
 
 def load_text(result: LadderResult) -> str:
@@ -170,11 +144,6 @@ CHANGES = (
     ("imbalance_tax_s", "imbalance", "recorded"),
     ("sparsity_saved_s", "saved", "total"),
 )
-
-
-def ladder_results(record: Record) -> tuple[LadderResult, ...]:
-    """Every ladder of a run; empty without one."""
-    return ladders(record.ladder, num_moe_layers=_num_moe_layers(record)) if record.ladder else ()
 
 
 def ladder_section(record: Record, pricing: Pricing) -> Section | None:
@@ -318,14 +287,6 @@ def _disturbed(results: Sequence[LadderResult]) -> list[str]:
         f"{load}: {number} turns were set aside, because the machine took the processor away in one of their lanes."
         for load, number in set_aside.items()
     ]
-
-
-def _num_moe_layers(record: Record) -> int:
-    """Of the MoE that the ladder ran."""
-    lanes = [lane for one in record.ladder for lane in one.lanes]
-    names = [lane.get("model") for lane in lanes if lane.get("rung") != "dense"]
-    counts = [len(model.facts.get("moe_layers", ())) for model in record.models if model.name in names]
-    return max(counts, default=0)
 
 
 def _notes(record: Record) -> list[str]:

@@ -8,7 +8,6 @@ from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import (
     PHASES,
     LockstepPair,
-    PairRatio,
     lockstep_pairs,
 )
 from moeprof.analysis.compare.ratios import cost_ratio
@@ -18,9 +17,8 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Paragraph, Section
-from moeprof.analysis.stats.bootstrap import Estimate
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
-from moeprof.core.metric import MetricValue
 
 HOW = (
     "The models were stepped in turn in one process, each step of one right after the same step of the others, so "
@@ -41,17 +39,6 @@ def lockstep_section(summary: Summary) -> Section | None:
     )
 
 
-def lockstep_metrics(pairs: Sequence[LockstepPair]) -> tuple[tuple[str, MetricValue], ...]:
-    """``lockstep_ratio`` and its median sister by MoE, with the dense model, phase and load as labels."""
-    found = []
-    for pair in pairs:
-        for phase, told in pair.phases.items():
-            labels = {"against": pair.dense, "phase": phase or "all", "concurrency": str(pair.concurrency or "offline")}
-            found.append((pair.moe, to_metric("lockstep_ratio", told.ratio, **labels)))
-            found.append((pair.moe, to_metric("lockstep_median_ratio", told.median_ratio, **labels)))
-    return tuple(found)
-
-
 def lockstep_doubts(summary: Summary, pairs: Sequence[LockstepPair]) -> tuple[Doubt, ...]:
     """Where stepping in turn and running alone do not tell the same."""
     found = []
@@ -67,19 +54,19 @@ def lockstep_doubts(summary: Summary, pairs: Sequence[LockstepPair]) -> tuple[Do
 def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:
     """The ratio in turn beside the ratio of lone runs under the same load; None where the loads differ."""
     models = {model.name: model for model in summary.models}
-    moe, dense, told = models.get(pair.moe), models.get(pair.dense), pair.phases.get(None)
-    if moe is None or dense is None or told is None or told.ratio.value is None:
+    moe, dense, told = models.get(pair.moe), models.get(pair.dense), pair.ratios.get(None)
+    if moe is None or dense is None or told is None or told.value is None:
         return "", None
     if not _same_load(summary, moe, pair.concurrency) or why_incomparable(moe, dense) is not None:
         return "", None
     alone, interval = cost_ratio(moe, dense)
     text = (
-        f"{pair.moe} against {pair.dense}: {ratio_text(told.ratio)} stepped in turn, "
+        f"{pair.moe} against {pair.dense}: {ratio_text(told)} stepped in turn, "
         f"{ratio_text(Estimate(value=alone, low=interval and interval[0], high=interval and interval[1]))} alone"
     )
-    if interval is None or told.ratio.low is None or told.ratio.high is None:
+    if interval is None or told.low is None or told.high is None:
         return f"{text}.", None
-    agrees = told.ratio.low <= interval[1] and interval[0] <= told.ratio.high
+    agrees = told.low <= interval[1] and interval[0] <= told.high
     return f"{text}; {'they agree' if agrees else _differ(summary, moe, pair)}.", agrees
 
 
@@ -111,24 +98,19 @@ def _table(moe: str, pairs: Sequence[LockstepPair]) -> RatioTable:
     for concurrency in dict.fromkeys(pair.concurrency for pair in pairs):
         own = {pair.dense: pair for pair in pairs if pair.concurrency == concurrency}
         for phase in PHASES:
-            told = [own[name].phases.get(phase) if name in own else None for name in columns]
+            told = [own.get(name) if name in own and phase in own[name].ratios else None for name in columns]
             if any(told):
                 load = "all at once" if concurrency is None else f"{concurrency} in flight"
-                rows += _rows(f"{phase or 'all steps'}, {load}", told)
+                label = f"{phase or 'all steps'}, {load}"
+                rows.append(_row("lockstep_ratio", label, [p if p is None else p.ratios[phase] for p in told]))
+                medians = [p if p is None else p.medians[phase] for p in told]
+                rows.append(_row("lockstep_median_ratio", f"{label}, median step", medians))
     return RatioTable(title=f"Step time of {moe} over that of", columns=columns, rows=tuple(rows))
 
 
-def _rows(label: str, told: Sequence[PairRatio | None]) -> list[RatioRow]:
-    rows = []
-    for name, title in (("lockstep_ratio", label), ("lockstep_median_ratio", f"{label}, median step")):
-        values = []
-        for pair in told:
-            ratio = None if pair is None else pair.ratio if name == "lockstep_ratio" else pair.median_ratio
-            values.append(None if ratio is None else to_metric(name, ratio))
-        rows.append(
-            RatioRow(label=title, card=card_for(name), name=name, values=tuple(values), ratios=(None,) * len(values))
-        )
-    return rows
+def _row(name: str, label: str, ratios: Sequence[Estimate | None]) -> RatioRow:
+    values = tuple(None if ratio is None else to_metric(name, ratio) for ratio in ratios)
+    return RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=(None,) * len(values))
 
 
 def parameters_text(value: float) -> str:

@@ -17,7 +17,7 @@ from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.report.document import Block, MetricTable, Paragraph, Row, Section, StackedBars
 from moeprof.analysis.sparsity.ladder import LadderResult
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts

@@ -5,33 +5,39 @@ Charts of a sweep: cost and latency against load, the Pareto front, distinct exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics import sweep as figures
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.slo import NAME as AT_SLO
-from moeprof.analysis.metrics.sweep import SweptRound, log_ratio_estimate, to_metric
-from moeprof.analysis.metrics.tables import is_done
+from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series
 from moeprof.analysis.sparsity.crossover import (
     AXIS_NAMES,
+    COST,
+    EXPERTS,
     OPEN_NOTE,
+    Of,
+    OfRound,
+    cell_ratios,
     crossovers,
-    paired_ratios,
     pareto,
-    pooled_spread,
-    why_unlike,
 )
-from moeprof.analysis.sparsity.sweeps import HIGH_PERCENTILES, ModelSweep, PointResult, SweepResult, sweep_results
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
-from moeprof.analysis.stats.verdicts import interval_verdict
+from moeprof.analysis.sparsity.sweeps import (
+    HIGH_PERCENTILES,
+    ModelSweep,
+    PointResult,
+    SweepResult,
+    lost_requests,
+    reference_of,
+    sweep_results,
+)
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
-from moeprof.core.metric import Better, MetricValue, missing
+from moeprof.core.metric import MetricValue, missing
 from moeprof.core.workload.studies import SweepPoint
 
 if TYPE_CHECKING:
@@ -199,10 +205,6 @@ def _experts_chart(model: ModelSweep) -> Chart | None:
     )
 
 
-Of = Callable[[PointResult], Estimate]
-OfRound = Callable[[SweptRound], float | None]
-COST, EXPERTS = "usd_per_1m_total_tokens", "distinct_experts_per_step"
-NO_RATIO = (EXPERTS, "goodput_ratio", "busy_ratio")  # counts of one kind of model, and shares
 # title, metric whose card stands for it, figure, and the same of one round where ratios can be paired
 TABLES: tuple[tuple[str, str, Of, OfRound | None], ...] = (
     ("Price of 1M tokens", COST, lambda p: p.usd_per_1m_total_tokens, figures.usd_total),
@@ -232,46 +234,13 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
     result = sweep_results(summary)
     if result is None:
         return None
-    index = _reference(summary, result, reference)
+    index = reference_of(summary, result, reference)
     blocks: list[Block] = [
         Paragraph(text=text) for text in [*answers(result), *prices_at_slo(summary), *sent(summary), *notes(result)]
     ]
     blocks += sweep_charts(result)
     blocks += [table for row in result.rows for table in _tables(result, row, index)]
     return Section(name="sweep", title="Against load", blocks=tuple(blocks))
-
-
-def sweep_metrics(result: SweepResult) -> tuple[tuple[str, MetricValue], ...]:
-    """``crossover_batch`` of each pair and ``tokens_per_s_per_user`` of each point, by model, for data files."""
-    found = []
-    for one in crossovers(result):
-        labels = {"against": one.dense, "axis": one.axis} | ({"sweep": one.row.label} if one.row.label else {})
-        value = to_metric("crossover_batch", one.batch, **labels)
-        found.append((one.moe, replace(value, reasons=(one.text, *value.reasons))))
-    for model in result.models:
-        for point in model.points:
-            value = to_metric("tokens_per_s_per_user", point.tokens_per_s_per_user, at=point.point.label)
-            found.append((model.model, value))
-    return tuple(found)
-
-
-def _lost(point: PointResult) -> tuple[int, int]:
-    """Requests that did not end well, of all that were asked for, over all rounds."""
-    done = [is_done(one.tables.requests) for one in point.swept.rounds]
-    return sum(int((~mask).sum()) for mask in done), sum(len(mask) for mask in done)
-
-
-def _reference(summary: Summary, result: SweepResult, wanted: str | None) -> int:
-    """Index among the models of the sweep."""
-    names = [model.model for model in result.models]
-    if wanted in names:
-        return names.index(wanted)
-    facts = [summary.model(name).facts for name in names]
-    twins = [(i, f.twin) for i, f in enumerate(facts) if f is not None and f.twin is not None]
-    totals = [i for i, twin in twins if twin.is_total_matched]
-    actives = [i for i, twin in twins if twin.is_active_matched]
-    denses = [i for i, model in enumerate(result.models) if not model.is_moe]
-    return (*totals, *actives, *denses, 0)[0]
 
 
 def answers(result: SweepResult) -> list[str]:
@@ -317,7 +286,7 @@ def notes(result: SweepResult) -> list[str]:
     lines = [f"Dollars: {OPEN_NOTE}."] if result.is_open else []
     for model in result.models:
         for point in model.points:
-            lost, asked = _lost(point)
+            lost, asked = lost_requests(point)
             if lost:
                 lines.append(f"{model.model} at {point.point.label}: {lost} of {asked} requests did not end well.")
             if point.saturated:
@@ -339,7 +308,7 @@ def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[RatioT
     for title, metric, of, figure in TABLES:
         if not any(p is not None and of(p).value is not None for cell in cells for p in cell):
             continue
-        ratios = _ratios(cells, metric, of, figure, reference)
+        ratios = cell_ratios(cells, metric, of, figure, reference)
         rows = tuple(
             RatioRow(
                 label=f"{AXIS_NAMES[result.axis]} {load:g}" if load else "as the workload has it",
@@ -366,46 +335,3 @@ def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if metric == EXPERTS and value.value is not None:
         return replace(value, null=dict(point.distinct_nulls))
     return value
-
-
-def _ratios(
-    cells: Sequence[tuple[PointResult | None, ...]], metric: str, of: Of, figure: OfRound | None, reference: int
-) -> list[list[Ratio | None]]:
-    """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
-    better = card_for(metric).better
-    columns: list[list[Ratio | None]] = []
-    for position in range(len(cells[0])):
-        if position == reference or metric in NO_RATIO:
-            columns.append([None] * len(cells))
-            continue
-        pairs = [(cell[position], cell[reference]) for cell in cells]
-        paired = [paired_ratios(a.swept, b.swept, figure)[0] if a and b and figure else [] for a, b in pairs]
-        spread = pooled_spread([ratios for ratios in paired if ratios])
-        columns.append(
-            [
-                _judged(log_ratio_estimate(ratios, spread), better) if ratios else _plain(a, b, of)
-                for ratios, (a, b) in zip(paired, pairs, strict=True)
-            ]
-        )
-    return columns
-
-
-def _plain(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:
-    """Of two means, without an interval or a verdict."""
-    if first is None or second is None:
-        return Ratio(value=None, reason="this load did not run")
-    unlike = why_unlike(first.swept, second.swept)
-    if unlike is not None:
-        return Ratio(value=None, verdict="incomparable", reason=unlike)
-    above, below = of(first), of(second)
-    if above.value is None or not below.value:
-        return Ratio(value=None, reason=above.reason if above.value is None else below.reason)
-    return Ratio(value=above.value / below.value)
-
-
-def _judged(ratio: Estimate, better: Better) -> Ratio:
-    """Two processes: what differs by less than the floor may be the machine (docs/metrics.md#verdicts)."""
-    if better == "neither":
-        return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, reason=ratio.reason)
-    told = interval_verdict(ratio, better=better, floor_ratio=PAIRED_FLOOR_RATIO)
-    return Ratio(value=ratio.value, low=ratio.low, high=ratio.high, verdict=told.kind, reason=told.reason)

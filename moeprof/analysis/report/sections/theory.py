@@ -20,8 +20,7 @@ from moeprof.analysis.sparsity.theory import (
     phase_work,
     theoretical_speedups,
 )
-from moeprof.analysis.stats.bootstrap import Estimate
-from moeprof.analysis.stats.ratio import Ratio
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.metric import MetricValue
 
 if TYPE_CHECKING:
@@ -65,18 +64,6 @@ def sentences(speedups: Sequence[Speedup]) -> list[str]:
         phase = "" if one.phase == ALL else f" in {one.phase}"
         lines.append(f"{one.moe} against {one.dense}{phase}: {one.text}.")
     return lines
-
-
-def theory_metrics(speedups: Sequence[Speedup]) -> tuple[MetricValue, ...]:
-    """``theoretical_speedup`` by flops, bytes and roofline, and ``measured_speedup``, labelled by pair and phase."""
-    values = []
-    for one in speedups:
-        labels = {"moe": one.moe, "against": one.dense, "phase": one.phase}
-        for by, estimate in (("flops", one.flops), ("bytes", one.num_bytes), ("roofline", one.roofline)):
-            values.append(to_metric("theoretical_speedup", estimate, **labels, by=by))
-        for how, estimate in (("alone", one.measured), ("in turn", one.in_turn)):
-            values.append(to_metric("measured_speedup", estimate, **labels, how=how))
-    return tuple(values)
 
 
 def _table(

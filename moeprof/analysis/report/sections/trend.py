@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moeprof.analysis.compare.stored import FEWEST_LAUNCHES
+from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
 from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.lookup import pick_frozen
 from moeprof.analysis.regress.stored import WANTED_LAUNCHES

@@ -18,23 +18,23 @@ from moeprof.capture.engines.paged.graphs import CudaGraphs, GraphBackend
 from moeprof.capture.engines.paged.kernels import chooser
 from moeprof.capture.engines.paged.options import PagedOptions
 from moeprof.capture.kernels.choose_experts import ChosenExperts, apply_experts, choose_experts
-from moeprof.capture.kernels.triton.fuse import fuse, unfuse
+from moeprof.capture.kernels.modules import fuse, unfuse
 from moeprof.core.errors import UnsupportedModelError
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.core.workload.engine import TransformersSettings
 
 CHOSEN = "moeprof_chosen_experts"
 
 
 def build_paged(
     model: Any,
-    settings: EngineSettings,
+    settings: TransformersSettings,
     kv_tokens: int,
     listeners: ListenerSet,
     eos_ids: Sequence[int],
     *,
     in_turn: bool = False,
 ) -> PagedEngine:
-    """The engine; see :func:`moeprof.capture.engines.select.build_engine`.
+    """The engine; see :func:`moeprof.capture.engines.hf.build_engine`.
 
     Raises:
         UnsupportedModelError: something was asked for by name that this device or model cannot do.
@@ -66,7 +66,7 @@ def build_paged(
     return PagedEngine(model, options, listeners)
 
 
-def _experts(model: Any, settings: EngineSettings, device: torch.device) -> ChosenExperts | None:
+def _experts(model: Any, settings: TransformersSettings, device: torch.device) -> ChosenExperts | None:
     """On a GPU with ``auto``: what is fastest on the model's own experts, tried once per model and put in force.
 
     A later engine with larger steps has it tried again: what was tried on steps of one token says nothing of 64.
@@ -84,12 +84,12 @@ def _experts(model: Any, settings: EngineSettings, device: torch.device) -> Chos
     return found if found.decode is not None else None
 
 
-def _runs_ahead(settings: EngineSettings, device: torch.device) -> bool:
+def _runs_ahead(settings: TransformersSettings, device: torch.device) -> bool:
     """On a CPU a step has ended when its call returns: there is nothing to be ahead of."""
     return settings.run_ahead == "on" or (settings.run_ahead == "auto" and device.type == "cuda")
 
 
-def _graphs(settings: EngineSettings, device: torch.device) -> GraphBackend | None:
+def _graphs(settings: TransformersSettings, device: torch.device) -> GraphBackend | None:
     if settings.decode_graphs == "on" and device.type != "cuda":
         raise UnsupportedModelError(f"engine.decode_graphs: on needs a CUDA device, this is {device}; set auto or off")
     return CudaGraphs(device) if settings.decode_graphs != "off" and device.type == "cuda" else None

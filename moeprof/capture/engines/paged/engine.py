@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step
+from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.engines.paged.cache import hub_of, make_cache
 from moeprof.capture.engines.paged.discover import attention_layers, leave_model, take_model
 from moeprof.capture.engines.paged.forward import Forward
@@ -42,7 +42,7 @@ class Flight:
     watch: Marks | None
 
 
-class PagedEngine:
+class PagedEngine(SteppedEngine):
     """See ``Engine`` for the contract."""
 
     def __init__(

@@ -10,7 +10,7 @@ from moeprof.capture.engines.paged.kernels import Chooser, plain_kernels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedOptions:
-    """How a paged engine runs; see EngineSettings.
+    """How a paged engine runs; see TransformersSettings.
 
     Attributes:
         kv_tokens: token slots of the cache.

@@ -10,20 +10,14 @@ the cache, P pages per sequence.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 
-from moeprof.capture.kernels.attention import DecodeShape
-from moeprof.capture.kernels.triton.launch import launch
+from moeprof.capture.kernels.attention import AttentionKind, DecodeShape
+from moeprof.capture.kernels.triton.launch import launch, padded, processors, programs, why_no_triton
 
-STAND_IN_PROCESSORS = 4  # multiprocessors of a "device" that is none (Triton's interpreter on a CPU)
 MAX_SPLITS = 128
-MIN_ROWS = 16  # least rows and columns of tl.dot
 JOIN_BLOCK = 16  # splits that one step of the joining program holds
 
 
@@ -45,7 +39,7 @@ class Tiling:
     num_stages: int = 3
 
 
-# What choose.py tries. Which is best depends on head size, batch and context; results stand in NOTES.md.
+# What candidates.py names. Which is best depends on head size, batch and context; results stand in NOTES.md.
 TILINGS = (
     Tiling(),
     Tiling(programs_per_processor=4),
@@ -54,34 +48,13 @@ TILINGS = (
 )
 
 
-def why_no_triton() -> str | None:
-    """The reason why no Triton kernel can run here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return None
-
-
-def why_not(dtype: torch.dtype, head_dim: int, value_dim: int) -> str | None:
-    """The reason why this kernel cannot serve such a cache, or None."""
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"dtype {str(dtype).removeprefix('torch.')} is none of bfloat16, float16, float32"
-    if max(head_dim, value_dim) > 512:
-        return f"a head of {max(head_dim, value_dim)} is larger than 512"
+def why_not(kind: AttentionKind) -> str | None:
+    """The reason why this kernel cannot serve such a layer, or None."""
+    if kind.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"dtype {str(kind.dtype).removeprefix('torch.')} is none of bfloat16, float16, float32"
+    if max(kind.head_dim, kind.value_dim) > 512:
+        return f"a head of {max(kind.head_dim, kind.value_dim)} is larger than 512"
     return why_no_triton()
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the device; a stand-in on a CPU."""
-    if device.type != "cuda":
-        return STAND_IN_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@functools.cache
-def padded(size: int, least: int = MIN_ROWS) -> int:
-    """The power of two that holds ``size``."""
-    return max(least, 1 << (size - 1).bit_length())
 
 
 def count_splits(num_seqs: int, num_groups: int, table_tokens: int, tiling: Tiling, num_processors: int) -> int:
@@ -137,7 +110,7 @@ def triton_decode(
     strides = (*query_BHD.stride()[:2], *key_SGD.stride()[:2], *value_SGV.stride()[:2], block_table_BP.stride(0))
     masks = {"SCALE": shape.scale, "SOFTCAP": shape.softcap or 0.0, "WINDOW": shape.window or 0}
     launch(
-        _programs().attend_split,
+        programs().attend_split,
         (num_seqs, num_groups, splits),
         (*tensors, *strides, splits),
         **(_sizes(query_BHD, key_SGD, value_SGV) | masks),
@@ -165,7 +138,7 @@ def _join(
     """The second launch, into ``out_BHV``."""
     num_seqs, num_heads, value_dim = out_BHV.shape
     launch(
-        _programs().join_splits,
+        programs().join_splits,
         (num_seqs, num_heads),
         (parts, peak, total, sinks, out_BHV, splits),
         NUM_HEADS=num_heads,
@@ -182,8 +155,3 @@ def _sizes(query_BHD: torch.Tensor, key_SGD: torch.Tensor, value_SGV: torch.Tens
     num_groups, repeats = key_SGD.shape[1], query_BHD.shape[1] // key_SGD.shape[1]
     exact = {"R": repeats, "D": query_BHD.shape[2], "V": value_SGV.shape[2]}
     return {"NUM_GROUPS": num_groups, **exact} | {f"PADDED_{name}": padded(size) for name, size in exact.items()}
-
-
-@functools.cache
-def _programs() -> ModuleType:
-    return importlib.import_module("moeprof.capture.kernels.triton.programs")

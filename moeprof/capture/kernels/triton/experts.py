@@ -10,22 +10,16 @@ Shape legend: T tokens, k picks of a token, E experts, d hidden size, I inner si
 
 from __future__ import annotations
 
-import functools
-import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from moeprof.capture.kernels.triton.attention import MIN_ROWS, padded, processors, why_no_triton
-from moeprof.capture.kernels.triton.launch import launch
+from moeprof.capture.kernels.experts import is_experts, is_plain_silu
+from moeprof.capture.kernels.triton.launch import MIN_ROWS, launch, padded, processors, programs, why_no_triton
 
-NAME = "moeprof_decode"
-TOKENS = "moeprof_decode_tokens"  # attribute of an experts module: steps of up to so many tokens take this kernel
-TILING = "moeprof_decode_tiling"
-MAX_PICKS = 1024  # every program looks through all picks
 PICKS_TOGETHER = 128
 SUM_BLOCK = 1024
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -50,17 +44,18 @@ class ExpertTiling:
     num_stages: int = 3
 
 
-# What choose.py tries; results stand in NOTES.md.
+# What candidates.py names; results stand in NOTES.md.
 TILINGS = (ExpertTiling(), ExpertTiling(most_columns=128, depth=64, num_stages=4), ExpertTiling(most_columns=32))
 
 
-def is_experts(module: nn.Module) -> bool:
-    """True for modules behind transformers' experts interface (``use_experts_implementation``)."""
-    return hasattr(module, "is_transposed") and hasattr(module, "has_gate") and hasattr(module, "down_proj")
+def why_not(layers: Sequence[nn.Module]) -> str | None:
+    """The reason why the experts of these layers cannot run here, or None."""
+    dtype: torch.dtype = layers[0].down_proj.dtype  # type: ignore[assignment]
+    return next(filter(None, (why_no_layer(layer, dtype) for layer in layers)), None) or why_no_triton()
 
 
-def why_not(module: nn.Module, dtype: torch.dtype) -> str | None:
-    """The reason why these experts cannot run here on hidden states of this dtype, or None."""
+def why_no_layer(module: nn.Module, dtype: torch.dtype) -> str | None:
+    """The reason why the programs do not do these experts on hidden states of this dtype, or None."""
     if not is_experts(module):
         return f"{type(module).__name__} is not behind transformers' experts interface"
     if getattr(module, "has_post_expert_norm", False):
@@ -74,7 +69,7 @@ def why_not(module: nn.Module, dtype: torch.dtype) -> str | None:
             return f"weights of {names[0]}, hidden states of {names[1]}"
     if not module.has_gate and not callable(getattr(module, "act_fn", None)):
         return "no activation function is found"
-    return why_no_triton()
+    return None
 
 
 def triton_experts(
@@ -108,7 +103,7 @@ def triton_experts(
     _linear(inner, down_weight, down_bias, factor, index, parts, transposed, 1, False, tiling)
     out_Td = hidden_Td.new_empty(hidden_Td.shape)
     launch(
-        _programs().sum_picks,
+        programs().sum_picks,
         (num_tokens, -(-hidden_size // SUM_BLOCK)),
         (parts, index, out_Td, hidden_size),
         NUM_EXPERTS=weight.shape[0],
@@ -124,7 +119,7 @@ def _activated(module: Any, inner: torch.Tensor) -> torch.Tensor:
         rows, width = inner.shape[0], inner.shape[1] // 2
         out = inner.new_empty(rows, width)
         grid, constants = (rows, -(-width // SUM_BLOCK)), {"ALPHA": float(module.alpha), "LIMIT": float(module.limit)}
-        launch(_programs().gate_pairs, grid, (inner, out, width), **constants, BLOCK=SUM_BLOCK)
+        launch(programs().gate_pairs, grid, (inner, out, width), **constants, BLOCK=SUM_BLOCK)
         return out
     activated: torch.Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
     return activated
@@ -154,7 +149,7 @@ def _linear(
     tensors = (x, weight, x if bias is None else bias, x if factor is None else factor, index, out)
     strides = (x.stride(0), expert_stride, col_stride, depth_stride, 0 if bias is None else bias.stride(0))
     launch(
-        _programs().expert_linear,
+        programs().expert_linear,
         (-(-columns // tile_n), slots),
         (*tensors, rows, columns, depth, *strides),
         NUM_EXPERTS=num_experts,
@@ -190,44 +185,6 @@ def _tile_depth(depth: int, tiling: ExpertTiling) -> int:
     return most if depth % tile else tile
 
 
-def is_plain_silu(module: nn.Module) -> bool:
-    """True where the module computes ``silu(first half) * second half``, which the kernel does by itself."""
-    gate = getattr(type(module), "_apply_gate", None)
-    default = getattr(_interface(), "_default_apply_gate", None)
-    act = getattr(module, "act_fn", None)
-    plain = isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation" or act is nn.functional.silu
-    return bool(module.has_gate and gate is not None and gate is default and plain)
-
-
-def decode_experts(
-    self: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    """The call of transformers' experts interface: Triton up to as many tokens as were chosen, else ``grouped_mm``."""
-    if hidden_states.shape[0] <= getattr(self, TOKENS, 0) and top_k_index.numel() <= MAX_PICKS:
-        return triton_experts(self, hidden_states, top_k_index, top_k_weights, getattr(self, TILING, TILINGS[0]))
-    out: torch.Tensor = _interface().grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
-    return out
-
-
-def register() -> None:
-    """Make ``moeprof_decode`` known to transformers; calling it twice does no harm.
-
-    torch.compile goes round it: it cannot look into programs that are launched by hand.
-    """
-    disable: Any = torch.compiler.disable
-    _interface().ALL_EXPERTS_FUNCTIONS.register(NAME, disable(decode_experts))
-
-
 def _parameters(module: nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of a projection."""
     return getattr(module, name), getattr(module, name + "_bias") if module.has_bias else None
-
-
-@functools.cache
-def _interface() -> ModuleType:
-    return importlib.import_module("transformers.integrations.moe")
-
-
-@functools.cache
-def _programs() -> ModuleType:
-    return importlib.import_module("moeprof.capture.kernels.triton.programs")

@@ -1,5 +1,6 @@
-"""Triton programs of paged decode attention. Imported lazily: this file needs ``triton`` (see attention.py).
+"""Triton programs: paged decode attention, experts, rotary positions. Imported lazily: this file needs ``triton``.
 
+**Paged decode attention** (attention.py).
 The keys of a sequence are cut into splits of equal length; a program attends one split for all query heads of one
 key/value head, and a second program joins the splits (flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html).
 The grid depends on shapes alone. How long a split is, is read from the context on the device, so short and long
@@ -8,15 +9,14 @@ contexts are cut evenly and a captured launch stays right when contexts grow.
 Shape legend: R query heads of a group (padded to 16 rows), D head size of keys, V of values, N keys of a block, S
 splits.
 
-Triton programs of experts for few tokens. Imported lazily: this file needs ``triton`` (see experts.py).
-
+**Experts of few tokens** (experts.py).
 A decode step is bound by the bytes of the experts that it touches, so each touched expert's weights are read once. No
 launch sorts the picks: a program owns some columns of one expert, looks for that expert among the picks itself, and
 leaves at once when there is none. The grid is bounded by shapes: as many expert slots as picks, or as experts.
 
 Shape legend: M rows (picks of the expert), N columns and K depth of a tile, P picks looked at together.
 
-The Triton program of rotary positions. Imported lazily: this file needs ``triton`` (see fuse.py).
+**Rotary positions** (rotary.py).
 
 Shape legend: R heads of a program, C half a head.
 """

@@ -7,27 +7,31 @@ Shape legend: T tokens, k picks of a token, d hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moeprof.capture.kernels.cpu.build import known_dtypes, why_no_kernels
-from moeprof.capture.kernels.triton.experts import is_experts, is_plain_silu
+from moeprof.capture.kernels.experts import is_experts, is_plain_silu
 
 NAME = "moeprof_cpu"
 EVEN = 2  # bfloat16 is read in pairs
 
 
-def why_not(module: nn.Module) -> str | None:
-    """The reason why these experts keep transformers' kernel, or None."""
+def why_not(layers: Sequence[nn.Module]) -> str | None:
+    """The reason why the experts of these layers keep transformers' kernel, or None."""
+    return next(filter(None, map(why_no_layer, layers)), None) or why_no_kernels()
+
+
+def why_no_layer(module: nn.Module) -> str | None:
+    """The reason why the kernel does not do these experts, or None."""
     if not is_experts(module) or not is_plain_silu(module):
         return "experts are not silu(gate) * up behind transformers' experts interface"
     if module.is_transposed or getattr(module, "has_bias", False) or getattr(module, "has_post_expert_norm", False):
         return "experts with transposed weights, biases or a norm"
-    weights = (module.gate_up_proj, module.down_proj)
-    for weight in weights:
+    for weight in (module.gate_up_proj, module.down_proj):
         if not isinstance(weight, torch.Tensor) or hasattr(weight, "to_local") or weight.device.type != "cpu":
             return "experts' weights are not plain tensors on the CPU"
         if (
@@ -37,7 +41,7 @@ def why_not(module: nn.Module) -> str | None:
             or not weight.is_contiguous()
         ):
             return f"experts' weights are {str(weight.dtype).removeprefix('torch.')} {tuple(weight.shape)}"
-    return why_no_kernels()
+    return None
 
 
 def cpu_experts(
@@ -48,15 +52,3 @@ def cpu_experts(
         hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj
     )
     return out
-
-
-def use_cpu_experts(model: Any) -> str | None:
-    """Switch all experts of the model to the kernel; the reason why they stay as they are, or None."""
-    found = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
-    if not found:
-        return "no routed experts"
-    reason = next((reason for reason in map(why_not, found) if reason is not None), None)
-    if reason is None:
-        ALL_EXPERTS_FUNCTIONS.register(NAME, cpu_experts)
-        model.set_experts_implementation(NAME)
-    return reason
