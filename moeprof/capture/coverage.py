@@ -23,6 +23,7 @@ from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.check import SelfCheck, self_check
@@ -228,7 +229,7 @@ def tiny_model(model_type: str, *, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
-    model: torch.nn.Module = model_class._from_config(config, dtype=torch.float32)
+    model: torch.nn.Module = compat.from_config_of(model_class)(config, dtype=torch.float32)
     return model.eval()
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.regress.gates import ChosenGate, check_gates, default_gates, model_pairs, resolve
+from moeprof.analysis.regress.gates import check_gates, default_gates, model_pairs, resolve
+from moeprof.analysis.regress.result import ChosenGate
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.gates import Gate, GateSettings, load_gate_settings, parse_gate, parse_gates

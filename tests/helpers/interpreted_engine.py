@@ -10,9 +10,8 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM, MistralConfig, MistralForCausalLM
 
-from moeprof.capture.engines.paged.engine import PagedEngine
+from moeprof.capture.engines.paged.engine import PagedEngine, PagedOptions
 from moeprof.capture.engines.paged.kernels import Kernels, plain_kernels
-from moeprof.capture.engines.paged.options import PagedOptions
 from moeprof.capture.kernels.experts import KERNEL, NAME, TOKENS, decode_experts, is_experts, run_by
 from moeprof.capture.kernels.triton.attention import Tiling, triton_decode
 from moeprof.capture.kernels.triton.experts import triton_experts

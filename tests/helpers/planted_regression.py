@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from moeprof.analysis.compare.comparable import MEASURED, NOTHING, Difference
+from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.regress.result import Change, GateClass, GateResult, Noise, Regression
+from moeprof.analysis.regress.result import GateClass, GateResult, Noise, Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Better, MetricValue
@@ -169,12 +170,11 @@ def side(name: str, value: float | None, kind: GateClass, labels: dict[str, str]
     return MetricValue(name=name, value=value, exact=True, labels=labels)
 
 
-def changes(found: tuple[GateResult, ...]) -> tuple[Change, ...]:
+def changes(found: tuple[GateResult, ...]) -> tuple[MetricComparison, ...]:
     """The gates once more, one figure that changed beside them, and one that one side has not."""
     own = tuple(
-        Change(
+        MetricComparison(
             model=gate.model,
-            card=gate.card,
             key=gate.key,
             reference=gate.reference,
             other=gate.other,
@@ -183,17 +183,15 @@ def changes(found: tuple[GateResult, ...]) -> tuple[Change, ...]:
         )
         for gate in found
     )
-    more = Change(
+    more = MetricComparison(
         model=MODEL,
-        card=card_for("kv_bytes_per_token"),
         key=("kv_bytes_per_token", ()),
         reference=side("kv_bytes_per_token", 4096, "exact", {}),
         other=side("kv_bytes_per_token", 5120, "exact", {}),
         ratio=told(1.25, None, None, "worse", "counted: 25 % more"),
     )
-    gone = Change(
+    gone = MetricComparison(
         model=MODEL,
-        card=card_for("ttft_p50_s"),
         key=("ttft_p50_s", (("traffic", "closed"),)),
         reference=side("ttft_p50_s", 0.04, "timed", {"traffic": "closed"}),
         other=None,

@@ -374,7 +374,7 @@ def test_the_csv_has_a_row_per_gate_and_one_per_other_figure(tmp_path: Path) -> 
 def test_a_field_that_is_added_to_a_check_or_a_gate_must_be_told_in_the_json() -> None:
     found = regression_json(planted())
     gate, routing = found["gates"][0], found["routing"][0]
-    moved = {"reference_at": "reference", "other_at": "other", "key": "label", "card": "title"}
+    moved = {"reference_at": "reference", "other_at": "other", "key": "label", "card": "title", "figure": "reference"}
     for noun, told in (
         (Regression, found),
         (GateResult, gate),

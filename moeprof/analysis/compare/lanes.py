@@ -159,14 +159,7 @@ def lane_estimate(
     *,
     signed: bool = False,
 ) -> Estimate:
-    """A figure of the lanes' mean seconds per step, with its interval (see :func:`estimate_of`).
-
-    Args:
-        times: one per launch, of the same lanes and load.
-        figure: from seconds per step by lane to a number.
-        phase: prefill, decode or mixed; None: all steps.
-        signed: the figure may lie on either side of 0.
-    """
+    """A figure of the lanes' mean seconds per step, with its interval (see :func:`estimate_of`)."""
     return estimate_of([one.draws(phase) for one in times], figure, signed=signed)
 
 

@@ -28,10 +28,6 @@ ONE_LAUNCH = "speaks for this launch"
 def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
     """Every metric of every model with ratios to the reference, in the order in which the models have them.
 
-    Args:
-        summary: of the run.
-        reference: name of the model whose values are the denominators.
-
     Raises:
         InputError: the run has no such model.
     """

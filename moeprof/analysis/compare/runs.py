@@ -24,7 +24,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import Ratio
-from moeprof.core.metric import MetricValue
+from moeprof.core.metric import Card, MetricValue
 
 GATES: tuple[tuple[str, dict[str, str]], ...] = (
     ("step_mean_s", {"phase": "decode"}),
@@ -38,12 +38,14 @@ class MetricComparison:
     """One metric of one model in two runs.
 
     Attributes:
+        model: its name.
         key: name and labels.
         reference, other: the values; None where a run has no such metric.
         ratio: other / reference, and the verdict.
-        is_gate: one of the few timed figures that decide whether a run is slower; their error is shared (Holm).
+        is_gate: one of the few figures that decide whether a run is worse; timed ones share their error (Holm).
     """
 
+    model: str
     key: Key
     reference: MetricValue | None
     other: MetricValue | None
@@ -54,6 +56,16 @@ class MetricComparison:
     def name(self) -> str:
         """Full metric name."""
         return self.key[0]
+
+    @property
+    def card(self) -> Card:
+        """Of the metric."""
+        return card_for(self.name)
+
+    @property
+    def changed(self) -> bool:
+        """Shown to differ."""
+        return self.ratio.verdict in ("better", "worse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +112,7 @@ class RunsComparison:
 
 
 def compare_runs(reference: Summary, other: Summary, allow: Collection[str] = ()) -> RunsComparison:
-    """Compare every model that both runs hold, metric by metric. Differences forbid figures, they raise nothing here.
-
-    Args:
-        reference: the denominator.
-        other: judged against it.
-        allow: facts that may differ; see :func:`moeprof.analysis.compare.comparable.check_allow`.
-    """
+    """Compare every model that both runs hold, metric by metric; what differs forbids figures and raises nothing."""
     found = list(differences(facts_of(reference.record), facts_of(other.record)))
     price = price_difference(reference.pricing, other.pricing)
     found += [price] if price else []
@@ -175,16 +181,7 @@ def compare_metrics(
     gates: Collection[Key],
     is_same: bool,
 ) -> tuple[MetricComparison, ...]:
-    """Every figure of a model in two runs.
-
-    Args:
-        model: its name.
-        sides: all values of the reference and of the other run, those of single launches among them.
-        found: facts that differ.
-        allow: names of facts that may differ.
-        gates: the timed figures that decide; they share one error.
-        is_same: both are one and the same run.
-    """
+    """Every figure of a model in two runs; ``sides`` hold values of single launches too, ``gates`` share one error."""
     values, others = by_key(sides[0]), by_key(sides[1])
     launches, other_launches = by_launch(sides[0]), by_launch(sides[1])
     samples = {
@@ -198,7 +195,9 @@ def compare_metrics(
         one, other = values.get(key), others.get(key)
         against = forbidden_by(found, classes_of(key[0]), model=model, allow=allow)
         ratio = _same(one, other) if is_same else _ratio(key, one, other, against, timed.get(key))
-        metrics.append(MetricComparison(key=key, reference=one, other=other, ratio=ratio, is_gate=key in gates))
+        metrics.append(
+            MetricComparison(model=model, key=key, reference=one, other=other, ratio=ratio, is_gate=key in gates)
+        )
     return tuple(metrics)
 
 

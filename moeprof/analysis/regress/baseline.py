@@ -26,12 +26,7 @@ FINEST = {"layer", "experts", "part"}  # labels of the cuts that stay in the rec
 
 
 def freeze(summary: Summary, name: str | None = None) -> Baseline:
-    """What a later run can be judged against.
-
-    Args:
-        summary: of the run.
-        name: of the baseline; the run's own without one.
-    """
+    """What a later run can be judged against."""
     record = summary.record
     return Baseline(
         name=name or record.run,

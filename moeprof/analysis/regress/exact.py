@@ -12,7 +12,7 @@ import math
 from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.regress.gates import ChosenGate
+from moeprof.analysis.regress.result import ChosenGate
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.analysis.stats.verdicts import SLACK
 from moeprof.core.metric import Better, MetricValue

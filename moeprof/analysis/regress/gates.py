@@ -6,7 +6,7 @@ and step times mean the priced passes (the capacity pass of an open-loop run), l
 The gates in force where nobody names any: few, and each for a reason.
 
 Exact ones count what every token costs. Timed ones are few because they share one error (Holm); no
-threshold is written for them: theirs is the floor of how they were measured (see docs/metrics.md#verdicts).
+threshold is written for them: theirs is the floor of how they were measured (``default_gates``).
 
 What a gate's metric is, and which direction of it is worse: by its card, or by the gate's sign.
 """
@@ -16,20 +16,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.metrics.cards import STATISTIC, all_cards, card_for
 from moeprof.analysis.metrics.lookup import DETAIL, PRICED_SECTIONS, PROVENANCE, Key, key_of
-from moeprof.analysis.regress.result import GateClass
-from moeprof.analysis.regress.routing.change import GateFigure, RoutingChange, gate_figure
+from moeprof.analysis.regress.result import SOURCE, ChosenGate, GateClass
+from moeprof.analysis.regress.routing.change import RoutingChange, gate_figure
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
 from moeprof.core.metric import Better, Card, MetricValue, missing
 from moeprof.core.workload.gates import Gate, parse_gate
 
 FLOOR = "floor"  # on a card: stands for the threshold of a default timed gate
-SOURCE = "default"
 
 
 def default_gates(group: str = "default", *, floor_ratio: float) -> tuple[Gate, ...]:
@@ -60,10 +59,6 @@ def named(gate: Gate) -> str:
 
 def card_of(gate: Gate, names: Collection[str] = ()) -> Card:
     """The card of the gate's metric.
-
-    Args:
-        gate: whose.
-        names: of metrics that were measured, for the hint.
 
     Raises:
         InputError: there is no such metric; the nearest names are said.
@@ -114,41 +109,6 @@ IMPLIED = {"window": "total", "phase": "all"}  # what a gate that does not say m
 ONLY_BETWEEN_RUNS = {"routing_agreement_ratio"}  # a run alone has another figure of this name
 OF_TWO_RUNS = {*ONLY_BETWEEN_RUNS, "router_drift_js"}  # figures that are themselves a comparison
 ModelPair = tuple[BaselineModel, BaselineModel]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenGate:
-    """A gate on one model.
-
-    Attributes:
-        gate: as written.
-        kind: how it is to be judged.
-        model: name in the new run.
-        card, better: of the metric; the gate's sign may decide the direction. ``neither``: any change is worse.
-        key: name and labels of the value.
-        reference, other: the values; None where a side has none.
-        figure: what the comparison of routing says, for gates on it.
-    """
-
-    gate: Gate
-    kind: GateClass
-    model: str
-    card: Card
-    better: Better
-    key: Key
-    reference: MetricValue | None
-    other: MetricValue | None
-    figure: GateFigure | None = None
-
-    @property
-    def is_sample(self) -> bool:
-        """A timed figure: a bare number of one launch says nothing about the next."""
-        return "timed" in classes_of(self.gate.metric)
-
-    @property
-    def is_default(self) -> bool:
-        """Nobody named it."""
-        return self.gate.source == SOURCE
 
 
 def model_pairs(reference: Baseline, other: Baseline) -> tuple[ModelPair, ...]:
@@ -237,58 +197,38 @@ def _of_model(
     gate: Gate, card: Card, better: Better, pair: ModelPair, change: RoutingChange | None
 ) -> ChosenGate | None:
     """The gate on one model; None where the model has no value of this name and labels at all."""
-    name = pair[1].name
-    is_bound = gate.kind in ("at_most", "at_least")
-    if change is not None and not set(_given(gate)) - {"phase"} and (gate.metric in OF_TWO_RUNS or not is_bound):
-        figure = gate_figure(change, gate.metric, _given(gate).get("phase", "all"))
+    given, is_bound = _given(gate), gate.kind in ("at_most", "at_least")
+    found = ChosenGate(
+        gate=gate, kind="bound" if is_bound else "routing", model=pair[1].name, card=card, better=better,
+        key=(gate.metric, tuple(given.items())), reference=None, other=None,
+    )  # fmt: skip
+    if change is not None and not set(given) - {"phase"} and (gate.metric in OF_TWO_RUNS or not is_bound):
+        figure = gate_figure(change, gate.metric, given.get("phase", "all"))
         if figure is not None:
-            return _of_change(gate, card, better, name, figure)
+            low, high = figure.interval or (None, None)
+            before = MetricValue(name=gate.metric, value=figure.reference)
+            now = MetricValue(name=gate.metric, value=figure.other, ci_low=low, ci_high=high)
+            return replace(found, reference=before, other=now, figure=figure)
     if gate.metric in ONLY_BETWEEN_RUNS:
-        return _lost(gate, card, better, pair, change)
-    chosen = _key(gate, card, pair)
-    if chosen is None:
+        return _lost(found, pair, change)
+    key = _key(gate, card, pair)
+    if key is None:
         return None
-    sides = [next((v for v in _plain_values(m.metrics) if key_of(v) == chosen), None) for m in pair]
-    kind: GateClass = "bound" if is_bound else _kind(chosen[0], sides)
-    return ChosenGate(
-        gate=gate, kind=kind, model=name, card=card, better=better, key=chosen, reference=sides[0], other=sides[1]
-    )
+    sides = [next((v for v in _plain_values(m.metrics) if key_of(v) == key), None) for m in pair]
+    kind: GateClass = "bound" if is_bound else _kind(key[0], sides)
+    return replace(found, kind=kind, key=key, reference=sides[0], other=sides[1])
 
 
-def _of_change(gate: Gate, card: Card, better: Better, model: str, figure: GateFigure) -> ChosenGate:
-    """A gate on a figure of the comparison of routing."""
-    low, high = figure.interval or (None, None)
-    return ChosenGate(
-        gate=gate,
-        kind="routing" if gate.kind in ("ratio", "absolute") else "bound",
-        model=model,
-        card=card,
-        better=better,
-        key=(gate.metric, tuple(_given(gate).items())),
-        reference=MetricValue(name=gate.metric, value=figure.reference),
-        other=MetricValue(name=gate.metric, value=figure.other, ci_low=low, ci_high=high),
-        figure=figure,
-    )
-
-
-def _lost(gate: Gate, card: Card, better: Better, pair: ModelPair, change: RoutingChange | None) -> ChosenGate | None:
+def _lost(chosen: ChosenGate, pair: ModelPair, change: RoutingChange | None) -> ChosenGate | None:
     """Agreement that nobody can tell: one side has picks, the other none of the same tokens."""
-    if (pair[0].picks is None and pair[1].picks is None) or _given(gate):  # neither recorded any
+    name = chosen.gate.metric
+    if (pair[0].picks is None and pair[1].picks is None) or _given(chosen.gate):  # neither recorded any
         return None
-    found = None if change is None else change.metric(gate.metric)
+    found = None if change is None else change.metric(name)
     side = "the new run" if pair[1].picks is None else "the baseline"
     without = f"{side} has no picks of forced tokens" + ("" if pair[1].picks is None else ": is its .npz there?")
     reasons = (*(found.reasons if found is not None and None not in (pair[0].picks, pair[1].picks) else ()), without)
-    return ChosenGate(
-        gate=gate,
-        kind="routing" if gate.kind in ("ratio", "absolute") else "bound",
-        model=pair[1].name,
-        card=card,
-        better=better,
-        key=(gate.metric, ()),
-        reference=MetricValue(name=gate.metric, value=1.0),
-        other=missing(gate.metric, reasons[0]),
-    )
+    return replace(chosen, reference=MetricValue(name=name, value=1.0), other=missing(name, reasons[0]))
 
 
 def _plain_values(values: Iterable[MetricValue]) -> list[MetricValue]:

@@ -12,12 +12,11 @@ from typing import Literal
 from moeprof.analysis.compare.comparable import Difference, check_allow, differences, facts_of, price_difference
 from moeprof.analysis.compare.ratios import STORED_FLOOR_RATIO
 from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress import noise, pairs, stored
 from moeprof.analysis.regress.doubts import doubts_of
 from moeprof.analysis.regress.exact import bound_gate, depends_on_batches, exact_gate, routing_gate
-from moeprof.analysis.regress.gates import ChosenGate, ModelPair, model_pairs, resolve
+from moeprof.analysis.regress.gates import ModelPair, model_pairs, resolve
 from moeprof.analysis.regress.refusal import (
     is_exact_routing,
     judged_all_the_same,
@@ -26,10 +25,10 @@ from moeprof.analysis.regress.refusal import (
     tried,
     without_agreement_between_checkpoints,
 )
-from moeprof.analysis.regress.result import Change, GateResult, Mode, Noise, Regression
+from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
-from moeprof.analysis.regress.verdict import in_order, overall, result_of
+from moeprof.analysis.regress.verdict import in_order, overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.errors import InputError
@@ -44,26 +43,25 @@ def all_changes(
     allow: Collection[str],
     *,
     is_same: bool,
-) -> tuple[Change, ...]:
-    """Every figure of every model, in the order of the reference; a gate's figure has the gate's verdict.
-
-    Args:
-        pairs: models of both sides.
-        results: the gates, judged.
-        found: facts that differ.
-        allow: names of facts that may.
-        is_same: both sides are one and the same run.
-    """
-    changes: list[Change] = []
+) -> tuple[MetricComparison, ...]:
+    """Every figure of every model, in the order of the reference; a gate's figure has the gate's verdict."""
+    changes: list[MetricComparison] = []
     for reference, other in pairs:
         gates = {r.key: r for r in results if r.model == other.name and r.kind != "bound"}
         timed = {key for key, result in gates.items() if result.kind == "timed"}
         compared = compare_metrics(
             other.name, (reference.metrics, other.metrics), found, allow, gates=timed, is_same=is_same
         )
-        changes += [_change(other.name, one, gates.get(one.key)) for one in compared]
-        known = {one.key for one in compared}
-        changes += [_gate(result) for key, result in gates.items() if key not in known]
+        for one in compared:
+            gate = gates.pop(one.key, None)
+            changes.append(replace(one, ratio=gate.ratio if gate else _of_batches(one), is_gate=gate is not None))
+        # what is left are gates on no value of the runs: ratios of launch pairs, figures of the comparison of routing
+        changes += [
+            MetricComparison(
+                model=one.model, key=one.key, reference=one.reference, other=one.other, ratio=one.ratio, is_gate=True
+            )
+            for one in gates.values()
+        ]
     return tuple(changes)
 
 
@@ -88,36 +86,11 @@ def num_launches(model: BaselineModel) -> int:
     return max(len({value.labels["launch"] for value in model.metrics if "launch" in value.labels}), 1)
 
 
-def _change(model: str, one: MetricComparison, gate: GateResult | None) -> Change:
-    return Change(
-        model=model,
-        card=card_for(one.name),
-        key=one.key,
-        reference=one.reference,
-        other=one.other,
-        ratio=_of_batches(one) if gate is None else gate.ratio,
-        is_gate=gate is not None,
-    )
-
-
 def _of_batches(one: MetricComparison) -> Ratio:
     """Two samples of what depends on which requests met: without an interval, a difference is not shown."""
     if one.ratio.low is None and one.ratio.verdict in ("better", "worse") and depends_on_batches(one.key):
         return replace(one.ratio, verdict="cannot tell", reason="depends on which requests met in a step")
     return one.ratio
-
-
-def _gate(result: GateResult) -> Change:
-    """A gate on no value of the runs: a ratio of launch pairs, a figure of the comparison of routing."""
-    return Change(
-        model=result.model,
-        card=result.card,
-        key=result.key,
-        reference=result.reference,
-        other=result.other,
-        ratio=result.ratio,
-        is_gate=True,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,15 +116,7 @@ def judge_stored(
     allow_undecided: bool = False,
     routing: Sequence[RoutingChange] | None = None,
 ) -> Regression:
-    """Judge a run against a baseline.
-
-    Args:
-        reference: the baseline.
-        other: the run.
-        gates: as written, and words for groups; None or empty: the defaults.
-        allow: facts that may differ.
-        allow_undecided: *cannot tell* is no failure.
-        routing: how routing changed, per model; None: found here.
+    """Judge a run against a baseline; without gates by the defaults, without ``routing`` by what is found here.
 
     Raises:
         InputError: a gate that means nothing here, a fact that is none, no model in common, facts that forbid a gate
@@ -215,13 +180,6 @@ def pairs_are_enough(
     gates: Sequence[Gate | str] | None = None,
 ) -> bool:
     """Whether every step-time gate is measured precisely enough, whatever it shows: see power.enough.
-
-    Args:
-        reference: the lone run of the base, frozen.
-        other: the lone run of the new side, frozen.
-        passes: model -> launch pairs so far.
-        mode: ``pairs`` or ``processes``.
-        gates: as in :func:`judge_pairs`.
 
     Raises:
         InputError: as there.
@@ -344,11 +302,11 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
     if chosen.kind == "bound":
         ratio = bound_gate(chosen)
         decide = "more rounds or launches" if ratio.verdict == "cannot tell" and chosen.is_sample else None
-        return result_of(chosen, ratio, n="the new run", decide=decide)
+        return chosen.judged(ratio, n="the new run", decide=decide)
     if chosen.kind != "routing":
         num = chosen.other.n if chosen.other is not None else None
         n = "exact" if chosen.kind == "exact" else f"{num} requests" if num else "the same text"
-        return result_of(chosen, exact_gate(chosen), n=n)
+        return chosen.judged(exact_gate(chosen), n=n)
     change = case.routing.get(chosen.model) if chosen.figure is not None else None
     same = change.exact if change is not None else chosen.model in case.alike
     exact = same and not depends_on_batches(chosen.key)
@@ -356,7 +314,7 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
     ratio = routing_gate(chosen, exact=exact, is_noise=is_noise)
     n = "exact" if exact else chosen.figure.n if chosen.figure is not None else "one sample a side"
     decide = "more forced tokens" if ratio.verdict == "cannot tell" and ratio.value is not None else None
-    return result_of(chosen, ratio, n=n, decide=decide)
+    return chosen.judged(ratio, n=n, decide=decide)
 
 
 def _notes(case: _Case) -> tuple[str, ...]:

@@ -22,10 +22,9 @@ import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.noise import taken_back
-from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.verdict import judge_gates, result_of
+from moeprof.analysis.regress.result import ChosenGate, GateResult
+from moeprof.analysis.regress.verdict import judge_gates
 from moeprof.analysis.stats import power
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.estimate import Estimate, Ratio
@@ -316,8 +315,8 @@ def _result(chosen: ChosenGate, found: PhasePairs, ratio: Ratio, decide: str | N
     key: Key = (METRIC, (("phase", judged_by_pairs(chosen) or "all"),))
     said = replace(ratio, reason="; ".join(part for part in (ratio.reason, found.note) if part))
     ratios = tuple(math.exp(log) for log in found.logs)
-    bare = replace(chosen, reference=None, other=None)  # the lone runs' values are not what was judged
-    return result_of(bare, said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios), key=key)
+    bare = replace(chosen, key=key, reference=None, other=None)  # the lone runs' values are not what was judged
+    return bare.judged(said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios))
 
 
 def _pairs(num: int) -> str:

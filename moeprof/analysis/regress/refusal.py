@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from moeprof.analysis.compare.comparable import NOTHING, Difference, classes_of, forbidden_by
 from moeprof.analysis.regress.exact import exact_gate
-from moeprof.analysis.regress.gates import ChosenGate
-from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.verdict import result_of
+from moeprof.analysis.regress.result import ChosenGate, GateResult
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
@@ -85,11 +83,6 @@ def forbidding(
 def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]) -> None:
     """Refuse where a fact that differs forbids a gate in use.
 
-    Args:
-        gates: in use.
-        found: facts that differ.
-        allow: names of facts that may.
-
     Raises:
         IncomparableError: one line per fact, with the flag that allows it and the gates that could still be judged.
     """
@@ -121,7 +114,7 @@ def judged_all_the_same(
     if not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
         refuse_incomparable(gates, found, allow)
     stopped = tuple(
-        result_of(chosen, Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
+        chosen.judged(Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
                   decide=f"{facts[0].flag_to_allow}")
         for chosen, facts in zip(gates, against, strict=True)
         if facts

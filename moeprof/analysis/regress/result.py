@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from moeprof.analysis.compare.comparable import Difference
+from moeprof.analysis.compare.comparable import Difference, classes_of
+from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.regress.routing.change import RoutingChange
+from moeprof.analysis.regress.routing.change import GateFigure, RoutingChange
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Better, Card, MetricValue
 from moeprof.core.workload.gates import Gate
@@ -20,18 +21,62 @@ Mode = Literal["stored", "pairs", "processes"]
 EXIT_CODES: dict[Overall, int] = {"better": 0, "no difference shown": 0, "worse": 3, "cannot tell": 4}
 
 
+SOURCE = "default"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateResult:
-    """One gate on one model.
+class ChosenGate:
+    """A gate on one model.
 
     Attributes:
-        gate: the threshold.
-        kind: how it was judged.
-        model: the model's name in the new run.
-        card: of the metric.
-        key: name and labels of the value that was judged.
-        better: direction that counts as better here (the gate's sign may decide it).
-        reference, other: the values; None where a side has none (a lock-step ratio has neither).
+        gate: as written.
+        kind: how it is to be judged.
+        model: name in the new run.
+        card, better: of the metric; the gate's sign may decide the direction. ``neither``: any change is worse.
+        key: name and labels of the value.
+        reference, other: the values; None where a side has none.
+        figure: what the comparison of routing says, for gates on it.
+    """
+
+    gate: Gate
+    kind: GateClass
+    model: str
+    card: Card
+    better: Better
+    key: Key
+    reference: MetricValue | None
+    other: MetricValue | None
+    figure: GateFigure | None = None
+
+    @property
+    def is_sample(self) -> bool:
+        """A timed figure: a bare number of one launch says nothing about the next."""
+        return "timed" in classes_of(self.gate.metric)
+
+    @property
+    def is_default(self) -> bool:
+        """Nobody named it."""
+        return self.gate.source == SOURCE
+
+    def judged(
+        self,
+        ratio: Ratio,
+        *,
+        n: str,
+        decide: str | None = None,
+        launches: tuple[Sequence[float], Sequence[float]] = ((), ()),
+    ) -> GateResult:
+        """The gate with what was found."""
+        own: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        reference, other = map(tuple, launches)
+        return GateResult(**own, ratio=ratio, n=n, decide=decide, reference_launches=reference, other_launches=other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult(ChosenGate):
+    """One gate on one model, judged.
+
+    Attributes:
         ratio: other / reference with interval, verdict and reason. A metric whose verdict is ``cannot tell`` may still
             have a value.
         n: samples in words: ``exact``, ``6 pairs``, ``6 against 6 launches``, ``2,048 tokens``.
@@ -40,14 +85,6 @@ class GateResult:
             ``other_launches``.
     """
 
-    gate: Gate
-    kind: GateClass
-    model: str
-    card: Card
-    key: Key
-    better: Better
-    reference: MetricValue | None
-    other: MetricValue | None
     ratio: Ratio
     n: str
     decide: str | None = None
@@ -64,33 +101,6 @@ class GateResult:
         """For people: ``Decode step, mean (moe)`` is the page's business; this is the stable identifier."""
         labels = ",".join(f"{name}={value}" for name, value in self.key[1])
         return f"{self.key[0]}{{{labels}}}" if labels else self.key[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """Any other figure of a model in both runs; gates stand here too.
-
-    Attributes:
-        model: the model.
-        card: of the metric.
-        key: name and labels.
-        reference, other: the values; None where a side has none.
-        ratio: other / reference with its verdict.
-        is_gate: whether a gate watches it.
-    """
-
-    model: str
-    card: Card
-    key: Key
-    reference: MetricValue | None
-    other: MetricValue | None
-    ratio: Ratio
-    is_gate: bool = False
-
-    @property
-    def changed(self) -> bool:
-        """Shown to differ."""
-        return self.ratio.verdict in ("better", "worse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +149,7 @@ class Regression:
     workload: str
     device: str
     gates: tuple[GateResult, ...]
-    changes: tuple[Change, ...] = ()
+    changes: tuple[MetricComparison, ...] = ()
     routing: tuple[RoutingChange, ...] = ()
     differences: tuple[Difference, ...] = ()
     allow: frozenset[str] = frozenset()

@@ -11,11 +11,11 @@ import numpy as np
 from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
 from moeprof.analysis.compare.runs import launch_samples
 from moeprof.analysis.metrics.lookup import by_launch
-from moeprof.analysis.regress.gates import ChosenGate, ModelPair
+from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.noise import taken_back
 from moeprof.analysis.regress.pairs import judged_by_pairs
-from moeprof.analysis.regress.result import GateResult
-from moeprof.analysis.regress.verdict import judge_gates, result_of
+from moeprof.analysis.regress.result import ChosenGate, GateResult
+from moeprof.analysis.regress.verdict import judge_gates
 from moeprof.analysis.stats import power
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.analysis.stats.verdicts import Sample, sample_of
@@ -42,13 +42,7 @@ class _Gate:
 def stored_gates(
     gates: Sequence[ChosenGate], pairs: Sequence[ModelPair], shifts: Mapping[str, Estimate | None]
 ) -> list[GateResult]:
-    """Judge the timed gates in use; they are one family.
-
-    Args:
-        gates: all of kind ``timed``.
-        pairs: the models that they are of.
-        shifts: model -> how the reference kernel moved.
-    """
+    """Judge the timed gates in use; they are one family."""
     models = {pair[1].name: pair for pair in pairs}
     prepared = [_prepared(chosen, models[chosen.model]) for chosen in gates]
     samples = {i: gate.sample for i, gate in enumerate(prepared) if gate.sample is not None and gate.reason is None}
@@ -63,7 +57,7 @@ def stored_gates(
             limit_ratio=sample.floor_ratio,
         )  # fmt: skip
         decide = _decide(gate, sample, len(samples)) if found[i].verdict == "cannot tell" else None
-        results.append(result_of(chosen, ratio, n=gate.n, decide=decide, launches=gate.launches))
+        results.append(chosen.judged(ratio, n=gate.n, decide=decide, launches=gate.launches))
     return results
 
 
@@ -133,7 +127,7 @@ def _undecided(gate: _Gate) -> GateResult:
     few = gate.sample is not None and gate.sample.num < FEWEST_LAUNCHES
     wanted = f"{FEWEST_LAUNCHES} launches a side ({_held(gate)}): moeprof run WORKLOAD --launches {WANTED_LAUNCHES}"
     ratio = estimate.judged("cannot tell", gate.reason)
-    return result_of(gate.chosen, ratio, n=gate.n, decide=wanted if few else None, launches=gate.launches)
+    return gate.chosen.judged(ratio, n=gate.n, decide=wanted if few else None, launches=gate.launches)
 
 
 def _held(gate: _Gate) -> str:

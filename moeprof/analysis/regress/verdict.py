@@ -1,12 +1,10 @@
-"""Putting one gate's result together, and all of them in order."""
+"""Verdicts of timed gates, and all gates in order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.regress.gates import ChosenGate
 from moeprof.analysis.regress.result import GateResult, Overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.analysis.stats.verdicts import OF_GATES, Sample, judge
@@ -17,33 +15,6 @@ ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference s
 def judge_gates(samples: Mapping[int, Sample]) -> dict[int, Ratio]:
     """Verdicts of the timed gates in use, by their place; they are one family (docs/metrics.md#verdicts)."""
     return judge(samples, OF_GATES, family=f" (Holm over {len(samples)} timed gates)" if len(samples) > 1 else "")
-
-
-def result_of(
-    chosen: ChosenGate,
-    ratio: Ratio,
-    *,
-    n: str,
-    decide: str | None = None,
-    launches: tuple[Sequence[float], Sequence[float]] = ((), ()),
-    key: Key | None = None,
-) -> GateResult:
-    """A gate with what was found; ``key`` where it is not that of a value."""
-    return GateResult(
-        gate=chosen.gate,
-        kind=chosen.kind,
-        model=chosen.model,
-        card=chosen.card,
-        key=chosen.key if key is None else key,
-        better=chosen.better,
-        reference=chosen.reference,
-        other=chosen.other,
-        ratio=ratio,
-        n=n,
-        decide=decide,
-        reference_launches=tuple(launches[0]),
-        other_launches=tuple(launches[1]),
-    )
 
 
 def in_order(results: Iterable[GateResult]) -> tuple[GateResult, ...]:

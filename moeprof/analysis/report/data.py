@@ -14,9 +14,10 @@ from typing import Any
 
 import moeprof
 from moeprof.analysis.compare.comparable import Difference
+from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.regress.result import Change, GateResult, Regression
+from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.comparison import Page
 from moeprof.analysis.report.document import Document
@@ -191,7 +192,7 @@ def _gate(result: GateResult) -> dict[str, Any]:
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
+def _change(change: MetricComparison) -> dict[str, Any]:
     return {
         "model": change.model,
         "metric": change.key[0],

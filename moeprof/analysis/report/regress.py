@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moeprof.analysis.compare.comparable import banners
+from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.compare.tables import Compared, RatioRow, RatioTable, section_tables
 from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key
-from moeprof.analysis.regress.result import Change, GateResult, Mode, Regression
+from moeprof.analysis.regress.result import GateResult, Mode, Regression
 from moeprof.analysis.regress.trend import Trend
 from moeprof.analysis.report.document import (
     Block,
@@ -156,7 +157,7 @@ def changed_figures(regression: Regression) -> tuple[Block, ...]:
     return (RatioTable(title=title, columns=_columns(regression), rows=tuple(rows)),)
 
 
-def _rank(change: Change) -> int:
+def _rank(change: MetricComparison) -> int:
     name = change.key[0]
     return HEADLINES.index(name) if name in HEADLINES else len(HEADLINES)
 

@@ -261,140 +261,84 @@ class Measure:
     measure: Callable[[Sides], Estimate]
 
 
+def _pair(text: str, measure: Callable[[Sides], Estimate]) -> Measure:
+    return Measure(text=text, unit="ratio", is_pair=True, measure=measure)
+
+
+def _alone(text: str, measure: Callable[[Sides], Estimate], unit: str = "ratio") -> Measure:
+    return Measure(text=text, unit=unit, is_pair=False, measure=measure)
+
+
 MEASURED: dict[str, Measure] = {
-    "speed_ratio": Measure(text="speed on the same requests", unit="ratio", is_pair=True, measure=speed(None)),
-    "prefill_speed_ratio": Measure(
-        text="speed of prefill steps on the same requests", unit="ratio", is_pair=True, measure=speed("prefill")
+    "speed_ratio": _pair("speed on the same requests", speed(None)),
+    "prefill_speed_ratio": _pair("speed of prefill steps on the same requests", speed("prefill")),
+    "decode_speed_ratio": _pair("speed of decode steps on the same requests", speed("decode")),
+    "cost_ratio": _pair("dollars for the same requests", lambda sides: paired(sides, "usd_per_1m_total_tokens")),
+    "compute_saved_ratio": _pair("share of the FLOPs saved on the same requests", compute_saved),
+    "weights_bytes": _alone("memory of the weights", lambda sides: exactly(weights(sides.of)), "B"),
+    "weights_ratio": _pair("memory of the weights", weights_ratio),
+    "memory_over_active_ratio": _alone("memory of the weights over that of its active parameters", memory_over_active),
+    "expert_share_max": _alone(
+        "largest share of a layer's picks that one expert takes", expert_share(over_busiest=False)
     ),
-    "decode_speed_ratio": Measure(
-        text="speed of decode steps on the same requests", unit="ratio", is_pair=True, measure=speed("decode")
+    "expert_share_min_over_max": _alone(
+        "picks of a layer's least busy expert over those of its busiest", expert_share(over_busiest=True)
     ),
-    "cost_ratio": Measure(
-        text="dollars for the same requests",
-        unit="ratio",
-        is_pair=True,
-        measure=lambda sides: paired(sides, "usd_per_1m_total_tokens"),
+    "step_cv_ratio": _pair("spread of decode step times at a fixed batch", step_cv),
+    "dispatch_share_ratio": _alone(
+        "share of the promised saving that dispatch, coverage and imbalance take", dispatch_share
     ),
-    "compute_saved_ratio": Measure(
-        text="share of the FLOPs saved on the same requests", unit="ratio", is_pair=True, measure=compute_saved
-    ),
-    "weights_bytes": Measure(
-        text="memory of the weights", unit="B", is_pair=False, measure=lambda sides: exactly(weights(sides.of))
-    ),
-    "weights_ratio": Measure(text="memory of the weights", unit="ratio", is_pair=True, measure=weights_ratio),
-    "memory_over_active_ratio": Measure(
-        text="memory of the weights over that of its active parameters",
-        unit="ratio",
-        is_pair=False,
-        measure=memory_over_active,
-    ),
-    "expert_share_max": Measure(
-        text="largest share of a layer's picks that one expert takes",
-        unit="ratio",
-        is_pair=False,
-        measure=expert_share(over_busiest=False),
-    ),
-    "expert_share_min_over_max": Measure(
-        text="picks of a layer's least busy expert over those of its busiest",
-        unit="ratio",
-        is_pair=False,
-        measure=expert_share(over_busiest=True),
-    ),
-    "step_cv_ratio": Measure(
-        text="spread of decode step times at a fixed batch", unit="ratio", is_pair=True, measure=step_cv
-    ),
-    "dispatch_share_ratio": Measure(
-        text="share of the promised saving that dispatch, coverage and imbalance take",
-        unit="ratio",
-        is_pair=False,
-        measure=dispatch_share,
-    ),
-    "sparsity_realised_ratio": Measure(
-        text="share of the promised saving that is realised", unit="ratio", is_pair=False, measure=realised
-    ),
+    "sparsity_realised_ratio": _alone("share of the promised saving that is realised", realised),
 }
-
-
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimVerdict:
-    """What became of a claim.
+    """What became of a claim: the figure, whether it lies in the range that was claimed, and all of it in one line."""
 
-    Attributes:
-        text, source: the claim, and who says so.
-        measure: one of core.sparsity.MEASURES.
-        expected: the range in which it holds, for people.
-        measured: the figure.
-        verdict: agrees | disagrees | cannot tell.
-        where: the machine.
-        sentence: all of it in one line.
-    """
-
-    text: str
-    source: str
-    measure: str
-    expected: str
     measured: Estimate
     verdict: Verdict
-    where: str
     sentence: str
 
 
-def claim_of(summary: Summary) -> Claim | None:
-    """The claim of the run's workload, or None.
+def claim_notes(summary: Summary) -> tuple[str, ...]:
+    """The verdict on the claim of the run's workload as a note for a report; nothing without a claim.
 
     Raises:
         RecordError: the record's claim is damaged.
     """
     stored: Any = summary.record.workload.get("claim")
     if stored is None:
-        return None
+        return ()
     try:
-        return Claim(**stored)
+        claim = Claim(**stored)
     except (TypeError, WorkloadError) as error:
         raise RecordError(f"{summary.record.path / 'experiment.json'}: damaged claim ({error})") from error
-
-
-def claim_verdict(summary: Summary) -> ClaimVerdict | None:
-    """The verdict on the claim of the run's workload; None without a claim."""
-    claim = claim_of(summary)
-    return None if claim is None else judge(claim, summary)
-
-
-def claim_notes(summary: Summary) -> tuple[str, ...]:
-    """The verdict as a note for a report; nothing without a claim."""
-    verdict = claim_verdict(summary)
-    return () if verdict is None else (verdict.sentence,)
+    return (judge(claim, summary).sentence,)
 
 
 def judge(claim: Claim, summary: Summary) -> ClaimVerdict:
     """Measure what the claim is about, and say whether it holds."""
     measure = MEASURED[claim.measure]
-    measured = _measured(claim, measure, summary)
-    verdict = _verdict(claim, measured)
-    expected = _expected(claim, measure.unit)
-    where = _where(summary)
-    return ClaimVerdict(
-        text=claim.text,
-        source=claim.source,
-        measure=claim.measure,
-        expected=expected,
-        measured=measured,
-        verdict=verdict,
-        where=where,
-        sentence=_sentence(claim, measure, measured, expected, verdict, where, summary),
-    )
-
-
-def _measured(claim: Claim, measure: Measure, summary: Summary) -> Estimate:
     of, against = _models(claim, summary)
     if of is None:
-        return Estimate(value=None, reason=f"{claim.of or 'an MoE'} was not measured")
-    if measure.is_pair and against is None:
-        return Estimate(value=None, reason=f"{claim.against or 'a dense model'} was not measured")
-    return measure.measure(Sides(summary=summary, of=of, against=against))
+        measured = Estimate(value=None, reason=f"{claim.of or 'an MoE'} was not measured")
+    elif measure.is_pair and against is None:
+        measured = Estimate(value=None, reason=f"{claim.against or 'a dense model'} was not measured")
+    else:
+        measured = measure.measure(Sides(summary=summary, of=of, against=against))
+    verdict = _verdict(claim, measured)
+    names = [_named(model) for model in (of, against if measure.is_pair else None) if model is not None]
+    source = f" ({claim.source})" if claim.source else ""
+    why = measured.reason or "the interval reaches across that"
+    answer = f"cannot tell: {why}" if verdict == "cannot tell" else verdict
+    sentence = (
+        f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: '
+        f"{_figure(measured, measure.unit)}; the claim needs {_expected(claim, measure.unit)}. Verdict: {answer} "
+        f"(on {_where(summary)})."
+    )
+    return ClaimVerdict(measured=measured, verdict=verdict, sentence=sentence)
 
 
 def _models(claim: Claim, summary: Summary) -> tuple[ModelSummary | None, ModelSummary | None]:
@@ -429,27 +373,6 @@ def _where(summary: Summary) -> str:
     threads = environment.get("threads")
     name = str(environment.get("device_name") or "an unknown machine")
     return f"{name}, {threads} thread{'s' if threads != 1 else ''}" if threads else name
-
-
-def _sentence(
-    claim: Claim,
-    measure: Measure,
-    measured: Estimate,
-    expected: str,
-    verdict: Verdict,
-    where: str,
-    summary: Summary,
-) -> str:
-    of, against = _models(claim, summary)
-    names = [_named(model) for model in (of, against if measure.is_pair else None) if model is not None]
-    source = f" ({claim.source})" if claim.source else ""
-    figure = _figure(measured, measure.unit)
-    why = measured.reason or "the interval reaches across that"
-    answer = f"cannot tell: {why}" if verdict == "cannot tell" else verdict
-    return (
-        f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: {figure}; '
-        f"the claim needs {expected}. Verdict: {answer} (on {where})."
-    )
 
 
 def _named(model: ModelSummary) -> str:

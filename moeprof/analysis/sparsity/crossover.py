@@ -89,14 +89,7 @@ def crossovers(result: SweepResult) -> tuple[Crossover, ...]:
 
 
 def crossover_batch(result: SweepResult, moe: str, dense: str, row: SweepPoint | None = None) -> Crossover:
-    """The load at which the MoE stops or starts beating a dense model in dollars per million tokens.
-
-    Args:
-        result: the sweep.
-        moe: name of the MoE.
-        dense: name of the dense model.
-        row: the other settings; the first line when not given.
-    """
+    """The load at which the MoE stops or starts beating a dense model in dollars per million tokens."""
     row = result.rows[0] if row is None else row
     other = {result.load(p.point): p for p in result.line(dense, row)}
     pairs = [(result.load(p.point), p, other[result.load(p.point)]) for p in result.line(moe, row)
@@ -200,12 +193,7 @@ def crossover_point(load: float, ratio: Estimate) -> CrossoverPoint:
 
 
 def find_crossover(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, Estimate, bool | None, str]:
-    """Kind, load with interval, whether the MoE is cheaper below it, and the answer in words.
-
-    Args:
-        points: by load, ascending.
-        axis: what the load is called.
-    """
+    """Kind, load with interval, whether the MoE is cheaper below it, and the answer in words."""
     known = [(i, p) for i, p in enumerate(points) if p.told != "cannot tell"]
     if not known:
         reason = f"the difference lies within the noise at every {axis} tried"
@@ -255,12 +243,7 @@ def _crossing(
 
 
 def crossings(loads: Sequence[float], ratios: Sequence[float]) -> list[float]:
-    """Loads at which a line through the points, logarithmic both ways, meets 1.
-
-    Args:
-        loads: ascending, above 0.
-        ratios: above 0.
-    """
+    """Loads at which a line through the points, logarithmic both ways, meets 1."""
     x, y = np.log(np.asarray(loads, dtype=np.float64)), np.log(np.asarray(ratios, dtype=np.float64))
     y[np.abs(y) < 1e-12] = 0.0
     found = []

@@ -138,12 +138,7 @@ class LadderResult:
 
 
 def ladders(passes: Sequence[LanePass], *, num_moe_layers: int) -> tuple[LadderResult, ...]:
-    """Every ladder of a run: one per load and phase with at least MIN_BLOCKS steps in each launch.
-
-    Args:
-        passes: of all launches and loads.
-        num_moe_layers: MoE layers of the model, to say experts per layer.
-    """
+    """Every ladder of a run: one per load and phase with at least MIN_BLOCKS steps in each launch."""
     by_load: dict[int | None, list[LaneTimes]] = {}
     for one in passes:
         by_load.setdefault(one.concurrency, []).append(lane_times(one))
@@ -172,13 +167,7 @@ def _beyond(tax: Tax, apart: float) -> Tax:
 
 
 def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -> LadderResult:
-    """The ladder of one load and phase.
-
-    Args:
-        times: one per launch; lanes that are not in all of them are left out.
-        phase: prefill | decode | mixed | all.
-        num_moe_layers: to say experts per layer.
-    """
+    """The ladder of one load and phase."""
     own = None if phase == "all" else phase
     launches = [one.draws(own) for one in times]
     roles = lane_roles(times[0])
@@ -326,11 +315,6 @@ def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = 
     neighbour that takes half of the processor doubles every tax. The interval of a difference has the two half-widths
     that face each other, in quadrature: the runs are independent. It holds what the intervals hold: within one launch
     each, not what differs between launches.
-
-    Args:
-        first: of some model, load and phase.
-        second: of the same.
-        in_seconds: compare seconds per step instead.
     """
     pairs = [(tax, second.tax(tax.name)) for tax in first.taxes]
     found = [_agreement(a.name, *((a.seconds, b.seconds) if in_seconds else (a.share, b.share))) for a, b in pairs]

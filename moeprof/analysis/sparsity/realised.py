@@ -29,12 +29,7 @@ def sparsity_realised(total: float, moe: float, active: float) -> float | None:
 
 
 def no_promise(promised: Estimate, total: Estimate) -> str | None:
-    """Why the share of the promise cannot be told; None where it can.
-
-    Args:
-        promised: cost of the total-matched twin less that of the active-matched one, with its interval.
-        total: cost of the total-matched twin.
-    """
+    """Why the share of the promise (total- less active-matched twin) cannot be told; None where it can."""
     if promised.value is None or total.value is None:
         return promised.reason or total.reason
     if promised.low is None:
@@ -62,11 +57,6 @@ def realised_of_rounds(total: Sequence[float], moe: Sequence[float], active: Seq
 
     The interval is Welch's of the share's linear part, ``(1 - r) total - MoE + r active``, over the promise (delta
     method): rounds of different models are taken as independent.
-
-    Args:
-        total: costs of the total-matched twin, one per round.
-        moe: costs of the MoE.
-        active: costs of the active-matched twin.
     """
     promised = linear_estimate([(1.0, total), (-1.0, active)])
     reason = no_promise(promised, Estimate(value=float(np.mean(total))))
@@ -103,12 +93,7 @@ class DenseEquivalent:
 
 
 def equivalent_of_rounds(sizes: Sequence[tuple[int, Sequence[float]]], moe: Sequence[float]) -> DenseEquivalent:
-    """The dense-equivalent size from costs per round (per launch, where there are several) of models that ran alone.
-
-    Args:
-        sizes: total parameters and costs of each dense twin; rounds are taken as independent between models.
-        moe: costs of the MoE.
-    """
+    """The dense-equivalent size, from total parameters and costs per round (or launch) of twins that ran alone."""
     sizes = sorted(sizes, key=lambda size: size[0])
     samples = [np.asarray(costs, dtype=np.float64) for _, costs in sizes] + [np.asarray(moe, dtype=np.float64)]
     means = np.array([float(costs.mean()) for costs in samples])

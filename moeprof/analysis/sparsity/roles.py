@@ -37,12 +37,7 @@ class Roles:
 
 
 def roles(summary: Summary, moe_name: str | None = None) -> Roles:
-    """Find the roles among the models that were measured.
-
-    Args:
-        summary: the run.
-        moe_name: which MoE; None for the first.
-    """
+    """Find the roles among the models that were measured."""
     done = [m for m in summary.models if m.facts is not None and number(m, "usd_per_1m_total_tokens") is not None]
     moes = [m for m in done if m.facts is not None and m.facts.is_moe and moe_name in (None, m.name)]
     dense = [m for m in done if m.facts is not None and not m.facts.is_moe]

@@ -56,13 +56,7 @@ def _schedule(summary: Summary, model: ModelSummary) -> dict[str, Any]:
 
 
 def paired_times(above: Sequence[float], below: Sequence[float], launches: tuple[int, int]) -> Estimate:
-    """The ratio of times, paired by round; by launch where both have the same number of several.
-
-    Args:
-        above: of the model in the numerator, one per round, launch after launch.
-        below: likewise of the denominator.
-        launches: how many launches each comes from.
-    """
+    """The ratio of times, paired by round (launch after launch); by launch where both have as many of several."""
     if len(above) != len(below):
         ratio = float(np.mean(above) / np.mean(below))
         return Estimate(value=ratio, reason=f"no interval: {len(above)} rounds against {len(below)}")
@@ -73,15 +67,7 @@ def paired_times(above: Sequence[float], below: Sequence[float], launches: tuple
 
 
 def in_turn(pairs: Sequence[LockstepPair], moe: str, dense: str, phase: str, load: int | None) -> Estimate:
-    """Step time of the dense model over the MoE's, stepped in turn at the same load; less noise than lone runs.
-
-    Args:
-        pairs: all lock-step measurements of the run.
-        moe: name of the MoE.
-        dense: name of the dense model.
-        phase: prefill, decode or all.
-        load: requests in flight; None when all are sent at once.
-    """
+    """Step time of the dense model over the MoE's, stepped in turn at the same load; less noise than lone runs."""
     for pair in pairs:
         told = pair.ratios.get(None if phase == ALL else phase)
         if (pair.moe, pair.dense, pair.concurrency) == (moe, dense, load) and told is not None:
@@ -235,14 +221,7 @@ def missing_twins(moe: ModelSummary, others: Sequence[ModelSummary]) -> tuple[Ma
 
 
 def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: Estimate | None = None) -> Speedup:
-    """The dense model's figures over the MoE's.
-
-    Args:
-        moe: of the MoE.
-        dense: of the other model, same phase.
-        reason: why measured times must not be compared, or None.
-        turn: the ratio with the models stepped in turn, where that was measured.
-    """
+    """The dense model's figures over the MoE's."""
     up, down = dense.rounds_s_per_token, moe.rounds_s_per_token
     if reason is None and not (up and down):
         reason = dense.step_s_per_token.reason or moe.step_s_per_token.reason

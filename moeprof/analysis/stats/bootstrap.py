@@ -52,11 +52,6 @@ def draw_means(lanes: tuple[str, ...], time_SL: FloatArray, step_S: IntArray) ->
 
     Known error, by simulation: nominal 95 % cover 93-96 % from 100 steps on, up to an autocorrelation of 0.9 at 1,000
     steps; with noise of autocorrelation 0.5 in one lane alone, 88-90 % at 60 steps and 81 % at 12.
-
-    Args:
-        lanes: names of the second axis.
-        time_SL: seconds, steps in time order.
-        step_S: number of the step within its cycle.
     """
     num = len(time_SL)
     if num == 0:

@@ -128,13 +128,7 @@ def block_mean_interval(series: FloatArray, max_blocks: int = 30, *, bounded: bo
 
 
 def jackknife_interval(estimate: float, without_group: FloatArray, *, bounded: bool = False) -> Interval | None:
-    """95 % interval by the delete-a-group jackknife (Kott 2001): no random numbers, on the scale of mean_interval.
-
-    Args:
-        estimate: from all groups.
-        without_group: the estimate with each group left out, shape [G].
-        bounded: as in :func:`mean_interval`.
-    """
+    """95 % interval by the delete-a-group jackknife (Kott 2001): no random numbers, on the scale of mean_interval."""
     groups = len(without_group)
     if groups < 2 or not np.all(np.isfinite(without_group)):
         return None

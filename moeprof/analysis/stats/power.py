@@ -39,13 +39,7 @@ def enough(logs: Sequence[float], floor_ratio: float, num_gates: int = 1) -> boo
 
 
 def needed_pairs(logs: Sequence[float], floor_ratio: float, num_gates: int = 1) -> int | None:
-    """Launch pairs that would do, by the spread of these; None where more than MOST would be needed.
-
-    Args:
-        logs: log ratio of each pair so far, at least two.
-        floor_ratio: threshold.
-        num_gates: timed gates in use.
-    """
+    """Launch pairs that would do, by the spread of these (two or more); None where more than MOST would be needed."""
     nums = np.arange(MIN_LAUNCH_PAIRS, MOST + 1)
     return _first(nums, _pair_halves(_spread(logs), nums, num_gates) <= PRECISE * math.log1p(floor_ratio))
 

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moeprof.capture import compat
+
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """The values on the device; on a GPU through pinned memory, so that the host goes on at once."""
@@ -70,24 +72,13 @@ def capture(run: Callable[[], T], device: torch.device, *, pool: Any = None) -> 
     except Exception as error:
         broken = broken or error
     if broken is not None:
-        if _end_allocation(device, pool):
+        if compat.end_allocation(torch.cuda.current_device() if device.index is None else device.index, pool):
             _failed.append(graph)
         raise broken
     return graph.replay, result
 
 
 _failed: list[Any] = []  # the allocator of pinned memory may still ask them whose capture a stream is in
-
-
-def _end_allocation(device: torch.device, pool: Any) -> bool:
-    """Tell torch's allocator that a failed capture is over; False where torch has done so itself."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    try:
-        torch._C._cuda_endAllocateToPool(index, pool)
-    except (RuntimeError, AttributeError):  # it knows of no capture into this pool
-        return False
-    torch._C._cuda_releasePool(index, pool)
-    return True
 
 
 @functools.cache

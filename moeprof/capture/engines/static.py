@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import (
     BatchLayout,
     EngineFacts,
@@ -69,11 +70,11 @@ class StaticEngine(SteppedEngine):
         self._batch: StaticBatch | None = None
         equal = needs_equal_lengths(model)
         self._equal_lengths = equal is not None
-        experts = getattr(model.config, "_experts_implementation", None)
+        experts = compat.experts_of(model.config)
         self.facts = EngineFacts(
             kind="transformers",
             batching="static",
-            attention=str(getattr(model.config, "_attn_implementation", "eager")),
+            attention=compat.attention_of(model.config) or "eager",
             experts=None if experts is None else str(experts),
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),

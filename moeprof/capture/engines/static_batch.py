@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import BatchLayout, Model
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
@@ -99,7 +100,7 @@ class StaticBatch:
             **self.kwargs,
         )
         outputs = self.model(**inputs, return_dict=True)
-        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs, is_encoder_decoder=False)
+        self.kwargs = compat.next_generation_kwargs(self.model, outputs, self.kwargs)
         logits: torch.Tensor = outputs.logits[:, -1]
         return logits
 
@@ -116,9 +117,8 @@ class StaticBatch:
 
     def _prepare_cache(self, max_tokens: int) -> None:
         config = GenerationConfig(do_sample=False, use_cache=True)
-        self.model._prepare_cache_for_generation(
-            config, self.kwargs, GenerationMode.GREEDY_SEARCH, len(self.rows), max_tokens
-        )
+        mode = GenerationMode.GREEDY_SEARCH
+        compat.prepare_generation_cache(self.model, config, self.kwargs, mode, len(self.rows), max_tokens)
 
     def _select(self, live: list[int]) -> None:
         index = torch.tensor(live, dtype=torch.long, device=self.model.device)
@@ -182,11 +182,11 @@ def needs_static(model: Any) -> str | None:
     others = sorted({str(kind) for kind in layer_types(config)} - PAGED_LAYER_TYPES)
     if others:
         return REASONS.get(others[0], f"layers of type {others[0]}")
-    if getattr(model, "_is_stateful", False):
+    if compat.keeps_recurrent_state(model):
         return "it keeps a recurrent state between forwards"
     if _has_indexer(model):
         return "sparse attention with an index"
-    if not model._supports_default_dynamic_cache():
+    if not compat.has_default_cache(model):
         return "it has a cache of its own"
     return None
 

@@ -1,1 +1,1 @@
-"""Kernels of our own for attention and experts, and the trial that chooses among all candidates."""
+"""Kernels for attention, experts, norms and rotations: a table of candidates per operation, one choice by trial."""

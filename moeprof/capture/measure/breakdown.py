@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.instrumented import Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
@@ -343,7 +344,7 @@ def _distinct(blocks: Sequence[RoutingBlock]) -> tuple[float, ...] | None:
 
 def _as_written(model: Any) -> AbstractContextManager[Any]:
     """Inside, compiled modules of the model run as they were written."""
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    compiled = any(compat.is_compiled(module) for module in model.modules())
     if not compiled:
         return nullcontext()
     return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))

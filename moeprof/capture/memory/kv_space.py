@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.memory.predict import PAGE_TOKENS, remedy
 from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, model_memory
 from moeprof.capture.models.shapes import kv_bytes_per_token
@@ -181,7 +182,7 @@ def plain_step(model: Any, num_tokens: int, logit_rows: int | None) -> Callable[
 
     def run() -> None:
         config = model.config.get_text_config(decoder=True)
-        is_eager = getattr(config, "_attn_implementation", None) == "eager"
+        is_eager = compat.attention_of(config) == "eager"
         if is_eager and num_tokens > MOST_EAGER_TOKENS:
             raise NotImplementedError(f"eager attention holds {num_tokens} x {num_tokens} scores per head")
         ids = torch.zeros(1, num_tokens, dtype=torch.long, device=model.device)

@@ -30,6 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from moeprof.capture import compat
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
@@ -139,16 +140,15 @@ def choose_dtype(asked: str, config: Any, device: torch.device) -> tuple[torch.d
     own = getattr(torch, own) if isinstance(own, str) else own
     if device.type != "cpu" or own == torch.float32:
         return own, "the checkpoint's"
-    if own == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported():
+    if own == torch.bfloat16 and compat.has_bf16_instructions():
         return own, "the checkpoint's; this CPU has bf16 instructions"
     return torch.float32, f"this CPU has no {str(own).removeprefix('torch.')} instructions"
 
 
 def _attention(config: Any) -> str:
     """``sdpa``, or ``eager`` for classes that transformers has no such attention for (attention sinks and the like)."""
-    found = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    classes = found if isinstance(found, (list, tuple)) else (found,)
-    return "eager" if any(getattr(c, "_supports_sdpa", True) is False for c in classes) else "sdpa"
+    classes = compat.mapped_classes(AutoModelForCausalLM, config)
+    return "sdpa" if all(map(compat.supports_sdpa, classes)) else "eager"
 
 
 def _config(spec: ModelSpec, source: ModelSource) -> Any:
@@ -233,13 +233,11 @@ def _build_reshaped(
 
 def _text_model_class(spec: ModelSpec, config: Any) -> tuple[Any, Any]:
     """The class that ``AutoModelForCausalLM`` would take, and the part of the config that it is built from."""
-    mapping = AutoModelForCausalLM._model_mapping
-    if type(config) not in mapping:
+    options = compat.mapped_classes(AutoModelForCausalLM, config)
+    if not options:
         raise UnsupportedModelError(
             f"model {spec.name}: its code comes with the checkpoint; a twin is built of transformers' own classes only"
         )
-    found = mapping[type(config)]
-    options = found if isinstance(found, (list, tuple)) else (found,)
     named = {option.__name__: option for option in options}
     chosen = next((named[a] for a in getattr(config, "architectures", None) or () if a in named), options[0])
     text_class = config.sub_configs.get("text_config")

@@ -12,6 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from moeprof.capture import compat
 from moeprof.capture.models.find import find_model
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
@@ -112,8 +113,8 @@ def total_with_other_parts(config: Any, *, name: str) -> int | None:
     if getattr(config, "text_config", None) is None:
         return None
     named = (getattr(transformers, a) for a in getattr(config, "architectures", None) or () if hasattr(transformers, a))
-    whole: Any = next((kind._from_config for kind in named if hasattr(kind, "_from_config")), None)
-    if whole is None and type(config) in transformers.AutoModelForImageTextToText._model_mapping:
+    whole: Any = next((built for kind in named if (built := compat.from_config_of(kind)) is not None), None)
+    if whole is None and compat.mapped_classes(transformers.AutoModelForImageTextToText, config):
         whole = transformers.AutoModelForImageTextToText.from_config
     if whole is None:
         return None
@@ -153,12 +154,12 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: A
 def _builder(config: Any, name: str) -> Any:
     """What builds a model of this config: the auto class that knows it, else the class it names."""
     for auto in _AUTO_CLASSES[:-1]:
-        if type(config) in getattr(transformers, auto)._model_mapping:
+        if compat.mapped_classes(getattr(transformers, auto), config):
             return getattr(transformers, auto).from_config
     for architecture in getattr(config, "architectures", None) or ():
         if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)._from_config
-    if type(config) in transformers.AutoModel._model_mapping:
+            return compat.from_config_of(getattr(transformers, architecture))
+    if compat.mapped_classes(transformers.AutoModel, config):
         return transformers.AutoModel.from_config
     raise UnsupportedModelError(
         f"model {name}: transformers {transformers.__version__} has no class for model_type "

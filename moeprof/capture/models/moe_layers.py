@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from moeprof.capture import compat
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS, LayerShape
 from moeprof.core.errors import UnsupportedModelError
 
@@ -241,10 +242,10 @@ def refuse_unsupported(model: nn.Module) -> None:
         reason = REFUSED_MODULES.get(type(module).__name__)
         if reason is not None:
             raise UnsupportedModelError(f"{name} is not supported: {type(module).__name__}: {reason}")
-        if getattr(module, "_is_expert_parallel", False) and not hasattr(module, "moeprof_num_experts"):
+        if compat.is_expert_parallel(module) and not hasattr(module, "moeprof_num_experts"):
             raise UnsupportedModelError(f"{name} is loaded with expert parallelism; say so in engine.parallel")
     config: Any = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoder models continue a prompt")
-    if getattr(model, "_use_kernels", False):
+    if compat.uses_hub_kernels(model):
         raise UnsupportedModelError(f"{name} runs hub kernels that replace whole blocks; load without use_kernels")

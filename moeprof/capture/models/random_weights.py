@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moeprof.capture import compat
 from moeprof.core.errors import UnsupportedModelError
 
 RESIDUAL_OUTPUTS = frozenset(
@@ -68,7 +69,7 @@ def random_model(
         for path, owner, module in _with_owners(model, later):
             torch.manual_seed(module_seed(seed, path))
             with around_module(path, module):
-                owner._init_weights(module)
+                compat.initialise(owner, module)
         _fill_unset(drawn, model, name, seed)
         _narrow_residual_outputs(model, residual_scale(model.config))
     return model
@@ -108,10 +109,7 @@ def module_seed(seed: int, path: str) -> int:
 def _float32_names(model: Any) -> tuple[str, ...]:
     """Parts of names that the class keeps in float32 when a checkpoint of this dtype is loaded."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype.itemsize < 4 else set()
-    if dtype == torch.float16:
-        names |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    return tuple(names)
+    return tuple(compat.kept_in_float32(model, dtype))
 
 
 def _with_owners(model: Any, later: Any) -> Iterator[tuple[str, Any, nn.Module]]:

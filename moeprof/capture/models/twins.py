@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moeprof.capture import compat
 from moeprof.capture.models.moe_layers import MoeLayer, find_moe_layers
 from moeprof.capture.models.parameters import parameter_groups
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
@@ -440,8 +441,7 @@ def _forget_experts(model: Any) -> None:
                 setattr(config, key, 0)
         if getattr(config, "output_router_logits", None):
             config.output_router_logits = False
-        if hasattr(config, "_experts_implementation"):
-            config._experts_implementation = "eager"  # as dense models have it; none of its kernels runs
+        compat.forget_experts_of(config)
 
 
 def _notes(facts: TwinFacts, layers: tuple[TwinLayer, ...], params: int) -> list[str]:

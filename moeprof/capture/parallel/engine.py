@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines import hf
 from moeprof.capture.engines.base import Engine, EngineFacts, ListenerSet, Step, SteppedEngine
 from moeprof.capture.engines.deployment import Deployment
@@ -40,7 +41,7 @@ def settings_of_rank(settings: TransformersSettings, model: Any) -> Transformers
     """
     experts = settings.experts
     if experts == "auto":
-        experts = getattr(model.config.get_text_config(), "_experts_implementation", None) or "eager"
+        experts = compat.experts_of(model.config.get_text_config()) or "eager"
     return replace(settings, parallel=None, decode_graphs="off", run_ahead="off", experts=experts)
 
 

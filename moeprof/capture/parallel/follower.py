@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.hf import build_engine
 from moeprof.capture.instrumented import Tapping
@@ -97,7 +98,7 @@ class Follower:
 
     def forward(self, attention: str, args: Any, kwargs: Any) -> None:
         """The whole model, without an engine."""
-        if self._model.config._attn_implementation != attention:
+        if compat.attention_of(self._model.config) != attention:
             self._model.set_attn_implementation(attention)
         with torch.inference_mode():
             self._model(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))

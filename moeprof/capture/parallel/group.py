@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
 
 from moeprof.core.errors import EngineError
 
@@ -47,7 +46,8 @@ class Group:
         self._next_number = 0
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = TCPStore("127.0.0.1", port, ranks, is_master=rank == 0, timeout=JOIN)
+        distributed: Any = dist  # torch does not say that it exports the store
+        store = distributed.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0, timeout=JOIN)
         dist.init_process_group(
             self.backend, store=store, rank=rank, world_size=ranks, timeout=STEP,
             device_id=device if device.type == "cuda" else None,

@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
+from moeprof.capture import compat
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.random_weights import module_seed, random_model
 from moeprof.capture.parallel.group import joined
@@ -191,7 +192,7 @@ def check_shares(name: str, outline: Any, parallel: Parallel) -> None:
         UnsupportedModelError: says what cannot be shared, and which numbers of ranks could.
     """
     config, ranks = outline.config.get_text_config(decoder=True), parallel.ranks
-    tensor_plan, expert_plan = outline._tp_plan or {}, outline._ep_plan or {}
+    tensor_plan, expert_plan = compat.parallel_plans(outline)
     keeps_whole = parallel.plan == "expert" and _has_experts(outline)
     if keeps_whole and not any(style in EXPERTS_RULES for style in expert_plan.values()):
         raise UnsupportedModelError(
@@ -244,7 +245,7 @@ def _distributed(outline: Any, parallel: Parallel) -> Any:
     if HAS_EXPERT_SIZE:
         return DistributedConfig(tp_size=parallel.ranks, ep_size=parallel.ranks, ep_implementation="all_reduce")
 
-    rules = expert_plan(outline._tp_plan, outline._ep_plan)
+    rules = expert_plan(*compat.parallel_plans(outline))
     return DistributedConfig(tp_size=parallel.ranks, tp_plan=rules)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moeprof.capture import compat
 from moeprof.capture.parallel.group import Group
 
 
@@ -25,7 +26,7 @@ def mirror_calls(model: Any, group: Group) -> None:
         call = ExitStack()
         calls.append(call)
         if not group.is_held:
-            group.tell("forward", model.config._attn_implementation, on_host(args), on_host(kwargs))
+            group.tell("forward", compat.attention_of(model.config), on_host(args), on_host(kwargs))
             call.enter_context(group.hold())
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -12,7 +12,6 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
 from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.labels import figure_label, from_to
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
 from moeprof.analysis.report.document import FactTable, GateTable
@@ -184,8 +183,8 @@ def test_figures_without_a_gate_that_changed_are_shown() -> None:
 def test_of_many_figures_that_changed_the_first_screen_comes_first() -> None:
     whole = planted()
     one = whole.changes[-2]
-    many = [replace(one, key=(f"step_p{p}_s", ()), card=card_for(f"step_p{p}_s")) for p in range(50, 60)]
-    last = replace(one, key=("ttft_p50_s", ()), card=card_for("ttft_p50_s"))
+    many = [replace(one, key=(f"step_p{p}_s", ())) for p in range(50, 60)]
+    last = replace(one, key=("ttft_p50_s", ()))
     (table,) = changed_figures(replace(whole, changes=(*many, last)))
     assert isinstance(table, RatioTable) and table.title == "Also changed, without a gate: 8 of 11 figures"
     assert table.rows[0].name == "ttft_p50_s"

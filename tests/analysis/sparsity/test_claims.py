@@ -89,7 +89,7 @@ def test_the_whole_interval_decides(tmp_path: Path, bounds: dict[str, Any], verd
 def test_without_an_interval_a_claim_cannot_be_told_and_the_sentence_says_why(tmp_path: Path) -> None:
     summary = moe_and_dense(tmp_path, [0.01], [0.03], environment={"device_name": "a processor", "threads": 1})
     found = judge(claim("speed_ratio", at_least=2.0, source="somebody"), summary)
-    assert found.verdict == "cannot tell" and found.where == "a processor, 1 thread"
+    assert found.verdict == "cannot tell"
     assert found.sentence == (
         'Claim: "so it is" (somebody). Measured: speed on the same requests, moe (1.08 M parameters) against dense '
         "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "

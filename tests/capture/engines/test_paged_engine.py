@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import BatchLayout, ListenerSet, Step
 from moeprof.capture.engines.hf import build_engine
+from moeprof.capture.engines.paged.attention import PADDING_TOKENS, alike
 from moeprof.capture.engines.paged.cache import hub_of
-from moeprof.capture.engines.paged.compiled import as_written, compile_layers
-from moeprof.capture.engines.paged.eager import PADDING_TOKENS, alike
-from moeprof.capture.engines.paged.engine import PagedEngine
+from moeprof.capture.engines.paged.engine import PagedEngine, PagedOptions
 from moeprof.capture.engines.paged.graphs import DecodeGraphs, sizes_up_to
-from moeprof.capture.engines.paged.options import PagedOptions
+from moeprof.capture.engines.paged.model import as_written, compile_layers
 from moeprof.capture.engines.static import StaticEngine
 from moeprof.capture.measure.warmup import calibrate
 from moeprof.capture.models.moe_layers import find_moe_layers

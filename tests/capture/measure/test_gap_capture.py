@@ -307,7 +307,7 @@ def test_ranges_are_closed_and_hooks_removed_when_the_model_fails(dense: Any) ->
 
 
 def test_compiled_layers_are_itemised_as_they_were_written() -> None:
-    from moeprof.capture.engines.paged.compiled import decoder_layers
+    from moeprof.capture.engines.paged.model import decoder_layers
 
     model = tiny_model("qwen3_moe").eval()
     for layer in decoder_layers(model) or ():

@@ -240,7 +240,7 @@ def test_bytes_of_a_twin_are_known_before_it_loads_and_a_twin_of_a_dense_model_i
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In this process: the run below starts the real one.
-    monkeypatch.setattr(estimating, "_count_in_process", lambda asked: [estimating._count(c) for c in asked])
+    monkeypatch.setattr(estimating, "_count_in_process", lambda asked: [estimating._count(*one) for one in asked])
 
     def estimate(base: ModelSpec, twin: ModelSpec) -> dict[str, int | None]:
         models = (base, twin)

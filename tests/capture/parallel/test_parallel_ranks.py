@@ -150,7 +150,8 @@ def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_the
     plan = a_plan(folder, Parallel(plan="tensor", ranks=2))
     plan = replace(plan, engine=replace(plan.engine, prefix_cache=True))
     followers = as_rank_0(plan)
-    alone = told(replace(plan, engine=replace(plan.engine, parallel=None)), schedule)
+    own = replace(plan.engine, parallel=None)
+    alone = told(replace(plan, engine=own, opener=opener_of(own)), schedule)
     shared = told(plan, schedule)
     facts = shared["rig"].engine.facts
     assert (facts.ranks, facts.parallel, facts.run_ahead) == (2, "tensor", False)

@@ -8,8 +8,7 @@ import torch
 
 from moeprof.capture.engines.base import BatchLayout, ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.engines.paged.engine import PagedEngine
-from moeprof.capture.engines.paged.options import PagedOptions
+from moeprof.capture.engines.paged.engine import PagedEngine, PagedOptions
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.replay import replay
 from moeprof.capture.routing.override import override_routing

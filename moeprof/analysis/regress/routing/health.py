@@ -29,11 +29,6 @@ def busiest_by_phase(pair: RoutingPair, *, exact: bool, seed: int = 0) -> dict[s
 
     Its interval is that of the rise, around the value now; None for loads alone, with fewer than ten requests, and
     where any difference is one.
-
-    Args:
-        pair: both sides.
-        exact: any difference is one.
-        seed: of the resampling.
     """
     drawn = None if exact or pair.no_picks is not None else resampled_requests(pair, seed)
     return {phase: _figure(pair, phase, num, drawn) for phase, num in {ALL: pair.tokens, **pair.phase_tokens}.items()}

@@ -165,13 +165,7 @@ MOST_MOVED = 6
 
 
 def layer_changes(pair: RoutingPair, *, exact: bool, seed: int = 0) -> tuple[LayerChange, ...]:
-    """Every layer of two sides.
-
-    Args:
-        pair: both sides.
-        exact: any difference is one: every newly dead expert counts, and loads alone have no null.
-        seed: of the nulls.
-    """
+    """Every layer of two sides."""
     swaps = random_swaps(len(pair.tokens_B), seed)
     loads = [tuple(side.sum(axis=0) for side in layer.counts_BE) for layer in pair.layers]
     drift = [float(np.nan_to_num(js_divergence(one, two))) for one, two in loads]

@@ -34,14 +34,7 @@ def chance_text(chance: float | None) -> str:
 def change_sentences(
     layers: Sequence[LayerChange], agreement: MetricValue, verdict: str, *, exact: bool
 ) -> tuple[str, ...]:
-    """At most six sentences.
-
-    Args:
-        layers: every layer.
-        agreement: ``routing_agreement_ratio``, or why there is none.
-        verdict: of the change.
-        exact: any difference is one.
-    """
+    """At most six sentences."""
     labels = layer_labels([layer.name for layer in layers])
     if verdict == "unchanged":
         what = "Every expert has as many tokens as before" if agreement.value is None else "Every pick is the same"

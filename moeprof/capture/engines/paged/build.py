@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from moeprof.capture.engines.base import ListenerSet
-from moeprof.capture.engines.paged.compiled import as_written, compile_layers
-from moeprof.capture.engines.paged.engine import PagedEngine
+from moeprof.capture.engines.paged.engine import PagedEngine, PagedOptions
 from moeprof.capture.engines.paged.graphs import CudaGraphs, GraphBackend
 from moeprof.capture.engines.paged.kernels import chooser
-from moeprof.capture.engines.paged.options import PagedOptions
+from moeprof.capture.engines.paged.model import as_written, compile_layers
 from moeprof.capture.kernels.choose_experts import ChosenExperts, apply_experts, choose_experts
 from moeprof.capture.kernels.modules import fuse, unfuse
 from moeprof.core.errors import UnsupportedModelError

@@ -115,7 +115,7 @@ class Hub:
     active: PagedCache | None = None
     seen: list[AttentionFacts] | None = None
     caches: list[PagedCache] = field(default_factory=list)
-    before: str = "sdpa"
+    before: str | None = "sdpa"
 
 
 def make_cache(facts: list[AttentionFacts], *, num_pages: int, device: torch.device) -> PagedCache:

@@ -12,19 +12,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import BatchLayout, EngineFacts, ListenerSet, SequenceInStep, Step, SteppedEngine
 from moeprof.capture.engines.paged.cache import hub_of, make_cache
-from moeprof.capture.engines.paged.discover import attention_layers, leave_model, take_model
-from moeprof.capture.engines.paged.forward import Forward
-from moeprof.capture.engines.paged.graphs import CaptureError, DecodeGraphs, sizes_up_to
-from moeprof.capture.engines.paged.inputs import Seats, Staging, decode_rows
-from moeprof.capture.engines.paged.options import PagedOptions
+from moeprof.capture.engines.paged.forward import Forward, Seats, Staging, decode_rows
+from moeprof.capture.engines.paged.graphs import CaptureError, DecodeGraphs, GraphBackend, sizes_up_to
+from moeprof.capture.engines.paged.kernels import Chooser, plain_kernels
+from moeprof.capture.engines.paged.model import attention_layers, leave_model, take_model
 from moeprof.capture.engines.paged.sequences import PAGE_TOKENS, Part, Scheduler, pages_for
-from moeprof.capture.engines.paged.step_watch import Marks, StepWatch
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Request
 
@@ -252,7 +251,7 @@ class PagedEngine(SteppedEngine):
             kind="transformers",
             batching="continuous",
             attention=f"paged_{self._kernels.decode_name}",
-            experts=options.experts or getattr(config, "_experts_implementation", None),
+            experts=options.experts or compat.experts_of(config),
             decode_experts=options.decode_experts,
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=str(self._device),
@@ -275,3 +274,78 @@ def _layout(parts: list[Part]) -> BatchLayout:
         is_prefill=tuple(part.is_prefill for part in parts),
         past_tokens=tuple(part.past for part in parts),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedOptions:
+    """How a paged engine runs; see TransformersSettings.
+
+    Attributes:
+        kv_tokens: token slots of the cache.
+        max_batch_tokens: tokens in a step.
+        max_sequences: sequences in flight.
+        prefix_cache: requests share the pages of common prefixes.
+        eos_ids: ids that end an output where the request says so.
+        run_ahead: launch a step while the one before runs.
+        graphs: captures decode steps, or None.
+        kernels: chooses how layers attend.
+        experts: experts implementation of large steps, where it is not the one that the config names.
+        decode_experts: that of decode steps, where it is another.
+        compiled: what of the model is compiled, for the facts.
+        notes: for the facts.
+    """
+
+    kv_tokens: int
+    max_batch_tokens: int
+    max_sequences: int = 256
+    prefix_cache: bool = False
+    eos_ids: tuple[int, ...] = ()
+    run_ahead: bool = False
+    graphs: GraphBackend | None = None
+    kernels: Chooser = plain_kernels
+    experts: str | None = None
+    decode_experts: str | None = None
+    compiled: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Marks:
+    """Events of one step: device work begins, ends, tokens are on the host."""
+
+    start: Any
+    end: Any
+    copied: Any
+
+
+class StepWatch:
+    """Marks steps by events; on a CPU, where work is done when a call returns, there is nothing to mark."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+
+    def start(self) -> Marks | None:
+        """Just before a step's first device work."""
+        if not self._is_cuda:
+            return None
+        event = cast("type[Any]", torch.cuda.Event)
+        marks = Marks(event(enable_timing=True), event(enable_timing=True), event())
+        marks.start.record()
+        return marks
+
+    def end(self, marks: Marks | None, chosen: torch.Tensor) -> torch.Tensor:
+        """Just after its last; returns where its tokens will be on the host (a copy: captured steps reuse theirs)."""
+        if marks is None:
+            return chosen.clone()
+        marks.end.record()
+        host = torch.empty(chosen.shape, dtype=chosen.dtype, pin_memory=True)
+        host.copy_(chosen, non_blocking=True)
+        marks.copied.record()
+        return host
+
+    def wait(self, marks: Marks | None) -> float | None:
+        """Until its tokens are on the host; device seconds of the step, or None on a CPU."""
+        if marks is None:
+            return None
+        marks.copied.synchronize()
+        return float(marks.start.elapsed_time(marks.end)) / 1e3

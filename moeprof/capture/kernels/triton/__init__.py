@@ -1,1 +1,1 @@
-"""Triton kernels for a GPU and their launcher."""
+"""Triton kernels for a GPU."""

@@ -1,14 +1,49 @@
-"""Learns a model's attention layers from one forward of one token, and switches the model to paged attention."""
+"""What a paged engine does to a model: learns its attention layers, takes its attention over, compiles its layers.
+
+The layers' attention is seen in one forward of one token. torch.compile makes few kernels of norms, rotations, routers
+and activations. Layers are compiled one by one because they are alike: what is compiled for the first serves all. The
+attention stays outside (its plan changes with every step), so a layer is two pieces.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
+from moeprof.capture import compat
 from moeprof.capture.engines.base import BatchLayout, ListenerSet
 from moeprof.capture.engines.paged import attention
 from moeprof.capture.engines.paged.cache import INDEX, AttentionFacts, PagedCache, check_layers, hub_of
+
+RECOMPILES = 64  # batch sizes and layers of a kind; beyond it a piece runs uncompiled, silently
+
+
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The stack of layers: the list of modules whose length is the number of layers; None when there is no such."""
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
+    return lists[0] if lists else None
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> str | None:
+    """Compile in place; once is enough for all engines of a model. ``layers``, or None when no stack was found."""
+    layers = decoder_layers(model)
+    if layers is None:
+        return None
+    compat.allow_recompiles(RECOMPILES)
+    for layer in layers:
+        if not compat.is_compiled(layer):
+            cast("Any", layer).compile(backend=backend)
+    return "layers"
+
+
+def as_written(model: Any) -> None:
+    """Take the compiled form away: the layers run as they are written."""
+    for layer in decoder_layers(model) or ():
+        compat.forget_compiled(layer)
+
 
 ONE_TOKEN = BatchLayout(query_tokens=(1,), requests=(0,), is_prefill=(True,), past_tokens=(0,))
 
@@ -20,7 +55,7 @@ def attention_layers(model: Any, listeners: ListenerSet) -> list[AttentionFacts]
     Raises:
         UnsupportedModelError: not one call per layer.
     """
-    hub, before = hub_of(model), model.config.get_text_config()._attn_implementation
+    hub, before = hub_of(model), compat.attention_of(model.config.get_text_config())
     attention.register()
     model.set_attn_implementation(attention.NAME)
     hub.seen = []
@@ -43,7 +78,7 @@ def take_model(model: Any, cache: PagedCache) -> None:
     """From here on the model attends through ``cache`` whenever it is the active one."""
     hub = hub_of(model)
     if not hub.caches:
-        hub.before = model.config.get_text_config()._attn_implementation
+        hub.before = compat.attention_of(model.config.get_text_config())
         model.set_attn_implementation(attention.NAME)
     hub.caches.append(cache)
 
