@@ -1,9 +1,9 @@
 """What follows from a model's shape alone: bytes, FLOPs, devices, twins. Arithmetic on ModelFacts, nothing measured.
 
-Formulas: METRICS sections 2, 3 (uniform null), 5 and 8. Where tokens choose experts evenly, T tokens of a step touch
+Formulas: docs/metrics.md. Where tokens choose experts evenly, T tokens of a step touch
 E[U] = E * (1 - (1 - k/E)^T) of a layer's E experts; real routing touches fewer, so these bytes are an upper estimate.
 
-Bytes and FLOPs that a model's shape promises, before anything runs. METRICS sections 3 (uniform null) and 5.
+Bytes and FLOPs that a model's shape promises, before anything runs. See docs/metrics.md#work.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def flops_per_token(facts: ModelFacts, context: int) -> int:
 
 
 def weights_bytes_per_step(facts: ModelFacts, batch: int, bits: int) -> float:
-    """Bytes of weights that one decode step of ``batch`` tokens reads, experts chosen evenly (METRICS 5).
+    """Bytes of weights that one decode step of ``batch`` tokens reads, experts chosen evenly (docs/metrics.md#work).
 
     Every matrix outside of the experts once, each distinct expert once, the head once; embedding rows are not counted.
     """
@@ -104,7 +104,7 @@ class Figure:
     """One number.
 
     Attributes:
-        name: as in METRICS.
+        name: as in docs/metrics.md.
         value: a number, a text, or None with the reason in ``remark``.
         unit: as on the card of its name.
         section: heading it stands under.

@@ -116,7 +116,7 @@ class ExpertsOnly:
 
 
 def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, source: str) -> ModelFacts:
-    """Count a described model: formulas of METRICS section 2 on matrices and norm vectors, biases left out.
+    """Count a described model: formulas of docs/metrics.md#parameters on matrices and norm vectors, biases left out.
 
     Args:
         description: its layers.
@@ -349,7 +349,7 @@ class Convention:
     """Which way of counting a vendor's active figure follows.
 
     Attributes:
-        letter: ``A``, ``B`` or ``C`` of METRICS section 2.
+        letter: ``A``, ``B`` or ``C`` of docs/metrics.md#parameters.
         error_ratio: ours / theirs - 1.
         is_settled: False when it is only the nearest of the three.
     """

@@ -149,3 +149,31 @@ class MetricValue:
 def missing(name: str, reason: str, **labels: str) -> MetricValue:
     """A metric that was not measured, and why."""
     return MetricValue(name=name, value=None, reasons=(reason,), labels=labels)
+
+
+def measured(
+    name: str, value: float | int | None, reason: str, labels: dict[str, str] | None = None, *, exact: bool = False
+) -> MetricValue:
+    """A value without an interval, or why there is none."""
+    if value is None:
+        return missing(name, reason, **(labels or {}))
+    return MetricValue(name=name, value=value, exact=exact, labels=labels or {})
+
+
+def estimated(
+    name: str,
+    value: float,
+    interval: tuple[float, float] | None,
+    otherwise: str,
+    *,
+    n: int,
+    labels: dict[str, str],
+    null: dict[str, float] | None = None,
+    notes: tuple[str, ...] = (),
+) -> MetricValue:
+    """A value with its interval; ``otherwise`` is the reason that stands where there is none."""
+    low, high = interval or (None, None)
+    reasons = notes if interval else (*notes, otherwise)
+    return MetricValue(
+        name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, null=null or {}, reasons=reasons
+    )

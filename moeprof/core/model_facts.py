@@ -1,6 +1,6 @@
 """What a model is, counted exactly: the part of ``model.json`` that the analysis wing needs, without torch.
 
-Groups and formulas: METRICS section 2. ``params_by_group`` counts each parameter once, by identity (tied weights once).
+Groups and formulas: docs/metrics.md#parameters. ``params_by_group`` counts by identity, tied weights once.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue
 
 ABSENT = "-"
-# Reason codes of METRICS section 6 in words; codes stay codes in summary.json.
+# Reason codes of docs/metrics.md#energy in words; codes stay codes in summary.json.
 REASON_CODES = {
     "no_counter": "no energy counter that can be read on this machine; `moeprof doctor` says why",
     "window_too_short": "the window is too short for the counter",

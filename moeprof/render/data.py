@@ -50,7 +50,7 @@ def summary_json(summary: Summary, doubts: Sequence[Doubt]) -> dict[str, Any]:
 
 
 def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
-    """METRICS section 10: each flag, valid or not, and why; null where nothing was measured."""
+    """docs/metrics.md#validity: each flag, valid or not, and why; null where nothing was measured."""
     flags = {}
     for flag in FLAGS:
         own = [doubt for doubt in doubts if doubt.flag == flag]

@@ -1,6 +1,6 @@
 """Which facts differ between two runs, and which figures may therefore not be set against each other.
 
-Comparability is per metric (METRICS section 9): a run on another machine still counts the same parameters. Facts that
+Comparability is per metric: a run on another machine still counts the same parameters. Facts that
 are only worth knowing (library versions, the price) forbid nothing.
 
 Facts of a run that decide what may be set against it: plain JSON, so that a saved file holds the same ones.
@@ -335,7 +335,7 @@ def fact_text(value: Any) -> str:
 
 
 def why_incomparable(first: ModelSummary, second: ModelSummary) -> str | None:
-    """Why dollars of two models must not be set against each other, or None (METRICS section 7, busy and billed)."""
+    """Why dollars of two models must not be set against each other, or None (docs/metrics.md#busy-and-billed)."""
     if "failed" in (first.record.status, second.record.status):
         return "one of them failed"
     traffics = {tables.traffic for model in (first, second) for tables in model.priced}

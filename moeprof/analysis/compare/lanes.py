@@ -1,4 +1,4 @@
-"""Lock-step lanes as arrays, and the ratio of two of them (METRICS section 1, lock-step pairs).
+"""Lock-step lanes as arrays, and the ratio of two of them (docs/metrics.md#lock-step-pairs).
 
 All lanes did the same steps in turn, so noise of the machine hits neighbours alike and cancels in their ratio. Cycles
 repeat the same steps with the same tokens: intervals speak for this schedule, not for other traffic.

@@ -1,4 +1,4 @@
-"""Models of one run side by side: every metric with its ratio to a reference, interval and verdict (METRICS 8, 9).
+"""Models of one run side by side: every metric with its ratio to a reference, interval and verdict (docs/metrics.md).
 
 Same schedule, interleaved rounds: samples are paired (see moeprof/analysis/compare/pairs.py). What may not be compared,
 tokens of different tokenizers, dollars of machines that stood idle, unequal work, is incomparable, with the reason.

@@ -1,4 +1,4 @@
-"""From two values to the cell of a comparison: ratio, interval, verdict, reason (METRICS section 9)."""
+"""From two values to the cell of a comparison: ratio, interval, verdict, reason (docs/metrics.md#verdicts)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run against run: every metric of every model that both runs hold, with ratio, interval and verdict (METRICS 9).
+"""Run against run: every metric of every model that both runs hold, with ratio, interval and verdict.
 
 The unit of repetition is the launch. Timed figures are judged by Welch's test on logarithms of five or more launches a
 side, counted facts exactly; what the runs' facts forbid is incomparable, and a run against itself is the same run.

@@ -11,7 +11,7 @@ from moeprof.analysis.metrics.tables import PassTables, is_done
 from moeprof.core.metric import MetricValue
 
 FEWEST_BUSY_RATIO = 0.95
-AT_SLO = "usd_per_1m_tokens_at_slo"  # each model at its own highest rate: what METRICS section 7 compares
+AT_SLO = "usd_per_1m_tokens_at_slo"  # each model at its own highest rate: what docs/metrics.md#cost compares
 NEEDS_BUSY = {"cost", "throughput", "energy"}  # sections whose figures hold the idle time of an open loop
 
 
@@ -58,7 +58,7 @@ def _done(tables: PassTables) -> tuple[int, int | None]:
 
 
 def why_incomparable(key: Key, first: Work, second: Work) -> str | None:
-    """Why this figure of two models of one run must not be set against each other, or None (METRICS section 7)."""
+    """Why this figure of two models of one run must not be set against each other, or None (docs/metrics.md#cost)."""
     card, traffic = card_for(key[0]), labels_of(key).get("traffic")
     if card.section not in NEEDS_BUSY and card.section != "latency":
         return None

@@ -21,7 +21,7 @@ from statistics import median
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, limits_of
-from moeprof.core.metric import Card, MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, measured
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep
 from moeprof.core.record.launch import EngineHeader, LaunchHeader
@@ -298,24 +298,20 @@ def gap_metrics(launch: LaunchHeader, facts: ModelFacts) -> list[MetricValue]:
         reason = step.reason or "no work was counted"
         values += [
             MetricValue(name="gap_step_s", value=step.wall_s, n=n, labels=labels),
-            _or_missing("gap_step_device_s", step.device_s, "device time needs a device with events", labels),
-            _or_missing("gap_roofline_s", step.roofline_s, reason, labels),
-            _or_missing("gap_time_over_roofline_ratio", step.time_over_roofline_ratio, reason, labels),
-            _or_missing("gap_s", step.gap_s, reason, labels),
+            measured("gap_step_device_s", step.device_s, "device time needs a device with events", labels),
+            measured("gap_roofline_s", step.roofline_s, reason, labels),
+            measured("gap_time_over_roofline_ratio", step.time_over_roofline_ratio, reason, labels),
+            measured("gap_s", step.gap_s, reason, labels),
         ]
         why = step.point.reason or "no step was profiled"
         ratio = None if step.profiled is None else step.profiled.wall_s / step.wall_s
         launched = None if step.profiled is None else step.profiled.launches
         values += [
-            _or_missing("gap_launches_per_step", launched, why, labels),
-            _or_missing("gap_profiled_over_plain_ratio", ratio, why, labels),
+            measured("gap_launches_per_step", launched, why, labels),
+            measured("gap_profiled_over_plain_ratio", ratio, why, labels),
         ]
         for part in step.parts:
             own = labels | {"part": part.name}
             values.append(MetricValue(name="gap_part_s", value=part.seconds, labels=own))
-            values.append(_or_missing("gap_part_roofline_s", part.floor_s, reason, own))
+            values.append(measured("gap_part_roofline_s", part.floor_s, reason, own))
     return values
-
-
-def _or_missing(name: str, value: float | None, reason: str, labels: dict[str, str]) -> MetricValue:
-    return missing(name, reason, **labels) if value is None else MetricValue(name=name, value=value, labels=labels)

@@ -18,7 +18,7 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 
 COUNTER_PERIOD_S = 0.1
 SHORTEST_WINDOW_S = 20 * COUNTER_PERIOD_S
@@ -136,8 +136,7 @@ def energy_metrics(
     if not rounds:
         return []
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
-    idle = MetricValue(name="idle_power_w", value=idle_power_w, labels=labels)
-    values = [missing("idle_power_w", idle_reason, **labels) if idle_power_w is None else idle]
+    values = [measured("idle_power_w", idle_power_w, idle_reason, labels)]
     energies = [pass_energy(tables) for tables in rounds]
     failed = next((energy for energy in energies if energy.joules is None), None)
     if failed is not None:

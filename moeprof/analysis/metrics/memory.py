@@ -13,7 +13,7 @@ from moeprof.analysis.metrics.samples import mean_of_steps
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import GROUPS, ModelFacts
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, MemoryHeader
 
@@ -90,12 +90,7 @@ def _measured(memory: MemoryHeader, engine: EngineHeader) -> list[MetricValue]:
         "host_rss_peak_bytes": memory.host_rss_peak_bytes,
     }
     keys = {"reserved_bytes": "peak_reserved_bytes"}
-    return [
-        MetricValue(name=name, value=value)
-        if value is not None
-        else missing(name, _reason(memory, keys.get(name, name)))
-        for name, value in found.items()
-    ]
+    return [measured(name, value, _reason(memory, keys.get(name, name))) for name, value in found.items()]
 
 
 def _reason(memory: MemoryHeader, key: str) -> str:
@@ -130,10 +125,8 @@ def _peak(memory: MemoryHeader) -> MetricValue:
     on_host = memory.kind == "host"
     key = "host_rss_peak_bytes" if on_host else "peak_reserved_bytes"
     value = memory.host_rss_peak_bytes if on_host else memory.peak_reserved_bytes
-    labels = {"memory": "host" if on_host else "device"}
-    if value is None:
-        return missing("peak_memory_bytes", _reason(memory, key), **labels)
-    return MetricValue(name="peak_memory_bytes", value=value, labels=labels)
+    where = "host" if on_host else "device"
+    return measured("peak_memory_bytes", value, _reason(memory, key), {"memory": where})
 
 
 def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
@@ -166,9 +159,7 @@ def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValu
     values = [mean_of_steps(names[0], idle, labels, NO_ROUTING)]
     values.append(MetricValue(name=names[1], value=cold_expert_bytes(facts, counts), exact=True, labels=labels))
     for name, share in HOT_SHARES.items():
-        hot = hot_set_bytes(facts, counts, share)
-        empty = missing(name, "no tokens were routed", **labels)
-        values.append(empty if hot is None else MetricValue(name=name, value=hot, exact=True, labels=labels))
+        values.append(measured(name, hot_set_bytes(facts, counts, share), "no tokens were routed", labels, exact=True))
     return values
 
 

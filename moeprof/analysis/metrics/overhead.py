@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.tables import BoolArray, column, is_phase
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import Card, MetricValue, missing
+from moeprof.core.metric import Card, MetricValue, estimated, missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,31 +78,18 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
     ratios = intervals.BlockSample(values=watched / bare, weights=np.ones(len(bare)), blocks=blocks)
     medians = intervals.bootstrap_percentiles(ratios, (50.0,))
     assert summed is not None and medians is not None, "a hundred pairs make at least ten blocks"
-    low, high = summed
-    median_low, median_high = intervals.percentile_interval(medians[:, 0])
-    costly = (f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used",)
-    return [
-        MetricValue(
-            name=NAMES[0],
-            value=float(watched.sum() / bare.sum()),
-            n=len(bare),
-            ci_low=low,
-            ci_high=high,
-            labels=labels,
-            valid=low <= LIMIT,
-            reasons=(*(costly if low > LIMIT else ()), *note),
-        ),
-        MetricValue(
-            name=NAMES[1],
-            value=float(np.median(watched / bare)),
-            n=len(bare),
-            ci_low=median_low,
-            ci_high=median_high,
-            labels=labels,
-            reasons=note,
-        ),
-        aside,
+    ratio, median = float(watched.sum() / bare.sum()), float(np.median(watched / bare))
+    found = [
+        estimated(name, value, interval, "", n=len(bare), labels=labels, notes=note)
+        for name, value, interval in (
+            (NAMES[0], ratio, summed),
+            (NAMES[1], median, intervals.percentile_interval(medians[:, 0])),
+        )
     ]
+    if summed[0] > LIMIT:
+        costly = f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used"
+        found[0] = replace(found[0], valid=False, reasons=(costly, *note))
+    return [*found, aside]
 
 
 def undisturbed(wall_SL: FloatArray, cpu_SL: FloatArray) -> BoolArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import GROUPS, ModelFacts
 
 COUNTS = ("total_params", "active_params", "active_params_no_embedding", "active_params_no_embedding_no_head")
@@ -71,13 +71,17 @@ def compute(context: Context) -> list[MetricValue]:
 def parameter_metrics(facts: ModelFacts) -> list[MetricValue]:
     """Total, active in three conventions, by group, and the shape that sparsity has."""
     values = [MetricValue(name=name, value=getattr(facts, name), exact=True) for name in COUNTS]
-    values.append(_ratio("active_params_ratio", facts.active_params, facts.total_params))
+    ratio = facts.active_params / facts.total_params if facts.total_params else None
+    values.append(measured("active_params_ratio", ratio, "no parameters", exact=True))
     values += [
         MetricValue(name="params", value=facts.params_by_group.get(group, 0), exact=True, labels={"group": group})
         for group in GROUPS
     ]
-    values.append(_fact("kv_bytes_per_token", facts.kv_bytes_per_token, facts))
-    values.append(_fact("attention_flops_per_pair", facts.attention_flops_per_pair, facts))
+    unknown = next((note for note in facts.notes if note.startswith("KV bytes unknown")), "not known")
+    values += [
+        measured(name, getattr(facts, name), unknown, exact=True)
+        for name in ("kv_bytes_per_token", "attention_flops_per_pair")
+    ]
     return [*values, *_sparsity(facts)]
 
 
@@ -97,13 +101,3 @@ def _sparsity(facts: ModelFacts) -> list[MetricValue]:
         differ = () if len(set(column)) == 1 else (f"layers differ: {min(column)} to {max(column)}, the largest shown",)
         values.append(MetricValue(name=name, value=max(column), exact=True, reasons=differ))
     return values
-
-
-def _ratio(name: str, part: int, whole: int) -> MetricValue:
-    return MetricValue(name=name, value=part / whole, exact=True) if whole else missing(name, "no parameters")
-
-
-def _fact(name: str, value: int | None, facts: ModelFacts) -> MetricValue:
-    if value is not None:
-        return MetricValue(name=name, value=value, exact=True)
-    return missing(name, next((note for note in facts.notes if note.startswith("KV bytes unknown")), "not known"))

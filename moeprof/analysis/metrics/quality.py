@@ -9,7 +9,7 @@ import numpy as np
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.stats import intervals
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 from moeprof.core.record.launch import LaunchHeader
 
 NAME = "bits_per_byte"
@@ -40,15 +40,5 @@ def quality_metrics(launches: Sequence[LaunchHeader]) -> list[MetricValue]:
     sample = intervals.BlockSample(
         values=pairs[:, 0] / pairs[:, 1], weights=pairs[:, 1], blocks=intervals.blocks_of(len(pairs))
     )
-    interval = intervals.bootstrap_mean(sample)
-    low, high = interval or (None, None)
-    return [
-        MetricValue(
-            name=NAME,
-            value=told.bits / told.bytes,
-            n=len(pairs),
-            ci_low=low,
-            ci_high=high,
-            reasons=() if interval else ("no interval: too few requests",),
-        )
-    ]
+    value, few = told.bits / told.bytes, "no interval: too few requests"
+    return [estimated(NAME, value, intervals.bootstrap_mean(sample), few, n=len(pairs), labels={})]

@@ -24,7 +24,7 @@ from moeprof.analysis.metrics.steady import find_steady
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import MetricValue, missing
+from moeprof.core.metric import MetricValue, estimated, missing
 
 Window = tuple[float, float] | None
 NO_SAMPLES = "no samples"
@@ -166,6 +166,7 @@ def step_samples(tables: PassTables, window: Window, phase: str, *, device: bool
 ALL_PERCENTILES = intervals.PERCENTILES
 SHORT_PERCENTILES = (50.0, 99.0)
 NO_INTERVAL = "no interval: too few samples"
+FEW_STEPS = "no interval: fewer than ten steps"
 
 
 def summarise(
@@ -194,7 +195,9 @@ def summarise(
     pooled, num_units = pool(filled)
     means = [float(np.average(part.values, weights=part.weights)) for part in filled]
     interval = intervals.mean_interval(means) or intervals.bootstrap_mean(pooled)
-    values = [_value(names[0], float(np.mean(means)), num_units, interval, labels, notes)]
+    values = [
+        estimated(names[0], float(np.mean(means)), interval, NO_INTERVAL, n=num_units, labels=labels, notes=notes)
+    ]
     points = intervals.weighted_percentiles(pooled.values, pooled.weights, percentiles)
     drawn = intervals.bootstrap_percentiles(pooled, percentiles)
     for i, (name, percentile) in enumerate(zip(names[1:], percentiles, strict=True)):
@@ -204,7 +207,7 @@ def summarise(
             values.append(MetricValue(name=name, value=None, n=num_units, labels=labels, reasons=(reason,)))
             continue
         interval = None if drawn is None else intervals.percentile_interval(drawn[:, i])
-        values.append(_value(name, float(points[i]), num_units, interval, labels, notes))
+        values.append(estimated(name, float(points[i]), interval, NO_INTERVAL, n=num_units, labels=labels, notes=notes))
     return values
 
 
@@ -234,7 +237,7 @@ def percentile_ratio(name: str, samples: Sequence[Samples], labels: dict[str, st
         return missing(name, "the median is zero", **labels)
     drawn = intervals.bootstrap_percentiles(pooled, (50.0, 99.0))
     interval = None if drawn is None else intervals.percentile_interval(drawn[:, 1] / drawn[:, 0])
-    return _value(name, float(tail / middle), num_units, interval, labels, ())
+    return estimated(name, float(tail / middle), interval, NO_INTERVAL, n=num_units, labels=labels)
 
 
 def over_rounds(
@@ -258,17 +261,8 @@ def over_rounds(
     if not known:
         return missing(name, missing_reason, **labels)
     interval = intervals.mean_interval(known, bounded=card_for(name).bounded)
-    reasons = () if interval else ("no interval: one round",)
-    low, high = interval or (None, None)
-    return MetricValue(
-        name=name,
-        value=float(np.mean(known)),
-        n=len(known) if n is None else n,
-        ci_low=low,
-        ci_high=high,
-        labels=labels,
-        reasons=reasons,
-    )
+    num = len(known) if n is None else n
+    return estimated(name, float(np.mean(known)), interval, "no interval: one round", n=num, labels=labels)
 
 
 def mean_of_steps(name: str, rounds: Sequence[FloatArray], labels: dict[str, str], missing_reason: str) -> MetricValue:
@@ -286,21 +280,4 @@ def mean_of_steps(name: str, rounds: Sequence[FloatArray], labels: dict[str, str
     if series is None:
         return missing(name, missing_reason, **labels)
     interval = intervals.block_mean_interval(series)
-    low, high = interval or (None, None)
-    reasons = () if interval else ("no interval: fewer than ten steps",)
-    return MetricValue(
-        name=name, value=float(series.mean()), n=len(series), ci_low=low, ci_high=high, labels=labels, reasons=reasons
-    )
-
-
-def _value(
-    name: str,
-    value: float,
-    n: int,
-    interval: intervals.Interval | None,
-    labels: dict[str, str],
-    notes: tuple[str, ...],
-) -> MetricValue:
-    low, high = interval or (None, None)
-    reasons = notes if interval else (*notes, NO_INTERVAL)
-    return MetricValue(name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, reasons=reasons)
+    return estimated(name, float(series.mean()), interval, FEW_STEPS, n=len(series), labels=labels)

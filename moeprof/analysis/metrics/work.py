@@ -24,7 +24,7 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, PeaksHeader
 from moeprof.core.units import num_bytes
@@ -331,7 +331,4 @@ def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
         ("peak_bandwidth_bytes_per_s", limits.measured_bandwidth_bytes_per_s, limits.bandwidth_reason),
         ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
     )
-    return [
-        MetricValue(name=name, value=value, labels=labels) if value is not None else missing(name, reason, **labels)
-        for name, value, reason in pairs
-    ]
+    return [measured(name, value, reason, labels) for name, value, reason in pairs]

@@ -1,4 +1,4 @@
-"""Gates on what is counted, on routing, on quality, and bounds: no launches needed (METRICS section 9).
+"""Gates on what is counted, on routing, on quality, and bounds: no launches needed (docs/metrics.md#verdicts).
 
 Counted facts, quality on the same text, and routing of the same tokens by the same weights, kernels and kind of device
 are compared as they are, with the gate's allowance. Routing of other weights is a sample: its interval must lie on one

@@ -5,7 +5,7 @@ and step times mean the priced passes (the capacity pass of an open-loop run), l
 
 The gates in force where nobody names any: few, and each for a reason.
 
-Exact ones count what every token costs. Timed ones are few because they share one error (Holm, METRICS section 9); no
+Exact ones count what every token costs. Timed ones are few because they share one error (Holm); no
 threshold is written for them: theirs is the floor of how they were measured (``default_gates``).
 
 What a gate's metric is, and which direction of it is worse: by its card, or by the gate's sign.

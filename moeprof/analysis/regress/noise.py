@@ -1,6 +1,6 @@
 """What the machine did meanwhile, by a fixed reference kernel that was timed between measurements.
 
-It never corrects a figure (tried: correction made it worse, DESIGN section 9). Where the machine itself got slower or
+It never corrects a figure (tried: correction made it worse). Where the machine itself got slower or
 faster between two sides, a timed verdict in the same direction is taken back.
 """
 

@@ -1,4 +1,4 @@
-"""Timed gates from launch pairs: both sides were stepped in turn, and the launch pair is the unit (METRICS section 9).
+"""Timed gates from launch pairs: both sides were stepped in turn, and the launch pair is the unit.
 
 Per launch pair and phase: log of (summed step times of new / of base). The sum is not trimmed: a few very slow steps
 are real cost. Turns in which the machine took the processor away are set aside on both sides, unless that hit one side

@@ -1,4 +1,4 @@
-"""Timed gates against a stored baseline: Welch's test on logarithms of launches (METRICS section 9)."""
+"""Timed gates against a stored baseline: Welch's test on logarithms of launches (docs/metrics.md#verdicts)."""
 
 from __future__ import annotations
 

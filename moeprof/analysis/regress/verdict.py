@@ -13,7 +13,7 @@ ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference s
 
 
 def judge_gates(samples: Mapping[int, Sample]) -> dict[int, Ratio]:
-    """Verdicts of the timed gates in use, by their place; they are one family (METRICS section 9)."""
+    """Verdicts of the timed gates in use, by their place; they are one family (docs/metrics.md#verdicts)."""
     return judge(samples, OF_GATES, family=f" (Holm over {len(samples)} timed gates)" if len(samples) > 1 else "")
 
 

@@ -1,8 +1,8 @@
-"""Reasons to doubt a report: every check that failed or weakens a figure, as data with a code (METRICS section 10).
+"""Reasons to doubt a report: every check that failed or weakens a figure, as data with a code.
 
 Reasons to doubt the figures of one model.
 
-Reasons to doubt that come from the device: neighbours, throttling, clocks, limits, errors (METRICS section 10).
+Reasons to doubt that come from the device: neighbours, throttling, clocks, limits, errors (docs/metrics.md#validity).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where an MoE stops (or starts) being cheaper than a dense model as the load grows (METRICS section 8).
+"""Where an MoE stops (or starts) being cheaper than a dense model as the load grows (docs/metrics.md#sparsity).
 
 At every load the two are compared round by round on the same requests: ratios of dollars per million tokens, their mean
 and t-interval on the logarithm. Few rounds say little about their own spread, so the spread of all loads is pooled, and

@@ -1,4 +1,4 @@
-"""The sparsity ladder: what dispatch, expert coverage and imbalance took away, and what sparsity saved (METRICS 8).
+"""The sparsity ladder: what dispatch, expert coverage and imbalance took away, and what sparsity saved.
 
 Five rungs do the same steps in turn, each one change from the one before: the active-matched dense twin; the MoE with
 all tokens on the same experts (+ router and dispatch); with the step's number of distinct experts under even load

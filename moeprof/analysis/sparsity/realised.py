@@ -1,4 +1,4 @@
-"""How much of the promised saving sparsity realised, and which dense size an MoE costs as much as (METRICS section 8).
+"""How much of the promised saving sparsity realised, and which dense size an MoE costs as much as.
 
 Both from lock-step lanes (joint bootstrap) and from rounds of models that ran alone (independent samples).
 """

@@ -1,4 +1,4 @@
-"""Cost, speed and experts against load: every model of a run at every point of its sweep (METRICS sections 1, 3, 7).
+"""Cost, speed and experts against load: every model of a run at every point of its sweep (docs/metrics.md).
 
 A closed loop bills the window; an open loop bills busy seconds where models are compared, because below saturation
 every model bills the same window. Every figure is a mean over rounds (over launches where there are several);

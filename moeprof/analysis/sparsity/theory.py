@@ -1,6 +1,6 @@
-"""Theory beside measurement: what FLOPs, bytes and the roofline promise of sparsity, and what was measured (METRICS 8).
+"""Theory beside measurement: what FLOPs, bytes and the roofline promise of sparsity, and what was measured.
 
-Work comes from what ran: the batches, the distinct experts and the kernels of each step (METRICS section 5). Figures
+Work comes from what ran: the batches, the distinct experts and the kernels of each step (docs/metrics.md#work). Figures
 are per token, so that passes of unequal length compare; a promise is the dense model's figure over the MoE's: above 1
 the MoE should be the faster one. Twins that did not run are computed: the MoE's own batches through the MoE's shape
 with every block replaced by a dense MLP.

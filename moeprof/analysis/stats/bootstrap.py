@@ -88,8 +88,8 @@ def estimate_of(
     """A figure of mean seconds per step, with its interval.
 
     One launch: block bootstrap over its steps, widened from normal to Student's t (Hesterberg 2015, section 4.2.3). It
-    speaks for this schedule and this launch. Several launches: the launch is the unit of repetition (METRICS section
-    1), so the interval is Student's over their values and speaks for new launches.
+    speaks for this schedule and this launch. Several launches: the launch is the unit of repetition,
+    so the interval is Student's over their values and speaks for new launches.
 
     Args:
         launches: of the same lanes, phase and load.

@@ -6,7 +6,7 @@ run's dtype (zeros would draw less power and run faster).
 
 A fixed piece of work, timed before each pass: how fast was the machine itself just then?
 
-Its time is reported and never used to correct a figure. It was tried (DESIGN section 9): dividing by a reference kernel
+Its time is reported and never used to correct a figure. It was tried: dividing by a reference kernel
 made things worse, the largest gap between runs of the same code grew from 20 to 37 %, because noise rarely hits two
 pieces of work alike. Where it drifts as far as a figure did and in the same direction, that figure is in doubt; that is
 all it can say.

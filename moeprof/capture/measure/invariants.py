@@ -1,6 +1,6 @@
 """Checks at the end of each pass, stored in pass.json: what must add up, does it?
 
-METRICS section 3: per layer, counts = real tokens x k, where real tokens = input + output - 1 + recomputed - cached per
+Per layer, counts = real tokens x k, where real tokens = input + output - 1 + recomputed - cached per
 request. A failing check is data (the metrics it concerns become null with that reason), not a crash.
 """
 

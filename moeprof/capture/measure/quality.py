@@ -1,4 +1,4 @@
-"""Bits per byte: how well a model foretells the text that it is fed (METRICS section 8, last point).
+"""Bits per byte: how well a model foretells the text that it is fed (docs/metrics.md#sparsity).
 
 ``-log2 p`` of each forced output given its prompt, summed, over the bytes of those outputs in UTF-8. Each request goes
 through a plain forward pass alone, without a cache; probabilities are taken in float32. It is a fact of model and

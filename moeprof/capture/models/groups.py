@@ -186,7 +186,7 @@ def _top_k(holders: list[Any]) -> int | None:
 
 
 class Grouper:
-    """Maps a module path to a group of METRICS section 2."""
+    """Maps a module path to a group of docs/metrics.md#parameters."""
 
     def __init__(self, model: nn.Module, layers: tuple[ExpertLayer, ...]) -> None:
         self._classes = {path: type(module).__name__ for path, module in model.named_modules()}

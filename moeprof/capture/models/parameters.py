@@ -1,6 +1,6 @@
 """Counts what a model is: parameters, bytes, shapes. Exact, by parameter identity, on any device including meta.
 
-Formulas: METRICS section 2. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle;
+Formulas: docs/metrics.md#parameters. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle;
 B = A without the input embedding (kept when tied: the head reads it); C = B without the head.
 
 Parameter counts of a quantised model come from its unquantised architecture (built on meta); bytes come from what is

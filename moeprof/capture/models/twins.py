@@ -1,4 +1,4 @@
-"""Dense twins: the same network with every MoE block replaced by one dense MLP of the same kind (METRICS section 8).
+"""Dense twins: the same network with every MoE block replaced by one dense MLP of the same kind.
 
 Blocks, experts, routers and shared experts are found by structure. Where the block holds nothing but these, the whole
 block becomes one MLP, the shared experts' width folded in. Where it holds more (a norm, projections around the experts,

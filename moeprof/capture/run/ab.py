@@ -2,7 +2,7 @@
 
 Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one workload under two environments) are
 measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
-which both sides are stepped in turn on one schedule (DESIGN section 9), for the times.
+which both sides are stepped in turn on one schedule, for the times.
 
 Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record/pairs.py).
 

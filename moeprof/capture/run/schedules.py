@@ -93,7 +93,7 @@ def point_schedules(sweep: Sweep, build: Build, *, seed: int, suffix: str = "") 
 
 
 def at_load(schedule: Schedule, point: SweepPoint, sweep: Sweep, *, seed: int) -> Schedule:
-    """The first requests of ``schedule`` under the load of ``point``; as many as METRICS and the sweep ask for."""
+    """The first requests of ``schedule`` under the load of ``point``; as many as the SLO and the sweep ask for."""
     notes = list(schedule.notes)
     number = num_requests(schedule, point, sweep)
     part = first_requests(schedule, number)

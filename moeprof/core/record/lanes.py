@@ -1,4 +1,4 @@
-"""Lock-step measurements of a record: several lanes stepped in turn on one schedule (METRICS section 1).
+"""Lock-step measurements of a record: several lanes stepped in turn on one schedule (docs/metrics.md#lock-step-pairs).
 
     lockstep/launch-<l>/c<concurrency>/pass.json      kind, concurrency, lanes, pattern, num_requests, cycles, status...
     lockstep/launch-<l>/c<concurrency>/lanes.parquet  one row per step and lane (see LANE_COLUMNS)

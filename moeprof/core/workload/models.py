@@ -1,6 +1,6 @@
 """One model of an experiment, as the workload names it: a checkpoint, random weights, or the dense twin of another.
 
-A twin is the same network with every MoE block replaced by a dense MLP; METRICS section 8 says what it is for.
+A twin is the same network with every MoE block replaced by a dense MLP; docs/metrics.md#sparsity says what it is for.
 """
 
 from __future__ import annotations

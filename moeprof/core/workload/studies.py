@@ -1,6 +1,6 @@
 """Settings of the dense-against-sparse measurements: lock-step, the sparsity ladder, sweeps over load, claims.
 
-What each measures: METRICS sections 1, 7 and 8. All are off unless the workload names them.
+What each measures: docs/metrics.md. All are off unless the workload names them.
 """
 
 from __future__ import annotations

@@ -24,5 +24,14 @@ def test_a_card_leads_to_its_place_in_the_document(card: Card) -> None:
         assert anchor in HEADINGS, card.source
 
 
+def test_what_the_package_cites_of_the_document_is_there() -> None:
+    cited = {
+        anchor
+        for file in (ROOT / "moeprof").rglob("*.py")
+        for anchor in re.findall(r"docs/metrics\.md#([\w-]+)", file.read_text(encoding="utf-8"))
+    }
+    assert cited <= HEADINGS
+
+
 def test_explain_ends_with_the_place_in_the_document() -> None:
     assert run_main(["explain", "ttft_p99_s"]).stdout.splitlines()[-1].split() == ["see", "docs/metrics.md#ttft_s"]

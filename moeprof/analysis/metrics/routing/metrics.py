@@ -30,7 +30,7 @@ from moeprof.analysis.metrics.routing.steps import (
 from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.picks import Picks, load_picks
@@ -220,19 +220,9 @@ def _jackknifed(
     interval = (
         None if name in EXTREMES or few else intervals.jackknife_interval(value, left, bounded=card_for(name).bounded)
     )
-    low, high = interval or (None, None)
     why = f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed"
-    reasons = () if interval else (NO_INTERVAL if name in EXTREMES else why,)
-    return MetricValue(
-        name=name,
-        value=value,
-        n=len(own.counts_GLE),
-        ci_low=low,
-        ci_high=high,
-        labels=labels,
-        null=null,
-        reasons=reasons,
-    )
+    otherwise = NO_INTERVAL if name in EXTREMES else why
+    return estimated(name, value, interval, otherwise, n=len(own.counts_GLE), labels=labels, null=null)
 
 
 def _counted(routing: Routing, own: Cell, phase: str, labels: dict[str, str]) -> list[MetricValue]:

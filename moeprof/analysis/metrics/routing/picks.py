@@ -29,7 +29,7 @@ from moeprof.analysis.metrics.tables import ALL, BoolArray
 from moeprof.analysis.metrics.validity import judged
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES, LaunchRecord
 from moeprof.core.record.picks import ForcedPicks, Picks
@@ -269,19 +269,9 @@ def _consecutive(
     values = []
     for name, (pairs, uniform, permuted) in zip(PICK_NAMES[1:], rows, strict=True):
         interval = intervals.block_mean_interval(pairs, bounded=True)
-        low, high = interval or (None, None)
-        values.append(
-            MetricValue(
-                name=name,
-                value=float(pairs.mean()),
-                n=sequences,
-                ci_low=low,
-                ci_high=high,
-                labels=labels,
-                null={"uniform": uniform, "permutation": float(permuted.mean())},
-                reasons=() if interval else ("no interval: fewer than ten pairs of tokens",),
-            )
-        )
+        null = {"uniform": uniform, "permutation": float(permuted.mean())}
+        few = "no interval: fewer than ten pairs of tokens"
+        values.append(estimated(name, float(pairs.mean()), interval, few, n=sequences, labels=labels, null=null))
     return values
 
 
@@ -342,16 +332,8 @@ def _values(picks: ForcedPicks, tokens_T: BoolArray, layers_L: BoolArray, labels
         if len(margins) < needed:
             found.append(missing(name, f"{len(margins)} tokens, {needed} are needed", **labels))
             continue
-        low, high = (None, None) if drawn is None else intervals.percentile_interval(drawn[:, i])
-        found.append(
-            MetricValue(
-                name=name,
-                value=float(np.percentile(sample.values, percentile)),
-                n=len(requests),
-                ci_low=low,
-                ci_high=high,
-                labels=labels,
-                reasons=() if drawn is not None else ("no interval: fewer than ten requests",),
-            )
-        )
+        interval = None if drawn is None else intervals.percentile_interval(drawn[:, i])
+        few = "no interval: fewer than ten requests"
+        value = float(np.percentile(sample.values, percentile))
+        found.append(estimated(name, value, interval, few, n=len(requests), labels=labels))
     return found

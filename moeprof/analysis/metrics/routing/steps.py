@@ -23,10 +23,11 @@ from moeprof.analysis.metrics.routing.nulls import (
     uniform_distinct,
     uniform_expectation,
 )
+from moeprof.analysis.metrics.samples import FEW_STEPS
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 from moeprof.core.record.routing import Routing
 
 _MARGINAL_GRID = 64
@@ -173,17 +174,8 @@ def _uniform_load(num_experts: int, top_k: int) -> Callable[[IntArray], FloatArr
 
 
 def _mean(name: str, series: FloatArray, labels: dict[str, str], null: dict[str, float]) -> MetricValue:
-    low, high = intervals.block_mean_interval(series, bounded=card_for(name).bounded) or (None, None)
-    return MetricValue(
-        name=name,
-        value=float(series.mean()),
-        n=len(series),
-        ci_low=low,
-        ci_high=high,
-        labels=labels,
-        null=null,
-        reasons=() if low is not None else ("no interval: fewer than ten steps",),
-    )
+    interval = intervals.block_mean_interval(series, bounded=card_for(name).bounded)
+    return estimated(name, float(series.mean()), interval, FEW_STEPS, n=len(series), labels=labels, null=null)
 
 
 def _reuse(picks_S: FloatArray, distinct_S: FloatArray, labels: dict[str, str], null: dict[str, float]) -> MetricValue:
@@ -194,17 +186,8 @@ def _reuse(picks_S: FloatArray, distinct_S: FloatArray, labels: dict[str, str], 
     value = float(picks_S.sum() / distinct_S.sum())
     without = groups.sum(axis=0) - groups
     interval = intervals.jackknife_interval(value, without[:, 0] / without[:, 1]) if len(groups) >= 5 else None
-    low, high = interval or (None, None)
-    return MetricValue(
-        name="expert_reuse_ratio",
-        value=value,
-        n=num,
-        ci_low=low,
-        ci_high=high,
-        labels=labels,
-        null=null,
-        reasons=() if interval else ("no interval: fewer than five steps",),
-    )
+    few = "no interval: fewer than five steps"
+    return estimated("expert_reuse_ratio", value, interval, few, n=num, labels=labels, null=null)
 
 
 def _capacity(steps: RoutedSteps, step_counts: IntArray | None, labels: dict[str, str]) -> MetricValue:

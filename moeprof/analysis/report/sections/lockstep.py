@@ -1,4 +1,4 @@
-"""Models stepped in turn as a section of a page, beside what the same models took alone (METRICS section 1)."""
+"""Models stepped in turn as a section of a page, beside what the same models took alone."""
 
 from __future__ import annotations
 
