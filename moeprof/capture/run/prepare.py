@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
@@ -240,21 +242,8 @@ def execute(
     workload = prepared.workload
     meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
-    at_start = device_at_start(prepared.gpu)
-    experiment = ExperimentHeader(
-        run=folder.name,
-        started_at=now_utc(),
-        workload=without_machine_paths(workload.to_json()),
-        workload_text=workload_text,
-        environment=prepared.environment,
-        schedules={name: _schedule_header(scheduled) for name, scheduled in prepared.schedules.items()},
-        fit=prepared.fit.header(),
-        pricing=pricing,
-        content_kept=keep_content,
-        device_why=prepared.device_why,
-        device_at_start=at_start,
-        idle_power_w=None if at_start is None else at_start.idle_power_w,
-        models=tuple(ModelHeader(name=spec.name, folder=spec.name) for spec in workload.models),
+    experiment = structs.replace(
+        _experiment(prepared), run=folder.name, workload_text=workload_text, pricing=pricing, content_kept=keep_content
     )
     if resume is not None:
         resume.check_same(experiment)
@@ -285,6 +274,22 @@ def execute(
             return Experiment(setup, header, audience, signals).run()
         finally:
             header.put(device_at_end=device_at_end(prepared.gpu, meters))
+
+
+def _experiment(prepared: Prepared) -> ExperimentHeader:
+    """What is known before the run: the GPU is looked at here."""
+    at_start, workload = device_at_start(prepared.gpu), prepared.workload
+    return ExperimentHeader(
+        started_at=now_utc(),
+        workload=without_machine_paths(workload.to_json()),
+        environment=prepared.environment,
+        schedules={name: _schedule_header(scheduled) for name, scheduled in prepared.schedules.items()},
+        fit=prepared.fit.header(),
+        device_why=prepared.device_why,
+        device_at_start=at_start,
+        idle_power_w=None if at_start is None else at_start.idle_power_w,
+        models=tuple(ModelHeader(name=spec.name, folder=spec.name) for spec in workload.models),
+    )
 
 
 def without_machine_paths(value: Any) -> Any:

@@ -23,6 +23,7 @@ from moeprof.capture.routing.tap import RoutingTap
 from moeprof.capture.run.lockstep import LockstepRun, ladder_plan, lockstep_plan
 from moeprof.capture.run.schedules import Scheduled
 from moeprof.core.errors import EngineError
+from moeprof.core.record.experiment import StudyHeader
 from moeprof.core.record.tables import LANE_COLUMNS, read_table
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
@@ -326,14 +327,12 @@ def test_a_lock_step_that_cannot_be_is_left_out_with_its_reason(
 ) -> None:
     assert lockstep_plan(setup(tmp_path, **more), 0, failed) == reason
     told: list[tuple[str, Any]] = []
-    header = SimpleNamespace(
-        put=lambda key, value: told.append((key, value)), note=lambda text: told.append(("", text))
-    )
+    header = SimpleNamespace(put=lambda **known: told.extend(known.items()), note=lambda text: told.append(("", text)))
     audience = SimpleNamespace(hear=lambda *said: told.append(said))
     ran = LockstepRun(setup(tmp_path, **(more | {"ladder": None})), header, audience, SimpleNamespace(number=0))  # type: ignore[arg-type]
     ran.after_rounds(0, failed)
     assert told == [
-        ("lockstep", {"status": "left out", "error": reason}),
+        ("lockstep", StudyHeader(status="left out", error=reason)),
         ("", f"lock-step left out: {reason}"),
         ("lock-step", "progress", {"doing": f"left out: {reason}"}),
     ]
@@ -341,7 +340,7 @@ def test_a_lock_step_that_cannot_be_is_left_out_with_its_reason(
 
 def test_time_that_is_over_is_said_too(tmp_path: Path) -> None:
     notes: list[str] = []
-    header = SimpleNamespace(put=lambda key, value: None, note=notes.append)
+    header = SimpleNamespace(put=lambda **known: None, note=notes.append)
     over = setup(tmp_path)
     over.deadline_s = 0.0
     ran = LockstepRun(over, header, SimpleNamespace(hear=lambda *said: None), SimpleNamespace(number=0))  # type: ignore[arg-type]
