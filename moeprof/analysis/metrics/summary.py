@@ -148,7 +148,8 @@ def _launch(
 ) -> _Part:
     """Everything that one fresh process tells."""
     info = {**peaks, **record.info}
-    rounds, capacity = _tables(record.rounds), _tables(record.capacity)
+    stepped = "steps" not in (record.info.get("lacks") or {})
+    rounds, capacity = _tables(record.rounds, stepped=stepped), _tables(record.capacity, stepped=stepped)
     calibration, total = _table(record, "calibration"), (info.get("memory") or {}).get("device_total_bytes")
     values: list[MetricValue] = []
     splits: tuple[CostSplit, ...] = ()
@@ -204,10 +205,10 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     return tuple(done)
 
 
-def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
+def _tables(passes: tuple[PassRecord, ...], *, stepped: bool) -> tuple[PassTables, ...]:
     """Passes with at least one step, or token where an engine steps itself. A pass that never began is left out."""
     found = map(PassTables.from_record, passes)
-    return tuple(tables for tables in found if len(tables.steps) or tables.requests["output_tokens"].sum() > 0)
+    return tuple(t for t in found if (len(t.steps) if stepped else t.requests["output_tokens"].sum()) > 0)
 
 
 def _table(launch: LaunchRecord, name: str) -> pd.DataFrame | None:
