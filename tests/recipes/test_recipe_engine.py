@@ -65,7 +65,7 @@ def test_the_engine_is_measured_from_the_workload_to_the_report(clockwork: Modul
         times = pd.DataFrame(requests["token_times_s"].tolist())
         assert times.diff(axis=1).iloc[:, 1:].to_numpy() == pytest.approx(EACH_S, rel=1e-9)
         waited_s = requests["first_token_s"] - requests["sent_s"]  # the engine plans from when it was handed over
-        assert waited_s.min() >= FIRST_S and waited_s.median() == pytest.approx(FIRST_S, abs=5e-3)
+        assert waited_s.min() >= FIRST_S and waited_s.median() < FIRST_S + 0.03
         ttft_s += (requests["first_token_s"] - requests["arrival_s"]).tolist()
         assert requests[["cached_tokens", "num_preemptions", "first_scheduled_s"]].isna().all(axis=None)
         assert pd.read_parquet(launch / name / "steps.parquet").empty
