@@ -57,13 +57,16 @@ def test_the_engine_is_measured_from_the_workload_to_the_report(clockwork: Modul
 
     assert ran.code == 0, ran.stderr
     launch = tmp_path / "run" / "moe" / "launch-0"
+    ttft_s: list[float] = []
     for name in ("round-0", "round-1"):
         requests = pd.read_parquet(launch / name / "requests.parquet")
         assert list(requests["status"]) == ["done"] * NUM_REQUESTS
         assert list(requests["output_tokens"]) == [OUTPUT_TOKENS] * NUM_REQUESTS
         times = pd.DataFrame(requests["token_times_s"].tolist())
         assert times.diff(axis=1).iloc[:, 1:].to_numpy() == pytest.approx(EACH_S, rel=1e-9)
-        assert (requests["first_token_s"] - requests["sent_s"]).to_numpy() == pytest.approx(FIRST_S, abs=5e-3)
+        waited_s = requests["first_token_s"] - requests["sent_s"]  # the engine plans from when it was handed over
+        assert waited_s.min() >= FIRST_S and waited_s.median() < FIRST_S + 0.03
+        ttft_s += (requests["first_token_s"] - requests["arrival_s"]).tolist()
         assert requests[["cached_tokens", "num_preemptions", "first_scheduled_s"]].isna().all(axis=None)
         assert pd.read_parquet(launch / name / "steps.parquet").empty
         assert not (launch / name / "routing.npz").exists()
@@ -78,7 +81,7 @@ def test_the_engine_is_measured_from_the_workload_to_the_report(clockwork: Modul
 
     metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["models"]["moe"]["metrics"]
     assert the(metrics, "tpot_mean_s")["value"] == pytest.approx(EACH_S, rel=1e-9)
-    assert the(metrics, "ttft_mean_s")["value"] == pytest.approx(FIRST_S, abs=5e-3)
+    assert the(metrics, "ttft_mean_s")["value"] == pytest.approx(sum(ttft_s) / len(ttft_s), rel=1e-9)
     output_tokens = the(metrics, "cost_output_tokens")["value"]
     assert output_tokens == NUM_REQUESTS * OUTPUT_TOKENS
     bill = the(metrics, "run_cost_usd")["value"] / output_tokens * 1e6
@@ -134,4 +137,6 @@ def test_tokens_come_when_they_are_due(clockwork: ModuleType) -> None:
     engine.close()
     assert [event.request for event in events] == [3, 3, 3]
     assert [event.finished for event in events] == [False, False, True]
-    assert [event.at_s - start_s for event in events] == pytest.approx([0.02, 0.03, 0.04], abs=5e-3)
+    first_s = events[0].at_s
+    assert first_s - start_s >= 0.02
+    assert [event.at_s - first_s for event in events] == pytest.approx([0.0, 0.01, 0.02])

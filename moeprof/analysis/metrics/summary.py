@@ -158,7 +158,8 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
     """Everything that one fresh process tells."""
     info = with_peaks(record.info, run.peaks)
     context = run.context(facts, (record,), info)
-    rounds, capacity = (replace(context, passes=_tables(passes)) for passes in (record.rounds, record.capacity))
+    both = (_tables(passes, stepped="steps" not in info.lacks) for passes in (record.rounds, record.capacity))
+    rounds, capacity = (replace(context, passes=passes) for passes in both)
     measured = [one for one in (rounds, capacity) if one.passes]
     values = [value for one in measured for value in _computed("traffic", one)]
     values += _computed("rounds", rounds) if rounds.passes else []
@@ -206,10 +207,10 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     return tuple(done)
 
 
-def _tables(passes: tuple[PassRecord, ...]) -> tuple[PassTables, ...]:
+def _tables(passes: tuple[PassRecord, ...], *, stepped: bool) -> tuple[PassTables, ...]:
     """Passes with at least one step, or token where an engine steps itself. A pass that never began is left out."""
     found = map(PassTables.from_record, passes)
-    return tuple(tables for tables in found if len(tables.steps) or tables.requests["output_tokens"].sum() > 0)
+    return tuple(t for t in found if (len(t.steps) if stepped else t.requests["output_tokens"].sum()) > 0)
 
 
 def _no_idle_power(experiment: ExperimentHeader) -> str:
