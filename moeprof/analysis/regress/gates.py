@@ -6,7 +6,7 @@ and step times mean the priced passes (the capacity pass of an open-loop run), l
 The gates in force where nobody names any: few, and each for a reason.
 
 Exact ones count what every token costs. Timed ones are few because they share one error (Holm, METRICS section 9); no
-threshold is written for them: theirs is the floor of how they were measured (FLOOR_RATIOS in pairs.py, STORED_FLOOR_RATIO in compare/ratios.py).
+threshold is written for them: theirs is the floor of how they were measured (see pairs.py and compare/ratios.py).
 
 What a gate's metric is, and which direction of it is worse: by its card, or by the gate's sign.
 """
