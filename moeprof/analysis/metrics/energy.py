@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
@@ -161,15 +162,21 @@ def _per(joules: Sequence[float], tokens: Sequence[float]) -> list[float | None]
 def output_tokens(tables: PassTables) -> float:
     """Output tokens produced in the pass, those of failed requests included."""
     if not len(tables.steps):  # an engine that steps itself tells tokens by request
-        return float(np.nansum(column(tables.requests, "output_tokens")))
+        return float(np.nansum(column(_served(tables), "output_tokens")))
     return float(np.nansum(column(tables.steps, "new_tokens")))
 
 
 def input_tokens(tables: PassTables) -> float:
     """Prompt tokens computed in the pass; cached and recomputed ones are counted apart."""
     if not len(tables.steps):
-        began = np.isfinite(column(tables.requests, "first_token_s"))
-        prompts = column(tables.requests, "input_tokens") - np.nan_to_num(column(tables.requests, "cached_tokens"))
-        return float(np.nansum(prompts[began]))
+        served = _served(tables)
+        prompts = column(served, "input_tokens") - np.nan_to_num(column(served, "cached_tokens"))
+        return float(np.nansum(prompts))
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
     return float(np.nansum(column(tables.steps, "prefill_tokens"))) - recomputed
+
+
+def _served(tables: PassTables) -> pd.DataFrame:
+    """Requests that got a token; those that were refused got none."""
+    requests = tables.requests
+    return requests[np.isfinite(column(requests, "first_token_s")) & (requests["status"] != "refused")]
