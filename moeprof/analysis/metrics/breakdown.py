@@ -218,7 +218,7 @@ def itemised_steps(launch: LaunchHeader, facts: ModelFacts) -> tuple[ItemisedSte
         launch: ``gap``, ``engine`` and ``peaks`` are read.
         facts: the model.
     """
-    gap = launch.gap
+    gap = None if launch.gap is None else launch.gap.found
     if gap is None:
         return ()
     limits = limits_of(launch, facts)

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType, field
 from msgspec.structs import replace
 
-from moeprof.core.record.breakdown import Gap
+from moeprof.core.record.breakdown import Clock, Gap, GapPoint
 from moeprof.core.record.headers import Facts, Header, written
 
 
@@ -153,6 +153,24 @@ class ForcedPicksHeader(Header, frozen=True, kw_only=True):
     sha256: str | None = None
 
 
+class GapHeader(Header, frozen=True, kw_only=True):
+    """The breakdown of steps (see breakdown.py), or the reason why there is none."""
+
+    reason: str | None = None
+    clock: Clock | None = None
+    layers: tuple[str, ...] = field(default_factory=written(()))
+    points: tuple[GapPoint, ...] = field(default_factory=written(()))
+    spent_s: float | None = None
+    notes: tuple[str, ...] = field(default_factory=written(()))
+
+    @property
+    def found(self) -> Gap | None:
+        """What was measured; None where there is a reason for nothing."""
+        if self.clock is None or self.spent_s is None:
+            return None
+        return Gap(clock=self.clock, layers=self.layers, points=self.points, spent_s=self.spent_s, notes=self.notes)
+
+
 class StoppedRate(Facts, frozen=True, kw_only=True):
     """A request rate that was saturated in every round, and the points that were left out for it."""
 
@@ -207,7 +225,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     peaks: PeaksHeader | None = None
     quality: QualityHeader | None = None
     forced_picks: ForcedPicksHeader | None = None
-    gap: Gap | None = None
+    gap: GapHeader | None = None
     overhead_pairs: int | None = None
     sweep_stopped: SweepStopped | None = None
     lacks: dict[str, str] = field(default_factory=dict)
