@@ -141,9 +141,8 @@ def only_ladder(comparison: Comparison, report: Document, record: Record) -> Com
     said = sentences(ladder_results(record))
     headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."
     sections = tuple(s for s in report.sections if s.name in ("ladder", "parameters", "memory", "machine"))
-    page = replace(comparison.page, headline=headline, notes=tuple(said[1:]))
     subtitle = report.subtitle.partition("; *")[0]  # what stands there is about priced passes
     document = replace(
-        report, headline=headline, notes=page.notes, subtitle=subtitle, first_screen=(), sections=sections
+        report, headline=headline, notes=tuple(said[1:]), subtitle=subtitle, first_screen=(), sections=sections
     )
-    return replace(comparison, document=document, page=page)
+    return replace(comparison, document=document)

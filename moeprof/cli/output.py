@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
+from moeprof.analysis.report.data import comparison_json, comparison_rows
 from moeprof.analysis.report.document import Document
 from moeprof.analysis.report.run import build_document
 from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
@@ -100,9 +101,9 @@ def _compared_text(name: str, comparison: Comparison) -> str:
     if name in ("md", "html"):
         return _page(name, comparison.document)
     if name == "json":
-        return json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(comparison_json(comparison), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     out = io.StringIO()
-    rows = ([("" if cell is None else cell) for cell in row] for row in comparison.to_csv_rows())
+    rows = ([("" if cell is None else cell) for cell in row] for row in comparison_rows(comparison))
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import moeprof
 from moeprof.analysis.compare.comparable import Difference
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import Change, GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
-from moeprof.analysis.report.comparison import Page
-from moeprof.analysis.report.document import Document
+from moeprof.analysis.report.compare import Comparison
+from moeprof.analysis.report.document import Row, Table
 from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.layout import FORMAT_VERSION
@@ -28,13 +27,14 @@ COLUMNS = ("table", "of", "name", "labels", "value", "unit", "better", "n", "ci_
            "ratio", "ratio_low", "ratio_high", "verdict", "reasons")  # fmt: skip
 
 
-def page_json(document: Document, page: Page) -> dict[str, Any]:
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """The content of compare.json."""
+    page = comparison.document
     return {
         "format_version": FORMAT_VERSION,
         "run": page.run,
         "status": page.status,
-        "reference": page.reference,
+        "reference": comparison.reference,
         "verdict": page.headline,
         "notes": list(page.notes),
         "banners": list(page.banners),
@@ -42,53 +42,43 @@ def page_json(document: Document, page: Page) -> dict[str, Any]:
             {"code": d.code, "flag": d.flag, "severity": d.severity, "model": d.model, "text": d.text}
             for d in page.doubts
         ],
-        "comparison": [_table(table) for table in _all_tables(page)],
-        "metrics": [{"of": owner, **value.to_json(card_for(value.name))} for owner, value in page.metrics],
+        "comparison": [_table(table) for table in comparison.tables],
+        "metrics": [{"of": owner, **value.to_json(card_for(value.name))} for owner, value in comparison.metrics],
     }
 
 
-def page_rows(page: Page) -> list[list[Any]]:
+def comparison_rows(comparison: Comparison) -> list[list[Any]]:
     """Header and rows of compare.csv: the figures that only a comparison has, then every cell of every table."""
     rows: list[list[Any]] = [list(COLUMNS)]
-    for owner, value in page.metrics:
+    for owner, value in comparison.metrics:
         card = card_for(value.name)
         rows.append([
             "comparison", owner, value.name, _labels(value.labels), value.value, card.unit, card.better, value.n,
             value.ci_low, value.ci_high, None, None, None, None, None, "; ".join(value.reasons),
         ])  # fmt: skip
-    for table in _all_tables(page):
+    for table in comparison.tables:
         for row in table.rows:
             rows += [_cell(table, row, i) for i in range(len(table.columns)) if row.values[i] is not None]
     return rows
 
 
-def _all_tables(page: Page) -> list[RatioTable]:
-    inside = [block for section in page.sections for block in section.blocks if isinstance(block, RatioTable)]
-    return [*page.tables, *inside]
-
-
-def _table(table: RatioTable) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "columns": list(table.columns),
-        "reference": _reference(table),
+        "reference": None if table.reference is None else table.columns[table.reference],
         "rows": [
             {
                 "label": row.label,
                 "name": row.name,
-                "unit": row.card.unit,
-                "better": row.card.better,
-                "values": [None if value is None else value.to_json(row.card) for value in row.values],
+                "unit": row.unit,
+                "better": card_for(row.name).better,
+                "values": [None if value is None else value.to_json(card_for(row.name)) for value in row.values],
                 "ratios": [_ratio(ratio) for ratio in row.ratios],
             }
             for row in table.rows
         ],
     }
-
-
-def _reference(table: RatioTable) -> str | None:
-    """What ratios are to; None for tables without any, such as the rungs of a ladder."""
-    return table.columns[table.reference] if table.has_ratios else None
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
@@ -98,15 +88,15 @@ def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
             "reason": ratio.reason}  # fmt: skip
 
 
-def _cell(table: RatioTable, row: RatioRow, index: int) -> list[Any]:
+def _cell(table: Table, row: Row, index: int) -> list[Any]:
     value, ratio = row.values[index], row.ratios[index]
     assert value is not None
     reasons = [*value.reasons, *([ratio.reason] if ratio is not None and ratio.reason else [])]
     told = [None] * 4 if ratio is None else [ratio.value, ratio.low, ratio.high, ratio.verdict]
-    to = None if ratio is None else table.columns[table.reference]
+    to = None if ratio is None or table.reference is None else table.columns[table.reference]
     return [
-        table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.card.unit,
-        row.card.better, value.n, value.ci_low, value.ci_high, to, *told,
+        table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.unit,
+        card_for(row.name).better, value.n, value.ci_low, value.ci_high, to, *told,
         "; ".join(reasons),
     ]  # fmt: skip
 

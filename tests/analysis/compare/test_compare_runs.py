@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs, run_tables
+from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs
 from moeprof.analysis.compare.stored import stored_ratios
 from moeprof.analysis.metrics.summary import Summary, summarise
+from moeprof.analysis.report.compare import run_tables
 from moeprof.analysis.stats.ratio import Ratio
 from moeprof.analysis.stats.welch import welch
 from moeprof.core.record.layout import open_record

@@ -12,12 +12,11 @@ from moeprof.analysis.compare.lanes import (
     lockstep_pairs,
 )
 from moeprof.analysis.compare.ratios import cost_ratio
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
-from moeprof.analysis.report.document import Paragraph, Section
+from moeprof.analysis.report.document import Paragraph, Row, Section, Table
+from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.stats.bootstrap import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
@@ -105,7 +104,7 @@ def ratio_text(ratio: Estimate) -> str:
     return f"{ratio.value:.2f}x{between}"
 
 
-def _table(moe: str, pairs: Sequence[LockstepPair]) -> RatioTable:
+def _table(moe: str, pairs: Sequence[LockstepPair]) -> Table:
     columns = tuple(dict.fromkeys(pair.dense for pair in pairs))
     rows = []
     for concurrency in dict.fromkeys(pair.concurrency for pair in pairs):
@@ -115,19 +114,17 @@ def _table(moe: str, pairs: Sequence[LockstepPair]) -> RatioTable:
             if any(told):
                 load = "all at once" if concurrency is None else f"{concurrency} in flight"
                 rows += _rows(f"{phase or 'all steps'}, {load}", told)
-    return RatioTable(title=f"Step time of {moe} over that of", columns=columns, rows=tuple(rows))
+    return compared(f"Step time of {moe} over that of", columns, rows)
 
 
-def _rows(label: str, told: Sequence[PairRatio | None]) -> list[RatioRow]:
+def _rows(label: str, told: Sequence[PairRatio | None]) -> list[Row]:
     rows = []
     for name, title in (("lockstep_ratio", label), ("lockstep_median_ratio", f"{label}, median step")):
         values = []
         for pair in told:
             ratio = None if pair is None else pair.ratio if name == "lockstep_ratio" else pair.median_ratio
             values.append(None if ratio is None else to_metric(name, ratio))
-        rows.append(
-            RatioRow(label=title, card=card_for(name), name=name, values=tuple(values), ratios=(None,) * len(values))
-        )
+        rows.append(metric_row(title, name, values))
     return rows
 
 
