@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from moeprof.cli.options import ListFormat
 from moeprof.core.errors import InputError
+from moeprof.render import TABLE
 
 
 def explain(
     metric: Annotated[
         str | None, typer.Argument(help="Metric name; all are listed without one.", show_default=False)
     ] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+    format: ListFormat = TABLE,
 ) -> None:
     """Explain a metric: definition, formula, unit, direction, source. Without a name, list all of them."""
     from moeprof.analysis.metrics.cards import CARDS, card_for
-    from moeprof.cli.output import print_records
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
 
     if metric is None:
         rows = [
             {"name": c.name, "unit": c.unit, "better": c.better, "title": c.title, "section": c.section} for c in CARDS
         ]
-        print_records(rows, format)
+        print_result(Listing(rows=rows), format)
         return
     try:
         card = card_for(metric)
@@ -35,9 +37,8 @@ def explain(
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise InputError(f"no metric is called {metric!r}{hint} `moeprof explain` lists all") from None
     fields = ("name", "title", "unit", "better", "formula", "source", "section")
-    if format == "table":
-        typer.echo(f"{metric}\n" + "\n".join(f"  {name:8} {getattr(card, name)}" for name in fields[1:]))
-    elif format == "json":
-        typer.echo(json.dumps({name: getattr(card, name) for name in fields}, indent=1, ensure_ascii=False))
+    found = {name: getattr(card, name) for name in fields}
+    if format == TABLE:
+        typer.echo(f"{metric}\n" + "\n".join(f"  {name:8} {found[name]}" for name in fields[1:]))
     else:
-        print_records([{name: getattr(card, name) for name in fields}], format)
+        print_result(Listing(rows=[found], whole=found), format)

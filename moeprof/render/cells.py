@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from moeprof.analysis.report.document import Cell, Row, Table, Waterfall, WaterfallStep
 from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
+from moeprof.core.text import printable
 
 ABSENT = "-"
 # Reason codes of METRICS section 6 in words; codes stay codes in summary.json.
@@ -185,3 +186,8 @@ def block_character(step: WaterfallStep) -> str:
     if step.kind == "level":
         return "\u2588"
     return "\u2593" if step.told else "\u2591"
+
+
+def plain(value: Any) -> str:
+    """A plain value of a list; nothing for None."""
+    return "" if value is None else printable(str(value))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moeprof.analysis.report.document import (
@@ -23,8 +23,10 @@ from moeprof.analysis.report.document import (
     Timeline,
     Waterfall,
 )
+from moeprof.analysis.report.result import Counted, Listing, Result
 from moeprof.core import units
 from moeprof.core.text import printable
+from moeprof.render import params
 from moeprof.render.cells import (
     ABSENT,
     CANNOT_TELL,
@@ -33,6 +35,7 @@ from moeprof.render.cells import (
     footnotes,
     full_text,
     interval_text,
+    plain,
     ratio_interval,
     ratio_text,
     reasons,
@@ -204,3 +207,18 @@ DRAW: dict[type, Callable[[Any], list[str]]] = {
 def block_lines(block: Block) -> list[str]:
     """One block as lines."""
     return DRAW[type(block)](block)
+
+
+def render(result: Result) -> str:
+    """A result of any kind."""
+    if isinstance(result, Counted):
+        return params.markdown(result)
+    if isinstance(result, Listing):
+        rows = result.rows if result.shown is None else result.shown
+        heads = list(rows[0]) if rows else []
+        return "\n".join([_line(heads), _line([":--"] * len(heads)), *(_listed(row) for row in rows)]) + "\n"
+    return render_markdown(result.document)
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    return _line([plain(value).replace("|", "\\|") for value in row.values()])

@@ -1,20 +1,21 @@
-"""Counted models as JSON, CSV and Markdown, and the cells that the terminal shares with them.
+"""Counted models as Markdown and on a terminal, and the built-in list: published figures beside our counts.
 
-What the figures are (published, counted from a config, an unconfirmed rumour) stands in every form.
-
-The built-in list as rows: published figures beside our counts. Light, so that listing is instant.
+What the figures are (published, counted from a config, an unconfirmed rumour) stands in every form. On a terminal
+models are columns, as many side by side as the width allows.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
 from moeprof.analysis.params import NOT_SAID, Figure, Question
+from moeprof.analysis.report.result import Counted, CountedColumn
 from moeprof.core.known_models import Convention, System, convention_of
 from moeprof.core.text import printable
 from moeprof.core.units import NOT_AVAILABLE, count, display, percent, scaled
@@ -22,38 +23,6 @@ from moeprof.core.units import NOT_AVAILABLE, count, display, percent, scaled
 # Gaps that explain themselves: dense models have no experts, a rumour no embedding.
 _PLAIN = ("dense model", "not in the built-in list", "nothing published", NOT_SAID)
 _FLOP = [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")]
-CSV_COLUMNS = ("model", "status", "name", "labels", "value", "unit", "remark")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One model.
-
-    Attributes:
-        name: what to call it.
-        status: ``published``, ``counted from its config``, ``unconfirmed rumour``...
-        is_marked: True when the status has to stand beside the name.
-        title: what people call it.
-        figures: the same ones in the same order for every model of a table.
-        notes: what a reader should know.
-    """
-
-    name: str
-    status: str
-    is_marked: bool
-    title: str
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def has_figures(self) -> bool:
-        """False for a routing scheme: it has notes and no column of a table."""
-        return any(figure.value is not None for figure in self.figures)
-
-    @property
-    def head(self) -> str:
-        """Name, and the status where it must not be missed."""
-        return printable(f"{self.name} ({self.status.upper()})" if self.is_marked else self.name)
 
 
 def cell(figure: Figure) -> str:
@@ -74,7 +43,7 @@ def cell(figure: Figure) -> str:
     return display(value, figure.unit)
 
 
-def footnotes(columns: Sequence[Column], question: Question) -> list[tuple[str, list[str]]]:
+def footnotes(columns: Sequence[CountedColumn], question: Question) -> list[tuple[str, list[str]]]:
     """Under a heading each: every model's notes and the reasons for what is not there, then the rules."""
     found = []
     for column in columns:
@@ -89,48 +58,9 @@ def footnotes(columns: Sequence[Column], question: Question) -> list[tuple[str, 
     return [*found, ("How", list(question.rules))]
 
 
-def params_json(columns: Sequence[Column], question: Question) -> str:
-    """One object: the settings, and per model its status, notes and metrics with raw numbers."""
-    value = {
-        "settings": {
-            "batches": list(question.batches),
-            "context": question.context,
-            "dtype": question.dtype,
-            "devices": [device.name for device in question.devices],
-            "rules": list(question.rules),
-        },
-        "models": [
-            {
-                "name": column.name,
-                "title": column.title,
-                "status": column.status,
-                "metrics": [
-                    {"name": f.name, "value": f.value, "unit": f.unit, "labels": f.labels, "remark": f.remark}
-                    for f in column.figures
-                ],
-                "notes": list(column.notes),
-            }
-            for column in columns
-        ],
-    }
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def params_csv(columns: Sequence[Column]) -> str:
-    """One row per model and figure."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for column in columns:
-        for f in column.figures:
-            labels = ";".join(f"{key}={label}" for key, label in f.labels.items())
-            value = "" if f.value is None else f.value
-            writer.writerow([column.name, column.status, f.name, labels, value, f.unit, f.remark])
-    return out.getvalue()
-
-
-def params_markdown(columns: Sequence[Column], question: Question) -> str:
+def markdown(counted: Counted) -> str:
     """One table with a column per model, then the notes."""
+    columns, question = counted.columns, counted.question
     shown = [column for column in columns if column.has_figures]
     lines = []
     if shown:
@@ -152,6 +82,44 @@ def params_markdown(columns: Sequence[Column], question: Question) -> str:
 
 def _md(text: str) -> str:
     return printable(text).replace("|", "\\|")
+
+
+LABEL_WIDTH, CELL_WIDTH, GAP = 29, 14, 2
+
+
+def print_params(counted: Counted, console: Console) -> None:
+    """Print models side by side, in several tables where one is too wide, then the notes."""
+    columns, question = counted.columns, counted.question
+    shown = [column for column in columns if column.has_figures]
+    width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
+    fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
+    if fit < len(shown):
+        width, fit = CELL_WIDTH, max(1, (console.width - LABEL_WIDTH) // (CELL_WIDTH + GAP))
+    for start in range(0, len(shown), fit):
+        if start:
+            console.print()
+        console.print(_table(shown[start : start + fit], width))
+    for heading, notes in footnotes(columns, question):
+        console.print()
+        console.print(Text(heading, style="bold"))
+        for note in notes:
+            console.print(Padding(Text(printable(note), style="dim"), (0, 0, 0, 2)))
+
+
+def _table(columns: Sequence[CountedColumn], width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
+    table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
+    for column in columns:
+        style = "bold yellow" if column.is_marked else "bold"
+        table.add_column(Text(column.head, style=style), justify="right", overflow="fold", max_width=width)
+    table.add_row(Text("figures are", style="dim"), *(Text(c.status, style="dim") for c in columns))
+    section = ""
+    for row in zip(*(column.figures for column in columns), strict=True):
+        if row[0].section != section:
+            section = row[0].section
+            table.add_row(Text(section, style="bold"))
+        table.add_row(Text(f"  {row[0].label}"), *(Text(cell(figure)) for figure in row))
+    return table
 
 
 _MARKS = {"rumour": "UNCONFIRMED RUMOUR: ", "scheme": "SCHEME: "}

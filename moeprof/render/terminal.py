@@ -8,7 +8,7 @@ another. Numbers are never cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from moeprof.analysis.report.document import (
     Timeline,
     Waterfall,
 )
+from moeprof.analysis.report.result import Counted, Listing, Result, RunReport
 from moeprof.core.text import one_line, printable
 from moeprof.render.cells import (
     ABSENT,
@@ -40,6 +41,7 @@ from moeprof.render.cells import (
     block_character,
     footnotes,
     interval_text,
+    plain,
     ratio_interval,
     ratio_text,
     reasons,
@@ -49,6 +51,7 @@ from moeprof.render.cells import (
     step_text,
     tone,
 )
+from moeprof.render.params import print_params
 
 TONES = {"better": "bold green", "worse": "bold red", "open": "dim"}
 WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
@@ -461,3 +464,22 @@ def _print_doubts(doubts: tuple[Doubt, ...], console: Console) -> None:
         console.print(Padding(Text(printable(f"- {where}{doubt.text}"), style=STYLES[doubt.severity]), (0, 0, 0, 1)))
     if len(doubts) > MAX_DOUBTS:
         console.print(Text(f"  and {len(doubts) - MAX_DOUBTS} more in the report", style="dim"))
+
+
+def print_result(result: Result, console: Console, *, folded: bool = False) -> None:
+    """A result of any kind; ``folded``: also the tables that a page would fold."""
+    if isinstance(result, Counted):
+        print_params(result, console)
+    elif isinstance(result, Listing):
+        _print_listing(result.rows if result.shown is None else result.shown, console)
+    else:
+        print_document(result.document, console, sections=not isinstance(result, RunReport), folded=folded)
+
+
+def _print_listing(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(value)) for value in row.values()))
+    console.print(table)

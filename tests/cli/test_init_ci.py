@@ -106,12 +106,12 @@ def test_the_steps_that_init_names_are_commands_that_exist(project: Path) -> Non
 
 
 def test_reports_that_gitlab_reads_are_files_that_are_written() -> None:
-    from moeprof.render.ci.files import CI_FORMATS
+    from moeprof.render import FORMATS
 
     jobs = yaml.safe_load(texts()["init --ci gitlab"])
     for name in ("moeprof-exact", "moeprof-timed"):
         call = next(words for words in commands(json.dumps(jobs[name])) if words[0] == "regress")
-        written = {file for form in parse(call)["write"].split(",") for file, _ in CI_FORMATS.get(form, ())}
+        written = {file for form in parse(call)["write"].split(",") for file in FORMATS[form].files}
         reports = jobs[name]["artifacts"]["reports"]
         assert set(reports) == {"junit", "codequality", "metrics"}
         for path in reports.values():

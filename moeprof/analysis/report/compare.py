@@ -1,10 +1,7 @@
 """The page of ``moeprof compare``: models of one run beside each other, or runs against a reference run.
 
-The page for one run: the answer, every metric with its ratio, theory, ladder, load, memory, variance, quality.
-
-The page for several runs: each against the reference, model by model, and what differs between them.
-
-Comparisons as tables: first the figures everybody asks for, then every metric, one folded table per section.
+For one run the answer, every metric with its ratio, theory, ladder, load, memory, variance, quality; for several each
+against the reference, model by model, and what differs. Figures that everybody asks for stand before every metric.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from moeprof.analysis.report.document import Document, ModelColumn, Section, Tab
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, headline, subtitle
 from moeprof.analysis.report.headline import banners as run_banners
+from moeprof.analysis.report.result import Comparison
 from moeprof.analysis.report.run import machine_section, model_column
 from moeprof.analysis.report.sections.ladder import (
     agreement_section,
@@ -49,23 +47,6 @@ from moeprof.analysis.sparsity.sweeps import SweepResult, sweep_results
 from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A comparison: its page, and what only its data says.
-
-    Attributes:
-        document: the page.
-        reference: what ratios are to.
-        tables: metrics side by side, in the order of the data; all of them stand on a page of ``compare``.
-        metrics: figures that only a comparison has, with the model that they are about.
-    """
-
-    document: Document
-    reference: str
-    tables: tuple[Table, ...]
-    metrics: tuple[tuple[str, MetricValue], ...] = ()
 
 
 def _page(

@@ -25,6 +25,7 @@ from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.result import Change, GateResult, Mode, Regression
 from moeprof.analysis.regress.trend import Trend
 from moeprof.analysis.report.document import Block, Cell, Document, ModelColumn, Row, Section, Table
+from moeprof.analysis.report.result import Check
 from moeprof.analysis.report.sections.routing_change import routing_section
 from moeprof.analysis.report.sections.trend import trend_section
 from moeprof.analysis.report.tables import compared, facts, metric_row, section_tables
@@ -407,6 +408,12 @@ MODES: dict[Mode, str] = {
     "pairs": "lock-step pairs in one process",
     "processes": "lock-step pairs in two processes",
 }
+
+
+def check_of(regression: Regression, *, trend: Trend | None = None, all_metrics: bool = False) -> Check:
+    """The check with its page; the arguments are those of :func:`regress_document`."""
+    page = regress_document(regression, trend=trend, all_metrics=all_metrics)
+    return Check(regression=regression, document=page)
 
 
 def regress_document(regression: Regression, *, trend: Trend | None = None, all_metrics: bool = False) -> Document:

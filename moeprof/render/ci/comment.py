@@ -17,7 +17,7 @@ from moeprof.analysis.regress.result import Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
 from moeprof.analysis.regress.routing.sentences import layer_labels
 from moeprof.analysis.report.document import Block, Chart, Document, Section, Table
-from moeprof.analysis.report.regress import regress_document
+from moeprof.analysis.report.result import Check
 from moeprof.core import units
 from moeprof.core.text import one_line
 from moeprof.render.markdown import block_lines, escape, html_text
@@ -146,15 +146,9 @@ def marker(workload: str, device: str) -> str:
     return f"{MARKER} {name} -->"
 
 
-def render_comment(regression: Regression, document: Document | None = None, *, limit_bytes: int = LIMIT_BYTES) -> str:
-    """The check as Markdown.
-
-    Args:
-        regression: the check.
-        document: its page, where it is made already (with a trend, for example).
-        limit_bytes: of UTF-8, at least 4,000.
-    """
-    page = regress_document(regression) if document is None else document
+def render(check: Check, *, limit_bytes: int = LIMIT_BYTES) -> str:
+    """The check as Markdown, of at most so many bytes of UTF-8 (4,000 at least)."""
+    regression, page = check.regression, check.document
     verdict, _, rest = page.headline.partition(": ")
     head = [marker(regression.workload, regression.device)]
     head += [f"### {escape(verdict)}: {escape(page.title)}", "", f"**{escape(rest)}**", ""]

@@ -15,13 +15,13 @@ https://gitlab.com/gitlab-org/gitlab (codeclimate.json, lib/gitlab/ci/parsers/me
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from typing import Any
 
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.render.ci.words import case_names, place, point, sentence, workload_file
+from moeprof.render.data import json_text
 
 PREFIX = "moeprof_"
 Samples = dict[tuple[tuple[str, str], ...], float | int]
@@ -34,7 +34,7 @@ def render_code_quality(regression: Regression) -> str:
         severity = _severity(gate.verdict, regression)
         if severity is not None:
             found.append(_finding(regression, gate, name, severity))
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(found)
 
 
 def render_metrics(regression: Regression) -> str:

@@ -15,10 +15,11 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.labels import figure_label, from_to
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
 from moeprof.analysis.report.document import Table
-from moeprof.analysis.report.regress import changed_figures, headline, limit_text, regress_document
+from moeprof.analysis.report.regress import changed_figures, check_of, headline, limit_text, regress_document
+from moeprof.analysis.report.result import Check
 from moeprof.analysis.stats.ratio import Ratio
 from moeprof.core import units
-from moeprof.render.ci.comment import bar, guarded, marker, render_comment, spark
+from moeprof.render.ci.comment import bar, guarded, marker, render, spark
 from moeprof.render.html.page import render_html
 from moeprof.render.markdown import render_markdown
 from tests.helpers.documents import facts_in
@@ -201,7 +202,7 @@ def test_differences_noise_and_launches_are_told() -> None:
     assert document().notes[-1] == "The reference kernel stayed within 2 % of itself."
     (launches,) = sections["launches"]
     assert isinstance(launches, Table)
-    assert list(facts_in(launches).items())[0] == (
+    assert next(iter(facts_in(launches).items())) == (
         "moe-demo: decode step",
         "ratio of each pair: 1.090, 1.110, 1.100, 1.080, 1.120, 1.100",
     )
@@ -262,12 +263,12 @@ def test_a_terminal_shows_what_holds_only_when_asked() -> None:
 
 
 def test_a_bot_finds_its_comment_by_the_hidden_first_line() -> None:
-    assert render_comment(planted()).splitlines()[0] == "<!-- moeprof-regress: ci-smoke 1 x NVIDIA H200 -->"
+    assert render(check_of(planted())).splitlines()[0] == "<!-- moeprof-regress: ci-smoke 1 x NVIDIA H200 -->"
     assert marker("a --> b", "c----d") == "<!-- moeprof-regress: a - - b c- - - -d -->"
 
 
 def test_the_comment_parses_as_tables_with_equal_rows_and_balanced_folds() -> None:
-    _check_markdown(render_comment(planted(), document()))
+    _check_markdown(render(Check(regression=planted(), document=document())))
 
 
 def test_markdown_and_html_pages_hold_every_gate() -> None:
@@ -283,11 +284,11 @@ def test_markdown_and_html_pages_hold_every_gate() -> None:
 def test_a_long_comment_is_cut_between_rows_and_says_so() -> None:
     whole = planted()
     many = replace(whole, gates=tuple(replace(whole.gates[1], model=f"model-{i}") for i in range(3000)))
-    text = render_comment(many)
+    text = render(check_of(many))
     assert len(text.encode()) <= 65_000
     assert "left out for length" in text and "Cut for length: what changed" in text
     _check_markdown(text)
-    short = render_comment(whole, limit_bytes=4000)
+    short = render(check_of(whole), limit_bytes=4000)
     assert len(short.encode()) <= 4000
     _check_markdown(short)
 
@@ -299,7 +300,7 @@ def test_names_make_no_markup(name: str, tail: str) -> None:
     whole = planted()
     gates = tuple(replace(one, model=odd, n=odd, decide=odd) for one in whole.gates)
     changed = replace(whole, gates=gates, workload=odd, reference=odd, notes=(odd,), changes=())
-    _check_markdown(render_comment(changed))
+    _check_markdown(render(check_of(changed)))
 
 
 def test_people_are_not_called_and_dollars_are_no_formula() -> None:
