@@ -18,7 +18,7 @@ import typer.main
 import yaml
 
 from moeprof.cli.init import ci_files, requirement
-from moeprof.cli.main import app
+from moeprof.cli.main import command_line
 from moeprof.cli.output import Output
 from moeprof.core.workload.gates import load_gate_settings, parse_gates
 from moeprof.core.workload.workload import load_workload
@@ -69,7 +69,7 @@ def commands(text: str) -> list[list[str]]:
 
 def parse(words: list[str]) -> dict[str, Any]:
     """As our own command line does, short of running it; an unknown command or option raises."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(command_line())
     while hasattr(command, "commands"):
         assert words and words[0] in command.commands, f"no such command: moeprof {' '.join(words)}"
         command, words = command.commands[words[0]], words[1:]
