@@ -1,18 +1,12 @@
-"""Counted models as Markdown and on a terminal, and the built-in list: published figures beside our counts.
+"""Counted models as Markdown, the cells that a terminal shares with it, and the built-in list.
 
-What the figures are (published, counted from a config, an unconfirmed rumour) stands in every form. On a terminal
-models are columns, as many side by side as the width allows.
+What the figures are (published, counted from a config, an unconfirmed rumour) stands in every form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from moeprof.analysis.params import NOT_SAID, Figure, Question
 from moeprof.analysis.report.result import Counted, CountedColumn
@@ -82,44 +76,6 @@ def markdown(counted: Counted) -> str:
 
 def _md(text: str) -> str:
     return printable(text).replace("|", "\\|")
-
-
-LABEL_WIDTH, CELL_WIDTH, GAP = 29, 14, 2
-
-
-def print_params(counted: Counted, console: Console) -> None:
-    """Print models side by side, in several tables where one is too wide, then the notes."""
-    columns, question = counted.columns, counted.question
-    shown = [column for column in columns if column.has_figures]
-    width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
-    fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
-    if fit < len(shown):
-        width, fit = CELL_WIDTH, max(1, (console.width - LABEL_WIDTH) // (CELL_WIDTH + GAP))
-    for start in range(0, len(shown), fit):
-        if start:
-            console.print()
-        console.print(_table(shown[start : start + fit], width))
-    for heading, notes in footnotes(columns, question):
-        console.print()
-        console.print(Text(heading, style="bold"))
-        for note in notes:
-            console.print(Padding(Text(printable(note), style="dim"), (0, 0, 0, 2)))
-
-
-def _table(columns: Sequence[CountedColumn], width: int) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
-    table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
-    for column in columns:
-        style = "bold yellow" if column.is_marked else "bold"
-        table.add_column(Text(column.head, style=style), justify="right", overflow="fold", max_width=width)
-    table.add_row(Text("figures are", style="dim"), *(Text(c.status, style="dim") for c in columns))
-    section = ""
-    for row in zip(*(column.figures for column in columns), strict=True):
-        if row[0].section != section:
-            section = row[0].section
-            table.add_row(Text(section, style="bold"))
-        table.add_row(Text(f"  {row[0].label}"), *(Text(cell(figure)) for figure in row))
-    return table
 
 
 _MARKS = {"rumour": "UNCONFIRMED RUMOUR: ", "scheme": "SCHEME: "}

@@ -32,7 +32,7 @@ from moeprof.analysis.report.document import (
     Timeline,
     Waterfall,
 )
-from moeprof.analysis.report.result import Counted, Listing, Result, RunReport
+from moeprof.analysis.report.result import Counted, CountedColumn, Listing, Result, RunReport
 from moeprof.core.text import one_line, printable
 from moeprof.render.cells import (
     ABSENT,
@@ -51,7 +51,8 @@ from moeprof.render.cells import (
     step_text,
     tone,
 )
-from moeprof.render.params import print_params
+from moeprof.render.params import cell
+from moeprof.render.params import footnotes as notes_of
 
 TONES = {"better": "bold green", "worse": "bold red", "open": "dim"}
 WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
@@ -469,7 +470,7 @@ def _print_doubts(doubts: tuple[Doubt, ...], console: Console) -> None:
 def print_result(result: Result, console: Console, *, folded: bool = False) -> None:
     """A result of any kind; ``folded``: also the tables that a page would fold."""
     if isinstance(result, Counted):
-        print_params(result, console)
+        _print_counted(result, console)
     elif isinstance(result, Listing):
         _print_listing(result.rows if result.shown is None else result.shown, console)
     else:
@@ -483,3 +484,41 @@ def _print_listing(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for row in rows:
         table.add_row(*(Text(plain(value)) for value in row.values()))
     console.print(table)
+
+
+LABEL_WIDTH, CELL_WIDTH = 29, 14
+
+
+def _print_counted(counted: Counted, console: Console) -> None:
+    """Print models side by side, in several tables where one is too wide, then the notes."""
+    columns, question = counted.columns, counted.question
+    shown = [column for column in columns if column.has_figures]
+    width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
+    fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
+    if fit < len(shown):
+        width, fit = CELL_WIDTH, max(1, (console.width - LABEL_WIDTH) // (CELL_WIDTH + GAP))
+    for start in range(0, len(shown), fit):
+        if start:
+            console.print()
+        console.print(_counted_table(shown[start : start + fit], width))
+    for heading, notes in notes_of(columns, question):
+        console.print()
+        console.print(Text(heading, style="bold"))
+        for note in notes:
+            console.print(Padding(Text(printable(note), style="dim"), (0, 0, 0, 2)))
+
+
+def _counted_table(columns: Sequence[CountedColumn], width: int) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
+    table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
+    for column in columns:
+        style = "bold yellow" if column.is_marked else "bold"
+        table.add_column(Text(column.head, style=style), justify="right", overflow="fold", max_width=width)
+    table.add_row(Text("figures are", style="dim"), *(Text(c.status, style="dim") for c in columns))
+    section = ""
+    for row in zip(*(column.figures for column in columns), strict=True):
+        if row[0].section != section:
+            section = row[0].section
+            table.add_row(Text(section, style="bold"))
+        table.add_row(Text(f"  {row[0].label}"), *(Text(cell(figure)) for figure in row))
+    return table
