@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeprof.cli.options import ListFormat
+from moeprof.cli.options import ListFormat, PowerPriceOption, PueOption, RentOption
 from moeprof.core.errors import InputError
 from moeprof.render import TABLE
 
@@ -38,9 +38,9 @@ def save(
     allow_unfinished: Annotated[
         bool, typer.Option("--allow-unfinished", help="Save a run that failed or was stopped, too.")
     ] = False,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price it at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
 ) -> None:
     """Save a run as a small baseline for a git repository; its workload and device decide where it goes."""
     from dataclasses import replace as changed

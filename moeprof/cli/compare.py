@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import print_option, write_option
+from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
 from moeprof.core.errors import InputError
 from moeprof.render import TABLE, parse_formats
 
@@ -24,9 +24,9 @@ def compare(
     reference: Annotated[str | None, typer.Option(help="Model, or run of several, that ratios are to.")] = None,
     allow: Annotated[str | None, typer.Option(help="What may differ between the runs: dtype,...")] = None,
     all_metrics: Annotated[bool, typer.Option("--all", help="Every metric on the terminal too.")] = False,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price all runs at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
     format: Annotated[str, print_option("compare")] = TABLE,
     write: Annotated[str | None, write_option("compare")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,

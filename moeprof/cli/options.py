@@ -38,6 +38,9 @@ def write_option(kind: Kind) -> Any:
     return typer.Option(help=f"Files to write: {','.join(written(kind))}.")
 
 
+RentOption = Annotated[float | None, typer.Option(help="Price it again at this rent.")]
+PowerPriceOption = Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")]
+PueOption = Annotated[float | None, typer.Option(help="Power usage effectiveness.")]
 ListFormat = Annotated[str, print_option("list", "How to print it")]
 GOODPUT_KEYS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
 

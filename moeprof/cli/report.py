@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from moeprof.cli.options import print_option, write_option
+from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
 from moeprof.render import TABLE, parse_formats
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price it again at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
     format: Annotated[str, print_option("run")] = TABLE,
     write: Annotated[str | None, write_option("run")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,

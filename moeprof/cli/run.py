@@ -17,22 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeprof.analysis.metrics.pricing import Pricing
-from moeprof.capture.memory.predict import Fit
-from moeprof.capture.run.prepare import Prepared
 from moeprof.cli.options import Overrides, apply, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
-from moeprof.core.record.layout import LaunchRecord, Record
 from moeprof.core.trace import IntArray, Schedule
 from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.pricing import Pricing
+    from moeprof.capture.memory.predict import Fit
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
-    from moeprof.core.record.layout import Record
+    from moeprof.core.record.layout import LaunchRecord, Record
     from moeprof.core.workload.workload import Workload
 
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model

@@ -38,14 +38,14 @@ from moeprof.render.html.charts.bars import draw_bars
 from moeprof.render.html.charts.heatmap import draw_heatmap
 from moeprof.render.html.charts.lines import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.html.charts.timeline import draw_timeline
+from moeprof.render.html.charts.waterfall import draw_waterfall
 from moeprof.render.html.tables import (
-    ModelCard,
     anchor,
     cell,
     drawn,
     main_row,
     per_what,
-    waterfall_drawing,
+    waterfall_lines,
 )
 
 LAST_SECTIONS = ("workload", "machine", "environment")  # reference matter, after the doubts
@@ -123,21 +123,16 @@ def _kind(block: Block) -> str:
 
 def _join(kind: str, blocks: Sequence[Block], section: Section, page: Page) -> Markup:
     if kind == "metrics":
-        return _macro("table")(**_metrics([block for block in blocks if isinstance(block, Table)], section.title, page))
+        return _metrics([block for block in blocks if isinstance(block, Table)], section.title, page)
     figures = [DRAW[type(block)](block, section, page) for block in blocks]
     return _macro("figures")(figures) if kind == "figures" else Markup("").join(figures)
 
 
-def _metrics(tables: Sequence[Table], title: str, page: Page) -> dict[str, object]:
+def _metrics(tables: Sequence[Table], title: str, page: Page) -> Markup:
     """Tables of a section as one, closed with a filter where it is long."""
     num_rows = sum(len(table.rows) for table in tables)
     summary = f"{title} in figures" if num_rows >= FOLD_FROM else ""
-    return {
-        "grid": drawn(tables, {}, page.colours),
-        "title": title,
-        "summary": summary,
-        "num_rows": num_rows,
-    }
+    return _macro("table")(drawn(tables, {}, page.colours), title, summary=summary, num_rows=num_rows)
 
 
 def _table(table: Table, section: Section, page: Page) -> Markup:
@@ -178,7 +173,7 @@ DRAW: dict[type, Callable[[Any, Section, Page], Markup]] = {
     Timeline: lambda block, section, page: _macro("chart")(block, draw_timeline(block)),
     HeatMap: lambda block, section, page: _macro("heat")(block, draw_heatmap(block)),
     StackedBars: lambda block, section, page: _macro("bars")(block, draw_bars(block)),
-    Waterfall: lambda block, section, page: _macro("waterfall")(block, waterfall_drawing(block)),
+    Waterfall: lambda block, section, page: _macro("waterfall")(block, draw_waterfall(block), waterfall_lines(block)),
 }
 
 
@@ -187,7 +182,7 @@ def _macro(name: str) -> Callable[..., Markup]:
     return found
 
 
-def _model_cards(document: Document) -> list[ModelCard]:
+def _model_cards(document: Document) -> list[dict[str, Any]]:
     """The answer per model: the large figure, and the next rows of the first screen as small ones."""
     large = main_row(document.first_screen)
     others = [row for row in document.first_screen if row is not large][:NUM_FACTS]
@@ -195,16 +190,13 @@ def _model_cards(document: Document) -> list[ModelCard]:
     lengths = [None if figure is None else figure.value for figure in figures]
     highest = max((length for length in lengths if length is not None), default=None)
     return [
-        ModelCard(
-            index=i,
-            name=model.name,
-            subtitle=model.subtitle,
-            status=model.status,
-            error=model.error,
-            main=None if large is None else (_title(large), cell(figures[i], large.unit)),
-            share=_share(lengths[i], highest),
-            facts=tuple((_title(row), cell(row.values[i], row.unit)) for row in others),
-        )
+        {
+            "index": i,
+            "model": model,
+            "main": None if large is None else (_title(large), cell(figures[i], large.unit)),
+            "share": _share(lengths[i], highest),
+            "facts": [(_title(row), cell(row.values[i], row.unit)) for row in others],
+        }
         for i, model in enumerate(document.models)
     ]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from markupsafe import Markup
+from typing import Any, Literal
 
 from moeprof.analysis.report.document import Cell as DocumentCell
 from moeprof.analysis.report.document import Row, Table, Waterfall
@@ -24,7 +22,6 @@ from moeprof.render.cells import (
     step_text,
     tone,
 )
-from moeprof.render.html.charts.waterfall import draw_waterfall
 
 Labels = frozenset[tuple[str, str]]
 
@@ -48,27 +45,6 @@ class Cell:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowHead:
-    """What stands at the head of a row.
-
-    Attributes:
-        label: for people.
-        name: of the metric, where the label is another.
-        per: what dollars are per, or "".
-        better: lower, higher or neither.
-        anchor: id of its card in the glossary.
-        where: the labels that all values share, for example "phase decode, traffic open".
-    """
-
-    label: str
-    name: str
-    per: str
-    better: str
-    anchor: str
-    where: str
-
-
 def anchor(card_name: str) -> str:
     """The id of a card in the glossary: ``ttft_*_s`` -> ``card-ttft_X_s``."""
     return "card-" + "".join(c if c.isalnum() or c in "_-" else "X" for c in card_name)
@@ -80,17 +56,17 @@ def per_what(row: Row) -> str:
     return "" if per and per.partition(" ")[0] in row.label else per
 
 
-def row_head(row: Row) -> RowHead:
-    """The head of a row that has a card."""
+def row_head(row: Row) -> dict[str, str]:
+    """The head of a row that has a card; ``where`` holds the labels that all its values share."""
     assert row.card is not None
-    return RowHead(
-        label=row.label,
-        name="" if row.name == row.label else row.name,
-        per=per_what(row),
-        better=row.card.better,
-        anchor=anchor(row.card.name),
-        where=", ".join(f"{key.replace('_', ' ')} {text}" for key, text in sorted(_shared(row))),
-    )
+    return {
+        "label": row.label,
+        "name": "" if row.name == row.label else row.name,
+        "per": per_what(row),
+        "better": row.card.better,
+        "anchor": anchor(row.card.name),
+        "where": ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in sorted(_shared(row))),
+    }
 
 
 def _shared(row: Row) -> Labels:
@@ -130,20 +106,6 @@ def _details(value: MetricValue, known: Labels) -> list[str]:
     return lines + [f"{key.replace('_', ' ')} {text}" for key, text in labels]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """The answer for one model, large: dollars per million output tokens, input beside it, three more facts."""
-
-    index: int
-    name: str
-    subtitle: str
-    status: str
-    error: str | None
-    main: tuple[str, Cell] | None
-    share: float | None
-    facts: tuple[tuple[str, Cell], ...]
-
-
 MAIN_NAME = "usd_per_1m_output_tokens"
 
 
@@ -165,7 +127,15 @@ class RatioCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The head of a column; ``kind`` is its class, ``is_side``: it is a model or a run and has a dot of its colour."""
+    """The head of a column.
+
+    Attributes:
+        name, subtitle: of the model or run, or of what the column says.
+        kind: its class.
+        is_side: it is a model or a run and has a dot of its colour.
+        is_reference: ratios are to it.
+        is_pair: a column of ratios stands beside its values.
+    """
 
     name: str
     kind: str
@@ -193,7 +163,7 @@ class Grid:
     kind: str
     head: str
     heads: tuple[Head, ...]
-    groups: tuple[tuple[str, tuple[tuple[RowHead, tuple[Drawn, ...]], ...]], ...]
+    groups: tuple[tuple[str, tuple[tuple[dict[str, str], tuple[Drawn, ...]], ...]], ...]
     notes: tuple[str, ...] = ()
 
 
@@ -219,16 +189,11 @@ def drawn(tables: Sequence[Table], subtitles: Mapping[str, str], colours: Mappin
             subtitle=subtitles.get(name, "") if first.compares else "",
             is_side=True,
             is_reference=i == first.reference,
-            is_pair=_is_pair(first, i),
+            is_pair=first.reference not in (None, i),
         )
         for i, name in enumerate(first.columns)
     )
     return Grid(kind="metrics ratios" if first.compares else "metrics", head="Metric", heads=heads, groups=tuple(lines))
-
-
-def _is_pair(table: Table, i: int) -> bool:
-    """Whether a column of ratios stands beside the values."""
-    return table.reference is not None and i != table.reference
 
 
 def _side_cells(table: Table, row: Row) -> Iterator[Drawn]:
@@ -275,35 +240,15 @@ def ratio_cell(ratio: Ratio | None, words: DocumentCell | None = None) -> RatioC
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLine:
-    """One line of the table under a waterfall."""
-
-    label: str
-    is_level: bool
-    figure: str
-    interval: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaterfallDrawing:
-    """A drawn waterfall (None when it has no steps) and its figures as a table."""
-
-    picture: Markup | None
-    lines: tuple[StepLine, ...]
-
-
-def waterfall_drawing(waterfall: Waterfall) -> WaterfallDrawing:
-    """Picture and table of a waterfall."""
-    lines = tuple(
-        StepLine(
-            label=step.label,
-            is_level=step.kind == "level",
-            figure=step_text(step, waterfall.unit),
-            interval=step_interval(step, waterfall.unit)[1:-1],
-            note=" ".join(part for part in ("" if step.told else f"{CANNOT_TELL.capitalize()}.", step.text) if part),
-        )
+def waterfall_lines(waterfall: Waterfall) -> list[dict[str, Any]]:
+    """The table under a waterfall, a line per step."""
+    return [
+        {
+            "label": step.label,
+            "is_level": step.kind == "level",
+            "figure": step_text(step, waterfall.unit),
+            "interval": step_interval(step, waterfall.unit)[1:-1],
+            "note": " ".join(part for part in ("" if step.told else f"{CANNOT_TELL.capitalize()}.", step.text) if part),
+        }
         for step in waterfall.steps
-    )
-    return WaterfallDrawing(picture=draw_waterfall(waterfall), lines=lines)
+    ]
