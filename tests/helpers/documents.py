@@ -378,7 +378,9 @@ def awkward_document() -> Document:
         unit="bytes",
     )
     cuts = ("all", "prefill", "decode", SCRIPT, "prose")
-    evil = Card(name="x", title=SCRIPT, unit="s", better="neither", formula=MARKUP, source=SCRIPT, section=SCRIPT)
+    evil = Card(
+        name="x", title=SCRIPT, unit="s", better="neither", formula=MARKUP, source=SCRIPT, section=SCRIPT, kind="exact"
+    )
     hostile = make_row(evil, evil.name, SCRIPT, None, None, None)
     return Document(
         title=SCRIPT,
