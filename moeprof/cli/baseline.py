@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moeprof.cli.options import ListFormat, PowerPriceOption, PueOption, RentOption
 from moeprof.core.errors import InputError
+from moeprof.render import TABLE
 
 if TYPE_CHECKING:
     from moeprof.analysis.report.sections.trend import BaselineRow
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
 baseline_app = typer.Typer(help="Save runs to judge later ones by; list, show and remove them.", no_args_is_help=True)
 
-Format = Literal["table", "json", "csv", "md"]
-FormatOption = Annotated[Format, typer.Option(help="How to print it.")]
 FolderOption = Annotated[Path, typer.Option(help="Folder of baselines.")]
 WorkloadOption = Annotated[str | None, typer.Option(help="Only of this workload.", show_default=False)]
 DeviceOption = Annotated[str | None, typer.Option(help="Only of a device whose name holds this.", show_default=False)]
@@ -38,9 +38,9 @@ def save(
     allow_unfinished: Annotated[
         bool, typer.Option("--allow-unfinished", help="Save a run that failed or was stopped, too.")
     ] = False,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price it at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
 ) -> None:
     """Save a run as a small baseline for a git repository; its workload and device decide where it goes."""
     from dataclasses import replace as changed
@@ -75,16 +75,17 @@ def save(
 
 
 @baseline_app.command("list")
-def list_all(folder: FolderOption = FOLDER, format: FormatOption = "table") -> None:
+def list_all(folder: FolderOption = FOLDER, format: ListFormat = TABLE) -> None:
     """List the baselines of a folder, by workload, device and time."""
-    from moeprof.cli.output import print_records
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
     from moeprof.core.baseline.store import list_baselines
 
     found = list_baselines(folder)
     if not found:
         print(f"{folder}: no baseline yet; `moeprof baseline save RUN NAME` makes one", file=sys.stderr)
     rows = [_listed(stored) for stored in found]
-    print_records(rows if format in ("json", "csv") else [_short(row, folder) for row in rows], format)
+    print_result(Listing(rows=rows, shown=[_short(row, folder) for row in rows]), format)
 
 
 @baseline_app.command()
@@ -93,18 +94,18 @@ def show(
     folder: FolderOption = FOLDER,
     workload: WorkloadOption = None,
     device: DeviceOption = None,
-    format: FormatOption = "table",
+    format: ListFormat = TABLE,
 ) -> None:
     """Show what a baseline holds: facts that must match, headline figures with intervals, launches, sizes."""
     from dataclasses import asdict
 
+    from moeprof.analysis.report.result import Listing
     from moeprof.analysis.report.sections.trend import baseline_rows, shortcomings
-    from moeprof.cli.output import print_records
+    from moeprof.cli.output import print_result
 
     stored = _stored(name, folder, workload, device)
     rows = baseline_rows(stored.baseline)
-    raw = format in ("json", "csv")
-    print_records([asdict(row) if raw else _shown(row) for row in rows], format)
+    print_result(Listing(rows=[asdict(row) for row in rows], shown=[_shown(row) for row in rows]), format)
     for text in shortcomings(stored.baseline):
         print(f"moeprof: note: {text}", file=sys.stderr)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
 from moeprof.core.errors import InputError
+from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:
     from moeprof.core.record.layout import Record
@@ -23,21 +24,20 @@ def compare(
     reference: Annotated[str | None, typer.Option(help="Model, or run of several, that ratios are to.")] = None,
     allow: Annotated[str | None, typer.Option(help="What may differ between the runs: dtype,...")] = None,
     all_metrics: Annotated[bool, typer.Option("--all", help="Every metric on the terminal too.")] = False,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price all runs at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
-    write: Annotated[str | None, typer.Option(help="Files to write: md,html,json,csv.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
+    format: Annotated[str, print_option("compare")] = TABLE,
+    write: Annotated[str | None, write_option("compare")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
     from moeprof.analysis.compare.comparable import check_allow
     from moeprof.analysis.metrics.pricing import repriced
-    from moeprof.cli.output import new_folder, print_comparison, write_comparison
+    from moeprof.cli.output import new_folder, print_result, write_and_say
     from moeprof.core.record.layout import open_record
-    from moeprof.render import parse_formats
 
-    formats = parse_formats(write) if write else ()
+    formats = parse_formats(write or "", "compare")
     allowed = check_allow(allow.split(",")) if allow else frozenset()
     records = [open_record(path) for path in runs]
     _check_enough(records)
@@ -50,10 +50,8 @@ def compare(
     summaries = [summarise(record, pricing) for record, pricing in zip(records, pricings, strict=True)]
     comparison = compare_document(summaries, reference=named, allow=allowed)
     if formats:
-        folder = new_folder(output_dir, f"{runs[0].resolve().name}-compare")
-        for path in write_comparison(comparison, folder, formats):
-            print(f"Wrote {path}", file=sys.stderr)
-    print_comparison(comparison, format, folded=all_metrics)
+        write_and_say(comparison, new_folder(output_dir, f"{runs[0].resolve().name}-compare"), formats)
+    print_result(comparison, format, folded=all_metrics)
 
 
 def _check_enough(records: Sequence[Record]) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moeprof.cli.options import ListFormat
 from moeprof.core.record.experiment import EnvironmentHeader
+from moeprof.render import TABLE
 
 if TYPE_CHECKING:
     from moeprof.capture.devices.gpu import Gpu
 
 
 def doctor(
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+    format: ListFormat = TABLE,
     coverage: Annotated[
         bool,
         typer.Option("--coverage", help="Run a tiny model of every MoE architecture through the engine (a minute)."),
     ] = False,
 ) -> None:
     """Look at device, driver, energy counters, price and versions; say what would be n/a and why."""
-    from moeprof.cli.output import print_records
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
 
-    if coverage:
-        print_records(_coverage(), format)
-        return
-    print_records(_findings(), format)
+    print_result(Listing(rows=_coverage() if coverage else _findings()), format)
 
 
 def _coverage() -> list[dict[str, Any]]:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from moeprof.cli.options import ListFormat
 from moeprof.core.errors import InputError
+from moeprof.render import TABLE
 
 
 def explain(
     metric: Annotated[
         str | None, typer.Argument(help="Metric name; all are listed without one.", show_default=False)
     ] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+    format: ListFormat = TABLE,
 ) -> None:
     """Explain a metric: definition, formula, unit, direction, source. Without a name, list all of them."""
     from moeprof.analysis.metrics.cards import all_cards, card_for
-    from moeprof.cli.output import print_records
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
 
     if metric is None:
         rows = [
             {"name": c.name, "unit": c.unit, "better": c.better, "title": c.title, "section": c.section}
             for c in all_cards()
         ]
-        print_records(rows, format)
+        print_result(Listing(rows=rows), format)
         return
     try:
         card = card_for(metric)
@@ -37,10 +39,8 @@ def explain(
         raise InputError(f"no metric is called {metric!r}{hint} `moeprof explain` lists all") from None
     row = {name: getattr(card, name) for name in ("name", "title", "unit", "better", "formula", "source", "section")}
     row |= {"kind": card.kind_text, "see": card.reference}
-    if format == "table":
+    if format == TABLE:
         lines = (f"  {name:8} {text}" for name, text in row.items() if name != "name")
         typer.echo("\n".join((metric, *lines)))
-    elif format == "json":
-        typer.echo(json.dumps(row, indent=1, ensure_ascii=False))
     else:
-        print_records([row], format)
+        print_result(Listing(rows=[row], whole=row), format)

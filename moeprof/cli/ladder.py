@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Overrides, apply
+from moeprof.cli.options import Overrides, apply, print_option, write_option
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
+from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:
-    from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
+    from moeprof.analysis.report.result import Comparison
     from moeprof.capture.run.prepare import Prepared
     from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import Record
@@ -32,8 +34,8 @@ def ladder(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the worker.")] = None,
     usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
-    write: Annotated[str, typer.Option(help="Files to write: md,html,json,csv.")] = "md,html,json,csv",
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
+    write: Annotated[str, write_option("compare")] = "md,html,json,csv",
+    format: Annotated[str, print_option("compare")] = TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
@@ -41,9 +43,8 @@ def ladder(
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
-    from moeprof.render import parse_formats
 
-    formats = parse_formats(write)
+    formats = parse_formats(write, "compare")
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     options = Overrides(launches=launches, device=device, threads=threads, usd_per_device_hour=usd_per_device_hour)
     settings = {
@@ -72,8 +73,6 @@ def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workl
     Raises:
         WorkloadError: no MoE, or no such model.
     """
-    from dataclasses import replace
-
     from moeprof.capture.models.find import find_model
     from moeprof.capture.run.lockstep import choose_moe, ladder_twins
     from moeprof.core.workload.studies import Ladder
@@ -107,9 +106,10 @@ def _climb(
     from moeprof.analysis.report.compare import compare_document
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
-    from moeprof.cli.output import print_comparison, summarise_record, write_comparison, write_files
+    from moeprof.cli.output import print_result, report_of
     from moeprof.cli.progress import make_audience
     from moeprof.core.record.layout import open_record
+    from moeprof.render import write
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
     with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
@@ -119,11 +119,11 @@ def _climb(
         failed = next(model for model in record.experiment.models if model.status == "failed")
         kind = InputError if failed.exit_code == InputError.exit_code else EngineError
         raise kind(f"{failed.error} (record: {folder})")
-    summary, report = summarise_record(record, pricing)
-    comparison = only_ladder(compare_document([summary], reference=None), report, record)
-    write_files(summary, comparison.document, folder, formats)
-    write_comparison(comparison, folder, [name for name in formats if name in ("json", "csv")])
-    print_comparison(comparison, form)
+    report = report_of(record, pricing)
+    comparison = only_ladder(compare_document([report.summary], reference=None), report.document, record)
+    write(replace(report, document=comparison.document), folder, formats)
+    write(comparison, folder, [name for name in formats if name in ("json", "csv")])
+    print_result(comparison, form)
     print(f"record: {folder}", file=sys.stderr)
     if "html" in formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
@@ -133,17 +133,14 @@ def _climb(
 
 def only_ladder(comparison: Comparison, report: Document, record: Record) -> Comparison:
     """The page without what needs passes of their own, for a run that has none: the ladder's answer comes first."""
-    from dataclasses import replace
-
     from moeprof.analysis.report.sections.ladder import sentences
     from moeprof.analysis.sparsity.ladder import ladder_results
 
     said = sentences(ladder_results(record))
     headline = said[0] if said else "The ladder has too few steps to say anything: give it more seconds."
     sections = tuple(s for s in report.sections if s.name in ("ladder", "parameters", "memory", "machine"))
-    page = replace(comparison.page, headline=headline, notes=tuple(said[1:]))
     subtitle = report.subtitle.partition("; *")[0]  # what stands there is about priced passes
     document = replace(
-        report, headline=headline, notes=page.notes, subtitle=subtitle, first_screen=(), sections=sections
+        report, headline=headline, notes=tuple(said[1:]), subtitle=subtitle, first_screen=(), sections=sections
     )
-    return replace(comparison, document=document, page=page)
+    return replace(comparison, document=document)

@@ -6,23 +6,13 @@ before it runs a model (a test holds it).
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 import typer
 
-from moeprof.cli.baseline import baseline_app
-from moeprof.cli.compare import compare
-from moeprof.cli.doctor import doctor
-from moeprof.cli.explain import explain
-from moeprof.cli.init import init
-from moeprof.cli.ladder import ladder
-from moeprof.cli.params import params
-from moeprof.cli.regress import regress
-from moeprof.cli.report import report
-from moeprof.cli.run import run
-from moeprof.cli.trace import trace_app
 from moeprof.core.errors import MissingExtraError, MoeprofError
 from moeprof.core.text import one_line
 
@@ -33,18 +23,41 @@ EXTRAS = {
     ),
 }  # fmt: skip
 
-app = typer.Typer(
-    name="moeprof",
-    help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (run, report, compare, regress, ladder, params, doctor, explain, init):
-    app.command()(command)
-app.add_typer(trace_app, name="trace")
-app.add_typer(baseline_app, name="baseline")
+# Name of the command -> its function, or its group of commands; the first line of its docstring is its help.
+COMMANDS = {
+    "run": "moeprof.cli.run:run",
+    "report": "moeprof.cli.report:report",
+    "compare": "moeprof.cli.compare:compare",
+    "regress": "moeprof.cli.regress:regress",
+    "ladder": "moeprof.cli.ladder:ladder",
+    "params": "moeprof.cli.params:params",
+    "doctor": "moeprof.cli.doctor:doctor",
+    "explain": "moeprof.cli.explain:explain",
+    "init": "moeprof.cli.init:init",
+    "trace": "moeprof.cli.trace:trace_app",
+    "baseline": "moeprof.cli.baseline:baseline_app",
+}
+
+
+def command_line() -> typer.Typer:
+    """All commands as one."""
+    app = typer.Typer(
+        name="moeprof",
+        help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for name, place in COMMANDS.items():
+        module, attribute = place.split(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -55,7 +68,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
@@ -69,7 +81,7 @@ def _result(arguments: Sequence[str] | None) -> object:
         MissingExtraError: this installation cannot run the command.
     """
     try:
-        return app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        return command_line()(args=None if arguments is None else list(arguments), standalone_mode=False)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         extra = next((name for name, libraries in EXTRAS.items() if library in libraries), None)

@@ -1,18 +1,47 @@
-"""Command-line options that change a workload, in the spelling people already type in ``vllm bench`` and its peers.
+"""Options that several commands share: what to print and write, and what changes a workload.
 
-An option given on the command line wins over the file; the resolved workload is in the record.
+The latter are spelt as people already type them in ``vllm bench`` and its peers. An option given on the command line
+wins over the file; the resolved workload is in the record.
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.traffic import Arrivals, Traffic
 from moeprof.core.workload.workload import Slo, Workload
+from moeprof.render import printed, written
 
+if TYPE_CHECKING:
+    from moeprof.analysis.report.result import Kind
+
+
+def print_option(kind: Kind, help_text: str = "What to print") -> Any:
+    """``--format`` of a command whose results are of this kind."""
+
+    def check(value: str) -> str:
+        allowed = printed(kind)
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, allowed))}.")
+        return value
+
+    return typer.Option(help=f"{help_text}: {', '.join(printed(kind))}.", metavar="FORMAT", callback=check)
+
+
+def write_option(kind: Kind) -> Any:
+    """``--write`` of a command whose results are of this kind."""
+    return typer.Option(help=f"Files to write: {','.join(written(kind))}.")
+
+
+RentOption = Annotated[float | None, typer.Option(help="Price it again at this rent.")]
+PowerPriceOption = Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")]
+PueOption = Annotated[float | None, typer.Option(help="Power usage effectiveness.")]
+ListFormat = Annotated[str, print_option("list", "How to print it")]
 GOODPUT_KEYS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
 
 

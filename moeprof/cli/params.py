@@ -1,78 +1,23 @@
-"""``moeprof params``: what a model is and what follows from its shape, without weights.
-
-The table of ``moeprof params`` on a terminal: models as columns, as many side by side as the width allows.
-"""
+"""``moeprof params``: what a model is and what follows from its shape, without weights."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
+from moeprof.cli.options import print_option
 from moeprof.core.errors import InputError
-from moeprof.core.text import printable
+from moeprof.render import TABLE
 
 if TYPE_CHECKING:
     from moeprof.analysis.params import Question
+    from moeprof.analysis.report.result import CountedColumn
     from moeprof.core.hardware import Datasheet
     from moeprof.core.known_models import CountedModel
-    from moeprof.render.params import Column
-
-LABEL_WIDTH, CELL_WIDTH, GAP = 29, 14, 2
-
-
-def print_params(columns: Sequence[Column], question: Question, console: Console) -> None:
-    """Print models side by side, in several tables where one is too wide, then the notes.
-
-    Args:
-        columns: one per model.
-        question: what was asked, for the rules below.
-        console: where to.
-    """
-    from moeprof.render.params import footnotes
-
-    shown = [column for column in columns if column.has_figures]
-    width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
-    fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
-    if fit < len(shown):
-        width, fit = CELL_WIDTH, max(1, (console.width - LABEL_WIDTH) // (CELL_WIDTH + GAP))
-    for start in range(0, len(shown), fit):
-        if start:
-            console.print()
-        console.print(_table(shown[start : start + fit], width))
-    for heading, notes in footnotes(columns, question):
-        console.print()
-        console.print(Text(heading, style="bold"))
-        for note in notes:
-            console.print(Padding(Text(printable(note), style="dim"), (0, 0, 0, 2)))
-
-
-def _table(columns: Sequence[Column], width: int) -> Table:
-    from moeprof.render.params import cell
-
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
-    table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
-    for column in columns:
-        style = "bold yellow" if column.is_marked else "bold"
-        table.add_column(Text(column.head, style=style), justify="right", overflow="fold", max_width=width)
-    table.add_row(Text("figures are", style="dim"), *(Text(c.status, style="dim") for c in columns))
-    section = ""
-    for row in zip(*(column.figures for column in columns), strict=True):
-        if row[0].section != section:
-            section = row[0].section
-            table.add_row(Text(section, style="bold"))
-        table.add_row(Text(f"  {row[0].label}"), *(Text(cell(figure)) for figure in row))
-    return table
-
 
 GPUS = ("H100 SXM", "H200 SXM")
 MAX_BATCH = 10**6
@@ -99,7 +44,7 @@ def params(
         list[str] | None,
         typer.Option(help="Device to fill; repeat it for several.", show_default=", ".join(GPUS)),
     ] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")] = "table",
+    format: Annotated[str, print_option("params", "How to print it")] = TABLE,
 ) -> None:
     """Count a model without its weights: parameters, bytes, FLOPs, devices, dense twins. Several stand side by side.
 
@@ -119,9 +64,12 @@ def params(
         raise InputError(f"--context: found {context}; 0 to {MAX_CONTEXT} is allowed")
     devices = tuple(dict.fromkeys(_device(name) for name in (gpu or GPUS)))
     from moeprof.analysis.params import Question
+    from moeprof.analysis.report.result import Counted
+    from moeprof.cli.output import print_result
 
     question = Question(batches=batches, context=context, dtype=dtype, devices=devices)
-    _print_models(_counted(models), question, format)
+    columns = tuple(_column(model, question) for model in _counted(models))
+    print_result(Counted(columns=columns, question=question), format)
 
 
 def _counted(texts: list[str]) -> list[CountedModel]:
@@ -165,12 +113,12 @@ def _words(row: Datasheet) -> set[str]:
     return {*row.name.casefold().split(), f"{row.memory_bytes / 1e9:.0f}gb"}
 
 
-def _column(model: CountedModel, question: Question) -> Column:
+def _column(model: CountedModel, question: Question) -> CountedColumn:
     from moeprof.analysis.params import figures, notes_of
-    from moeprof.render.params import Column
+    from moeprof.analysis.report.result import CountedColumn
 
     row = model.system
-    return Column(
+    return CountedColumn(
         name=model.name,
         status=model.status,
         is_marked=row is not None and row.kind in ("rumour", "scheme"),
@@ -180,30 +128,15 @@ def _column(model: CountedModel, question: Question) -> Column:
     )
 
 
-def _print_models(models: list[CountedModel], question: Question, form: str) -> None:
-    from moeprof.render.params import params_csv, params_json, params_markdown
-
-    columns = [_column(model, question) for model in models]
-    if form == "json":
-        sys.stdout.write(params_json(columns, question))
-    elif form == "csv":
-        sys.stdout.write(params_csv(columns))
-    elif form == "md":
-        sys.stdout.write(params_markdown(columns, question))
-    else:
-        from rich.console import Console
-
-        print_params(columns, question, Console(highlight=False))
-
-
 def _print_list(form: str) -> None:
-    from moeprof.cli.output import print_records
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
     from moeprof.core.known_models import systems
     from moeprof.render.params import LEGEND, list_records, shown_records
 
     rows = systems()
-    if form != "table":
-        print_records(list_records(rows), form)
+    if form != TABLE:
+        print_result(Listing(rows=list_records(rows)), form)
         return
-    print_records(shown_records(rows), form)
+    print_result(Listing(rows=shown_records(rows)), form)
     typer.echo(f"\n{LEGEND}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from moeprof.cli.options import print_option, write_option
 from moeprof.core.errors import InputError
+from moeprof.render import TABLE
 
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="Run folder to judge, or one that --ab wrote.")
@@ -38,9 +40,8 @@ AllOption = Annotated[bool, typer.Option("--all", help="Everything, not only wha
 PriceOption = Annotated[float | None, typer.Option(help="Price runs at this rent; a saved baseline keeps its own.")]
 DeviceOption = Annotated[str | None, typer.Option(help="With --ab: auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="With --ab: CPU threads of a worker.")]
-FormatOption = Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")]
-FORMATS = "md,html,json,csv,comment,junit,github,benchmark-action,bmf,codequality,metrics"
-WriteOption = Annotated[str | None, typer.Option(help=f"Files to write: {FORMATS}.")]
+FormatOption = Annotated[str, print_option("regress")]
+WriteOption = Annotated[str | None, write_option("regress")]
 OutputOption = Annotated[Path | None, typer.Option(help="New folder for them, and for what --ab measures.")]
 GithubOption = Annotated[
     bool | None, typer.Option("--github/--no-github", help="Annotations and step summary; on under GitHub Actions.")
@@ -67,7 +68,7 @@ def regress(
     usd_per_device_hour: PriceOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
-    format: FormatOption = "table",
+    format: FormatOption = TABLE,
     write: WriteOption = None,
     output_dir: OutputOption = None,
     github: GithubOption = None,

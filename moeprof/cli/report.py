@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
+from moeprof.render import TABLE, parse_formats
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price it again at this rent.")] = None,
-    usd_per_kwh: Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")] = None,
-    pue: Annotated[float | None, typer.Option(help="Power usage effectiveness.")] = None,
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
-    write: Annotated[str | None, typer.Option(help="Files to write: md,html,json,csv.")] = None,
+    usd_per_device_hour: RentOption = None,
+    usd_per_kwh: PowerPriceOption = None,
+    pue: PueOption = None,
+    format: Annotated[str, print_option("run")] = TABLE,
+    write: Annotated[str | None, write_option("run")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
     from moeprof.analysis.metrics.pricing import repriced
-    from moeprof.cli.output import new_folder, print_document, summarise_record, write_files
+    from moeprof.cli.output import new_folder, print_result, report_of, write_and_say
     from moeprof.core.record.layout import open_record
-    from moeprof.render import parse_formats
 
-    formats = parse_formats(write) if write else ()
+    formats = parse_formats(write or "", "run")
     record = open_record(run)
     pricing = repriced(record, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue)
-    summary, document = summarise_record(record, pricing)
-    folder = new_folder(output_dir, f"{run.resolve().name}-report") if formats else run
-    for path in write_files(summary, document, folder, formats):
-        print(f"Wrote {path}", file=sys.stderr)
-    print_document(document, summary, format)
+    found = report_of(record, pricing)
+    if formats:
+        write_and_say(found, new_folder(output_dir, f"{run.resolve().name}-report"), formats)
+    print_result(found, format)

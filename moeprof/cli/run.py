@@ -13,16 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.capture.memory.predict import Fit
-from moeprof.capture.run.prepare import Prepared
-from moeprof.cli.options import Overrides, apply
-from moeprof.cli.output import print_records
+from moeprof.cli.options import Overrides, apply, print_option, write_option
+from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
+from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:
     from moeprof.capture.memory.predict import Fit
@@ -38,6 +37,8 @@ START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: a
 
 def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None:
     """Print the plan to stdout."""
+    from moeprof.analysis.report.result import Listing
+
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
@@ -62,10 +63,10 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
-    print_records([{"what": what, "plan": plan} for what, plan in rows], form)
-    if form in ("table", "md") and fit.models:
+    print_result(Listing(rows=[{"what": what, "plan": plan} for what, plan in rows]), form)
+    if form in (TABLE, "md") and fit.models:
         print()
-        print_records(memory_table(fit), form)
+        print_result(Listing(rows=memory_table(fit)), form)
 
 
 def memory_table(fit: Fit) -> list[dict[str, str | None]]:
@@ -249,8 +250,8 @@ def run(
     save_detailed: Annotated[bool, typer.Option("--save-detailed", help="Keep every pick of every token.")] = False,
     no_content: Annotated[bool, typer.Option("--no-content", help="Keep token ids out of the record.")] = False,
     label: Annotated[str | None, typer.Option(help="A note for the record.")] = None,
-    write: Annotated[str, typer.Option(help="Files to write: md,html,json,csv.")] = "md,html,json,csv",
-    format: Annotated[Literal["table", "json", "csv", "md"], typer.Option(help="What to print.")] = "table",
+    write: Annotated[str, write_option("run")] = "md,html,json,csv",
+    format: Annotated[str, print_option("run")] = TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
@@ -258,9 +259,8 @@ def run(
     from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
-    from moeprof.render import parse_formats
 
-    formats = parse_formats(write)
+    formats = parse_formats(write, "run")
     place = _place(output_dir, resume, keep_content=not no_content)
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
@@ -309,9 +309,10 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
-    from moeprof.cli.output import print_document, summarise_record, write_files
+    from moeprof.cli.output import report_of
     from moeprof.cli.progress import make_audience
     from moeprof.core.record.layout import open_record
+    from moeprof.render import write
 
     folder = place.output_dir
     if folder is None or place.resume is None:
@@ -328,9 +329,9 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
             resume=place.resume,
         )
     record = open_record(folder)
-    summary, document = summarise_record(record, pricing)
-    write_files(summary, document, folder, printing.formats)
-    print_document(document, summary, printing.form)
+    report = report_of(record, pricing)
+    write(report, folder, printing.formats)
+    print_result(report, printing.form)
     for line in sweep_lines(record):
         print(line, file=sys.stderr)
     print(f"record: {folder}", file=sys.stderr)

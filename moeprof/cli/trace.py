@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moeprof.cli.options import ListFormat
 from moeprof.core import units
 from moeprof.core.errors import WorkloadError
+from moeprof.render import TABLE
 
 if TYPE_CHECKING:
     from moeprof.core.trace import Trace
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
 
-Format = Literal["table", "json", "csv", "md"]
 SourceArgument = Annotated[Path, typer.Argument(help="Trace file (.gz is read as well).", show_default=False)]
 InputFormat = Annotated[
     str | None, typer.Option("--from", help="Format of the trace; by default its content tells.", show_default=False)
@@ -35,22 +33,23 @@ PLOT_WIDTH = 60
 def inspect(
     path: SourceArgument,
     input_format: InputFormat = None,
-    format: Annotated[Format, typer.Option(help="How to print it.")] = "table",
+    format: ListFormat = TABLE,
 ) -> None:
     """Show a trace's rate, burstiness, lengths, classes, sessions and prefix reuse, with a plot."""
+    from moeprof.analysis.report.result import Listing
+    from moeprof.cli.output import print_result
     from moeprof.sources.describe import describe, flat_values
     from moeprof.sources.formats import read_trace
 
     trace = read_trace(path, input_format)
     stats = describe(trace)
-    if format == "json":
-        typer.echo(json.dumps(asdict(stats), indent=1, ensure_ascii=False, allow_nan=False))
-    elif format == "csv":
-        typer.echo(_csv(flat_values(stats)), nl=False)
+    if format == TABLE:
+        _print_table(path, trace, stats)
     elif format == "md":
         typer.echo(_markdown(path, _shown(stats), stats))
     else:
-        _print_table(path, trace, stats)
+        rows = [{"name": name, "value": value} for name, value in flat_values(stats)]
+        print_result(Listing(rows=rows, whole=asdict(stats)), format)
 
 
 @trace_app.command()
@@ -202,14 +201,6 @@ def _above_zero(option: str, value: float | None) -> None:
 def _say_notes(trace: Trace) -> None:
     for note in trace.notes:
         typer.echo(f"note: {note.text} ({note.count:,})", err=True)
-
-
-def _csv(rows: list[tuple[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "value"])
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def _shown(stats: TraceStats) -> list[tuple[str, str]]:

@@ -1,49 +1,44 @@
 """A Document as Markdown for a pull request: headline, first table, doubts; the rest folded.
 
-Comparisons as GitHub tables: ratios under their values, waterfalls as bars of block characters.
-
-Text from a record inside Markdown.
+Text from a record is escaped; ratios stand under their values, waterfalls are bars of block characters.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.report.document import (
     Block,
+    Cell,
     Chart,
     Document,
-    FactTable,
-    GateRow,
-    GateTable,
     HeatMap,
-    MetricTable,
     Paragraph,
-    Row,
     Section,
     StackedBars,
+    Table,
     Timeline,
     Waterfall,
 )
-from moeprof.analysis.stats.estimate import Ratio
+from moeprof.analysis.report.result import Counted, Listing, Result
 from moeprof.core import units
 from moeprof.core.text import printable
+from moeprof.render import params
 from moeprof.render.cells import (
+    ABSENT,
     CANNOT_TELL,
-    HEADS,
-    INTERVAL_HEAD,
     block_bars,
     block_character,
+    footnotes,
     full_text,
-    gate_cells,
-    gate_notes,
     interval_text,
+    plain,
     ratio_interval,
-    ratio_notes,
     ratio_text,
-    row_reasons,
+    reasons,
     short_text,
     shown_ratio,
     step_interval,
@@ -68,61 +63,62 @@ BAR_WIDTH = 24
 SPACE = "\u00a0"  # Markdown would run ordinary spaces together
 
 
-def ratio_table(table: RatioTable) -> list[str]:
+def table_lines(table: Table) -> list[str]:
     """The table as lines; a folded one stands closed."""
-    heads = [
-        escape(name) + ("<br><sub>reference</sub>" if table.has_ratios and i == table.reference else "")
-        for i, name in enumerate(table.columns)
-    ]
-    lines = ["|metric|" + "|".join(heads) + "|", "|:--|" + "--:|" * len(heads)]
-    lines += [_row(row) for row in table.rows]
-    lines += [f"\n<sub>{escape(note)}</sub>" for note in ratio_notes(table)]
+    columns = [column for i in range(len(table.columns)) for column in _columns(table, i)]
+    lines = [_line([escape(table.head) or " ", *(head for head, _, _ in columns)])]
+    lines.append(_line([":--", *(alignment for _, alignment, _ in columns)]))
+    lines += [_line([escape(row.label), *(cells[n] for _, _, cells in columns)]) for n, row in enumerate(table.rows)]
+    lines += [f"\n{_small(note)}" for note in footnotes(table)] if table.compares else []
     if table.folded:
         return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
     return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
 
 
-def _row(row: RatioRow) -> str:
-    cells = []
-    for value, ratio in zip(row.values, row.ratios, strict=True):
-        text = escape(short_text(value, row.card))
-        kept = shown_ratio(value, ratio)
-        if kept is None:
-            interval = interval_text(value, row.card)
-            cells.append(text + (f"<br><sub>{escape(interval)}</sub>" if interval else ""))
-        else:
-            cells.append("<br>".join(part for part in (text, _ratio(kept)) if part))
-    return f"|{escape(row.label)}|" + "|".join(cells) + "|"
+def _line(cells: Sequence[str]) -> str:
+    return f"|{'|'.join(cells)}|"
 
 
-def _ratio(ratio: Ratio) -> str:
-    """Number and verdict bold where a difference was shown, then the interval small."""
-    parts = [escape(part) for part in (ratio_text(ratio), ratio.verdict) if part]
-    text = " ".join(parts)
-    if text and tone(ratio.verdict) != "open":
-        text = f"**{text}**"
-    interval = ratio_interval(ratio)
-    return text + (f"<br><sub>{escape(interval)}</sub>" if interval else "")
+def _small(text: str) -> str:
+    return f"<sub>{escape(text)}</sub>"
 
 
-def gate_table(table: GateTable) -> list[str]:
-    """Gates as lines; a folded table stands closed."""
-    lines = ["|" + "|".join(HEADS) + "|", "|:--|--:|--:|--:|:--|:--|:--|"]
-    lines += [_gate(row) for row in table.rows]
-    lines += [f"\n<sub>{escape(note)}</sub>" for note in gate_notes(table)]
-    if table.folded:
-        return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
-    return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
+def _columns(table: Table, i: int) -> Iterator[tuple[str, str, list[str]]]:
+    """Head, alignment and cells; a column of verdicts alone is two, so that figures stand under each other."""
+    head, cells = escape(table.columns[i]) or " ", [row.cells[i] for row in table.rows]
+    if i == table.judged:
+        yield head, "--:", [_figure(cell) for cell in cells]
+        yield "verdict", ":--", [_toned((cell.ratio and cell.ratio.verdict) or ABSENT, cell) for cell in cells]
+    elif any(cell.text for cell in cells):
+        yield head, ":--", [escape(cell.text or "") for cell in cells]
+    elif table.judged is not None:
+        values = (("" if c.text == "" else short_text(c.value, r.unit)) for c, r in zip(cells, table.rows, strict=True))
+        yield head, "--:", [escape(value) for value in values]
+    elif table.compares:
+        note = f"<br>{_small('reference')}" if i == table.reference else ""
+        yield head + note, "--:", [side_cell(cell, row.unit) for cell, row in zip(cells, table.rows, strict=True)]
+    else:
+        yield head, "--:", [escape(full_text(c.value, row.unit)) for c, row in zip(cells, table.rows, strict=True)]
 
 
-def _gate(row: GateRow) -> str:
-    cells = {name: escape(text) for name, text in gate_cells(row).items()}
-    for name in ("change", "verdict"):
-        if cells[name] and tone(row.ratio.verdict) != "open":
-            cells[name] = f"**{cells[name]}**"
-    if cells[INTERVAL_HEAD]:
-        cells["change"] += f"<br><sub>{cells[INTERVAL_HEAD].replace(' ', SPACE)}</sub>"
-    return "|" + "|".join(cells[name] for name in HEADS) + "|"
+def _figure(cell: Cell) -> str:
+    """``**1.112x**`` with its interval under it, which is not to be broken."""
+    interval = f"<br>{_small(cell.interval)}".replace(" ", SPACE) if cell.interval else ""
+    return _toned(cell.text or "", cell) + interval
+
+
+def _toned(text: str, cell: Cell) -> str:
+    """Bold where a difference was shown."""
+    return f"**{escape(text)}**" if text and tone(cell.ratio) != "open" else escape(text)
+
+
+def side_cell(cell: Cell, unit: str) -> str:
+    """A value, under it its ratio and verdict, or its interval where it has no ratio."""
+    ratio = shown_ratio(cell)
+    words = "" if ratio is None else " ".join(part for part in (ratio_text(ratio), ratio.verdict) if part)
+    interval = interval_text(cell.value, unit) if ratio is None else ratio_interval(ratio)
+    parts = (escape(short_text(cell.value, unit)), _toned(words, cell), _small(interval) if interval else "")
+    return "<br>".join(part for part in parts if part)
 
 
 def waterfall_table(waterfall: Waterfall) -> list[str]:
@@ -148,29 +144,26 @@ def render_markdown(document: Document) -> str:
     lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
     lines += [f"- {escape(m.name)}: **{escape(m.status)}** {escape(m.error)}" for m in document.models if m.error]
     lines += _first_table(document)
-    answer = document.sections[:1] if not document.first_screen and any(map(_is_open, document.sections[:1])) else ()
+    first = document.sections[:1]
+    answer = first if not document.first_screen and any(section.compares for section in first) else ()
     for section in answer:
-        lines += _section(section, document)
+        lines += _section(section)
     lines += ["", "## Reasons to doubt this", ""]
     lines += [f"- {'**' + escape(d.model) + '**: ' if d.model else ''}{escape(d.text)}" for d in document.doubts] or [
         "None of the checks found one."
     ]
     for section in document.sections[len(answer) :]:
-        lines += _section(section, document)
+        lines += _section(section)
     lines += ["", f"Record: {escape(document.run)}, {escape(document.status)}, started {escape(document.started_at)}."]
     return "\n".join(lines) + "\n"
 
 
-def _is_open(section: Section) -> bool:
-    return any(isinstance(block, Waterfall | RatioTable | GateTable) for block in section.blocks)
-
-
-def _section(section: Section, document: Document) -> list[str]:
+def _section(section: Section) -> list[str]:
     """A section, closed at first; one that compares stands open, because it is the answer."""
-    body = [line for block in section.blocks for line in block_lines(block, document)]
+    body = [line for block in section.blocks for line in block_lines(block)]
     if not body:
         return []
-    if _is_open(section):
+    if section.compares:
         return ["", f"## {escape(section.title)}", "", *body]
     return ["", f"<details><summary><b>{html_text(section.title)}</b></summary>", "", *body, "", "</details>"]
 
@@ -178,49 +171,54 @@ def _section(section: Section, document: Document) -> list[str]:
 def _first_table(document: Document) -> list[str]:
     if not document.first_screen:
         return []
-    heads = [f"{escape(m.name)}<br><sub>{escape(m.subtitle)}</sub>" for m in document.models]
-    lines = ["| |" + "|".join(heads) + "|", "|:--|" + "--:|" * len(heads)]
+    heads = [f"{escape(m.name)}<br>{_small(m.subtitle)}" for m in document.models]
+    lines = [_line([" ", *heads]), _line([":--", *("--:" for _ in heads)])]
     for row in document.first_screen:
-        cells = []
-        for value in row.values:
-            interval = interval_text(value, row.card)
-            cells.append(
-                escape(short_text(value, row.card)) + (f"<br><sub>{escape(interval)}</sub>" if interval else "")
-            )
-        lines.append(f"|{escape(row.label)}|" + "|".join(cells) + "|")
-    return lines + [f"\n<sub>{escape(note)}</sub>" for note in row_reasons(document.first_screen)]
+        lines.append(_line([escape(row.label), *(side_cell(cell, row.unit) for cell in row.cells)]))
+    return lines + [f"\n{_small(note)}" for note in reasons(document.first_screen)]
 
 
-def block_lines(block: Block, document: Document) -> list[str]:
-    """One block as lines; models of a MetricTable are those of the document."""
-    if isinstance(block, Paragraph):
-        return [escape(block.text), ""]
-    if isinstance(block, FactTable):
-        rows = [f"|{escape(key)}|{escape(value)}|" for key, value in block.rows]
-        return [f"**{escape(block.title)}**", "", "| | |", "|:--|:--|", *rows, ""]
-    if isinstance(block, MetricTable):
-        heads = "|".join(escape(m.name) for m in document.models)
-        lines = [f"**{escape(block.title)}**", "", f"|metric|{heads}|", "|:--|" + "--:|" * len(document.models)]
-        return [*lines, *(_metric_row(row) for row in block.rows), ""]
-    if isinstance(block, StackedBars):
-        return _bars(block)
-    if isinstance(block, RatioTable):
-        return ratio_table(block)
-    if isinstance(block, GateTable):
-        return gate_table(block)
-    if isinstance(block, Waterfall):
-        return waterfall_table(block)
-    assert isinstance(block, Chart | HeatMap | Timeline)
+def _paragraph(block: Paragraph) -> list[str]:
+    return [escape(block.text), ""]
+
+
+def _elsewhere(block: Chart | HeatMap | Timeline) -> list[str]:
     return [f"*{escape(block.title)}*: see the HTML page", ""]
 
 
-def _metric_row(row: Row) -> str:
-    return f"|{escape(row.label)}|" + "|".join(escape(full_text(value, row.card)) for value in row.values) + "|"
-
-
 def _bars(bars: StackedBars) -> list[str]:
-    lines = [f"**{escape(bars.title)}**", "", "| |" + "|".join(escape(b) for b in bars.bars) + "|"]
-    lines.append("|:--|" + "--:|" * len(bars.bars))
-    for part, values in bars.parts:
-        lines.append(f"|{escape(part)}|" + "|".join(units.display(v, bars.unit) for v in values) + "|")
+    lines = [f"**{escape(bars.title)}**", "", _line([" ", *(escape(bar) for bar in bars.bars)])]
+    lines.append(_line([":--", *("--:" for _ in bars.bars)]))
+    lines += [_line([escape(part), *(units.display(v, bars.unit) for v in values)]) for part, values in bars.parts]
     return [*lines, ""]
+
+
+DRAW: dict[type, Callable[[Any], list[str]]] = {
+    Paragraph: _paragraph,
+    Table: table_lines,
+    Chart: _elsewhere,
+    Timeline: _elsewhere,
+    HeatMap: _elsewhere,
+    StackedBars: _bars,
+    Waterfall: waterfall_table,
+}
+
+
+def block_lines(block: Block) -> list[str]:
+    """One block as lines."""
+    return DRAW[type(block)](block)
+
+
+def render(result: Result) -> str:
+    """A result of any kind."""
+    if isinstance(result, Counted):
+        return params.markdown(result)
+    if isinstance(result, Listing):
+        rows = result.rows if result.shown is None else result.shown
+        heads = list(rows[0]) if rows else []
+        return "\n".join([_line(heads), _line([":--"] * len(heads)), *(_listed(row) for row in rows)]) + "\n"
+    return render_markdown(result.document)
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    return _line([plain(value).replace("|", "\\|") for value in row.values()])

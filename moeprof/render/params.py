@@ -1,20 +1,15 @@
-"""Counted models as JSON, CSV and Markdown, and the cells that the terminal shares with them.
+"""Counted models as Markdown, the cells that a terminal shares with it, and the built-in list.
 
 What the figures are (published, counted from a config, an unconfirmed rumour) stands in every form.
-
-The built-in list as rows: published figures beside our counts. Light, so that listing is instant.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from moeprof.analysis.params import NOT_SAID, Figure, Question
+from moeprof.analysis.report.result import Counted, CountedColumn
 from moeprof.core.known_models import Convention, System, convention_of, system_facts
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.text import printable
@@ -23,38 +18,6 @@ from moeprof.core.units import NOT_AVAILABLE, count, display, percent, scaled
 # Gaps that explain themselves: dense models have no experts, a rumour no embedding.
 _PLAIN = ("dense model", "not in the built-in list", "nothing published", NOT_SAID)
 _FLOP = [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")]
-CSV_COLUMNS = ("model", "status", "name", "labels", "value", "unit", "remark")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One model.
-
-    Attributes:
-        name: what to call it.
-        status: ``published``, ``counted from its config``, ``unconfirmed rumour``...
-        is_marked: True when the status has to stand beside the name.
-        title: what people call it.
-        figures: the same ones in the same order for every model of a table.
-        notes: what a reader should know.
-    """
-
-    name: str
-    status: str
-    is_marked: bool
-    title: str
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def has_figures(self) -> bool:
-        """False for a routing scheme: it has notes and no column of a table."""
-        return any(figure.value is not None for figure in self.figures)
-
-    @property
-    def head(self) -> str:
-        """Name, and the status where it must not be missed."""
-        return printable(f"{self.name} ({self.status.upper()})" if self.is_marked else self.name)
 
 
 def cell(figure: Figure) -> str:
@@ -75,7 +38,7 @@ def cell(figure: Figure) -> str:
     return display(value, figure.unit)
 
 
-def footnotes(columns: Sequence[Column], question: Question) -> list[tuple[str, list[str]]]:
+def footnotes(columns: Sequence[CountedColumn], question: Question) -> list[tuple[str, list[str]]]:
     """Under a heading each: every model's notes and the reasons for what is not there, then the rules."""
     found = []
     for column in columns:
@@ -90,48 +53,9 @@ def footnotes(columns: Sequence[Column], question: Question) -> list[tuple[str, 
     return [*found, ("How", list(question.rules))]
 
 
-def params_json(columns: Sequence[Column], question: Question) -> str:
-    """One object: the settings, and per model its status, notes and metrics with raw numbers."""
-    value = {
-        "settings": {
-            "batches": list(question.batches),
-            "context": question.context,
-            "dtype": question.dtype,
-            "devices": [device.name for device in question.devices],
-            "rules": list(question.rules),
-        },
-        "models": [
-            {
-                "name": column.name,
-                "title": column.title,
-                "status": column.status,
-                "metrics": [
-                    {"name": f.name, "value": f.value, "unit": f.unit, "labels": f.labels, "remark": f.remark}
-                    for f in column.figures
-                ],
-                "notes": list(column.notes),
-            }
-            for column in columns
-        ],
-    }
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def params_csv(columns: Sequence[Column]) -> str:
-    """One row per model and figure."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for column in columns:
-        for f in column.figures:
-            labels = ";".join(f"{key}={label}" for key, label in f.labels.items())
-            value = "" if f.value is None else f.value
-            writer.writerow([column.name, column.status, f.name, labels, value, f.unit, f.remark])
-    return out.getvalue()
-
-
-def params_markdown(columns: Sequence[Column], question: Question) -> str:
+def markdown(counted: Counted) -> str:
     """One table with a column per model, then the notes."""
+    columns, question = counted.columns, counted.question
     shown = [column for column in columns if column.has_figures]
     lines = []
     if shown:

@@ -1,118 +1,216 @@
-"""A Document on one terminal screen: headline, the first table, reasons to doubt.
+"""A Document on one terminal screen: headline, the first table, what compares, reasons to doubt.
 
 Rich lays it out; every text from the record is printed as data, never as markup. On a pipe the same without colour.
 
-Comparisons on a terminal: ratios beside values where they fit, under them where not, and waterfalls of blocks.
-
-Layouts of one table, the first that fits: one line a metric; the ratio under its value, with ever less beside it; the
-models under the metric. Numbers are never cut.
-
-Gates on a terminal: one line each where they fit, two where not, and one under another on narrow ones.
-
-Numbers are never cut: a layout is taken only where its longest words fit.
+A table takes the first of its layouts that fits: one line a row, then ever more lines, at last one column under
+another. Numbers are never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.report.document import Block, Document, GateTable, ModelColumn, Paragraph, Row, Section, Waterfall
+from moeprof.analysis.metrics.labels import from_to
+from moeprof.analysis.report.document import (
+    Chart,
+    Document,
+    HeatMap,
+    ModelColumn,
+    Paragraph,
+    Row,
+    StackedBars,
+    Table,
+    Timeline,
+    Waterfall,
+)
+from moeprof.analysis.report.result import Counted, CountedColumn, Listing, Result, RunReport
 from moeprof.core.text import one_line, printable
 from moeprof.render.cells import (
+    ABSENT,
     CANNOT_TELL,
-    HEADS,
-    INTERVAL_HEAD,
-    SPAN,
     block_bars,
     block_character,
-    gate_cells,
-    gate_notes,
+    footnotes,
     interval_text,
+    plain,
     ratio_interval,
-    ratio_notes,
     ratio_text,
-    row_reasons,
+    reasons,
     short_text,
     shown_ratio,
     step_interval,
     step_text,
     tone,
 )
+from moeprof.render.params import cell
+from moeprof.render.params import footnotes as notes_of
 
-LEAST_GATE_LABEL = 24  # a gate's name gets so many columns before its words are folded
-GATE_STYLES = {"better": "bold green", "worse": "bold red", "open": "dim"}
-# What each column holds, one entry a line of the cell, for the layouts that are tables.
-GATES_WIDE = (("gate",), ("reference",), ("new",), ("change",), (INTERVAL_HEAD,), ("verdict",), ("n",), ("limit",))
-MEDIUM = (("gate",), (SPAN,), ("change",), (INTERVAL_HEAD,), ("verdict",), ("n",), ("limit",))
-STACKED = (("gate",), ("reference", "new"), ("change", INTERVAL_HEAD), ("verdict", "n"), ("limit",))
-TIGHT = (("gate", SPAN), ("change", INTERVAL_HEAD), ("verdict", "n", "allowed"))
-RIGHT = {"reference", "new", "change"}
-Cells = Mapping[str, Text]
+TONES = {"better": "bold green", "worse": "bold red", "open": "dim"}
+WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
+LEAST_LABEL, LEAST_GATE_LABEL = 16, 24  # a row's name gets so many columns before its words are folded
+NARROW = 70  # below this, a waterfall's intervals go under their values
+LONGEST_BAR, WANTED_BAR, SHORTEST_BAR = 60, 24, 6
 
 
-def gate_table(table: GateTable, width: int) -> RenderableType:
+def print_sections(document: Document, console: Console, *, folded: bool = False) -> None:
+    """Print the comparing blocks: the first section's tables, of the others what is said and drawn.
+
+    Tables that a page would fold, and those of later sections, only where ``folded``: a terminal has no fold.
+    """
+    comparing = [section for section in document.sections if section.compares]
+    left_out = 0
+    for section in comparing:
+        drawn = [b for b in section.blocks if DRAW[type(b)] is not None and (not isinstance(b, Table) or b.compares)]
+        shown = [b for b in drawn if not isinstance(b, Table) or folded or (section is comparing[0] and not b.folded)]
+        left_out += len(drawn) - len(shown)
+        if not shown:
+            continue
+        console.print()
+        console.print(Text(printable(section.title), style="bold underline"))
+        for before, block in zip((None, *shown), shown, strict=False):
+            if isinstance(before, Table) and before.judged is not None:
+                console.print()
+            draw = DRAW[type(block)]
+            if draw is not None:
+                draw(block, console, section.title)
+    if left_out:
+        console.print()
+        more = "1 more table" if left_out == 1 else f"{left_out} more tables"
+        console.print(Text(f"{more} with --all, or in the files that --write makes", style="dim"))
+
+
+def _print_paragraph(block: Paragraph, console: Console, heading: str) -> None:
+    console.print(Text(printable(block.text)))
+
+
+def _print_table(table: Table, console: Console, heading: str) -> None:
+    if table.title and table.title != heading:
+        console.print(Text(printable(table.title), style="bold"))
+    console.print(laid_out(table, console.width))
+    for note in footnotes(table):
+        console.print(Text(one_line(note), style="dim"))
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+Column = tuple[Text, Literal["left", "right"], Sequence[Text]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One way to lay a table out.
+
+    Attributes:
+        labels: what stands in the first column.
+        columns: (head, alignment, cells) of the others.
+        least: columns that the labels need at least; None: as many as the longest.
+        widest_head: a longer head is folded.
+    """
+
+    labels: Sequence[Text]
+    columns: Sequence[Column]
+    least: int | None = None
+    widest_head: int | None = None
+
+
+def laid_out(table: Table, width: int) -> RenderableType:
     """The table in the first of its layouts that fits into ``width``."""
-    rows = [_texts(row) for row in (gate_cells(row) for row in table.rows)]
-    shown = {name for row in rows for name, text in row.items() if text.plain}
-    for layout in (GATES_WIDE, MEDIUM, STACKED, TIGHT):
-        columns = [tuple(name for name in column if name in shown) for column in layout]
-        columns = [column for column in columns if column]
-        widths = [_width(column, rows) for column in columns[1:]]
+    judged = table.judged is not None
+    for layout in _gate_layouts(table) if judged else _side_layouts(table):
+        widths = [max(_longest_line(*cells), _head_width(head, layout)) for head, _, cells in layout.columns]
         room = width - sum(widths) - GAP * len(widths)
-        full = _width(columns[0], rows)
-        words = max(cell_len(word) for row in rows for name in columns[0] for word in row[name].plain.split())
-        if room >= (full if layout in (GATES_WIDE, MEDIUM) else max(words, min(full, LEAST_GATE_LABEL))):
-            return _drawn(columns, (min(full, room), *widths), rows)
-    return Group(*(_one(row, width, first=n == 0) for n, row in enumerate(rows)))
+        full = _longest_line(*layout.labels)
+        if room >= (full if layout.least is None else max(_longest_word(layout.labels), min(full, layout.least))):
+            return _drawn(layout, (min(full, room), *widths))
+    return _gates_under_another(table, width) if judged else _sides_under_another(table, width)
 
 
-def _texts(cells: Mapping[str, str]) -> dict[str, Text]:
-    """Cells with their styles; the verdict's word stands beside its colour."""
-    look = tone(cells["verdict"])
-    styles = {"verdict": GATE_STYLES[look], "change": "" if look == "open" else "bold"}
-    styles |= dict.fromkeys((INTERVAL_HEAD, "n", "limit", "reference"), "dim")
-    found = {name: Text(one_line(text), style=styles.get(name, "")) for name, text in cells.items()}
-    found["allowed"] = Text.assemble("limit ", found["limit"], style="dim")
+def _head_width(head: Text, layout: Layout) -> int:
+    longest = _longest_line(head)
+    return longest if layout.widest_head is None else min(longest, layout.widest_head)
+
+
+def _drawn(layout: Layout, widths: Sequence[int]) -> RichTable:
+    found = _grid()
+    found.add_column("", overflow="fold", width=widths[0])
+    for (head, justify, _), width in zip(layout.columns, widths[1:], strict=True):
+        found.add_column(head, justify=justify, overflow="fold", width=width)
+    for n, label in enumerate(layout.labels):
+        found.add_row(label, *(cells[n] for _, _, cells in layout.columns))
     return found
 
 
-def _width(column: Sequence[str], rows: Sequence[Cells]) -> int:
-    cells = max((cell_len(row[name].plain) for row in rows for name in column), default=1)
-    return max(cells, *(cell_len(_gates_head(name)) for name in column))
+def _grid(*, head: bool = True) -> RichTable:
+    return RichTable(box=None, pad_edge=False, show_edge=False, show_header=head, padding=(0, GAP, 0, 0))
 
 
-def _gates_head(name: str) -> str:
-    return "" if name in (HEADS[0], SPAN, "allowed") else name
+# -- gates: every part of a cell has its column ------------------------------------------------------------------------
+
+INTERVAL, SPAN, ALLOWED = "95 % interval", "reference \u2192 new", "allowed"
+# What each column holds, one entry a line of the cell; the last resort is lines of their own for each gate.
+ONE_LINE = (("gate",), ("reference",), ("new",), ("change",), (INTERVAL,), ("verdict",), ("n",), ("limit",))
+SPANS = (("gate",), (SPAN,), ("change",), (INTERVAL,), ("verdict",), ("n",), ("limit",))
+STACKED = (("gate",), ("reference", "new"), ("change", INTERVAL), ("verdict", "n"), ("limit",))
+TIGHT = (("gate", SPAN), ("change", INTERVAL), ("verdict", "n", ALLOWED))
+RIGHT = {"reference", "new", "change"}
+UNNAMED = {"gate", SPAN, ALLOWED}  # columns without a head
 
 
-def _drawn(columns: Sequence[Sequence[str]], widths: Sequence[int], rows: Sequence[Cells]) -> Table:
-    found = Table(box=None, pad_edge=False, show_edge=False, padding=(0, GAP, 0, 0))
-    for column, width in zip(columns, widths, strict=True):
-        head = Text("\n".join(_gates_head(name) for name in column).rstrip("\n"), style="bold")
-        justify = "right" if column[0] in RIGHT else "left"
-        found.add_column(head, justify=justify, overflow="fold", width=width)  # type: ignore[arg-type]
-    for row in rows:
-        cells = [Text("\n").join(row[name] for name in column if row[name].plain) for column in columns]
-        found.add_row(*cells)
-    return found
+def _gate_layouts(table: Table) -> Iterator[Layout]:
+    rows = [_gate_parts(table, row) for row in table.rows]
+    shown = {name for row in rows for name, text in row.items() if text.plain}
+    for names in (ONE_LINE, SPANS, STACKED, TIGHT):
+        columns: list[Column] = []
+        for column in ([name for name in column if name in shown] for column in names):
+            if column:
+                head = "\n".join("" if name in UNNAMED else name for name in column).rstrip("\n")
+                cells = [_joined("\n", *(row[name] for name in column)) for row in rows]
+                columns.append((Text(head, style="bold"), "right" if column[0] in RIGHT else "left", cells))
+        least = None if names in (ONE_LINE, SPANS) else LEAST_GATE_LABEL
+        yield Layout(labels=columns[0][2], columns=columns[1:], least=least)
 
 
-def _one(row: Cells, width: int, *, first: bool) -> Text:
+def _gate_parts(table: Table, row: Row) -> dict[str, Text]:
+    """Every part by its name; the verdict's word stands beside its colour."""
+    cells = dict(zip(table.columns, row.cells, strict=True))
+    change = cells["change"]
+    values = [short_text(cell.value, row.unit) if cell.text is None else "" for cell in row.cells[:2]]
+    look = tone(change.ratio)
+    parts = {
+        "gate": (row.label, ""),
+        "reference": (values[0], "dim"),
+        "new": (values[1], ""),
+        "change": (change.text or "", "" if look == "open" else "bold"),
+        INTERVAL: (change.interval, "dim"),
+        "verdict": ((change.ratio and change.ratio.verdict) or ABSENT, TONES[look]),
+        "n": (cells["n"].text or "", "dim"),
+        "limit": (cells["limit"].text or "", "dim"),
+        SPAN: (from_to([text for text in values if text and text != ABSENT]), ""),
+    }
+    found = {name: Text(one_line(text), style=style) for name, (text, style) in parts.items()}
+    return {**found, ALLOWED: Text.assemble("limit ", found["limit"], style="dim")}
+
+
+def _gates_under_another(table: Table, width: int) -> Group:
     """For narrow terminals: the gate, under it what it shows, under that what it rests on."""
-    lines = [(row["verdict"], row["change"], row[INTERVAL_HEAD]), (row[SPAN], row["n"], row["allowed"])]
-    text = Text("" if first else "\n").append(row["gate"].plain, style="bold")
-    for line in lines:
-        text.append("\n")
-        text.append_text(_filled([part for part in line if part.plain], width))
-    return text
+    found = []
+    for n, row in enumerate(_gate_parts(table, row) for row in table.rows):
+        text = Text("\n" if n else "").append(row["gate"].plain, style="bold")
+        for line in ((row["verdict"], row["change"], row[INTERVAL]), (row[SPAN], row["n"], row[ALLOWED])):
+            text.append("\n")
+            text.append_text(_filled([part for part in line if part.plain], width))
+        found.append(text)
+    return Group(*found)
 
 
 def _filled(parts: Sequence[Text], width: int) -> Text:
@@ -126,101 +224,33 @@ def _filled(parts: Sequence[Text], width: int) -> Text:
     return text
 
 
-WIDEST_HEAD, TIGHT_HEAD = 24, 15  # a longer model name is folded
-NARROW = 70  # below this, a waterfall's intervals go under their values
-LONGEST_BAR, WANTED_BAR, SHORTEST_BAR = 60, 24, 6
-LEAST_LABEL = 16  # a metric's name gets so many columns before its words are folded
-RATIO_STYLES = {"better": "bold green", "worse": "bold red", "open": "dim"}
-TABLES = RatioTable | GateTable
-COMPARING = TABLES | Waterfall
+# -- models or runs side by side: all parts of a cell in its side's column ---------------------------------------------
+
+Parts = tuple[Text, Text, Text, Text]  # value, ratio, interval and verdict
 
 
-def print_sections(document: Document, console: Console, *, folded: bool = False) -> None:
-    """Print the comparing blocks: the first section's tables, of the others what is said and drawn.
-
-    Tables that a page would fold, and those of later sections, only where ``folded``: a terminal has no fold.
-    """
-    comparing = [s for s in document.sections if any(isinstance(b, COMPARING) for b in s.blocks)]
-    left_out = 0
-    for section in comparing:
-        shown = [b for b in section.blocks if folded or not isinstance(b, TABLES) or _is_first(b, section, comparing)]
-        left_out += len(section.blocks) - len(shown)  # all of them tables
-        blocks = [block for block in shown if isinstance(block, Paragraph | COMPARING)]
-        if not blocks:
-            continue
-        console.print()
-        console.print(Text(printable(section.title), style="bold underline"))
-        for n, block in enumerate(blocks):
-            if n and isinstance(blocks[n - 1], GateTable):
-                console.print()
-            _print_block(block, console, section.title)
-    if left_out:
-        console.print()
-        more = "1 more table" if left_out == 1 else f"{left_out} more tables"
-        console.print(Text(f"{more} with --all, or in the files that --write makes", style="dim"))
-
-
-def _is_first(block: RatioTable | GateTable, section: Section, comparing: Sequence[Section]) -> bool:
-    return section is comparing[0] and not block.folded
-
-
-def _print_block(block: Block, console: Console, heading: str) -> None:
-    if isinstance(block, Paragraph):
-        console.print(Text(printable(block.text)))
-    elif isinstance(block, RatioTable):
-        if block.title and block.title != heading:
-            console.print(Text(printable(block.title), style="bold"))
-        console.print(ratio_table(block, console.width))
-        for note in ratio_notes(block):
-            console.print(Text(printable(note), style="dim"))
-    elif isinstance(block, GateTable):
-        if block.title != heading:
-            console.print(Text(printable(block.title), style="bold"))
-        console.print(gate_table(block, console.width))
-        for note in gate_notes(block):
-            console.print(Text(one_line(note), style="dim"))
-    elif isinstance(block, Waterfall):
-        _print_waterfall(block, console)
-
-
-# -- tables of ratios --------------------------------------------------------------------------------------------------
-
-
-def ratio_table(table: RatioTable, width: int) -> RenderableType:
-    """The table in the first of its layouts that fits into ``width``."""
+def _side_layouts(table: Table) -> Iterator[Layout]:
     labels = [Text(printable(row.label)) for row in table.rows]
-    heads = [_table_head(table, i) for i in range(len(table.columns))]
-    longest = max((cell_len(word) for text in labels for word in text.plain.split()), default=1)
-    layouts = ((_wide_cells, "left"), (_stacked_cells, "right"), (_tight_cells, "right"))
-    for make, justify in layouts:
-        widest_head = TIGHT_HEAD if make is _tight_cells else WIDEST_HEAD
-        columns = [make(table, i) for i in range(len(table.columns))]
-        widths = [
-            max(_longest_cell_line(cells), min(_longest_cell_line([head]), widest_head))
-            for head, cells in zip(heads, columns, strict=True)
-        ]
-        room = width - sum(widths) - GAP * len(widths)
-        full = _longest_cell_line(labels)
-        least = full if make is _wide_cells else max(longest, min(full, LEAST_LABEL))
-        if room >= least:
-            found = Table(box=None, pad_edge=False, show_edge=False, padding=(0, GAP, 0, 0))
-            found.add_column("", overflow="fold", width=min(full, room))
-            for head, wanted in zip(heads, widths, strict=True):
-                found.add_column(head, justify=justify, overflow="fold", width=wanted)  # type: ignore[arg-type]
-            for n, label in enumerate(labels):
-                found.add_row(label, *(cells[n] for cells in columns))
-            return found
-    return _one_under_another(table, labels, width)
+    heads = [_side_head(table, i) for i in range(len(table.columns))]
+    sides = [[_parts(row, i) for row in table.rows] for i in range(len(table.columns))]
+    columns: list[Column] = [(head, "left", _wide_cells(rows)) for head, rows in zip(heads, sides, strict=True)]
+    yield Layout(labels=labels, columns=columns, widest_head=WIDEST_HEAD)
+    columns = [(head, "right", [_stacked(*parts) for parts in rows]) for head, rows in zip(heads, sides, strict=True)]
+    yield Layout(labels=labels, columns=columns, least=LEAST_LABEL, widest_head=WIDEST_HEAD)
+    columns = [
+        (head, "right", [value for value, *_ in rows] if i == table.reference else _tight_cells(rows))
+        for i, (head, rows) in enumerate(zip(heads, sides, strict=True))
+    ]
+    yield Layout(labels=labels, columns=columns, least=LEAST_LABEL, widest_head=TIGHT_HEAD)
 
 
-def _table_head(table: RatioTable, i: int) -> Text:
+def _side_head(table: Table, i: int) -> Text:
     head = Text(printable(table.columns[i]), style="bold")
-    return head.append("\nreference", style="dim") if table.has_ratios and i == table.reference else head
+    return head.append("\nreference", style="dim") if i == table.reference else head
 
 
-def _wide_cells(table: RatioTable, i: int) -> list[Text]:
+def _wide_cells(rows: Sequence[Parts]) -> list[Text]:
     """Value, ratio, interval and verdict on one line, each under its like."""
-    rows = [_parts(row, i) for row in table.rows]
     widths = [max((cell_len(row[n].plain) for row in rows), default=0) for n in range(4)]
     cells = []
     for row in rows:
@@ -235,65 +265,54 @@ def _wide_cells(table: RatioTable, i: int) -> list[Text]:
     return cells
 
 
-def _stacked_cells(table: RatioTable, i: int) -> list[Text]:
+def _stacked(value: Text, ratio: Text, interval: Text, verdict: Text) -> Text:
     """Verdict and value on one line, ratio and interval under them."""
-    cells = []
-    for row in table.rows:
-        value, ratio, interval, verdict = _parts(row, i)
-        first = _joined("  ", verdict, value)
-        second = _joined(" ", ratio, interval)
-        cells.append(_joined("\n", first, second))
-    return cells
+    return _joined("\n", _joined("  ", verdict, value), _joined(" ", ratio, interval))
 
 
-def _tight_cells(table: RatioTable, i: int) -> list[Text]:
-    """As stacked, but a long verdict stands on a line of its own, and the reference's interval is left out."""
-    rows = [_parts(row, i) for row in table.rows]
-    if i == table.reference:
-        return [value for value, *_ in rows]
+def _tight_cells(rows: Sequence[Parts]) -> list[Text]:
+    """As stacked, but a long verdict stands on a line of its own."""
     widest = max((cell_len(_joined(" ", ratio, interval).plain) for _, ratio, interval, _ in rows), default=0)
     cells = []
     for value, ratio, interval, verdict in rows:
-        first = _joined("  ", verdict, value)
-        fits = cell_len(first.plain) <= widest
-        second = _joined(" ", ratio, interval)
-        cells.append(_joined("\n", first, second) if fits else _joined("\n", value, second, verdict))
+        fits = cell_len(_joined("  ", verdict, value).plain) <= widest
+        under = _joined("\n", value, _joined(" ", ratio, interval), verdict)
+        cells.append(_stacked(value, ratio, interval, verdict) if fits else under)
     return cells
 
 
-def _parts(row: RatioRow, i: int) -> tuple[Text, Text, Text, Text]:
-    """Value, ratio, interval and verdict of one model; the reference shows the interval of its value."""
-    ratio = shown_ratio(row.values[i], row.ratios[i])
-    value = Text(printable(short_text(row.values[i], row.card)))
+def _parts(row: Row, i: int) -> Parts:
+    """Of one side; the reference shows the interval of its value."""
+    cell = row.cells[i]
+    ratio = shown_ratio(cell)
+    value = Text(printable(short_text(cell.value, row.unit)))
     if ratio is None:
-        return value, Text(), Text(printable(interval_text(row.values[i], row.card)), style="dim"), Text()
-    style = RATIO_STYLES[tone(ratio.verdict)]
-    bold = "bold" if tone(ratio.verdict) != "open" else ""
+        return value, Text(), Text(printable(interval_text(cell.value, row.unit)), style="dim"), Text()
+    look = tone(ratio)
     return (
         value,
-        Text(ratio_text(ratio), style=bold),
+        Text(ratio_text(ratio), style="" if look == "open" else "bold"),
         Text(ratio_interval(ratio), style="dim"),
-        Text(printable(ratio.verdict), style=style),
+        Text(printable(ratio.verdict), style=TONES[look]),
     )
 
 
-def _one_under_another(table: RatioTable, labels: Sequence[Text], width: int) -> Group:
+def _sides_under_another(table: Table, width: int) -> Group:
     """For narrow terminals and many models: the metric, and under it a line or two per model."""
     names = max((cell_len(printable(name)) for name in table.columns), default=1) + 2
     names = min(names, max(width // 3, 6))
     parts: list[RenderableType] = []
-    for n, (row, label) in enumerate(zip(table.rows, labels, strict=True)):
-        found = Table(box=None, pad_edge=False, show_edge=False, show_header=False, padding=(0, GAP, 0, 0))
+    for n, row in enumerate(table.rows):
+        found = _grid(head=False)
         found.add_column(overflow="fold", width=names)
         found.add_column(overflow="fold", width=max(width - names - GAP, 1))
-        parts += [Text.assemble("\n" if n else "", (label.plain, "bold")), found]
+        parts += [Text.assemble("\n" if n else "", (printable(row.label), "bold")), found]
         for i, name in enumerate(table.columns):
             value, ratio, interval, verdict = _parts(row, i)
-            reference = Text("reference" if table.has_ratios and i == table.reference and not n else "", style="dim")
+            reference = Text("reference" if i == table.reference and not n else "", style="dim")
             first = _joined("  ", value, verdict, reference)
             fits = cell_len(ratio.plain) + cell_len(interval.plain) + 1 <= width - names - GAP
-            second = _joined(" " if fits else "\n", ratio, interval)
-            found.add_row(Text(printable(name)), _joined("\n", first, second))
+            found.add_row(Text(printable(name)), _joined("\n", first, _joined(" " if fits else "\n", ratio, interval)))
     return Group(*parts)
 
 
@@ -301,14 +320,10 @@ def _joined(between: str, *parts: Text) -> Text:
     return Text(between).join(part for part in parts if part.plain)
 
 
-def _longest_cell_line(texts: Sequence[Text]) -> int:
-    return max((cell_len(line) for text in texts for line in text.plain.split("\n")), default=1)
-
-
 # -- waterfalls --------------------------------------------------------------------------------------------------------
 
 
-def _print_waterfall(waterfall: Waterfall, console: Console) -> None:
+def _print_waterfall(waterfall: Waterfall, console: Console, heading: str) -> None:
     console.print(Text(printable(waterfall.title), style="bold"))
     if waterfall.caption:
         console.print(Text(printable(waterfall.caption), style="dim"))
@@ -319,7 +334,7 @@ def _print_waterfall(waterfall: Waterfall, console: Console) -> None:
             console.print(Padding(text, (0, 0, 0, 1)))
 
 
-def waterfall_table(waterfall: Waterfall, width: int) -> Table:
+def waterfall_table(waterfall: Waterfall, width: int) -> RichTable:
     """Label, figure and bar of every step; a change that cannot be told from 0 is pale and says so."""
     labels, values = [], []
     for step in waterfall.steps:
@@ -328,10 +343,10 @@ def waterfall_table(waterfall: Waterfall, width: int) -> Table:
         value = Text(step_text(step, waterfall.unit), style="bold" if step.kind == "level" else "")
         interval = Text(step_interval(step, waterfall.unit), style="dim")
         values.append(_joined("\n" if width < NARROW else "  ", value, interval))
-    figure = min(_longest_cell_line(values), max(width // 2, 1))
-    label_width = min(_longest_cell_line(labels), max(width - figure - WANTED_BAR - 2 * GAP, width // 3))
+    figure = min(_longest_line(*values), max(width // 2, 1))
+    label_width = min(_longest_line(*labels), max(width - figure - WANTED_BAR - 2 * GAP, width // 3))
     bar = min(LONGEST_BAR, width - figure - label_width - 2 * GAP)
-    table = Table(box=None, pad_edge=False, show_edge=False, show_header=False, padding=(0, GAP, 0, 0))
+    table = _grid(head=False)
     table.add_column(overflow="fold", width=label_width)
     table.add_column(overflow="fold", width=figure)
     if bar >= SHORTEST_BAR:
@@ -342,6 +357,16 @@ def waterfall_table(waterfall: Waterfall, width: int) -> Table:
         table.add_row(label, value, *drawn)
     return table
 
+
+DRAW: dict[type, Callable[[Any, Console, str], None] | None] = {  # None: a terminal does not draw it
+    Paragraph: _print_paragraph,
+    Table: _print_table,
+    Waterfall: _print_waterfall,
+    Chart: None,
+    Timeline: None,
+    HeatMap: None,
+    StackedBars: None,
+}
 
 WIDE = 100  # below this, intervals go under their value
 GAP = 2  # columns between two columns
@@ -371,7 +396,7 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
-    for note in row_reasons(document.first_screen):
+    for note in reasons(document.first_screen):
         console.print(Text(printable(note), style="dim"))
     if sections:
         print_sections(document, console, folded=folded)
@@ -379,7 +404,7 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
     _print_doubts(document.doubts, console)
 
 
-def _tables(document: Document, width: int) -> list[Table]:
+def _tables(document: Document, width: int) -> list[RichTable]:
     """The first screen as one table, or as several with fewer models each where a number would be cut otherwise."""
     rows = [(Text(printable(row.label)), _cells(row, width)) for row in document.first_screen]
     heads = [_head(model) for model in document.models]
@@ -391,14 +416,14 @@ def _tables(document: Document, width: int) -> list[Table]:
 
 def _table(
     rows: list[tuple[Text, list[Text]]], heads: list[Text], part: slice, least: tuple[int, int], width: int
-) -> Table:
+) -> RichTable:
     """Widths are set here, because a layout that shrinks columns by itself cuts numbers. ``least``: label, number."""
     columns = heads[part]
     room = width - GAP * len(columns)
     wanted = max(_longest_line(text) for text in (*columns, *(cell for _, cells in rows for cell in cells[part])))
     label = min(_longest_line(*(text for text, _ in rows)), max(2 * width // 5, room - wanted * len(columns)))
     label = max(least[0], min(label, room - least[1] * len(columns)))
-    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, GAP, 0, 0))
+    table = _grid()
     table.add_column("", overflow="fold", width=label)
     for head in columns:
         table.add_column(head, justify="right", overflow="fold", width=min(wanted, (room - label) // len(columns)))
@@ -423,8 +448,8 @@ def _longest_line(*texts: Text) -> int:
 def _cells(row: Row, width: int) -> list[Text]:
     cells = []
     for value in row.values:
-        cell = Text(printable(short_text(value, row.card)))
-        interval = interval_text(value, row.card)
+        cell = Text(printable(short_text(value, row.unit)))
+        interval = interval_text(value, row.unit)
         if interval:
             cell.append(("  " if width >= WIDE else "\n") + interval, style="dim")
         cells.append(cell)
@@ -440,3 +465,60 @@ def _print_doubts(doubts: tuple[Doubt, ...], console: Console) -> None:
         console.print(Padding(Text(printable(f"- {where}{doubt.text}"), style=STYLES[doubt.severity]), (0, 0, 0, 1)))
     if len(doubts) > MAX_DOUBTS:
         console.print(Text(f"  and {len(doubts) - MAX_DOUBTS} more in the report", style="dim"))
+
+
+def print_result(result: Result, console: Console, *, folded: bool = False) -> None:
+    """A result of any kind; ``folded``: also the tables that a page would fold."""
+    if isinstance(result, Counted):
+        _print_counted(result, console)
+    elif isinstance(result, Listing):
+        _print_listing(result.rows if result.shown is None else result.shown, console)
+    else:
+        print_document(result.document, console, sections=not isinstance(result, RunReport), folded=folded)
+
+
+def _print_listing(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(value)) for value in row.values()))
+    console.print(table)
+
+
+LABEL_WIDTH, CELL_WIDTH = 29, 14
+
+
+def _print_counted(counted: Counted, console: Console) -> None:
+    """Print models side by side, in several tables where one is too wide, then the notes."""
+    columns, question = counted.columns, counted.question
+    shown = [column for column in columns if column.has_figures]
+    width = max(CELL_WIDTH, min(24, max(len(column.head) for column in columns)))
+    fit = max(1, (console.width - LABEL_WIDTH) // (width + GAP))
+    if fit < len(shown):
+        width, fit = CELL_WIDTH, max(1, (console.width - LABEL_WIDTH) // (CELL_WIDTH + GAP))
+    for start in range(0, len(shown), fit):
+        if start:
+            console.print()
+        console.print(_counted_table(shown[start : start + fit], width))
+    for heading, notes in notes_of(columns, question):
+        console.print()
+        console.print(Text(heading, style="bold"))
+        for note in notes:
+            console.print(Padding(Text(printable(note), style="dim"), (0, 0, 0, 2)))
+
+
+def _counted_table(columns: Sequence[CountedColumn], width: int) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=True)
+    table.add_column("", overflow="fold", max_width=LABEL_WIDTH, no_wrap=False)
+    for column in columns:
+        style = "bold yellow" if column.is_marked else "bold"
+        table.add_column(Text(column.head, style=style), justify="right", overflow="fold", max_width=width)
+    table.add_row(Text("figures are", style="dim"), *(Text(c.status, style="dim") for c in columns))
+    section = ""
+    for row in zip(*(column.figures for column in columns), strict=True):
+        if row[0].section != section:
+            section = row[0].section
+            table.add_row(Text(section, style="bold"))
+        table.add_row(Text(f"  {row[0].label}"), *(Text(cell(figure)) for figure in row))
+    return table

@@ -15,7 +15,7 @@ import typer.main
 
 from moeprof import __version__
 from moeprof.analysis.metrics.cards import all_cards
-from moeprof.cli.main import app
+from moeprof.cli.main import command_line
 from tests.helpers.tiny_run import run_main
 
 RECORD = Path(__file__).parents[1] / "records" / "format-1"
@@ -49,7 +49,7 @@ FROZEN = {
 
 
 def commands() -> dict[str, str]:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(command_line())
     found: dict[str, str] = {}
 
     def walk(command: object, path: str) -> None:
@@ -75,7 +75,7 @@ def test_the_options_of_every_command_are_frozen() -> None:
 
 
 def test_every_command_and_option_has_help() -> None:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(command_line())
     for name in FROZEN:
         command = root
         for word in name.split():

@@ -19,7 +19,7 @@ import typer.main
 import yaml
 
 from moeprof.cli.init import ci_files, requirement
-from moeprof.cli.main import app
+from moeprof.cli.main import command_line
 from moeprof.cli.output import Output
 from moeprof.core.workload.gates import load_gate_settings, parse_gates
 from moeprof.core.workload.workload import load_workload
@@ -71,7 +71,7 @@ def commands(text: str) -> list[list[str]]:
 
 def parse(words: list[str]) -> dict[str, Any]:
     """As our own command line does, short of running it; an unknown command or option raises."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(command_line())
     while hasattr(command, "commands"):
         assert words and words[0] in command.commands, f"no such command: moeprof {' '.join(words)}"
         command, words = command.commands[words[0]], words[1:]
@@ -108,12 +108,12 @@ def test_the_steps_that_init_names_are_commands_that_exist(project: Path) -> Non
 
 
 def test_reports_that_gitlab_reads_are_files_that_are_written() -> None:
-    from moeprof.render.ci.files import CI_FORMATS
+    from moeprof.render import FORMATS
 
     jobs = yaml.safe_load(texts()["init --ci gitlab"])
     for name in ("moeprof-exact", "moeprof-timed"):
         call = next(words for words in commands(json.dumps(jobs[name])) if words[0] == "regress")
-        written = {file for form in parse(call)["write"].split(",") for file, _ in CI_FORMATS.get(form, ())}
+        written = {file for form in parse(call)["write"].split(",") for file in FORMATS[form].files}
         reports = jobs[name]["artifacts"]["reports"]
         assert set(reports) == {"junit", "codequality", "metrics"}
         for path in reports.values():

@@ -104,7 +104,7 @@ def test_a_saved_baseline_judges_as_its_run_does(runs: Path, tmp_path: Path) -> 
         (("RUN", "--baseline", "RUN", "--fail-on", "itl_p99:3%"), "there is no metric 'itl_p99'"),
         (("RUN", "--baseline", "RUN", "--fail-on", "itl_p99_s"), "--fail-on"),
         (("RUN", "--baseline", "RUN", "--allow", "weather"), "'weather' is no fact of a run"),
-        (("RUN", "--baseline", "RUN", "--write", "pdf"), "--write 'pdf': allowed: md, html"),
+        (("RUN", "--baseline", "RUN", "--write", "pdf"), "--write 'pdf': unknown format 'pdf'; allowed: md, html"),
         (("RUN", "--baseline", "RUN", "--gates", "missing.yaml"), "missing.yaml"),
     ],
 )

@@ -9,19 +9,20 @@ import numpy as np
 
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.report.document import (
+    Cell,
     Chart,
     Document,
-    FactTable,
     HeatMap,
     HeatMapVariant,
-    MetricTable,
     ModelColumn,
     Paragraph,
     Row,
     Section,
     Series,
     StackedBars,
+    Table,
 )
+from moeprof.analysis.report.tables import facts
 from moeprof.core.metric import Better, Card, MetricValue, missing
 
 MOE, DENSE = "moe-16x2", "dense-active"
@@ -51,7 +52,7 @@ def measured(name: str, value: float, spread: float = 0.03, n: int = 96, **label
 
 def make_row(card: Card, name: str, label: str, *values: MetricValue | None) -> Row:
     """A row of a table."""
-    return Row(label=label, card=card, name=name, values=values)
+    return Row(label=label, card=card, name=name, cells=tuple(Cell(value=value) for value in values))
 
 
 USD_OUT = make_card("usd_per_1m_output_tokens", "Cost of output tokens", "USD / 1M tokens", section="cost")
@@ -208,7 +209,7 @@ def cost_bars() -> StackedBars:
     return StackedBars(name="cost", title="Cost by phase", caption=caption, bars=(MOE, DENSE), parts=parts, unit="USD")
 
 
-def every_metric() -> MetricTable:
+def every_metric() -> Table:
     """A long table, folded in the page."""
     rows = [
         make_row(card, name, f"{card.title}, {stat}, {window}", measured(name, v), measured(name, v * 1.6))
@@ -220,7 +221,7 @@ def every_metric() -> MetricTable:
     invalid = MetricValue(name=POWER.name, value=31.0, valid=False, reasons=("counter and samples differ by 12 %",))
     rows.append(make_row(POWER, POWER.name, "Mean power", invalid, missing(POWER.name, NO_NVML)))
     rows.append(make_row(DISTINCT, DISTINCT.name, "Distinct experts", _with_null(DISTINCT.name, 9.4, 10.1), None))
-    return MetricTable(title="Every metric", rows=tuple(rows))
+    return Table(title="Every metric", columns=(MOE, DENSE), rows=tuple(rows))
 
 
 def sample_document() -> Document:
@@ -255,9 +256,9 @@ def sample_document() -> Document:
             name="workload",
             title="Workload",
             blocks=(
-                FactTable(
-                    title="Traffic",
-                    rows=(
+                facts(
+                    "Traffic",
+                    (
                         ("requests", "96"),
                         ("arrivals", "Poisson, 4 requests/s"),
                         ("prompts", "real text, 16 to 512 tokens"),
@@ -270,9 +271,9 @@ def sample_document() -> Document:
             name="machine",
             title="Machine",
             blocks=(
-                FactTable(
-                    title="Where this ran",
-                    rows=(
+                facts(
+                    "Where this ran",
+                    (
                         ("processor", "2 cores, AVX2"),
                         ("memory", "8 GiB"),
                         ("torch", "2.13.0, 1 thread"),
@@ -326,7 +327,6 @@ def sample_document() -> Document:
         first_screen=first_screen(),
         sections=sections,
         doubts=doubts,
-        cards=(USD_OUT, USD_IN, TOKENS, TTFT, ITL, LOAD, DISTINCT, TOTAL, ACTIVE, POWER),
         workload_text="name: chat-on-one-card\ntraffic:\n  arrivals: {pattern: poisson, rate: 4.0}\n",
         notes=("Token counts come from engine ids; first tokens are made in prefill.",),
     )
@@ -378,6 +378,10 @@ def awkward_document() -> Document:
         unit="bytes",
     )
     cuts = ("all", "prefill", "decode", SCRIPT, "prose")
+    evil = Card(
+        name="x", title=SCRIPT, unit="s", better="neither", formula=MARKUP, source=SCRIPT, section=SCRIPT, kind="exact"
+    )
+    hostile = make_row(evil, evil.name, SCRIPT, None, None, None)
     return Document(
         title=SCRIPT,
         run="20261121-214500-awkward",
@@ -405,8 +409,8 @@ def awkward_document() -> Document:
                     empty,
                     odd,
                     bars,
-                    MetricTable(title=SCRIPT, rows=rows),
-                    FactTable(title=MARKUP, rows=((SCRIPT, MARKUP),)),
+                    Table(title=SCRIPT, columns=(SCRIPT, MARKUP, "c"), rows=(*rows, hostile)),
+                    facts(MARKUP, [(SCRIPT, MARKUP)]),
                 ),
             ),
             Section(
@@ -418,6 +422,10 @@ def awkward_document() -> Document:
         doubts=(
             Doubt(code="interrupted", flag="schedule", severity="error", model=SCRIPT, text=f"Interrupted. {MARKUP}"),
         ),
-        cards=(Card("x", SCRIPT, "s", "neither", MARKUP, source=SCRIPT, section=SCRIPT, kind="exact"),),
         workload_text=f"name: {SCRIPT}\n# {MARKUP}\n",
     )
+
+
+def facts_in(table: Table) -> dict[str, str | None]:
+    """A table of facts as a dictionary."""
+    return {row.label: row.cells[0].text for row in table.rows}

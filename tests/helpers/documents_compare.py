@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.report.document import Document, ModelColumn, Paragraph, Section, Waterfall, WaterfallStep
+from moeprof.analysis.report.document import (
+    Cell,
+    Document,
+    ModelColumn,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    Waterfall,
+    WaterfallStep,
+)
+from moeprof.analysis.report.tables import compared
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue, missing
 from tests.helpers.documents import (
@@ -31,14 +41,13 @@ def ratio(value: float, spread: float, verdict: str, reason: str | None = None) 
     return Ratio(value=value, low=value - spread, high=value + spread, verdict=verdict, reason=reason)
 
 
-def ratio_row(
-    card: Card, name: str, label: str, values: tuple[MetricValue | None, ...], *ratios: Ratio | None
-) -> RatioRow:
+def ratio_row(card: Card, name: str, label: str, values: tuple[MetricValue | None, ...], *ratios: Ratio | None) -> Row:
     """A row whose first column is the reference."""
-    return RatioRow(label=label, card=card, name=name, values=values, ratios=(None, *ratios))
+    cells = tuple(Cell(value=v, ratio=r) for v, r in zip(values, (None, *ratios), strict=True))
+    return Row(label=label, card=card, name=name, cells=cells)
 
 
-def headline_table() -> RatioTable:
+def headline_table() -> Table:
     """Two models against a dense twin, with every verdict there is."""
     itl = "itl_p99_s"
     power = tuple(missing(POWER.name, NO_NVML) for _ in range(3))
@@ -89,10 +98,10 @@ def headline_table() -> RatioTable:
         ratio_row(ACTIVE, ACTIVE.name, "Active parameters", tuple(active), Ratio(value=0.5088), Ratio(value=0.5088)),
         ratio_row(POWER, POWER.name, "Power", power, None, None),
     )
-    return RatioTable(title="The answer", columns=(TOTAL_TWIN, MOE, ACTIVE_TWIN), rows=rows)
+    return compared("The answer", (TOTAL_TWIN, MOE, ACTIVE_TWIN), rows)
 
 
-def folded_table() -> RatioTable:
+def folded_table() -> Table:
     """A long one that stands closed."""
     rows = tuple(
         ratio_row(
@@ -107,7 +116,7 @@ def folded_table() -> RatioTable:
         for i, stat in enumerate(("mean", "p50", "p90", "p95", "p99"))
         for name in (card.name.replace("*", stat),)
     )
-    return RatioTable(title="Every metric", columns=(TOTAL_TWIN, MOE, ACTIVE_TWIN), rows=rows, folded=True)
+    return compared("Every metric", (TOTAL_TWIN, MOE, ACTIVE_TWIN), rows, folded=True)
 
 
 def ladder() -> Waterfall:
@@ -181,30 +190,34 @@ def compare_sample() -> Document:
                 text="3 launches; verdicts on time need 6. Run again with --launches 6.",
             ),
         ),
-        cards=(),
         notes=("Against dense-total: better in 2 of 8 metrics, worse in 1, cannot tell in 1.",),
     )
 
 
 def compare_awkward() -> Document:
     """Hostile names, nothing measured, a waterfall without steps and one of zeros."""
-    row = RatioRow(
+    row = Row(
         label=f"Row {MARKUP}",
         card=USD_OUT,
         name=USD_OUT.name,
-        values=(missing(USD_OUT.name, f"interrupted before {SCRIPT}"), None, measured(USD_OUT.name, 3e-7)),
-        ratios=(
-            Ratio(value=None, verdict=SCRIPT, reason=MARKUP),
-            None,
-            Ratio(value=12345.6, low=0.00012, high=99999.0, verdict="worse", reason=SCRIPT),
+        cells=(
+            Cell(
+                value=missing(USD_OUT.name, f"interrupted before {SCRIPT}"),
+                ratio=Ratio(value=None, verdict=SCRIPT, reason=MARKUP),
+            ),
+            Cell(),
+            Cell(
+                value=measured(USD_OUT.name, 3e-7),
+                ratio=Ratio(value=12345.6, low=0.00012, high=99999.0, verdict="worse", reason=SCRIPT),
+            ),
         ),
     )
     names = (SCRIPT, MARKUP, "a-model-with-a-very-long-name-that-nobody-would-want-to-read-in-a-table-Q4_K_M")
     zero = WaterfallStep(label=MARKUP, kind="level", value=0.0, text=SCRIPT)
     change = WaterfallStep(label=SCRIPT, kind="change", value=0.0, told=False, text=MARKUP)
     blocks = (
-        RatioTable(title=MARKUP, columns=names, rows=(row,), reference=1),
-        RatioTable(title=SCRIPT, columns=names, rows=(), reference=2, folded=True),
+        compared(MARKUP, names, [row], reference=1),
+        compared(SCRIPT, names, [], reference=2, folded=True),
         Waterfall(name=SCRIPT, title=MARKUP, caption=SCRIPT, unit="USD / 1M tokens", steps=(zero, change)),
         Waterfall(name="empty", title="No steps", caption="", unit="s", steps=()),
     )
@@ -220,5 +233,4 @@ def compare_awkward() -> Document:
         first_screen=(),
         sections=(Section(name="odd", title=MARKUP, blocks=blocks),),
         doubts=(),
-        cards=(),
     )

@@ -14,7 +14,8 @@ from moeprof.analysis.regress.result import Regression
 from moeprof.analysis.regress.trend import trend
 from moeprof.analysis.report.document import Document
 from moeprof.analysis.report.regress import regress_document
-from moeprof.render.ci.comment import render_comment
+from moeprof.analysis.report.result import Check
+from moeprof.render.ci.comment import render
 from moeprof.render.terminal import print_document
 from tests.helpers.planted_regression import GOLDEN, planted
 from tests.helpers.planted_trend import WANTED, baselines
@@ -34,7 +35,7 @@ def terminal(shown: Document, width: int = 120, *, folded: bool = False) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "comment.md": lambda: render_comment(planted(), document()),
+    "comment.md": lambda: render(Check(regression=planted(), document=document())),
     "terminal.txt": lambda: terminal(document()),
 }
 

@@ -7,6 +7,7 @@ files in tests/golden/regress/ again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateClass, GateResult, Noise, Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
+from moeprof.analysis.report.regress import check_of
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Better, MetricValue
 from moeprof.core.workload.gates import Gate
+from moeprof.render import parse_formats, write, written
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "regress"
 MODEL, ODD = "moe-demo", "odd <m&'e'>, \"50%\": ä|x"
@@ -276,12 +279,18 @@ def entropy(shares: np.ndarray) -> float:
     return float(-(some * np.log2(some)).sum())
 
 
+CI_FORMATS = tuple(name for name in written("regress") if name not in ("md", "html", "comment"))
+
+
+def write_files(regression: Regression, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The check's files of these formats."""
+    return write(check_of(regression), folder, parse_formats(",".join(formats), "regress"))
+
+
 def write_golden() -> None:
     """Every form of the planted check, as the code makes it now."""
-    from moeprof.render.ci.files import CI_FORMATS, write_ci_files
-
     with chdir(GOLDEN):  # no folder `workloads` there
-        for path in write_ci_files(planted(), GOLDEN, CI_FORMATS):
+        for path in write_files(planted(), GOLDEN, CI_FORMATS):
             print(path.name)
 
 

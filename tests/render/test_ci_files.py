@@ -21,14 +21,14 @@ from moeprof.analysis.report.data import regression_json, regression_rows
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
+from moeprof.render import FORMATS
 from moeprof.render.ci.bencher import render_bmf, slug
 from moeprof.render.ci.benchmark_action import render_bigger_is_better, render_smaller_is_better
-from moeprof.render.ci.files import CI_FORMATS, write_ci_files
 from moeprof.render.ci.github_annotations import render_annotations
 from moeprof.render.ci.gitlab import render_code_quality, render_metrics
 from moeprof.render.ci.junit import render_junit
 from moeprof.render.ci.words import case_names, place, workload_file
-from tests.helpers.planted_regression import GOLDEN, MODEL, ODD, planted, undecided
+from tests.helpers.planted_regression import CI_FORMATS, GOLDEN, MODEL, ODD, planted, undecided, write_files
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 OWN_SCHEMA = Path(moeprof.__file__).parent / "data" / "schemas" / "regress.schema.json"
@@ -90,26 +90,26 @@ def test_a_form_is_byte_for_byte_its_golden_file(form: str, tmp_path: Path, monk
     """After a wanted change: ``python -m tests.helpers.planted_regression``, and read the diff."""
     monkeypatch.setattr(moeprof, "__version__", "0.1.0")
     monkeypatch.chdir(tmp_path)  # no folder `workloads` here
-    for path in write_ci_files(planted(), tmp_path, [form]):
+    for path in write_files(planted(), tmp_path, [form]):
         assert path.read_bytes() == (GOLDEN / path.name).read_bytes(), path.name
 
 
 def test_every_golden_file_is_of_a_form() -> None:
-    named = {file for files in CI_FORMATS.values() for file, _ in files}
+    named = {file.format(data="regress") for name in CI_FORMATS for file in FORMATS[name].files}
     pages = {"comment.md", "terminal.txt"}  # written by tests/helpers/planted_pages.py
     assert {path.name for path in GOLDEN.iterdir()} == named | pages
 
 
 def test_files_are_written_in_the_order_asked_for_and_once(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    written = write_ci_files(planted(), folder, ["json", "junit", "json"])
+    written = write_files(planted(), folder, ["json", "junit", "json"])
     assert [path.name for path in written] == ["regress.json", "regress.junit.xml"]
     assert sorted(folder.iterdir()) == sorted(written)
 
 
 def test_an_unknown_form_is_named_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown format 'junit-xml'; allowed: junit, .* did you mean junit\?"):
-        write_ci_files(planted(), tmp_path / "out", ["json", "junit-xml"])
+    with pytest.raises(InputError, match=r"unknown format 'junit-xml'; allowed: md, .* did you mean junit\?"):
+        write_files(planted(), tmp_path / "out", ["json", "junit-xml"])
     assert not (tmp_path / "out").exists()
 
 
@@ -236,7 +236,7 @@ def test_benchmark_lists_go_by_direction_and_hold_the_ratio_where_a_pair_has_no_
 def test_a_list_without_entries_is_not_written_and_an_old_one_goes(tmp_path: Path) -> None:
     old = tmp_path / "benchmark-bigger-is-better.json"
     old.write_text("[]")
-    written = write_ci_files(undecided(allow_undecided=True), tmp_path, ["benchmark-action"])
+    written = write_files(undecided(allow_undecided=True), tmp_path, ["benchmark-action"])
     assert [path.name for path in written] == ["benchmark-smaller-is-better.json"]
     assert not old.exists()
 
@@ -316,7 +316,7 @@ def test_metrics_are_read_alike_by_an_openmetrics_reader_and_by_gitlab() -> None
     # GitLab: cut at #, split as a shell does, first word is the name, second the value
     rows = [shlex.split(re.sub("#.*", "", line)) for line in text.splitlines()]
     read = {row[0]: row[1] for row in rows if row}
-    assert read["moeprof_step_mean_s_ratio{workload=ci-smoke,model=moe-demo,phase=decode}"] == "1.1"
+    assert read["moeprof_step_mean_s_ratio{model=moe-demo,phase=decode,workload=ci-smoke}"] == "1.1"
     assert len(read) == sum(len(family.samples) for family in families.values()) == 16
 
 
@@ -354,7 +354,7 @@ def test_what_is_no_number_is_left_out_of_every_file(tmp_path: Path) -> None:
         return replace(gate, other=value, ratio=Ratio(value=inf, low=nan, high=nan, verdict="worse"))
 
     check = with_first(planted(), broken)
-    for path in write_ci_files(check, tmp_path, CI_FORMATS):
+    for path in write_files(check, tmp_path, CI_FORMATS):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(nan|inf|infinity)\b", text, re.IGNORECASE), path.name
     assert regression_json(check)["gates"][0]["other"]["value"] is None
@@ -362,7 +362,7 @@ def test_what_is_no_number_is_left_out_of_every_file(tmp_path: Path) -> None:
 
 
 def test_the_csv_has_a_row_per_gate_and_one_per_other_figure(tmp_path: Path) -> None:
-    (path,) = write_ci_files(planted(), tmp_path, ["csv"])
+    (path,) = write_files(planted(), tmp_path, ["csv"])
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["table"] for row in rows] == ["gate"] * 13 + ["figure"] * 2

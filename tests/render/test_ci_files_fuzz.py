@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.regress.result import Regression
 from moeprof.render.ci.bencher import slug
-from moeprof.render.ci.files import CI_FORMATS, write_ci_files
 from moeprof.render.ci.github_annotations import escape_data, escape_property, render_annotations
 from moeprof.render.ci.gitlab import render_metrics
 from moeprof.render.ci.junit import legal, render_junit
-from tests.helpers.planted_regression import planted
+from tests.helpers.planted_regression import CI_FORMATS, planted, write_files
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "junit.xsd"
 NASTY = "\x00\x07\x0b\x1f\x7f\x85\u2028\ufffe\uffff\ud800\U0001f600\\\"'<>&%#:,;={}[]|`$ \t\r\n"
@@ -101,7 +100,7 @@ def test_every_file_of_any_text_is_utf_8_and_its_json_is_json(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     folder = tmp_path_factory.mktemp("ci")
-    for path in write_ci_files(named(text), folder, CI_FORMATS):
+    for path in write_files(named(text), folder, CI_FORMATS):
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             json.loads(content)

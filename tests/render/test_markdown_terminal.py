@@ -15,7 +15,7 @@ from rich.console import Console
 from moeprof.analysis.report.document import Document, ModelColumn
 from moeprof.core.metric import MetricValue
 from moeprof.core.text import one_line, printable
-from moeprof.render.cells import full_text, row_reasons, short_text
+from moeprof.render.cells import full_text, reasons, short_text
 from moeprof.render.markdown import escape, render_markdown
 from moeprof.render.terminal import print_document
 from tests.helpers.documents import awkward_document, make_card, make_row, measured, sample_document
@@ -35,7 +35,7 @@ def words_of_values(document: Document) -> set[str]:
         word
         for row in document.first_screen
         for value in row.values
-        for word in short_text(value, row.card).split()
+        for word in short_text(value, row.unit).split()
         if any(c.isdigit() for c in word)
     }
 
@@ -117,25 +117,25 @@ def test_a_cell_says_value_interval_null_and_doubt() -> None:
     value = MetricValue(
         name=TTFT.name, value=0.1, ci_low=0.09, ci_high=0.11, null={"uniform": 0.05}, valid=False, reasons=("late",)
     )
-    assert full_text(value, TTFT) == "100 ms [90 \u2013 110] (chance: uniform 50 ms) (doubtful: late)"
-    assert short_text(value, TTFT) == "100 ms ?"
+    assert full_text(value, TTFT.unit) == "100 ms [90 \u2013 110] (chance: uniform 50 ms) (doubtful: late)"
+    assert short_text(value, TTFT.unit) == "100 ms ?"
 
 
 def test_what_was_not_measured_is_n_a_with_its_reason_and_what_does_not_exist_is_a_dash() -> None:
     missing = MetricValue(name=TTFT.name, value=None, reasons=("too few requests",))
-    assert full_text(missing, TTFT) == "n/a (too few requests)"
-    assert short_text(missing, TTFT) == "n/a"
-    assert full_text(None, TTFT) == short_text(None, TTFT) == "-"
+    assert full_text(missing, TTFT.unit) == "n/a (too few requests)"
+    assert short_text(missing, TTFT.unit) == "n/a"
+    assert full_text(None, TTFT.unit) == short_text(None, TTFT.unit) == "-"
 
 
 def test_a_reason_is_said_once_for_all_rows_that_have_it() -> None:
     missing = MetricValue(name=TTFT.name, value=None, reasons=("too few requests",))
     rows = tuple(make_row(TTFT, TTFT.name, label, missing, missing) for label in ("TTFT p90", "TTFT p99"))
-    assert row_reasons(rows) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
+    assert reasons(rows) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
 
 
 def test_zero_is_a_value() -> None:
-    assert short_text(MetricValue(name=TTFT.name, value=0.0), TTFT) == "0 s"
+    assert short_text(MetricValue(name=TTFT.name, value=0.0), TTFT.unit) == "0 s"
 
 
 # -- markdown ----------------------------------------------------------------------------------------------------------

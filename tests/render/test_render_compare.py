@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.report.document import Chart, Document, Series, Waterfall
+from moeprof.analysis.report.document import Chart, Document, Series, Table, Waterfall
 from moeprof.analysis.stats.estimate import Ratio
-from moeprof.render.cells import block_bars, ratio_interval, ratio_notes, ratio_text, short_text, spans, times
+from moeprof.render.cells import block_bars, footnotes, ratio_interval, ratio_text, short_text, spans, times
 from moeprof.render.html.charts.labels import place_labels
 from moeprof.render.html.charts.lines import draw_chart
 from moeprof.render.html.charts.waterfall import draw_waterfall
@@ -47,12 +46,12 @@ def shown(document: Document, width: int, **options: bool) -> str:
     return out.getvalue()
 
 
-def words_of_values(table: RatioTable) -> set[str]:
+def words_of_values(table: Table) -> set[str]:
     return {
         word
         for row in table.rows
         for value, ratio in zip(row.values, row.ratios, strict=True)
-        for word in (*short_text(value, row.card).split(), ratio_text(ratio))
+        for word in (*short_text(value, row.unit).split(), ratio_text(ratio))
         if any(c.isdigit() for c in word)
     }
 
@@ -77,7 +76,7 @@ def test_a_ratio_that_cannot_be_told_says_so_once() -> None:
 def test_each_reason_stands_once_with_all_its_rows() -> None:
     table = headline_table()
     doubled = replace(table, rows=(*table.rows, replace(table.rows[3], label="ITL p999")))
-    notes = [note for note in ratio_notes(doubled) if "6 launches" in note]
+    notes = [note for note in footnotes(doubled) if "6 launches" in note]
     assert notes == ["ITL p99, ITL p999: cannot tell (needs 6 launches a side, 3 were run)"]
 
 
@@ -113,7 +112,7 @@ def test_no_number_is_cut_at_any_width(make: Callable[[], Document], width: int)
     text = shown(document, width)
     assert "\u2026" not in text
     assert max(map(len, text.splitlines())) <= width
-    tables = [b for s in document.sections for b in s.blocks if isinstance(b, RatioTable) and not b.folded]
+    tables = [b for s in document.sections for b in s.blocks if isinstance(b, Table) and not b.folded]
     wanted = {word for table in tables for word in words_of_values(table)}
     assert wanted <= set(text.split()), wanted - set(text.split())
 

@@ -164,7 +164,7 @@ def test_an_interval_inside_the_shown_digits_is_said_and_not_drawn() -> None:
 def test_an_empty_document_still_makes_a_page() -> None:
     bare = Document(
         title="t", run="r", status="started", started_at="", headline="h", subtitle="", banners=(), models=(),
-        first_screen=(), sections=(), doubts=(), cards=(),
+        first_screen=(), sections=(), doubts=(),
     )  # fmt: skip
     assert "Nothing was measured" in render_html(bare)
 

@@ -13,7 +13,7 @@ from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
 from moeprof.analysis.compare.same_work import Work, other_text, why_incomparable
-from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys, headline_table, section_tables
+from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -30,7 +30,7 @@ def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
     Raises:
         InputError: the run has no such model.
     """
-    index = _index(summary, reference)
+    index = index_of(summary, reference)
     sides = [_Side.of(model, summary) for model in summary.models]
     base = sides[index]
     return {
@@ -42,22 +42,12 @@ def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
     }
 
 
-def model_tables(summary: Summary, reference: str) -> tuple[RatioTable, ...]:
-    """The models side by side: headline figures first, then one folded table per section with every metric.
+def index_of(summary: Summary, reference: str) -> int:
+    """Place of a model among those of the run.
 
     Raises:
         InputError: the run has no such model.
     """
-    index, columns = _index(summary, reference), tuple(model.name for model in summary.models)
-    compared, keys = compare_models(summary, reference), headline_keys(summary.models)
-    title = f"Models of this run, ratios to {reference}"
-    return (
-        headline_table(title, columns, compared, keys, reference=index),
-        *section_tables(columns, compared, reference=index),
-    )
-
-
-def _index(summary: Summary, reference: str) -> int:
     names = [model.name for model in summary.models]
     if reference not in names:
         raise InputError(f"reference: the run has no model {reference!r}; it has: {', '.join(names)}")

@@ -19,7 +19,7 @@ from moeprof.analysis.compare.comparable import (
 )
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, stored_ratios, untold
 from moeprof.analysis.compare.same_work import other_text
-from moeprof.analysis.compare.tables import Compared, RatioTable, headline_keys, headline_table, section_tables
+from moeprof.analysis.compare.tables import headline_keys
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -142,20 +142,6 @@ def same_run(first: Summary, second: Summary) -> bool:
     return len(passes[0]) == len(passes[1]) and all(
         a.steps.equals(b.steps) and a.requests.equals(b.requests) for a, b in zip(*passes, strict=True)
     )
-
-
-def run_tables(comparison: RunsComparison) -> tuple[RatioTable, ...]:
-    """The runs side by side, model by model: headline figures first, then one folded table per section."""
-    columns = (comparison.reference, comparison.other)
-    tables: list[RatioTable] = []
-    for model in comparison.models:
-        compared = {m.key: Compared(values=(m.reference, m.other), ratios=(None, m.ratio)) for m in model.metrics}
-        tables.append(headline_table(f"{model.name}: run against run", columns, compared, model.headline))
-    for model in comparison.models:
-        compared = {m.key: Compared(values=(m.reference, m.other), ratios=(None, m.ratio)) for m in model.metrics}
-        prefix = f"{model.name}: " if len(comparison.models) > 1 else ""
-        tables += section_tables(columns, compared, prefix=prefix)
-    return tuple(tables)
 
 
 def gate_keys(model: ModelSummary) -> tuple[Key, ...]:

@@ -1,10 +1,7 @@
 """The page of ``moeprof compare``: models of one run beside each other, or runs against a reference run.
 
-The page for one run: the answer, every metric with its ratio, theory, ladder, load, memory, variance, quality.
-
-The page for several runs: each against the reference, model by model, and what differs between them.
-
-Comparisons as tables: first the figures everybody asks for, then every metric, one folded table per section.
+For one run the answer, every metric with its ratio, theory, ladder, load, memory, variance, quality; for several each
+against the reference, model by model, and what differs. Figures that everybody asks for stand before every metric.
 """
 
 from __future__ import annotations
@@ -16,18 +13,17 @@ from typing import Any
 from moeprof.analysis.compare.comparable import banners as difference_banners
 from moeprof.analysis.compare.comparable import refuse
 from moeprof.analysis.compare.lanes import LockstepPair, lockstep_metrics, lockstep_pairs
-from moeprof.analysis.compare.models import model_tables
-from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, compare_runs, run_tables
-from moeprof.analysis.compare.tables import RatioTable
+from moeprof.analysis.compare.models import compare_models, index_of
+from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, compare_runs
+from moeprof.analysis.compare.tables import Compared, headline_keys
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.report.answer import Answer, answer
-from moeprof.analysis.report.comparison import Page
-from moeprof.analysis.report.data import page_json, page_rows
-from moeprof.analysis.report.document import Document, FactTable, ModelColumn, Section
+from moeprof.analysis.report.document import Document, ModelColumn, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, headline, subtitle
 from moeprof.analysis.report.headline import banners as run_banners
+from moeprof.analysis.report.result import Comparison
 from moeprof.analysis.report.run import machine_section, model_column
 from moeprof.analysis.report.sections.ladder import (
     agreement_section,
@@ -41,6 +37,7 @@ from moeprof.analysis.report.sections.memory import memory_section, quality_sect
 from moeprof.analysis.report.sections.sweep import answers, sweep_section
 from moeprof.analysis.report.sections.theory import sentences as theory_sentences
 from moeprof.analysis.report.sections.theory import theory_section
+from moeprof.analysis.report.tables import compared, facts, headline_table, section_tables
 from moeprof.analysis.sparsity.claims import claim_notes
 from moeprof.analysis.sparsity.crossover import sweep_metrics
 from moeprof.analysis.sparsity.ladder import Agreement, LadderResult, ladder_metrics, ladder_results
@@ -50,10 +47,33 @@ from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups, theo
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 
+
+def _page(
+    *,
+    reference: str,
+    tables: Sequence[Table],
+    sections: Sequence[Section],
+    metrics: Sequence[tuple[str, MetricValue]] = (),
+    **page: Any,
+) -> Comparison:
+    """Open ``tables`` stand before ``sections``, folded ones after; ``page``: the Document's own fields."""
+    first = tuple(table for table in tables if not table.folded)
+    folded = tuple(table for table in tables if table.folded)
+    inside = [b for section in sections for b in section.blocks if isinstance(b, Table) and b.compares]
+    last = [Section(name="all", title="Every metric", blocks=folded)] if folded else []
+    verdicts = Section(name="verdicts", title="Side by side", blocks=first)
+    return Comparison(
+        document=Document(first_screen=(), sections=(verdicts, *sections, *last), **page),
+        reference=reference,
+        tables=(*tables, *inside),
+        metrics=tuple(metrics),
+    )
+
+
 WIDE_TABLE = 4  # models; with more, the first table holds the MoE and its closest rivals
 
 
-def models_page(summary: Summary, reference: str | None) -> Page:
+def models_page(summary: Summary, reference: str | None) -> Comparison:
     """Compare the models of a run.
 
     Args:
@@ -69,7 +89,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         raise InputError(f"nothing to compare: fewer than two models of {record.run} were measured")
     found = _Found.of(summary)
     against = reference or _chosen(summary, found.parts)
-    return Page(
+    return _page(
         title=f"{record.workload.name or record.run}: dense against sparse",
         run=record.run,
         status=record.status,
@@ -78,7 +98,7 @@ def models_page(summary: Summary, reference: str | None) -> Page:
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
         banners=banners(summary),
-        columns=tuple(model_column(model) for model in summary.models),
+        models=tuple(model_column(model) for model in summary.models),
         reference=against,
         tables=tuple(_narrowed(table, found.parts, against) for table in model_tables(summary, against)),
         sections=tuple(section for section in _sections(summary, against, found) if section is not None),
@@ -112,18 +132,27 @@ class _Found:
         )
 
 
-def _narrowed(table: RatioTable, parts: Roles, against: str) -> RatioTable:
+def model_tables(summary: Summary, reference: str) -> list[Table]:
+    """The models side by side: headline figures first, then one folded table per section with every metric.
+
+    Raises:
+        InputError: the run has no such model.
+    """
+    index, columns = index_of(summary, reference), [model.name for model in summary.models]
+    found, keys = compare_models(summary, reference), headline_keys(summary.models)
+    first = headline_table(f"Models of this run, ratios to {reference}", columns, found, keys, reference=index)
+    return [first, *section_tables(columns, found, reference=index)]
+
+
+def _narrowed(table: Table, parts: Roles, against: str) -> Table:
     """The first table with the models that the answer speaks of; a ladder's other sizes stand in the folded ones."""
     chosen = {m.name for m in (parts.moe, parts.active, parts.total, *parts.rivals) if m is not None} | {against}
     kept = [i for i, name in enumerate(table.columns) if name in chosen]
     if table.folded or parts.moe is None or len(kept) < 2 or len(table.columns) <= WIDE_TABLE:
         return table
-    rows = tuple(
-        replace(row, values=tuple(row.values[i] for i in kept), ratios=tuple(row.ratios[i] for i in kept))
-        for row in table.rows
-    )
-    columns = tuple(table.columns[i] for i in kept)
-    return replace(table, columns=columns, rows=rows, reference=columns.index(against))
+    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in table.rows]
+    columns = [table.columns[i] for i in kept]
+    return compared(table.title, columns, rows, reference=columns.index(against))
 
 
 def _chosen(summary: Summary, parts: Roles) -> str:
@@ -179,12 +208,12 @@ def _metrics(summary: Summary, found: _Found) -> Iterator[tuple[str, MetricValue
 STATUSES = ("failed", "interrupted", "started", "done")
 
 
-def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[RunsComparison]) -> Page:
+def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[RunsComparison]) -> Comparison:
     """Runs against the reference run; ``found`` stands in the order of ``others``."""
     summaries = (reference, *others)
     ladders = [agreements(reference, other) for other in others]
     twice = (agreement_section(one.other, told) for one, told in zip(found, ladders, strict=True))
-    return Page(
+    return _page(
         title=f"{' and '.join(one.other for one in found)} against {found[0].reference}",
         run=" ".join(summary.record.run for summary in summaries),
         status=min((summary.record.status for summary in summaries), key=STATUSES.index),
@@ -193,9 +222,9 @@ def runs_page(reference: Summary, others: Sequence[Summary], found: Sequence[Run
         subtitle=subtitle(reference),
         notes=tuple(_run_notes(found, ladders)),
         banners=tuple(dict.fromkeys(_banners(summaries, found))),
-        columns=tuple(_column(summary) for summary in summaries),
+        models=tuple(_column(summary) for summary in summaries),
         reference=reference.record.run,
-        tables=tuple(_named(table, one, len(found)) for one in found for table in run_tables(one)),
+        tables=tuple(table for one in found for table in run_tables(one, f"{one.other}: " if len(found) > 1 else "")),
         sections=(
             *(section for section in twice if section is not None),
             _differences(found),
@@ -274,8 +303,21 @@ def _column(summary: Summary) -> ModelColumn:
     return ModelColumn(name=summary.record.run, status=summary.record.status, subtitle=names)
 
 
-def _named(table: RatioTable, one: RunsComparison, runs: int) -> RatioTable:
-    return replace(table, title=f"{one.other}: {table.title}") if runs > 1 else table
+def run_tables(one: RunsComparison, prefix: str = "") -> list[Table]:
+    """The runs side by side, model by model: headline figures first, then one folded table per section."""
+    columns = (one.reference, one.other)
+    found = [
+        {m.key: Compared(values=(m.reference, m.other), ratios=(None, m.ratio)) for m in model.metrics}
+        for model in one.models
+    ]
+    tables = [
+        headline_table(f"{prefix}{model.name}: run against run", columns, figures, model.headline)
+        for model, figures in zip(one.models, found, strict=True)
+    ]
+    for model, figures in zip(one.models, found, strict=True):
+        name = f"{model.name}: " if len(one.models) > 1 else ""
+        tables += section_tables(columns, figures, prefix=f"{prefix}{name}")
+    return tables
 
 
 def _differences(found: Sequence[RunsComparison]) -> Section:
@@ -285,7 +327,7 @@ def _differences(found: Sequence[RunsComparison]) -> Section:
             label = difference.name.replace("_", " ") + (f" of {difference.model}" if difference.model else "")
             label = f"{one.other}: {label}" if len(found) > 1 else label
             rows.append((label, f"{difference.first} in the reference, {difference.second} in the other"))
-    table = FactTable(title="What differs", rows=tuple(rows or [("nothing", "all facts of the runs are equal")]))
+    table = facts("What differs", rows or [("nothing", "all facts of the runs are equal")])
     return Section(name="differences", title="What differs between the runs", blocks=(table,))
 
 
@@ -297,32 +339,6 @@ def _machine(summary: Summary) -> Section:
 def _doubts(summary: Summary) -> list[Doubt]:
     run = summary.record.run
     return [replace(doubt, model=f"{run}: {doubt.model}" if doubt.model else run) for doubt in find_doubts(summary)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A comparison, ready to be shown.
-
-    Attributes:
-        document: the page.
-        page: what it was made of, for data forms.
-    """
-
-    document: Document
-    page: Page
-
-    @property
-    def metrics(self) -> tuple[tuple[str, MetricValue], ...]:
-        """Figures that only a comparison has, with the model that they are about."""
-        return self.page.metrics
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types: every row of every table with its ratio and verdict, and every metric."""
-        return page_json(self.document, self.page)
-
-    def to_csv_rows(self) -> list[list[Any]]:
-        """A header, then one row per metric and model."""
-        return page_rows(self.page)
 
 
 def compare_document(
@@ -340,8 +356,7 @@ def compare_document(
         RecordError: the runs differ in facts that were not allowed to.
     """
     if len(summaries) == 1:
-        page = models_page(summaries[0], reference)
-        return Comparison(document=page.document(), page=page)
+        return models_page(summaries[0], reference)
     runs = [summary.record.run for summary in summaries]
     first = next((s for s in summaries if reference == s.record.run), summaries[0])
     if reference is not None and reference not in runs:
@@ -356,5 +371,4 @@ def compare_document(
                 f"({', '.join(comparison.only_in_reference)}; {', '.join(comparison.only_in_other)}); "
                 "run both models in one workload, or give them the same name"
             )
-    page = runs_page(first, [s for s in summaries if s is not first], found)
-    return Comparison(document=page.document(), page=page)
+    return runs_page(first, [s for s in summaries if s is not first], found)

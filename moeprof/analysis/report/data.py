@@ -1,95 +1,161 @@
-"""A comparison as data: JSON with every table, CSV with one row per metric and model.
+"""Every result as plain data: one object for JSON, and a header with rows for tables of any format.
 
-A check for regressions as data: JSON with everything (regress.json), CSV with one row per gate and figure.
-
-The form of the JSON is moeprof/data/schemas/regress.schema.json. Numbers are in the unit of the metric's card; what was
-not measured is null.
+Numbers are in the unit of the metric's card; what was not measured is null. The form of regress.json is
+moeprof/data/schemas/regress.schema.json.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import moeprof
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.compare.runs import MetricComparison
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
+from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
-from moeprof.analysis.report.comparison import Page
-from moeprof.analysis.report.document import Document
+from moeprof.analysis.report.document import Row, Table
+from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
-from moeprof.core.record.headers import FORMAT_VERSION
+from moeprof.core.record.headers import FORMAT_VERSION, to_json
+
+
+def as_json(result: Result) -> Any:
+    """The result as JSON's own types."""
+    return _JSON[type(result)](result)
+
+
+def as_rows(result: Result) -> list[list[Any]]:
+    """The result as a header and rows; None where nothing is known."""
+    return _ROWS[type(result)](result)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+FLAGS = (
+    "latency",
+    "schedule",
+    "steady_state",
+    "energy",
+    "memory",
+    "routing",
+    "realism",
+    "isolation",
+    "overhead",
+    "cost",
+)
+RUN_COLUMNS = (
+    "model", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "exact", "valid", "reasons"
+)  # fmt: skip
+
+
+def summary_json(report: RunReport) -> dict[str, Any]:
+    """The content of summary.json: every metric of every model, and validity flags with their reason codes."""
+    summary, doubts = report.summary, report.document.doubts
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": summary.record.run,
+        "status": summary.record.status,
+        "pricing": to_json(summary.pricing),
+        "validity": _flags(doubts),
+        "doubts": [asdict(doubt) for doubt in doubts],
+        "models": {
+            model.name: {
+                "status": model.record.status,
+                "error": model.record.error,
+                "metrics": [value.to_json(card_for(value.name)) for value in model.metrics],
+            }
+            for model in summary.models
+        },
+    }
+
+
+def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
+    """docs/metrics.md#validity: each flag, valid or not, and why; null where nothing was measured."""
+    flags = {}
+    for flag in FLAGS:
+        own = [doubt for doubt in doubts if doubt.flag == flag]
+        unknown = bool(own) and all(doubt.code.endswith("_unknown") for doubt in own)
+        flags[flag] = {
+            "valid": None if unknown else not any(doubt.severity == "error" for doubt in own),
+            "reasons": sorted({doubt.code for doubt in own}),
+        }
+    return flags
+
+
+def summary_rows(report: RunReport) -> list[list[Any]]:
+    """Header and rows of summary.csv: one row per metric and model."""
+    rows: list[list[Any]] = [list(RUN_COLUMNS)]
+    for model in report.summary.models:
+        for value in model.metrics:
+            card = card_for(value.name)
+            rows.append([
+                model.name, value.name, _labels(value.labels), value.value, card.unit, card.better, value.n,
+                value.ci_low, value.ci_high, value.exact, value.valid, "; ".join(value.reasons),
+            ])  # fmt: skip
+    return rows
+
+
+# -- a comparison ------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("table", "of", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "reference",
            "ratio", "ratio_low", "ratio_high", "verdict", "reasons")  # fmt: skip
 
 
-def page_json(document: Document, page: Page) -> dict[str, Any]:
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """The content of compare.json."""
+    page = comparison.document
     return {
         "format_version": FORMAT_VERSION,
         "run": page.run,
         "status": page.status,
-        "reference": page.reference,
+        "reference": comparison.reference,
         "verdict": page.headline,
         "notes": list(page.notes),
         "banners": list(page.banners),
-        "doubts": [
-            {"code": d.code, "flag": d.flag, "severity": d.severity, "model": d.model, "text": d.text}
-            for d in page.doubts
-        ],
-        "comparison": [_table(table) for table in _all_tables(page)],
-        "metrics": [{"of": owner, **value.to_json(card_for(value.name))} for owner, value in page.metrics],
+        "doubts": [asdict(doubt) for doubt in page.doubts],
+        "comparison": [_table(table) for table in comparison.tables],
+        "metrics": [{"of": owner, **value.to_json(card_for(value.name))} for owner, value in comparison.metrics],
     }
 
 
-def page_rows(page: Page) -> list[list[Any]]:
+def comparison_rows(comparison: Comparison) -> list[list[Any]]:
     """Header and rows of compare.csv: the figures that only a comparison has, then every cell of every table."""
     rows: list[list[Any]] = [list(COLUMNS)]
-    for owner, value in page.metrics:
+    for owner, value in comparison.metrics:
         card = card_for(value.name)
         rows.append([
             "comparison", owner, value.name, _labels(value.labels), value.value, card.unit, card.better, value.n,
             value.ci_low, value.ci_high, None, None, None, None, None, "; ".join(value.reasons),
         ])  # fmt: skip
-    for table in _all_tables(page):
+    for table in comparison.tables:
         for row in table.rows:
             rows += [_cell(table, row, i) for i in range(len(table.columns)) if row.values[i] is not None]
     return rows
 
 
-def _all_tables(page: Page) -> list[RatioTable]:
-    inside = [block for section in page.sections for block in section.blocks if isinstance(block, RatioTable)]
-    return [*page.tables, *inside]
-
-
-def _table(table: RatioTable) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "columns": list(table.columns),
-        "reference": _reference(table),
+        "reference": None if table.reference is None else table.columns[table.reference],
         "rows": [
             {
                 "label": row.label,
                 "name": row.name,
-                "unit": row.card.unit,
-                "better": row.card.better,
-                "values": [None if value is None else value.to_json(row.card) for value in row.values],
+                "unit": row.unit,
+                "better": card_for(row.name).better,
+                "values": [None if value is None else value.to_json(card_for(row.name)) for value in row.values],
                 "ratios": [_ratio(ratio) for ratio in row.ratios],
             }
             for row in table.rows
         ],
     }
-
-
-def _reference(table: RatioTable) -> str | None:
-    """What ratios are to; None for tables without any, such as the rungs of a ladder."""
-    return table.columns[table.reference] if table.has_ratios else None
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
@@ -99,22 +165,24 @@ def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
             "reason": ratio.reason}  # fmt: skip
 
 
-def _cell(table: RatioTable, row: RatioRow, index: int) -> list[Any]:
+def _cell(table: Table, row: Row, index: int) -> list[Any]:
     value, ratio = row.values[index], row.ratios[index]
     assert value is not None
     reasons = [*value.reasons, *([ratio.reason] if ratio is not None and ratio.reason else [])]
     told = [None] * 4 if ratio is None else [ratio.value, ratio.low, ratio.high, ratio.verdict]
-    to = None if ratio is None else table.columns[table.reference]
+    to = None if ratio is None or table.reference is None else table.columns[table.reference]
     return [
-        table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.card.unit,
-        row.card.better, value.n, value.ci_low, value.ci_high, to, *told,
+        table.title, table.columns[index], row.name, _labels(value.labels), value.value, row.unit,
+        card_for(row.name).better, value.n, value.ci_low, value.ci_high, to, *told,
         "; ".join(reasons),
     ]  # fmt: skip
 
 
-def _labels(labels: dict[str, str]) -> str:
+def _labels(labels: Mapping[str, str]) -> str:
     return ";".join(f"{key}={value}" for key, value in labels.items())
 
+
+# -- a check for regressions -------------------------------------------------------------------------------------------
 
 REGRESS_FORMAT_VERSION = 1
 REGRESS_COLUMNS = ("table", "model", "name", "labels", "unit", "better", "reference", "other", "ratio", "ratio_low",
@@ -266,8 +334,7 @@ def _difference(difference: Difference, regression: Regression) -> dict[str, Any
 
 
 def _row(table: str, model: str, card: Card, key: tuple[str, tuple[tuple[str, str], ...]], better: str) -> list[Any]:
-    labels = ";".join(f"{name}={value}" for name, value in key[1])
-    return [table, model, key[0], labels, card.unit, better]
+    return [table, model, key[0], _labels(dict(key[1])), card.unit, better]
 
 
 def _sides(reference: MetricValue | None, other: MetricValue | None, ratio: Ratio) -> list[Any]:
@@ -284,3 +351,68 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- counted models and lists ------------------------------------------------------------------------------------------
+
+PARAMS_COLUMNS = ("model", "status", "name", "labels", "value", "unit", "remark")
+
+
+def params_json(counted: Counted) -> dict[str, Any]:
+    """The settings, and per model its status, notes and metrics with raw numbers."""
+    question = counted.question
+    return {
+        "settings": {
+            "batches": list(question.batches),
+            "context": question.context,
+            "dtype": question.dtype,
+            "devices": [device.name for device in question.devices],
+            "rules": list(question.rules),
+        },
+        "models": [
+            {
+                "name": column.name,
+                "title": column.title,
+                "status": column.status,
+                "metrics": [
+                    {"name": f.name, "value": f.value, "unit": f.unit, "labels": f.labels, "remark": f.remark}
+                    for f in column.figures
+                ],
+                "notes": list(column.notes),
+            }
+            for column in counted.columns
+        ],
+    }
+
+
+def params_rows(counted: Counted) -> list[list[Any]]:
+    """One row per model and figure."""
+    rows: list[list[Any]] = [list(PARAMS_COLUMNS)]
+    for column in counted.columns:
+        for f in column.figures:
+            rows.append([column.name, column.status, f.name, _labels(f.labels), f.value, f.unit, f.remark])
+    return rows
+
+
+def _listing_json(listing: Listing) -> Any:
+    return [dict(row) for row in listing.rows] if listing.whole is None else listing.whole
+
+
+def _listing_rows(listing: Listing) -> list[list[Any]]:
+    return [list(listing.rows[0]) if listing.rows else [], *(list(row.values()) for row in listing.rows)]
+
+
+_JSON: dict[type, Callable[[Any], Any]] = {
+    RunReport: summary_json,
+    Comparison: comparison_json,
+    Check: lambda check: regression_json(check.regression),
+    Counted: params_json,
+    Listing: _listing_json,
+}
+_ROWS: dict[type, Callable[[Any], list[list[Any]]]] = {
+    RunReport: summary_rows,
+    Comparison: comparison_rows,
+    Check: lambda check: regression_rows(check.regression),
+    Counted: params_rows,
+    Listing: _listing_rows,
+}

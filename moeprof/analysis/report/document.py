@@ -1,65 +1,18 @@
 """The Document: what a report says, before it looks like anything.
 
 metrics -> Document -> renderer. Values stay numbers with their unit; renderers make text of them with core/units.py.
-Nothing here computes, nothing here knows HTML.
-
-What a Document says when it compares: metrics side by side with their ratios, and one figure becoming another.
-
-Several small charts over one time axis, as data: what the device did during the passes of a model.
+Nothing here computes, nothing here knows HTML. A new kind of block is a class here, a member of ``Block``, and one
+function in the table ``DRAW`` of every renderer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateRow:
-    """One gate of a regression check.
-
-    Attributes:
-        label: the figure, for people.
-        card: of the metric.
-        name: stable identifier, with labels: ``step_mean_s{phase=decode}``.
-        reference, other: the values; None where a side has none (a lock-step ratio has neither).
-        ratio: other / reference with verdict and reason.
-        by_difference: what counts is the difference of the values (or the new value alone), not their ratio.
-        n: samples in words.
-        limit: what is allowed, in words: ``+3 %``, ``no rise``, ``at most 50 ms``.
-        decide: what would decide an undecided gate, or None.
-    """
-
-    label: str
-    card: Card
-    name: str
-    reference: MetricValue | None
-    other: MetricValue | None
-    ratio: Ratio
-    by_difference: bool
-    n: str
-    limit: str
-    decide: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateTable:
-    """Gates with their verdicts, most important first.
-
-    Attributes:
-        title: heading.
-        rows: the gates.
-        folded: True for a table that a page should show closed at first.
-    """
-
-    title: str
-    rows: tuple[GateRow, ...]
-    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,36 +119,83 @@ class ModelColumn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One place of a table: a value, a ratio, both beside each other, or words.
+
+    Attributes:
+        value: measured, or None.
+        ratio: to the reference; its verdict is the tone of the cell.
+        text: words; with a ratio they stand in the place of its figure (``+0.24``). None: there are none.
+        interval: of such a figure, in words.
+    """
+
+    value: MetricValue | None = None
+    ratio: Ratio | None = None
+    text: str | None = None
+    interval: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a table of metrics: a metric across models.
+    """One line of a table: a metric across models, a gate, a fact.
 
     Attributes:
         label: for people.
-        card: the metric's card (unit, direction, formula, source).
-        name: full metric name, statistic included.
-        values: one per model, None where the model has no such metric.
+        cells: one per column.
+        name: full metric name, statistic included; empty for a fact.
+        card: the metric's card (unit, direction, formula, source); None for a fact.
     """
 
     label: str
-    card: Card
-    name: str
-    values: tuple[MetricValue | None, ...]
+    cells: tuple[Cell, ...]
+    name: str = ""
+    card: Card | None = None
+
+    @property
+    def values(self) -> tuple[MetricValue | None, ...]:
+        """Of every column."""
+        return tuple(cell.value for cell in self.cells)
+
+    @property
+    def ratios(self) -> tuple[Ratio | None, ...]:
+        """Of every column."""
+        return tuple(cell.ratio for cell in self.cells)
+
+    @property
+    def unit(self) -> str:
+        """Of its values."""
+        return "" if self.card is None else self.card.unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricTable:
-    """Rows of metrics under one heading."""
+class Table:
+    """Rows under one heading: metrics of models, their ratios, gates, or facts.
+
+    Attributes:
+        title: heading.
+        columns: names of models, of runs, or of what the cells say.
+        rows: most important first.
+        head: what the rows are: ``metric``, ``gate``, or nothing for facts.
+        reference: the column that ratios are to; None where the columns have no reference.
+        compares: it is part of the answer: open in its section, on the terminal too, with its reasons as footnotes.
+        folded: closed at first.
+        notes: what stands under it; None: the reasons that its cells give.
+    """
 
     title: str
+    columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    head: str = "metric"
+    reference: int | None = None
+    compares: bool = False
+    folded: bool = False
+    notes: tuple[str, ...] | None = None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactTable:
-    """Plain facts as text: the machine, the workload, the schedule."""
-
-    title: str
-    rows: tuple[tuple[str, str], ...]
+    @property
+    def judged(self) -> int | None:
+        """The column that holds verdicts alone, as a table of gates has it."""
+        cells = ((i, cell) for row in self.rows for i, cell in enumerate(row.cells))
+        return next((i for i, cell in cells if cell.ratio is not None and cell.text is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,10 +253,7 @@ class HeatMap:
     Attributes:
         name, title, caption: as in Chart.
         layers: row names.
-        loads: per layer, per expert: tokens sent to it over the mean of the layer; shorter rows = fewer experts.
-        counts: the same in tokens.
-        null_high: load of the busiest expert that uniform routing would be expected to give, per layer, or empty.
-        variants: other cuts of the same data (phase, class) by label, first is shown; each (label, loads, counts).
+        variants: cuts of the data (all, a phase, a class), the first is shown.
     """
 
     name: str
@@ -268,7 +265,14 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMapVariant:
-    """One cut of a heat map: a phase, a request class, or all."""
+    """One cut of a heat map: a phase, a request class, or all.
+
+    Attributes:
+        label: of the cut.
+        loads: per layer, per expert: tokens sent to it over the mean of the layer; shorter rows = fewer experts.
+        counts: the same in tokens.
+        null_high: load of the busiest expert that uniform routing would be expected to give, per layer, or empty.
+    """
 
     label: str
     loads: tuple[tuple[float, ...], ...]
@@ -300,7 +304,6 @@ class StackedBars:
         return self.colours[part] if self.colours else part
 
 
-Table = MetricTable | RatioTable | GateTable | FactTable
 Block = Paragraph | Table | Chart | Timeline | HeatMap | StackedBars | Waterfall
 
 
@@ -311,6 +314,11 @@ class Section:
     name: str
     title: str
     blocks: tuple[Block, ...]
+
+    @property
+    def compares(self) -> bool:
+        """Whether it holds a part of the answer: then it stands open, on the terminal too."""
+        return any(isinstance(b, Waterfall) or (isinstance(b, Table) and b.compares) for b in self.blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +337,6 @@ class Document:
         first_screen: the table everybody sees.
         sections: the rest.
         doubts: "Reasons to doubt this".
-        cards: the cards of all metrics in the report, for the glossary.
         workload_text: the YAML as the user wrote it.
         notes: sentences that stand under the headline: each model's dollars, what each router does.
     """
@@ -345,6 +352,5 @@ class Document:
     first_screen: tuple[Row, ...]
     sections: tuple[Section, ...]
     doubts: tuple[Doubt, ...]
-    cards: tuple[Card, ...]
     workload_text: str = ""
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()

@@ -19,24 +19,17 @@ from dataclasses import dataclass
 
 from moeprof.analysis.compare.comparable import banners
 from moeprof.analysis.compare.runs import MetricComparison
-from moeprof.analysis.compare.tables import Compared, RatioRow, RatioTable, section_tables
-from moeprof.analysis.metrics.cards import all_cards, card_for
+from moeprof.analysis.compare.tables import Compared
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.regress.result import GateResult, Mode, Regression
 from moeprof.analysis.regress.trend import Trend
-from moeprof.analysis.report.document import (
-    Block,
-    Document,
-    FactTable,
-    GateRow,
-    GateTable,
-    MetricTable,
-    ModelColumn,
-    Section,
-)
+from moeprof.analysis.report.document import Block, Cell, Document, ModelColumn, Row, Section, Table
+from moeprof.analysis.report.result import Check
 from moeprof.analysis.report.sections.routing_change import routing_section
 from moeprof.analysis.report.sections.trend import trend_section
+from moeprof.analysis.report.tables import compared, facts, metric_row, section_tables
 from moeprof.core import units
 
 MOST = 3  # cures that are said, and gates that are named
@@ -135,7 +128,7 @@ MOST_CHANGES = 8  # other figures that stand open; all of them stand in the tabl
 HEADLINES = [name for _, name, _ in FIRST_SCREEN]
 
 
-def changed_figures(regression: Regression) -> tuple[Block, ...]:
+def changed_figures(regression: Regression) -> tuple[Table, ...]:
     """Figures that no gate watches and that were shown to differ, those of the first screen of a report first."""
     moved = [change for change in regression.changes if change.changed and not change.is_gate]
     if not moved:
@@ -143,18 +136,17 @@ def changed_figures(regression: Regression) -> tuple[Block, ...]:
     names = names_of(regression)
     moved.sort(key=lambda change: (change.ratio.verdict != "worse", _rank(change)))
     rows = [
-        RatioRow(
-            label=names.of(change.model, figure_label(change.key)),
-            card=change.card,
-            name=change.key[0],
-            values=(change.reference, change.other),
-            ratios=(None, change.ratio),
+        metric_row(
+            names.of(change.model, figure_label(change.key)),
+            change.key[0],
+            (change.reference, change.other),
+            (None, change.ratio),
         )
         for change in moved[:MOST_CHANGES]
     ]
     title = "Also changed, without a gate"
     title += f": {len(rows)} of {len(moved)} figures" if len(moved) > len(rows) else ""
-    return (RatioTable(title=title, columns=_columns(regression), rows=tuple(rows)),)
+    return (compared(title, _columns(regression), rows),)
 
 
 def _rank(change: MetricComparison) -> int:
@@ -164,19 +156,16 @@ def _rank(change: MetricComparison) -> int:
 
 def every_figure(regression: Regression, *, folded: bool) -> Section | None:
     """All figures of both runs, model by model."""
-    tables: list[Block] = []
+    tables: list[Table] = []
     models = names_of(regression).models
     for model in models:
-        compared = {
+        found = {
             change.key: Compared(values=(change.reference, change.other), ratios=(None, change.ratio))
             for change in regression.changes
             if change.model == model
         }
         prefix = f"{model}: " if len(models) > 1 else ""
-        for table in section_tables(_columns(regression), compared, prefix=prefix):
-            tables.append(
-                RatioTable(title=table.title, columns=table.columns, rows=table.rows, folded=folded and table.folded)
-            )
+        tables += section_tables(_columns(regression), found, prefix=prefix, folded=folded)
     return Section(name="all", title="Every figure", blocks=tuple(tables)) if tables else None
 
 
@@ -201,7 +190,7 @@ def differences_section(regression: Regression) -> Section:
     rows = rows or [("nothing", "all facts of the runs are equal")]
     if regression.noise is not None and not noise_matters(regression):
         rows.append(("the machine", regression.noise.text))
-    table = FactTable(title="Facts", rows=tuple(rows))
+    table = facts("Facts", rows)
     return Section(name="differences", title="What differs between the runs", blocks=(table,))
 
 
@@ -222,8 +211,7 @@ def launches_section(regression: Regression) -> Section | None:
         for gate in regression.gates
         if (text := _launches(gate.reference_launches, gate.other_launches, gate.card.unit))
     ]
-    table = FactTable(title="Of gates", rows=tuple(rows))
-    return Section(name="launches", title="Value of each launch", blocks=(table,)) if rows else None
+    return Section(name="launches", title="Value of each launch", blocks=(facts("Of gates", rows),)) if rows else None
 
 
 def _launches(reference: Sequence[float], other: Sequence[float], unit: str) -> str:
@@ -238,35 +226,77 @@ def _launches(reference: Sequence[float], other: Sequence[float], unit: str) -> 
 HOLDS = "no difference shown"
 
 
-def gate_tables(regression: Regression, *, all_metrics: bool = False) -> tuple[GateTable, ...]:
+GATE_COLUMNS = ("reference", "new", "change", "n", "limit")
+MOST_NAMED = 3  # gates that one footnote names
+
+
+def gate_tables(regression: Regression, *, all_metrics: bool = False) -> tuple[Table, ...]:
     """What changed or cannot be told, then the gates that hold, closed unless ``all_metrics``."""
     names = names_of(regression)
-    moved = [gate_row(gate, names) for gate in regression.gates if gate.verdict != HOLDS]
-    held = [gate_row(gate, names) for gate in regression.gates if gate.verdict == HOLDS]
+    moved = [gate for gate in regression.gates if gate.verdict != HOLDS]
+    held = [gate for gate in regression.gates if gate.verdict == HOLDS]
     tables = []
     if moved:
-        told = any(row.ratio.verdict in ("better", "worse") for row in moved)
-        tables.append(GateTable(title="What changed" if told else "What cannot be told", rows=tuple(moved)))
+        differs = any(gate.verdict in ("better", "worse") for gate in moved)
+        tables.append(_gates("What changed" if differs else "What cannot be told", moved, names))
     if held:
         title = f"{len(held)} {'gate that holds' if len(held) == 1 else 'gates that hold'}"
-        tables.append(GateTable(title=title, rows=tuple(held), folded=not all_metrics))
+        tables.append(_gates(title, held, names, folded=not all_metrics))
     return tuple(tables)
 
 
-def gate_row(gate: GateResult, names: Names) -> GateRow:
-    """One gate; its model is named where the check has several."""
-    return GateRow(
-        label=names.full(gate.model, gate.key),
-        card=gate.card,
-        name=gate.label,
-        reference=gate.reference,
-        other=gate.other,
-        ratio=gate.ratio,
-        by_difference=is_difference(gate),
-        n=gate.n,
-        limit=limit_text(gate),
-        decide=gate.decide,
+def _gates(title: str, gates: Sequence[GateResult], names: Names, *, folded: bool = False) -> Table:
+    rows = tuple(gate_row(gate, names) for gate in gates)
+    notes = _gate_notes(rows, gates)
+    return Table(title=title, columns=GATE_COLUMNS, rows=rows, head="gate", compares=True, folded=folded, notes=notes)
+
+
+def _gate_notes(rows: Sequence[Row], gates: Sequence[GateResult]) -> tuple[str, ...]:
+    """Footnotes: why gates cannot be told, and what would decide them; each reason once, in order."""
+    notes: dict[str, list[str]] = {}
+    for row, gate in zip(rows, gates, strict=True):
+        if gate.verdict in ("cannot tell", "incomparable"):
+            reason = gate.ratio.reason or ""
+            decides = gate.decide and "needed" not in reason  # else the reason itself says what would decide
+            why = "; ".join(part for part in (reason, f"{gate.decide} would decide" if decides else "") if part)
+            notes.setdefault(why and f"{gate.verdict} ({why})", []).append(row.label)
+    return tuple(f"{_few(labels)}: {why}" for why, labels in notes.items() if why)
+
+
+def _few(labels: Sequence[str]) -> str:
+    more = len(labels) - MOST_NAMED
+    return ", ".join(labels[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def gate_row(gate: GateResult, names: Names) -> Row:
+    """One gate; its model is named where the check has several. A lock-step ratio has no values beside it."""
+    sides = (gate.reference, gate.other)
+    paired = sides == (None, None)
+    values = [Cell(text="") if paired else Cell(value=side) for side in sides]
+    texts = [Cell(text=text) for text in (gate.n, limit_text(gate))]
+    return Row(
+        label=names.full(gate.model, gate.key), name=gate.label, card=gate.card, cells=(*values, _change(gate), *texts)
     )
+
+
+def _change(gate: GateResult) -> Cell:
+    """``1.112x [1.098 - 1.127]``, or ``+0.24`` where the gate looks at the difference; empty where none is known.
+
+    Three decimals: a gate of 1.5 % is no place for 1.1.
+    """
+    ratio = gate.ratio
+    if is_difference(gate):
+        known = [side.value for side in (gate.reference, gate.other) if side is not None and side.value is not None]
+        if len(known) < 2:
+            return Cell(ratio=ratio, text="")
+        difference = known[1] - known[0]
+        return Cell(ratio=ratio, text=("+" if difference > 0 else "") + units.short(difference, gate.card.unit))
+    between = "" if ratio.low is None or ratio.high is None else f"[{_times(ratio.low)} \u2013 {_times(ratio.high)}]"
+    return Cell(ratio=ratio, text="" if ratio.value is None else f"{_times(ratio.value)}x", interval=between)
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= value < 100 else units.significant(value)
 
 
 def is_difference(gate: GateResult) -> bool:
@@ -381,6 +411,12 @@ MODES: dict[Mode, str] = {
 }
 
 
+def check_of(regression: Regression, *, trend: Trend | None = None, all_metrics: bool = False) -> Check:
+    """The check with its page; the arguments are those of :func:`regress_document`."""
+    page = regress_document(regression, trend=trend, all_metrics=all_metrics)
+    return Check(regression=regression, document=page)
+
+
 def regress_document(regression: Regression, *, trend: Trend | None = None, all_metrics: bool = False) -> Document:
     """The page: what changed stands open, what holds and every other figure stand closed.
 
@@ -411,7 +447,6 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
         first_screen=(),
         sections=kept,
         doubts=regression.doubts,
-        cards=tuple(card for card in all_cards() if card.name in _used(kept)),
         notes=_notes(regression),
     )
 
@@ -419,7 +454,7 @@ def regress_document(regression: Regression, *, trend: Trend | None = None, all_
 def _first_title(blocks: Sequence[Block]) -> str:
     """The open table's own, so that it is said once."""
     first = blocks[0] if blocks else None
-    return first.title if isinstance(first, GateTable) and not first.folded else "Gates"
+    return first.title if isinstance(first, Table) and first.head == "gate" and not first.folded else "Gates"
 
 
 def _subtitle(regression: Regression) -> str:
@@ -439,11 +474,3 @@ def _notes(regression: Regression) -> tuple[str, ...]:
     routing = [f"{change.model}: {change.sentences[0]}" if several else change.sentences[0] for change in moved]
     noise = (regression.noise.text,) if regression.noise is not None and noise_matters(regression) else ()
     return (*routing, *regression.notes, *noise)
-
-
-def _used(sections: Sequence[Section]) -> set[str]:
-    """Names of the cards whose metrics stand on the page."""
-    blocks = [block for section in sections for block in section.blocks]
-    rows = [row for block in blocks if isinstance(block, RatioTable | MetricTable) for row in block.rows]
-    gates = [row.card.name for block in blocks if isinstance(block, GateTable) for row in block.rows]
-    return {card_for(row.name).name for row in rows} | set(gates)

@@ -8,25 +8,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.metrics.cards import all_cards, card_for
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.labels import FIRST_SCREEN, SECTIONS, heading_of, label_of
-from moeprof.analysis.metrics.lookup import highest_percentile, pick
+from moeprof.analysis.metrics.lookup import Key, highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer
-from moeprof.analysis.report.document import Document, FactTable, MetricTable, ModelColumn, Row, Section
+from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, findings, headline, subtitle
 from moeprof.analysis.report.sections import breakdown
 from moeprof.analysis.report.sections.ladder import ladder_section
 from moeprof.analysis.report.sections.lockstep import lockstep_section
 from moeprof.analysis.report.sections.sweep import sweep_section
+from moeprof.analysis.report.tables import facts, metric_row
 from moeprof.analysis.sparsity.claims import claim_notes
 from moeprof.analysis.sparsity.roles import roles
 from moeprof.core import units
 from moeprof.core.hardware import find_datasheet
-from moeprof.core.metric import Card
+from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import TwinFacts
 from moeprof.core.record.experiment import DeviceAtStart
 from moeprof.core.record.launch import LaunchHeader, RanksHeader, WarmupHeader
@@ -42,7 +42,7 @@ def machine_section(summary: Summary) -> Section:
     return Section(name="machine", title="Machine, traffic and engine", blocks=tuple(blocks))
 
 
-def _machine(summary: Summary) -> FactTable:
+def _machine(summary: Summary) -> Table:
     environment = summary.record.environment
     packages = ", ".join(f"{k} {v}" for k, v in environment.packages.items() if v)
     rows = {
@@ -102,7 +102,7 @@ def _peaks(summary: Summary) -> str | None:
     return ", ".join(parts) + f", {peaks.threads} threads"
 
 
-def _traffic(summary: Summary) -> FactTable:
+def _traffic(summary: Summary) -> Table:
     schedules = list(summary.record.experiment.schedules.values())
     rows: dict[str, Any] = {}
     for schedule in schedules[:1]:
@@ -122,7 +122,7 @@ def _traffic(summary: Summary) -> FactTable:
     return _facts("Traffic", rows)
 
 
-def _engine(model: ModelSummary) -> FactTable:
+def _engine(model: ModelSummary) -> Table:
     engine, warmup = model.launch.engine, model.launch.warmup or WarmupHeader()
     check = model.launch.self_check
     rows = {
@@ -152,10 +152,8 @@ def _ranks(ranks: RanksHeader | None) -> str | None:
     return text if peak is None else f"{text}; the fullest holds {units.num_bytes(peak)} at its peak"
 
 
-def _facts(title: str, rows: dict[str, Any]) -> FactTable:
-    return FactTable(
-        title=title, rows=tuple((key, str(value)) for key, value in rows.items() if value not in (None, ""))
-    )
+def _facts(title: str, rows: dict[str, Any]) -> Table:
+    return facts(title, [(key, str(value)) for key, value in rows.items() if value not in (None, "")])
 
 
 APART = {"layer", "experts", "launch", "part"}  # too many for tables: they stay in summary.json and the heat map
@@ -167,8 +165,6 @@ def build_document(summary: Summary) -> Document:
     sections = [_section(name, title, summary) for name, title in SECTIONS]
     of_sparsity = (ladder_section(record, summary.pricing), lockstep_section(summary), sweep_section(summary))
     sections += [section for section in of_sparsity if section is not None]
-    used = {row.card.name for section in sections for block in section.blocks
-            if isinstance(block, MetricTable | RatioTable) for row in block.rows}  # fmt: skip
     return Document(
         title=record.workload.name or record.run,
         run=record.run,
@@ -182,7 +178,6 @@ def build_document(summary: Summary) -> Document:
         first_screen=tuple(_first_rows(models)),
         sections=(*(s for s in sections if s.blocks), machine_section(summary)),
         doubts=find_doubts(summary),
-        cards=tuple(card for card in all_cards() if card.name in used),
         workload_text=record.experiment.workload_text or "",
     )
 
@@ -248,7 +243,7 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
     values = tuple(pick(model, name, own_traffic=own, **rest) for model in models)
     if all(value is None for value in values):
         return None
-    return Row(label=label, card=card_for(name), name=name, values=values)
+    return metric_row(label, name, values)
 
 
 def _section(name: str, title: str, summary: Summary) -> Section:
@@ -257,26 +252,20 @@ def _section(name: str, title: str, summary: Summary) -> Section:
     return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *tables))
 
 
-def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[MetricTable]:
+def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:
     """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map."""
-    grouped: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[object]]] = {}
-    cards: dict[str, Card] = {}
+    grouped: dict[str, dict[Key, list[MetricValue | None]]] = {}
     for position, model in enumerate(models):
         for value in model.metrics:
-            card = cards.setdefault(value.name, card_for(value.name))
-            if card.section != section or APART & set(value.labels):
-                continue
-            heading = heading_of(value.labels)
-            key = (value.name, tuple(sorted(value.labels.items())))
-            cells = grouped.setdefault(heading, {}).setdefault(key, [None] * len(models))
-            cells[position] = value
+            if card_for(value.name).section == section and not APART & set(value.labels):
+                key = (value.name, tuple(sorted(value.labels.items())))
+                rows = grouped.setdefault(heading_of(value.labels), {})
+                rows.setdefault(key, [None] * len(models))[position] = value
     return [
-        MetricTable(
+        Table(
             title=heading,
-            rows=tuple(
-                Row(label=label_of(name, dict(labels)), card=cards[name], name=name, values=tuple(cells))  # type: ignore[arg-type]
-                for (name, labels), cells in rows.items()
-            ),
+            columns=tuple(model.name for model in models),
+            rows=tuple(metric_row(label_of(key[0], dict(key[1])), key[0], values) for key, values in rows.items()),
         )
         for heading, rows in grouped.items()
     ]

@@ -9,11 +9,11 @@ Source: https://bencher.dev/docs/reference/bencher-metric-format (lengths, slugs
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.render.ci.words import Point, point
+from moeprof.render.data import json_text
 
 MAX_SLUG, MAX_NAME = 64, 1024
 
@@ -26,7 +26,7 @@ def render_bmf(regression: Regression) -> str:
         if drawn is not None:
             measure = slug(f"{gate.key[0]}-ratio" if drawn.is_ratio else gate.key[0])
             found.setdefault(_benchmark(regression, gate), {}).setdefault(measure, _metric(drawn))
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(found)
 
 
 def slug(name: str) -> str:

@@ -9,12 +9,12 @@ Source: https://github.com/benchmark-action/github-action-benchmark (README, src
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.core.metric import Better
 from moeprof.render.ci.words import Point, case_names, figures, point
+from moeprof.render.data import json_text
 
 
 def render_smaller_is_better(regression: Regression) -> str | None:
@@ -33,7 +33,7 @@ def _render(regression: Regression, better: Better) -> str | None:
         drawn = point(gate) if gate.better == better else None
         if drawn is not None:
             entries.append(_entry(regression, gate, name, drawn))
-    return json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False) + "\n" if entries else None
+    return json_text(entries) if entries else None
 
 
 def _entry(regression: Regression, gate: GateResult, name: str, drawn: Point) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.regress.result import Regression
 from moeprof.analysis.regress.routing.change import LayerChange, RoutingChange
 from moeprof.analysis.regress.routing.sentences import layer_labels
-from moeprof.analysis.report.document import Block, Chart, Document, FactTable, GateTable, Section
-from moeprof.analysis.report.regress import regress_document
+from moeprof.analysis.report.document import Block, Chart, Document, Section, Table
+from moeprof.analysis.report.result import Check
 from moeprof.core import units
 from moeprof.core.text import one_line
 from moeprof.render.markdown import block_lines, escape, html_text
@@ -106,11 +105,11 @@ def _experts(label: str, layer: LayerChange) -> list[str]:
 def trend_lines(section: Section) -> list[str]:
     """Each figure of the trend with a line of blocks and its sentence."""
     charts = {block.title: block for block in section.blocks if isinstance(block, Chart)}
-    tables = [block for block in section.blocks if isinstance(block, FactTable)]
+    tables = [block for block in section.blocks if isinstance(block, Table)]
     lines = ["|figure|oldest to newest|what changed|", "|:--|:--|:--|"]
-    for label, sentence in tables[0].rows if tables else ():
-        drawn = code(spark(charts[label].series[0].y)) if label in charts else ""
-        lines.append(f"|{escape(label)}|{drawn}|{escape(sentence)}|")
+    for row in tables[0].rows if tables else ():
+        drawn = code(spark(charts[row.label].series[0].y)) if row.label in charts else ""
+        lines.append(f"|{escape(row.label)}|{drawn}|{escape(row.cells[0].text or '')}|")
     return lines if tables else []
 
 
@@ -147,15 +146,9 @@ def marker(workload: str, device: str) -> str:
     return f"{MARKER} {name} -->"
 
 
-def render_comment(regression: Regression, document: Document | None = None, *, limit_bytes: int = LIMIT_BYTES) -> str:
-    """The check as Markdown.
-
-    Args:
-        regression: the check.
-        document: its page, where it is made already (with a trend, for example).
-        limit_bytes: of UTF-8, at least 4,000.
-    """
-    page = regress_document(regression) if document is None else document
+def render(check: Check, *, limit_bytes: int = LIMIT_BYTES) -> str:
+    """The check as Markdown, of at most so many bytes of UTF-8 (4,000 at least)."""
+    regression, page = check.regression, check.document
     verdict, _, rest = page.headline.partition(": ")
     head = [marker(regression.workload, regression.device)]
     head += [f"### {escape(verdict)}: {escape(page.title)}", "", f"**{escape(rest)}**", ""]
@@ -169,39 +162,37 @@ def render_comment(regression: Regression, document: Document | None = None, *, 
 def _parts(regression: Regression, page: Document) -> list[Part]:
     """In order of importance."""
     blocks = page.sections[0].blocks if page.sections else ()
-    parts = [_open(block, page) for block in blocks if _is_open(block)]
+    parts = [Part(title="", lines=_untitled(block)) for block in blocks if _is_open(block)]
     parts.append(_doubts(page))
     parts += [Part(title=title, lines=tuple(lines)) for title, lines in routing_parts(regression.routing)]
-    parts += [_closed(block, page) for block in blocks if not _is_open(block)]
+    parts += [_closed(block) for block in blocks if not _is_open(block)]
     for section in page.sections[1:]:
         if section.name == "trend":
             parts.append(Part(title=section.title, lines=tuple(trend_lines(section))))
         elif section.name != "routing":
-            parts += _section_parts(section, page)
+            parts += _section_parts(section)
     return [part for part in parts if part.lines]
 
 
 def _is_open(block: Block) -> bool:
-    return isinstance(block, GateTable) and not block.folded
+    return isinstance(block, Table) and block.judged is not None and not block.folded
 
 
-def _open(block: Block, page: Document) -> Part:
-    assert isinstance(block, GateTable), "only gates stand open"
-    return Part(title="", lines=tuple(block_lines(replace(block, title=""), page)))
+def _untitled(block: Block) -> tuple[str, ...]:
+    """The block as lines; what folds and names a table is its part."""
+    return tuple(block_lines(replace(block, title="", folded=False) if isinstance(block, Table) else block))
 
 
-def _closed(block: Block, page: Document) -> Part:
-    if isinstance(block, GateTable | RatioTable):
-        return Part(title=block.title, lines=tuple(block_lines(replace(block, title="", folded=False), page)))
-    return Part(title="", lines=tuple(block_lines(block, page)))
+def _closed(block: Block) -> Part:
+    return Part(title=block.title if isinstance(block, Table) else "", lines=_untitled(block))
 
 
-def _section_parts(section: Section, page: Document) -> list[Part]:
+def _section_parts(section: Section) -> list[Part]:
     """A section as one part; of tables of ratios those that a page shows open (``--all``), each a part."""
-    if any(isinstance(block, RatioTable) for block in section.blocks):
-        tables = [block for block in section.blocks if isinstance(block, RatioTable) and not block.folded]
-        return [_closed(block, page) for block in tables]
-    lines = [line for block in section.blocks if not isinstance(block, Chart) for line in block_lines(block, page)]
+    tables = [block for block in section.blocks if isinstance(block, Table) and block.compares]
+    if tables:
+        return [_closed(block) for block in tables if not block.folded]
+    lines = [line for block in section.blocks if not isinstance(block, Chart) for line in block_lines(block)]
     return [Part(title=section.title, lines=tuple(lines))]
 
 

@@ -15,16 +15,18 @@ https://gitlab.com/gitlab-org/gitlab (codeclimate.json, lib/gitlab/ci/parsers/me
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client import Metric
+from prometheus_client.openmetrics.exposition import generate_latest
 
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.render.ci.words import case_names, place, point, sentence, workload_file
+from moeprof.render.data import json_text
 
 PREFIX = "moeprof_"
-Samples = dict[tuple[tuple[str, str], ...], float | int]
 
 
 def render_code_quality(regression: Regression) -> str:
@@ -34,27 +36,38 @@ def render_code_quality(regression: Regression) -> str:
         severity = _severity(gate.verdict, regression)
         if severity is not None:
             found.append(_finding(regression, gate, name, severity))
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Families:
+    """What prometheus_client writes: anything that collects families."""
+
+    families: tuple[Metric, ...]
+
+    def collect(self) -> tuple[Metric, ...]:
+        return self.families
 
 
 def render_metrics(regression: Regression) -> str:
     """metrics.txt as text: a gauge per gate (the new run's value, or the lock-step ratio), and gates by verdict."""
-    families: dict[str, tuple[str, Samples]] = {}
+    families: dict[str, Metric] = {}
     for gate in regression.gates:
         drawn = point(gate)
         if drawn is None:
             continue
         what = f"{gate.card.title}, new / base" if drawn.is_ratio else f"{gate.card.title}, {drawn.unit}"
-        name = PREFIX + re.sub(r"[^a-zA-Z0-9_]", "_", gate.key[0]) + ("_ratio" if drawn.is_ratio else "")
-        labels = (("workload", regression.workload), ("model", gate.model), *gate.key[1])
-        families.setdefault(name, (what, {}))[1].setdefault(labels, drawn.value)
-    verdicts = Counter(gate.verdict for gate in regression.gates)
-    counts: Samples = {
-        (("workload", regression.workload), ("verdict", verdict)): verdicts[verdict]
-        for verdict in ("worse", "cannot tell", "better", "no difference shown")
-    }
-    families[f"{PREFIX}gates"] = ("Gates by verdict", counts)
-    return "".join(_family(name, help_text, samples) for name, (help_text, samples) in families.items()) + "# EOF\n"
+        name = PREFIX + _name(gate.key[0]) + ("_ratio" if drawn.is_ratio else "")
+        labels = {**dict(gate.key[1]), "workload": regression.workload, "model": gate.model}  # ours win
+        family = families.setdefault(name, Metric(name, _flat(what), "gauge"))
+        flat = {_name(key): _flat(label) for key, label in labels.items()}
+        if all(sample.labels != flat for sample in family.samples):  # two thresholds of one figure are one sample
+            family.add_sample(name, flat, drawn.value)
+    counts = Metric(f"{PREFIX}gates", "Gates by verdict", "gauge")
+    for verdict in ("worse", "cannot tell", "better", "no difference shown"):
+        labels = {"workload": _flat(regression.workload), "verdict": verdict}
+        counts.add_sample(counts.name, labels, len(regression.with_verdict(verdict)))
+    return str(generate_latest(_Families((*families.values(), counts))), "utf-8")
 
 
 def _severity(verdict: str, regression: Regression) -> str | None:
@@ -76,17 +89,11 @@ def _finding(regression: Regression, gate: GateResult, name: str, severity: str)
     }
 
 
-def _family(name: str, help_text: str, samples: Samples) -> str:
-    lines = [f"# TYPE {name} gauge", f"# HELP {name} {_escape(help_text)}"]
-    lines += [f"{name}{_labels(labels)} {value!r}" for labels, value in samples.items()]
-    return "".join(f"{line}\n" for line in lines)
+def _name(text: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_]", "_", text)
 
 
-def _labels(labels: tuple[tuple[str, str], ...]) -> str:
-    pairs = {re.sub(r"[^a-zA-Z0-9_]", "_", name): value for name, value in reversed(labels)}  # ours win over a label's
-    return "{" + ",".join(f'{name}="{_escape(pairs[name])}"' for name in reversed(pairs)) + "}"
-
-
-def _escape(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("#", "%23")
-    return re.sub("[\x00-\x1f\x7f]", " ", escaped)
+def _flat(text: str) -> str:
+    """Without what GitLab cuts at, control characters and halves of surrogates, which have no UTF-8."""
+    flat = re.sub("[\x00-\x09\x0b-\x1f\x7f]", " ", text.replace("#", "%23"))
+    return flat.encode(errors="backslashreplace").decode()

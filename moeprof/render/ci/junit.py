@@ -16,13 +16,22 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
+from junitparser import Attr, Error, Failure, JUnitXml, Skipped, SystemErr, SystemOut, TestCase, TestSuite
+from junitparser.junitparser import FinalResult
+
 import moeprof
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.render.ci.words import case_names, figures, headline, sentence
 
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 Case = tuple[GateResult, str]
-TIME_S = "0.000"  # gates are judged, not run: a case takes no time of its own
+
+
+class Suite(TestSuite):
+    """A suite with the two attributes that Ant's schema requires."""
+
+    package = Attr()
+    id = Attr()
 
 
 def render_junit(regression: Regression) -> str:
@@ -31,11 +40,11 @@ def render_junit(regression: Regression) -> str:
     Raises:
         ValueError: the run's time is no ISO time.
     """
-    root = ET.Element("testsuites")
+    whole = JUnitXml()
     cases = tuple(zip(regression.gates, case_names(regression.gates), strict=True))
     for index, model in enumerate(dict.fromkeys(gate.model for gate in regression.gates)):
-        own = [case for case in cases if case[0].model == model]
-        root.append(_suite(regression, model, index, own))
+        whole.append(_suite(regression, model, index, [case for case in cases if case[0].model == model]))
+    root = ET.fromstring(whole.tostring())
     ET.indent(root, " ")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
@@ -45,65 +54,41 @@ def legal(text: str) -> str:
     return _ILLEGAL.sub("", text)
 
 
-def _suite(regression: Regression, model: str, index: int, cases: Sequence[Case]) -> ET.Element:
-    outcomes = [_outcome(gate, regression) for gate, _ in cases]
-    suite = _element(
-        "testsuite",
-        name=f"{regression.workload}.{model}",
-        package=regression.workload,
-        id=str(index),
-        timestamp=_timestamp(regression.other_at),
-        hostname="localhost",  # required by one schema; a machine's own name is nobody's business
-        tests=str(len(cases)),
-        failures=str(outcomes.count("failure")),
-        errors=str(outcomes.count("error")),
-        skipped=str(outcomes.count("skipped")),
-        time=TIME_S,
-    )
-    suite.append(_properties(regression))
-    for gate, name in cases:
-        suite.append(_case(regression, gate, name))
-    for tag, text in (("system-out", _system_out(regression, cases)), ("system-err", "")):
-        suite.append(_text(_element(tag), text))
+def _suite(regression: Regression, model: str, index: int, cases: Sequence[Case]) -> Suite:
+    suite = Suite(legal(f"{regression.workload}.{model}"))
+    suite.package, suite.id = legal(regression.workload), str(index)
+    suite.timestamp = _timestamp(regression.other_at)
+    suite.hostname = "localhost"  # required by one schema; a machine's own name is nobody's business
+    for name in ("device", "reference", "reference_at", "other", "other_at", "mode", "verdict"):
+        suite.add_property(name, legal(getattr(regression, name)))
+    suite.add_property("moeprof", moeprof.__version__)
+    suite.add_testcases([_case(regression, gate, name) for gate, name in cases])
+    for stream in (SystemOut(legal(_system_out(regression, cases))), SystemErr("")):
+        TestSuite.append(suite, stream)
     return suite
 
 
-def _properties(regression: Regression) -> ET.Element:
-    said = {
-        "device": regression.device,
-        "reference": regression.reference,
-        "reference_at": regression.reference_at,
-        "other": regression.other,
-        "other_at": regression.other_at,
-        "mode": regression.mode,
-        "verdict": regression.verdict,
-        "moeprof": moeprof.__version__,
-    }
-    properties = _element("properties")
-    properties.extend(_element("property", name=name, value=value) for name, value in said.items())
-    return properties
-
-
-def _case(regression: Regression, gate: GateResult, name: str) -> ET.Element:
-    case = _element("testcase", name=name, classname=f"{regression.workload}.{gate.model}", time=TIME_S)
+def _case(regression: Regression, gate: GateResult, name: str) -> TestCase:
+    case = TestCase(legal(name), legal(f"{regression.workload}.{gate.model}"), 0.0)  # gates are judged, not run
     outcome = _outcome(gate, regression)
     if outcome is None:
         return case
-    if outcome == "skipped":  # one schema gives it no attributes, the other calls them optional
-        case.append(_text(_element("skipped"), sentence(gate)))
-        return case
-    kind = "undecided" if gate.verdict == "cannot tell" else gate.verdict
-    case.append(_text(_element(outcome, type=kind, message=f"{gate.verdict}: {figures(gate)}"), sentence(gate)))
+    # one schema gives a skipped case no attributes, the other calls them optional
+    result = outcome() if outcome is Skipped else outcome(legal(f"{gate.verdict}: {figures(gate)}"), _kind(gate))
+    result.text = legal(sentence(gate))
+    case.result = result
     return case
 
 
-def _outcome(gate: GateResult, regression: Regression) -> str | None:
-    """Name of the element that says so; None for a case that passed."""
-    if gate.verdict == "worse":
-        return "failure"
+def _kind(gate: GateResult) -> str:
+    return "undecided" if gate.verdict == "cannot tell" else gate.verdict
+
+
+def _outcome(gate: GateResult, regression: Regression) -> type[FinalResult] | None:
+    """The element that says so; None for a case that passed."""
     if gate.verdict == "cannot tell":
-        return "skipped" if regression.allow_undecided else "failure"
-    return "error" if gate.verdict == "incomparable" else None
+        return Skipped if regression.allow_undecided else Failure
+    return {"worse": Failure, "incomparable": Error}.get(gate.verdict)
 
 
 def _system_out(regression: Regression, cases: Sequence[Case]) -> str:
@@ -118,12 +103,3 @@ def _timestamp(time: str) -> str:
     moment = datetime.fromisoformat(time)
     moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
     return moment.replace(tzinfo=None, microsecond=0).isoformat()
-
-
-def _element(tag: str, **attributes: str) -> ET.Element:
-    return ET.Element(tag, {name: legal(value) for name, value in attributes.items()})
-
-
-def _text(element: ET.Element, text: str) -> ET.Element:
-    element.text = legal(text)
-    return element

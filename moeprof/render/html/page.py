@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
+from moeprof.analysis.metrics.cards import all_cards
 from moeprof.analysis.report.document import (
     Block,
     Chart,
     Document,
-    FactTable,
-    GateRow,
-    GateTable,
     HeatMap,
-    MetricTable,
     Paragraph,
     Row,
     Section,
     StackedBars,
+    Table,
     Timeline,
     Waterfall,
 )
@@ -39,31 +38,28 @@ from moeprof.render.html.charts.bars import draw_bars
 from moeprof.render.html.charts.heatmap import draw_heatmap
 from moeprof.render.html.charts.lines import NUM_MODEL_COLOURS, draw_chart
 from moeprof.render.html.charts.timeline import draw_timeline
+from moeprof.render.html.charts.waterfall import draw_waterfall
 from moeprof.render.html.tables import (
-    ModelCard,
     anchor,
     cell,
-    compare_table,
-    drawn_gates,
+    drawn,
     main_row,
     per_what,
-    table_row,
-    waterfall_drawing,
+    waterfall_lines,
 )
 
 LAST_SECTIONS = ("workload", "machine", "environment")  # reference matter, after the doubts
 SEVERITIES = ("error", "warning", "note")
 NUM_FACTS = 3
 FOLD_FROM = 16  # a section's tables with this many rows together start folded, with a filter
-Item = tuple[str, dict[str, object]]
 
 
 def render_html(document: Document) -> str:
     """The whole page as text, self-contained: nothing is loaded from anywhere."""
     environment = _environment()
     script = _source("script.js")
-    colours = {m.name: f"m{i % NUM_MODEL_COLOURS}" for i, m in enumerate(document.models)}
-    sections = [(s, _groups(s, document, colours)) for s in document.sections]
+    page = Page.of(document)
+    sections = [(section, _section(section, page)) for section in document.sections]
     return environment.get_template("report.html.j2").render(
         doc=document,
         style=Markup(_source("style.css")),
@@ -71,15 +67,19 @@ def render_html(document: Document) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         model_cards=_model_cards(document),
-        first_rows=[table_row(row) for row in document.first_screen],
+        summary=_summary(document, page) if document.first_screen else "",
         sections=[pair for pair in sections if pair[0].name not in LAST_SECTIONS],
         last_sections=[pair for pair in sections if pair[0].name in LAST_SECTIONS],
         doubts=sorted(document.doubts, key=lambda d: SEVERITIES.index(d.severity)),
         doubt_counts=_doubt_counts(document.doubts),
-        cards=_cards(document),
-        colours=colours,
-        compares=any(isinstance(b, RatioTable | GateTable) for s in document.sections for b in s.blocks),
+        cards=glossary(document),
+        compares=any(isinstance(b, Table) and b.compares for s in document.sections for b in s.blocks),
     )
+
+
+def _summary(document: Document, page: Page) -> Markup:
+    first = Table(title="", columns=page.models, rows=document.first_screen)
+    return _macro("grid_table")(drawn([first], {}, page.colours), "Summary")
 
 
 @cache
@@ -106,58 +106,83 @@ def _source(name: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
-def _groups(section: Section, document: Document, colours: dict[str, str]) -> list[Item]:
-    """The blocks of a section as (kind, what the template needs); neighbouring charts and tables join."""
-    items: list[Item] = []
-    names = [m.name for m in document.models]
-    for kind, group in groupby(section.blocks, key=_kind):
-        if kind == "metrics":
-            tables = [(b.title, [table_row(row) for row in b.rows]) for b in group if isinstance(b, MetricTable)]
-            num_rows = sum(len(rows) for _, rows in tables)
-            about = {"tables": tables, "num_rows": num_rows, "folded": num_rows >= FOLD_FROM, "title": section.title}
-            items.append(("metrics", about))
-        elif kind == "figures":
-            items.append(("figures", {"figures": [_item(block, names) for block in group]}))
-        elif kind == "ratios":
-            subtitles = {m.name: m.subtitle for m in document.models}
-            drawn = [compare_table(b, subtitles, colours) for b in group if isinstance(b, RatioTable)]
-            items += [("ratios", {"table": table, "title": table.title or section.title}) for table in drawn]
-        else:
-            items += [_item(block, names) for block in group]
-    return items
+FIGURES = (Chart, Timeline, StackedBars, Waterfall)  # neighbours stand beside each other
+
+
+def _section(section: Section, page: Page) -> Markup:
+    """The blocks of a section; neighbouring figures join, and so do tables that do not compare."""
+    drawn = [_join(kind, list(group), section, page) for kind, group in groupby(section.blocks, key=_kind)]
+    return Markup("").join(drawn)
 
 
 def _kind(block: Block) -> str:
-    kinds = {
-        Chart: "figures",
-        Timeline: "figures",
-        StackedBars: "figures",
-        Waterfall: "figures",
-        MetricTable: "metrics",
-    }
-    return {**kinds, RatioTable: "ratios"}.get(type(block), "other")
+    if isinstance(block, FIGURES):
+        return "figures"
+    return "metrics" if isinstance(block, Table) and block.head and not block.compares else "other"
 
 
-def _item(block: Block, models: Sequence[str]) -> Item:
-    if isinstance(block, Chart):
-        return "chart", {"block": block, "drawing": draw_chart(block, models)}
-    if isinstance(block, Timeline):
-        return "chart", {"block": block, "drawing": draw_timeline(block)}
-    if isinstance(block, StackedBars):
-        return "bars", {"block": block, "drawing": draw_bars(block)}
-    if isinstance(block, Waterfall):
-        return "waterfall", {"block": block, "drawing": waterfall_drawing(block)}
-    if isinstance(block, HeatMap):
-        return "heat", {"block": block, "drawing": draw_heatmap(block)}
-    if isinstance(block, GateTable):
-        return "gates", {"table": drawn_gates(block), "title": block.title}
-    if isinstance(block, FactTable):
-        return "facts", {"block": block}
-    assert isinstance(block, Paragraph)
-    return "paragraph", {"text": block.text}
+def _join(kind: str, blocks: Sequence[Block], section: Section, page: Page) -> Markup:
+    if kind == "metrics":
+        return _metrics([block for block in blocks if isinstance(block, Table)], section.title, page)
+    figures = [DRAW[type(block)](block, section, page) for block in blocks]
+    return _macro("figures")(figures) if kind == "figures" else Markup("").join(figures)
 
 
-def _model_cards(document: Document) -> list[ModelCard]:
+def _metrics(tables: Sequence[Table], title: str, page: Page) -> Markup:
+    """Tables of a section as one, closed with a filter where it is long."""
+    num_rows = sum(len(table.rows) for table in tables)
+    summary = f"{title} in figures" if num_rows >= FOLD_FROM else ""
+    return _macro("table")(drawn(tables, {}, page.colours), title, summary=summary, num_rows=num_rows)
+
+
+def _table(table: Table, section: Section, page: Page) -> Markup:
+    if not table.head:
+        return _macro("facts")(table)
+    title = table.title or section.title
+    return _macro("table")(
+        drawn([table], page.subtitles, page.colours),
+        title,
+        heading=table.title if table.title != section.title else "",
+        summary=title if table.folded else "",
+        num_rows=0 if table.judged is not None else len(table.rows),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What blocks know of the page that they stand on: its models in order, and by name their subtitle and colour."""
+
+    models: tuple[str, ...]
+    subtitles: dict[str, str]
+    colours: dict[str, str]
+
+    @staticmethod
+    def of(document: Document) -> Page:
+        """Of a document."""
+        return Page(
+            models=tuple(m.name for m in document.models),
+            subtitles={m.name: m.subtitle for m in document.models},
+            colours={m.name: f"m{i % NUM_MODEL_COLOURS}" for i, m in enumerate(document.models)},
+        )
+
+
+DRAW: dict[type, Callable[[Any, Section, Page], Markup]] = {
+    Paragraph: lambda block, section, page: _macro("paragraph")(block.text),
+    Table: _table,
+    Chart: lambda block, section, page: _macro("chart")(block, draw_chart(block, page.models)),
+    Timeline: lambda block, section, page: _macro("chart")(block, draw_timeline(block)),
+    HeatMap: lambda block, section, page: _macro("heat")(block, draw_heatmap(block)),
+    StackedBars: lambda block, section, page: _macro("bars")(block, draw_bars(block)),
+    Waterfall: lambda block, section, page: _macro("waterfall")(block, draw_waterfall(block), waterfall_lines(block)),
+}
+
+
+def _macro(name: str) -> Callable[..., Markup]:
+    found: Callable[..., Markup] = getattr(_environment().get_template("macros.html.j2").module, name)
+    return found
+
+
+def _model_cards(document: Document) -> list[dict[str, Any]]:
     """The answer per model: the large figure, and the next rows of the first screen as small ones."""
     large = main_row(document.first_screen)
     others = [row for row in document.first_screen if row is not large][:NUM_FACTS]
@@ -165,16 +190,13 @@ def _model_cards(document: Document) -> list[ModelCard]:
     lengths = [None if figure is None else figure.value for figure in figures]
     highest = max((length for length in lengths if length is not None), default=None)
     return [
-        ModelCard(
-            index=i,
-            name=model.name,
-            subtitle=model.subtitle,
-            status=model.status,
-            error=model.error,
-            main=None if large is None else (_title(large), cell(figures[i], large.card.unit)),
-            share=_share(lengths[i], highest),
-            facts=tuple((_title(row), cell(row.values[i], row.card.unit)) for row in others),
-        )
+        {
+            "index": i,
+            "model": model,
+            "main": None if large is None else (_title(large), cell(figures[i], large.unit)),
+            "share": _share(lengths[i], highest),
+            "facts": [(_title(row), cell(row.values[i], row.unit)) for row in others],
+        }
         for i, model in enumerate(document.models)
     ]
 
@@ -194,11 +216,13 @@ def _doubt_counts(doubts: Sequence[Doubt]) -> list[tuple[str, int]]:
     return [pair for pair in counts if pair[1]]
 
 
-def _cards(document: Document) -> list[tuple[str, list[Card]]]:
+def glossary(document: Document) -> list[tuple[str, list[Card]]]:
     """Every card that any table refers to, by section, each once."""
-    tables = [b for s in document.sections for b in s.blocks if isinstance(b, MetricTable | RatioTable | GateTable)]
-    rows: list[Row | RatioRow | GateRow] = [*document.first_screen, *(row for table in tables for row in table.rows)]
-    cards = {card.name: card for card in (*document.cards, *(row.card for row in rows))}
-    order = {section: i for i, section in enumerate(dict.fromkeys(card.section for card in cards.values()))}
-    ordered = sorted(cards.values(), key=lambda card: order[card.section])
+    tables = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
+    rows = [*document.first_screen, *(row for table in tables for row in table.rows)]
+    used = {row.card.name: row.card for row in rows if row.card is not None}
+    known = [card.name for card in all_cards() if card.name in used]
+    cards = [used[name] for name in dict.fromkeys((*known, *used))]
+    order = {section: i for i, section in enumerate(dict.fromkeys(card.section for card in cards))}
+    ordered = sorted(cards, key=lambda card: order[card.section])
     return [(section, list(group)) for section, group in groupby(ordered, key=lambda card: card.section)]

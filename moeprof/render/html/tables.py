@@ -1,25 +1,20 @@
-"""Metric values as the page shows them: text, interval, chance level, and what hovering or unfolding adds.
-
-Comparisons as the page shows them: a value and, beside it, its ratio to the reference with a verdict in words.
-"""
+"""Tables as the page shows them: text, interval, chance level, verdict, and what hovering or unfolding adds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from markupsafe import Markup
-
-from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.report.document import GateTable, Row, Waterfall
+from moeprof.analysis.report.document import Cell as DocumentCell
+from moeprof.analysis.report.document import Row, Table, Waterfall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 from moeprof.core.units import NOT_AVAILABLE, interval, short
 from moeprof.render.cells import (
+    ABSENT,
     CANNOT_TELL,
-    INTERVAL_HEAD,
-    gate_cells,
-    gate_notes,
+    footnotes,
     ratio_interval,
     ratio_text,
     shown_ratio,
@@ -27,7 +22,6 @@ from moeprof.render.cells import (
     step_text,
     tone,
 )
-from moeprof.render.html.charts.waterfall import draw_waterfall
 
 Labels = frozenset[tuple[str, str]]
 
@@ -51,29 +45,6 @@ class Cell:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRow:
-    """One row of a metric table.
-
-    Attributes:
-        label: for people.
-        name: of the metric, where the label is another.
-        per: what dollars are per, or "".
-        better: lower, higher or neither.
-        anchor: id of its card in the glossary.
-        where: the labels that all values share, for example "phase decode, traffic open".
-        cells: one per model.
-    """
-
-    label: str
-    name: str
-    per: str
-    better: str
-    anchor: str
-    where: str
-    cells: tuple[Cell, ...]
-
-
 def anchor(card_name: str) -> str:
     """The id of a card in the glossary: ``ttft_*_s`` -> ``card-ttft_X_s``."""
     return "card-" + "".join(c if c.isalnum() or c in "_-" else "X" for c in card_name)
@@ -81,24 +52,26 @@ def anchor(card_name: str) -> str:
 
 def per_what(row: Row) -> str:
     """What dollars are per, where the label does not say it already: ``1M tokens``."""
-    unit = row.card.unit
-    per = unit.removeprefix("USD").removeprefix(" / ") if unit.startswith("USD") else ""
+    per = row.unit.removeprefix("USD").removeprefix(" / ") if row.unit.startswith("USD") else ""
     return "" if per and per.partition(" ")[0] in row.label else per
 
 
-def table_row(row: Row) -> TableRow:
-    """A row of the Document as the page shows it."""
+def row_head(row: Row) -> dict[str, str]:
+    """The head of a row that has a card; ``where`` holds the labels that all its values share."""
+    assert row.card is not None
+    return {
+        "label": row.label,
+        "name": "" if row.name == row.label else row.name,
+        "per": per_what(row),
+        "better": row.card.better,
+        "anchor": anchor(row.card.name),
+        "where": ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in sorted(_shared(row))),
+    }
+
+
+def _shared(row: Row) -> Labels:
     labels = [frozenset(value.labels.items()) for value in row.values if value is not None]
-    shared = frozenset.intersection(*labels) if labels else frozenset()
-    return TableRow(
-        label=row.label,
-        name="" if row.name == row.label else row.name,
-        per=per_what(row),
-        better=row.card.better,
-        anchor=anchor(row.card.name),
-        where=", ".join(f"{key.replace('_', ' ')} {text}" for key, text in sorted(shared)),
-        cells=tuple(cell(value, row.card.unit, shared) for value in row.values),
-    )
+    return frozenset.intersection(*labels) if labels else frozenset()
 
 
 def cell(value: MetricValue | None, unit: str, known: Labels = frozenset()) -> Cell:
@@ -133,20 +106,6 @@ def _details(value: MetricValue, known: Labels) -> list[str]:
     return lines + [f"{key.replace('_', ' ')} {text}" for key, text in labels]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """The answer for one model, large: dollars per million output tokens, input beside it, three more facts."""
-
-    index: int
-    name: str
-    subtitle: str
-    status: str
-    error: str | None
-    main: tuple[str, Cell] | None
-    share: float | None
-    facts: tuple[tuple[str, Cell], ...]
-
-
 MAIN_NAME = "usd_per_1m_output_tokens"
 
 
@@ -168,146 +127,128 @@ class RatioCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The head of one model's columns; ``is_alone``: no column of ratios stands beside its values."""
+    """The head of a column.
+
+    Attributes:
+        name, subtitle: of the model or run, or of what the column says.
+        kind: its class.
+        is_side: it is a model or a run and has a dot of its colour.
+        is_reference: ratios are to it.
+        is_pair: a column of ratios stands beside its values.
+    """
 
     name: str
-    subtitle: str
-    colour: str
-    is_reference: bool
-    is_alone: bool
+    kind: str
+    subtitle: str = ""
+    is_side: bool = False
+    is_reference: bool = False
+    is_pair: bool = False
+
+
+Drawn = tuple[Literal["value", "ratio", "text"], Cell | RatioCell | str, str]  # a cell's macro, and whose it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompareRow:
-    """One metric: as in any table, and per model its ratio cell (None in the reference's place)."""
+class Grid:
+    """Tables with the same columns, drawn as one.
 
-    row: TableRow
-    pairs: tuple[tuple[Cell, RatioCell | None], ...]
+    Attributes:
+        kind: its classes.
+        head: of the first column.
+        heads: of the others.
+        groups: heading and lines of each table.
+        notes: what stands under it.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareTable:
-    """A drawn RatioTable."""
-
-    title: str
-    folded: bool
+    kind: str
+    head: str
     heads: tuple[Head, ...]
-    rows: tuple[CompareRow, ...]
+    groups: tuple[tuple[str, tuple[tuple[dict[str, str], tuple[Drawn, ...]], ...]], ...]
+    notes: tuple[str, ...] = ()
 
 
-def compare_table(table: RatioTable, subtitles: Mapping[str, str], colours: Mapping[str, str]) -> CompareTable:
-    """The table for the template; subtitles and colours are by model name, where the page knows the name."""
+GATE_HEADS = {"change": "change, verdict", "limit": "allowed"}
+
+
+def drawn(tables: Sequence[Table], subtitles: Mapping[str, str], colours: Mapping[str, str]) -> Grid:
+    """Tables for the template; subtitles and colours are by model name, where the page knows the name.
+
+    A column of verdicts stands first; columns of values without any are left out.
+    """
+    first = tables[0]
+    if first.judged is not None:
+        return _gates(first)
+    lines = []
+    for table in tables:
+        rows = tuple((row_head(row), tuple(_side_cells(table, row))) for row in table.rows)
+        lines.append(("" if table.compares else table.title, rows))
     heads = tuple(
         Head(
             name=name,
-            subtitle=subtitles.get(name, ""),
-            colour=colours.get(name, f"m{i % 7}"),
-            is_reference=table.has_ratios and i == table.reference,
-            is_alone=not table.has_ratios or i == table.reference,
+            kind=colours.get(name, f"m{i % 7}"),
+            subtitle=subtitles.get(name, "") if first.compares else "",
+            is_side=True,
+            is_reference=i == first.reference,
+            is_pair=first.reference not in (None, i),
         )
-        for i, name in enumerate(table.columns)
+        for i, name in enumerate(first.columns)
     )
-    rows = []
-    for row in table.rows:
-        plain = table_row(Row(label=row.label, card=row.card, name=row.name, values=row.values))
-        pairs = tuple(
-            (value, None if heads[i].is_alone else ratio_cell(shown_ratio(row.values[i], row.ratios[i])))
-            for i, value in enumerate(plain.cells)
-        )
-        rows.append(CompareRow(row=plain, pairs=pairs))
-    return CompareTable(
-        title=table.title,
-        folded=table.folded,
-        heads=heads,
-        rows=tuple(rows),
+    return Grid(kind="metrics ratios" if first.compares else "metrics", head="Metric", heads=heads, groups=tuple(lines))
+
+
+def _side_cells(table: Table, row: Row) -> Iterator[Drawn]:
+    shared = _shared(row)
+    for i, one in enumerate(row.cells):
+        name = table.columns[i] if table.compares else ""
+        yield "value", cell(one.value, row.unit, shared), name
+        if table.reference is not None and i != table.reference:
+            yield "ratio", ratio_cell(shown_ratio(one)), f"{name} to {table.columns[table.reference]}"
+
+
+def _gates(table: Table) -> Grid:
+    """Their verdicts stand before their values; without any value those columns would be empty."""
+    has_values = any(row.cells[i].text is None for row in table.rows for i in range(2))
+    order = (2, 0, 1, 3, 4) if has_values else (2, 3, 4)
+    heads = (Head(name=GATE_HEADS.get(table.columns[i], table.columns[i]), kind="" if i < 2 else "vs") for i in order)
+    lines = tuple((row_head(row), tuple(_gate_cell(table, row, i) for i in order)) for row in table.rows)
+    return Grid(
+        kind="metrics ratios gates", head="Gate", heads=tuple(heads), groups=(("", lines),), notes=footnotes(table)
     )
 
 
-def ratio_cell(ratio: Ratio | None) -> RatioCell:
-    """One ratio as the page shows it."""
+def _gate_cell(table: Table, row: Row, i: int) -> Drawn:
+    one = row.cells[i]
+    if one.ratio is not None:
+        return "ratio", ratio_cell(one.ratio, one), "new to reference"
+    if i < 2:
+        side = Cell(text="", kind="none") if one.text is not None else cell(one.value, row.unit, _shared(row))
+        return "value", side, table.columns[i]
+    return "text", one.text or "", ""
+
+
+def ratio_cell(ratio: Ratio | None, words: DocumentCell | None = None) -> RatioCell:
+    """One ratio as the page shows it; ``words`` stand in the place of its figure."""
     if ratio is None:
         return RatioCell(text="", interval="", verdict="", tone="none", detail="")
+    interval = ratio_interval(ratio) if words is None else words.interval
     return RatioCell(
-        text=ratio_text(ratio),
-        interval=ratio_interval(ratio)[1:-1],
-        verdict=ratio.verdict,
-        tone="na" if ratio.value is None else tone(ratio.verdict),
+        text=ratio_text(ratio) if words is None else words.text or "",
+        interval=interval[1:-1],
+        verdict=ratio.verdict or (ABSENT if words else ""),
+        tone="na" if ratio.value is None and words is None else tone(ratio),
         detail=ratio.reason or "",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateLine:
-    """One gate: its name as in any table, values, and the ratio cell."""
-
-    row: TableRow
-    values: tuple[Cell, Cell]
-    ratio: RatioCell
-    n: str
-    limit: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnGates:
-    """A drawn GateTable; without ``has_values`` its two columns of values would be empty."""
-
-    title: str
-    folded: bool
-    has_values: bool
-    lines: tuple[GateLine, ...]
-    notes: tuple[str, ...]
-
-
-def drawn_gates(table: GateTable) -> DrawnGates:
-    """The table for the template."""
-    lines = []
-    for gate in table.rows:
-        plain = table_row(Row(label=gate.label, card=gate.card, name=gate.name, values=(gate.reference, gate.other)))
-        texts = gate_cells(gate)
-        ratio = RatioCell(
-            text=texts["change"],
-            interval=texts[INTERVAL_HEAD][1:-1],
-            verdict=texts["verdict"],
-            tone=tone(gate.ratio.verdict),
-            detail=gate.ratio.reason or "",
-        )
-        paired = gate.reference is None and gate.other is None
-        values = (Cell(text="", kind="none"),) * 2 if paired else (plain.cells[0], plain.cells[1])
-        lines.append(GateLine(row=plain, values=values, ratio=ratio, n=gate.n, limit=gate.limit))
-    has_values = any(cell.text for line in lines for cell in line.values)
-    notes = gate_notes(table)
-    return DrawnGates(title=table.title, folded=table.folded, has_values=has_values, lines=tuple(lines), notes=notes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLine:
-    """One line of the table under a waterfall."""
-
-    label: str
-    is_level: bool
-    figure: str
-    interval: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaterfallDrawing:
-    """A drawn waterfall (None when it has no steps) and its figures as a table."""
-
-    picture: Markup | None
-    lines: tuple[StepLine, ...]
-
-
-def waterfall_drawing(waterfall: Waterfall) -> WaterfallDrawing:
-    """Picture and table of a waterfall."""
-    lines = tuple(
-        StepLine(
-            label=step.label,
-            is_level=step.kind == "level",
-            figure=step_text(step, waterfall.unit),
-            interval=step_interval(step, waterfall.unit)[1:-1],
-            note=" ".join(part for part in ("" if step.told else f"{CANNOT_TELL.capitalize()}.", step.text) if part),
-        )
+def waterfall_lines(waterfall: Waterfall) -> list[dict[str, Any]]:
+    """The table under a waterfall, a line per step."""
+    return [
+        {
+            "label": step.label,
+            "is_level": step.kind == "level",
+            "figure": step_text(step, waterfall.unit),
+            "interval": step_interval(step, waterfall.unit)[1:-1],
+            "note": " ".join(part for part in ("" if step.told else f"{CANNOT_TELL.capitalize()}.", step.text) if part),
+        }
         for step in waterfall.steps
-    )
-    return WaterfallDrawing(picture=draw_waterfall(waterfall), lines=lines)
+    ]

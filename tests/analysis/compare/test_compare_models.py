@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moeprof.analysis.compare.models import compare_models, model_tables
+from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, ratio_of_requests, wider
 from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.lookup import Key
 from moeprof.analysis.metrics.summary import Summary, summarise
+from moeprof.analysis.report.compare import model_tables
 from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.jsonfile import write_json

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.ratios import stored_ratios
-from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs, run_tables
+from moeprof.analysis.compare.runs import MetricComparison, ModelComparison, RunsComparison, compare_runs
 from moeprof.analysis.metrics.summary import Summary, summarise
+from moeprof.analysis.report.compare import run_tables
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.analysis.stats.verdicts import sample_of, t_tests
 from moeprof.core.record.layout import open_record

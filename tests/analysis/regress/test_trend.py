@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from moeprof.analysis.compare.comparable import NOTHING, Difference
 from moeprof.analysis.regress.trend import event_texts, trend, wanted_figures
-from moeprof.analysis.report.document import Chart, FactTable
+from moeprof.analysis.report.document import Chart, Table
 from moeprof.analysis.report.sections.trend import trend_section
+from tests.helpers.documents import facts_in
 from tests.helpers.planted_regression import planted
 from tests.helpers.planted_trend import DECODE, MODEL, PREFILL, STEP_AT, WANTED, WEIGHTS_AT, baselines
 
@@ -82,14 +83,14 @@ def test_the_section_draws_each_figure_with_upright_lines() -> None:
     assert len(line.band) == 20 and line.labels[12] == "b13"
     assert [one.style for one in upright] == ["dashed"] * 3 and upright[0].name == "step of 1.095x, at 13"
     assert len({one.x for one in upright}) == 3, "lines do not cover each other"
-    tables = {block.title: block.rows for block in section.blocks if isinstance(block, FactTable)}
+    tables = {block.title: tuple(facts_in(block).items()) for block in section.blocks if isinstance(block, Table)}
     assert tables["Baselines"][0] == ("1", "b01 2026-11-01 03:15")
 
 
 def test_counted_figures_that_never_change_are_only_counted() -> None:
     section = trend_section(trend(baselines(8), WANTED))  # the weights change at the ninth
     assert section is not None
-    tables = {block.title: block.rows for block in section.blocks if isinstance(block, FactTable)}
+    tables = {block.title: tuple(facts_in(block).items()) for block in section.blocks if isinstance(block, Table)}
     assert tables["Changes of level"][-1] == ("1 other counted figure", "the same throughout.")
     assert sum(isinstance(block, Chart) for block in section.blocks) == 2
 
@@ -104,7 +105,7 @@ def test_the_judged_run_is_not_counted_among_the_baselines() -> None:
     found = trend(baselines(4), WANTED)
     section = trend_section(found, judged=found.baselines[-1])
     assert section is not None and section.title == "Trend over the last 3 baselines and this run"
-    (rows,) = (b.rows for b in section.blocks if isinstance(b, FactTable) and b.title == "Baselines")
+    (rows,) = (tuple(facts_in(b).items()) for b in section.blocks if isinstance(b, Table) and b.title == "Baselines")
     assert rows[-1] == ("4", "b04 2026-11-04 03:15, this run")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.compare import compare_document
-from moeprof.analysis.report.document import Waterfall
+from moeprof.analysis.report.data import comparison_json, comparison_rows
+from moeprof.analysis.report.document import Table, Waterfall
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.sparsity.roles import roles
 from moeprof.core.errors import InputError, RecordError
@@ -84,7 +84,7 @@ def test_an_moe_dearer_than_its_total_matched_twin_realised_nothing(tmp_path: Pa
 def test_the_total_matched_twin_is_the_reference_unless_another_is_named(summary: Summary) -> None:
     def reference(name: str | None) -> str:
         table = compare_document([summary], reference=name).document.sections[0].blocks[0]
-        assert isinstance(table, RatioTable)
+        assert isinstance(table, Table)
         return table.columns[table.reference]
 
     assert reference(None) == "dense-8x"
@@ -93,11 +93,11 @@ def test_the_total_matched_twin_is_the_reference_unless_another_is_named(summary
 
 def test_json_and_csv_carry_the_same_figures(summary: Summary) -> None:
     comparison = compare_document([summary], reference=None)
-    data = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
+    data = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
     assert data["verdict"] == comparison.document.headline
     realised = next(m for m in data["metrics"] if m["name"] == "sparsity_realised_ratio")
     assert realised["of"] == "moe" and realised["ci_low"] < realised["value"] < realised["ci_high"]
-    header, *rows = comparison.to_csv_rows()
+    header, *rows = comparison_rows(comparison)
     assert all(len(row) == len(header) for row in rows)
     row = next(dict(zip(header, row, strict=True)) for row in rows if row[header.index("name")] == realised["name"])
     assert row["value"] == realised["value"]
@@ -138,7 +138,7 @@ def test_a_ladder_stands_on_the_page_with_its_taxes(tmp_path: Path) -> None:
 def test_a_run_against_itself_is_the_same_run(summary: Summary) -> None:
     page = compare_document([summary, summarise(open_record(summary.record.path), PRICING)], reference=None)
     assert "are the same run: every ratio is 1" in page.document.headline
-    tables = [block for block in page.document.sections[0].blocks if isinstance(block, RatioTable)]
+    tables = [block for block in page.document.sections[0].blocks if isinstance(block, Table) and block.compares]
     verdicts = {ratio.verdict for table in tables for row in table.rows for ratio in row.ratios if ratio is not None}
     assert verdicts == {"same run"}
 

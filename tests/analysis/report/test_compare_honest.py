@@ -10,12 +10,12 @@ import pytest
 from moeprof.analysis.compare import same_work
 from moeprof.analysis.compare.lanes import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.lookup import key_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary, summarise
 from moeprof.analysis.report.answer import unit_costs
 from moeprof.analysis.report.compare import compare_document
-from moeprof.analysis.report.document import Paragraph, Section
+from moeprof.analysis.report.data import comparison_json, comparison_rows
+from moeprof.analysis.report.document import Paragraph, Section, Table
 from moeprof.analysis.report.sections.ladder import controls, ladder_section, sentences
 from moeprof.analysis.report.sections.memory import quality_section, variance_section
 from moeprof.analysis.report.sections.sweep import sweep_section
@@ -174,7 +174,7 @@ def test_loads_at_which_a_model_was_cut_off_are_not_compared(tmp_path: Path) -> 
     assert found.text.endswith("without 1: not the same requests were finished")
     section = sweep_section(summary)
     assert section is not None
-    tables = [block for block in section.blocks if isinstance(block, RatioTable)]
+    tables = [block for block in section.blocks if isinstance(block, Table) and block.compares]
     at_one = [ratio for table in tables for ratio in table.rows[0].ratios if ratio is not None]
     assert {ratio.verdict for ratio in at_one} == {"incomparable"}
 
@@ -184,7 +184,7 @@ def test_ratios_of_a_sweep_within_the_floor_of_two_processes_are_no_verdict(tmp_
     swept = {"moe": [at(1, 0.98, 0.98), at(8, 0.5, 0.5)], "dense": [at(1, 1.0, 1.0), at(8, 1.0, 1.0)]}
     section = sweep_section(sweep_summary(tmp_path, swept))
     assert section is not None
-    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     ratios = [row.ratios[0] for row in table.rows]
     assert [ratio.verdict for ratio in ratios if ratio] == ["no difference shown", "better"]
 
@@ -219,10 +219,10 @@ def test_a_table_without_ratios_names_no_reference(tmp_path: Path) -> None:
     rungs = {"concentrated": 0.012, "balanced": 0.022, "recorded": 0.021}
     write_lanes(tmp_path / "run" / "ladder", rungs, lanes=[lane(name, rung=name, model="moe") for name in rungs])
     comparison = compare_document([summarise(open_record(tmp_path / "run"), PRICING)], reference=None)
-    tables = {table["title"]: table["reference"] for table in comparison.to_json()["comparison"]}
+    tables = {table["title"]: table["reference"] for table in comparison_json(comparison)["comparison"]}
     assert tables["Seconds per step of each rung"] is None
     assert tables["Models of this run, ratios to dense"] == "dense"
-    header, *rows = comparison.to_csv_rows()
+    header, *rows = comparison_rows(comparison)
     told = {(row[0], row[header.index("reference")]) for row in rows}
     assert ("Seconds per step of each rung", None) in told
     assert ("Models of this run, ratios to dense", "dense") in told

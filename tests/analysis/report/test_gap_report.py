@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moeprof.analysis.metrics.summary import summarise
-from moeprof.analysis.report.document import Document, FactTable, Paragraph, Section, StackedBars
+from moeprof.analysis.report.document import Document, Paragraph, Section, StackedBars, Table
 from moeprof.analysis.report.run import build_document
 from moeprof.core.pricing import resolve_pricing
 from moeprof.core.record.headers import to_json
@@ -19,6 +19,7 @@ from moeprof.core.workload.workload import Prices
 from moeprof.render.html.charts.bars import draw_bars
 from moeprof.render.html.page import render_html
 from moeprof.render.markdown import render_markdown
+from tests.helpers.documents import facts_in
 from tests.helpers.gap_points import PEAKS, make_launch, make_point, make_profiled
 from tests.helpers.records import make_facts, make_pass, make_steps, write_record
 from tests.helpers.tiny_run import Ran
@@ -45,6 +46,10 @@ def on_a_device(tmp_path: Path) -> Document:
     return document_of(tmp_path / "run", make_launch(*points, clock="kernels"))
 
 
+def fact_tables(section: Section) -> list[Table]:
+    return [table for table in blocks(section, Table) if not table.head]
+
+
 def test_a_run_says_in_a_sentence_what_its_gap_consists_of(on_a_device: Document) -> None:
     first = blocks(section_of(on_a_device), Paragraph)[0]
     assert first.text.startswith(
@@ -64,7 +69,7 @@ def test_bars_are_in_multiples_of_the_roofline(on_a_device: Document) -> None:
 
 
 def test_tables_set_each_part_against_its_own_floor(on_a_device: Document) -> None:
-    sizes, decode, _ = (dict(table.rows) for table in blocks(section_of(on_a_device), FactTable))
+    sizes, decode, _ = (facts_in(table) for table in fact_tables(section_of(on_a_device)))
     assert (
         decode["attention projections"] == "1 ms, 25 % of the step; least 800 us, above it 200 us (0.11x the roofline)"
     )
@@ -81,20 +86,20 @@ def test_where_weights_fit_the_cache_bars_are_shares(tmp_path: Path) -> None:
     (bars,) = blocks(section, StackedBars)
     assert sum(values[0] for _, values in bars.parts if values[0] is not None) == pytest.approx(1)
     assert "fit the last-level cache" in blocks(section, Paragraph)[0].text
-    (sizes,) = blocks(section, FactTable)  # without floors, bars say all there is of the parts
-    assert dict(sizes.rows)["decode, batch 4"].startswith("4 ms (median of 3); profiled 5 ms")
+    (sizes,) = fact_tables(section)  # without floors, bars say all there is of the parts
+    assert facts_in(sizes)["decode, batch 4"].startswith("4 ms (median of 3); profiled 5 ms")
 
 
 def test_a_profiled_step_much_longer_than_the_plain_one_is_a_doubt(tmp_path: Path) -> None:
     launch = make_launch(make_point(wall_ms=4, profiled_P=(make_profiled(wall_ms=8),)))
-    table = dict(blocks(section_of(document_of(tmp_path / "run", launch)), FactTable)[0].rows)
+    table = facts_in(fact_tables(section_of(document_of(tmp_path / "run", launch)))[0])
     told = "profiled 8 ms with 30 operations, 2x the plain one: its parts may be too long, and host too short"
     assert table["decode, batch 4"].endswith(told)
 
 
 def test_steps_that_could_not_be_itemised_say_why(tmp_path: Path) -> None:
     launch = make_launch(make_point(device_ms=3, profiled_P=(), reason="the profiler saw no kernels"), clock="kernels")
-    table = dict(blocks(section_of(document_of(tmp_path / "run", launch)), FactTable)[0].rows)
+    table = facts_in(fact_tables(section_of(document_of(tmp_path / "run", launch)))[0])
     assert table["decode, batch 4"].endswith("; not itemised: the profiler saw no kernels")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,16 +12,17 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
 
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.labels import figure_label, from_to
 from moeprof.analysis.regress.result import GateResult, Overall, Regression
-from moeprof.analysis.report.document import FactTable, GateTable
-from moeprof.analysis.report.regress import changed_figures, headline, limit_text, regress_document
+from moeprof.analysis.report.document import Table
+from moeprof.analysis.report.regress import changed_figures, check_of, headline, limit_text, regress_document
+from moeprof.analysis.report.result import Check
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
-from moeprof.render.ci.comment import bar, guarded, marker, render_comment, spark
+from moeprof.render.ci.comment import bar, guarded, marker, render, spark
 from moeprof.render.html.page import render_html
 from moeprof.render.markdown import render_markdown
+from tests.helpers.documents import facts_in
 from tests.helpers.planted_pages import PAGES, document, terminal
 from tests.helpers.planted_regression import GOLDEN, gate, planted, told, undecided
 
@@ -161,22 +163,22 @@ def test_a_shared_unit_stands_once() -> None:
 
 def test_what_changed_stands_open_and_what_holds_is_folded() -> None:
     first = regress_document(planted()).sections[0]
-    tables = [block for block in first.blocks if isinstance(block, GateTable)]
+    tables = [block for block in first.blocks if isinstance(block, Table) and block.head == "gate"]
     assert [(len(table.rows), table.folded) for table in tables] == [(9, False), (4, True)]
-    assert {row.ratio.verdict for row in tables[1].rows} == {"no difference shown"}
+    assert {row.cells[2].ratio.verdict for row in tables[1].rows} == {"no difference shown"}
     opened = regress_document(planted(), all_metrics=True)
-    every = [b for s in opened.sections for b in s.blocks if isinstance(b, GateTable | RatioTable)]
+    every = [b for s in opened.sections for b in s.blocks if isinstance(b, Table) and b.compares]
     assert every and not any(table.folded for table in every)
 
 
 def test_gates_stand_in_the_order_of_the_check() -> None:
     first = regress_document(planted()).sections[0].blocks[0]
-    assert isinstance(first, GateTable)
+    assert isinstance(first, Table)
     assert [row.name for row in first.rows] == [g.label for g in planted().gates if g.verdict != "no difference shown"]
 
 
 def test_figures_without_a_gate_that_changed_are_shown() -> None:
-    tables = [b for b in regress_document(planted()).sections[0].blocks if isinstance(b, RatioTable)]
+    tables = [b for b in regress_document(planted()).sections[0].blocks if isinstance(b, Table) and b.head == "metric"]
     assert [[row.name for row in table.rows] for table in tables] == [["kv_bytes_per_token"]]
 
 
@@ -186,18 +188,24 @@ def test_of_many_figures_that_changed_the_first_screen_comes_first() -> None:
     many = [replace(one, key=(f"step_p{p}_s", ())) for p in range(50, 60)]
     last = replace(one, key=("ttft_p50_s", ()))
     (table,) = changed_figures(replace(whole, changes=(*many, last)))
-    assert isinstance(table, RatioTable) and table.title == "Also changed, without a gate: 8 of 11 figures"
+    assert table.title == "Also changed, without a gate: 8 of 11 figures"
     assert table.rows[0].name == "ttft_p50_s"
 
 
 def test_differences_noise_and_launches_are_told() -> None:
     sections = {section.name: section.blocks for section in document().sections}
-    (facts,) = (block for block in sections["differences"] if isinstance(block, FactTable))
-    assert facts.rows[1] == ("revision of moe-demo", "1a2b3c4 in the reference, 5d6e7f8 in the new run (allowed)")
+    (facts,) = (block for block in sections["differences"] if isinstance(block, Table))
+    assert list(facts_in(facts).items())[1] == (
+        "revision of moe-demo",
+        "1a2b3c4 in the reference, 5d6e7f8 in the new run (allowed)",
+    )
     assert document().notes[-1] == "The reference kernel stayed within 2 % of itself."
     (launches,) = sections["launches"]
-    assert isinstance(launches, FactTable)
-    assert launches.rows[0] == ("moe-demo: decode step", "ratio of each pair: 1.090, 1.110, 1.100, 1.080, 1.120, 1.100")
+    assert isinstance(launches, Table)
+    assert next(iter(facts_in(launches).items())) == (
+        "moe-demo: decode step",
+        "ratio of each pair: 1.090, 1.110, 1.100, 1.080, 1.120, 1.100",
+    )
 
 
 def test_the_machine_stands_first_only_where_a_timed_gate_was_tested() -> None:
@@ -207,7 +215,7 @@ def test_the_machine_stands_first_only_where_a_timed_gate_was_tested() -> None:
     counted = regress_document(replace(whole, gates=tuple(one for one in whole.gates if one.kind != "timed")))
     assert sentence not in counted.notes
     (facts,) = (b for s in counted.sections if s.name == "differences" for b in s.blocks)
-    assert isinstance(facts, FactTable) and facts.rows[-1] == ("the machine", sentence)
+    assert isinstance(facts, Table) and list(facts_in(facts).items())[-1] == ("the machine", sentence)
 
 
 def test_launch_pairs_are_not_called_launches() -> None:
@@ -255,12 +263,12 @@ def test_a_terminal_shows_what_holds_only_when_asked() -> None:
 
 
 def test_a_bot_finds_its_comment_by_the_hidden_first_line() -> None:
-    assert render_comment(planted()).splitlines()[0] == "<!-- moeprof-regress: ci-smoke 1 x NVIDIA H200 -->"
+    assert render(check_of(planted())).splitlines()[0] == "<!-- moeprof-regress: ci-smoke 1 x NVIDIA H200 -->"
     assert marker("a --> b", "c----d") == "<!-- moeprof-regress: a - - b c- - - -d -->"
 
 
 def test_the_comment_parses_as_tables_with_equal_rows_and_balanced_folds() -> None:
-    _check_markdown(render_comment(planted(), document()))
+    _check_markdown(render(Check(regression=planted(), document=document())))
 
 
 def test_markdown_and_html_pages_hold_every_gate() -> None:
@@ -276,11 +284,11 @@ def test_markdown_and_html_pages_hold_every_gate() -> None:
 def test_a_long_comment_is_cut_between_rows_and_says_so() -> None:
     whole = planted()
     many = replace(whole, gates=tuple(replace(whole.gates[1], model=f"model-{i}") for i in range(3000)))
-    text = render_comment(many)
+    text = render(check_of(many))
     assert len(text.encode()) <= 65_000
     assert "left out for length" in text and "Cut for length: what changed" in text
     _check_markdown(text)
-    short = render_comment(whole, limit_bytes=4000)
+    short = render(check_of(whole), limit_bytes=4000)
     assert len(short.encode()) <= 4000
     _check_markdown(short)
 
@@ -292,7 +300,7 @@ def test_names_make_no_markup(name: str, tail: str) -> None:
     whole = planted()
     gates = tuple(replace(one, model=odd, n=odd, decide=odd) for one in whole.gates)
     changed = replace(whole, gates=gates, workload=odd, reference=odd, notes=(odd,), changes=())
-    _check_markdown(render_comment(changed))
+    _check_markdown(render(check_of(changed)))
 
 
 def test_people_are_not_called_and_dollars_are_no_formula() -> None:
@@ -314,6 +322,9 @@ def test_a_verdict_without_a_figure_has_an_empty_change() -> None:
     assert "energy / output token" in text and "None" not in text
 
 
+CELLS = ("td_open", "th_open")
+
+
 def _check_markdown(text: str) -> None:
     """Tables are tables, folds are balanced, and no HTML stands in it but ours."""
     tokens = PARSER.parse(text)
@@ -326,6 +337,7 @@ def _check_markdown(text: str) -> None:
     assert joined.count("<details>") == joined.count("</details>")
     tables = [i for i, token in enumerate(tokens) if token.type == "table_open"]
     assert tables
-    said = [token.content for token in tokens if token.type == "inline"]
-    assert not [line for line in said if line.startswith("|")], "every row belongs to a table"
-    assert not [line for line in said if "****" in line]
+    pairs = [(before, token.content) for before, token in pairwise(tokens) if token.type == "inline"]
+    outside = [text for before, text in pairs if before.type not in CELLS]
+    assert not [line for line in outside if line.startswith("|")], "every row belongs to a table"
+    assert not [line for _, line in pairs if "****" in line]

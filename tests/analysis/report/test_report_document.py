@@ -19,12 +19,14 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import highest_percentile, number
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.analysis.report.document import Document, FactTable, MetricTable
+from moeprof.analysis.report.document import Document, Table
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
+from moeprof.render.html.page import glossary
+from tests.helpers.documents import facts_in
 from tests.helpers.records import (
     make_facts,
     make_pass,
@@ -138,7 +140,7 @@ def test_every_metric_without_a_layer_stands_in_a_table_of_its_section(tmp_path:
         (row.name, tuple(sorted(value.labels.items())))
         for section in document.sections
         for block in section.blocks
-        if isinstance(block, MetricTable)
+        if isinstance(block, Table) and block.head
         for row in block.rows
         for value in row.values
         if value is not None
@@ -150,14 +152,16 @@ def test_every_metric_without_a_layer_stands_in_a_table_of_its_section(tmp_path:
 
 def test_the_glossary_has_a_card_for_every_row(tmp_path: Path) -> None:
     document = document_of(tmp_path, moe())
-    rows = {row.card.name for s in document.sections for b in s.blocks if isinstance(b, MetricTable) for row in b.rows}
-    assert rows == {card.name for card in document.cards}
+    rows = {
+        row.card.name for s in document.sections for b in s.blocks if isinstance(b, Table) and b.head for row in b.rows
+    }
+    assert rows == {card.name for _, cards in glossary(document) for card in cards}
 
 
 def test_machine_traffic_and_engine_stand_at_the_end(tmp_path: Path) -> None:
-    tables = [block for block in document_of(tmp_path, moe()).sections[-1].blocks if isinstance(block, FactTable)]
+    tables = [block for block in document_of(tmp_path, moe()).sections[-1].blocks if isinstance(block, Table)]
     assert [table.title for table in tables] == ["Machine", "Traffic", "Engine: moe"]
-    facts = dict(tables[1].rows)
+    facts = facts_in(tables[1])
     assert facts["schedule sha256"] == "a" * 64
     assert facts["input tokens"] == "32"
 

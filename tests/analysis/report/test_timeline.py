@@ -115,7 +115,7 @@ def test_the_picture_has_its_marks_and_a_legend(tmp_path: Path) -> None:
 
 
 def test_other_formats_point_at_the_page(tmp_path: Path) -> None:
-    lines = block_lines(timeline_of(tmp_path, watched("round-0")), sample_document())
+    lines = block_lines(timeline_of(tmp_path, watched("round-0")))
     assert lines == ["*The device during the passes, moe*: see the HTML page", ""]
 
 

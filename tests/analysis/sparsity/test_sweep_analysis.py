@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.slo import usd_per_1m_tokens_at_slo
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.metrics.sweep import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.report.document import Chart, Paragraph
+from moeprof.analysis.report.document import Chart, Paragraph, Table
 from moeprof.analysis.report.run import build_document
 from moeprof.analysis.report.sections.sweep import sweep_section
 from moeprof.analysis.sparsity.crossover import is_on_front, pareto, sweep_metrics
@@ -21,6 +20,7 @@ from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult, sweep_res
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo
+from moeprof.render.html.page import glossary
 from tests.helpers.sweep_records import MOE, at, sweep_summary, timed_pass
 
 PAIR = {
@@ -186,7 +186,7 @@ def test_the_section_says_the_answer_and_draws_it(tmp_path: Path) -> None:
 def test_the_table_of_dollars_holds_paired_ratios_with_verdicts(tmp_path: Path) -> None:
     section = sweep_section(sweep_summary(tmp_path, PAIR))
     assert section is not None
-    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     assert (table.columns, table.columns[table.reference]) == (("moe", "dense"), "dense")
     ratios = [row.ratios[0] for row in table.rows]
     assert [r.value for r in ratios if r] == pytest.approx([0.5, 1, 2])
@@ -204,7 +204,7 @@ def test_an_answer_without_a_number_says_why_in_data_files(tmp_path: Path) -> No
 def test_a_dense_model_has_no_cell_among_the_experts(tmp_path: Path) -> None:
     section = sweep_section(sweep_summary(tmp_path, PAIR))
     assert section is not None
-    tables = [block for block in section.blocks if isinstance(block, RatioTable)]
+    tables = [block for block in section.blocks if isinstance(block, Table) and block.compares]
     (experts,) = [table for table in tables if table.rows[0].name == "distinct_experts_per_step"]
     assert [value is None for value in experts.rows[0].values] == [False, True]
     assert experts.rows[0].values[0] is not None and experts.rows[0].values[0].null["uniform"] == pytest.approx(3.75)
@@ -221,13 +221,13 @@ def test_requests_that_did_not_end_well_are_named(tmp_path: Path) -> None:
 def test_the_whole_report_holds_the_section_and_its_cards(tmp_path: Path) -> None:
     document = build_document(sweep_summary(tmp_path, PAIR))
     assert "sweep" in [section.name for section in document.sections]
-    assert "tokens_per_s_per_user" in [card.name for card in document.cards]
+    assert "tokens_per_s_per_user" in [card.name for _, cards in glossary(document) for card in cards]
 
 
 def test_a_model_without_some_loads_leaves_its_cells_empty_with_the_reason(tmp_path: Path) -> None:
     section = sweep_section(sweep_summary(tmp_path, {"moe": PAIR["moe"], "dense": PAIR["dense"][:1]}))
     assert section is not None
-    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     cell = table.rows[2].values[1]
     assert cell is not None and (cell.value, cell.reasons) == (None, ("this load did not run",))
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.lanes import LockstepPair
-from moeprof.analysis.compare.tables import RatioTable
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.analysis.report.document import Paragraph
+from moeprof.analysis.report.document import Paragraph, Table
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
 from moeprof.analysis.report.sections.theory import theory_section
 from moeprof.analysis.sparsity.theory import (
@@ -219,7 +218,7 @@ def test_the_section_says_it_in_a_sentence_and_a_table(tmp_path: Path) -> None:
     assert section is not None
     texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
     assert any("moe against total in decode: speedup promised by FLOPs 4x, by bytes 2x" in text for text in texts)
-    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     assert table.columns == ("moe", "total", "active")
     assert [row.ratios[1].value for row in table.rows if row.ratios[1]] == pytest.approx([4, 2, 2, 2])
 
@@ -262,7 +261,7 @@ def test_the_sentence_says_what_is_held_and_what_is_cold(tmp_path: Path) -> None
 def test_the_memory_table_sets_models_against_the_moe(tmp_path: Path) -> None:
     section = memory_section(ran(tmp_path))
     assert section is not None
-    table = next(block for block in section.blocks if isinstance(block, RatioTable))
+    table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     by_name = {row.name: row for row in table.rows}
     ratios = by_name["weights_bytes"].ratios
     assert ratios[0] is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from moeprof.analysis.metrics.breakdown import HOST, LAUNCHES, PARTS, REST, ItemisedStep, Part, itemised_steps
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.report.document import Block, FactTable, Paragraph, StackedBars
+from moeprof.analysis.report.document import Block, Paragraph, StackedBars, Table
+from moeprof.analysis.report.tables import facts
 from moeprof.core import units
 
 TOLD_BATCH = 8  # the sentence speaks of the decode batch nearest to this one
@@ -98,9 +99,9 @@ def _size(step: ItemisedStep) -> str:
     return f"decode, batch {point.sequences}" if point.phase == "decode" else f"prefill, {point.tokens} tokens"
 
 
-def _sizes(name: str, steps: tuple[ItemisedStep, ...]) -> FactTable:
+def _sizes(name: str, steps: tuple[ItemisedStep, ...]) -> Table:
     """What was timed and what was profiled, one line per size."""
-    return FactTable(title=f"{name}: steps", rows=tuple((_size(step), _timed(step)) for step in steps))
+    return facts(f"{name}: steps", [(_size(step), _timed(step)) for step in steps])
 
 
 def _timed(step: ItemisedStep) -> str:
@@ -115,10 +116,10 @@ def _timed(step: ItemisedStep) -> str:
     return f"{text}; profiled {profiled} with {step.profiled.launches} {what}{_stretched(step)}"
 
 
-def _parts(name: str, step: ItemisedStep) -> FactTable:
+def _parts(name: str, step: ItemisedStep) -> Table:
     """Each part against its own floor."""
     rows = tuple((word(part), _over_floor(part, step)) for part in step.parts)
-    return FactTable(title=f"{name}: {_size(step)}", rows=rows)
+    return facts(f"{name}: {_size(step)}", rows)
 
 
 def _over_floor(part: Part, step: ItemisedStep) -> str:

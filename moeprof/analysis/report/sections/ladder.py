@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import (
     Block,
     Chart,
-    FactTable,
     Paragraph,
+    Row,
     Section,
     Series,
     Waterfall,
     WaterfallStep,
 )
+from moeprof.analysis.report.tables import compared, facts, metric_row
 from moeprof.analysis.sparsity.ladder import (
     Agreement,
     LadderResult,
@@ -34,7 +34,6 @@ from moeprof.analysis.sparsity.ladder import (
 )
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
-from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import Record
 
@@ -96,14 +95,14 @@ def ladder_tables(results: Sequence[LadderResult], pricing: Pricing) -> list[Blo
     rungs = [_rung_row(role, title, [result.rung(role) for result in results]) for role, title in ROLES.items()]
     rungs += _set_by_hand(results)
     metrics = [{value.name: value for value in ladder_metrics([result], pricing)} for result in results]
-    rows = [_metric_row(name, [one.get(name) for one in metrics]) for name in metrics[0]]
+    rows = [metric_row(card_for(name).title, name, [one.get(name) for one in metrics]) for name in metrics[0]]
     return [
-        RatioTable(title=title, columns=columns, rows=tuple(row for row in found if row is not None), folded=folded)
+        compared(title, columns, [row for row in found if row is not None], folded=folded)
         for title, found, folded in (("Seconds per step of each rung", rungs, False), ("Taxes", rows, True))
     ]
 
 
-def _set_by_hand(results: Sequence[LadderResult]) -> list[RatioRow | None]:
+def _set_by_hand(results: Sequence[LadderResult]) -> list[Row | None]:
     """The rungs whose number of distinct experts the workload gave, by lane."""
     lanes = dict.fromkeys(r.name for result in results for r in result.rungs if r.role == "distinct")
     rows = []
@@ -117,19 +116,11 @@ def _set_by_hand(results: Sequence[LadderResult]) -> list[RatioRow | None]:
     return rows
 
 
-def _rung_row(role: str, title: str, rungs: Sequence[Rung | None]) -> RatioRow | None:
+def _rung_row(role: str, title: str, rungs: Sequence[Rung | None]) -> Row | None:
     if not any(rungs):
         return None
     values = [None if rung is None else to_metric("rung_step_s", rung.seconds, rung=role) for rung in rungs]
-    return _row(title, "rung_step_s", values)
-
-
-def _metric_row(name: str, values: Sequence[MetricValue | None]) -> RatioRow | None:
-    return _row(card_for(name).title, name, values)
-
-
-def _row(label: str, name: str, values: Sequence[MetricValue | None]) -> RatioRow:
-    return RatioRow(label=label, card=card_for(name), name=name, values=tuple(values), ratios=(None,) * len(values))
+    return metric_row(title, "rung_step_s", values)
 
 
 HOW = (
@@ -330,9 +321,7 @@ def agreement_section(other: str, found: dict[str, tuple[Agreement, ...]]) -> Se
     """Every tax of both runs; None without two ladders."""
     if not found:
         return None
-    tables = [
-        FactTable(title=title, rows=tuple(_agreement_row(one) for one in taxes)) for title, taxes in found.items()
-    ]
+    tables = [facts(title, [_agreement_row(one) for one in taxes]) for title, taxes in found.items()]
     return Section(
         name=f"ladders-{other}", title=f"The sparsity ladder, {other} beside the reference",
         blocks=(Paragraph(text=HOW_AGREEMENT), *tables),

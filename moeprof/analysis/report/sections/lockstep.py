@@ -11,12 +11,11 @@ from moeprof.analysis.compare.lanes import (
     lockstep_pairs,
 )
 from moeprof.analysis.compare.ratios import cost_ratio
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
-from moeprof.analysis.report.document import Paragraph, Section
+from moeprof.analysis.report.document import Paragraph, Row, Section, Table
+from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 
@@ -91,7 +90,7 @@ def ratio_text(ratio: Estimate) -> str:
     return f"{ratio.value:.2f}x{between}"
 
 
-def _table(moe: str, pairs: Sequence[LockstepPair]) -> RatioTable:
+def _table(moe: str, pairs: Sequence[LockstepPair]) -> Table:
     columns = tuple(dict.fromkeys(pair.dense for pair in pairs))
     rows = []
     for concurrency in dict.fromkeys(pair.concurrency for pair in pairs):
@@ -104,12 +103,11 @@ def _table(moe: str, pairs: Sequence[LockstepPair]) -> RatioTable:
                 rows.append(_row("lockstep_ratio", label, [p if p is None else p.ratios[phase] for p in told]))
                 medians = [p if p is None else p.medians[phase] for p in told]
                 rows.append(_row("lockstep_median_ratio", f"{label}, median step", medians))
-    return RatioTable(title=f"Step time of {moe} over that of", columns=columns, rows=tuple(rows))
+    return compared(f"Step time of {moe} over that of", columns, rows)
 
 
-def _row(name: str, label: str, ratios: Sequence[Estimate | None]) -> RatioRow:
-    values = tuple(None if ratio is None else to_metric(name, ratio) for ratio in ratios)
-    return RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=(None,) * len(values))
+def _row(name: str, label: str, ratios: Sequence[Estimate | None]) -> Row:
+    return metric_row(label, name, [None if ratio is None else to_metric(name, ratio) for ratio in ratios])
 
 
 def parameters_text(value: float) -> str:

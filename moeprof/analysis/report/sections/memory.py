@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.report.document import Block, MetricTable, Paragraph, Row, Section, StackedBars
+from moeprof.analysis.report.document import Block, Paragraph, Row, Section, StackedBars, Table
+from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.sparsity.ladder import LadderResult
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
@@ -123,17 +123,15 @@ def _bars(models: list[ModelSummary]) -> StackedBars:
     )
 
 
-def _table(models: list[ModelSummary]) -> RatioTable:
+def _table(models: list[ModelSummary]) -> Table:
     reference = next(i for i, m in enumerate(models) if m.facts is not None and m.facts.is_moe)
     rows = []
     for label, name in ROWS:
         values = tuple(_value(model, name) for model in models)
         base = values[reference]
         ratios = tuple(None if i == reference else _ratio(value, base) for i, value in enumerate(values))
-        rows.append(RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=ratios))
-    return RatioTable(
-        title="Memory", columns=tuple(model.name for model in models), rows=tuple(rows), reference=reference
-    )
+        rows.append(metric_row(label, name, values, ratios))
+    return compared("Memory", [model.name for model in models], rows, reference=reference)
 
 
 def _value(model: ModelSummary, name: str) -> MetricValue:
@@ -162,8 +160,8 @@ def quality_section(summary: Summary) -> Section | None:
     values = tuple(_quality_value(summary, i) for i in range(len(summary.models)))
     if all(value is None for value in values):
         return None
-    card = card_for(NAME)
-    table = MetricTable(title="Quality", rows=(Row(label=card.title, card=card, name=NAME, values=values),))
+    names = tuple(model.name for model in summary.models)
+    table = Table(title="Quality", columns=names, rows=(metric_row(card_for(NAME).title, NAME, values),))
     return Section(name="quality", title="Quality", blocks=(Paragraph(text=_sentence(summary, values)), table))
 
 
@@ -220,7 +218,8 @@ def variance_section(summary: Summary, ladders: Sequence[LadderResult] = ()) -> 
     if not rows:
         return None
     texts = [_variance_sentence(summary), *(text for result in ladders if (text := _intervention(result)))]
-    table = MetricTable(title="Latency variance", rows=tuple(rows))
+    names = tuple(model.name for model in summary.models)
+    table = Table(title="Latency variance", columns=names, rows=tuple(rows))
     return Section(name="variance", title="Latency variance", blocks=(*(Paragraph(text=text) for text in texts), table))
 
 
@@ -244,8 +243,8 @@ def _row(summary: Summary, name: str, phase: str) -> Row | None:
     )
     if all(value is None for value in values):
         return None
-    card = card_for(name)
-    return Row(label=f"{card.title}, {phase}" if phase else card.title, card=card, name=name, values=values)
+    title = card_for(name).title
+    return metric_row(f"{title}, {phase}" if phase else title, name, values)
 
 
 def _variance_sentence(summary: Summary) -> str:

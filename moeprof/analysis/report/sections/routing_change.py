@@ -13,13 +13,14 @@ from moeprof.analysis.regress.routing.sentences import layer_labels, percent
 from moeprof.analysis.report.document import (
     Block,
     Chart,
-    FactTable,
     HeatMap,
     HeatMapVariant,
     Paragraph,
     Section,
     Series,
+    Table,
 )
+from moeprof.analysis.report.tables import facts
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 
@@ -59,7 +60,7 @@ def _sample(change: RoutingChange) -> str:
     return f"Compared: {change.tokens:,} tokens, {what}{how}."
 
 
-def _layers(change: RoutingChange, labels: Sequence[str], whose: str) -> FactTable:
+def _layers(change: RoutingChange, labels: Sequence[str], whose: str) -> Table:
     """The layers that moved most, collapsed ones first; those that did not are only counted."""
     order = sorted(
         (i for i, layer in enumerate(change.layers) if layer.moved_ratio > 0 or layer.agreement_ratio not in (None, 1)),
@@ -69,7 +70,7 @@ def _layers(change: RoutingChange, labels: Sequence[str], whose: str) -> FactTab
     for num, what in ((len(order) - MOST_LAYERS, "moved less"), (len(change.layers) - len(order), "unchanged")):
         if num > 0:
             rows.append((f"{num} other layer{'s' * (num > 1)}", what))
-    return FactTable(title=f"Layers, the most moved first{whose}", rows=tuple(rows))
+    return facts(f"Layers, the most moved first{whose}", rows)
 
 
 def _layer(layer: LayerChange) -> str:
@@ -103,7 +104,7 @@ def _both(values: Both) -> str:
     return f"{units.significant(values[0])} {ARROW} {units.significant(values[1])}"
 
 
-def _experts(change: RoutingChange, labels: Sequence[str], whose: str) -> FactTable | None:
+def _experts(change: RoutingChange, labels: Sequence[str], whose: str) -> Table | None:
     """Single experts whose share of their layer changed most, over all layers."""
     moved = [(i, *one) for i, layer in enumerate(change.layers) for one in layer.moved]
     moved.sort(key=lambda one: (-abs(one[3] - one[2]), one[:2]))
@@ -111,7 +112,7 @@ def _experts(change: RoutingChange, labels: Sequence[str], whose: str) -> FactTa
         (f"{labels[i]}, expert {expert}", f"{percent(before)} {ARROW} {percent(after)} of the layer's picks")
         for i, expert, before, after in moved[:MOST_EXPERTS]
     )
-    return FactTable(title=f"Experts that moved most{whose}", rows=rows) if rows else None
+    return facts(f"Experts that moved most{whose}", rows) if rows else None
 
 
 def _drift(change: RoutingChange, whose: str) -> Chart:
@@ -152,10 +153,10 @@ def _loads(shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(share * len(shares), 4) for share in shares)
 
 
-def _figures(change: RoutingChange, whose: str) -> FactTable:
+def _figures(change: RoutingChange, whose: str) -> Table:
     """All figures of the change: those that gates can name, and their totals over layers."""
     rows = tuple((card_for(value.name).title, _figure(value)) for value in change.metrics)
-    return FactTable(title=f"All layers together{whose}", rows=rows)
+    return facts(f"All layers together{whose}", rows)
 
 
 def _figure(value: MetricValue) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics import sweep as figures
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.slo import NAME as AT_SLO
 from moeprof.analysis.metrics.sweep import to_metric
-from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series
+from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series, Table
+from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.sparsity.crossover import (
     AXIS_NAMES,
     COST,
@@ -297,7 +296,7 @@ def notes(result: SweepResult) -> list[str]:
     return lines
 
 
-def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[RatioTable]:
+def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[Table]:
     """One table per figure, one line per load, one column per model."""
     names = tuple(model.model for model in result.models)
     lines = [{result.load(p.point): p for p in result.line(name, row)} for name in names]
@@ -309,22 +308,19 @@ def _tables(result: SweepResult, row: SweepPoint, reference: int) -> list[RatioT
         if not any(p is not None and of(p).value is not None for cell in cells for p in cell):
             continue
         ratios = cell_ratios(cells, metric, of, figure, reference)
-        rows = tuple(
-            RatioRow(
-                label=f"{AXIS_NAMES[result.axis]} {load:g}" if load else "as the workload has it",
-                card=card_for(metric),
-                name=metric,
-                values=tuple(
+        rows = [
+            metric_row(
+                f"{AXIS_NAMES[result.axis]} {load:g}" if load else "as the workload has it",
+                metric,
+                (
                     None if metric == EXPERTS and not model.is_moe else _value(metric, point, of)
                     for model, point in zip(result.models, cell, strict=True)
                 ),
-                ratios=tuple(column[i] for column in ratios),
+                (column[i] for column in ratios),
             )
             for i, (load, cell) in enumerate(zip(loads, cells, strict=True))
-        )
-        tables.append(
-            RatioTable(title=title + where, columns=names, rows=rows, reference=reference, folded=metric != COST)
-        )
+        ]
+        tables.append(compared(title + where, names, rows, reference=reference, folded=metric != COST))
     return tables
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moeprof.analysis.compare.tables import RatioRow, RatioTable
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.metrics.tables import ALL
-from moeprof.analysis.report.document import Block, Paragraph, Section
+from moeprof.analysis.report.document import Block, Paragraph, Row, Section, Table
+from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.sparsity.theory import (
     PHASES,
     PhaseWork,
@@ -68,7 +67,7 @@ def sentences(speedups: Sequence[Speedup]) -> list[str]:
 
 def _table(
     moe: ModelSummary, others: tuple[ModelSummary, ...], phase: str, speedups: Sequence[Speedup]
-) -> RatioTable | None:
+) -> Table | None:
     mine = phase_work(moe, phase)
     if mine is None or not speedups:
         return None
@@ -81,27 +80,19 @@ def _table(
     if phase == ALL:
         rows += [_parameters(label, name, columns, ratios) for label, name in PARAMETERS]
     title = "all steps" if phase == ALL else f"{phase} steps"
-    return RatioTable(
-        title=f"{moe.name}: {title}",
-        columns=tuple(column.model for column in columns),
-        rows=tuple(rows),
-        folded=phase != "decode",
-    )
+    names = [column.model for column in columns]
+    return compared(f"{moe.name}: {title}", names, rows, folded=phase != "decode")
 
 
-def _row(label: str, name: str, field: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> RatioRow:
-    values = tuple(to_metric(name, getattr(column, name)) for column in columns)
+def _row(label: str, name: str, field: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> Row:
     own = columns[0].model
-    return RatioRow(
-        label=label,
-        card=card_for(name),
-        name=name,
-        values=values,
-        ratios=tuple(None if c.model == own else _ratio(getattr(ratios[c.model], field)) for c in columns),
+    values = [to_metric(name, getattr(column, name)) for column in columns]
+    return metric_row(
+        label, name, values, [None if c.model == own else _ratio(getattr(ratios[c.model], field)) for c in columns]
     )
 
 
-def _in_turn(columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> list[RatioRow]:
+def _in_turn(columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> list[Row]:
     """What lock-step says of the same pairs, where it was measured at this load."""
     name = "measured_speedup"
     values = tuple(
@@ -111,17 +102,14 @@ def _in_turn(columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> list[R
     if not any(values):
         return []
     label = "measured speedup, stepped in turn"
-    return [RatioRow(label=label, card=card_for(name), name=name, values=values, ratios=(None,) * len(columns))]
+    return [metric_row(label, name, values)]
 
 
-def _parameters(label: str, name: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> RatioRow:
+def _parameters(label: str, name: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> Row:
     own = columns[0].model
-    return RatioRow(
-        label=label,
-        card=card_for(name),
-        name=name,
-        values=tuple(MetricValue(name=name, value=getattr(c, name), exact=True) for c in columns),
-        ratios=tuple(None if c.model == own else Ratio(value=getattr(ratios[c.model], name)) for c in columns),
+    values = [MetricValue(name=name, value=getattr(c, name), exact=True) for c in columns]
+    return metric_row(
+        label, name, values, [None if c.model == own else Ratio(value=getattr(ratios[c.model], name)) for c in columns]
     )
 
 

@@ -13,7 +13,8 @@ from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.metrics.lookup import pick_frozen
 from moeprof.analysis.regress.stored import WANTED_LAUNCHES
 from moeprof.analysis.regress.trend import FLOOR_RATIO, Trend, TrendSeries
-from moeprof.analysis.report.document import Block, Chart, FactTable, Paragraph, Section, Series
+from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series
+from moeprof.analysis.report.tables import facts
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
 from moeprof.core.metric import MetricValue
 
@@ -39,18 +40,18 @@ def trend_section(trend: Trend, *, judged: tuple[str, str] | None = None) -> Sec
         rows.append((f"{same} other counted figure{'s' if same > 1 else ''}", "the same throughout."))
     blocks: list[Block] = [
         Paragraph(text=_what(trend)),
-        FactTable(title="Changes of level", rows=tuple(rows)),
+        facts("Changes of level", rows),
         *(_chart(series, n, trend, several) for n, series in enumerate(drawn, start=1)),
     ]
     if trend.events:
         names = [name for name, _ in trend.baselines]
         events = tuple((f"{event.number}: {names[event.number - 1]}", event.text) for event in trend.events)
-        blocks.append(FactTable(title="Facts that changed", rows=events))
+        blocks.append(facts("Facts that changed", events))
     numbered = tuple(
         (str(number), " ".join((name, *when[:16].split("T"))) + (", this run" if (name, when) == judged else ""))
         for number, (name, when) in enumerate(trend.baselines, 1)
     )
-    blocks.append(FactTable(title="Baselines", rows=numbered))
+    blocks.append(facts("Baselines", numbered))
     return Section(name="trend", title=_section_title(trend, judged), blocks=tuple(blocks))
 
 
