@@ -18,6 +18,7 @@ from moeprof.capture.engines.select import build_engine
 from moeprof.capture.instrumented import Tapping
 from moeprof.capture.memory import measure
 from moeprof.capture.models.open import open_model
+from moeprof.capture.models.wrap import plain_forward
 from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.group import Group
 from moeprof.capture.parallel.mirror import on_device
@@ -101,9 +102,9 @@ class Follower:
 
     def experts(self, name: str, args: Any, kwargs: Any) -> None:
         """One experts module alone, without what is wrapped around it."""
-        module: Any = self._model.get_submodule(name)
+        run = plain_forward(self._model.get_submodule(name))
         with torch.inference_mode():
-            module.moeprof_forward(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
+            run(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
 
     def memory(self) -> None:
         """Tell what this rank's memory is like."""

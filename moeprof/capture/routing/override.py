@@ -33,11 +33,11 @@ from moeprof.capture.devices.streams import to_device
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.models.shapes import LayerShape
+from moeprof.capture.models.wrap import Forward, SwitchableHooks, Wrap
 from moeprof.capture.routing.adapters import Cell
 from moeprof.capture.routing.popularity import load_popularity
 from moeprof.capture.routing.rows import DrawnRows, RoundRobinRows, RowsOfTokens
 from moeprof.capture.routing.tables import FloatArray, balanced_table, concentrated_table, drawn_table
-from moeprof.capture.routing.wrap import Forward, SwitchableHooks, Wrap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import IntArray
 from moeprof.core.workload.models import RoutingPolicy

@@ -26,6 +26,7 @@ from torch.nn.functional import rms_norm
 from moeprof.capture.kernels.trials import error_ratio
 from moeprof.capture.kernels.triton.attention import padded, why_no_triton
 from moeprof.capture.kernels.triton.launch import launch
+from moeprof.capture.models.wrap import Forward, put_on, take_off
 
 # Some last bits of the dtype (2^-8 of bfloat16, 2^-11 of float16, 2^-24 of float32), of the largest magnitude.
 TOLERANCE = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 1e-5}
@@ -64,8 +65,8 @@ def fuse(model: nn.Module) -> Fused:
 def unfuse(model: nn.Module) -> None:
     """Take all of it back."""
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__func__", None) is _norm:
-            del module.__dict__["forward"]
+        if _is_norm(module):
+            take_off(module, "kernel")
     for home in _homes(model):
         own = getattr(home, ROTARY)
         if isinstance(own, Rotary):
@@ -85,18 +86,26 @@ def fuse_norms(model: nn.Module, notes: list[str] | None = None) -> int:
     agreed: dict[Any, str | None] = {}
     count = 0
     for module in model.modules():
-        if not type(module).__name__.endswith("RMSNorm") or "forward" in module.__dict__:
+        if not _is_norm(module) or "forward" in module.__dict__:
             continue
         weight = getattr(module, "weight", None)
         kind = (type(module), _eps(module), None if weight is None else (weight.shape, weight.dtype, weight.device))
         if kind not in agreed:
             agreed[kind] = _why_no_norm(module)
         if agreed[kind] is None:
-            module.forward = MethodType(_norm, module)
+            put_on(module, "kernel", functools.partial(_normed, module))
             count += 1
         elif notes is not None:
             notes.append(f"{type(module).__name__} stays as it is: {agreed[kind]}")
     return count
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("RMSNorm")
+
+
+def _normed(module: nn.Module, inner: Forward) -> Forward:
+    return MethodType(_norm, module)  # one code object for all, so that layers that are compiled share a graph
 
 
 def _norm(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
