@@ -35,7 +35,7 @@ from moeprof.analysis.regress.judge import judge_pairs, judge_stored
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import Regression
 from moeprof.capture.protocol import Slowdown
-from moeprof.capture.run.ab import AbRun, in_one_process, lone_workload, pair_up
+from moeprof.capture.run.ab import AbRun, in_one_process, pair_up, solo_workload
 from moeprof.capture.run.prepare import Prepared, execute, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair
@@ -60,7 +60,7 @@ MODES = ("pairs", "processes", "stored")
 class Silent:
     """Nobody listens."""
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """Nothing."""
 
 
@@ -72,7 +72,7 @@ def measure(folder: Path, mode: str, kind: str, comparisons: int) -> None:
     prepared = prepare(load_workload(WORKLOAD))
     one = pair_folder if mode in ("pairs", "processes") else run_folder
     for lone in () if mode == "stored" else ("lone-base", "lone-new"):
-        run_folder(folder / lone, replace(prepared, workload=lone_workload(prepared.workload)), mode, None)
+        run_folder(folder / lone, replace(prepared, workload=solo_workload(prepared.workload)), mode, None)
     if mode == "stored":
         run_folder(folder / "stored-base", prepared, mode, None)
     for number in range(comparisons):

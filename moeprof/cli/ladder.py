@@ -107,13 +107,13 @@ def _climb(
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.output import print_comparison, summarise_record, write_comparison, write_files
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
+    with SignalWatch() as signals, progress_listener(pricing, quiet=quiet) as listener:
         status = execute(
-            prepared, folder, audience, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
+            prepared, folder, listener, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
         )
     record = open_record(folder)
     if status == "failed":

@@ -88,7 +88,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.capture.run.step_child import check_python
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
 
     if options.base_python is not None:
         check_python(options.base_python)
@@ -98,9 +98,9 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     measure = in_one_process if options.base_python is None else _in_two_processes(options.base_python)
     pricing = Pricing.from_json(sides[NEW].pricing)
-    with SignalWatch() as signals, make_audience(pricing, quiet=options.quiet) as audience:
+    with SignalWatch() as signals, progress_listener(pricing, quiet=options.quiet) as listener:
         settings = {"launches": options.launches or LAUNCHES, "until_precise": options.until_precise}
-        run = AbRun(pairing, folder, audience, signals, mode=options.mode, measure=measure, settings=settings)
+        run = AbRun(pairing, folder, listener, signals, mode=options.mode, measure=measure, settings=settings)
         status = "failed"
         try:
             for name, side in sides.items():
@@ -132,15 +132,15 @@ def _side(path: Path, options: AbOptions) -> Side:
 
 
 def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, signals: SignalWatch) -> None:
-    from moeprof.capture.run.ab import run_lone
+    from moeprof.capture.run.ab import run_solo
 
     if run.stopped:
         return
     if name == BASE and options.base_python is not None:
-        run_lone(options.base_python, side.path, folder / BASE, signals, options.of_run)
+        run_solo(options.base_python, side.path, folder / BASE, signals, options.of_run)
     else:
         text = side.path.read_text(encoding="utf-8", errors="replace")
-        run.lone(name, workload_text=text, pricing=side.pricing)
+        run.solo(name, workload_text=text, pricing=side.pricing)
 
 
 def _in_two_processes(base_python: Path) -> Callable[..., dict[str, str]]:

@@ -309,17 +309,17 @@ def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printi
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.output import print_document, summarise_record, write_files
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
 
     folder = place.output_dir
     if folder is None or place.resume is None:
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=printing.quiet) as audience:
+    with SignalWatch() as signals, progress_listener(pricing, quiet=printing.quiet) as listener:
         status = execute(
             prepared,
             folder,
-            audience,
+            listener,
             signals,
             workload_text=text,
             pricing=pricing.to_json(),

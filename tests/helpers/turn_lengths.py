@@ -1,11 +1,11 @@
 """How long should a turn of a launch pair in two processes be? The same model on both sides, turns of several lengths.
 
-    OMP_NUM_THREADS=1 python -m tests.turn_lengths FOLDER workloads/models/demo-moe --launches 6 --turns 1 4 8 16
+    OMP_NUM_THREADS=1 python -m tests.helpers.turn_lengths FOLDER workloads/models/demo-moe --turns 1 4 8
 
 Both processes stay for all lengths of a launch, so that these meet the same memory; their order is shuffled. With a
 ``p`` after a length both processes are pinned to one core, with a ``q`` each has a core of its own. Prints, for each
 length, mean and standard deviation over launches of the log ratio new / base of summed step times. The figures of the
-docstring of moeprof/capture/run/two_processes.py come from here.
+page docs/two-processes.md come from here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.capture.protocol import LanePlan, LockstepPlan
-from moeprof.capture.run.two_processes import ProcessPair, started
+from moeprof.capture.protocol import LanePlan, LockstepPart, WorkerPlan
+from moeprof.capture.run.two_processes import ProcessPair, RemoteLane, started
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec
@@ -31,7 +31,7 @@ from moeprof.sources.schedule import build_schedule
 from moeprof.sources.tokenizer import load_tokenizer
 
 
-def plan_of(folder: Path, model: Path, seconds: float) -> LockstepPlan:
+def plan_of(folder: Path, model: Path, seconds: float) -> WorkerPlan:
     """Chat-like requests, four in flight."""
     tokenizer = load_tokenizer(model / "tokenizer.json")
     traffic = Traffic(
@@ -47,21 +47,24 @@ def plan_of(folder: Path, model: Path, seconds: float) -> LockstepPlan:
     built.measured.save(folder / "schedule.parquet")
     built.warmup.save(folder / "warmup.parquet")
     specs = [ModelSpec(name=name, path=str(model.resolve())) for name in ("base", "new")]
-    return LockstepPlan(
+    return WorkerPlan(
         kind="pairs", lanes=tuple(LanePlan(name=spec.name, model=spec) for spec in specs),
         engine=EngineSettings(), device="cpu", threads=1, folder=folder, schedule_file=folder / "schedule.parquet",
-        warmup_file=folder / "warmup.parquet", tokenizer_hash=tokenizer.sha256, concurrency=(4,), num_requests=None,
-        max_seconds=seconds,
+        warmup_file=folder / "warmup.parquet", tokenizer_hash=tokenizer.sha256,
+        lockstep=LockstepPart(concurrency=(4,), num_requests=None, max_seconds=seconds),
     )  # fmt: skip
 
 
-def measure(plan: LockstepPlan, launch: int, turns: list[str]) -> None:
+def measure(plan: WorkerPlan, launch: int, turns: list[str]) -> None:
     """One launch: every length in turn, each in a folder of its own."""
     order = random.Random(launch).sample(turns, len(turns))
     first = replace(plan, folder=plan.folder / turns[0] / f"launch-{launch}")
     first.folder.mkdir(parents=True, exist_ok=True)
     with started(first, {}) as children:
-        pair = ProcessPair(plan=first, children=children, hear=lambda report: None, should_stop=lambda: False)
+        lanes = [
+            RemoteLane(child=child, on_report=lambda report: None, should_stop=lambda: False) for child in children
+        ]
+        pair = ProcessPair(first, lanes)
         pair.load()
         for turn in order:
             cores = {"p": [[launch % 2], [launch % 2]], "q": [[0], [1]]}.get(turn[-1], [[0, 1], [0, 1]])

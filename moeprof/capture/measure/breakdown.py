@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.engines.select import prepare_decode
-from moeprof.capture.instrumented import Tapped
+from moeprof.capture.instrumented import Launched, Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
 from moeprof.capture.recorders.steps import step_row
 from moeprof.capture.routing.count import RoutingBlock
@@ -172,6 +172,15 @@ def _stream(schedule: Schedule, first: int) -> Iterator[int]:
 BUDGET_S = {"cpu": 4.0, "cuda": 45.0}
 WARM, TIMED, PROFILED = 2, 16, 8
 FEWEST, ENOUGH_S = 4, 0.4  # at least so many steps of each kind, then no more after so long
+
+
+def measure(launched: Launched) -> dict[str, Any]:
+    """What a step consists of: its parts, launching, the host."""
+    model, settings = launched.model, launched.plan.engine
+    model.use_batch_tokens(settings.max_batch_tokens, launched.warmup)
+    tapped = model.routing.tapped(model.listeners)
+    found = measure_gap(model.model, model.engine, launched.schedule, tapped, model.eager_engine, launched.should_stop)
+    return found.to_json()
 
 
 def measure_gap(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moeprof.capture.protocol import LaunchPlan, LockstepPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
 
@@ -44,7 +44,7 @@ def doing(phase: str, *, kv_bytes_per_token: int | None = None) -> None:
 
 
 @contextmanager
-def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
+def as_out_of_memory(plan: WorkerPlan) -> Iterator[None]:
     """Turn the allocator's error into ours: what was needed, what was there, which setting to change.
 
     Raises:
@@ -57,7 +57,7 @@ def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
         raise OutOfMemoryError(explain(plan, error, _DOING.get())) from error
 
 
-def explain(plan: LaunchPlan | LockstepPlan, error: BaseException, now: Doing) -> str:
+def explain(plan: WorkerPlan, error: BaseException, now: Doing) -> str:
     """One line."""
     first = (str(error).splitlines() or [""])[0]
     asked, free = _size(r"Tried to allocate ([\d.]+) (\w+)", first), _size(r"of which ([\d.]+) (\w+) is free", first)
@@ -126,7 +126,7 @@ def _size(pattern: str, text: str) -> int | None:
     return None if found is None or found[2] not in _UNITS else int(float(found[1]) * _UNITS[found[2]])
 
 
-def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
+def _advice(plan: WorkerPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
     """What to change, with values."""
     engine = plan.engine
     changes = []
@@ -142,7 +142,7 @@ def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, stat
     return ", ".join(changes)
 
 
-def _fewer_tokens(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None) -> list[str]:
+def _fewer_tokens(plan: WorkerPlan, now: Doing, short: int | None) -> list[str]:
     """A smaller cache by what was short and a tenth more, where that is known; else half of it. Smaller steps."""
     engine, tokens = plan.engine, plan.engine.max_batch_tokens
     found = []

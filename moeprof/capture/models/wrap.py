@@ -88,9 +88,14 @@ def plain_forward(module: nn.Module) -> Forward:
     return module.forward if state is None else state.forward(OWN)
 
 
+def _uncompiled(look: Any) -> Any:
+    disable: Any = torch.compiler.disable  # not annotated in torch
+    return disable(look)
+
+
 def before(look: Callable[[tuple[Any, ...]], object]) -> Wrap:
     """A wrapper that shows the positional arguments of each call; what looks is no part of a compiled layer."""
-    look = torch.compiler.disable(look)
+    look = _uncompiled(look)
 
     def wrap(inner: Forward) -> Forward:
         @functools.wraps(inner)
@@ -105,7 +110,7 @@ def before(look: Callable[[tuple[Any, ...]], object]) -> Wrap:
 
 def after(look: Callable[[Any], object]) -> Wrap:
     """A wrapper that shows the output of each call; what looks is no part of a compiled layer."""
-    look = torch.compiler.disable(look)
+    look = _uncompiled(look)
 
     def wrap(inner: Forward) -> Forward:
         @functools.wraps(inner)

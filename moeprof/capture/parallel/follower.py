@@ -15,14 +15,14 @@ import torch
 
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.select import build_engine
-from moeprof.capture.instrumented import Tapping
+from moeprof.capture.instrumented import RoutingInstrument
 from moeprof.capture.memory import measure
 from moeprof.capture.models.open import open_model
 from moeprof.capture.models.wrap import plain_forward
 from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.group import Group
 from moeprof.capture.parallel.mirror import on_device
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.trace import Request, Schedule
 from moeprof.core.workload.engine import EngineSettings
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
 
 
-def handlers(plan: LaunchPlan, group: Group) -> dict[str, Callable[..., None]]:
+def handlers(plan: WorkerPlan, group: Group) -> dict[str, Callable[..., None]]:
     """Command -> what to do."""
     follower = Follower(plan, group)
     return {
@@ -49,7 +49,7 @@ def handlers(plan: LaunchPlan, group: Group) -> dict[str, Callable[..., None]]:
 class Follower:
     """One rank's part of a model, with its engines."""
 
-    def __init__(self, plan: LaunchPlan, group: Group) -> None:
+    def __init__(self, plan: WorkerPlan, group: Group) -> None:
         self._plan, self._group = plan, group
         self._engines: dict[int, Engine] = {}
         self._digests: dict[int, int] = {}
@@ -58,18 +58,18 @@ class Follower:
     def open(self) -> None:
         """Load the model, override its routing if the workload does, tap it."""
         plan = self._plan
-        self._model = open_model(plan.model, plan.twin_base, plan.engine, self._group.device).model
+        self._model = open_model(plan.model, plan.lanes[0].base, plan.engine, self._group.device).model
         self._watch.loaded()
-        self._tapping = Tapping(self._model, plan)
-        self._listeners = ListenerSet(self._tapping.always)
-        self._counter = PicksCounter(self._tapping.tap)
+        self._routing = RoutingInstrument(self._model, plan)
+        self._listeners = ListenerSet(self._routing.always)
+        self._counter = PicksCounter(self._routing.tap)
 
     def build(self, number: int, settings: EngineSettings, eos_ids: tuple[int, ...]) -> None:
         """Build an engine; the first one brings recorded picks in force, as rank 0 does."""
         engine = build_engine(self._model, settings_of_rank(settings, self._model), self._listeners, eos_ids)
         if not self._digests:
             self._watch.engine_ready(engine.facts.kv_bytes)
-            self._tapping.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)
+            self._routing.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)
         self._engines[number], self._digests[number] = engine, 0
         self._group.gather(engine.facts)
 

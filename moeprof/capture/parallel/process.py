@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from moeprof.capture.parallel.rendezvous import is_broken_link
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import MoeprofError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def follower_main(plan: LaunchPlan, connection: Connection) -> None:
+def follower_main(plan: WorkerPlan, connection: Connection) -> None:
     """Serve until rank 0 is gone; ``plan.device`` is this rank's, its environment says which rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they reach the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -65,7 +65,7 @@ def _tell(connection: Connection, error: str, exit_code: int, details: str | Non
     raise SystemExit(exit_code)
 
 
-def _serve(plan: LaunchPlan) -> None:
+def _serve(plan: WorkerPlan) -> None:
     import torch
 
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
@@ -75,16 +75,17 @@ def _serve(plan: LaunchPlan) -> None:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     group = joined(torch.device(plan.device))
-    told = handlers(replace(plan, instruments=replace(plan.instruments, save_detailed=False)), group)
+    instruments = replace(plan.alone.instruments, save_detailed=False)
+    commands = handlers(replace(plan, solo=replace(plan.alone, instruments=instruments)), group)
     with as_out_of_memory(plan):
         while (command := _next(group)) is not None:
             name, arguments = command
-            told[name](*arguments)
+            commands[name](*arguments)
 
 
 def _next(group: Group) -> tuple[str, tuple[Any, ...]] | None:
     """The next command; None when rank 0 has ended, well or not: the parent knows why."""
     try:
-        return group.hear()
+        return group.receive()
     except RuntimeError:  # what torch raises when the connection is closed
         return None

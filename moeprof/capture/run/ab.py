@@ -4,9 +4,9 @@ Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one
 measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
 which both sides are stepped in turn on one schedule (DESIGN section 9), for the times.
 
-Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record_pairs.py).
+Run what ``regress --ab`` needs: two solo runs, then launch pairs until there are enough (core/record/pairs.py).
 
-The lone run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
+The solo run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
 
 The record on disk is the contract between the two environments; a record of a newer format is refused when it is read.
 """
@@ -24,13 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, Slowdown
-from moeprof.capture.run.context import Audience
+from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPart, Order, Report, Slowdown, WorkerPlan
+from moeprof.capture.run.context import ProgressListener
 from moeprof.capture.run.lockstep import FREE
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.step_child import child_environment, find_python
-from moeprof.capture.worker.process import LockstepWorker
+from moeprof.capture.worker.process import Worker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
@@ -121,7 +121,7 @@ def _differences(base: Prepared, new: Prepared, models: Mapping[str, str]) -> li
     return found
 
 
-def lone_workload(workload: Workload) -> Workload:
+def solo_workload(workload: Workload) -> Workload:
     """One launch, one round, nothing that only times: what is needed beside the launch pairs."""
     instruments = replace(workload.instruments, peaks=False, overhead=False, capacity=False)
     return replace(
@@ -129,7 +129,7 @@ def lone_workload(workload: Workload) -> Workload:
     )
 
 
-def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: Path) -> LockstepPlan:
+def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: Path) -> WorkerPlan:
     """One launch pair of one model. Which side is loaded first alternates, as memory favours one of them.
 
     Args:
@@ -144,7 +144,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
         _lane(NEW, pairing.new.workload, model, pairing.slowdown),
     ]
     scheduled = pairing.new.schedules[model]
-    return LockstepPlan(
+    return WorkerPlan(
         kind="pairs",
         lanes=tuple(sides if launch % 2 == 0 else reversed(sides)),
         engine=pairing.new.workload.engine,
@@ -154,9 +154,9 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
         schedule_file=private / scheduled.file_name,
         warmup_file=private / f"warmup-{scheduled.file_name}",
         tokenizer_hash=scheduled.tokenizer_hash,
-        concurrency=pairing.concurrency,
-        num_requests=pairing.num_requests,
-        max_seconds=pairing.max_seconds,
+        lockstep=LockstepPart(
+            concurrency=pairing.concurrency, num_requests=pairing.num_requests, max_seconds=pairing.max_seconds
+        ),
     )
 
 
@@ -171,22 +171,22 @@ def _called(spec: ModelSpec, side: str) -> ModelSpec:
     return replace(spec, name=side)
 
 
-Hear = Callable[[Report], None]
-Measure = Callable[[LockstepPlan, Hear, Callable[[], bool]], Mapping[str, str]]
+OnReport = Callable[[Report], None]
+Measure = Callable[[WorkerPlan, OnReport, Callable[[], bool]], Mapping[str, str]]
 
 
-def in_one_process(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+def in_one_process(plan: WorkerPlan, on_report: OnReport, should_stop: Callable[[], bool]) -> Mapping[str, str]:
     """One launch pair, both sides in one fresh process; returns the status of each load.
 
     Raises:
         WorkerFailedError: a model failed, or the process died.
     """
-    worker, measured = LockstepWorker(plan), dict[str, str]()
+    worker, measured = Worker(plan), dict[str, str]()
     try:
-        for order in (Order(command="prepare"), Order(command="measure")):
+        for order in (Order(command="prepare"), Order(command="lockstep")):
             if not should_stop():
-                measured = worker.do(order, hear, should_stop).get("measured", {})
-        worker.close(hear)
+                measured = worker.do(order, on_report, should_stop).get("measured", {})
+        worker.close(on_report)
     finally:
         worker.kill()
     return measured
@@ -199,7 +199,7 @@ class AbRun:
         self,
         pairing: Pairing,
         folder: Path,
-        audience: Audience,
+        listener: ProgressListener,
         signals: SignalWatch,
         *,
         mode: Literal["pairs", "processes"] = "pairs",
@@ -211,13 +211,13 @@ class AbRun:
         Args:
             pairing: both sides.
             folder: new.
-            audience: told what happens.
+            listener: of progress.
             signals: Ctrl-C ends the current measurement after its step.
             mode: how many processes a launch pair has.
             measure: measures one launch pair.
-            settings: what the user asked for, for the record.
+            settings: what the user requested, for the record.
         """
-        self._pairing, self._folder, self._audience, self._signals = pairing, folder, audience, signals
+        self._pairing, self._folder, self._listener, self._signals = pairing, folder, listener, signals
         self._measure = measure
         self._info: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -235,21 +235,21 @@ class AbRun:
 
     @property
     def stopped(self) -> bool:
-        """Someone asked to stop."""
+        """Someone requested a stop."""
         return bool(self._signals.number)
 
-    def lone(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
+    def solo(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
         """One side alone, by the ordinary run.
 
         Raises:
             EngineError: a model failed; nothing can be compared then.
         """
         prepared: Prepared = self._pairing.base if side == BASE else self._pairing.new
-        alone = replace(prepared, workload=lone_workload(prepared.workload))
+        alone = replace(prepared, workload=solo_workload(prepared.workload))
         folder = self._folder / side
         folder.mkdir()
         status = execute(
-            alone, folder, self._audience, self._signals, workload_text=workload_text, pricing=pricing,
+            alone, folder, self._listener, self._signals, workload_text=workload_text, pricing=pricing,
             keep_content=False,
         )  # fmt: skip
         if status == "failed":
@@ -281,8 +281,10 @@ class AbRun:
         folder = self._folder / "pairs" / model / f"launch-{launch}"
         folder.mkdir(parents=True)
         plan, label = pair_plan(self._pairing, model, launch, folder, private), f"{model}, launch pair {launch + 1}"
-        self._audience.hear(label, "launch", {"launch": launch})
-        self._measure(plan, lambda report: self._audience.hear(label, report.event, report.data), lambda: self.stopped)
+        self._listener.on_event(label, "launch", {"launch": launch})
+        self._measure(
+            plan, lambda report: self._listener.on_event(label, report.event, report.data), lambda: self.stopped
+        )
 
     @contextmanager
     def _private(self) -> Iterator[Path]:
@@ -304,7 +306,7 @@ LOOK_EVERY_S = 0.2
 STOP_GRACE_S = 30.0
 
 
-def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
+def run_solo(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
     """``moeprof run`` in the other environment: one launch, one round.
 
     Args:
@@ -315,7 +317,7 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         options: more options of ``moeprof run``, such as the device that both sides use.
 
     Raises:
-        EngineError: it failed; the message is the last line that it said.
+        EngineError: it failed; the message is the last line of its stderr.
         InputError: it found the workload bad.
     """
     python = find_python("base", python)
@@ -330,21 +332,21 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         start_new_session=True,
         env=child_environment(os.environ, python, None),
     )
-    said, told = "", False
+    text, terminated = "", False
     try:
         while True:
             try:
-                said += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
+                text += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
                 break
             except subprocess.TimeoutExpired:
-                if signals.number and not told:
-                    told = True
+                if signals.number and not terminated:
+                    terminated = True
                     process.terminate()  # it keeps what it measured and ends after its step
     finally:
         if process.poll() is None:
             process.kill()
             process.wait(STOP_GRACE_S)
     if process.returncode and not signals.number:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        last = (text.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
         kind = InputError if process.returncode == InputError.exit_code else EngineError
         raise kind(f"--base-python {python}: the lone run of base failed: {last}")

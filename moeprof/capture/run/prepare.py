@@ -1,6 +1,6 @@
-"""From a workload to a finished record: find models, build schedules, predict memory, run, write the header.
+"""From a workload to a finished record: find models, build schedules, predict memory, run, write the run status.
 
-Settings that cannot work, told before a folder is made or a worker starts. No torch.
+Settings that cannot work, refused before a folder is made or a worker starts. No torch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import Any
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
+from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.protocol import Slowdown
 from moeprof.capture.routing.popularity import read_counts
-from moeprof.capture.run.context import Audience, Setup
+from moeprof.capture.run.context import ProgressListener, Setup
 from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.run.resume import Resume
 from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
-from moeprof.capture.run.status import Header, SignalWatch
+from moeprof.capture.run.status import RunStatus, SignalWatch
 from moeprof.core.errors import InputError, WorkloadError
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
@@ -45,6 +46,7 @@ def check_early(workload: Workload, device: str) -> None:
     Raises:
         WorkloadError: one of them; the key, what was found, and what to do.
     """
+    check_skipped(workload.instruments)
     _check_engine(workload.engine, device)
     for spec in workload.models:
         policy = spec.routing
@@ -188,7 +190,7 @@ def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> P
 def execute(
     prepared: Prepared,
     folder: Path,
-    audience: Audience,
+    listener: ProgressListener,
     signals: SignalWatch,
     *,
     workload_text: str,
@@ -214,13 +216,13 @@ def execute(
         "fit": prepared.fit.to_json(),
         "pricing": pricing,
         "content_kept": keep_content,
-        **_device_at_start(prepared),
+        **_gpu_snapshot(prepared),
     }  # fmt: skip
     if resume is not None:
         resume.check_same(content)
         content |= resume.begin()
         keep_content = bool(content["content_kept"])
-    header = Header(folder, content, [spec.name for spec in workload.models])
+    run_status = RunStatus(folder, content, [spec.name for spec in workload.models])
     with _private_folder() as private:
         for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
             scheduled.measured.save(private / scheduled.file_name)
@@ -241,13 +243,13 @@ def execute(
         )
         try:
             if only_ladder:
-                return run_ladder_only(setup, header, audience, signals)
-            return Experiment(setup, header, audience, signals).run()
+                return run_ladder_only(setup, run_status, listener, signals)
+            return Experiment(setup, run_status, listener, signals).run()
         finally:
-            header.put("device_at_end", device_at_end(prepared.gpu, meters))
+            run_status.put("device_at_end", device_at_end(prepared.gpu, meters))
 
 
-def _device_at_start(prepared: Prepared) -> dict[str, Any]:
+def _gpu_snapshot(prepared: Prepared) -> dict[str, Any]:
     found = device_at_start(prepared.gpu)
     idle = None if found is None else found["idle_power_w"]
     return {"device_why": prepared.device_why, "device_at_start": found, "idle_power_w": idle}

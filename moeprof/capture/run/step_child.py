@@ -1,4 +1,4 @@
-"""A process of a launch pair as its parent sees it: found, started, greeted, ordered about, missed when dead. No torch.
+"""A process of a launch pair as its parent sees it: it is started, takes orders, and its death is noticed. No torch.
 
 What goes wrong before the greeting is the user's to mend (no such Python, no moeprof in it, another protocol) and is an
 InputError of one line. What goes wrong later is a failure of the lane.
@@ -30,11 +30,11 @@ LISTEN_S = 0.2
 # A thread that spins while the other process has its turn would take that turn's processor.
 IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-MODULE = "moeprof.capture.lockstep.server"
+MODULE = "moeprof.capture.worker.server"
 
 
-class StopAskedError(Exception):
-    """Someone asked to stop while a process was busy with something that takes long."""
+class StopRequestedError(Exception):
+    """Someone requested a stop while a process was busy with something that takes long."""
 
 
 class StepChild:
@@ -84,47 +84,47 @@ class StepChild:
                 raise self._no_greeting()
             if time.monotonic() > until:
                 raise InputError(f"{_option(self.lane)}: {self.python} said nothing for {GREETING_S:.0f} s")
-        said = decode(line)
-        if said.get("protocol") != PROTOCOL:
+        message = decode(line)
+        if message.get("protocol") != PROTOCOL:
             raise InputError(
-                f"{_option(self.lane)}: moeprof {said.get('moeprof')} of {self.python} speaks protocol "
-                f"{said.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
+                f"{_option(self.lane)}: moeprof {message.get('moeprof')} of {self.python} speaks protocol "
+                f"{message.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
                 "install versions of moeprof that speak the same one"
             )
-        if said.get("torch") is None or said.get("transformers") is None:
+        if message.get("torch") is None or message.get("transformers") is None:
             raise InputError(
                 f"{_option(self.lane)}: {self.python} has no torch or no transformers; install both there "
                 "(`moeprof doctor` under it says more)"
             )
-        return said
+        return message
 
     def ask(
-        self, order: Mapping[str, Any], hear: Callable[[Report], None], stop_asked: Callable[[], bool]
+        self, order: Mapping[str, Any], on_report: Callable[[Report], None], stop_requested: Callable[[], bool]
     ) -> dict[str, Any]:
         """Give an order and wait until it is done.
 
         Raises:
-            StopAskedError: ``stop_asked`` turned true; a turn of steps is waited for, anything else is not.
+            StopRequestedError: ``stop_requested`` turned true; a turn of steps is waited for, anything else is not.
             WorkerFailedError: it reported an error, died, fell silent, or wrote something that is no message.
         """
         self._write(order)
-        heard, asked_s = time.monotonic(), None
+        last_s, requested_s = time.monotonic(), None
         while True:
             line = self._line()
             now = time.monotonic()
             if line == b"":
                 raise self._death()
             if line is not None:
-                heard, report = now, self._report(line)
+                last_s, report = now, self._report(line)
                 if report.event == "done":
                     return report.data
-                hear(report)
-            elif stop_asked():
-                asked_s = now if asked_s is None else asked_s
-                if order["do"] != "steps" or now - asked_s > STOP_GRACE_S:
-                    raise StopAskedError
-            if now - heard > SILENCE_S:
-                raise WorkerFailedError(f"{self._label}: no step ended for {now - heard:.0f} s")
+                on_report(report)
+            elif stop_requested():
+                requested_s = now if requested_s is None else requested_s
+                if order["do"] != "steps" or now - requested_s > STOP_GRACE_S:
+                    raise StopRequestedError
+            if now - last_s > SILENCE_S:
+                raise WorkerFailedError(f"{self._label}: no step ended for {now - last_s:.0f} s")
 
     def close(self) -> None:
         """Let it end, and see to it that it does."""
@@ -174,15 +174,15 @@ class StepChild:
 
     def _report(self, line: bytes) -> Report:
         try:
-            said = decode(line)
+            message = decode(line)
         except EngineError as error:
             raise WorkerFailedError(f"{self._label}: {error}") from error
-        event, data = said.get("event"), said.get("data")
+        event, data = message.get("event"), message.get("data")
         if event not in ("progress", "done", "failed") or not isinstance(data, dict):
             raise WorkerFailedError(f"{self._label}: no report but {line[:80]!r}")
         if event == "failed":
-            message = f"{self._label}: {data.get('error')}"
-            raise WorkerFailedError(message, int(data.get("exit_code", 1)), data.get("traceback"))
+            text = f"{self._label}: {data.get('error')}"
+            raise WorkerFailedError(text, int(data.get("exit_code", 1)), data.get("traceback"))
         return Report(event=event, data=data)
 
     # -- what went wrong -------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def child_environment(ours: Mapping[str, str], python: Path, threads: int | None
 
 
 def check_python(python: Path, lane: str = "base") -> dict[str, Any]:
-    """Start it, hear its greeting, end it: to tell a mistake before anything is measured.
+    """Start it, read its greeting, end it: to find a mistake before anything is measured.
 
     Raises:
         InputError: see :meth:`StepChild.greet`.

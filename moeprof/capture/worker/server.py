@@ -1,7 +1,7 @@
-"""``python -m moeprof.capture.step_server``: one lane of a launch pair, which steps when its parent says so.
+"""``python -m moeprof.capture.worker.server``: one lane of a launch pair, which steps when its parent says so.
 
-It is started under the environment that is to be measured. Messages are those of step_protocol.py. Between two orders
-it waits in a read and costs nothing; when the parent is gone it ends.
+It is started under the environment that is to be measured. Messages are those of lockstep/protocol.py. Between two
+orders it waits in a read and costs nothing; when the parent is gone it ends.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from moeprof.capture.lockstep.protocol import decode, encode, greeting, plan_from_json
+from moeprof.capture.protocol import Report, WorkerPlan
 from moeprof.core.errors import EngineError, MoeprofError
-
-if TYPE_CHECKING:
-    from moeprof.capture.lockstep.remote import StepSession
-    from moeprof.capture.protocol import LockstepPlan
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -61,12 +58,12 @@ def serve(orders: Iterable[bytes], send: Send) -> int:
     Torch is imported before the first order comes, so that two processes do it at the same time.
     """
     try:
-        from moeprof.capture.lockstep.remote import StepSession
+        from moeprof.capture.worker import remote  # noqa: F401
 
         lines = iter(orders)
         first = next(lines, None)
         if first is not None and (message := decode(first)).get("do") != "close":
-            _serve_plan(plan_from_json(_plan_of(message)), StepSession, lines, send)
+            _serve_plan(plan_from_json(_plan_of(message)), lines, send)
         code = 0
     except MoeprofError as error:
         code = _failed(send, str(error), error.exit_code, None)
@@ -83,19 +80,25 @@ def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _serve_plan(plan: LockstepPlan, kind: type[StepSession], orders: Iterable[bytes], send: Send) -> None:
+def _serve_plan(plan: WorkerPlan, lines: Iterable[bytes], send: Send) -> None:
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
+    from moeprof.capture.worker.remote import StepOrders
+    from moeprof.capture.worker.session import Session
 
-    with as_out_of_memory(plan), kind(plan, send) as session:
-        send({"event": "done", "data": session.load()})
-        for line in orders:
+    def report(found: Report) -> None:
+        send({"event": found.event, "data": found.data})
+
+    with as_out_of_memory(plan), Session(plan, lambda: False, report, writes=False) as session:
+        steps = StepOrders(session)
+        send({"event": "done", "data": steps.load()})
+        for line in lines:
             message = decode(line)
             name = message.pop("do", None)
             if name == "close":
                 return
-            if name not in session.orders:
-                raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(session.orders)}, close")
-            send({"event": "done", "data": session.orders[name](**message)})
+            if name not in steps.orders:
+                raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(steps.orders)}, close")
+            send({"event": "done", "data": steps.orders[name](**message)})
 
 
 def _failed(send: Send, error: str, exit_code: int, details: str | None) -> int:
