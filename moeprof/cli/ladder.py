@@ -13,7 +13,6 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
     from moeprof.capture.run.prepare import Prepared
@@ -37,7 +36,6 @@ def ladder(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
     from moeprof.render import parse_formats
@@ -53,11 +51,7 @@ def ladder(
     }
     resolved = ladder_workload(apply(load_workload(workload), options), settings)
     prepared = prepare(resolved)
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
-    )
-    _climb(prepared, pricing, output_dir, formats, text=text, form=format, quiet=quiet)
+    _climb(prepared, output_dir, formats, text=text, form=format, quiet=quiet)
 
 
 def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workload:
@@ -95,7 +89,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _climb(
     prepared: Prepared,
-    pricing: Pricing,
     output_dir: Path | None,
     formats: tuple[str, ...],
     *,
@@ -111,16 +104,14 @@ def _climb(
     from moeprof.core.record.layout import open_record
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, progress_listener(pricing, quiet=quiet) as listener:
-        status = execute(
-            prepared, folder, listener, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
-        )
+    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=quiet) as listener:
+        status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)
     record = open_record(folder)
     if status == "failed":
         failed = next(model for model in record.experiment["models"] if model["status"] == "failed")
         kind = InputError if failed.get("exit_code") == InputError.exit_code else EngineError
         raise kind(f"{failed['error']} (record: {folder})")
-    summary, report = summarise_record(record, pricing)
+    summary, report = summarise_record(record, prepared.pricing)
     comparison = only_ladder(compare_document([summary], reference=None), report, record)
     write_files(summary, comparison.document, folder, formats)
     write_comparison(comparison, folder, [name for name in formats if name in ("json", "csv")])

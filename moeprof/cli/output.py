@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.document import Document
 from moeprof.analysis.report.run import build_document
 from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import Record
 from moeprof.core.text import printable
 from moeprof.render import COMPARE_FILES, FILES

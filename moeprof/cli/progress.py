@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.capture.run.context import ProgressListener
 from moeprof.core import units
+from moeprof.core.pricing import Pricing
 from moeprof.core.text import one_line
 
 PLAIN_EVERY_S = 5.0

@@ -69,11 +69,10 @@ class AbOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side, checked: its file, what it holds, and what a second of it costs."""
+    """One side, checked: its file, and what it holds."""
 
     path: Path
     prepared: Prepared
-    pricing: dict[str, Any]
 
 
 def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, output_dir: Path | None) -> Path:
@@ -83,7 +82,6 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InputError: a workload is bad, or both sides would not do the same steps.
         InterruptedRunError: stopped; what was measured is kept.
     """
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.status import SignalWatch
@@ -97,7 +95,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     workload = sides[NEW].prepared.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     measure = in_one_process if options.base_python is None else _in_two_processes(options.base_python)
-    pricing = Pricing.from_json(sides[NEW].pricing)
+    pricing = sides[NEW].prepared.pricing
     with SignalWatch() as signals, progress_listener(pricing, quiet=options.quiet) as listener:
         settings = {"launches": options.launches or LAUNCHES, "until_precise": options.until_precise}
         run = AbRun(pairing, folder, listener, signals, mode=options.mode, measure=measure, settings=settings)
@@ -116,19 +114,13 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
 
 
 def _side(path: Path, options: AbOptions) -> Side:
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
         device=options.device, threads=options.threads, usd_per_device_hour=options.usd_per_device_hour
     )
-    prepared = prepare(apply(load_workload(path), overrides))
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        prepared.workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
-    )
-    return Side(path=path, prepared=prepared, pricing=pricing.to_json())
+    return Side(path=path, prepared=prepare(apply(load_workload(path), overrides)))
 
 
 def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, signals: SignalWatch) -> None:
@@ -140,7 +132,7 @@ def _alone(run: AbRun, name: str, side: Side, options: AbOptions, folder: Path, 
         run_solo(options.base_python, side.path, folder / BASE, signals, options.of_run)
     else:
         text = side.path.read_text(encoding="utf-8", errors="replace")
-        run.solo(name, workload_text=text, pricing=side.pricing)
+        run.solo(name, workload_text=text)
 
 
 def _in_two_processes(base_python: Path) -> Callable[..., dict[str, str]]:

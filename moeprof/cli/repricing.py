@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.core.errors import PriceError
+from moeprof.core.pricing import Pricing, price_of_machine
 from moeprof.core.record.layout import Record
 from moeprof.core.workload.workload import Prices
 
@@ -20,14 +20,7 @@ def repriced(
     """
     checked = Prices(usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=1.0 if pue is None else pue)
     stored = record.experiment.get("pricing")
-    if stored:
-        pricing = Pricing.from_json(stored)
-    else:
-        environment = record.environment
-        pricing = resolve_pricing(
-            checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"),
-            num_devices=environment.get("num_devices", 1),
-        )  # fmt: skip
+    pricing = Pricing.from_json(stored) if stored else price_of_machine(checked, record.environment)
     if usd_per_device_hour is not None:
         pricing = replace(
             pricing, usd_per_device_hour=usd_per_device_hour, capital=None, source="given on the command line", date=""

@@ -12,11 +12,11 @@ import pandas as pd
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
 from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 
 OPEN_LOOP = "open-loop traffic bills idle time: use an offline, closed-loop or at-SLO result"
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from moeprof.analysis.metrics.cost_split import BusySplit, split_busy
 from moeprof.analysis.metrics.energy import input_tokens, output_tokens, pass_energy
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 
 MILLION = 1e6
 NO_POWER = "power is billed apart and its energy was not measured ({}): the cost is without power"

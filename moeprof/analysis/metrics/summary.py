@@ -22,7 +22,6 @@ from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.memory import memory_metrics
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.quality import quality_metrics, reference_metrics
 from moeprof.analysis.metrics.routing.metrics import routing_metrics
 from moeprof.analysis.metrics.routing.picks import margin_metrics
@@ -36,6 +35,7 @@ from moeprof.analysis.metrics.work import peaks_of, work_metrics
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.record.picks import load_picks
 from moeprof.core.record.tables import read_table

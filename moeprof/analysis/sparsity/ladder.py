@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, Estimate, estimate_of
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.lanes import LanePass
 
 PHASES = ("prefill", "decode", "mixed", "all")

@@ -238,7 +238,7 @@ class AbRun:
         """Someone requested a stop."""
         return bool(self._signals.number)
 
-    def solo(self, side: str, *, workload_text: str, pricing: dict[str, Any]) -> None:
+    def solo(self, side: str, *, workload_text: str) -> None:
         """One side alone, by the ordinary run.
 
         Raises:
@@ -249,8 +249,7 @@ class AbRun:
         folder = self._folder / side
         folder.mkdir()
         status = execute(
-            alone, folder, self._listener, self._signals, workload_text=workload_text, pricing=pricing,
-            keep_content=False,
+            alone, folder, self._listener, self._signals, workload_text=workload_text, keep_content=False,
         )  # fmt: skip
         if status == "failed":
             raise EngineError(f"--ab: the lone run of {side} failed; what it left is in {folder}")

@@ -32,6 +32,7 @@ from moeprof.capture.run.resume import Resume
 from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
 from moeprof.capture.run.status import RunStatus, SignalWatch
 from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.pricing import Pricing, price_of_machine
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 
@@ -94,6 +95,7 @@ class Prepared:
         device: ``cpu`` or ``cuda:N``.
         device_why: why this device, where there was something to choose from.
         other_gpus: of rank 1 and up, where ranks share a model.
+        pricing: what the devices cost.
     """
 
     workload: Workload
@@ -103,6 +105,7 @@ class Prepared:
     environment: dict[str, Any]
     gpu: Gpu | None
     device: str
+    pricing: Pricing
     device_why: str | None = None
     other_gpus: tuple[Gpu, ...] = ()
 
@@ -115,7 +118,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         must_fit: False tells a model that does not fit in ``fit.refusal`` instead of raising.
 
     Raises:
-        InputError: a model, trace, or the memory is wrong; see the callees.
+        InputError: a model, trace, price, or the memory is wrong; see the callees.
     """
     _refuse_silent_warmup(workload)
     check_parallel(workload)
@@ -145,12 +148,14 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     if must_fit:
         fit.require()
     engine = replace(workload.engine, kv_tokens=fit.kv_tokens)
+    machine = environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus))
     return Prepared(
         workload=replace(workload, device=device, engine=engine),
         sources=sources,
         schedules=schedules,
         fit=fit,
-        environment=environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus)),
+        environment=machine,
+        pricing=price_of_machine(workload.prices.for_device(device), machine),
         gpu=gpu,
         device=device,
         device_why=choice.why,
@@ -194,7 +199,6 @@ def execute(
     signals: SignalWatch,
     *,
     workload_text: str,
-    pricing: dict[str, Any],
     keep_content: bool = True,
     only_ladder: bool = False,
     resume: Resume | None = None,
@@ -214,7 +218,7 @@ def execute(
         "environment": prepared.environment,
         "schedules": _schedules_json(prepared.schedules),
         "fit": prepared.fit.to_json(),
-        "pricing": pricing,
+        "pricing": prepared.pricing.to_json(),
         "content_kept": keep_content,
         **_gpu_snapshot(prepared),
     }  # fmt: skip

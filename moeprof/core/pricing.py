@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,6 +81,14 @@ class Pricing:
         if (pricing.usd_per_device_hour is None) == (pricing.capital is None):
             raise RecordError("experiment.json: damaged pricing, neither rent nor capital (or both)")
         return pricing
+
+
+def price_of_machine(prices: Prices, machine: Mapping[str, Any]) -> Pricing:
+    """The price of a machine as the ``environment`` of a record describes it; see :func:`resolve_pricing`."""
+    return resolve_pricing(
+        prices, str(machine.get("device_name")), num_devices=machine.get("num_devices", 1),
+        num_vcpus=machine.get("cpu_cores"),
+    )  # fmt: skip
 
 
 def resolve_pricing(prices: Prices, device_name: str, *, num_devices: int = 1, num_vcpus: int | None = None) -> Pricing:
