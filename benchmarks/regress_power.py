@@ -34,7 +34,8 @@ from moeprof.analysis.regress.judge import judge_pairs, judge_stored
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import Regression
 from moeprof.capture.protocol import Slowdown
-from moeprof.capture.run.ab import AbRun, in_one_process, pair_up, solo_workload
+from moeprof.capture.run.ab import AbRun, pair_up, solo_workload
+from moeprof.capture.run.lockstep import in_one_process
 from moeprof.capture.run.prepare import Prepared, execute, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair

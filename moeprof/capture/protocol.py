@@ -6,6 +6,7 @@ needs on top. Test hooks stand here too: how an engine is slowed or broken (see 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +209,9 @@ class Report:
 
     event: Literal["progress", "started", "done", "failed", "alive"]
     data: dict[str, Any]
+
+
+OnReport = Callable[[Report], None]
 
 
 def wanted_requests(num_requests: int | None, concurrency: int, available: int) -> int:

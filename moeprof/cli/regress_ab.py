@@ -82,10 +82,11 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InputError: a workload is bad, or both sides would not do the same steps.
         InterruptedRunError: stopped; what was measured is kept.
     """
-    from moeprof.capture.run.ab import AbRun, in_one_process, pair_up
+    from moeprof.capture.run.ab import AbRun, pair_up
+    from moeprof.capture.run.lockstep import in_one_process
     from moeprof.capture.run.prepare import new_run_folder
+    from moeprof.capture.run.remote_lane import check_python
     from moeprof.capture.run.status import SignalWatch
-    from moeprof.capture.run.step_child import check_python
     from moeprof.cli.progress import progress_listener
 
     if options.base_python is not None:

@@ -22,7 +22,7 @@ import psutil
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
 from moeprof.capture.protocol import LanePlan, LockstepPart, WorkerPlan
-from moeprof.capture.run.two_processes import ProcessPair, RemoteLane, started
+from moeprof.capture.run.two_processes import ProcessPair, started
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.models import ModelSpec
@@ -60,16 +60,14 @@ def measure(plan: WorkerPlan, launch: int, turns: list[str]) -> None:
     order = random.Random(launch).sample(turns, len(turns))
     first = replace(plan, folder=plan.folder / turns[0] / f"launch-{launch}")
     first.folder.mkdir(parents=True, exist_ok=True)
-    with started(first, {}) as children:
-        lanes = [
-            RemoteLane(child=child, on_report=lambda report: None, should_stop=lambda: False) for child in children
-        ]
-        pair = ProcessPair(first, lanes)
+    silent, never = (lambda report: None), (lambda: False)
+    with started(first, {}, silent, never) as lanes:
+        pair = ProcessPair(first, lanes, silent, never)
         pair.load()
         for turn in order:
             cores = {"p": [[launch % 2], [launch % 2]], "q": [[0], [1]]}.get(turn[-1], [[0, 1], [0, 1]])
-            for child, own in zip(children, cores, strict=True):
-                psutil.Process(child.pid).cpu_affinity(own)
+            for lane, own in zip(lanes, cores, strict=True):
+                psutil.Process(lane.pid).cpu_affinity(own)
             pair.turn_steps = int(turn.rstrip("pq"))
             pair.plan = replace(plan, folder=plan.folder / turn / f"launch-{launch}")
             pair.plan.folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,7 @@ never called. A ``forward`` of the instance costs a fifth and is guarded on: on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -132,40 +131,3 @@ def _rebuild(module: nn.Module, state: _Wrappers) -> None:
     del module.__dict__[STATE]
     if state.own is not None:
         module.__dict__["forward"] = state.own
-
-
-class SwitchableHooks:
-    """Overrides on modules, off at first. Watchers see what these make of the arguments, whoever was first.
-
-    Args:
-        hooks: modules and the wrapper that each gets.
-    """
-
-    def __init__(self, hooks: Sequence[tuple[nn.Module, Wrap]]) -> None:
-        self._hooks = tuple(hooks)
-        self._handles: list[WrapHandle] = []
-
-    @property
-    def enabled(self) -> bool:
-        """True while they are on."""
-        return bool(self._handles)
-
-    def enable(self) -> None:
-        """Put them on; nothing happens when they are."""
-        if not self._handles:
-            self._handles = [put_on(module, "override", wrap) for module, wrap in self._hooks]
-
-    def close(self) -> None:
-        """Take them off: the model has its own routing back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextmanager
-    def switched_on(self) -> Iterator[None]:
-        """On inside, off outside."""
-        self.enable()
-        try:
-            yield
-        finally:
-            self.close()

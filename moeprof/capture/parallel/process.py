@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import traceback
-import warnings
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from moeprof.capture.devices.process import failure_of, set_up_process
 from moeprof.capture.parallel.rendezvous import is_broken_link
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import MoeprofError
@@ -24,29 +24,21 @@ if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
 
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
 def follower_main(plan: WorkerPlan, connection: Connection) -> None:
     """Serve until rank 0 is gone; ``plan.device`` is this rank's, its environment says which rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they reach the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if plan.threads is not None:
-        os.environ.update(dict.fromkeys(THREADS, str(plan.threads)))
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's
+    set_up_process(plan.threads)
     try:
         _serve(plan)
-    except MoeprofError as error:
-        _tell(connection, str(error), error.exit_code, None)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
-        text = str(error).splitlines()[0] if str(error) else ""
-        if is_broken_link(str(error)):
+        if is_broken_link(str(error)) and not isinstance(error, MoeprofError):
             return  # rank 0 is gone, and the parent knows why
-        _tell(connection, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+        data = failure_of(error, plan.label, plan.device)
+        with suppress(OSError):  # else the parent is gone too
+            connection.send(data)
+        raise SystemExit(data["exit_code"]) from None
 
 
 def _end_with_parent() -> None:
@@ -55,14 +47,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _tell(connection: Connection, error: str, exit_code: int, details: str | None) -> None:
-    try:
-        connection.send({"error": error, "exit_code": exit_code, "traceback": details})
-    except OSError:
-        raise SystemExit(1) from None  # the parent is gone
-    raise SystemExit(exit_code)
 
 
 def _serve(plan: WorkerPlan) -> None:

@@ -1,40 +1,32 @@
-"""Before against after: which models are paired, what must be equal, and the plan of each launch pair. No torch.
+"""Before against after: what ``regress --ab`` pairs, what must be equal, and what it runs. No torch.
 
 Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one workload under two environments) are
 measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
-which both sides are stepped in turn on one schedule (DESIGN section 9), for the times.
-
-Run what ``regress --ab`` needs: two solo runs, then launch pairs until there are enough (core/record/pairs.py).
-
-The solo run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
-
-The record on disk is the contract between the two environments; a record of a newer format is refused when it is read.
+which both sides are stepped in turn on one schedule, for the times, until there are enough (core/record/pairs.py). A
+base side of another environment runs alone under its own Python, by the command line; the record on disk is the
+contract between the two, and one of a newer format is refused when it is read.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPart, Order, Report, Slowdown, WorkerPlan
+from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPart, OnReport, Slowdown, WorkerPlan
 from moeprof.capture.run.context import ProgressListener
-from moeprof.capture.run.lockstep import FREE
+from moeprof.capture.run.lockstep import FREE, in_one_process
 from moeprof.capture.run.prepare import Prepared, execute
+from moeprof.capture.run.remote_lane import child_environment, find_python
+from moeprof.capture.run.schedules import private_schedules
 from moeprof.capture.run.status import SignalWatch
-from moeprof.capture.run.step_child import child_environment, find_python
-from moeprof.capture.worker.process import Worker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.pairs import BASE, FORMAT_VERSION, NEW
-from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
 
 MAX_SECONDS = 5.0  # of one launch pair, where the workload has no `lockstep` of its own
@@ -104,15 +96,14 @@ def pair_up(
 
 def _differences(base: Prepared, new: Prepared, models: Mapping[str, str]) -> list[str]:
     """What keeps step i of one side from being step i of the other."""
-    found = []
     engines = base.workload.engine, new.workload.engine
     pairs = {
         "device": (base.device, new.device),
         "threads": (base.workload.threads, new.workload.threads),
         "outputs": (base.workload.outputs, new.workload.outputs),
-        **{f"engine.{key}": (getattr(engines[0], key), getattr(engines[1], key)) for key in ("max_batch_tokens",)},
+        "engine.max_batch_tokens": (engines[0].max_batch_tokens, engines[1].max_batch_tokens),
     }
-    found += [f"{key} is {old} in base and {now} in new" for key, (old, now) in pairs.items() if old != now]
+    found = [f"{key} is {old} in base and {now} in new" for key, (old, now) in pairs.items() if old != now]
     for name, old_name in models.items():
         old, now = base.schedules[old_name], new.schedules[name]
         if old.measured.sha256() != now.measured.sha256():
@@ -163,33 +154,11 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
 def _lane(side: str, workload: Workload, model: str, slowdown: Slowdown | None) -> LanePlan:
     spec = next(spec for spec in workload.models if spec.name == model)
     base = next((other for other in workload.models if other.name == spec.twin_of), None)
-    return LanePlan(name=side, model=_called(spec, side), base=base, engine=workload.engine, slowdown=slowdown)
+    named = replace(spec, name=side)  # both sides' models may have one name
+    return LanePlan(name=side, model=named, base=base, engine=workload.engine, slowdown=slowdown)
 
 
-def _called(spec: ModelSpec, side: str) -> ModelSpec:
-    """Both sides' models may have one name; in the launch pair they are called what they are."""
-    return replace(spec, name=side)
-
-
-OnReport = Callable[[Report], None]
 Measure = Callable[[WorkerPlan, OnReport, Callable[[], bool]], Mapping[str, str]]
-
-
-def in_one_process(plan: WorkerPlan, on_report: OnReport, should_stop: Callable[[], bool]) -> Mapping[str, str]:
-    """One launch pair, both sides in one fresh process; returns the status of each load.
-
-    Raises:
-        WorkerFailedError: a model failed, or the process died.
-    """
-    worker, measured = Worker(plan), dict[str, str]()
-    try:
-        for order in (Order(command="prepare"), Order(command="lockstep")):
-            if not should_stop():
-                measured = worker.do(order, on_report, should_stop).get("measured", {})
-        worker.close(on_report)
-    finally:
-        worker.kill()
-    return measured
 
 
 class AbRun:
@@ -260,7 +229,7 @@ class AbRun:
         Raises:
             WorkerFailedError: a model failed.
         """
-        with self._private() as private:
+        with private_schedules(self._pairing.new.schedules) as private:
             launch = 0
             while not self.stopped and more(launch):
                 for model in self._pairing.models:
@@ -284,18 +253,6 @@ class AbRun:
         self._measure(
             plan, lambda report: self._listener.on_event(label, report.event, report.data), lambda: self.stopped
         )
-
-    @contextmanager
-    def _private(self) -> Iterator[Path]:
-        """Schedules with content for the workers, outside of the folder; gone afterwards."""
-        private = Path(tempfile.mkdtemp(prefix="moeprof-"))
-        try:
-            for scheduled in {s.tokenizer_hash: s for s in self._pairing.new.schedules.values()}.values():
-                scheduled.measured.save(private / scheduled.file_name)
-                scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
-            yield private
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
 
     def _write(self) -> None:
         write_json(self._folder / "ab.json", self._info)

@@ -3,20 +3,18 @@
 Rounds are interleaved across models that fit in memory together (A B, B A, ...), each in its own fresh process; models
 that do not fit alternate with reloads. A model that fails is marked and the others go on. Ctrl-C and SIGTERM end the
 current pass after its current step and keep what was measured.
-
-What the parent does while a worker carries out one order: samples the machine, passes progress on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.devices.meters import Meter
 from moeprof.capture.measure import owed
-from moeprof.capture.protocol import LanePlan, Order, Report, SoloPart, WorkerPlan
+from moeprof.capture.protocol import LanePlan, OnReport, Order, Report, SoloPart, WorkerPlan
 from moeprof.capture.recorders.telemetry import Telemetry
 from moeprof.capture.run.context import ProgressListener, Setup
 from moeprof.capture.run.lockstep import LockstepRun
@@ -26,38 +24,6 @@ from moeprof.capture.run.status import Failures, RunStatus, SignalWatch, has_end
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.capture.worker.process import Worker, WorkerFailedError
 from moeprof.core.workload.models import ModelSpec
-
-
-class PassWatch:
-    """Watches one order.
-
-    Args:
-        worker: who carries it out.
-        order: what.
-        meters: power and clocks.
-        tell: hears model, event and data of every report.
-    """
-
-    def __init__(
-        self, worker: Worker, order: Order, meters: list[Meter], tell: Callable[[str, str, dict[str, Any]], None]
-    ) -> None:
-        self._worker, self._order, self._tell = worker, order, tell
-        self._telemetry = Telemetry(meters, worker.pid) if order.command == "pass" else None
-
-    def on_report(self, report: Report) -> None:
-        """Write samples once the pass has begun; pass progress on."""
-        if self._telemetry is not None:
-            if report.event == "started":
-                self._telemetry.begin(self._worker.plan.folder / report.data["pass"], report.data["origin_s"])
-            else:
-                self._telemetry.note(report.data)
-        self._tell(self._worker.plan.model.name, report.event, report.data)
-
-    def close(self) -> None:
-        """End sampling."""
-        if self._telemetry is not None:
-            self._telemetry.close()
-
 
 QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole text and fit
 
@@ -222,9 +188,9 @@ class Experiment:
         if name not in workers or self._stopped:
             return None
         worker = workers[name]
-        watch = PassWatch(worker, order, self._setup.meters, self._listener.on_event)
         try:
-            result = worker.do(order, watch.on_report, lambda: bool(self._signals.number))
+            with self._sampled(worker, order) as on_report:
+                result = worker.do(order, on_report, lambda: bool(self._signals.number))
             if order.command == "pass":
                 self._listener.on_event(name, "pass_done", {"pass": order.name} | result)
             return result
@@ -233,9 +199,25 @@ class Experiment:
             if self._signals.number:
                 return None  # a signal to the whole group ends workers too: that is no failure of the model
             self._failures.add(name, error, worker.plan.folder / order.name if order.name else None)
-        finally:
-            watch.close()
         return None
+
+    @contextmanager
+    def _sampled(self, worker: Worker, order: Order) -> Iterator[OnReport]:
+        """Takes reports: the machine is sampled from where a pass begins, and the listener gets all of them."""
+        telemetry = Telemetry(self._setup.meters, worker.pid) if order.command == "pass" else None
+
+        def on_report(report: Report) -> None:
+            if telemetry is not None and report.event == "started":
+                telemetry.begin(worker.plan.folder / report.data["pass"], report.data["origin_s"])
+            elif telemetry is not None:
+                telemetry.note(report.data)
+            self._listener.on_event(worker.plan.model.name, report.event, report.data)
+
+        try:
+            yield on_report
+        finally:
+            if telemetry is not None:
+                telemetry.close()
 
     def _close(self, workers: dict[str, Worker]) -> None:
         for name, worker in workers.items():

@@ -8,16 +8,24 @@ They run after the rounds of a launch, in a process of their own, so that the ro
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPart, Order, Report, WorkerPlan, wanted_requests
+from moeprof.capture.protocol import (
+    OFFLINE,
+    LanePlan,
+    LockstepPart,
+    OnReport,
+    Order,
+    WorkerPlan,
+    wanted_requests,
+)
 from moeprof.capture.routing.recorded import check_same_requests
 from moeprof.capture.run.schedules import Scheduled
 from moeprof.capture.run.status import RunStatus, SignalWatch
-from moeprof.capture.worker.process import Worker, WorkerFailedError
+from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
@@ -217,6 +225,30 @@ def _plan(
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
+def in_one_process(
+    plan: WorkerPlan,
+    on_report: OnReport,
+    should_stop: Callable[[], bool],
+    deadline_s: float | None = None,
+    *,
+    watchdog_s: float = WATCHDOG_S,
+) -> Mapping[str, str]:
+    """All lanes of a plan in one fresh process; returns the status of each load.
+
+    Raises:
+        WorkerFailedError: a model failed, or the process died.
+    """
+    worker, measured = Worker(plan, watchdog_s), dict[str, str]()
+    try:
+        for order in (Order(command="prepare"), Order(command="lockstep", deadline_s=deadline_s)):
+            if not should_stop():
+                measured = worker.do(order, on_report, should_stop).get("measured", {})
+        worker.close(on_report)
+    finally:
+        worker.kill()
+    return measured
+
+
 @dataclass(slots=True)
 class LockstepRun:
     """Runs the lock-step and the ladder of each launch; a failure of theirs is no failure of a model.
@@ -262,16 +294,14 @@ class LockstepRun:
                 return
             plan = replace(plan, lockstep=replace(plan.in_turn, concurrency=missing))
 
-        def on_report(report: Report) -> None:
-            self.listener.on_event(plan.label, report.event, report.data)
-
-        worker, measured = Worker(plan, self.setup.workload.watchdog_s), dict[str, str]()
         try:
-            for order in (Order(command="prepare"), Order(command="lockstep", deadline_s=self.setup.deadline_s)):
-                if not self.signals.number:
-                    answer = worker.do(order, on_report, lambda: bool(self.signals.number))
-                    measured = answer.get("measured", {})
-            worker.close(on_report)
+            measured = in_one_process(
+                plan,
+                lambda report: self.listener.on_event(plan.label, report.event, report.data),
+                lambda: bool(self.signals.number),
+                self.setup.deadline_s,
+                watchdog_s=self.setup.workload.watchdog_s,
+            )
         except WorkerFailedError as error:
             if not self.signals.number:
                 self._failed(plan, error)
@@ -280,8 +310,6 @@ class LockstepRun:
                 whole = len(measured) == len(plan.in_turn.concurrency) and set(measured.values()) == {"done"}
                 status = "interrupted" if self.signals.number else "done" if whole else "cut"
                 self.run_status.put(plan.kind, {"status": status, "error": None})
-        finally:
-            worker.kill()
 
     def _failed(self, plan: WorkerPlan, error: WorkerFailedError) -> None:
         self.failures[plan.kind] = error

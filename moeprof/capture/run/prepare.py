@@ -5,11 +5,7 @@ Settings that cannot work, refused before a folder is made or a worker starts. N
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +25,7 @@ from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.run.resume import Resume
-from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
+from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, private_schedules, save_schedules
 from moeprof.capture.run.status import RunStatus, SignalWatch
 from moeprof.core.errors import InputError, WorkloadError
 from moeprof.core.pricing import Pricing, price_of_machine
@@ -227,12 +223,8 @@ def execute(
         content |= resume.begin()
         keep_content = bool(content["content_kept"])
     run_status = RunStatus(folder, content, [spec.name for spec in workload.models])
-    with _private_folder() as private:
-        for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
-            scheduled.measured.save(private / scheduled.file_name)
-            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
-            scheduled.measured.save(folder / scheduled.file_name, with_content=keep_content)
-            save_points(scheduled.points, private, folder, with_content=keep_content)
+    save_schedules(prepared.schedules, folder, with_content=keep_content)
+    with private_schedules(prepared.schedules) as private:
         setup = Setup(
             workload=workload,
             folder=folder,
@@ -289,13 +281,3 @@ def _schedules_json(schedules: dict[str, Scheduled]) -> dict[str, Any]:
         }
         for name, scheduled in schedules.items()
     }
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Schedules with content for the workers, outside the record; gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="moeprof-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from moeprof.capture.memory.predict import device_memory
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.parallel.process import follower_main
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, is_broken_link, threads_of
-from moeprof.capture.protocol import Order, Report, WorkerPlan
+from moeprof.capture.protocol import OnReport, Order, WorkerPlan
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.workload import Workload
@@ -105,9 +105,7 @@ class ParallelWorker(Worker):
             super().__init__(plan, watchdog_s)
         self._followers = Followers(plan, meeting)
 
-    def do(
-        self, order: Order, on_report: Callable[[Report], None], stop_requested: Callable[[], bool]
-    ) -> dict[str, Any]:
+    def do(self, order: Order, on_report: OnReport, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         """As a worker does.
 
         Raises:

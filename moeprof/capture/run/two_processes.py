@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,19 @@ from moeprof.capture.lockstep.loop import (
     Limits,
     LockstepResult,
     Status,
-    Turn,
     check_alike,
     measure_turns,
     warm_up_turns,
 )
 from moeprof.capture.lockstep.protocol import plan_to_json
-from moeprof.capture.protocol import Report, WorkerPlan
-from moeprof.capture.run.step_child import StepChild, StopRequestedError
+from moeprof.capture.protocol import OnReport, Report, WorkerPlan
+from moeprof.capture.run.remote_lane import RemoteLane, StopRequestedError
 from moeprof.core.jsonfile import write_json
 
 TURN_STEPS = 4
 WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
 BEAT_EVERY_S = 10.0
 ALIKE = ("pattern", "num_requests", "outputs", "schedule_sha256", "kv_tokens", "max_batch_tokens", "batching")
-
-OnReport = Callable[[Report], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteLane:
-    """A lane whose engine is in another process; see :class:`moeprof.capture.lockstep.loop.Lane`."""
-
-    child: StepChild
-    on_report: OnReport
-    should_stop: Callable[[], bool]
-
-    @property
-    def name(self) -> str:
-        """Of the lane."""
-        return self.child.lane
-
-    def request(self, do: str, **more: Any) -> dict[str, Any]:
-        """Give an order; the answer."""
-        return self.child.ask({"do": do, **more}, self.on_report, self.should_stop)
-
-    def restart(self) -> None:
-        """The next step is the schedule's first."""
-        self.request("restart")
-
-    def take(self, number: int) -> Turn:
-        """The next steps."""
-        answer = self.request("steps", number=number)
-        return Turn(rows=answer["rows"], held=lambda: answer["batches"], is_last=answer["is_last"])
 
 
 def run_process_pair(
@@ -92,18 +62,16 @@ def run_process_pair(
     assert len(plan.lanes) == 2, plan.lanes
     assert turn_steps >= 1, turn_steps
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with started(plan, pythons) as children:
-        lanes = [RemoteLane(child=child, on_report=on_report, should_stop=should_stop) for child in children]
-        pair = ProcessPair(plan, lanes, turn_steps)
-        measured = dict[str, str]()
+    with started(plan, pythons, on_report, should_stop) as lanes:
+        pair, measured = ProcessPair(plan, lanes, on_report, should_stop, turn_steps), dict[str, str]()
         try:
             pair.load()
             for concurrency in plan.in_turn.concurrency:
                 if should_stop() or (deadline_s is not None and time.perf_counter() >= deadline_s):
                     break
                 measured[f"c{concurrency}"] = pair.measure(concurrency, deadline_s)
-            for child in children:
-                child.close()
+            for lane in lanes:
+                lane.close()
         except StopRequestedError:
             pass  # before a measurement, so nothing is half written; the processes end below
         finally:
@@ -112,28 +80,35 @@ def run_process_pair(
 
 
 @contextmanager
-def started(plan: WorkerPlan, pythons: Mapping[str, Path]) -> Iterator[list[StepChild]]:
+def started(
+    plan: WorkerPlan, pythons: Mapping[str, Path], on_report: OnReport, should_stop: Callable[[], bool]
+) -> Iterator[list[RemoteLane]]:
     """Both processes, in the order of the plan's lanes; none is left behind."""
-    children = list[StepChild]()
+    lanes = list[RemoteLane]()
     try:
-        for lane in plan.lanes:
-            children.append(StepChild(lane.name, pythons.get(lane.name), plan.threads))
-        yield children
+        for name in (lane.name for lane in plan.lanes):
+            python = pythons.get(name)
+            lanes.append(RemoteLane(name, python, plan.threads, on_report=on_report, stop_requested=should_stop))
+        yield lanes
     finally:
-        for child in children:
-            child.kill()
+        for lane in lanes:
+            lane.kill()
 
 
 class ProcessPair:
     """Two processes, and what is known of their launch.
 
     Args:
-        plan, turn_steps: see :func:`run_process_pair`.
+        plan, on_report, should_stop, turn_steps: see :func:`run_process_pair`.
         lanes: in the order of the plan.
     """
 
-    def __init__(self, plan: WorkerPlan, lanes: list[RemoteLane], turn_steps: int = TURN_STEPS) -> None:
+    def __init__(
+        self, plan: WorkerPlan, lanes: list[RemoteLane], on_report: OnReport, should_stop: Callable[[], bool],
+        turn_steps: int = TURN_STEPS,
+    ) -> None:  # fmt: skip
         self.plan, self.lanes, self.turn_steps = plan, lanes, turn_steps
+        self._on_report, self._should_stop = on_report, should_stop
         self._launch: dict[str, Any] = {
             "kind": plan.kind, "lanes": {}, "models": {}, "notes": [], "environments": {}
         }  # fmt: skip
@@ -144,7 +119,7 @@ class ProcessPair:
         """Greet both, then load one after the other."""
         launch = self._launch
         for lane in self.lanes:
-            launch["environments"][lane.name] = lane.child.greet()
+            launch["environments"][lane.name] = lane.greet()
         loaded = []
         for i in self._by_name(odd=self._launch_number % 2 == 1):
             plan = replace(self.plan, lanes=(self.plan.lanes[i],))
@@ -215,7 +190,6 @@ class ProcessPair:
             if now >= self._next_beat_s:
                 self._next_beat_s = now + BEAT_EVERY_S
                 report = Report(event="progress", data={"doing": f"{doing}, cycle {cycle}, step {step}"})
-                self.lanes[0].on_report(report)
+                self._on_report(report)
 
-        should_stop = self.lanes[0].should_stop
-        return Limits(max_seconds=max_seconds, deadline_s=deadline_s, should_stop=should_stop, beat=beat)
+        return Limits(max_seconds=max_seconds, deadline_s=deadline_s, should_stop=self._should_stop, beat=beat)

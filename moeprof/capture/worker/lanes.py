@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,9 @@ WARM_UP_SHARE = 0.25  # of the measurement's seconds, at most
 ROUTE = {"lockstep": route_models, "ladder": route_ladder, "pairs": route_pair}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """What decides the weights: models that differ in name or routing alone share them.
-
-    The two sides of a launch pair never do: where memory places them is part of what differs between two builds.
-    """
-
-    model: ModelSpec
-    engine: EngineSettings | None
-    side: str | None
+# What decides the weights: models that differ in name or routing alone share them. The two sides of a launch pair never
+# do: where memory places them is part of what differs between two builds.
+Weights = tuple[ModelSpec, EngineSettings | None, str | None]
 
 
 class LaneModels:
@@ -63,8 +56,7 @@ class LaneModels:
 
     def __init__(self, session: Session) -> None:
         self._session, self._plan = session, session.plan
-        self._models: dict[Weights, OpenModel] = {}
-        self._layers: dict[Weights, tuple[MoeLayer, ...]] = {}
+        self._models: dict[Weights, tuple[OpenModel, tuple[MoeLayer, ...]]] = {}
         self.lanes: list[LanePlan] = []
         session.launch |= {"kind": self._plan.kind, "lanes": {}, "models": {}, "notes": []}
 
@@ -77,12 +69,12 @@ class LaneModels:
     @property
     def static(self) -> bool:
         """True when a model cannot run in continuous batches."""
-        return any(needs_static(opened.model) is not None for opened in self._models.values())
+        return any(needs_static(opened.model) is not None for opened, _ in self._models.values())
 
     @property
     def positions(self) -> int | None:
         """Positions that every model has; None: none of them says."""
-        limits = [_position_limit(opened.model) for opened in self._models.values()]
+        limits = [_position_limit(opened.model) for opened, _ in self._models.values()]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def requests(self, concurrency: int, positions: int | None) -> Requests:
@@ -127,7 +119,7 @@ class LaneModels:
 
     def _weights_of(self, lane: LanePlan) -> Weights:
         side = lane.name if self._plan.kind == "pairs" else None
-        return Weights(model=_nameless(lane.model), engine=lane.engine, side=side)
+        return _nameless(lane.model), lane.engine, side
 
     def _open(self, lane: LanePlan, key: Weights) -> bool:
         spec = lane.model
@@ -142,18 +134,18 @@ class LaneModels:
             self._note(f"{lane.name}: left out, {spec.name} does not fit into memory beside the others")
             give_memory_back()
             return False
-        self._models[key], self._layers[key] = opened, find_moe_layers(opened.model)
+        self._models[key] = opened, layers = opened, find_moe_layers(opened.model)
         is_paged = self._plan.engine.batching != "static" and needs_static(opened.model) is None
-        facts = self._session.write_facts(opened, lane, self._layers[key], is_paged=is_paged)
+        facts = self._session.write_facts(opened, lane, layers, is_paged=is_paged)
         self._session.launch["models"][spec.name] = {"facts": facts, "load_s": opened.load_s}
         return True
 
     def _no_room(self, lane: LanePlan) -> str | None:
         """Why a twin of a loaded MoE would not fit; its weights are the MoE's, routed experts replaced."""
-        key = None if lane.base is None else Weights(model=_nameless(lane.base), engine=lane.engine, side=None)
-        if key is None or key not in self._models:
+        base = None if lane.base is None else self._models.get((_nameless(lane.base), lane.engine, None))
+        if base is None:
             return None
-        model, layers = self._models[key].model, self._layers[key]
+        model, layers = base[0].model, base[1]
         need = sum(p.numel() * p.element_size() for p in model.parameters())
         if lane.model.match == "active":
             for layer in layers:
@@ -172,7 +164,8 @@ class LaneModels:
         def build(model: Any, listeners: ListenerSet) -> Engine:
             return slowed(build_engine(model, own, listeners, in_turn=True), lane.slowdown)
 
-        return set_up_lane(lane, self._models[key].model, self._layers[key], build)
+        opened, layers = self._models[key]
+        return set_up_lane(lane, opened.model, layers, build)
 
     def _note(self, text: str) -> None:
         self._session.launch["notes"].append(text)

@@ -6,20 +6,16 @@ order, signals, watchdog and NVML; the worker owns torch. Idle workers block on 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-import traceback
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 
-from moeprof.capture.devices.errors import device_reason, device_sentence
-from moeprof.capture.protocol import Order, Report, WorkerPlan
+from moeprof.capture.devices.process import failure_of, set_up_process
+from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
 from moeprof.capture.worker.watch import answer_stack_requests
-from moeprof.core.errors import MoeprofError
 
 LISTEN_EVERY_S = 0.2
 ALIVE_EVERY_S = 1.0
@@ -65,14 +61,7 @@ def worker_main(plan: WorkerPlan, connection: Connection, stacks: Path) -> None:
     """Entry point of the process; ``stacks`` is where it writes where it stands, on request."""
     answer_stack_requests(stacks)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    if plan.threads is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(plan.threads)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's; ours are in the record
-
+    set_up_process(plan.threads)
     listener = OrderListener(connection)
     signal.signal(signal.SIGTERM, listener.on_sigterm)
 
@@ -84,24 +73,11 @@ def worker_main(plan: WorkerPlan, connection: Connection, stacks: Path) -> None:
 
     try:
         _serve(plan, connection, listener, send)
-    except MoeprofError as error:
-        send(_failed(str(error), error, error.exit_code))
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
-        reason = device_reason(error)
-        if reason is None:
-            text = str(error).splitlines()[0] if str(error) else ""
-            reported = f"{type(error).__name__}: {text}"
-        else:
-            reported = f"{plan.label}: {device_sentence(reason, plan.device, error)}"
-        send(_failed(reported, error, 1, traceback.format_exc()))
+        send(Report(event="failed", data=failure_of(error, plan.label, plan.device)))
 
 
-def _failed(reported: str, error: Exception, exit_code: int, details: str | None = None) -> Report:
-    data = {"error": reported, "exit_code": exit_code, "traceback": details, "reason": device_reason(error)}
-    return Report(event="failed", data=data)
-
-
-def _serve(plan: WorkerPlan, connection: Connection, listener: OrderListener, send: Callable[[Report], None]) -> None:
+def _serve(plan: WorkerPlan, connection: Connection, listener: OrderListener, send: OnReport) -> None:
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
     from moeprof.capture.worker.lanes import LockstepOrders
     from moeprof.capture.worker.session import Session

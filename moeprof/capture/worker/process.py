@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.protocol import Order, Report, WorkerPlan
+from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
 from moeprof.capture.worker.main import worker_main
 from moeprof.capture.worker.watch import (
     BETWEEN_S,
@@ -63,9 +63,7 @@ class Worker:
         assert self._process.pid is not None
         return self._process.pid
 
-    def do(
-        self, order: Order, on_report: Callable[[Report], None], stop_requested: Callable[[], bool]
-    ) -> dict[str, Any]:
+    def do(self, order: Order, on_report: OnReport, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         """Give an order and wait until it is done; reports on the way go to ``on_report``.
 
         When ``stop_requested`` turns true the worker gets an order to stop after its current step; the pass still ends.
@@ -94,7 +92,7 @@ class Worker:
             if overdue is not None:
                 raise self._hung(overdue)
 
-    def close(self, on_report: Callable[[Report], None]) -> None:
+    def close(self, on_report: OnReport) -> None:
         """Let it finish and write launch.json. One that ended well by itself (stopped between passes) is fine."""
         try:
             if self._process.is_alive():

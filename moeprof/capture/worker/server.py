@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
+from moeprof.capture.devices.process import failure_of, set_up_process
 from moeprof.capture.lockstep.protocol import decode, encode, greeting, plan_from_json
 from moeprof.capture.protocol import Report, WorkerPlan
-from moeprof.core.errors import EngineError, MoeprofError
+from moeprof.core.errors import EngineError
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -26,7 +25,6 @@ def main() -> int:
     orders, replies = _take_channel()
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's
 
     def send(message: dict[str, Any]) -> None:
         try:
@@ -36,9 +34,7 @@ def main() -> int:
             raise SystemExit(1) from None  # the parent is gone
 
     send(greeting())
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_up_process()
     return serve(orders, send)
 
 
@@ -57,6 +53,7 @@ def serve(orders: Iterable[bytes], send: Send) -> int:
 
     Torch is imported before the first order comes, so that two processes do it at the same time.
     """
+    code = 0
     try:
         from moeprof.capture.worker import remote  # noqa: F401
 
@@ -64,12 +61,10 @@ def serve(orders: Iterable[bytes], send: Send) -> int:
         first = next(lines, None)
         if first is not None and (message := decode(first)).get("do") != "close":
             _serve_plan(plan_from_json(_plan_of(message)), lines, send)
-        code = 0
-    except MoeprofError as error:
-        code = _failed(send, str(error), error.exit_code, None)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a message
-        text = str(error).splitlines()[0] if str(error) else ""
-        code = _failed(send, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+        data = failure_of(error, "two processes", "its device")
+        send({"event": "failed", "data": data})
+        code = int(data["exit_code"])
     return code
 
 
@@ -99,11 +94,6 @@ def _serve_plan(plan: WorkerPlan, lines: Iterable[bytes], send: Send) -> None:
             if name not in steps.orders:
                 raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(steps.orders)}, close")
             send({"event": "done", "data": steps.orders[name](**message)})
-
-
-def _failed(send: Send, error: str, exit_code: int, details: str | None) -> int:
-    send({"event": "failed", "data": {"error": error, "exit_code": exit_code, "traceback": details}})
-    return exit_code
 
 
 if __name__ == "__main__":

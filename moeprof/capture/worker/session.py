@@ -14,7 +14,7 @@ from moeprof.capture.lockstep.loop import Limits
 from moeprof.capture.memory.out_of_memory import doing
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.models.open import OpenModel, facts_of, open_model
-from moeprof.capture.protocol import LanePlan, Report, WorkerPlan
+from moeprof.capture.protocol import LanePlan, OnReport, Report, WorkerPlan
 from moeprof.capture.routing.popularity import routing_words
 from moeprof.core.jsonfile import write_json
 from moeprof.core.trace import Schedule
@@ -41,11 +41,11 @@ class Session:
         self,
         plan: WorkerPlan,
         should_stop: Callable[[], bool],
-        send: Callable[[Report], None],
+        send: OnReport,
         *,
         writes: bool = True,
     ) -> None:
-        self.plan, self.should_stop, self._send, self._writes = plan, should_stop, send, writes
+        self.plan, self.should_stop, self.send, self._writes = plan, should_stop, send, writes
         self.device = torch.device(plan.device)
         self.launch: dict[str, Any] = {}
         self._next_beat_s = 0.0
@@ -65,11 +65,7 @@ class Session:
     def say(self, what: str) -> None:
         """Tell the parent, and a message about too little memory, what begins now."""
         doing(what)
-        self._send(Report(event="progress", data={"doing": what}))
-
-    def send(self, report: Report) -> None:
-        """Another report to the parent."""
-        self._send(report)
+        self.send(Report(event="progress", data={"doing": what}))
 
     def write(self) -> None:
         """Write launch.json as far as it is known."""

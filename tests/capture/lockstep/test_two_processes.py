@@ -18,7 +18,7 @@ import pytest
 from moeprof.analysis.compare.lanes import lane_times
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode, plan_from_json, plan_to_json
 from moeprof.capture.protocol import LanePlan, LockstepPart, Report, Slowdown, WorkerPlan
-from moeprof.capture.run.step_child import StepChild, check_python, child_environment
+from moeprof.capture.run.remote_lane import RemoteLane, check_python, child_environment
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.capture.worker.server import serve
@@ -401,7 +401,7 @@ def test_another_python_does_not_find_this_moeprof_by_accident(tmp_path: Path) -
 
 
 def test_a_child_is_gone_after_close(tmp_path: Path) -> None:
-    child = StepChild("base", fake(tmp_path / "base"), None)
+    child = RemoteLane("base", fake(tmp_path / "base"))
     child.greet()
     child.close()
     assert not psutil.pid_exists(child.pid)
