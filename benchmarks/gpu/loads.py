@@ -10,12 +10,12 @@ import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split
 from moeprof.analysis.metrics.energy import pass_energy
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.metrics.throughput import meets_slo
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record, open_record
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo

@@ -45,12 +45,12 @@ def save(
     """Save a run as a small baseline for a git repository; its workload and device decide where it goes."""
     from dataclasses import replace as changed
 
-    from moeprof.analysis.metrics.pricing import repriced
     from moeprof.analysis.metrics.summary import summarise
     from moeprof.analysis.regress.baseline import freeze
     from moeprof.analysis.report.sections.trend import shortcomings
     from moeprof.core.baseline.file import check_name
     from moeprof.core.baseline.store import store
+    from moeprof.core.pricing import repriced
     from moeprof.core.record.layout import open_record
     from moeprof.core.record.pairs import is_pairs_record
 

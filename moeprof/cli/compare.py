@@ -32,8 +32,8 @@ def compare(
 ) -> None:
     """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
     from moeprof.analysis.compare.comparable import check_allow
-    from moeprof.analysis.metrics.pricing import repriced
     from moeprof.cli.output import new_folder, print_comparison, write_comparison
+    from moeprof.core.pricing import repriced
     from moeprof.core.record.layout import open_record
     from moeprof.render import parse_formats
 

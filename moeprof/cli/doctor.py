@@ -98,13 +98,13 @@ def _yes(value: Any) -> str | None:
 
 
 def _price(facts: dict[str, Any]) -> dict[str, Any]:
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.core.errors import PriceError
+    from moeprof.core.pricing import price_of_machine
     from moeprof.core.units import usd
     from moeprof.core.workload.workload import Prices
 
     try:
-        pricing = resolve_pricing(Prices(), facts["device_name"], num_vcpus=facts["cpu_cores"])
+        pricing = price_of_machine(Prices(), facts)
     except PriceError as error:
         return _row("price", None, str(error))
     return _row("price", f"{usd(pricing.usd_per_second * 3600)} per hour", pricing.source)

@@ -13,7 +13,6 @@ from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
     from moeprof.capture.run.prepare import Prepared
@@ -37,7 +36,6 @@ def ladder(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
@@ -54,11 +52,7 @@ def ladder(
     }
     resolved = ladder_workload(apply(load_workload(workload, engine_kinds()), options), settings)
     prepared = prepare(resolved)
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"]
-    )
-    _climb(prepared, pricing, output_dir, formats, text=text, form=format, quiet=quiet)
+    _climb(prepared, output_dir, formats, text=text, form=format, quiet=quiet)
 
 
 def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workload:
@@ -96,7 +90,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _climb(
     prepared: Prepared,
-    pricing: Pricing,
     output_dir: Path | None,
     formats: tuple[str, ...],
     *,
@@ -108,20 +101,18 @@ def _climb(
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.output import print_comparison, summarise_record, write_comparison, write_files
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
-        status = execute(
-            prepared, folder, audience, signals, workload_text=text, pricing=pricing.to_json(), only_ladder=True
-        )
+    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=quiet) as listener:
+        status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)
     record = open_record(folder)
     if status == "failed":
         failed = next(model for model in record.experiment["models"] if model["status"] == "failed")
         kind = InputError if failed.get("exit_code") == InputError.exit_code else EngineError
         raise kind(f"{failed['error']} (record: {folder})")
-    summary, report = summarise_record(record, pricing)
+    summary, report = summarise_record(record, prepared.pricing)
     comparison = only_ladder(compare_document([summary], reference=None), report, record)
     write_files(summary, comparison.document, folder, formats)
     write_comparison(comparison, folder, [name for name in formats if name in ("json", "csv")])

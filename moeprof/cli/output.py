@@ -23,12 +23,12 @@ from moeprof.core.text import printable
 from moeprof.render import COMPARE_FILES, FILES
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.analysis.metrics.summary import Summary
     from moeprof.analysis.regress.check import Judged
     from moeprof.analysis.regress.result import Regression
     from moeprof.analysis.report.compare import Comparison
     from moeprof.analysis.report.document import Document
+    from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import Record
 
 

@@ -19,8 +19,8 @@ def report(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
-    from moeprof.analysis.metrics.pricing import repriced
     from moeprof.cli.output import new_folder, print_document, summarise_record, write_files
+    from moeprof.core.pricing import repriced
     from moeprof.core.record.layout import open_record
     from moeprof.render import parse_formats
 

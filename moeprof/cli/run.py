@@ -23,7 +23,6 @@ from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.pricing import Pricing
     from moeprof.capture.memory.predict import Fit
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
 
 
-def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None:
+def show_plan(prepared: Prepared, form: str = "table") -> None:
     """Print the plan to stdout."""
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
         ("device", f"{prepared.environment['device_name']} ({prepared.device})"),
-        ("price", f"{units.usd(pricing.usd_per_second * 3600)} per hour, {pricing.source}"),
+        ("price", f"{units.usd(prepared.pricing.usd_per_second * 3600)} per hour, {prepared.pricing.source}"),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
@@ -55,7 +54,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
-        cost = units.usd(seconds * pricing.usd_per_second)
+        cost = units.usd(seconds * prepared.pricing.usd_per_second)
         rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
@@ -273,24 +272,12 @@ def run(
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
-    pricing = _pricing(prepared, resolved)
     if dry_run:
-        show_plan(prepared, pricing, format)
+        show_plan(prepared, format)
         prepared.fit.require()
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
-    _replay(prepared, pricing, place, printing, text=text)
-
-
-def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
-    """What the run's devices cost."""
-    from moeprof.analysis.metrics.pricing import resolve_pricing
-
-    machine = prepared.environment
-    return resolve_pricing(
-        workload.prices.for_device(prepared.device), machine["device_name"], num_vcpus=machine["cpu_cores"],
-        num_devices=machine["num_devices"],
-    )  # fmt: skip
+    _replay(prepared, place, printing, text=text)
 
 
 def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:
@@ -303,30 +290,29 @@ def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) 
     return Place(output_dir=resume, keep_content=keep_content, resume=open_interrupted(resume))
 
 
-def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printing, *, text: str) -> None:
+def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.output import print_document, summarise_record, write_files
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
 
     folder = place.output_dir
     if folder is None or place.resume is None:
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=printing.quiet) as audience:
+    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=printing.quiet) as listener:
         status = execute(
             prepared,
             folder,
-            audience,
+            listener,
             signals,
             workload_text=text,
-            pricing=pricing.to_json(),
             keep_content=place.keep_content,
             resume=place.resume,
         )
     record = open_record(folder)
-    summary, document = summarise_record(record, pricing)
+    summary, document = summarise_record(record, prepared.pricing)
     write_files(summary, document, folder, printing.formats)
     print_document(document, summary, printing.form)
     for line in sweep_lines(record):

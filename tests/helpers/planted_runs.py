@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from moeprof.core.workload.studies import SweepPoint
 from tests.helpers.records import (

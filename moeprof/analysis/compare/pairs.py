@@ -17,7 +17,6 @@ from moeprof.analysis.metrics.cost import cost_metrics
 from moeprof.analysis.metrics.energy import energy_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, labels_of
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import span_samples, tpot_samples
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.metrics.tables import ALL, PassTables
@@ -27,6 +26,7 @@ from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.analysis.stats.verdicts import Sample
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing
 from moeprof.core.workload.workload import Slo
 
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")

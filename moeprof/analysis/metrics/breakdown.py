@@ -212,7 +212,7 @@ class ItemisedStep:
 
 
 def itemised_steps(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[ItemisedStep, ...]:
-    """Every size that a launch measured; empty where it measured none.
+    """Every size that a launch measured; empty where it measured none, or its engine offers no module.
 
     Args:
         launch_info: launch.json; ``gap``, ``engine`` and ``peaks`` are read.
@@ -221,9 +221,10 @@ def itemised_steps(launch_info: Mapping[str, Any], facts: ModelFacts) -> tuple[I
     Raises:
         RecordError: ``gap`` is damaged.
     """
-    if "reason" in (launch_info.get("gap") or {"reason": "not measured"}):
+    found = launch_info.get("gap")
+    if found is None or "reason" in found:
         return ()
-    gap, limits = Gap.from_json(launch_info["gap"]), limits_of(launch_info, facts)
+    gap, limits = Gap.from_json(found), limits_of(launch_info, facts)
     engine = launch_info.get("engine") or {}
     return tuple(_itemised(point, gap, limits, facts, engine) for point in gap.points)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import LaunchRecord
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.workload import Slo

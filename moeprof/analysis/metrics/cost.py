@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
 from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,6 @@ from moeprof.analysis.metrics.cost import splits_of
 from moeprof.analysis.metrics.cost_bill import CostSplit
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.slo import with_price_at_slo
 from moeprof.analysis.metrics.sweep import SweptPoint, swept_points
 from moeprof.analysis.metrics.tables import PassTables
@@ -26,6 +25,7 @@ from moeprof.analysis.metrics.validity import judged
 from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import LaunchRecord, ModelRecord
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.studies import SweepPoint

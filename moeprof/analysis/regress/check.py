@@ -12,7 +12,6 @@ from typing import Literal
 
 from moeprof.analysis.compare.comparable import check_allow
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.pricing import repriced
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.regress.baseline import freeze
 from moeprof.analysis.regress.gates import check_gates
@@ -23,6 +22,7 @@ from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.baseline.file import load_baseline
 from moeprof.core.baseline.store import find, history
 from moeprof.core.errors import InputError
+from moeprof.core.pricing import repriced
 from moeprof.core.record.layout import Record, open_record
 from moeprof.core.record.pairs import PairsRecord, open_pairs
 from moeprof.core.workload.gates import Gate, GateSettings, load_gate_settings, parse_gates

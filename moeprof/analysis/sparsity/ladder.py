@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, estimate_of
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.layout import Record
 

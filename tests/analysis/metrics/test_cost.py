@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.metrics.cost import CARDS, cost_metrics
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
-from moeprof.analysis.metrics.pricing import Pricing, resolve_pricing
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.workload.workload import Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 

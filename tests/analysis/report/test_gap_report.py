@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from moeprof.analysis.metrics.pricing import resolve_pricing
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.report.document import Document, FactTable, Paragraph, Section, StackedBars
 from moeprof.analysis.report.run import build_document
+from moeprof.core.pricing import resolve_pricing
 from moeprof.core.record.layout import open_record
 from moeprof.core.workload.workload import Prices
 from moeprof.render.html.charts.bars import draw_bars

@@ -17,13 +17,13 @@ import pytest
 
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import highest_percentile, number
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.analysis.report.document import Document, FactTable, MetricTable
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from tests.helpers.records import (
     make_facts,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.sparsity.ladder import (
     SAME_AT_ONE_TOKEN,
     TAXES,
@@ -18,6 +17,7 @@ from moeprof.analysis.sparsity.ladder import (
     same_taxes,
     usd_per_1m_tokens,
 )
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.lanes import LanePass
 from tests.helpers.lane_records import lane, write_lanes
 

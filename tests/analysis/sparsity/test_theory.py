@@ -13,7 +13,6 @@ import pytest
 
 from moeprof.analysis.compare.lanes import LockstepPair
 from moeprof.analysis.compare.tables import RatioTable
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.analysis.report.document import Paragraph
@@ -29,6 +28,7 @@ from moeprof.analysis.sparsity.theory import (
 )
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts, TwinFacts
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
 

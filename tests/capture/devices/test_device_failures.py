@@ -14,7 +14,7 @@ from moeprof.capture.devices import choose
 from moeprof.capture.devices.gpu import find_gpu
 from moeprof.capture.devices.meters import GpuMeter
 from moeprof.capture.recorders.telemetry import Telemetry
-from moeprof.capture.run.status import Failures, Header, has_ended, mark_pass
+from moeprof.capture.run.status import Failures, RunStatus, has_ended, mark_pass
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.record.tables import read_table
 from tests.capture.devices.test_device_state import several
@@ -22,8 +22,8 @@ from tests.capture.devices.test_gpu import fake_nvml
 from tests.helpers.tiny_run import run_main
 
 
-def failures_of(folder: Path, meters: list[Any]) -> tuple[Failures, Header]:
-    header = Header(folder, {}, ["a", "b", "c"])
+def failures_of(folder: Path, meters: list[Any]) -> tuple[Failures, RunStatus]:
+    header = RunStatus(folder, {}, ["a", "b", "c"])
     return Failures(header, meters, lambda model, event, data: None), header
 
 

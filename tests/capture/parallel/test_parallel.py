@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from moeprof.analysis.metrics.pricing import resolve_pricing
 from moeprof.analysis.metrics.work import limits_of
 from moeprof.capture.coverage import tiny_config, tiny_model
 from moeprof.capture.devices.gpu import Gpu, GpuReading
@@ -25,6 +24,7 @@ from moeprof.capture.parallel.mirror import on_device, on_host
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, leads_torchrun, threads_of
 from moeprof.capture.run.ranks import check_parallel, gpus_of_ranks
 from moeprof.core.errors import UnsupportedModelError, WorkloadError
+from moeprof.core.pricing import resolve_pricing
 from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.workload import Prices, load_workload
 from tests.helpers.records import make_facts

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from moeprof.analysis.compare.tables import RatioRow, RatioTable
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.pricing import Pricing
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import (
@@ -36,6 +35,7 @@ from moeprof.analysis.sparsity.ladder import (
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
+from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import Record
 
 ROLES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -83,6 +84,14 @@ class Pricing:
         return pricing
 
 
+def price_of_machine(prices: Prices, machine: Mapping[str, Any]) -> Pricing:
+    """The price of a machine as the ``environment`` of a record describes it; see :func:`resolve_pricing`."""
+    return resolve_pricing(
+        prices, str(machine.get("device_name")), num_devices=machine.get("num_devices", 1),
+        num_vcpus=machine.get("cpu_cores"),
+    )  # fmt: skip
+
+
 def resolve_pricing(prices: Prices, device_name: str, *, num_devices: int = 1, num_vcpus: int | None = None) -> Pricing:
     """The workload's prices, completed from the price book where they say nothing.
 
@@ -137,14 +146,7 @@ def repriced(
     """
     checked = Prices(usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=1.0 if pue is None else pue)
     stored = record.experiment.get("pricing")
-    if stored:
-        pricing = Pricing.from_json(stored)
-    else:
-        environment = record.environment
-        pricing = resolve_pricing(
-            checked, str(environment.get("device_name")), num_vcpus=environment.get("cpu_cores"),
-            num_devices=environment.get("num_devices", 1),
-        )  # fmt: skip
+    pricing = Pricing.from_json(stored) if stored else price_of_machine(checked, record.environment)
     if usd_per_device_hour is not None:
         pricing = replace(
             pricing, usd_per_device_hour=usd_per_device_hour, capital=None, source="given on the command line", date=""
