@@ -26,6 +26,7 @@ import moeprof
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.core import yamlfile
 from moeprof.core.errors import EngineError
+from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
 
 PROTOCOL = 2
 
@@ -75,7 +76,8 @@ def plan_from_json(value: Mapping[str, Any]) -> WorkerPlan:
         WorkloadError: an unknown or missing key, a wrong type, a value that is not allowed; JSON is YAML, so the strict
             reader of workloads reads it.
     """
-    return yamlfile.loads(json.dumps(value, ensure_ascii=False, allow_nan=False), WorkerPlan, "<plan>")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return yamlfile.loads(text, WorkerPlan, "<plan>", {EngineSettings: OWN_KINDS})
 
 
 def _plain(value: Any) -> Any:
