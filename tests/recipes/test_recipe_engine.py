@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moeprof.capture import engines
-from moeprof.capture.engines import EngineKind
+from moeprof.capture.engines import ENGINES, EngineKind
 from moeprof.core.errors import WorkloadError
 from moeprof.core.trace import Request
 from moeprof.core.workload.workload import load_workload
@@ -41,7 +40,7 @@ prices: {{usd_per_device_hour: 1.5}}
 def clockwork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = recipe_module("engine", tmp_path, monkeypatch)
     row = EngineKind(settings=f"{module.__name__}:Settings", open=f"{module.__name__}:open")
-    monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, "clockwork": row})
+    monkeypatch.setitem(ENGINES, "clockwork", row)
     return module
 
 

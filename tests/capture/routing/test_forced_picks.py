@@ -105,7 +105,8 @@ def plan_of(folder: Path, tiny: Path, requests: Schedule, name: str = "moe", **m
 
 def record(model: Any, routing: RoutingInstrument, plan: WorkerPlan, requests: Schedule) -> Any:
     """What launch.json keeps, of a model without an engine."""
-    bare: Any = SimpleNamespace(model=model, routing=routing, without_engine=nullcontext)
+    deployment = SimpleNamespace(module=model)
+    bare: Any = SimpleNamespace(deployment=deployment, routing=routing, without_engine=nullcontext)
     return measure(
         Launched(model=bare, plan=plan, schedule=requests, warmup=requests, output_bytes=(), should_stop=lambda: False)
     )
