@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moeprof.capture.engines import ENGINES, EngineKind
+from moeprof.capture.engines import ENGINES, EngineKind, engine_kinds
 from moeprof.core.errors import WorkloadError
 from moeprof.core.trace import Request
 from moeprof.core.workload.workload import load_workload
@@ -99,10 +99,10 @@ def the(metrics: list[dict[str, Any]], name: str, **labels: str) -> dict[str, An
 def test_its_own_class_reads_its_keys(clockwork: ModuleType, tmp_path: Path) -> None:
     file = write(tmp_path, WORKLOAD.replace("each_s: 0.01", "each: 0.01"))
     with pytest.raises(WorkloadError, match=r"served.yaml:8: engine.each: unknown key.*did you mean 'each_s'"):
-        load_workload(file, engines.engine_kinds())
+        load_workload(file, engine_kinds())
     file = write(tmp_path, WORKLOAD.replace("kind: clockwork", "kind: clockwrok"))
     with pytest.raises(WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers, clockwork"):
-        load_workload(file, engines.engine_kinds())
+        load_workload(file, engine_kinds())
 
 
 def test_what_needs_a_model_in_our_own_process_is_refused_before_anything_runs(
