@@ -6,14 +6,14 @@ repeat the same steps with the same tokens: intervals speak for this schedule, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.metrics.overhead import taken_away, wall_over_cpu_ratio
+from moeprof.analysis.metrics.overhead import taken_away
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
@@ -54,8 +54,6 @@ class LaneTimes:
             does not add up.
         distinct_SL: experts with a token, summed over MoE layers; NaN for dense lanes.
         set_aside: turns left out because the machine took the processor away in some lane.
-        wall_over_cpu_ratio: median over all turns and lanes; None where processor time is not known. On a CPU, above
-            TAKEN_AWAY the machine was busy throughout, so that no turn could be set aside.
         taken_SL: turns in which the machine took the processor away, by lane; all False unless they were kept.
     """
 
@@ -71,7 +69,6 @@ class LaneTimes:
     queued_SL: FloatArray
     distinct_SL: FloatArray
     set_aside: int
-    wall_over_cpu_ratio: float | None
     taken_SL: BoolArray
 
     def of_phase(self, phase: str | None) -> BoolArray:
@@ -129,7 +126,6 @@ def lane_times(lane_pass: LanePass, *, keep_taken: bool = False) -> LaneTimes:
         queued_SL=queued[kept],
         distinct_SL=values("distinct_experts")[kept],
         set_aside=int(whole.sum() - kept.sum()),
-        wall_over_cpu_ratio=wall_over_cpu_ratio(time, cpu),
         taken_SL=taken[kept],
     )
 
@@ -152,17 +148,6 @@ def _in_whole_cycle(cycle: IntArray, step: IntArray) -> BoolArray:
     return kept
 
 
-def lane_estimate(
-    times: Sequence[LaneTimes],
-    figure: Callable[[dict[str, float]], float | None],
-    phase: str | None,
-    *,
-    signed: bool = False,
-) -> Estimate:
-    """A figure of the lanes' mean seconds per step, with its interval (see :func:`estimate_of`)."""
-    return estimate_of([one.draws(phase) for one in times], figure, signed=signed)
-
-
 def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
     """Summed step times of one lane over those of another, on the same steps; interval as in :func:`estimate_of`.
 
@@ -172,7 +157,8 @@ def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | N
         against: the lane in the denominator.
         phase: prefill, decode or mixed; None: all steps.
     """
-    return lane_estimate(_at_one_load(times, phase), lambda seconds: seconds[of] / seconds[against], phase)
+    launches = [one.draws(phase) for one in _at_one_load(times, phase)]
+    return estimate_of(launches, lambda seconds: seconds[of] / seconds[against])
 
 
 def pair_median(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:

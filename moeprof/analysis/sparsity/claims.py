@@ -34,6 +34,7 @@ from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.sparsity.ladder import ladders
 from moeprof.analysis.sparsity.realised import realised_of_lanes, realised_of_rounds
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import IntArray
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.errors import RecordError, WorkloadError
@@ -105,7 +106,7 @@ def memory_over_active(sides: Sides) -> Estimate:
 def expert_share(*, over_busiest: bool) -> Callable[[Sides], Estimate]:
     """Share of a layer's picks, in the layer where one expert stands out most; jackknife over stretches of time."""
 
-    def figure(counts_LE: intervals.IntArray) -> float:
+    def figure(counts_LE: IntArray) -> float:
         most = counts_LE.max(axis=1)
         if over_busiest:
             return float((counts_LE.min(axis=1) / np.maximum(most, 1)).min())

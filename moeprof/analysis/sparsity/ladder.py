@@ -62,16 +62,13 @@ class Tax:
 
     Attributes:
         name: the metric; one of TAXES.
-        of, less: roles; ``seconds`` is the one less the other.
-        seconds: per step, signed.
+        seconds: per step, signed: the one rung less the other.
         share: of the recorded rung's step time: what a neighbour on the machine slows down alike cancels.
         told: its interval excludes 0.
         note: why there is nothing to tell; else None.
     """
 
     name: str
-    of: str
-    less: str
     seconds: Estimate
     share: Estimate
     told: bool
@@ -234,7 +231,7 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
     missing = [role for role in (of, less) if role not in lane_of]
     if missing:
         nothing = Estimate(value=None, reason=_absent(missing))
-        return Tax(name=name, of=of, less=less, seconds=nothing, share=nothing, told=False, note=nothing.reason)
+        return Tax(name=name, seconds=nothing, share=nothing, told=False, note=nothing.reason)
 
     def difference(seconds: dict[str, float]) -> float:
         return seconds[lane_of[of]] - seconds[lane_of[less]]
@@ -248,7 +245,7 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
     elif not told:
         note = f"the rungs {less} and {of} cannot be told apart"
     share = _share(launches, difference, lane_of)
-    return Tax(name=name, of=of, less=less, seconds=seconds, share=share, told=told, note=note)
+    return Tax(name=name, seconds=seconds, share=share, told=told, note=note)
 
 
 def _share(
@@ -290,22 +287,17 @@ def usd_per_1m_tokens(seconds: Estimate, tokens_per_step: float, pricing: Pricin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """One tax, measured twice.
-
-    Attributes:
-        name: of the metric.
-        first, second: shares of the recorded rung's step time, or seconds per step.
-        difference: second less first.
-        agree: the interval of the difference holds 0; None where it cannot be told.
-        reason: why it cannot be told.
-    """
+    """One tax, measured twice: shares of the recorded rung's step time (or seconds per step), and second less first."""
 
     name: str
     first: Estimate
     second: Estimate
     difference: Estimate
-    agree: bool | None
-    reason: str | None = None
+
+    @property
+    def agree(self) -> bool | None:
+        """The interval of the difference holds 0; None where it cannot be told."""
+        return None if self.difference.value is None else not self.difference.excludes(0)
 
 
 def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = False) -> tuple[Agreement, ...]:
@@ -323,17 +315,14 @@ def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = 
     return (*found, _agreement("seconds_per_distinct_expert", *slopes))
 
 
-def _agreement(name: str, first: Estimate, second: Estimate) -> Agreement:
-    a, b = first, second
-    if a.value is None or b.value is None or a.low is None or a.high is None or b.low is None or b.high is None:
-        reason = a.reason or b.reason
-        unknown = Estimate(value=None, reason=reason)
-        return Agreement(name=name, first=a, second=b, difference=unknown, agree=None, reason=reason)
-    centre = b.value - a.value
-    low = centre - float(np.hypot(b.value - b.low, a.high - a.value))
-    high = centre + float(np.hypot(b.high - b.value, a.value - a.low))
-    difference = Estimate(value=centre, low=low, high=high)
-    return Agreement(name=name, first=a, second=b, difference=difference, agree=not difference.excludes(0))
+def _agreement(name: str, a: Estimate, b: Estimate) -> Agreement:
+    difference = Estimate(value=None, reason=a.reason or b.reason)
+    if not (a.value is None or b.value is None or a.low is None or a.high is None or b.low is None or b.high is None):
+        centre = b.value - a.value
+        low = centre - float(np.hypot(b.value - b.low, a.high - a.value))
+        high = centre + float(np.hypot(b.high - b.value, a.value - a.low))
+        difference = Estimate(value=centre, low=low, high=high)
+    return Agreement(name=name, first=a, second=b, difference=difference)
 
 
 DOLLARS = {

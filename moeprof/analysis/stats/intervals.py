@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
+
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 RESAMPLES = 400

@@ -344,7 +344,7 @@ def _title(result: LadderResult) -> str:
 
 
 def _agreement_row(one: Agreement) -> tuple[str, str]:
-    verdict = {True: "agree", False: "apart", None: f"cannot tell ({one.reason})"}[one.agree]
+    verdict = {True: "agree", False: "apart", None: f"cannot tell ({one.difference.reason})"}[one.agree]
     return card_for(one.name).title, f"{_text(one.first)} and {_text(one.second)}: {verdict}"
 
 
