@@ -34,7 +34,8 @@ from moeprof.analysis.regress.judge import judge_pairs, judge_stored
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import Regression
 from moeprof.capture.protocol import Slowdown
-from moeprof.capture.run.ab import AbRun, in_one_process, lone_workload, pair_up
+from moeprof.capture.run.ab import AbRun, pair_up, solo_workload
+from moeprof.capture.run.lockstep import in_one_process
 from moeprof.capture.run.prepare import Prepared, execute, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair
@@ -60,7 +61,7 @@ MODES = ("pairs", "processes", "stored")
 class Silent:
     """Nobody listens."""
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """Nothing."""
 
 
@@ -69,10 +70,10 @@ class Silent:
 
 def measure(folder: Path, mode: str, kind: str, comparisons: int) -> None:
     """Measure so many comparisons, one folder each."""
-    prepared = prepare(load_workload(WORKLOAD))
+    prepared = replace(prepare(load_workload(WORKLOAD)), pricing=PRICING)
     one = pair_folder if mode in ("pairs", "processes") else run_folder
-    for lone in () if mode == "stored" else ("lone-base", "lone-new"):
-        run_folder(folder / lone, replace(prepared, workload=lone_workload(prepared.workload)), mode, None)
+    for solo in () if mode == "stored" else ("lone-base", "lone-new"):
+        run_folder(folder / solo, replace(prepared, workload=solo_workload(prepared.workload)), mode, None)
     if mode == "stored":
         run_folder(folder / "stored-base", prepared, mode, None)
     for number in range(comparisons):
@@ -99,9 +100,9 @@ def pair_folder(target: Path, prepared: Prepared, mode: str, slowdown: Slowdown 
     return True
 
 
-def in_two_processes(plan: Any, hear: Any, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+def in_two_processes(plan: Any, on_report: Any, should_stop: Callable[[], bool]) -> Mapping[str, str]:
     """One launch pair, a process for each side."""
-    return dict(run_process_pair(plan, {}, hear, should_stop, None)["measured"])
+    return dict(run_process_pair(plan, {}, on_report, should_stop, None)["measured"])
 
 
 def run_folder(target: Path, prepared: Prepared, mode: str, slowdown: Slowdown | None) -> bool:
@@ -110,7 +111,7 @@ def run_folder(target: Path, prepared: Prepared, mode: str, slowdown: Slowdown |
         return False
     target.mkdir(parents=True)
     with SignalWatch() as signals:
-        status = execute(prepared, target, Silent(), signals, workload_text="", pricing=PRICING, slowdown=slowdown)
+        status = execute(prepared, target, Silent(), signals, workload_text="", slowdown=slowdown)
         if status != "done":
             raise SystemExit(1)
     return True

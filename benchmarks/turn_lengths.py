@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from moeprof.analysis.compare.lanes import LaneTimes, lane_times
-from moeprof.capture.protocol import LanePlan, LockstepPlan
+from moeprof.capture.protocol import LanePlan, LockstepPart, WorkerPlan
 from moeprof.capture.run.two_processes import ProcessPair, started
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.workload.engine import TransformersSettings
@@ -31,7 +31,7 @@ from moeprof.sources.schedule import build_schedule
 from moeprof.sources.tokenizer import load_tokenizer
 
 
-def plan_of(folder: Path, model: Path, seconds: float) -> LockstepPlan:
+def plan_of(folder: Path, model: Path, seconds: float) -> WorkerPlan:
     """Chat-like requests, four in flight."""
     tokenizer = load_tokenizer(model / "tokenizer.json")
     traffic = Traffic(
@@ -47,27 +47,28 @@ def plan_of(folder: Path, model: Path, seconds: float) -> LockstepPlan:
     built.measured.save(folder / "schedule.parquet")
     built.warmup.save(folder / "warmup.parquet")
     specs = [ModelSpec(name=name, path=str(model.resolve())) for name in ("base", "new")]
-    return LockstepPlan(
+    return WorkerPlan(
         kind="pairs", lanes=tuple(LanePlan(name=spec.name, model=spec) for spec in specs),
         engine=TransformersSettings(), device="cpu", threads=1, folder=folder,
         schedule_file=folder / "schedule.parquet",
-        warmup_file=folder / "warmup.parquet", tokenizer_hash=tokenizer.sha256, concurrency=(4,), num_requests=None,
-        max_seconds=seconds,
+        warmup_file=folder / "warmup.parquet", tokenizer_hash=tokenizer.sha256,
+        lockstep=LockstepPart(concurrency=(4,), num_requests=None, max_seconds=seconds),
     )  # fmt: skip
 
 
-def measure(plan: LockstepPlan, launch: int, turns: list[str]) -> None:
+def measure(plan: WorkerPlan, launch: int, turns: list[str]) -> None:
     """One launch: every length in turn, each in a folder of its own."""
     order = random.Random(launch).sample(turns, len(turns))
     first = replace(plan, folder=plan.folder / turns[0] / f"launch-{launch}")
     first.folder.mkdir(parents=True, exist_ok=True)
-    with started(first, {}) as children:
-        pair = ProcessPair(plan=first, children=children, hear=lambda report: None, should_stop=lambda: False)
+    silent, never = (lambda report: None), (lambda: False)
+    with started(first, {}, silent, never) as lanes:
+        pair = ProcessPair(first, lanes, silent, never)
         pair.load()
         for turn in order:
             cores = {"p": [[launch % 2], [launch % 2]], "q": [[0], [1]]}.get(turn[-1], [[0, 1], [0, 1]])
-            for child, own in zip(children, cores, strict=True):
-                psutil.Process(child.pid).cpu_affinity(own)
+            for lane, own in zip(lanes, cores, strict=True):
+                psutil.Process(lane.pid).cpu_affinity(own)
             pair.turn_steps = int(turn.rstrip("pq"))
             pair.plan = replace(plan, folder=plan.folder / turn / f"launch-{launch}")
             pair.plan.folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from benchmarks.gpu.probe_models import Opened, StepEnds, equal_requests, launch
 from benchmarks.gpu.probe_tools import Probe
 from moeprof.capture.engines.base import ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.instrumented import Tapping
+from moeprof.capture.instrumented import RoutingInstrument
 from moeprof.capture.replay import replay
 from moeprof.core.trace import Schedule
 
@@ -49,12 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _drawn_picks(probe: Probe, opened: Opened) -> Tapping:
+def _drawn_picks(probe: Probe, opened: Opened) -> RoutingInstrument:
     """Put the drawn picks in force; the tap stays off: these are the engine's own times."""
-    return Tapping(opened.model, launch_plan(opened, equal_requests(1, 16, 2), Path("."), probe.device, detailed=False))
+    return RoutingInstrument(
+        opened.model, launch_plan(opened, equal_requests(1, 16, 2), Path("."), probe.device, detailed=False)
+    )
 
 
-def _way(probe: Probe, opened: Opened, tapping: Tapping, what: str, way: str, changes: dict[str, Any]) -> None:
+def _way(
+    probe: Probe, opened: Opened, tapping: RoutingInstrument, what: str, way: str, changes: dict[str, Any]
+) -> None:
     """One engine, all batches; an engine that cannot be built is the result of each."""
     engine: Any = None
 

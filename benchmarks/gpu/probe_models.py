@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.workload_files import tiny_config
 from moeprof.capture.models.find import named_configs
 from moeprof.capture.models.open import open_model
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import LanePlan, SoloPart, WorkerPlan
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
@@ -75,22 +75,24 @@ def equal_requests(num: int, input_tokens: int, output_tokens: int) -> Schedule:
 
 def launch_plan(
     opened: Opened, schedule: Schedule, folder: Path, device: torch.device, *, detailed: bool
-) -> LaunchPlan:
+) -> WorkerPlan:
     """The plan that a worker would get, for the instruments."""
-    return LaunchPlan(
-        model=opened.spec,
+    return WorkerPlan(
+        kind="solo",
+        lanes=(LanePlan(name=opened.spec.name, model=opened.spec),),
         engine=opened.settings,
-        instruments=replace(Instruments(), save_detailed=detailed),
-        warmup=Warmup(),
         device=str(device),
         threads=None,
-        model_folder=folder,
-        launch_folder=folder,
+        folder=folder,
         schedule_file=folder / "schedule.parquet",
         warmup_file=folder / "schedule.parquet",
-        class_names=schedule.classes,
         tokenizer_hash=None,
-        measure_peaks=False,
+        solo=SoloPart(
+            instruments=replace(Instruments(), save_detailed=detailed),
+            warmup=Warmup(),
+            class_names=schedule.classes,
+            measure_peaks=False,
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.probe_tools import Probe
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.capture.engines.base import ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.instrumented import Tapping
+from moeprof.capture.instrumented import RoutingInstrument
 from moeprof.capture.measure.overhead import measure_overhead
 from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
@@ -56,7 +56,9 @@ def _paired(probe: Probe, opened: Opened, batch: int, detailed: bool) -> dict[st
     settings = replace(opened.settings, kv_tokens=num * (inputs + outputs + 64), max_sequences=num)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tapping = Tapping(opened.model, launch_plan(opened, schedule, folder, probe.device, detailed=detailed))
+        tapping = RoutingInstrument(
+            opened.model, launch_plan(opened, schedule, folder, probe.device, detailed=detailed)
+        )
         listeners = ListenerSet(tapping.always)  # the drawn picks are part of both sides
         bare = build_engine(opened.model, settings, ListenerSet(tapping.always), in_turn=True)
         watched = build_engine(opened.model, settings, listeners, in_turn=True)

@@ -1,8 +1,7 @@
-"""The routing instruments of one model: find its MoE layers, override their routing if asked, tap them, check the tap.
+"""A loaded model with its routing instrument and whichever engine is mounted on it.
 
-A dense model has none of this; everything here is then empty, and the same code runs.
-
-A loaded model with its instruments and whichever engine is mounted on it.
+The routing instrument finds the model's MoE layers, overrides their routing if the workload does, taps them and checks
+the tap. A dense model has none of this; everything is then empty, and the same code runs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet, S
 from moeprof.capture.engines.deployment import Deployment, RoutingSource
 from moeprof.capture.engines.faults import slowed
 from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
 from moeprof.capture.replay import Recorder, refusal, replay
 from moeprof.capture.routing.check import self_check
@@ -26,42 +25,43 @@ from moeprof.capture.routing.override import PickOverride, PickTable
 from moeprof.capture.routing.recorded import replay_table
 from moeprof.capture.routing.rows import Positions
 from moeprof.capture.routing.tap import RoutingTap
-from moeprof.capture.routing.teacher_forced import record_forced_picks
 from moeprof.core.errors import EngineError
-from moeprof.core.record.picks import FILE_NAME, save_forced_picks
 from moeprof.core.trace import Schedule, first_requests
 from moeprof.core.workload.engine import EngineSettings, TransformersSettings
 
 SELF_CHECK_REQUESTS = 2
 
 
-class Tapping:
-    """Owns the hooks of one model. Where the module is elsewhere there are none, and the engine may count itself.
+class RoutingInstrument:
+    """What is put on one model to watch and to override its routing.
+
+    Where the module is elsewhere there is nothing of it, and the engine may count itself.
 
     Args:
         model: the module, or None.
-        plan: of the launch.
+        plan: of the worker.
         source: the engine's own account of its routing.
     """
 
-    def __init__(self, model: Any, plan: LaunchPlan, source: RoutingSource | None = None) -> None:
+    def __init__(self, model: Any, plan: WorkerPlan, source: RoutingSource | None = None) -> None:
         self._model, self._plan, self._source = model, plan, source
+        self._instruments = plan.alone.instruments
         self.layers = () if model is None else find_moe_layers(model)
         self._replayed: PickOverride | None = None
         self._override = self._overridden(plan)
         self._tap: RoutingTap | None = None
         self._passed = True
-        if self.layers and plan.instruments.routing:
+        if self.layers and self._instruments.routing:
             self._tap = RoutingTap(
                 model,
                 self.layers,
-                plan.class_names,
-                save_picks=plan.instruments.save_detailed,
-                picks_cap_bytes=plan.instruments.picks_cap_mib * 2**20,
+                plan.alone.class_names,
+                save_picks=self._instruments.save_detailed,
+                picks_cap_bytes=self._instruments.picks_cap_mib * 2**20,
             )
             self._tap.disable()
 
-    def _overridden(self, plan: LaunchPlan) -> PickOverride | None:
+    def _overridden(self, plan: WorkerPlan) -> PickOverride | None:
         """What replaces the router's picks; the tap sees what is executed."""
         if not self.layers or plan.model.routing.policy in ("native", "replay"):
             return None
@@ -75,26 +75,11 @@ class Tapping:
         return self._tap
 
     @property
-    def no_forced_picks(self) -> str | None:
-        """Why it cannot be told where a fixed text is sent, or None."""
-        if self._plan.engine.parallel is not None and self._override is not None:
-            return "routing is overridden and ranks share the model"
+    def unseen(self) -> str | None:
+        """Why nobody can tell where tokens go, or None."""
         if self._tap is None:
             return "the routing tap is off (instruments.routing)" if self.layers else "a dense model has no router"
         return None if self._passed else "the routing tap failed its self-check"
-
-    def record_forced_picks(self, schedule: Schedule, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Record where the model sends a fixed text, beside launch.json, which gets what is returned.
-
-        No engine may be at work on the model.
-        """
-        found = record_forced_picks(
-            self._model, self.layers, schedule, self._plan.class_names, listeners=self.always, should_stop=should_stop
-        )
-        if isinstance(found, str):
-            return {"reason": found}
-        save_forced_picks(self._plan.launch_folder / FILE_NAME, found)
-        return {"tokens": found.num_tokens, "requests": found.num_requests, "sha256": found.tokens_sha256}
 
     def replay_recorded(self, schedule: Schedule, engine: ServedEngine, listeners: ListenerSet) -> None:
         """Put recorded picks in force, where the model's routing policy is ``replay``.
@@ -132,7 +117,7 @@ class Tapping:
 
     @contextmanager
     def watching(self, listeners: ListenerSet) -> Iterator[None]:
-        """The tap's hooks are on the model, and the engine tells it what each forward holds."""
+        """The tap is on the model, and the engine tells it what each forward holds."""
         if self._tap is None:
             yield
             return
@@ -158,7 +143,7 @@ class Tapping:
         source = self._tap or self._source
         if source is None:
             return []
-        instruments = self._plan.instruments
+        instruments = self._instruments
         return [
             RoutingRecorder(
                 folder,
@@ -183,7 +168,7 @@ class Tapping:
         return asdict(result)
 
     def close(self) -> None:
-        """Take all hooks off the model."""
+        """Take everything off the model."""
         if self._tap is not None:
             self._tap.close()
         if self._override is not None:
@@ -193,20 +178,20 @@ class Tapping:
 WARM_AGAIN_REQUESTS = 4
 
 
-class Rig:
-    """One model, its tap, and one engine at a time.
+class InstrumentedModel:
+    """One model, its routing instrument, and one engine at a time.
 
     Attributes:
         deployment: what was opened.
-        tapping: its routing instruments.
+        routing: its routing instrument.
         listeners: of the engine.
         engine: the one that is mounted.
     """
 
-    def __init__(self, deployment: Deployment, plan: LaunchPlan, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, deployment: Deployment, plan: WorkerPlan, should_stop: Callable[[], bool]) -> None:
         self.deployment, self._plan, self._should_stop = deployment, plan, should_stop
-        self.tapping = Tapping(deployment.module, plan, deployment.routing)
-        self.listeners = ListenerSet(self.tapping.always)
+        self.routing = RoutingInstrument(deployment.module, plan, deployment.routing)
+        self.listeners = ListenerSet(self.routing.always)
         self.engine = self._build(plan.engine)
         self._batch_tokens: int | None = None
 
@@ -223,11 +208,18 @@ class Rig:
         return cast("Engine", self.engine)
 
     def self_check(self, warmup: Schedule) -> dict[str, Any]:
-        """:meth:`Tapping.self_check` on the mounted engine; of an engine that counts itself, or cannot, says so."""
+        """The tap's check on the mounted engine; of an engine that counts itself, or cannot, why there is none."""
         reason = self.deployment.why_not("module")
         if reason is not None:
             return {"passed": None, "notes": [f"no tap of ours: {reason}"]}
-        return self.tapping.self_check(self.stepped, self.listeners, warmup)
+        return self.routing.self_check(self.stepped, self.listeners, warmup)
+
+    def why_not(self, need: str) -> str | None:
+        """Why a measurement cannot have what it needs here, or None where it can: opened so, or seen by the tap."""
+        reason = self.deployment.why_not(need)
+        if reason is None and need == "routing" and self.deployment.module is not None:
+            reason = self.routing.unseen
+        return reason
 
     def capture_for(self, schedule: Schedule, engine: ServedEngine | None = None) -> int:
         """Capture the decode steps that a schedule will need, where the engine captures; how many are new.
@@ -256,7 +248,7 @@ class Rig:
     def mount_pair(self, settings: TransformersSettings) -> Engine:
         """A bare engine, to be stepped in turn with a watched one, which is mounted."""
         self.engine.close()
-        bare = self.deployment.build(settings, ListenerSet(self.tapping.always), in_turn=True)
+        bare = self.deployment.build(settings, ListenerSet(self.routing.always), in_turn=True)
         self.engine = self.deployment.build(settings, self.listeners, in_turn=True)
         return cast("Engine", bare)
 
@@ -276,12 +268,12 @@ class Rig:
             yield cast("Engine", eager)
 
     def close(self) -> None:
-        """Remove hooks, release the engine."""
-        self.tapping.close()
+        """Take everything off the model, release the engine."""
+        self.routing.close()
         self.engine.close()
 
     def _build(self, settings: EngineSettings) -> ServedEngine:
-        return slowed(self.deployment.build(settings, self.listeners), self._plan.slowdown)
+        return slowed(self.deployment.build(settings, self.listeners), self._plan.lanes[0].slowdown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,10 +282,31 @@ class Tapped:
 
     Attributes:
         layers: names of the MoE layers.
-        watching: hooks on inside, off outside.
+        watching: the tap is on inside, off outside.
         seen: counts of the forwards since the last call.
     """
 
     layers: tuple[str, ...]
     watching: Callable[[], AbstractContextManager[object]]
     seen: Callable[[], Sequence[RoutingBlock]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A launch after its rounds, as something that is measured once finds it.
+
+    Attributes:
+        model: with the engine that the rounds ran on.
+        plan: of the worker; what is written beside launch.json goes to ``plan.folder``.
+        schedule: the workload's requests.
+        warmup: other text.
+        output_bytes: bytes of each output's text, in the order of the schedule; None where it is no whole text.
+        should_stop: called now and then.
+    """
+
+    model: InstrumentedModel
+    plan: WorkerPlan
+    schedule: Schedule
+    warmup: Schedule
+    output_bytes: Sequence[int | None]
+    should_stop: Callable[[], bool]

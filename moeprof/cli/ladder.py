@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from moeprof.analysis.report.document import Document
     from moeprof.analysis.report.result import Comparison
     from moeprof.capture.run.prepare import Prepared
-    from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import Record
     from moeprof.core.workload.workload import Workload
 
@@ -41,7 +40,6 @@ def ladder(
     """Climb the sparsity ladder of an MoE between its dense twins: what dispatch, coverage and imbalance take away."""
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
-    from moeprof.core.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
 
     formats = parse_formats(write, "compare")
@@ -55,11 +53,7 @@ def ladder(
     }
     resolved = ladder_workload(apply(load_workload(workload, engine_kinds()), options), settings)
     prepared = prepare(resolved)
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        resolved.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores
-    )
-    _climb(prepared, pricing, output_dir, formats, text=text, form=format, quiet=quiet)
+    _climb(prepared, output_dir, formats, text=text, form=format, quiet=quiet)
 
 
 def ladder_workload(workload: Workload, settings: Mapping[str, object]) -> Workload:
@@ -95,7 +89,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _climb(
     prepared: Prepared,
-    pricing: Pricing,
     output_dir: Path | None,
     formats: tuple[str, ...],
     *,
@@ -106,20 +99,23 @@ def _climb(
     from moeprof.analysis.report.compare import compare_document
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
-    from moeprof.cli.output import print_result, report_of
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.output import (
+        print_result,
+        report_of,
+    )
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
     from moeprof.render import write
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=quiet) as audience:
-        status = execute(prepared, folder, audience, signals, workload_text=text, pricing=pricing, only_ladder=True)
+    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=quiet) as listener:
+        status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)
     record = open_record(folder)
     if status == "failed":
         failed = next(model for model in record.experiment.models if model.status == "failed")
         kind = InputError if failed.exit_code == InputError.exit_code else EngineError
         raise kind(f"{failed.error} (record: {folder})")
-    report = report_of(record, pricing)
+    report = report_of(record, prepared.pricing)
     comparison = only_ladder(compare_document([report.summary], reference=None), report.document, record)
     write(replace(report, document=comparison.document), folder, formats)
     write(comparison, folder, [name for name in formats if name in ("json", "csv")])

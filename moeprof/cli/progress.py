@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moeprof.capture.run.context import Audience
+from moeprof.capture.run.context import ProgressListener
 from moeprof.core import units
 from moeprof.core.pricing import Pricing
 from moeprof.core.text import one_line
@@ -19,7 +19,7 @@ PLAIN_EVERY_S = 5.0
 class Silence:
     """Shows nothing."""
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """Nothing."""
 
 
@@ -29,7 +29,7 @@ class Lines:
     def __init__(self, usd_per_second: float) -> None:
         self._usd_per_second, self._start_s, self._next_s = usd_per_second, time.monotonic(), 0.0
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """One line for what matters; progress at most every few seconds."""
         text = describe(event, data)
         if text is None:
@@ -51,7 +51,7 @@ class Live:
         self._start_s = time.monotonic()
         self._tasks: dict[str, Any] = {}
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """Move the model's bar."""
         if model not in self._tasks:
             self._tasks[model] = self._progress.add_task(model, total=None, what="", name=model)
@@ -84,8 +84,8 @@ def describe(event: str, data: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def make_audience(pricing: Pricing, *, quiet: bool) -> Iterator[Audience]:
-    """The right audience for this stderr."""
+def progress_listener(pricing: Pricing, *, quiet: bool) -> Iterator[ProgressListener]:
+    """The right listener for this stderr."""
     usd_per_second = pricing.usd_per_second
     if quiet:
         yield Silence()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
-from moeprof.core.pricing import Pricing
 from moeprof.core.record.pairs import BASE, NEW
 
 if TYPE_CHECKING:
@@ -67,33 +66,34 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         InterruptedRunError: stopped; what was measured is kept.
     """
     from moeprof.analysis.regress.check import LAUNCHES, Stopping, precise_enough
-    from moeprof.capture.run.ab import AbRun, in_one_process, in_two_processes, pair_up, run_lone
+    from moeprof.capture.run.ab import AbRun, in_two_processes, pair_up, run_solo
+    from moeprof.capture.run.lockstep import in_one_process
     from moeprof.capture.run.prepare import new_run_folder
+    from moeprof.capture.run.remote_lane import check_python
     from moeprof.capture.run.status import SignalWatch
-    from moeprof.capture.run.step_child import check_python
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
 
     base_python, launches = options.base_python, options.launches or LAUNCHES
     if base_python is not None:
         check_python(base_python)
-    prepared, bills = zip(*(_prepared(path, options) for path in (base, new)), strict=True)
+    prepared = [_prepared(path, options) for path in (base, new)]
     pairing = pair_up(*prepared, max_seconds=options.max_seconds)
     workload = pairing.new.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     stopping = Stopping(launches=launches, until_precise=options.until_precise, max_minutes=options.max_minutes)
-    with SignalWatch() as signals, make_audience(bills[1], quiet=options.quiet) as audience:
+    with SignalWatch() as signals, progress_listener(prepared[1].pricing, quiet=options.quiet) as listener:
         run = AbRun(
-            pairing, folder, audience, signals,
+            pairing, folder, listener, signals,
             mode="pairs" if base_python is None else "processes",
             measure=in_one_process if base_python is None else in_two_processes(base_python),
             settings={"launches": launches, "until_precise": options.until_precise},
         )  # fmt: skip
         alone: list[Callable[[], None]] = [
-            partial(run.lone, name, workload_text=path.read_text(encoding="utf-8", errors="replace"), pricing=bill)
-            for name, path, bill in zip((BASE, NEW), (base, new), bills, strict=True)
+            partial(run.solo, name, workload_text=path.read_text(encoding="utf-8", errors="replace"))
+            for name, path in ((BASE, base), (NEW, new))
         ]
         if base_python is not None:
-            alone[0] = partial(run_lone, base_python, base, folder / BASE, signals, options.of_run)
+            alone[0] = partial(run_solo, base_python, base, folder / BASE, signals, options.of_run)
         started = time.monotonic()
         run.whole(
             alone,
@@ -105,19 +105,13 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     return folder
 
 
-def _prepared(path: Path, options: AbOptions) -> tuple[Prepared, Pricing]:
-    """One side, checked, and what a second of it costs."""
+def _prepared(path: Path, options: AbOptions) -> Prepared:
+    """One side, checked."""
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
-    from moeprof.core.pricing import resolve_pricing
     from moeprof.core.workload.workload import load_workload
 
     overrides = Overrides(
         device=options.device, threads=options.threads, usd_per_device_hour=options.usd_per_device_hour
     )
-    prepared = prepare(apply(load_workload(path, engine_kinds()), overrides))
-    machine = prepared.environment
-    pricing = resolve_pricing(
-        prepared.workload.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores
-    )
-    return prepared, pricing
+    return prepare(apply(load_workload(path, engine_kinds()), overrides))

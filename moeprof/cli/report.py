@@ -22,7 +22,12 @@ def report(
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
     from moeprof.analysis.metrics.pricing import repriced
-    from moeprof.cli.output import new_folder, print_result, report_of, write_and_say
+    from moeprof.cli.output import (
+        new_folder,
+        print_result,
+        report_of,
+        write_and_say,
+    )
     from moeprof.core.record.layout import open_record
 
     formats = parse_formats(write or "", "run")

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from moeprof.capture.memory.predict import Fit
     from moeprof.capture.run.prepare import Prepared
     from moeprof.capture.run.resume import Resume
-    from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import LaunchRecord, Record
     from moeprof.core.trace import IntArray, Schedule
     from moeprof.core.workload.workload import Workload
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 START_S = 20.0  # a worker's imports, loading, warm-up, calibration, overhead: about this on a small model
 
 
-def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None:
+def show_plan(prepared: Prepared, form: str = "table") -> None:
     """Print the plan to stdout."""
     from moeprof.analysis.report.result import Listing
 
@@ -43,7 +42,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
         ("device", f"{prepared.environment.device_name} ({prepared.device})"),
-        ("price", f"{units.usd(pricing.usd_per_second * 3600)} per hour, {pricing.source}"),
+        ("price", f"{units.usd(prepared.pricing.usd_per_second * 3600)} per hour, {prepared.pricing.source}"),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
@@ -58,7 +57,7 @@ def show_plan(prepared: Prepared, pricing: Pricing, form: str = "table") -> None
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
-        cost = units.usd(seconds * pricing.usd_per_second)
+        cost = units.usd(seconds * prepared.pricing.usd_per_second)
         rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
@@ -275,24 +274,12 @@ def run(
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
-    pricing = _pricing(prepared, resolved)
     if dry_run:
-        show_plan(prepared, pricing, format)
+        show_plan(prepared, format)
         prepared.fit.require()
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
-    _replay(prepared, pricing, place, printing, text=text)
-
-
-def _pricing(prepared: Prepared, workload: Workload) -> Pricing:
-    """What the run's devices cost."""
-    from moeprof.core.pricing import resolve_pricing
-
-    machine = prepared.environment
-    return resolve_pricing(
-        workload.prices.for_device(prepared.device), str(machine.device_name), num_vcpus=machine.cpu_cores,
-        num_devices=machine.num_devices,
-    )  # fmt: skip
+    _replay(prepared, place, printing, text=text)
 
 
 def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:
@@ -305,31 +292,30 @@ def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) 
     return Place(output_dir=resume, keep_content=keep_content, resume=open_interrupted(resume))
 
 
-def _replay(prepared: Prepared, pricing: Pricing, place: Place, printing: Printing, *, text: str) -> None:
+def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run.prepare import execute, new_run_folder
     from moeprof.capture.run.status import SignalWatch
     from moeprof.cli.output import report_of
-    from moeprof.cli.progress import make_audience
+    from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
     from moeprof.render import write
 
     folder = place.output_dir
     if folder is None or place.resume is None:
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
-    with SignalWatch() as signals, make_audience(pricing, quiet=printing.quiet) as audience:
+    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=printing.quiet) as listener:
         status = execute(
             prepared,
             folder,
-            audience,
+            listener,
             signals,
             workload_text=text,
-            pricing=pricing,
             keep_content=place.keep_content,
             resume=place.resume,
         )
     record = open_record(folder)
-    report = report_of(record, pricing)
+    report = report_of(record, prepared.pricing)
     write(report, folder, printing.formats)
     print_result(report, printing.form)
     for line in sweep_lines(record):

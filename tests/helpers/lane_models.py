@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.lockstep.lanes import Seat, take_seat
+from moeprof.capture.lockstep.lanes import LaneSetup, set_up_lane
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.protocol import LanePlan
 from moeprof.core.trace import Pattern, Schedule
@@ -66,9 +66,9 @@ def seat(
     distinct: int | None = None,
     settings: TransformersSettings = SETTINGS,
     spec: ModelSpec = MOE,
-) -> Seat:
+) -> LaneSetup:
     def build(model: Any, listeners: ListenerSet) -> Engine:
         return build_engine(model, settings, listeners)
 
     plan = LanePlan(name=name, model=spec, rung=rung, distinct=distinct)
-    return take_seat(plan, model, find_moe_layers(model), build)
+    return set_up_lane(plan, model, find_moe_layers(model), build)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def left_on(model: nn.Module) -> list[str]:
     """Each module with something on it, by its path: ``layers.0.experts: forward``."""
-    from moeprof.capture.routing.wrap import STATE
+    from moeprof.capture.models.wrap import STATE
 
     return [
         f"{path}: {what}"

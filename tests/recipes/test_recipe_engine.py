@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moeprof.capture import engines
-from moeprof.capture.engines import EngineKind
+from moeprof.capture.engines import ENGINES, EngineKind, engine_kinds
 from moeprof.core.errors import WorkloadError
 from moeprof.core.trace import Request
 from moeprof.core.workload.workload import load_workload
@@ -41,7 +40,7 @@ prices: {{usd_per_device_hour: 1.5}}
 def clockwork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = recipe_module("engine", tmp_path, monkeypatch)
     row = EngineKind(settings=f"{module.__name__}:Settings", open=f"{module.__name__}:open")
-    monkeypatch.setitem(engines.ENGINES, "clockwork", row)
+    monkeypatch.setitem(ENGINES, "clockwork", row)
     return module
 
 
@@ -104,10 +103,10 @@ def the(metrics: list[dict[str, Any]], name: str, **labels: str) -> dict[str, An
 def test_its_own_class_reads_its_keys(clockwork: ModuleType, tmp_path: Path) -> None:
     file = write(tmp_path, WORKLOAD.replace("each_s: 0.01", "each: 0.01"))
     with pytest.raises(WorkloadError, match=r"served.yaml:8: engine.each: unknown key.*did you mean 'each_s'"):
-        load_workload(file, engines.engine_kinds())
+        load_workload(file, engine_kinds())
     file = write(tmp_path, WORKLOAD.replace("kind: clockwork", "kind: clockwrok"))
     with pytest.raises(WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers, clockwork"):
-        load_workload(file, engines.engine_kinds())
+        load_workload(file, engine_kinds())
 
 
 def test_what_needs_a_model_in_our_own_process_is_refused_before_anything_runs(

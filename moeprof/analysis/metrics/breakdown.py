@@ -212,7 +212,7 @@ class ItemisedStep:
 
 
 def itemised_steps(launch: LaunchHeader, facts: ModelFacts) -> tuple[ItemisedStep, ...]:
-    """Every size that a launch measured; empty where it measured none.
+    """Every size that a launch measured; empty where it measured none, or its engine offers no module.
 
     Args:
         launch: ``gap``, ``engine`` and ``peaks`` are read.

@@ -24,9 +24,10 @@ from moeprof.capture.kernels.norms import is_norm
 from moeprof.capture.kernels.trials import TOLERANCE, error_ratio
 from moeprof.capture.kernels.triton.rotary import ROTARY, Rotary, homes
 from moeprof.capture.models.moe_layers import find_moe_layers
+from moeprof.capture.models.wrap import Forward, put_on
 from moeprof.core.errors import UnsupportedModelError
 
-SWAPPED = "moeprof_cpu_swapped"
+FUSED, SWAPPED = "moeprof_fused", "moeprof_cpu_swapped"
 TORCH_NORM, CPU_NORM = NORM
 
 
@@ -39,7 +40,6 @@ class Swapped:
 
     def __init__(
         self,
-        plain: Callable[..., Any],
         fast: Callable[..., torch.Tensor | None],
         *,
         returns_weights: bool = False,
@@ -47,9 +47,14 @@ class Swapped:
         tolerance: Mapping[torch.dtype, float] = TOLERANCE,
     ) -> None:
         """``fast`` returns None for calls that are not its own; ``returns_weights``: the module returns a pair."""
-        self._plain, self._fast, self._returns_weights = plain, fast, returns_weights
+        self._fast, self._returns_weights = fast, returns_weights
         self._tolerance = tolerance
         self.agrees = agrees
+
+    def around(self, plain: Forward) -> Forward:
+        """In place of the module's own code."""
+        self._plain = plain
+        return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The kernel's answer where it serves, else the module's own."""
@@ -62,10 +67,6 @@ class Swapped:
             self.agrees = out.shape == own.shape and error_ratio(out, own) <= self._tolerance[own.dtype]
             return expected
         return (out, None) if self._returns_weights else out
-
-
-class Fused(Swapped):
-    """On a GPU, compared before; ``unfuse`` takes it off."""
 
 
 # -- one launch each on a GPU ------------------------------------------------------------------------------------------
@@ -101,9 +102,8 @@ def fuse(model: nn.Module) -> FusedCounts:
 
 def unfuse(model: nn.Module) -> None:
     """Take all of it back."""
-    for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), Fused):
-            del module.__dict__["forward"]
+    for handle in model.__dict__.pop(FUSED, ()):
+        handle.remove()
     for home in homes(model):
         own = getattr(home, ROTARY)
         if isinstance(own, Rotary):
@@ -112,13 +112,14 @@ def unfuse(model: nn.Module) -> None:
 
 def fuse_norms(model: nn.Module, notes: list[str]) -> int:
     """RMSNorm modules by torch's fused one; returns how many. ``notes`` takes what was left as it is, and why."""
+    handles = model.__dict__.setdefault(FUSED, [])
     count = 0
     for module in model.modules():
         if not is_norm(module) or "forward" in module.__dict__:
             continue
         why_not = TORCH_NORM.why_not(module) or _why_other_norm(module)
         if why_not is None:
-            module.forward = Fused(module.forward, TORCH_NORM.kernel(module), agrees=True)
+            handles.append(put_on(module, "kernel", Swapped(TORCH_NORM.kernel(module), agrees=True).around))
             count += 1
         else:
             notes.append(f"{type(module).__name__} stays as it is: {why_not}")
@@ -190,7 +191,7 @@ def _swap_modules(model: Any, step_of: StepOf) -> str | None:
     for module in model.modules():
         swapped = _swapped(module, step_of)
         if swapped is not None:
-            object.__setattr__(module, "forward", swapped)
+            put_on(module, "kernel", swapped.around)
             found.append(swapped)
     setattr(model, SWAPPED, found)
     return None if found else "no module that our kernels know"
@@ -200,8 +201,8 @@ def _swapped(module: nn.Module, step_of: StepOf) -> Swapped | None:
     (block,), (linear,) = BLOCK, LINEAR
     if block.why_not(module) is None:
         fast = block.kernel(module, step_of)
-        return Swapped(module.forward, fast, returns_weights=True, tolerance=block.tolerance)
+        return Swapped(fast, returns_weights=True, tolerance=block.tolerance)
     for one in (linear, CPU_NORM):
         if one.why_not(module) is None:
-            return Swapped(module.forward, one.kernel(module), tolerance=one.tolerance)
+            return Swapped(one.kernel(module), tolerance=one.tolerance)
     return None

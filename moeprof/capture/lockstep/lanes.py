@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from moeprof.capture.engines.base import BatchLayout, Engine, ListenerSet
-from moeprof.capture.lockstep.loop import Lane, Limits, cycle, turn_orders
+from moeprof.capture.lockstep.loop import Limits, LocalLane
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.protocol import LanePlan
@@ -31,7 +31,7 @@ from moeprof.core.trace import Schedule
 CHECKED_STEPS = 8
 
 
-class Unfinished(Exception):  # noqa: N818 - no error: someone asked to stop, or time is up
+class Unfinished(Exception):  # noqa: N818 - no error: someone requested a stop, or time is up
     """The recording pass did not get to its end."""
 
 
@@ -49,8 +49,8 @@ class Requests:
 
 
 @dataclass(slots=True, kw_only=True)
-class Seat:
-    """A lane with what is needed to equip it.
+class LaneSetup:
+    """A lane with what is needed to route it.
 
     Attributes:
         plan: what it is.
@@ -62,7 +62,7 @@ class Seat:
     """
 
     plan: LanePlan
-    lane: Lane
+    lane: LocalLane
     model: Any
     layers: tuple[MoeLayer, ...]
     listeners: ListenerSet
@@ -93,73 +93,73 @@ class Seat:
         return found if self.plan.distinct is None else found | {"distinct": self.plan.distinct}
 
 
-def take_seat(
+def set_up_lane(
     plan: LanePlan, model: Any, layers: tuple[MoeLayer, ...], build: Callable[[Any, ListenerSet], Engine]
-) -> Seat:
+) -> LaneSetup:
     """A lane with an engine of its own."""
     listeners = ListenerSet()
-    lane = Lane(name=plan.name, engine=build(model, listeners))
-    return Seat(plan=plan, lane=lane, model=model, layers=layers, listeners=listeners)
+    lane = LocalLane(name=plan.name, engine=build(model, listeners))
+    return LaneSetup(plan=plan, lane=lane, model=model, layers=layers, listeners=listeners)
 
 
-def equip_models(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:
+def route_models(setups: Sequence[LaneSetup], requests: Requests, limits: Limits) -> None:
     """Give each lane of ``lockstep`` its routing policy, and find out how its experts are loaded.
 
     Raises:
-        Unfinished: time was up, or someone asked to stop.
+        Unfinished: time was up, or someone requested a stop.
         WorkloadError: recorded picks do not fit.
     """
-    for seat in seats:
-        if not seat.layers:
+    for setup in setups:
+        if not setup.layers:
             continue
-        _use_policy(seat, requests)
-        seat.lane.loads = loads_of(record_steps(seat, requests.schedule, limits), seat.shapes)
+        _use_policy(setup, requests)
+        setup.lane.loads = loads_of(record_steps(setup, requests.schedule, limits), setup.shapes)
 
 
-def equip_pair(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:
-    """Give each side of a launch pair its routing policy; where tokens go is the lone runs' business.
+def route_pair(setups: Sequence[LaneSetup], requests: Requests, limits: Limits) -> None:
+    """Give each side of a launch pair its routing policy; where tokens go is the business of the solo runs.
 
     Raises:
         WorkloadError: recorded picks do not fit.
     """
-    for seat in seats:
-        if seat.layers:
-            _use_policy(seat, requests)
+    for setup in setups:
+        if setup.layers:
+            _use_policy(setup, requests)
 
 
-def _use_policy(seat: Seat, requests: Requests) -> None:
-    policy = seat.plan.model.routing
+def _use_policy(setup: LaneSetup, requests: Requests) -> None:
+    policy = setup.plan.model.routing
     if policy.policy == "replay":
-        table = replay_table(Path(str(policy.path)), requests.schedule, seat.shapes, rows_N=requests.rows_N)
-        _use_table(seat, table, requests.schedule)
+        table = replay_table(Path(str(policy.path)), requests.schedule, setup.shapes, rows_N=requests.rows_N)
+        _use_table(setup, table, requests.schedule)
     elif policy.policy != "native":
-        override = override_routing(seat.layers, policy)
+        override = override_routing(setup.layers, policy)
         assert override is not None
         override.close()
-        seat.listeners.listeners.append(override)
-        seat.lane.switched_on = override.switched_on
+        setup.listeners.listeners.append(override)
+        setup.lane.switched_on = override.switched_on
 
 
-def equip_ladder(seats: Sequence[Seat], requests: Requests, limits: Limits) -> None:
+def route_ladder(setups: Sequence[LaneSetup], requests: Requests, limits: Limits) -> None:
     """Record the router of the native lane, and derive every other rung from it.
 
     Raises:
-        Unfinished: time was up, or someone asked to stop.
+        Unfinished: time was up, or someone requested a stop.
         UnsupportedModelError: a layer whose picks cannot be replaced.
         EngineError: an override does not do what it should.
     """
-    native = next(seat for seat in seats if seat.plan.rung == "native")
+    native = next(setup for setup in setups if setup.plan.rung == "native")
     check_ladder(native.layers)
     steps = record_steps(native, requests.schedule, limits)
     native.lane.loads = loads_of(steps, native.shapes)
     num_rows = Positions.of(requests.schedule).num_rows
-    for seat in seats:
-        if seat is native or seat.rung == "dense":
+    for setup in setups:
+        if setup is native or setup.rung == "dense":
             continue
-        wanted = changed(steps, seat.shapes, change_for(seat.rung, seat.plan.distinct))
-        seat.lane.loads = loads_of(wanted, seat.shapes)
-        _use_table(seat, table_of(wanted, num_rows), requests.schedule)
-        _check_in_force(seat, wanted, requests.schedule, limits)
+        required = changed(steps, setup.shapes, change_for(setup.rung, setup.plan.distinct))
+        setup.lane.loads = loads_of(required, setup.shapes)
+        _use_table(setup, table_of(required, num_rows), requests.schedule)
+        _check_in_force(setup, required, requests.schedule, limits)
 
 
 def check_ladder(layers: Sequence[MoeLayer]) -> None:
@@ -179,36 +179,37 @@ def check_ladder(layers: Sequence[MoeLayer]) -> None:
             )
 
 
-def record_steps(seat: Seat, schedule: Schedule, limits: Limits, max_steps: int | None = None) -> list[StepPicks]:
+def record_steps(setup: LaneSetup, schedule: Schedule, limits: Limits, max_steps: int | None = None) -> list[StepPicks]:
     """One cycle of a lane alone, with a tap: what each step routed.
 
     Raises:
-        Unfinished: time was up, or someone asked to stop.
+        Unfinished: time was up, or someone requested a stop.
         EngineError: a layer was called without picks.
     """
     positions, steps = Positions.of(schedule), list[StepPicks]()
-    tap = RoutingTap(seat.model, seat.layers)
+    tap = RoutingTap(setup.model, setup.layers)
     tap.disable()
 
     def keep(seen: list[torch.Tensor | None], layout: BatchLayout) -> bool:
-        steps.append(StepPicks(rows_T=positions.rows(layout), picks_LTK=_real_picks(seat, seen, layout)))
+        steps.append(StepPicks(rows_T=positions.rows(layout), picks_LTK=_real_picks(setup, seen, layout)))
         return False  # nothing to count
 
     tap.on_picks = keep
     limits.start()
-    seat.listeners.listeners.append(tap)
-    watched = Lane(name=seat.lane.name, engine=seat.lane.engine, switched_on=_watched(seat.lane.switched_on, tap))
+    setup.listeners.listeners.append(tap)
+    watched = LocalLane(
+        name=setup.lane.name, engine=setup.lane.engine, switched_on=_watched(setup.lane.switched_on, tap)
+    )
+    watched.begin(schedule, limits)
     try:
-        for _, is_last in cycle([watched], schedule, turn_orders(1), 0, limits, with_loads=False):
+        while not watched.take(1).is_last and len(steps) != max_steps:
             limits.beat(0, len(steps))
-            if len(steps) == max_steps:
-                break
-            if limits.over() and not is_last:
+            if limits.over():
                 raise Unfinished
     finally:
-        seat.listeners.listeners.remove(tap)
+        setup.listeners.listeners.remove(tap)
         tap.close()
-        seat.lane.engine.reset()
+        setup.lane.engine.reset()
     return steps
 
 
@@ -227,10 +228,10 @@ def _watched(
     return watched
 
 
-def _real_picks(seat: Seat, seen: Sequence[torch.Tensor | None], layout: BatchLayout) -> Any:
-    top_k = max(shape.top_k for shape in seat.shapes)
-    picks_LTK = np.zeros((len(seat.layers), sum(layout.query_tokens), top_k), dtype=np.int32)
-    for i, (layer, picks) in enumerate(zip(seat.layers, seen, strict=True)):
+def _real_picks(setup: LaneSetup, seen: Sequence[torch.Tensor | None], layout: BatchLayout) -> Any:
+    top_k = max(shape.top_k for shape in setup.shapes)
+    picks_LTK = np.zeros((len(setup.layers), sum(layout.query_tokens), top_k), dtype=np.int32)
+    for i, (layer, picks) in enumerate(zip(setup.layers, seen, strict=True)):
         if picks is None:
             raise EngineError(f"{layer.name}: called without picks by position, so its routing cannot be recorded")
         values = picks.reshape(-1, picks.shape[-1]).cpu().numpy()
@@ -240,16 +241,16 @@ def _real_picks(seat: Seat, seen: Sequence[torch.Tensor | None], layout: BatchLa
     return picks_LTK
 
 
-def _use_table(seat: Seat, table_LRK: Any, schedule: Schedule) -> None:
-    device = next(seat.model.parameters()).device
-    override = PickOverride(seat.layers, PickTable(table_LRK, Positions.of(schedule), device))
-    seat.listeners.listeners.append(override)
-    seat.lane.switched_on = override.switched_on
+def _use_table(setup: LaneSetup, table_LRK: Any, schedule: Schedule) -> None:
+    device = next(setup.model.parameters()).device
+    override = PickOverride(setup.layers, PickTable(table_LRK, Positions.of(schedule), device))
+    setup.listeners.listeners.append(override)
+    setup.lane.switched_on = override.switched_on
 
 
-def _check_in_force(seat: Seat, wanted: Sequence[StepPicks], schedule: Schedule, limits: Limits) -> None:
+def _check_in_force(setup: LaneSetup, required: Sequence[StepPicks], schedule: Schedule, limits: Limits) -> None:
     """The experts of the first steps must be called with the picks of the table."""
-    found = record_steps(seat, schedule, limits, CHECKED_STEPS)
-    for number, (seen, step) in enumerate(zip(found, wanted, strict=False)):
+    found = record_steps(setup, schedule, limits, CHECKED_STEPS)
+    for number, (seen, step) in enumerate(zip(found, required, strict=False)):
         if not (np.array_equal(seen.rows_T, step.rows_T) and np.array_equal(seen.picks_LTK, step.picks_LTK)):
-            raise EngineError(f"lane {seat.lane.name}: step {number} was not routed as it should be; this is a bug")
+            raise EngineError(f"lane {setup.lane.name}: step {number} was not routed as it should be; this is a bug")

@@ -1,20 +1,20 @@
 """Lock-step: several lanes stepped in turn on one schedule, so that noise of the machine hits all of them alike.
 
-A lane is an engine with one way of routing. Output lengths are forced, so step i has the same batch in every lane, and
-this is checked for each step: a lane that diverges is an error, never a number. All lanes take step i before any takes
-step i + 1. The order is a Williams square (https://doi.org/10.1071/CH9490149): each lane takes each place equally
-often, and follows each other lane equally often, so that what one leaves in the caches burdens all alike.
+Output lengths are forced, so step i has the same batch in every lane, and this is checked for each step: a lane that
+diverges is an error, never a number. In one process all lanes take step i before any takes step i + 1. The order is
+then a Williams square (https://doi.org/10.1071/CH9490149): each lane takes each place equally often, and follows each
+other lane equally often, so that what one leaves in the caches burdens all alike.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from moeprof.capture.devices.run_queue import nobody_knows
 from moeprof.capture.engines.base import Engine, Step
@@ -27,14 +27,49 @@ from moeprof.core.trace import Schedule
 Status = Literal["done", "cut", "stopped"]
 
 
+# What a step held: [request, query tokens, past tokens, is prefill, finished] of each sequence, and the requests that
+# lost their cache.
+Batch = tuple[list[list[int]], list[int]]
+Order = Callable[[int, int], Sequence[int]]
+
+
 @dataclass(slots=True, kw_only=True)
-class Lane:
-    """One engine with one way of routing.
+class Turn:
+    """Some steps of one lane.
 
     Attributes:
-        name: a model, or a rung of the ladder.
+        rows: one per step, as table ``lanes`` has it, but for cycle, step, lane and place.
+        held: the batch of each step; called when every lane had its turn and no clock runs.
+        is_last: the schedule ended with the last of them.
+    """
+
+    rows: list[dict[str, Any]]
+    held: Callable[[], list[Batch]]
+    is_last: bool
+
+
+class Lane(Protocol):
+    """One engine with one way of routing, in this process or in another."""
+
+    @property
+    def name(self) -> str:
+        """A model, a rung of the ladder, or a side of a launch pair."""
+
+    def restart(self) -> None:
+        """The next step is the schedule's first."""
+
+    def take(self, number: int) -> Turn:
+        """The next steps, so many or those that are left. After the schedule's last step it begins anew."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LocalLane:
+    """A lane of this process.
+
+    Attributes:
+        name: as :class:`Lane` has it.
         engine: its own engine, with its own KV cache; weights may be shared with other lanes.
-        switched_on: puts the lane's hooks on for its turn; switching is outside of the timed part.
+        switched_on: puts the lane's overrides on for its turn; switching is outside of the timed part.
         loads: per step of a cycle, how the experts were loaded; None for dense lanes. Known beforehand, because forced
             lengths make every cycle the same: nothing is counted while the clock runs.
     """
@@ -43,6 +78,81 @@ class Lane:
     engine: Engine
     switched_on: Callable[[], AbstractContextManager[object]] = nullcontext
     loads: Sequence[StepLoad] | None = None
+    _cycle: Callable[[], Iterator[tuple[Step, dict[str, Any], bool]]] = field(init=False)
+    _steps: Iterator[tuple[Step, dict[str, Any], bool]] | None = field(init=False, default=None)
+
+    def begin(self, schedule: Schedule, limits: Limits) -> None:
+        """From now on it replays ``schedule``, timed by the clocks of ``limits``."""
+        self._cycle = lambda: self._once_through(schedule, limits)
+        self.restart()
+
+    def restart(self) -> None:
+        """The next step is the schedule's first."""
+        self._steps = None
+        self.engine.reset()
+
+    def take(self, number: int) -> Turn:
+        """The next steps; see :meth:`Lane.take`.
+
+        Raises:
+            EngineError: there is nothing to run.
+        """
+        rows, seen, is_last = list[dict[str, Any]](), list[Step](), False
+        while len(rows) < number and not is_last:
+            if self._steps is None:
+                self._steps = self._cycle()
+            found = next(self._steps, None)
+            if found is None:
+                raise EngineError(f"lane {self.name}: the schedule has no request to run")
+            step, row, is_last = found
+            seen.append(step)
+            rows.append(row)
+        if is_last:
+            self._steps = None
+        return Turn(rows=rows, held=lambda: [_batch(step) for step in seen], is_last=is_last)
+
+    def _once_through(self, schedule: Schedule, limits: Limits) -> Iterator[tuple[Step, dict[str, Any], bool]]:
+        self.engine.reset()
+        pacer, in_flight, number = Pacer(schedule, limits.clock()), 0, 0
+        while True:
+            for request in pacer.due(limits.clock(), in_flight):
+                in_flight += 1
+                self.engine.submit(request)
+            if not in_flight:
+                return
+            step, row = self._timed_step(number, limits)
+            in_flight -= sum(sequence.finished for sequence in step.sequences)
+            yield step, row | self._load(number), in_flight == 0 and pacer.is_empty
+            number += 1
+
+    def _timed_step(self, number: int, limits: Limits) -> tuple[Step, dict[str, Any]]:
+        with self.switched_on():
+            # The machine takes the processor away where a system call ends. Those of the two accounts therefore come
+            # after the clock on both ends: then every wait is in the wall time if and only if it is in the account.
+            start, queued, cpu = limits.clock(), limits.queue_clock(), limits.cpu_clock()
+            step = self.engine.step()
+            wall_s, now, cpu_s = limits.clock() - start, limits.queue_clock(), limits.cpu_clock() - cpu
+        if step is None:
+            raise EngineError(f"lane {self.name}: nothing to run in step {number} while requests are in flight")
+        return step, {
+            "phase": step.phase,
+            "prefill_tokens": step.prefill_tokens,
+            "decode_tokens": step.decode_tokens,
+            "context_tokens": step.context_tokens,
+            "num_requests": len(step.sequences),
+            "wall_s": wall_s,
+            "cpu_s": cpu_s,
+            "queued_s": None if now is None or queued is None else min(now - queued, wall_s),
+            "device_s": step.device_s,
+        }
+
+    def _load(self, step: int) -> dict[str, int]:
+        if self.loads is None:
+            return {}
+        if step >= len(self.loads):
+            raise EngineError(f"lane {self.name}: step {step} was never seen while routing was recorded")
+        load = self.loads[step]
+        return {"distinct_experts": load.distinct_experts, "max_expert_load": load.max_expert_load}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +160,7 @@ class LockstepResult:
     """How a measurement went.
 
     Attributes:
-        status: ``done`` (a whole cycle or more within the time), ``cut`` (not even one), ``stopped`` (asked to).
+        status: ``done`` (a whole cycle or more within the time), ``cut`` (not even one), ``stopped`` (requested).
         cycles: whole times through the schedule.
         steps: turns of all lanes, those of an unfinished cycle included.
         duration_s: seconds.
@@ -69,8 +179,8 @@ class Limits:
     Attributes:
         max_seconds: after the start of the measurement.
         deadline_s: clock time, or None.
-        should_stop: asked between turns.
-        beat: told between turns how far it is: cycle and step.
+        should_stop: called between turns.
+        beat: called between turns with cycle and step.
         clock, cpu_clock: seconds; replaced in tests.
         queue_clock: seconds that the machine let this thread wait for a processor, where known (run_queue.py).
     """
@@ -89,91 +199,108 @@ class Limits:
         self.started_s = self.clock()
 
     def over(self) -> bool:
-        """True when time is up or someone asked to stop."""
+        """True when time is up or someone requested a stop."""
         now = self.clock()
         late = now - self.started_s >= self.max_seconds or (self.deadline_s is not None and now >= self.deadline_s)
         return late or self.should_stop()
 
 
-def run_lockstep(lanes: Sequence[Lane], schedule: Schedule, folder: Path, limits: Limits) -> LockstepResult:
-    """Replay ``schedule`` in all lanes until the time is up; writes table ``lanes`` (one row per step and lane).
+def run_lockstep(lanes: Sequence[LocalLane], schedule: Schedule, folder: Path, limits: Limits) -> LockstepResult:
+    """Replay ``schedule`` in all lanes of this process until the time is up, a step each in turn.
 
     Raises:
-        EngineError: lanes differ in KV space or batch size, or a lane's step holds another batch than the others'.
+        EngineError: lanes differ in KV space or batch size, or as :func:`measure_turns` does.
     """
-    check_alike(lanes)
-    stream = TableStream(folder, "lanes")
-    orders, cycles, steps = turn_orders(len(lanes)), 0, 0
+    check_alike({lane.name: asdict(lane.engine.facts) for lane in lanes}, ("batching", "kv_tokens", "max_batch_tokens"))
+    for lane in lanes:
+        lane.begin(schedule, limits)
+    orders = turn_orders(len(lanes))
     try:
         with _no_collections():
-            limits.start()
-            while not limits.over():
-                for step, (turn, is_last) in enumerate(cycle(lanes, schedule, orders, cycles, limits)):
-                    for row in turn:
-                        stream.append({"cycle": cycles, "step": step} | row)
-                    stream.flush_if_due()
-                    limits.beat(cycles, step)
-                    steps, cycles = steps + 1, cycles + is_last
-                    if limits.over():
-                        break
+            # The cycle's number shifts the order, so that a step does not keep its places from cycle to cycle.
+            return measure_turns(lanes, folder, limits, lambda cycle, turn: orders[(turn + cycle) % len(orders)])
     finally:
-        stream.close()
         for lane in lanes:
-            lane.engine.reset()
-    status: Status = "stopped" if limits.should_stop() else "done" if cycles else "cut"
-    return LockstepResult(status=status, cycles=cycles, steps=steps, duration_s=limits.clock() - limits.started_s)
+            lane.restart()
 
 
-def warm_up_lanes(lanes: Sequence[Lane], schedule: Schedule, limits: Limits) -> int:
-    """One cycle (or the part of it that ``limits`` leave time for) whose times nobody keeps; returns its steps."""
-    limits.start()
-    steps = 0
-    for _ in cycle(lanes, schedule, turn_orders(len(lanes)), 0, limits, with_loads=False):
-        steps += 1
-        limits.beat(0, steps)
-        if limits.over():
-            break
-    for lane in lanes:
-        lane.engine.reset()
-    return steps
+def measure_turns(
+    lanes: Sequence[Lane], folder: Path, limits: Limits, order: Order, turn_steps: int = 1
+) -> LockstepResult:
+    """Step all lanes in turn until the time is up; writes table ``lanes`` (one row per step and lane).
 
-
-def cycle(
-    lanes: Sequence[Lane],
-    schedule: Schedule,
-    orders: Sequence[tuple[int, ...]],
-    number: int,
-    limits: Limits,
-    *,
-    with_loads: bool = True,
-) -> Iterator[tuple[list[dict[str, Any]], bool]]:
-    """Once through the schedule; yields the rows of each turn, in the order of the turn, and whether it was the last.
+    Args:
+        lanes: each at the first step of one schedule.
+        folder: of the table.
+        limits: when to end.
+        order: of the lanes, by cycle and turn.
+        turn_steps: steps of one lane before the next lane's turn.
 
     Raises:
         EngineError: a lane's step holds another batch than the others', or none.
     """
+    stream, cycles, steps = TableStream(folder, "lanes"), 0, 0
+    try:
+        limits.start()
+        while not limits.over():
+            step = 0
+            for rows, is_last in _cycle(lanes, cycles, order, turn_steps):
+                for number, row in rows:
+                    stream.append({"cycle": cycles, "step": number} | row)
+                step = rows[-1][0]
+                stream.flush_if_due()
+                limits.beat(cycles, step)
+                steps, cycles = steps + len(rows) // len(lanes), cycles + is_last
+                if is_last or limits.over():
+                    break
+    finally:
+        stream.close()
+    status: Status = "stopped" if limits.should_stop() else "done" if cycles else "cut"
+    return LockstepResult(status=status, cycles=cycles, steps=steps, duration_s=limits.clock() - limits.started_s)
+
+
+def warm_up_turns(lanes: Sequence[Lane], limits: Limits, order: Order, turn_steps: int = 1) -> int:
+    """One cycle (or the part of it that ``limits`` leave time for) whose times nobody keeps; returns its steps."""
+    limits.start()
+    steps = 0
+    for rows, is_last in _cycle(lanes, 0, order, turn_steps):
+        steps += len(rows) // len(lanes)
+        limits.beat(0, steps)
+        if is_last or limits.over():
+            break
     for lane in lanes:
-        lane.engine.reset()
-    pacer, in_flight, step = Pacer(schedule, limits.clock()), 0, 0
+        lane.restart()
+    return steps
+
+
+def warm_up_lanes(lanes: Sequence[LocalLane], schedule: Schedule, limits: Limits) -> int:
+    """:func:`warm_up_turns` of lanes of this process."""
+    for lane in lanes:
+        lane.begin(schedule, limits)
+    orders = turn_orders(len(lanes))
+    return warm_up_turns(lanes, limits, lambda cycle, turn: orders[turn % len(orders)])
+
+
+def _cycle(
+    lanes: Sequence[Lane], number: int, order: Order, turn_steps: int
+) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], bool]]:
+    """Once through the schedule: the rows of each turn with their steps' numbers, and whether it was the last turn."""
+    turn, start = 0, 0
     while True:
-        for request in pacer.due(limits.clock(), in_flight):
-            in_flight += 1
-            for lane in lanes:
-                lane.engine.submit(request)
-        if not in_flight:
-            return
-        turn: dict[int, tuple[Step, dict[str, Any]]] = {}
-        # The cycle's number shifts the order, so that a step does not keep its places from cycle to cycle.
-        for place, i in enumerate(orders[(step + number) % len(orders)]):
-            turn[i] = _timed_step(lanes[i], step, place, limits)
-        first = turn[0][0]
-        for i, lane in enumerate(lanes):
-            _check_same_batch(lanes[0], first, lane, turn[i][0], step)
-            if with_loads:
-                turn[i][1].update(_load(lane, step))
-        in_flight -= sum(sequence.finished for sequence in first.sequences)
-        yield [row for _, row in turn.values()], in_flight == 0 and pacer.is_empty
-        step += 1
+        places = order(number, turn)
+        taken = {i: lanes[i].take(turn_steps) for i in places}
+        for i in range(1, len(lanes)):
+            _check_same(lanes[0], taken[0], lanes[i], taken[i], start)
+        num_steps = len(taken[0].rows)
+        yield (
+            [
+                (start + step, {"lane": lanes[i].name, "place": place} | taken[i].rows[step])
+                for step in range(num_steps)
+                for place, i in enumerate(places)
+            ],
+            taken[0].is_last,
+        )
+        turn, start = turn + 1, start + num_steps
 
 
 def turn_orders(n: int) -> list[tuple[int, ...]]:
@@ -183,70 +310,50 @@ def turn_orders(n: int) -> list[tuple[int, ...]]:
     return [order for row in rows for order in (row, row[::-1])]
 
 
-def check_alike(lanes: Sequence[Lane]) -> None:
+def check_alike(facts: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> None:
     """Lanes must schedule alike.
+
+    Args:
+        facts: of each lane, by its name.
+        keys: of those facts that must be equal.
 
     Raises:
         EngineError: two of them differ; the message names lane and fact.
     """
-    first = lanes[0]
-    for lane in lanes[1:]:
-        for fact in ("batching", "kv_tokens", "max_batch_tokens"):
-            mine, theirs = getattr(lane.engine.facts, fact), getattr(first.engine.facts, fact)
-            if mine != theirs:
-                raise EngineError(
-                    f"lane {lane.name}: {fact} is {mine}, {theirs} in lane {first.name}; lanes in lock-step need equal "
-                    "engines"
-                )
+    first = next(iter(facts))
+    for lane, key in ((lane, key) for lane in facts for key in keys):
+        mine, theirs = facts[lane][key], facts[first][key]
+        if mine != theirs:
+            raise EngineError(
+                f"lane {lane}: {key} is {mine}, {theirs} in lane {first}; lanes in lock-step need equal engines"
+            )
 
 
-def _timed_step(lane: Lane, number: int, place: int, limits: Limits) -> tuple[Step, dict[str, Any]]:
-    with lane.switched_on():
-        # The machine takes the processor away where a system call ends. Those of the two accounts therefore come after
-        # the clock on both ends: then every wait is in the wall time if and only if it is in the account.
-        start, queued, cpu = limits.clock(), limits.queue_clock(), limits.cpu_clock()
-        step = lane.engine.step()
-        wall_s, now, cpu_s = limits.clock() - start, limits.queue_clock(), limits.cpu_clock() - cpu
-    if step is None:
-        raise EngineError(f"lane {lane.name}: nothing to run in step {number} while requests are in flight")
-    return step, {
-        "lane": lane.name,
-        "place": place,
-        "phase": step.phase,
-        "prefill_tokens": step.prefill_tokens,
-        "decode_tokens": step.decode_tokens,
-        "context_tokens": step.context_tokens,
-        "num_requests": len(step.sequences),
-        "wall_s": wall_s,
-        "cpu_s": cpu_s,
-        "queued_s": None if now is None or queued is None else min(now - queued, wall_s),
-        "device_s": step.device_s,
-    }
-
-
-def _check_same_batch(first_lane: Lane, first: Step, lane: Lane, step: Step, number: int) -> None:
-    if lane is first_lane:
+def _check_same(first: Lane, its: Turn, lane: Lane, turn: Turn, start: int) -> None:
+    mine, theirs = turn.held(), its.held()
+    if mine == theirs and turn.is_last == its.is_last:
         return
-    mine, theirs = _batch(step), _batch(first)
-    if mine != theirs or step.preempted != first.preempted:
+    number = next((i for i, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), None)
+    if number is None:
+        most = max(len(mine), len(theirs))
         raise EngineError(
-            f"lane {lane.name}: step {number} is {step.phase} of {len(mine)} requests and "
-            f"{sum(row[1] for row in mine)} tokens, in lane {first_lane.name} {first.phase} of {len(theirs)} requests "
-            f"and {sum(row[1] for row in theirs)} tokens; lanes in lock-step need equal batches"
+            f"lane {lane.name}: the schedule ends after {len(mine)} of {most} steps from step {start} on, in lane "
+            f"{first.name} after {len(theirs)}; lanes in lock-step need equal batches"
         )
+    raise EngineError(
+        f"lane {lane.name}: step {start + number} is {_described(turn, number)}, in lane {first.name} "
+        f"{_described(its, number)}; lanes in lock-step need equal batches"
+    )
 
 
-def _batch(step: Step) -> list[tuple[int, int, int, bool, bool]]:
-    return [(s.request, s.query_tokens, s.past_tokens, s.is_prefill, s.finished) for s in step.sequences]
+def _described(turn: Turn, number: int) -> str:
+    sequences, _ = turn.held()[number]
+    return f"{turn.rows[number]['phase']} of {len(sequences)} requests and {sum(s[1] for s in sequences)} tokens"
 
 
-def _load(lane: Lane, step: int) -> dict[str, int]:
-    if lane.loads is None:
-        return {}
-    if step >= len(lane.loads):
-        raise EngineError(f"lane {lane.name}: step {step} was never seen while routing was recorded")
-    load = lane.loads[step]
-    return {"distinct_experts": load.distinct_experts, "max_expert_load": load.max_expert_load}
+def _batch(step: Step) -> Batch:
+    rows = [[s.request, s.query_tokens, s.past_tokens, s.is_prefill, s.finished] for s in step.sequences]
+    return rows, list(step.preempted)
 
 
 @contextmanager

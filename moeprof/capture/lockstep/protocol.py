@@ -3,7 +3,7 @@
 Not pickle: the two sides may run other versions of Python, torch, transformers and moeprof, and must agree on this file
 alone. The child greets with PROTOCOL first; a parent with another one says so and measures nothing.
 
-    child:  {"protocol": 1, "moeprof": "0.1.0", "python": "3.11.7", "torch": ..., "transformers": ...}
+    child:  {"protocol": 2, "moeprof": "0.1.0", "python": "3.11.7", "torch": ..., "transformers": ...}
     parent: {"do": "prepare", "plan": {...}}                     child: {"event": "done", "data": {...}}
     parent: {"do": "begin", "concurrency": 4, ...}               child: {"event": "done", "data": {...}}
     parent: {"do": "steps", "number": 8}                         child: {"event": "done", "data": {"rows": ...}}
@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import moeprof
-from moeprof.capture.protocol import LockstepPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core import yamlfile
 from moeprof.core.errors import EngineError
+from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
 
-PROTOCOL = 1
-# Per step of a turn, beside its row for the table: [request, query tokens, past tokens, is prefill, finished] of each
-# sequence, and the requests that lost their cache.
-Batch = tuple[list[list[int]], list[int]]
+PROTOCOL = 2
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -64,21 +62,22 @@ def greeting() -> dict[str, Any]:
     return found
 
 
-def plan_to_json(plan: LockstepPlan) -> dict[str, Any]:
+def plan_to_json(plan: WorkerPlan) -> dict[str, Any]:
     """The plan as plain data. What has its default is left out, so that an older revision need not know the key."""
     value = _plain(plan)
     assert isinstance(value, dict)
     return value
 
 
-def plan_from_json(value: Mapping[str, Any]) -> LockstepPlan:
+def plan_from_json(value: Mapping[str, Any]) -> WorkerPlan:
     """The plan again.
 
     Raises:
         WorkloadError: an unknown or missing key, a wrong type, a value that is not allowed; JSON is YAML, so the strict
             reader of workloads reads it.
     """
-    return yamlfile.loads(json.dumps(value, ensure_ascii=False, allow_nan=False), LockstepPlan, "<plan>")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return yamlfile.loads(text, WorkerPlan, "<plan>", {EngineSettings: OWN_KINDS})
 
 
 def _plain(value: Any) -> Any:

@@ -31,12 +31,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, Step
-from moeprof.capture.instrumented import Tapped
+from moeprof.capture.instrumented import Launched, Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
 from moeprof.capture.recorders.steps import step_row
 from moeprof.capture.routing.count import RoutingBlock
 from moeprof.core.errors import EngineError
 from moeprof.core.record.breakdown import Clock, Gap, GapPoint, ProfiledStep
+from moeprof.core.record.headers import to_json
 from moeprof.core.trace import Request, Schedule
 
 BATCHES = (1, 8, 32, 64)
@@ -172,6 +173,15 @@ def _stream(schedule: Schedule, first: int) -> Iterator[int]:
 BUDGET_S = {"cpu": 4.0, "cuda": 45.0}
 WARM, TIMED, PROFILED = 2, 16, 8
 FEWEST, ENOUGH_S = 4, 0.4  # at least so many steps of each kind, then no more after so long
+
+
+def measure(launched: Launched) -> dict[str, Any]:
+    """What a step consists of: its parts, launching, the host."""
+    model = launched.model
+    model.use_batch_tokens(None, launched.warmup)
+    tapped, module = model.routing.tapped(model.listeners), model.deployment.module
+    found = measure_gap(module, model.stepped, launched.schedule, tapped, model.eager_engine, launched.should_stop)
+    return to_json(found)
 
 
 def measure_gap(

@@ -19,18 +19,19 @@ is ``dispatch`` wherever it is neither. So cache writes, rotary embedding and th
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from torch.profiler import record_function
-from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.models.groups import find_expert_layers
 from moeprof.capture.models.parameters import parameter_groups
+from moeprof.capture.models.wrap import Forward, Wrap, put_on
 from moeprof.core.record.breakdown import Clock, ProfiledStep
 
 PREFIX = "moeprof:"
@@ -292,27 +293,24 @@ def _is_called(module: nn.Module) -> bool:
 
 @contextmanager
 def stage_ranges(model: nn.Module, stages: dict[str, str]) -> Iterator[None]:
-    """Inside, every module of ``stages`` opens a profiler range named after its stage; outside no hook is left."""
-    handles: list[RemovableHandle] = []
+    """Inside, every module of ``stages`` opens a profiler range named after its stage; outside nothing is left."""
+    handles = [
+        put_on(model.get_submodule(path), "probe", _ranged(f"{PREFIX}{stage}")) for path, stage in stages.items()
+    ]
     try:
-        for path, stage in stages.items():
-            handles += _ranged(model.get_submodule(path), f"{PREFIX}{stage}")
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _ranged(module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHandle]:
-    opened: list[Any] = []  # a module may be called inside itself
+def _ranged(name: str) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with record_function(name):
+                return inner(*args, **kwargs)
 
-    def enter(*_: Any) -> None:
-        opened.append(record_function(name))
-        opened[-1].__enter__()
+        return forward
 
-    def leave(*_: Any) -> None:
-        if opened:  # another hook may have failed before ours opened anything
-            opened.pop().__exit__(None, None, None)
-
-    close: Callable[..., None] = leave
-    return module.register_forward_pre_hook(enter), module.register_forward_hook(close, always_call=True)
+    return wrap

@@ -7,15 +7,49 @@ part of the instrumented side is the whole turn of the loop: forward with the ta
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from moeprof.capture.engines.base import Engine, Step
+from moeprof.capture.instrumented import Launched
+from moeprof.capture.recorders.requests import RequestRecorder
+from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Recorder
-from moeprof.core.trace import Schedule
+from moeprof.core.trace import Schedule, first_requests
+
+OVERHEAD_S = 6.0
+OVERHEAD_REQUESTS = 16
+
+
+def measure(launched: Launched) -> int:
+    """Table ``overhead``: a bare engine and a watched one on the same weights, in turn. Returns pairs of steps."""
+    model, plan = launched.model, launched.plan
+    limit = model.stepped.facts.max_sequence_tokens
+    few = first_requests(launched.schedule, OVERHEAD_REQUESTS, limit).as_offline()
+    # Both engines get a small cache: sequences of the sample, and no more, so that a second one always fits.
+    kv_tokens = int(sum(len(i) + n + 32 for i, n in zip(few.input_ids, few.output_tokens.tolist(), strict=True)))
+    bare = model.mount_pair(replace(plan.own_engine, kv_tokens=min(kv_tokens, model.stepped.facts.kv_tokens)))
+
+    def watching() -> AbstractContextManager[object]:
+        return model.routing.watching(model.listeners)
+
+    model.capture_for(few, bare)
+    with watching():
+        model.capture_for(few)
+    with tempfile.TemporaryDirectory() as scratch:
+        into = Path(scratch)
+        recorders: list[Recorder] = [RequestRecorder(into), StepRecorder(into), *model.routing.recorders(into)]
+        pairs = measure_overhead(
+            bare, model.stepped, few, recorders, watching, plan.folder,
+            max_seconds=OVERHEAD_S, should_stop=launched.should_stop,
+        )  # fmt: skip
+    bare.close()
+    return pairs
 
 
 def measure_overhead(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture.instrumented import Launched
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.models import ModelSpec
 
@@ -35,6 +36,19 @@ def no_quality(spec: ModelSpec, schedule: Schedule) -> str | None:
     return None
 
 
+def measure(launched: Launched) -> dict[str, Any]:
+    """Bits per byte of the forced outputs, or why there are none."""
+    reason = no_quality(launched.plan.model, launched.schedule)
+    if reason is not None:
+        return {"reason": reason}
+    max_tokens = launched.model.stepped.facts.max_sequence_tokens
+    with launched.model.without_engine():
+        return measure_quality(
+            launched.model.deployment.module, launched.schedule, launched.output_bytes, max_tokens=max_tokens,
+            should_stop=launched.should_stop,
+        )  # fmt: skip
+
+
 def measure_quality(
     model: Any,
     schedule: Schedule,
@@ -51,7 +65,7 @@ def measure_quality(
         schedule: with forced outputs.
         output_bytes: bytes of each output's text; None where it is no whole text, such requests are left out.
         max_tokens: longest prompt and output.
-        should_stop: asked after every request.
+        should_stop: called after every request.
         clock: seconds.
 
     Returns:

@@ -93,13 +93,13 @@ def judge(arrival_s: FloatArray, finished_s: FloatArray, end_s: float) -> Satura
     growth = arrived - served
     burst = longest_queue(arrival_s, ENOUGH)
     trend = _trend(arrival_s, finished_s, start_s, horizon_s)
-    said = f"{served} of {arrived} requests were served while the last {horizon_s - start_s:.3g} s of them arrived"
+    text = f"{served} of {arrived} requests were served while the last {horizon_s - start_s:.3g} s of them arrived"
     if served >= ENOUGH * arrived or growth <= burst:
-        return Saturation(saturated=False, reason=said)
-    said += f"; the queue grew by {growth}, bursts explain {burst} (trend t = {trend:.1f})"
+        return Saturation(saturated=False, reason=text)
+    text += f"; the queue grew by {growth}, bursts explain {burst} (trend t = {trend:.1f})"
     if trend > T_99:
-        return Saturation(saturated=True, reason=said)
-    return Saturation(saturated=None, reason=f"cannot tell: {said}: it did not grow steadily; send more requests")
+        return Saturation(saturated=True, reason=text)
+    return Saturation(saturated=None, reason=f"cannot tell: {text}: it did not grow steadily; send more requests")
 
 
 def longest_queue(arrival_s: FloatArray, load: float) -> int:

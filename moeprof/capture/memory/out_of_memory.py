@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeprof.capture.memory.predict import PAGE_TOKENS
-from moeprof.capture.protocol import LaunchPlan, LockstepPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import TransformersSettings
@@ -45,7 +45,7 @@ def doing(phase: str, *, kv_bytes_per_token: int | None = None) -> None:
 
 
 @contextmanager
-def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
+def as_out_of_memory(plan: WorkerPlan) -> Iterator[None]:
     """Turn the allocator's error into ours: what was needed, what was there, which setting to change.
 
     Raises:
@@ -58,7 +58,7 @@ def as_out_of_memory(plan: LaunchPlan | LockstepPlan) -> Iterator[None]:
         raise OutOfMemoryError(explain(plan, error, _DOING.get())) from error
 
 
-def explain(plan: LaunchPlan | LockstepPlan, error: BaseException, now: Doing) -> str:
+def explain(plan: WorkerPlan, error: BaseException, now: Doing) -> str:
     """One line."""
     first = (str(error).splitlines() or [""])[0]
     asked, free = _size(r"Tried to allocate ([\d.]+) (\w+)", first), _size(r"of which ([\d.]+) (\w+) is free", first)
@@ -124,7 +124,7 @@ def _size(pattern: str, text: str) -> int | None:
     return None if found is None or found[2] not in _UNITS else int(float(found[1]) * _UNITS[found[2]])
 
 
-def _advice(plan: LaunchPlan | LockstepPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
+def _advice(plan: WorkerPlan, now: Doing, short: int | None, state: AllocatorState | None) -> str:
     """What to change, with values."""
     engine = plan.engine
     if not isinstance(engine, TransformersSettings):

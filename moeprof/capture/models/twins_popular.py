@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moeprof.capture.models.twins import (
     Twin,
@@ -26,6 +25,7 @@ from moeprof.capture.models.twins import (
     replace_experts,
     twin_mlps,
 )
+from moeprof.capture.models.wrap import after, before, put_on
 from moeprof.core.errors import ModelError
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.models import ModelSpec
@@ -111,11 +111,11 @@ def watch_routing(model: Any, layers: Sequence[TwinLayer], input_ids: Sequence[A
         )
         for twin in layers
     ]
-    handles: list[RemovableHandle] = []
+    handles = []
     for twin, usage in zip(layers, usages, strict=True):
-        handles.append(twin.layer.tapped.register_forward_pre_hook(_count_picks(usage)))
+        handles.append(put_on(twin.layer.tapped, "probe", before(_count_picks(usage))))
         if twin.shared_gate is not None:
-            handles.append(twin.shared_gate.register_forward_hook(_add_gate(usage)))
+            handles.append(put_on(twin.shared_gate, "probe", after(_add_gate(usage))))
     try:
         with torch.inference_mode():
             for ids in [ids for ids in input_ids if len(ids)][:MAX_SEQUENCES]:
@@ -127,22 +127,22 @@ def watch_routing(model: Any, layers: Sequence[TwinLayer], input_ids: Sequence[A
     return usages
 
 
-def _count_picks(usage: Usage) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+def _count_picks(usage: Usage) -> Callable[[tuple[torch.Tensor, ...]], None]:
+    def look(args: tuple[torch.Tensor, ...]) -> None:
         picks, weights = args[1].flatten().cpu().long(), args[2].flatten().cpu().double()
         real = picks < usage.picks_E.numel()  # ids above stand for experts that compute nothing
         usage.picks_E.index_add_(0, picks[real], torch.ones_like(weights[real]))
         usage.weight_E.index_add_(0, picks[real], weights[real])
 
-    return hook
+    return look
 
 
-def _add_gate(usage: Usage) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+def _add_gate(usage: Usage) -> Callable[[torch.Tensor], None]:
+    def look(output: torch.Tensor) -> None:
         usage.gate_sum += float(output.float().sigmoid().sum())
         usage.gate_tokens += output.numel()
 
-    return hook
+    return look
 
 
 def _share(twin: TwinLayer, usage: Usage) -> float:

@@ -34,7 +34,7 @@ SAME = ("kind", "batching", "scheduler", "dtype", "kv_tokens", "max_batch_tokens
 
 
 def settings_of_rank(settings: TransformersSettings, model: Any) -> TransformersSettings:
-    """How each rank builds its engine: as one without ranks, each step told when it has ended.
+    """How each rank builds its engine: as one without ranks, each step reported when it has ended.
 
     Experts keep transformers' kernel, which knows that some of them are elsewhere; trials of others would time each
     rank by itself.
@@ -68,7 +68,7 @@ class ParallelEngine(SteppedEngine):
         return found.listeners  # type: ignore[no-any-return]
 
     def submit(self, request: Request) -> None:
-        """Hand over a request; the others hear of it with the next step."""
+        """Hand over a request; the others get it with the next step."""
         self._engine.submit(request)
         self._pending.append(request)
 
@@ -117,11 +117,11 @@ def digest(before: int, step: Step | None) -> int:
     """A checksum that goes on from ``before`` with who was in a step and what each of them chose."""
     if step is None:
         return before
-    told = array("q")
+    digits = array("q")
     for sequence in step.sequences:
-        told.extend((sequence.request, sequence.query_tokens, sequence.past_tokens))
-        told.extend(NO_TOKEN if token is None else token for token in (sequence.token, sequence.chosen))
-    return zlib.crc32(told.tobytes(), before)
+        digits.extend((sequence.request, sequence.query_tokens, sequence.past_tokens))
+        digits.extend(NO_TOKEN if token is None else token for token in (sequence.token, sequence.chosen))
+    return zlib.crc32(digits.tobytes(), before)
 
 
 def _shared_facts(facts: Sequence[EngineFacts], parallel: Parallel) -> EngineFacts:

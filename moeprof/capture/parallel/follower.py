@@ -16,14 +16,15 @@ import torch
 from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.instrumented import Tapping
+from moeprof.capture.instrumented import RoutingInstrument
 from moeprof.capture.memory import measure
 from moeprof.capture.models.open import open_model
+from moeprof.capture.models.wrap import plain_forward
 from moeprof.capture.parallel.engine import digest, settings_of_rank
 from moeprof.capture.parallel.group import Group
 from moeprof.capture.parallel.load import load_part
 from moeprof.capture.parallel.mirror import on_device
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.trace import Request, Schedule
 from moeprof.core.workload.engine import TransformersSettings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
 
 
-def handlers(plan: LaunchPlan, group: Group) -> dict[str, Callable[..., None]]:
+def handlers(plan: WorkerPlan, group: Group) -> dict[str, Callable[..., None]]:
     """Command -> what to do."""
     follower = Follower(plan, group)
     return {
@@ -50,7 +51,7 @@ def handlers(plan: LaunchPlan, group: Group) -> dict[str, Callable[..., None]]:
 class Follower:
     """One rank's part of a model, with its engines."""
 
-    def __init__(self, plan: LaunchPlan, group: Group) -> None:
+    def __init__(self, plan: WorkerPlan, group: Group) -> None:
         self._plan, self._group = plan, group
         self._engines: dict[int, Engine] = {}
         self._digests: dict[int, int] = {}
@@ -60,19 +61,19 @@ class Follower:
         """Load the model, override its routing if the workload does, tap it."""
         plan = self._plan
         self._model = open_model(
-            plan.model, plan.twin_base, plan.own_engine, self._group.device, load_part=load_part
+            plan.model, plan.lanes[0].base, plan.own_engine, self._group.device, load_part=load_part
         ).model
         self._watch.loaded()
-        self._tapping = Tapping(self._model, plan)
-        self._listeners = ListenerSet(self._tapping.always)
-        self._counter = PicksCounter(self._tapping.tap)
+        self._routing = RoutingInstrument(self._model, plan)
+        self._listeners = ListenerSet(self._routing.always)
+        self._counter = PicksCounter(self._routing.tap)
 
     def build(self, number: int, settings: TransformersSettings, eos_ids: tuple[int, ...]) -> None:
         """Build an engine; the first one brings recorded picks in force, as rank 0 does."""
         engine = build_engine(self._model, settings_of_rank(settings, self._model), self._listeners, eos_ids)
         if not self._digests:
             self._watch.engine_ready(engine.facts.kv_bytes)
-            self._tapping.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)
+            self._routing.replay_recorded(Schedule.load(self._plan.schedule_file), engine, self._listeners)
         self._engines[number], self._digests[number] = engine, 0
         self._group.gather(engine.facts)
 
@@ -96,7 +97,7 @@ class Follower:
         """Release an engine."""
         self._engines.pop(number).close()
 
-    def forward(self, attention: str, args: Any, kwargs: Any) -> None:
+    def forward(self, attention: str | None, args: Any, kwargs: Any) -> None:
         """The whole model, without an engine."""
         if compat.attention_of(self._model.config) != attention:
             self._model.set_attn_implementation(attention)
@@ -105,9 +106,9 @@ class Follower:
 
     def experts(self, name: str, args: Any, kwargs: Any) -> None:
         """One experts module alone, without what is wrapped around it."""
-        module: Any = self._model.get_submodule(name)
+        run = plain_forward(self._model.get_submodule(name))
         with torch.inference_mode():
-            module.moeprof_forward(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
+            run(*on_device(args, self._group.device), **on_device(kwargs, self._group.device))
 
     def memory(self) -> None:
         """Tell what this rank's memory is like."""

@@ -60,7 +60,7 @@ class Group:
         return self.rank == 0
 
     def tell(self, command: str, *arguments: Any) -> None:
-        """Rank 0: give a command, and go on while it travels. The others are in :meth:`hear`."""
+        """Rank 0: give a command, and go on while it travels. The others are in :meth:`receive`."""
         if self._sent is not None:
             self._sent.wait()
         body = bytes(ForkingPickler.dumps((command, arguments)))  # as pipes between processes do
@@ -73,7 +73,7 @@ class Group:
         if len(body) > INLINE_BYTES:
             dist.broadcast(whole, src=0, group=self._control)
 
-    def hear(self) -> tuple[str, tuple[Any, ...]]:
+    def receive(self) -> tuple[str, tuple[Any, ...]]:
         """The others: wait for the next command."""
         first = torch.zeros(SIZE_BYTES + INLINE_BYTES, dtype=torch.uint8)
         dist.broadcast(first, src=0, group=self._control)
@@ -93,12 +93,12 @@ class Group:
 
     @property
     def is_held(self) -> bool:
-        """True while the others already know what rank 0 runs, so that nothing inside of it is told to them."""
+        """True while the others already know what rank 0 runs, so that nothing inside of it is sent to them."""
         return self._held > 0
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """What runs inside was told to the others as a whole."""
+        """What runs inside was sent to the others as a whole."""
         self._held += 1
         try:
             yield

@@ -36,8 +36,9 @@ from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, Tensor
 from moeprof.capture import compat
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.random_weights import module_seed, random_model
+from moeprof.capture.models.wrap import Forward, put_on
 from moeprof.capture.parallel.group import joined
-from moeprof.capture.parallel.mirror import keep_own_forwards, mirror_calls
+from moeprof.capture.parallel.mirror import mirror_calls
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.workload.engine import Parallel
 from moeprof.core.workload.models import ModelSpec
@@ -103,19 +104,22 @@ class WholeExperts(TensorParallelLayer):  # type: ignore[misc]
         return True
 
     def install_forward(self, module: Any, mesh: Any) -> Any:
-        """Replace ``module.forward``; its weights are cut already, and ``num_experts`` is this rank's number."""
-        inner, rank, group = module.forward, mesh.get_local_rank(), mesh.get_group()
+        """Wrap the module's forward; its weights are cut already, and ``num_experts`` is this rank's number."""
+        rank, group = mesh.get_local_rank(), mesh.get_group()
 
-        def forward(hidden_Td: torch.Tensor, picks_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-            local = module.num_experts
-            elsewhere_TK = picks_TK // local != rank
-            own_TK = torch.where(elsewhere_TK, local, picks_TK % local)
-            with self.context_around_forward(module, mesh):
-                output_Td: torch.Tensor = inner(hidden_Td, own_TK, weights_TK.masked_fill(elsewhere_TK, 0.0))
-            dist.all_reduce(output_Td, group=group)
-            return output_Td
+        def wrap(inner: Forward) -> Forward:
+            def forward(hidden_Td: torch.Tensor, picks_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+                local = module.num_experts
+                elsewhere_TK = picks_TK // local != rank
+                own_TK = torch.where(elsewhere_TK, local, picks_TK % local)
+                with self.context_around_forward(module, mesh):
+                    output_Td: torch.Tensor = inner(hidden_Td, own_TK, weights_TK.masked_fill(elsewhere_TK, 0.0))
+                dist.all_reduce(output_Td, group=group)
+                return output_Td
 
-        module.forward = forward
+            return forward
+
+        put_on(module, "kernel", wrap)
         return module
 
 
@@ -175,8 +179,6 @@ def load_part(
     _note_whole_experts(model)
     if group.leads:
         mirror_calls(model, group)
-    else:
-        keep_own_forwards(model)
     return model
 
 

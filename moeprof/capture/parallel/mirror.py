@@ -1,60 +1,44 @@
 """Rank 0 runs the model outside of an engine too (quality, picks of a fixed text, self-check): the others must as well.
 
-A hook on the whole model, and one around each experts module, tell the other ranks to make the same call, unless they
+A wrapper of the whole model, and one of each experts module, tell the other ranks to make the same call, unless they
 already know what runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch import nn
 
 from moeprof.capture import compat
+from moeprof.capture.models.wrap import Forward, Wrap, put_on
 from moeprof.capture.parallel.group import Group
 
 
 def mirror_calls(model: Any, group: Group) -> None:
-    """From now on direct calls of the model, and of its experts' ``forward``, happen on all ranks."""
-    calls: list[ExitStack] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = ExitStack()
-        calls.append(call)
-        if not group.is_held:
-            group.tell("forward", compat.attention_of(model.config), on_host(args), on_host(kwargs))
-            call.enter_context(group.hold())
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        calls.pop().close()
-
-    model.register_forward_pre_hook(before, with_kwargs=True)
-    model.register_forward_hook(after, always_call=True)
+    """From now on direct calls of the model, and of its experts, happen on all ranks."""
+    put_on(model, "mirror", _mirrored(group, "forward", lambda: compat.attention_of(model.config)))
     for name, module in model.named_modules():
         if type(module).__name__.endswith("Experts"):
-            module.forward = _mirrored(module.forward, name, group)
+            put_on(module, "mirror", _mirrored(group, "experts", partial(str, name)))
 
 
-def keep_own_forwards(model: Any) -> None:
-    """A rank that follows calls an experts module as the plan left it, whatever is wrapped around it later."""
-    for module in model.modules():
-        if type(module).__name__.endswith("Experts"):
-            module.moeprof_forward = module.forward
+def _mirrored(group: Group, command: str, which: Callable[[], str | None]) -> Wrap:
+    def wrap(inner: Forward) -> Forward:
+        @wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if group.is_held:
+                return inner(*args, **kwargs)
+            group.tell(command, which(), on_host(args), on_host(kwargs))
+            with group.hold():
+                return inner(*args, **kwargs)
 
+        return forward
 
-def _mirrored(forward: Callable[..., Any], name: str, group: Group) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if group.is_held:
-            return forward(*args, **kwargs)
-        group.tell("experts", name, on_host(args), on_host(kwargs))
-        with group.hold():
-            return forward(*args, **kwargs)
-
-    return call
+    return wrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,44 +9,36 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import traceback
-import warnings
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from moeprof.capture.devices.process import failure_of, set_up_process
 from moeprof.capture.parallel.rendezvous import is_broken_link
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import MoeprofError
 
 if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
 
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-def follower_main(plan: LaunchPlan, connection: Connection) -> None:
+def follower_main(plan: WorkerPlan, connection: Connection) -> None:
     """Serve until rank 0 is gone; ``plan.device`` is this rank's, its environment says which rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they reach the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if plan.threads is not None:
-        os.environ.update(dict.fromkeys(THREADS, str(plan.threads)))
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's
+    set_up_process(plan.threads)
     try:
         _serve(plan)
-    except MoeprofError as error:
-        _tell(connection, str(error), error.exit_code, None)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
-        text = str(error).splitlines()[0] if str(error) else ""
-        if is_broken_link(str(error)):
+        if is_broken_link(str(error)) and not isinstance(error, MoeprofError):
             return  # rank 0 is gone, and the parent knows why
-        _tell(connection, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+        data = failure_of(error, plan.label, plan.device)
+        with suppress(OSError):  # else the parent is gone too
+            connection.send(data)
+        raise SystemExit(data["exit_code"]) from None
 
 
 def _end_with_parent() -> None:
@@ -57,15 +49,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _tell(connection: Connection, error: str, exit_code: int, details: str | None) -> None:
-    try:
-        connection.send({"error": error, "exit_code": exit_code, "traceback": details})
-    except OSError:
-        raise SystemExit(1) from None  # the parent is gone
-    raise SystemExit(exit_code)
-
-
-def _serve(plan: LaunchPlan) -> None:
+def _serve(plan: WorkerPlan) -> None:
     import torch
 
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
@@ -75,16 +59,17 @@ def _serve(plan: LaunchPlan) -> None:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     group = joined(torch.device(plan.device))
-    told = handlers(replace(plan, instruments=replace(plan.instruments, save_detailed=False)), group)
+    instruments = replace(plan.alone.instruments, save_detailed=False)
+    commands = handlers(replace(plan, solo=replace(plan.alone, instruments=instruments)), group)
     with as_out_of_memory(plan):
         while (command := _next(group)) is not None:
             name, arguments = command
-            told[name](*arguments)
+            commands[name](*arguments)
 
 
 def _next(group: Group) -> tuple[str, tuple[Any, ...]] | None:
     """The next command; None when rank 0 has ended, well or not: the parent knows why."""
     try:
-        return group.hear()
+        return group.receive()
     except RuntimeError:  # what torch raises when the connection is closed
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moeprof.capture.routing.wrap import Forward, SeamHandle, Wrap, put_on
+from moeprof.capture.models.wrap import Forward, Wrap, WrapHandle, put_on
 
 if TYPE_CHECKING:
     from moeprof.capture.models.moe_layers import MoeLayer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Cell = list[torch.Tensor | None]  # of one element
 
 
-def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> SeamHandle:
+def attach(layer: MoeLayer, cell: Cell, dropped_id: int) -> WrapHandle:
     """Watch one layer, so that each forward puts its picks [T, K] into the cell.
 
     Args:

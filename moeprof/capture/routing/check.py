@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from moeprof.capture.engines.base import BatchLayout, Engine, ListenerSet
 from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.capture.models.wrap import before, plain_forward, put_on
 from moeprof.capture.routing.tap import RoutingTap
-from moeprof.capture.routing.wrap import plain_forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class SelfCheck:
 
 
 class _Watcher:
-    """Counts hook calls, keeps picks of the forwards, and the inputs of one experts module."""
+    """Counts calls, keeps picks of the forwards, and the inputs of one experts module."""
 
     def __init__(self, tap: RoutingTap) -> None:
         self._tap = tap
@@ -68,11 +67,11 @@ class _Watcher:
         self.forwards: list[tuple[list[torch.Tensor | None], BatchLayout]] = []
         self.bad_ids: list[str] = []
         self.inputs: tuple[MoeLayer, tuple[Any, ...]] | None = None
-        self._handles = [layer.tapped.register_forward_pre_hook(self._count(i)) for i, layer in enumerate(tap.layers)]
+        self._handles = [put_on(layer.tapped, "probe", before(self._count(i))) for i, layer in enumerate(tap.layers)]
         tap.on_picks = self.on_picks
 
-    def _count(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _count(self, index: int) -> Callable[[tuple[Any, ...]], None]:
+        def look(args: tuple[Any, ...]) -> None:
             if not self._tap.announced:
                 return  # a step is being captured: nothing of this may become part of it
             self.fired[index] += 1
@@ -80,7 +79,7 @@ class _Watcher:
             if self.inputs is None and layer.hook == "experts_arguments" and len(args) >= 3:
                 self.inputs = (layer, tuple(arg.clone() for arg in args[:3]))
 
-        return hook
+        return look
 
     def on_picks(self, seen: list[torch.Tensor | None], layout: BatchLayout) -> bool:
         """Look before the tap counts: an id out of range would be an error of the device, so it is not counted."""

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.capture.models.wrap import Wrap, after, before, put_on
 
 REPRODUCED_RATIO = 0.999  # of a layer's tokens whose picks the scores must give
 PROPORTIONAL = 0.03  # bfloat16 weights are off by 0.8 % at most
@@ -51,7 +52,7 @@ class _Tried:
 
 
 class GateScores:
-    """Watches the gates of all layers during plain forwards of one sequence each; a context manager of its hooks."""
+    """Watches the gates of all layers during plain forwards of one sequence each; a context manager of its probes."""
 
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         self._layers = tuple(layers)
@@ -60,20 +61,21 @@ class GateScores:
         self._weights: list[torch.Tensor | None] = [None] * len(layers)
         self._tried: list[dict[Form, _Tried]] = [{} for _ in layers]
         self._total = 0
-        self._hooks = ExitStack()
+        self._probes = ExitStack()
 
     def __enter__(self) -> GateScores:
         for index, layer in enumerate(self._layers):
             for name, module in _gate_modules(layer):
-                handle = module.register_forward_hook(self._keep(index, name, _widths(layer)))
-                self._hooks.callback(handle.remove)
+                self._probe(module, after(self._keep(index, name, _widths(layer))))
             if layer.hook == "experts_arguments":
-                handle = layer.experts.register_forward_pre_hook(self._keep_weights(index))
-                self._hooks.callback(handle.remove)
+                self._probe(layer.experts, before(self._keep_weights(index)))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hooks.close()
+        self._probes.close()
+
+    def _probe(self, module: nn.Module, wrap: Wrap) -> None:
+        self._probes.callback(put_on(module, "probe", wrap).remove)
 
     def expect(self, tokens: int) -> None:
         """Say how many tokens the coming forward holds."""
@@ -158,20 +160,20 @@ class GateScores:
                 best = (key, form)
         return None if best is None else best[1]
 
-    def _keep(self, index: int, name: str, widths: frozenset[int]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _keep(self, index: int, name: str, widths: frozenset[int]) -> Callable[[Any], None]:
+        def look(output: Any) -> None:
             for number, tensor in enumerate(_tensors(output)):
                 if tensor.shape[-1] in widths and tensor.numel() == self._tokens * tensor.shape[-1]:
                     self._seen[index][name, number] = tensor.detach().reshape(self._tokens, -1).float()
 
-        return hook
+        return look
 
-    def _keep_weights(self, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _keep_weights(self, index: int) -> Callable[[tuple[Any, ...]], None]:
+        def look(args: tuple[Any, ...]) -> None:
             if len(args) > 2 and args[2].shape == args[1].shape:
                 self._weights[index] = args[2].detach().float()
 
-        return hook
+        return look
 
 
 def _gate_modules(layer: MoeLayer) -> Iterable[tuple[str, nn.Module]]:

@@ -15,7 +15,8 @@ Suffix legend: R rows, L MoE layers, T tokens, W rows of a captured step, K top-
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -27,11 +28,11 @@ from moeprof.capture.devices.streams import to_device
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.models.shapes import LayerShape
+from moeprof.capture.models.wrap import Forward, Wrap, WrapHandle, put_on
 from moeprof.capture.routing.adapters import Cell
 from moeprof.capture.routing.popularity import load_popularity
 from moeprof.capture.routing.rows import DrawnRows, RoundRobinRows, RowsOfTokens
 from moeprof.capture.routing.tables import FloatArray, balanced_table, concentrated_table, drawn_table
-from moeprof.capture.routing.wrap import Forward, SwitchableHooks, Wrap
 from moeprof.core.errors import EngineError, UnsupportedModelError
 from moeprof.core.trace import IntArray
 from moeprof.core.workload.models import RoutingPolicy
@@ -99,8 +100,10 @@ class PickTable:
         return self._picks_LRK.index_select(1, to_device(rows_T, self.device))
 
 
-class PickOverride(SwitchableHooks):
+class PickOverride:
     """Puts a table in the place of the router's picks; an InGraphListener of the engine whose forwards it serves.
+
+    Off at first.
 
     Args:
         layers: the model's MoE layers.
@@ -116,12 +119,30 @@ class PickOverride(SwitchableHooks):
         self._statics: list[torch.Tensor] = []  # the last one is the widest; captured steps read older ones too
         self._is_static = False
         self._has_spare_rows = [False]  # a list, so that the layers' wrappers see it change
-        super().__init__(
-            [
-                (layer.experts, _wrap(cell, layer, self._has_spare_rows))
-                for cell, layer in zip(self._cells, layers, strict=True)
+        self._handles: list[WrapHandle] = []
+
+    def enable(self) -> None:
+        """Put it in force; nothing happens when it is."""
+        if not self._handles:
+            self._handles = [
+                put_on(layer.experts, "override", _wrap(cell, layer, self._has_spare_rows))
+                for cell, layer in zip(self._cells, self._layers, strict=True)
             ]
-        )
+
+    def close(self) -> None:
+        """The model has its own routing back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def switched_on(self) -> Iterator[None]:
+        """In force inside, off outside."""
+        self.enable()
+        try:
+            yield
+        finally:
+            self.close()
 
     def before_forward(self, layout: BatchLayout) -> None:
         """Look up the picks of the coming forward."""
@@ -143,7 +164,7 @@ class PickOverride(SwitchableHooks):
     @property
     def graph_key(self) -> Hashable:
         """Captured steps read this override's own tensor, or the router's picks while it is off."""
-        return ("pick_override", self._number if self.enabled else None)
+        return ("pick_override", self._number if self._handles else None)
 
     def enter_capture(self, width: int) -> None:
         """Have a static tensor of at least ``width`` rows, and let the layers read it."""

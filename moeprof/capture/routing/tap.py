@@ -22,9 +22,9 @@ from torch import nn
 
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.capture.models.wrap import WrapHandle
 from moeprof.capture.routing.adapters import Cell, attach
 from moeprof.capture.routing.count import Counter, Forward, Label, RoutingBlock, Seen
-from moeprof.capture.routing.wrap import SeamHandle
 
 PICKS_CAP_BYTES = 256 * 2**20
 BLOCK_FORWARDS = 32
@@ -67,7 +67,7 @@ class RoutingTap:
         self._cells: list[Cell] = [[None] for _ in self.layers]
         self._replayed: torch.Tensor | None = None
         self._width = 0
-        self._handles: list[SeamHandle] = []
+        self._handles: list[WrapHandle] = []
         self._waiting: list[Forward] = []
         self._waiting_tokens = 0
         self._blocks: deque[Callable[[bool], RoutingBlock | None]] = deque()

@@ -1,45 +1,43 @@
-"""Before against after: which models are paired, what must be equal, and the plan of each launch pair. No torch.
+"""Before against after: what ``regress --ab`` pairs, what must be equal, and what it runs. No torch.
 
 Two workloads that differ in a checkpoint, a dtype, a kernel or a router (or one workload under two environments) are
 measured twice over: each side once alone, by the ordinary run, for everything that is no time; and in launch pairs, in
-which both sides are stepped in turn on one schedule, for the times.
-
-Run what ``regress --ab`` needs: two lone runs, then launch pairs until there are enough (core/record/pairs.py).
-
-The lone run of the base side under another Python: its own torch, transformers and moeprof, by the command line.
-
-The record on disk is the contract between the two environments; a record of a newer format is refused when it is read.
+which both sides are stepped in turn on one schedule, for the times, until there are enough (core/record/pairs.py). A
+base side of another environment runs alone under its own Python, by the command line; the record on disk is the
+contract between the two, and one of a newer format is refused when it is read.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import structs
 
-from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, Slowdown
-from moeprof.capture.run.context import Audience
-from moeprof.capture.run.lockstep import FREE
+from moeprof.capture.protocol import (
+    OFFLINE,
+    LanePlan,
+    LockstepPart,
+    OnReport,
+    Slowdown,
+    WorkerPlan,
+)
+from moeprof.capture.run.context import ProgressListener
+from moeprof.capture.run.lockstep import FREE, in_one_process
 from moeprof.capture.run.prepare import Prepared, execute
+from moeprof.capture.run.remote_lane import child_environment, find_python
+from moeprof.capture.run.schedules import private_schedules
 from moeprof.capture.run.status import SignalWatch, now_utc
-from moeprof.capture.run.step_child import child_environment, find_python
 from moeprof.capture.run.two_processes import run_process_pair
-from moeprof.capture.worker.process import LockstepWorker
 from moeprof.core.errors import EngineError, InputError, WorkloadError
-from moeprof.core.pricing import Pricing
 from moeprof.core.record.headers import write_header
 from moeprof.core.record.pairs import BASE, NEW, PairsHeader
 from moeprof.core.workload.engine import ours
-from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.workload import Workload
 
 MAX_SECONDS = 5.0  # of one launch pair, where the workload has no `lockstep` of its own
@@ -112,15 +110,14 @@ def pair_up(
 
 def _differences(base: Prepared, new: Prepared, models: Mapping[str, str]) -> list[str]:
     """What keeps step i of one side from being step i of the other."""
-    found = []
     engines = base.workload.engine, new.workload.engine
     pairs = {
         "device": (base.device, new.device),
         "threads": (base.workload.threads, new.workload.threads),
         "outputs": (base.workload.outputs, new.workload.outputs),
-        **{f"engine.{key}": (getattr(engines[0], key), getattr(engines[1], key)) for key in ("max_batch_tokens",)},
+        "engine.max_batch_tokens": tuple(getattr(engine, "max_batch_tokens", None) for engine in engines),
     }
-    found += [f"{key} is {old} in base and {now} in new" for key, (old, now) in pairs.items() if old != now]
+    found = [f"{key} is {old} in base and {now} in new" for key, (old, now) in pairs.items() if old != now]
     for name, old_name in models.items():
         old, now = base.schedules[old_name], new.schedules[name]
         if old.measured.sha256() != now.measured.sha256():
@@ -129,7 +126,7 @@ def _differences(base: Prepared, new: Prepared, models: Mapping[str, str]) -> li
     return found
 
 
-def lone_workload(workload: Workload) -> Workload:
+def solo_workload(workload: Workload) -> Workload:
     """One launch, one round, nothing that only times: what is needed beside the launch pairs."""
     instruments = replace(workload.instruments, peaks=False, overhead=False, capacity=False)
     return replace(
@@ -137,7 +134,7 @@ def lone_workload(workload: Workload) -> Workload:
     )
 
 
-def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: Path) -> LockstepPlan:
+def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: Path) -> WorkerPlan:
     """One launch pair of one model. Which side is loaded first alternates, as memory favours one of them.
 
     Args:
@@ -152,7 +149,7 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
         _lane(NEW, pairing.new.workload, model, pairing.slowdown),
     ]
     scheduled = pairing.new.schedules[model]
-    return LockstepPlan(
+    return WorkerPlan(
         kind="pairs",
         lanes=tuple(sides if launch % 2 == 0 else reversed(sides)),
         engine=ours(pairing.new.workload.engine),
@@ -162,50 +159,28 @@ def pair_plan(pairing: Pairing, model: str, launch: int, folder: Path, private: 
         schedule_file=private / scheduled.file_name,
         warmup_file=private / f"warmup-{scheduled.file_name}",
         tokenizer_hash=scheduled.tokenizer_hash,
-        concurrency=pairing.concurrency,
-        num_requests=pairing.num_requests,
-        max_seconds=pairing.max_seconds,
+        lockstep=LockstepPart(
+            concurrency=pairing.concurrency, num_requests=pairing.num_requests, max_seconds=pairing.max_seconds
+        ),
     )
 
 
 def _lane(side: str, workload: Workload, model: str, slowdown: Slowdown | None) -> LanePlan:
     spec = next(spec for spec in workload.models if spec.name == model)
     base = next((other for other in workload.models if other.name == spec.twin_of), None)
-    return LanePlan(name=side, model=_called(spec, side), base=base, engine=ours(workload.engine), slowdown=slowdown)
+    named = replace(spec, name=side)  # both sides' models may have one name
+    return LanePlan(name=side, model=named, base=base, engine=ours(workload.engine), slowdown=slowdown)
 
 
-def _called(spec: ModelSpec, side: str) -> ModelSpec:
-    """Both sides' models may have one name; in the launch pair they are called what they are."""
-    return replace(spec, name=side)
-
-
-Hear = Callable[[Report], None]
-Measure = Callable[[LockstepPlan, Hear, Callable[[], bool]], Mapping[str, str]]
-
-
-def in_one_process(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
-    """One launch pair, both sides in one fresh process; returns the status of each load.
-
-    Raises:
-        WorkerFailedError: a model failed, or the process died.
-    """
-    worker, measured = LockstepWorker(plan), dict[str, str]()
-    try:
-        for order in (Order(command="prepare"), Order(command="measure")):
-            if not should_stop():
-                measured = worker.do(order, hear, should_stop).get("measured", {})
-        worker.close(hear)
-    finally:
-        worker.kill()
-    return measured
+Measure = Callable[[WorkerPlan, OnReport, Callable[[], bool]], Mapping[str, str]]
 
 
 def in_two_processes(base_python: Path) -> Measure:
     """One launch pair, the base side under its own interpreter."""
     pythons = {BASE: base_python, NEW: Path(sys.executable)}
 
-    def measure(plan: LockstepPlan, hear: Hear, should_stop: Callable[[], bool]) -> Mapping[str, str]:
-        return dict(run_process_pair(plan, pythons, hear, should_stop, None).get("measured", {}))
+    def measure(plan: WorkerPlan, on_report: OnReport, should_stop: Callable[[], bool]) -> Mapping[str, str]:
+        return dict(run_process_pair(plan, pythons, on_report, should_stop, None).get("measured", {}))
 
     return measure
 
@@ -217,7 +192,7 @@ class AbRun:
         self,
         pairing: Pairing,
         folder: Path,
-        audience: Audience,
+        listener: ProgressListener,
         signals: SignalWatch,
         *,
         mode: Literal["pairs", "processes"] = "pairs",
@@ -229,13 +204,13 @@ class AbRun:
         Args:
             pairing: both sides.
             folder: new.
-            audience: told what happens.
+            listener: of progress.
             signals: Ctrl-C ends the current measurement after its step.
             mode: how many processes a launch pair has.
             measure: measures one launch pair.
-            settings: what the user asked for, for the record.
+            settings: what the user requested, for the record.
         """
-        self._pairing, self._folder, self._audience, self._signals = pairing, folder, audience, signals
+        self._pairing, self._folder, self._listener, self._signals = pairing, folder, listener, signals
         self._measure = measure
         self._info = PairsHeader(
             mode=mode,
@@ -251,7 +226,7 @@ class AbRun:
 
     @property
     def stopped(self) -> bool:
-        """Someone asked to stop."""
+        """Someone requested a stop."""
         return bool(self._signals.number)
 
     def whole(self, alone: Sequence[Callable[[], None]], more: Callable[[int], bool]) -> None:
@@ -270,19 +245,18 @@ class AbRun:
         finally:
             self.finish(status)
 
-    def lone(self, side: str, *, workload_text: str, pricing: Pricing) -> None:
+    def solo(self, side: str, *, workload_text: str) -> None:
         """One side alone, by the ordinary run.
 
         Raises:
             EngineError: a model failed; nothing can be compared then.
         """
         prepared: Prepared = self._pairing.base if side == BASE else self._pairing.new
-        alone = replace(prepared, workload=lone_workload(prepared.workload))
+        alone = replace(prepared, workload=solo_workload(prepared.workload))
         folder = self._folder / side
         folder.mkdir()
         status = execute(
-            alone, folder, self._audience, self._signals, workload_text=workload_text, pricing=pricing,
-            keep_content=False,
+            alone, folder, self._listener, self._signals, workload_text=workload_text, keep_content=False,
         )  # fmt: skip
         if status == "failed":
             raise EngineError(f"--ab: the lone run of {side} failed; what it left is in {folder}")
@@ -293,7 +267,7 @@ class AbRun:
         Raises:
             WorkerFailedError: a model failed.
         """
-        with self._private() as private:
+        with private_schedules(self._pairing.new.schedules) as private:
             launch = 0
             while not self.stopped and more(launch):
                 for model in self._pairing.models:
@@ -311,20 +285,10 @@ class AbRun:
         folder = self._folder / "pairs" / model / f"launch-{launch}"
         folder.mkdir(parents=True)
         plan, label = pair_plan(self._pairing, model, launch, folder, private), f"{model}, launch pair {launch + 1}"
-        self._audience.hear(label, "launch", {"launch": launch})
-        self._measure(plan, lambda report: self._audience.hear(label, report.event, report.data), lambda: self.stopped)
-
-    @contextmanager
-    def _private(self) -> Iterator[Path]:
-        """Schedules with content for the workers, outside of the folder; gone afterwards."""
-        private = Path(tempfile.mkdtemp(prefix="moeprof-"))
-        try:
-            for scheduled in {s.tokenizer_hash: s for s in self._pairing.new.schedules.values()}.values():
-                scheduled.measured.save(private / scheduled.file_name)
-                scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
-            yield private
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
+        self._listener.on_event(label, "launch", {"launch": launch})
+        self._measure(
+            plan, lambda report: self._listener.on_event(label, report.event, report.data), lambda: self.stopped
+        )
 
     def _put(self, **known: Any) -> None:
         self._info = structs.replace(self._info, **known)
@@ -335,7 +299,7 @@ LOOK_EVERY_S = 0.2
 STOP_GRACE_S = 30.0
 
 
-def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
+def run_solo(python: Path, workload: Path, folder: Path, signals: SignalWatch, options: Sequence[str] = ()) -> None:
     """``moeprof run`` in the other environment: one launch, one round.
 
     Args:
@@ -346,7 +310,7 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         options: more options of ``moeprof run``, such as the device that both sides use.
 
     Raises:
-        EngineError: it failed; the message is the last line that it said.
+        EngineError: it failed; the message is the last line of its stderr.
         InputError: it found the workload bad.
     """
     python = find_python("base", python)
@@ -361,21 +325,21 @@ def run_lone(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
         start_new_session=True,
         env=child_environment(os.environ, python, None),
     )
-    said, told = "", False
+    text, terminated = "", False
     try:
         while True:
             try:
-                said += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
+                text += process.communicate(timeout=LOOK_EVERY_S)[1] or ""
                 break
             except subprocess.TimeoutExpired:
-                if signals.number and not told:
-                    told = True
+                if signals.number and not terminated:
+                    terminated = True
                     process.terminate()  # it keeps what it measured and ends after its step
     finally:
         if process.poll() is None:
             process.kill()
             process.wait(STOP_GRACE_S)
     if process.returncode and not signals.number:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        last = (text.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
         kind = InputError if process.returncode == InputError.exit_code else EngineError
         raise kind(f"--base-python {python}: the lone run of base failed: {last}")

@@ -13,10 +13,10 @@ from moeprof.capture.run.schedules import Scheduled
 from moeprof.core.workload.workload import Workload
 
 
-class Audience(Protocol):
-    """Whoever shows progress; told what happens, answers nothing."""
+class ProgressListener(Protocol):
+    """Whoever shows progress: gets every event, answers nothing."""
 
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """``event`` is ``launch``, ``loading``, ``pass``, ``progress``, ``pass_done``, ``failed``..."""
 
 

@@ -1,64 +1,31 @@
-"""The experiment: order of launches, rounds and models; the record's header; signals. The parent process, no torch.
+"""The experiment: order of launches, rounds and models; the run status; signals. The parent process, no torch.
 
 Rounds are interleaved across models that fit in memory together (A B, B A, ...), each in its own fresh process; models
 that do not fit alternate with reloads. A model that fails is marked and the others go on. Ctrl-C and SIGTERM end the
 current pass after its current step and keep what was measured.
-
-What the parent does while a worker carries out one order: samples the machine, passes progress on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from moeprof.capture.devices.meters import Meter
-from moeprof.capture.protocol import Command, LaunchPlan, Order, Report
+from moeprof.capture.measure import owed
+from moeprof.capture.protocol import LanePlan, OnReport, Order, Report, SoloPart, WorkerPlan
 from moeprof.capture.recorders.telemetry import Telemetry
-from moeprof.capture.run.context import Audience, Setup
+from moeprof.capture.run.context import ProgressListener, Setup
 from moeprof.capture.run.lockstep import LockstepRun
 from moeprof.capture.run.ranks import opener_of, start_worker
 from moeprof.capture.run.resume import sweep_pass_names
-from moeprof.capture.run.status import Failures, Header, SignalWatch, has_ended
+from moeprof.capture.run.status import Failures, RunStatus, SignalWatch, has_ended
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.capture.worker.process import Worker, WorkerFailedError
 from moeprof.core.record.headers import read_header, to_json
 from moeprof.core.record.passes import PassHeader
 from moeprof.core.workload.models import ModelSpec
-
-
-class PassWatch:
-    """Watches one order.
-
-    Args:
-        worker: who carries it out.
-        order: what.
-        meters: power and clocks.
-        tell: hears model, event and data of every report.
-    """
-
-    def __init__(
-        self, worker: Worker, order: Order, meters: list[Meter], tell: Callable[[str, str, dict[str, Any]], None]
-    ) -> None:
-        self._worker, self._order, self._tell = worker, order, tell
-        self._telemetry = Telemetry(meters, worker.pid) if order.command == "pass" else None
-
-    def hear(self, report: Report) -> None:
-        """Write samples once the pass has begun; pass progress on."""
-        if self._telemetry is not None:
-            if report.event == "started":
-                self._telemetry.begin(self._worker.plan.launch_folder / report.data["pass"], report.data["origin_s"])
-            else:
-                self._telemetry.note(report.data)
-        self._tell(self._worker.plan.model.name, report.event, report.data)
-
-    def close(self) -> None:
-        """End sampling."""
-        if self._telemetry is not None:
-            self._telemetry.close()
-
 
 QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole text and fit
 
@@ -66,10 +33,10 @@ QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole te
 class Experiment:
     """Runs a set-up and fills the record."""
 
-    def __init__(self, setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> None:
-        self._setup, self._header, self._audience, self._signals = setup, header, audience, signals
-        self._failures = Failures(header, setup.meters, audience.hear)
-        self._lockstep = LockstepRun(setup, header, audience, signals)
+    def __init__(self, setup: Setup, run_status: RunStatus, listener: ProgressListener, signals: SignalWatch) -> None:
+        self._setup, self._run_status, self._listener, self._signals = setup, run_status, listener, signals
+        self._failures = Failures(run_status, setup.meters, listener.on_event)
+        self._lockstep = LockstepRun(setup, run_status, listener, signals)
 
     def run(self) -> str:
         """All launches; returns ``done``, ``failed`` or ``interrupted``."""
@@ -83,7 +50,7 @@ class Experiment:
                 self._failures.leave_out(spec.name for spec in self._setup.workload.models if self._owes(spec.name))
             status = "interrupted" if self._signals.number else "failed" if self._failures.names else "done"
         finally:
-            self._header.finish(status, failed=self._failures.names)
+            self._run_status.finish(status, failed=self._failures.names)
         return status
 
     @property
@@ -111,7 +78,7 @@ class Experiment:
         else:
             self._reloading(models, launch)
         if not self._stopped:
-            self._lockstep.after_rounds(launch, self._failures.names)
+            self._lockstep.measure(launch, self._failures.names)
 
     def _resident(self, models: list[ModelSpec], launch: int) -> None:
         """All models live at once; rounds go A B, then B A."""
@@ -125,7 +92,7 @@ class Experiment:
             for number in range(self._setup.workload.rounds):
                 for name in list(workers)[:: -1 if number % 2 else 1]:
                     self._round(workers, name, number)
-            self._after_rounds(workers, launch)
+            self._measure(workers, launch)
         finally:
             self._close(workers)
 
@@ -136,13 +103,14 @@ class Experiment:
                 if spec.name in self._failures.names or self._over or not self._is_missing(spec.name, launch, [number]):
                     continue
                 plan = self._plan(spec, launch)
-                plan = replace(plan, continues=number > 0, measure_peaks=plan.measure_peaks and number == 0)
+                peaks = plan.alone.measure_peaks and number == 0
+                plan = replace(plan, solo=replace(plan.alone, continues=number > 0, measure_peaks=peaks))
                 workers = {spec.name: start_worker(plan, self._setup.workload.watchdog_s)}
                 try:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
                     if number == self._setup.workload.rounds - 1:
-                        self._after_rounds(workers, launch)
+                        self._measure(workers, launch)
                 finally:
                     self._close(workers)
 
@@ -162,10 +130,10 @@ class Experiment:
         """One pass of any kind; None when it was not run."""
         if name not in workers or self._over:
             return None
-        resume, folder = self._setup.resume, workers[name].plan.launch_folder / order.name
+        resume, folder = self._setup.resume, workers[name].plan.folder / order.name
         if resume is not None and resume.is_finished(folder):
             return to_json(read_header(folder / "pass.json", PassHeader))
-        self._audience.hear(name, "pass", {"pass": order.name, "launch": workers[name].plan.launch_folder.name})
+        self._listener.on_event(name, "pass", {"pass": order.name, "launch": workers[name].plan.folder.name})
         return self._try(workers, name, replace(order, deadline_s=self._setup.deadline_s))
 
     def _is_missing(self, name: str, launch: int, rounds: Sequence[int]) -> bool:
@@ -176,21 +144,13 @@ class Experiment:
         names = self._pass_names(name, rounds)
         if setup.workload.rounds - 1 in rounds:
             names += sweep_pass_names(setup.workload.sweep)
-            if not all(self._is_known(name, launch, key) for key in self._owed(launch)):
+            if not all(self._is_known(name, launch, row.key) for row in owed(setup.workload.instruments, launch)):
                 return True
         return resume.is_missing(setup.folder / name / f"launch-{launch}", names)
 
     def _pass_names(self, name: str, rounds: Sequence[int]) -> list[str]:
         names = [f"round-{number}" for number in rounds]
         return names + [f"capacity-{number}" for number in rounds] * self._has_capacity(name)
-
-    def _owed(self, launch: int) -> list[str]:
-        """Keys of launch.json that are measured after the rounds."""
-        instruments = self._setup.workload.instruments
-        owed = ["gap"] * (instruments.gap and launch == 0)
-        owed += ["quality"] * (instruments.quality and launch == 0)
-        owed += ["forced_picks"] * (instruments.forced_picks and launch == 0)
-        return owed + ["overhead_pairs"] * instruments.overhead
 
     def _is_known(self, name: str, launch: int, key: str) -> bool:
         """Whether an earlier process of the run has measured what launch.json calls ``key``."""
@@ -213,38 +173,52 @@ class Experiment:
     def _note(self, workers: dict[str, Worker], name: str, extra: dict[str, Any]) -> None:
         self._try(workers, name, Order(command="note", extra=extra))
 
-    def _after_rounds(self, workers: dict[str, Worker], launch: int) -> None:
-        """What belongs to the launch and not to a round: the sweep, quality, the instruments' own cost."""
+    def _measure(self, workers: dict[str, Worker], launch: int) -> None:
+        """What belongs to the launch and not to a round: the sweep, and what is measured once."""
         self._sweep(workers)
-        owed = self._owed(launch)
-        orders: tuple[tuple[str, Command], ...] = (
-            ("gap", "gap"), ("quality", "quality"), ("forced_picks", "forced_picks"), ("overhead_pairs", "overhead"),
-        )  # fmt: skip
-        for key, command in orders:
+        for row in owed(self._setup.workload.instruments, launch):
             for name in list(workers):
-                if key in owed and not self._over and not self._is_known(name, launch, key):
+                if not self._over and not self._is_known(name, launch, row.key):
                     output_bytes = self._setup.schedules[name].output_bytes(QUALITY_CANDIDATES)
-                    self._try(workers, name, Order(command=command, extra={"output_bytes": output_bytes}))
+                    self._try(
+                        workers, name, Order(command="measure", name=row.name, extra={"output_bytes": output_bytes})
+                    )
 
     def _try(self, workers: dict[str, Worker], name: str, order: Order) -> dict[str, Any] | None:
         """Give an order; a failing model is marked, its worker ended, and the others go on."""
         if name not in workers or self._stopped:
             return None
         worker = workers[name]
-        watch = PassWatch(worker, order, self._setup.meters, self._audience.hear)
         try:
-            result = worker.do(order, watch.hear, lambda: bool(self._signals.number))
+            with self._sampled(worker, order) as on_report:
+                result = worker.do(order, on_report, lambda: bool(self._signals.number))
             if order.command == "pass":
-                self._audience.hear(name, "pass_done", {"pass": order.name} | result)
+                self._listener.on_event(name, "pass_done", {"pass": order.name} | result)
             return result
         except WorkerFailedError as error:
             workers.pop(name).kill()
             if self._signals.number:
                 return None  # a signal to the whole group ends workers too: that is no failure of the model
-            self._failures.add(name, error, worker.plan.launch_folder / order.name if order.name else None)
-        finally:
-            watch.close()
+            self._failures.add(name, error, worker.plan.folder / order.name if order.name else None)
         return None
+
+    @contextmanager
+    def _sampled(self, worker: Worker, order: Order) -> Iterator[OnReport]:
+        """Takes reports: the machine is sampled from where a pass begins, and the listener gets all of them."""
+        telemetry = Telemetry(self._setup.meters, worker.pid) if order.command == "pass" else None
+
+        def on_report(report: Report) -> None:
+            if telemetry is not None and report.event == "started":
+                telemetry.begin(worker.plan.folder / report.data["pass"], report.data["origin_s"])
+            elif telemetry is not None:
+                telemetry.note(report.data)
+            self._listener.on_event(worker.plan.model.name, report.event, report.data)
+
+        try:
+            yield on_report
+        finally:
+            if telemetry is not None:
+                telemetry.close()
 
     def _close(self, workers: dict[str, Worker]) -> None:
         for name, worker in workers.items():
@@ -256,26 +230,30 @@ class Experiment:
             except WorkerFailedError as error:
                 self._failures.add(name, error)
 
-    def _plan(self, spec: ModelSpec, launch: int) -> LaunchPlan:
+    def _plan(self, spec: ModelSpec, launch: int) -> WorkerPlan:
         setup, scheduled = self._setup, self._setup.schedules[spec.name]
         workload = setup.workload
-        self._audience.hear(spec.name, "launch", {"launch": launch})
-        return LaunchPlan(
-            model=spec,
+        self._listener.on_event(spec.name, "launch", {"launch": launch})
+        peaks_known = self._is_known(spec.name, launch, "peaks")
+        twin_base = next((other for other in workload.models if other.name == spec.twin_of), None)
+        slowdown = None if setup.slowdown is None else setup.slowdown.of_model(spec.name)
+        return WorkerPlan(
+            kind="solo",
+            lanes=(LanePlan(name=spec.name, model=spec, base=twin_base, slowdown=slowdown),),
             engine=workload.engine,
-            instruments=workload.instruments,
-            warmup=workload.warmup,
             device=setup.device,
             threads=workload.threads,
-            model_folder=setup.folder / spec.name,
-            launch_folder=setup.folder / spec.name / f"launch-{launch}",
+            folder=setup.folder / spec.name / f"launch-{launch}",
+            facts_folder=setup.folder,
             schedule_file=setup.private / scheduled.file_name,
             warmup_file=setup.private / f"warmup-{scheduled.file_name}",
-            class_names=scheduled.measured.classes,
             tokenizer_hash=scheduled.tokenizer_hash,
-            measure_peaks=launch == 0 and spec is workload.models[0] and not self._is_known(spec.name, launch, "peaks"),
-            slowdown=None if setup.slowdown is None else setup.slowdown.of_model(spec.name),
-            process=0 if setup.resume is None else setup.resume.process,
             opener=opener_of(workload.engine),
-            twin_base=next((other for other in workload.models if other.name == spec.twin_of), None),
+            solo=SoloPart(
+                instruments=workload.instruments,
+                warmup=workload.warmup,
+                class_names=scheduled.measured.classes,
+                measure_peaks=launch == 0 and spec is workload.models[0] and not peaks_known,
+                process=0 if setup.resume is None else setup.resume.process,
+            ),
         )

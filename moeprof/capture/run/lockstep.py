@@ -8,17 +8,25 @@ They run after the rounds of a launch, in a process of their own, so that the ro
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS
-from moeprof.capture.protocol import OFFLINE, LanePlan, LockstepPlan, Order, Report, wanted_requests
+from moeprof.capture.protocol import (
+    OFFLINE,
+    LanePlan,
+    LockstepPart,
+    OnReport,
+    Order,
+    WorkerPlan,
+    wanted_requests,
+)
 from moeprof.capture.routing.recorded import check_same_requests
 from moeprof.capture.run.schedules import Scheduled
-from moeprof.capture.run.status import Header, SignalWatch
-from moeprof.capture.worker.process import LockstepWorker, WorkerFailedError
+from moeprof.capture.run.status import RunStatus, SignalWatch
+from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
 from moeprof.core.record.experiment import StudyHeader
 from moeprof.core.workload.engine import ours
@@ -26,7 +34,7 @@ from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
 
 if TYPE_CHECKING:
-    from moeprof.capture.run.context import Audience, Setup
+    from moeprof.capture.run.context import ProgressListener, Setup
 
 FREE = "a request may end early under `outputs: free`, so steps have no equal batches; use forced or forced_length"
 
@@ -68,13 +76,15 @@ def choose_moe(workload: Workload, configs: dict[str, dict[str, Any]]) -> ModelS
     """
     assert workload.ladder is not None
     moes = [spec for spec in workload.models if spec.twin_of is None and _has_experts(configs[spec.name])]
-    asked, names = workload.ladder.model, ", ".join(spec.name for spec in moes) or "none"
-    if asked is None and not moes:
+    requested, names = workload.ladder.model, ", ".join(spec.name for spec in moes) or "none"
+    if requested is None and not moes:
         listed = ", ".join(spec.name for spec in workload.models)
         raise WorkloadError(f"ladder: no model of this workload has routed experts (found {listed}); add an MoE")
-    found = moes[0] if asked is None else next((spec for spec in workload.models if spec.name == asked), None)
+    found = moes[0] if requested is None else next((spec for spec in workload.models if spec.name == requested), None)
     if found is None:
-        raise WorkloadError(f"ladder.model: no model named {asked!r} in this workload; models with experts: {names}")
+        raise WorkloadError(
+            f"ladder.model: no model named {requested!r} in this workload; models with experts: {names}"
+        )
     if found not in moes:
         raise WorkloadError(f"ladder.model: {found.name} has no routed experts; models with experts: {names}")
     return found
@@ -132,7 +142,7 @@ def _check_enough(key: str, concurrency: tuple[int, ...], num_requests: int | No
 # -- plans -------------------------------------------------------------------------------------------------------------
 
 
-def lockstep_plan(setup: Setup, launch: int, failed: Collection[str]) -> LockstepPlan | str:
+def lockstep_plan(setup: Setup, launch: int, failed: Collection[str]) -> WorkerPlan | str:
     """All models of the workload in one process, or why not."""
     workload = setup.workload
     assert workload.lockstep is not None
@@ -154,7 +164,7 @@ def lockstep_plan(setup: Setup, launch: int, failed: Collection[str]) -> Lockste
     return _plan(setup, "lockstep", launch, models[0], lanes, settings.concurrency or (own,))
 
 
-def ladder_plan(setup: Setup, launch: int, *, facts_folder: Path | None = None) -> LockstepPlan:
+def ladder_plan(setup: Setup, launch: int, *, facts_folder: Path | None = None) -> WorkerPlan:
     """The rungs of one MoE, between its twins."""
     workload = setup.workload
     assert workload.ladder is not None
@@ -183,11 +193,11 @@ def _plan(
     model: ModelSpec,
     lanes: tuple[LanePlan, ...],
     concurrency: tuple[int, ...],
-) -> LockstepPlan:
+) -> WorkerPlan:
     workload, scheduled = setup.workload, setup.schedules[model.name]
     settings = workload.lockstep if kind == "lockstep" else workload.ladder
     assert settings is not None
-    return LockstepPlan(
+    return WorkerPlan(
         kind=kind,
         lanes=lanes,
         engine=ours(workload.engine),
@@ -197,13 +207,39 @@ def _plan(
         schedule_file=setup.private / scheduled.file_name,
         warmup_file=setup.private / f"warmup-{scheduled.file_name}",
         tokenizer_hash=scheduled.tokenizer_hash,
-        concurrency=tuple(dict.fromkeys(concurrency)),
-        num_requests=settings.num_requests,
-        max_seconds=settings.max_seconds,
+        lockstep=LockstepPart(
+            concurrency=tuple(dict.fromkeys(concurrency)),
+            num_requests=settings.num_requests,
+            max_seconds=settings.max_seconds,
+        ),
     )
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
+
+
+def in_one_process(
+    plan: WorkerPlan,
+    on_report: OnReport,
+    should_stop: Callable[[], bool],
+    deadline_s: float | None = None,
+    *,
+    watchdog_s: float = WATCHDOG_S,
+) -> Mapping[str, str]:
+    """All lanes of a plan in one fresh process; returns the status of each load.
+
+    Raises:
+        WorkerFailedError: a model failed, or the process died.
+    """
+    worker, measured = Worker(plan, watchdog_s), dict[str, str]()
+    try:
+        for order in (Order(command="prepare"), Order(command="lockstep", deadline_s=deadline_s)):
+            if not should_stop():
+                measured = worker.do(order, on_report, should_stop).get("measured", {})
+        worker.close(on_report)
+    finally:
+        worker.kill()
+    return measured
 
 
 @dataclass(slots=True)
@@ -211,27 +247,27 @@ class LockstepRun:
     """Runs the lock-step and the ladder of each launch; a failure of theirs is no failure of a model.
 
     Attributes:
-        setup, header, audience, signals: those of the experiment.
+        setup, run_status, listener, signals: those of the experiment.
         failures: what failed: ``lockstep`` or ``ladder`` -> the error.
     """
 
     setup: Setup
-    header: Header
-    audience: Audience
+    run_status: RunStatus
+    listener: ProgressListener
     signals: SignalWatch
     failures: dict[str, WorkerFailedError] = field(default_factory=dict)
 
-    def after_rounds(self, launch: int, failed: Collection[str]) -> None:
+    def measure(self, launch: int, failed: Collection[str]) -> None:
         """What the workload asks for, after the rounds of a launch."""
         workload, deadline = self.setup.workload, self.setup.deadline_s
         if deadline is not None and time.perf_counter() >= deadline:
-            for kind, asked in (("lockstep", workload.lockstep), ("ladder", workload.ladder)):
-                if asked is not None:
+            for kind, requested in (("lockstep", workload.lockstep), ("ladder", workload.ladder)):
+                if requested is not None:
                     self._left_out(kind, f"max_minutes was over in launch {launch}")
             return
         if workload.lockstep is not None and not self.signals.number:
             plan = lockstep_plan(self.setup, launch, failed)
-            if isinstance(plan, LockstepPlan):
+            if isinstance(plan, WorkerPlan):
                 self.carry_out(plan)
             else:
                 self._left_out("lockstep", plan)
@@ -241,66 +277,62 @@ class LockstepRun:
             else:
                 self.carry_out(ladder_plan(self.setup, launch))
 
-    def carry_out(self, plan: LockstepPlan) -> None:
+    def carry_out(self, plan: WorkerPlan) -> None:
         """One launch of one kind, in a fresh process; what an interrupted run has measured already is left alone."""
         resume = self.setup.resume
         if resume is not None:
-            missing = tuple(c for c in plan.concurrency if not resume.is_finished(plan.folder / f"c{c}"))
+            missing = tuple(c for c in plan.in_turn.concurrency if not resume.is_finished(plan.folder / f"c{c}"))
             if not missing:
-                self.header.put(**{plan.kind: StudyHeader(status="done")})
+                self.run_status.put(**{plan.kind: StudyHeader(status="done")})
                 return
-            plan = replace(plan, concurrency=missing)
+            plan = replace(plan, lockstep=replace(plan.in_turn, concurrency=missing))
 
-        def hear(report: Report) -> None:
-            self.audience.hear(plan.label, report.event, report.data)
-
-        worker, measured = LockstepWorker(plan, self.setup.workload.watchdog_s), dict[str, str]()
         try:
-            for order in (Order(command="prepare"), Order(command="measure", deadline_s=self.setup.deadline_s)):
-                if not self.signals.number:
-                    answer = worker.do(order, hear, lambda: bool(self.signals.number))
-                    measured = answer.get("measured", {})
-            worker.close(hear)
+            measured = in_one_process(
+                plan,
+                lambda report: self.listener.on_event(plan.label, report.event, report.data),
+                lambda: bool(self.signals.number),
+                self.setup.deadline_s,
+                watchdog_s=self.setup.workload.watchdog_s,
+            )
         except WorkerFailedError as error:
             if not self.signals.number:
                 self._failed(plan, error)
         else:
             if plan.kind not in self.failures:
-                whole = len(measured) == len(plan.concurrency) and set(measured.values()) == {"done"}
+                whole = len(measured) == len(plan.in_turn.concurrency) and set(measured.values()) == {"done"}
                 status = "interrupted" if self.signals.number else "done" if whole else "cut"
-                self.header.put(**{plan.kind: StudyHeader(status=status)})
-        finally:
-            worker.kill()
+                self.run_status.put(**{plan.kind: StudyHeader(status=status)})
 
-    def _failed(self, plan: LockstepPlan, error: WorkerFailedError) -> None:
+    def _failed(self, plan: WorkerPlan, error: WorkerFailedError) -> None:
         self.failures[plan.kind] = error
-        self.header.put(**{plan.kind: StudyHeader(status="failed", error=str(error), reason=error.reason)})
+        self.run_status.put(**{plan.kind: StudyHeader(status="failed", error=str(error), reason=error.reason)})
         if error.details:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
-        self.audience.hear(plan.label, "failed", {"error": str(error)})
+        self.listener.on_event(plan.label, "failed", {"error": str(error)})
 
     def _left_out(self, kind: str, reason: str) -> None:
         label = "lock-step" if kind == "lockstep" else "ladder"
-        self.header.put(**{kind: StudyHeader(status="left out", error=reason)})
-        self.header.note(f"{label} left out: {reason}")
-        self.audience.hear(label, "progress", {"doing": f"left out: {reason}"})
+        self.run_status.put(**{kind: StudyHeader(status="left out", error=reason)})
+        self.run_status.note(f"{label} left out: {reason}")
+        self.listener.on_event(label, "progress", {"doing": f"left out: {reason}"})
 
 
-def run_ladder_only(setup: Setup, header: Header, audience: Audience, signals: SignalWatch) -> str:
+def run_ladder_only(setup: Setup, run_status: RunStatus, listener: ProgressListener, signals: SignalWatch) -> str:
     """``moeprof ladder``: nothing but the ladder; returns ``done``, ``failed`` or ``interrupted``."""
     assert setup.workload.ladder is not None
     moe, status, failed = str(setup.workload.ladder.model), "interrupted", set[str]()
     try:
-        run = LockstepRun(setup, header, audience, signals)
+        run = LockstepRun(setup, run_status, listener, signals)
         for launch in range(setup.workload.launches):
             if not signals.number and not run.failures:
                 run.carry_out(ladder_plan(setup, launch, facts_folder=setup.folder))
         if "ladder" in run.failures:
             error = run.failures["ladder"]
-            header.model_failed(moe, str(error), error.details, error.exit_code, error.reason)
+            run_status.model_failed(moe, str(error), error.details, error.exit_code, error.reason)
             failed.add(moe)
         status = "interrupted" if signals.number else "failed" if failed else "done"
     finally:
-        header.finish(status, failed=failed)
+        run_status.finish(status, failed=failed)
     return status

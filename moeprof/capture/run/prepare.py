@@ -1,15 +1,11 @@
-"""From a workload to a finished record: find models, build schedules, predict memory, run, write the header.
+"""From a workload to a finished record: find models, build schedules, predict memory, run, write the run status.
 
-Settings that cannot work, told before a folder is made or a worker starts. No torch.
+Settings that cannot work, refused before a folder is made or a worker starts. No torch.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,21 +17,28 @@ from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
 from moeprof.capture.engines import chosen
+from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.protocol import Slowdown
 from moeprof.capture.routing.popularity import read_counts
-from moeprof.capture.run.context import Audience, Setup
+from moeprof.capture.run.context import ProgressListener, Setup
 from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
 from moeprof.capture.run.resume import Resume
-from moeprof.capture.run.schedules import Scheduled, all_schedules, make_schedules, save_points
-from moeprof.capture.run.status import Header, SignalWatch, now_utc
+from moeprof.capture.run.schedules import (
+    Scheduled,
+    all_schedules,
+    make_schedules,
+    private_schedules,
+    save_schedules,
+)
+from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
 from moeprof.core.errors import InputError, WorkloadError
-from moeprof.core.pricing import Pricing
+from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
     ExperimentHeader,
@@ -58,6 +61,7 @@ def check_early(workload: Workload, device: str) -> None:
     Raises:
         WorkloadError: one of them; the key, what was found, and what to do.
     """
+    check_skipped(workload.instruments)
     if workload.engine.in_worker:
         _check_engine(ours(workload.engine), device)
     else:
@@ -125,6 +129,7 @@ class Prepared:
         device: ``cpu`` or ``cuda:N``.
         device_why: why this device, where there was something to choose from.
         other_gpus: of rank 1 and up, where ranks share a model.
+        pricing: what the devices cost.
     """
 
     workload: Workload
@@ -134,6 +139,7 @@ class Prepared:
     environment: EnvironmentHeader
     gpu: Gpu | None
     device: str
+    pricing: Pricing
     device_why: str | None = None
     other_gpus: tuple[Gpu, ...] = ()
 
@@ -146,7 +152,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         must_fit: False tells a model that does not fit in ``fit.refusal`` instead of raising.
 
     Raises:
-        InputError: a model, trace, or the memory is wrong; see the callees.
+        InputError: a model, trace, price, or the memory is wrong; see the callees.
     """
     workload = replace(workload, engine=chosen(workload.engine))
     _refuse_silent_warmup(workload)
@@ -164,12 +170,19 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         fit.require()
     if workload.engine.in_worker:
         workload = replace(workload, engine=replace(ours(workload.engine), kv_tokens=fit.kv_tokens))
+    machine = environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus))
     return Prepared(
         workload=replace(workload, device=device),
         sources=sources,
         schedules=schedules,
         fit=fit,
-        environment=environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus)),
+        environment=machine,
+        pricing=resolve_pricing(
+            workload.prices.for_device(device),
+            str(machine.device_name),
+            num_devices=machine.num_devices,
+            num_vcpus=machine.cpu_cores,
+        ),
         gpu=gpu,
         device=device,
         device_why=choice.why,
@@ -224,11 +237,10 @@ def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> P
 def execute(
     prepared: Prepared,
     folder: Path,
-    audience: Audience,
+    listener: ProgressListener,
     signals: SignalWatch,
     *,
     workload_text: str,
-    pricing: Pricing,
     keep_content: bool = True,
     only_ladder: bool = False,
     resume: Resume | None = None,
@@ -243,19 +255,19 @@ def execute(
     meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     experiment = structs.replace(
-        _experiment(prepared), run=folder.name, workload_text=workload_text, pricing=pricing, content_kept=keep_content
+        _experiment(prepared),
+        run=folder.name,
+        workload_text=workload_text,
+        pricing=prepared.pricing,
+        content_kept=keep_content,
     )
     if resume is not None:
         resume.check_same(experiment)
         experiment = resume.begin(experiment)
         keep_content = bool(experiment.content_kept)
-    header = Header(folder, experiment)
-    with _private_folder() as private:
-        for scheduled in {s.tokenizer_hash: s for s in prepared.schedules.values()}.values():
-            scheduled.measured.save(private / scheduled.file_name)
-            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
-            scheduled.measured.save(folder / scheduled.file_name, with_content=keep_content)
-            save_points(scheduled.points, private, folder, with_content=keep_content)
+    run_status = RunStatus(folder, experiment)
+    save_schedules(prepared.schedules, folder, with_content=keep_content)
+    with private_schedules(prepared.schedules) as private:
         setup = Setup(
             workload=workload,
             folder=folder,
@@ -270,10 +282,10 @@ def execute(
         )
         try:
             if only_ladder:
-                return run_ladder_only(setup, header, audience, signals)
-            return Experiment(setup, header, audience, signals).run()
+                return run_ladder_only(setup, run_status, listener, signals)
+            return Experiment(setup, run_status, listener, signals).run()
         finally:
-            header.put(device_at_end=device_at_end(prepared.gpu, meters))
+            run_status.put(device_at_end=device_at_end(prepared.gpu, meters))
 
 
 def _experiment(prepared: Prepared) -> ExperimentHeader:
@@ -320,13 +332,3 @@ def _schedule_header(scheduled: Scheduled) -> ScheduleHeader:
         notes=tuple(part_of(ScheduleNote, note) for note in measured.notes),
         sweep=tuple(point.header() for point in scheduled.points),
     )
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Schedules with content for the workers, outside the record; gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="moeprof-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from moeprof.capture.memory.predict import device_memory
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.parallel.process import follower_main
 from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, is_broken_link, threads_of
-from moeprof.capture.protocol import LaunchPlan, Order, Report
+from moeprof.capture.protocol import OnReport, Order, WorkerPlan
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.engine import EngineSettings
@@ -35,7 +35,7 @@ END_S = 10.0
 class Followers:
     """The processes of rank 1 and up."""
 
-    def __init__(self, plan: LaunchPlan, meeting: Rendezvous) -> None:
+    def __init__(self, plan: WorkerPlan, meeting: Rendezvous) -> None:
         self._label = plan.label
         self._processes: dict[int, SpawnProcess] = {}
         self._pipes: dict[int, Connection] = {}
@@ -43,7 +43,8 @@ class Followers:
         context = multiprocessing.get_context("spawn")
         for rank in range(1, meeting.ranks):
             self._pipes[rank], theirs = context.Pipe(duplex=False)
-            own = replace(plan, device=device_of(plan.device, rank), measure_peaks=False)
+            solo = replace(plan.alone, measure_peaks=False)
+            own = replace(plan, device=device_of(plan.device, rank), solo=solo)
             process = context.Process(target=follower_main, args=(own, theirs), daemon=True)
             with meeting.as_rank(rank, plan.device):
                 process.start()
@@ -84,20 +85,20 @@ class Followers:
         self._processes, self._pipes = {}, {}
 
     def _last_message(self, rank: int) -> dict[str, Any] | None:
-        """What a rank said before it ended; None when it had no time to."""
+        """What a rank reported before it ended; None when it had no time to."""
         pipe = self._pipes[rank]
         try:
             while pipe.poll():
                 self._messages[rank] = pipe.recv()
         except (EOFError, OSError):
-            pass  # the end of what it said
+            pass  # the end of what it reported
         return self._messages.get(rank)
 
 
 class ParallelWorker(Worker):
     """A worker with followers."""
 
-    def __init__(self, plan: LaunchPlan, watchdog_s: float = WATCHDOG_S) -> None:
+    def __init__(self, plan: WorkerPlan, watchdog_s: float = WATCHDOG_S) -> None:
         assert plan.engine.parallel is not None
         ranks = plan.engine.parallel.ranks
         plan = replace(plan, threads=threads_of(plan.threads, plan.device, ranks))
@@ -106,7 +107,7 @@ class ParallelWorker(Worker):
             super().__init__(plan, watchdog_s)
         self._followers = Followers(plan, meeting)
 
-    def do(self, order: Order, hear: Callable[[Report], None], stop_asked: Callable[[], bool]) -> dict[str, Any]:
+    def do(self, order: Order, on_report: OnReport, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         """As a worker does.
 
         Raises:
@@ -117,10 +118,10 @@ class ParallelWorker(Worker):
             failure = None if order.command == "close" else self._followers.failure()
             if failure is not None:
                 raise failure
-            return stop_asked()
+            return stop_requested()
 
         try:
-            return super().do(order, hear, watched)
+            return super().do(order, on_report, watched)
         except WorkerFailedError as error:
             silent = error.reason == "process_died" or is_broken_link(str(error))
             failure = self._followers.last_words() if silent else None
@@ -136,7 +137,7 @@ class ParallelWorker(Worker):
         return ended
 
 
-def start_worker(plan: LaunchPlan, watchdog_s: float = WATCHDOG_S) -> Worker:
+def start_worker(plan: WorkerPlan, watchdog_s: float = WATCHDOG_S) -> Worker:
     """A worker of the kind that the plan needs."""
     return Worker(plan, watchdog_s) if plan.engine.parallel is None else ParallelWorker(plan, watchdog_s)
 

@@ -17,7 +17,9 @@ All models of one tokenizer get the same requests at a point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -140,13 +142,6 @@ def _arrivals(part: Schedule, rate: float, seed: int) -> tuple[FloatArray, Note]
     return arrival_s, Note(code="poisson_arrivals", count=number, text=text)
 
 
-def save_points(points: tuple[PointSchedule, ...], private: Path, folder: Path, *, with_content: bool) -> None:
-    """Write every point's schedule for the workers, and for the record."""
-    for point in points:
-        point.measured.save(private / point.file_name)
-        point.measured.save(folder / point.file_name, with_content=with_content)
-
-
 def all_schedules(measured: Schedule, points: tuple[PointSchedule, ...]) -> Iterator[Schedule]:
     """Everything that an engine of this tokenizer will be sent: its cache has to hold the largest."""
     yield measured
@@ -182,6 +177,25 @@ class Scheduled:
         """
         texts = (self.output_text or ())[:number]
         return [None if text is None or "\ufffd" in text else len(text.encode("utf-8")) for text in texts]
+
+
+@contextmanager
+def private_schedules(schedules: Mapping[str, Scheduled]) -> Iterator[Path]:
+    """A folder outside of any record with every schedule and its content, for the workers; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="moeprof-", ignore_cleanup_errors=True) as name:
+        private = Path(name)
+        save_schedules(schedules, private, with_content=True)
+        for scheduled in schedules.values():
+            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
+        yield private
+
+
+def save_schedules(schedules: Mapping[str, Scheduled], folder: Path, *, with_content: bool) -> None:
+    """Write the requests of the rounds and of every point of a sweep, once per tokenizer."""
+    for scheduled in {s.tokenizer_hash: s for s in schedules.values()}.values():
+        scheduled.measured.save(folder / scheduled.file_name, with_content=with_content)
+        for point in scheduled.points:
+            point.measured.save(folder / point.file_name, with_content=with_content)
 
 
 def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[str, Scheduled]:

@@ -29,8 +29,8 @@ from moeprof.core.record.passes import PassEnd, PassHeader
 BEAT_EVERY_S = 1.0
 
 
-class Header:
-    """The record's header. A thread beats once a second, so a killed run is known by its silence."""
+class RunStatus:
+    """experiment.json of a run under way. A thread beats once a second, so a killed run is known by its silence."""
 
     def __init__(self, folder: Path, experiment: ExperimentHeader) -> None:
         self._folder, self._experiment = folder, experiment
@@ -101,14 +101,14 @@ class Failures:
     """The models that failed, and whether the device is still there.
 
     Attributes:
-        header: of the record.
-        meters: asked whether the device still answers.
+        run_status: of the record.
+        meters: say whether the device still answers.
         tell: hears of every failure.
         names: the failed models.
         lost_with: the model in whose process the device was lost, or None.
     """
 
-    header: Header
+    run_status: RunStatus
     meters: Sequence[Meter]
     tell: Tell
     names: set[str] = field(default_factory=set)
@@ -126,7 +126,7 @@ class Failures:
         if pass_folder is not None:
             mark_pass(pass_folder, reason, text)
         self.names.add(name)
-        self.header.model_failed(name, text, error.details, error.exit_code, reason)
+        self.run_status.model_failed(name, text, error.details, error.exit_code, reason)
         self.tell(name, "failed", {"error": text})
 
     def leave_out(self, unfinished: Iterable[str]) -> None:
@@ -135,7 +135,7 @@ class Failures:
             if name not in self.names:
                 text = f"model {name}: not tried further: the device was lost while {self.lost_with} ran"
                 self.names.add(name)
-                self.header.model_failed(name, text, None, 1, "device_lost")
+                self.run_status.model_failed(name, text, None, 1, "device_lost")
                 self.tell(name, "failed", {"error": text})
 
 

@@ -58,8 +58,8 @@ class SweepRun:
                     if info is not None and info.get("saturation"):
                         verdicts.setdefault(name, []).append(info["saturation"]["saturated"])
                         reasons[name] = info["saturation"]["reason"]
-            for name, said in verdicts.items():
-                if all(said):  # rounds that disagree are no ground to leave rates out
+            for name, saturated in verdicts.items():
+                if all(saturated):  # rounds that disagree are no ground to leave rates out
                     self._stop(name, self.points[name][index], reasons[name])
 
     def order(self, point: PointSchedule, number: int) -> Order:
@@ -88,10 +88,10 @@ class SweepRun:
                 "reason": reason,
             }
         )
-        self.note(name, {"sweep_stopped": {"reason": "; ".join(_said(row) for row in rows), "rows": rows}})
+        self.note(name, {"sweep_stopped": {"reason": "; ".join(_sentence(row) for row in rows), "rows": rows}})
 
 
-def _said(row: dict[str, Any]) -> str:
+def _sentence(row: dict[str, Any]) -> str:
     number = len(row["skipped"])
     left_out = "it is the highest" if not number else f"{number} higher rate{'s' * (number > 1)} left out"
     return f"{row['request_rate']:g} requests/s is saturated, {left_out}: {row['reason']}"

@@ -1,4 +1,4 @@
-"""A worker: a fresh process that holds one model and does what the parent orders, one order at a time.
+"""A worker: a fresh process that holds one model or several lanes and does what the parent orders, one order at a time.
 
 Fresh, because memory, allocator state and code caches of one model must not flatter or burden the next. The parent owns
 order, signals, watchdog and NVML; the worker owns torch. Idle workers block on the pipe and cost nothing.
@@ -6,27 +6,22 @@ order, signals, watchdog and NVML; the worker owns torch. Idle workers block on 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-import traceback
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from moeprof.capture.devices.errors import device_reason, device_sentence
-from moeprof.capture.protocol import LaunchPlan, LockstepPlan, Order, Report
+from moeprof.capture.devices.process import failure_of, set_up_process
+from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
 from moeprof.capture.worker.watch import answer_stack_requests
-from moeprof.core.errors import MoeprofError
 
 LISTEN_EVERY_S = 0.2
 ALIVE_EVERY_S = 1.0
 
 
-class Ear:
+class OrderListener:
     """Hears ``stop`` (or the parent's death) while a pass runs, without a system call per step.
 
     Whoever asks it is alive, so it tells the parent that too, about once a second: an idle pass reports nothing else.
@@ -45,14 +40,14 @@ class Ear:
             raise SystemExit(0)
 
     def should_stop(self) -> bool:
-        """True once the parent asked to stop or is gone."""
+        """True once the parent requested a stop or is gone."""
         now = self._clock()
         if not self._stopped and now >= self._next_s:
             self._next_s = now + LISTEN_EVERY_S
-            self._stopped = self._heard(now)
+            self._stopped = self._must_stop(now)
         return self._stopped
 
-    def _heard(self, now: float) -> bool:
+    def _must_stop(self, now: float) -> bool:
         try:
             if now >= self._alive_s:
                 self._alive_s = now + ALIVE_EVERY_S
@@ -62,20 +57,13 @@ class Ear:
             return True
 
 
-def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection, stacks: Path) -> None:
-    """Entry point of the process; ``stacks`` is where it tells where it stands when it is asked."""
+def worker_main(plan: WorkerPlan, connection: Connection, stacks: Path) -> None:
+    """Entry point of the process; ``stacks`` is where it writes where it stands, on request."""
     answer_stack_requests(stacks)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    if plan.threads is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(plan.threads)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's; ours are in the record
-
-    ear = Ear(connection)
-    signal.signal(signal.SIGTERM, ear.on_sigterm)
+    set_up_process(plan.threads)
+    listener = OrderListener(connection)
+    signal.signal(signal.SIGTERM, listener.on_sigterm)
 
     def send(report: Report) -> None:
         try:
@@ -84,54 +72,32 @@ def worker_main(plan: LaunchPlan | LockstepPlan, connection: Connection, stacks:
             raise SystemExit(1) from None  # the parent is gone; the record on disk stays readable
 
     try:
-        _serve(plan, connection, ear, send)
-    except MoeprofError as error:
-        send(_failed(str(error), error, error.exit_code))
+        _serve(plan, connection, listener, send)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a failed record
-        reason = device_reason(error)
-        if reason is None:
-            text = str(error).splitlines()[0] if str(error) else ""
-            said = f"{type(error).__name__}: {text}"
-        else:
-            said = f"{plan.label}: {device_sentence(reason, plan.device, error)}"
-        send(_failed(said, error, 1, traceback.format_exc()))
+        send(Report(event="failed", data=failure_of(error, plan.label, plan.device)))
 
 
-def _failed(said: str, error: Exception, exit_code: int, details: str | None = None) -> Report:
-    data = {"error": said, "exit_code": exit_code, "traceback": details, "reason": device_reason(error)}
-    return Report(event="failed", data=data)
-
-
-def _serve(plan: LaunchPlan | LockstepPlan, connection: Connection, ear: Ear, send: Callable[[Report], None]) -> None:
+def _serve(plan: WorkerPlan, connection: Connection, listener: OrderListener, send: OnReport) -> None:
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
+    from moeprof.capture.worker.lanes import LockstepOrders
+    from moeprof.capture.worker.session import Session
+    from moeprof.capture.worker.solo import SoloModel
 
     _choose_device(plan.device)
-    with as_out_of_memory(plan), _session(plan, ear, send) as session:
-        handlers = (
-            session.handlers
-            if isinstance(plan, LockstepPlan)
-            else {
-                "prepare": session.prepare,
-                "pass": session.run_pass,
-                "overhead": session.measure_overhead,
-                "quality": session.measure_quality,
-                "forced_picks": session.record_forced_picks,
-                "gap": session.measure_gap,
-                "note": session.note,
-            }
-        )
+    with as_out_of_memory(plan), Session(plan, listener.should_stop, send) as session:
+        held = SoloModel(session) if plan.kind == "solo" else LockstepOrders(session)
         while True:
             try:
                 order: Order = connection.recv()
             except (EOFError, OSError):
                 return
             if order.command in ("close", "stop"):
-                session.finish()
+                held.finish()
                 send(Report(event="done", data={}))
                 return
-            ear.at_work = order.command != "prepare"  # loading hears nothing, so it ends at once
-            result = handlers[order.command](order)
-            ear.at_work = False
+            listener.at_work = order.command != "prepare"  # loading hears nothing, so it ends at once
+            result = held.orders[order.command](order)
+            listener.at_work = False
             send(Report(event="done", data=result))
 
 
@@ -141,13 +107,3 @@ def _choose_device(device: str) -> None:
         import torch
 
         torch.cuda.set_device(device)
-
-
-def _session(plan: LaunchPlan | LockstepPlan, ear: Ear, send: Callable[[Report], None]) -> Any:
-    if isinstance(plan, LockstepPlan):
-        from moeprof.capture.lockstep.session import LockstepSession
-
-        return LockstepSession(plan, ear.should_stop, send)
-    from moeprof.capture.worker.session import Session
-
-    return Session(plan, ear.should_stop, send)

@@ -1,4 +1,4 @@
-"""Worker processes as the parent sees them: start, give orders, hear reports, notice death and silence."""
+"""Worker processes as the parent sees them: start, give orders, read reports, notice death and silence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.protocol import LaunchPlan, LockstepPlan, Order, Report
+from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
 from moeprof.capture.worker.main import worker_main
 from moeprof.capture.worker.watch import (
     BETWEEN_S,
@@ -43,10 +43,10 @@ class WorkerFailedError(EngineError):
         self.reason = reason
 
 
-class WorkerProcess:
-    """One worker process, of either kind. ``watchdog_s`` as in the workload."""
+class Worker:
+    """One worker process. ``watchdog_s`` as in the workload."""
 
-    def __init__(self, plan: LaunchPlan | LockstepPlan, watchdog_s: float = WATCHDOG_S) -> None:
+    def __init__(self, plan: WorkerPlan, watchdog_s: float = WATCHDOG_S) -> None:
         self.plan = plan
         self._watchdog = Watchdog(watchdog_s, compiles=plan.engine.compile != "off")
         self._scratch = tempfile.TemporaryDirectory(prefix="moeprof-worker-")
@@ -63,40 +63,40 @@ class WorkerProcess:
         assert self._process.pid is not None
         return self._process.pid
 
-    def do(self, order: Order, hear: Callable[[Report], None], stop_asked: Callable[[], bool]) -> dict[str, Any]:
-        """Give an order and wait until it is done; reports on the way go to ``hear``.
+    def do(self, order: Order, on_report: OnReport, stop_requested: Callable[[], bool]) -> dict[str, Any]:
+        """Give an order and wait until it is done; reports on the way go to ``on_report``.
 
-        When ``stop_asked`` turns true the worker is told to stop after its current step; it still ends the pass.
+        When ``stop_requested`` turns true the worker gets an order to stop after its current step; the pass still ends.
 
         Raises:
             WorkerFailedError: it reported an error, died, or fell silent for longer than the watchdog allows.
         """
         self._send(order)
         self._watchdog.begin(order)
-        told_to_stop = False
+        stop_sent = False
         while True:
             if self._connection.poll(LISTEN_S):
                 report = self._receive()
-                self._watchdog.hear(report)
+                self._watchdog.on_report(report)
                 if report.event == "done":
                     return report.data
                 if report.event == "failed":
                     raise _failure(report.data)
                 if report.event != "alive":
-                    hear(report)
-            if stop_asked() and not told_to_stop:
-                told_to_stop = True
+                    on_report(report)
+            if stop_requested() and not stop_sent:
+                stop_sent = True
                 self._send(Order(command="stop"))
                 self._watchdog.stop()
             overdue = self._watchdog.overdue()
             if overdue is not None:
                 raise self._hung(overdue)
 
-    def close(self, hear: Callable[[Report], None]) -> None:
-        """Let it finish and write launch.json. One that ended well by itself (told to stop between passes) is fine."""
+    def close(self, on_report: OnReport) -> None:
+        """Let it finish and write launch.json. One that ended well by itself (stopped between passes) is fine."""
         try:
             if self._process.is_alive():
-                self.do(Order(command="close"), hear, lambda: False)
+                self.do(Order(command="close"), on_report, lambda: False)
         except WorkerFailedError:
             if self._process.exitcode != 0:
                 raise
@@ -149,15 +149,3 @@ class WorkerProcess:
 
 def _failure(data: dict[str, Any]) -> WorkerFailedError:
     return WorkerFailedError(data["error"], data["exit_code"], data.get("traceback"), data.get("reason"))
-
-
-class Worker(WorkerProcess):
-    """A worker that holds one model."""
-
-    plan: LaunchPlan
-
-
-class LockstepWorker(WorkerProcess):
-    """A worker that holds several lanes."""
-
-    plan: LockstepPlan

@@ -28,7 +28,7 @@ from moeprof.capture.protocol import Order, Report
 LOADING_S = 1800.0  # a slow disk takes this long for the 90 GB of a large model
 BETWEEN_S = 900.0  # an engine is built and its graphs are captured; tables of a long pass are written
 COMPILING_S = 600.0  # a compiled model meets a shape for the first time
-STOP_GRACE_S = 20.0  # from being told to stop to having stopped, apart from the step that is under way
+STOP_GRACE_S = 20.0  # from the order to stop to having stopped, apart from the step that is under way
 STEPS = 50.0
 
 
@@ -64,12 +64,12 @@ class Watchdog:
     def begin(self, order: Order) -> None:
         """An order was given."""
         self._order, self._began_s = order, self._clock()
-        self._heard_s = self._began_s
+        self._last_report_s = self._began_s
         self._steps, self._stopping, self._doing = False, False, "loading" if order.command == "prepare" else ""
 
-    def hear(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         """Anything that comes from the worker is a sign of life; progress of a pass says how its steps go."""
-        self._heard_s = self._clock()
+        self._last_report_s = self._clock()
         data = report.data
         self._doing = data.get("doing", self._doing)
         self._longest_s = max(self._longest_s, data.get("longest_step_s", 0.0))
@@ -77,13 +77,13 @@ class Watchdog:
             self._steps = data["done"] + data["refused"] < data["total"]  # after the last one tables are written
 
     def stop(self) -> None:
-        """It was told to stop after its current step."""
-        self._stopping, self._heard_s = True, self._clock()
+        """It got the order to stop after its current step."""
+        self._stopping, self._last_report_s = True, self._clock()
 
     def overdue(self) -> Overdue | None:
         """What is wrong, or None as long as waiting is fine."""
         now_s = self._clock()
-        silent_s, limit_s = now_s - self._heard_s, self._limit_s(now_s)
+        silent_s, limit_s = now_s - self._last_report_s, self._limit_s(now_s)
         if limit_s is None or silent_s <= limit_s:
             return None
         if self._stopping:
@@ -160,9 +160,9 @@ def where(stacks: str) -> str | None:
     frames = FRAME.findall(main or "")
     if not frames:
         return None
-    told = [_frame(frame) for frame in frames]
-    own = next((text for text in told if text.startswith("moeprof/")), None)
-    return told[0] if own is None or own == told[0] else f"{told[0]}, called by {own}"
+    frames_text = [_frame(frame) for frame in frames]
+    own = next((text for text in frames_text if text.startswith("moeprof/")), None)
+    return frames_text[0] if own is None or own == frames_text[0] else f"{frames_text[0]}, called by {own}"
 
 
 def _read(path: Path) -> str:

@@ -16,7 +16,7 @@ The history of the format stands in :mod:`moeprof.core.record.layout`; :data:`UP
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +90,13 @@ def read_header_if_there(file: Path, kind: type[T], version: int = FORMAT_VERSIO
 def write_header(file: Path, header: Header) -> None:
     """Write a file of a record, so that a reader never sees half of it."""
     write_json(file, to_json(header))
+
+
+def write_known(file: Path, kind: type[Header], found: Mapping[str, Any], *, free: Iterable[str] = ()) -> None:
+    """Write what is known of a header, by name; keys of ``free`` that it lacks are written as they are."""
+    own = {key: found[key] for key in free if key in found and key not in kind.__struct_fields__}
+    known = {key: value for key, value in found.items() if key not in own}
+    write_json(file, to_json(part_of(kind, known)) | own)
 
 
 def to_json(facts: Any) -> dict[str, Any]:

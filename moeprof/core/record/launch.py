@@ -226,7 +226,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     quality: QualityHeader | None = None
     forced_picks: ForcedPicksHeader | None = None
     gap: GapHeader | None = None
-    overhead_pairs: int | None = None
+    overhead_pairs: int | dict[str, str] | None = None
     sweep_stopped: SweepStopped | None = None
     lacks: dict[str, str] = field(default_factory=dict)
 

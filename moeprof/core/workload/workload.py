@@ -118,6 +118,7 @@ class Instruments:
         quality: bits per byte of the forced outputs.
         forced_picks: where about 2,048 forced tokens are sent, one request at a time.
         gap: steps of a few sizes itemised by part of the model (see core/record/breakdown.py).
+        skip: names of other measurements that are left out; those there are stand in capture/measure/__init__.py.
     """
 
     routing: bool = True
@@ -132,10 +133,15 @@ class Instruments:
     quality: bool = True
     forced_picks: bool = True
     gap: bool = True
+    skip: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         at_least(1, window_steps=self.window_steps)
         at_least(0, step_counts_cap_mib=self.step_counts_cap_mib, picks_cap_mib=self.picks_cap_mib)
+
+    def wants(self, name: str) -> bool:
+        """Whether something measured once a launch is wanted."""
+        return name not in (self.skip or ()) and getattr(self, name, True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

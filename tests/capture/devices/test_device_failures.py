@@ -14,7 +14,7 @@ from moeprof.capture.devices import choose
 from moeprof.capture.devices.gpu import find_gpu
 from moeprof.capture.devices.meters import GpuMeter
 from moeprof.capture.recorders.telemetry import Telemetry
-from moeprof.capture.run.status import Failures, Header, has_ended, mark_pass
+from moeprof.capture.run.status import Failures, RunStatus, has_ended, mark_pass
 from moeprof.capture.worker.process import WorkerFailedError
 from moeprof.core.record.experiment import EnvironmentHeader, ExperimentHeader, ModelHeader
 from moeprof.core.record.tables import read_table
@@ -23,9 +23,9 @@ from tests.capture.devices.test_gpu import fake_nvml
 from tests.helpers.tiny_run import run_main
 
 
-def failures_of(folder: Path, meters: list[Any]) -> tuple[Failures, Header]:
+def failures_of(folder: Path, meters: list[Any]) -> tuple[Failures, RunStatus]:
     three = tuple(ModelHeader(name=name, folder=name) for name in "abc")
-    header = Header(folder, ExperimentHeader(workload={}, environment=EnvironmentHeader(), models=three))
+    header = RunStatus(folder, ExperimentHeader(workload={}, environment=EnvironmentHeader(), models=three))
     return Failures(header, meters, lambda model, event, data: None), header
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 from moeprof.capture.engines.base import BatchLayout, SequenceInStep, Step, SteppedEngine
-from moeprof.capture.lockstep.lanes import Requests, Seat, equip_models
-from moeprof.capture.lockstep.loop import Lane, Limits, LockstepResult, cycle, run_lockstep, turn_orders, warm_up_lanes
-from moeprof.capture.protocol import LockstepPlan, wanted_requests
+from moeprof.capture.lockstep.lanes import LaneSetup, Requests, route_models
+from moeprof.capture.lockstep.loop import Limits, LocalLane, LockstepResult, run_lockstep, turn_orders, warm_up_lanes
+from moeprof.capture.protocol import WorkerPlan, wanted_requests
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.capture.run.lockstep import LockstepRun, ladder_plan, lockstep_plan
 from moeprof.capture.run.schedules import Scheduled
@@ -88,13 +88,17 @@ class Scripted(SteppedEngine):
         self.reset()
 
 
-def scripted(dense: Any, *seconds: float, lag: tuple[int, ...] = ()) -> tuple[list[Lane], list[float]]:
+def scripted(dense: Any, *seconds: float, lag: tuple[int, ...] = ()) -> tuple[list[LocalLane], list[float]]:
     facts, clock = seat("facts", dense).lane.engine.facts, [0.0]
     lags = lag or (0,) * len(seconds)
-    return [Lane(name=f"lane-{i}", engine=Scripted(facts, clock, s, lags[i])) for i, s in enumerate(seconds)], clock
+    return [
+        LocalLane(name=f"lane-{i}", engine=Scripted(facts, clock, s, lags[i])) for i, s in enumerate(seconds)
+    ], clock
 
 
-def measure(lanes: list[Lane], requests: Schedule, folder: Path, **limits: Any) -> tuple[LockstepResult, pd.DataFrame]:
+def measure(
+    lanes: list[LocalLane], requests: Schedule, folder: Path, **limits: Any
+) -> tuple[LockstepResult, pd.DataFrame]:
     result = run_lockstep(lanes, requests, folder, Limits(**{"max_seconds": 60.0, **limits}))
     return result, read_table(folder, "lanes")
 
@@ -252,11 +256,14 @@ def test_warm_up_leaves_no_request_behind(dense: Any) -> None:
 # -- experts -----------------------------------------------------------------------------------------------------------
 
 
-def loads_seen(one: Seat, requests: Schedule) -> list[tuple[int, int]]:
+def loads_seen(one: LaneSetup, requests: Schedule) -> list[tuple[int, int]]:
     """Distinct experts and busiest expert's tokens per step, counted by the tap."""
     tap, found = RoutingTap(one.model, one.layers), []
     one.listeners.listeners.append(tap)
-    for _ in cycle([one.lane], requests, turn_orders(1), 0, Limits(max_seconds=60.0), with_loads=False):
+    one.lane.begin(requests, Limits(max_seconds=60.0))
+    is_last = False
+    while not is_last:
+        is_last = one.lane.take(1).is_last
         (step,) = all_steps(tap)
         counts_LE = step.counts_LGE.sum(axis=1)
         found.append((int((counts_LE > 0).sum()), int(counts_LE.max(axis=1).sum())))
@@ -268,7 +275,7 @@ def loads_seen(one: Seat, requests: Schedule) -> list[tuple[int, int]]:
 def test_the_table_has_the_loads_that_a_tap_counts(moe: Any, dense: Any, tmp_path: Path) -> None:
     requests = schedule(4)
     seats = [seat("moe", moe), seat("dense", dense)]
-    equip_models(seats, Requests(schedule=requests, rows_N=(0, 1, 2, 3)), Limits(max_seconds=60.0))
+    route_models(seats, Requests(schedule=requests, rows_N=(0, 1, 2, 3)), Limits(max_seconds=60.0))
     _, table = measure([one.lane for one in seats], requests, tmp_path, max_seconds=1.0)
     sparse = table[(table.lane == "moe") & (table.cycle == 0)].sort_values("step")
     assert list(zip(sparse.distinct_experts, sparse.max_expert_load, strict=True)) == loads_seen(seats[0], requests)
@@ -281,7 +288,7 @@ def test_the_table_has_the_loads_that_a_tap_counts(moe: Any, dense: Any, tmp_pat
 def test_an_override_routes_every_cycle_alike_so_its_loads_are_known(moe: Any, tmp_path: Path, policy: Any) -> None:
     spec = ModelSpec(name="even", path="moe", routing=RoutingPolicy(policy=policy))
     one, requests = seat("even", moe, spec=spec), schedule(2)
-    equip_models([one], Requests(schedule=requests, rows_N=(0, 1)), Limits(max_seconds=60.0))
+    route_models([one], Requests(schedule=requests, rows_N=(0, 1)), Limits(max_seconds=60.0))
     assert one.note is None and one.describe()["routing_policy"] == policy
     _, table = measure([one.lane], requests, tmp_path, max_seconds=0.2)
     first = table[table.cycle == 0].sort_values("step")
@@ -328,9 +335,9 @@ def test_a_lock_step_that_cannot_be_is_left_out_with_its_reason(
     assert lockstep_plan(setup(tmp_path, **more), 0, failed) == reason
     told: list[tuple[str, Any]] = []
     header = SimpleNamespace(put=lambda **known: told.extend(known.items()), note=lambda text: told.append(("", text)))
-    audience = SimpleNamespace(hear=lambda *said: told.append(said))
-    ran = LockstepRun(setup(tmp_path, **(more | {"ladder": None})), header, audience, SimpleNamespace(number=0))  # type: ignore[arg-type]
-    ran.after_rounds(0, failed)
+    listener = SimpleNamespace(on_event=lambda *said: told.append(said))
+    ran = LockstepRun(setup(tmp_path, **(more | {"ladder": None})), header, listener, SimpleNamespace(number=0))  # type: ignore[arg-type]
+    ran.measure(0, failed)
     assert told == [
         ("lockstep", StudyHeader(status="left out", error=reason)),
         ("", f"lock-step left out: {reason}"),
@@ -343,18 +350,18 @@ def test_time_that_is_over_is_said_too(tmp_path: Path) -> None:
     header = SimpleNamespace(put=lambda **known: None, note=notes.append)
     over = setup(tmp_path)
     over.deadline_s = 0.0
-    ran = LockstepRun(over, header, SimpleNamespace(hear=lambda *said: None), SimpleNamespace(number=0))  # type: ignore[arg-type]
-    ran.after_rounds(2, ())
+    ran = LockstepRun(over, header, SimpleNamespace(on_event=lambda *said: None), SimpleNamespace(number=0))  # type: ignore[arg-type]
+    ran.measure(2, ())
     assert notes == ["lock-step left out: max_minutes was over in launch 2",
                      "ladder left out: max_minutes was over in launch 2"]  # fmt: skip
 
 
 def test_the_workloads_own_concurrency_is_the_default(tmp_path: Path) -> None:
     own = lockstep_plan(setup(tmp_path, requests=schedule(20, pattern="closed", concurrency=5)), 1, ())
-    assert isinstance(own, LockstepPlan) and own.concurrency == (5,)
+    assert isinstance(own, WorkerPlan) and own.in_turn.concurrency == (5,)
     assert own.folder == tmp_path / "lockstep" / "launch-1" and [lane.name for lane in own.lanes] == ["moe", "dense"]
     offline = lockstep_plan(setup(tmp_path), 0, ())
-    assert isinstance(offline, LockstepPlan) and offline.concurrency == (0,)
+    assert isinstance(offline, WorkerPlan) and offline.in_turn.concurrency == (0,)
 
 
 def test_the_ladders_lanes_are_one_moe_between_its_twins(tmp_path: Path) -> None:
@@ -368,7 +375,7 @@ def test_the_ladders_lanes_are_one_moe_between_its_twins(tmp_path: Path) -> None
         ("moe-total", "dense", True),
         ("distinct-4", "distinct", False),
     ]
-    assert plan.concurrency == (1, 8) and plan.kind == plan.folder.parent.name == "ladder"
+    assert plan.in_turn.concurrency == (1, 8) and plan.kind == plan.folder.parent.name == "ladder"
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ import pytest
 
 from moeprof.analysis.compare.lanes import lane_times
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode, plan_from_json, plan_to_json
-from moeprof.capture.lockstep.server import serve
-from moeprof.capture.protocol import LanePlan, LockstepPlan, Report, Slowdown
-from moeprof.capture.run.step_child import StepChild, check_python, child_environment
+from moeprof.capture.protocol import LanePlan, LockstepPart, Report, Slowdown, WorkerPlan
+from moeprof.capture.run.remote_lane import RemoteLane, check_python, child_environment
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.capture.worker.process import WorkerFailedError
+from moeprof.capture.worker.server import serve
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.record.lanes import LanePass, lane_passes
 from moeprof.core.workload.engine import TransformersSettings
@@ -48,15 +48,15 @@ def no_child_is_left() -> Iterator[None]:
     assert [child.cmdline() for child in left] == []
 
 
-def plan_of(models: Path, folder: Path, **changes: Any) -> LockstepPlan:
+def plan_of(models: Path, folder: Path, **changes: Any) -> WorkerPlan:
     spec = ModelSpec(name="base", path=str(models / "moe"))
     lanes = tuple(LanePlan(name=name, model=replace(spec, name=name)) for name in ("base", "new"))
-    plan = LockstepPlan(
+    plan = WorkerPlan(
         kind="pairs", lanes=lanes, engine=TransformersSettings(max_batch_tokens=64), device="cpu", threads=1,
         folder=folder / "launch-1", schedule_file=models / "schedule.parquet", warmup_file=models / "warmup.parquet",
-        tokenizer_hash=None, concurrency=(2,), num_requests=6, max_seconds=0.2,
+        tokenizer_hash=None, lockstep=LockstepPart(concurrency=(2,), num_requests=6, max_seconds=0.2),
     )  # fmt: skip
-    return replace(plan, **changes)
+    return replace(plan, lockstep=replace(plan.in_turn, **changes))
 
 
 def never() -> bool:
@@ -143,7 +143,7 @@ def test_the_side_that_loads_first_alternates_with_the_launch(measured: tuple[Pa
 # -- a server, in this process -----------------------------------------------------------------------------------------
 
 
-def served(plan: LockstepPlan, *orders: dict[str, Any]) -> list[dict[str, Any]]:
+def served(plan: WorkerPlan, *orders: dict[str, Any]) -> list[dict[str, Any]]:
     """What a server says to a plan and orders, progress left out."""
     said = list[dict[str, Any]]()
     plan = replace(plan, lanes=plan.lanes[:1])
@@ -262,19 +262,19 @@ def run_fakes(models: Path, folder: Path, base: Path, new: Path, stop: Callable[
 def test_a_side_that_diverges_is_an_error_and_never_a_number(models: Path, tmp_path: Path) -> None:
     base, new = fake(tmp_path / "base"), fake(tmp_path / "new", TOKENS=2)
     wrong = "lane new: step 0 is decode of 1 requests and 2 tokens, in lane base decode of 1 requests and 1 tokens"
-    with pytest.raises(WorkerFailedError, match=wrong):
+    with pytest.raises(EngineError, match=wrong):
         run_fakes(models, tmp_path, base, new)
 
 
 def test_a_side_whose_engine_differs_is_an_error(models: Path, tmp_path: Path) -> None:
     base, new = fake(tmp_path / "base"), fake(tmp_path / "new", MAX_BATCH=32)
-    with pytest.raises(WorkerFailedError, match=r"lane new: max_batch_tokens is 32, 64 in lane base; .*equal engines"):
+    with pytest.raises(EngineError, match=r"lane new: max_batch_tokens is 32, 64 in lane base; .*equal engines"):
         run_fakes(models, tmp_path, base, new)
 
 
 def test_a_side_whose_schedule_ends_early_is_an_error(models: Path, tmp_path: Path) -> None:
     base, new = fake(tmp_path / "base"), fake(tmp_path / "new", STEPS=3)
-    with pytest.raises(WorkerFailedError, match="the schedule ends after 1 of 2 steps from step 2 on, in lane base a"):
+    with pytest.raises(EngineError, match="the schedule ends after 1 of 2 steps from step 2 on, in lane base a"):
         run_fakes(models, tmp_path, base, new)
 
 
@@ -401,7 +401,7 @@ def test_another_python_does_not_find_this_moeprof_by_accident(tmp_path: Path) -
 
 
 def test_a_child_is_gone_after_close(tmp_path: Path) -> None:
-    child = StepChild("base", fake(tmp_path / "base"), None)
+    child = RemoteLane("base", fake(tmp_path / "base"))
     child.greet()
     child.close()
     assert not psutil.pid_exists(child.pid)
@@ -413,7 +413,9 @@ def test_a_child_is_gone_after_close(tmp_path: Path) -> None:
 def test_a_plan_survives_the_way_as_json(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, tmp_path / "größe 3: 'x' \U0001f980")
     lane = replace(plan.lanes[0], engine=TransformersSettings(kv_tokens=64), slowdown=Slowdown(ratio=0.03, every=20))
-    plan = replace(plan, lanes=(lane,), tokenizer_hash="1234", threads=None, max_seconds=1e-05)
+    plan = replace(
+        plan, lanes=(lane,), tokenizer_hash="1234", threads=None, lockstep=replace(plan.in_turn, max_seconds=1e-05)
+    )
     line = encode(plan_to_json(plan))
     assert line.count(b"\n") == 1
     assert plan_from_json(decode(line)) == plan

@@ -14,12 +14,12 @@ from moeprof.capture.memory import measure
 from moeprof.capture.memory.kv_space import activation_peak, fitting_space, kv_space, plain_step
 from moeprof.capture.memory.out_of_memory import as_out_of_memory, doing
 from moeprof.capture.memory.shape import ModelMemory
-from moeprof.capture.protocol import LaunchPlan
+from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import OutOfMemoryError
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
-from moeprof.core.workload.workload import Instruments, Warmup
 from tests.helpers.fake_cuda import GIB, FakeCuda
+from tests.helpers.plans import solo_plan
 
 torch.set_num_threads(1)
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -149,23 +149,8 @@ def test_a_loaded_model_is_measured_and_checked_in_one_call(cuda: FakeCuda, monk
 # -- out of memory in the middle -------------------------------------------------------------------------------------
 
 
-def plan(device: str = "cuda:0", **engine: Any) -> LaunchPlan:
-    here = Path()
-    return LaunchPlan(
-        model=ModelSpec(name="moe", path="org/m"),
-        engine=replace(SETTINGS, **engine),
-        instruments=Instruments(),
-        warmup=Warmup(),
-        device=device,
-        threads=None,
-        model_folder=here,
-        launch_folder=here,
-        schedule_file=here,
-        warmup_file=here,
-        class_names=(),
-        tokenizer_hash=None,
-        measure_peaks=False,
-    )
+def plan(device: str = "cuda:0", **engine: Any) -> WorkerPlan:
+    return solo_plan(ModelSpec(name="moe", path="org/m"), Path(), replace(SETTINGS, **engine), device=device)
 
 
 TORCH_SAYS = (
@@ -174,7 +159,7 @@ TORCH_SAYS = (
 )
 
 
-def said(phase: str, error: BaseException, planned: LaunchPlan, **more: Any) -> str:
+def said(phase: str, error: BaseException, planned: WorkerPlan, **more: Any) -> str:
     with pytest.raises(OutOfMemoryError) as caught, as_out_of_memory(planned):
         doing(phase, **more)
         raise error

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from moeprof.capture.engines import named
-from moeprof.capture.instrumented import Rig
+from moeprof.capture.instrumented import InstrumentedModel
 from moeprof.capture.measure.quality import output_bits
 from moeprof.capture.parallel import group as groups
 from moeprof.capture.parallel.rendezvous import Rendezvous
-from moeprof.capture.protocol import LaunchPlan, Order, Report
+from moeprof.capture.protocol import Order, Report, WorkerPlan
 from moeprof.capture.replay import replay
 from moeprof.capture.run import experiment
 from moeprof.capture.run.ranks import Followers, ParallelWorker, opener_of
@@ -27,7 +27,7 @@ from moeprof.core.errors import EngineError
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.models import ModelSpec
-from moeprof.core.workload.workload import Instruments, Warmup
+from tests.helpers.plans import solo_plan
 from tests.helpers.tiny_run import SHAPE, SHORT, run_main, write_tokenizer
 
 CPU = torch.device("cpu")
@@ -70,24 +70,12 @@ def a_schedule(path: Path) -> Schedule:
     return schedule
 
 
-def a_plan(folder: Path, parallel: Parallel | None) -> LaunchPlan:
-    engine = TransformersSettings(kind="transformers", kv_tokens=512, experts="grouped_mm", parallel=parallel)
-    return LaunchPlan(
-        model=ModelSpec(name="moe", path=str(folder / "moe"), weights="random"),
-        engine=engine,  # with the kernel of ranks
-        opener=opener_of(engine),
-        instruments=Instruments(),
-        warmup=Warmup(),
-        device="cpu",
-        threads=1,
-        model_folder=folder,
-        launch_folder=folder,
-        schedule_file=folder / "schedule.parquet",
-        warmup_file=folder / "schedule.parquet",
-        class_names=("all",),
-        tokenizer_hash=None,
-        measure_peaks=False,
-    )
+def a_plan(folder: Path, parallel: Parallel | None) -> WorkerPlan:
+    engine = TransformersSettings(
+        kind="transformers", kv_tokens=512, experts="grouped_mm", parallel=parallel
+    )  # with the kernel of ranks
+    spec = ModelSpec(name="moe", path=str(folder / "moe"), weights="random")
+    return replace(solo_plan(spec, folder, engine), opener=opener_of(engine))
 
 
 class Tokens:
@@ -107,28 +95,28 @@ class Tokens:
     def on_end(self, end_s: float) -> None: ...
 
 
-def told(plan: LaunchPlan, schedule: Schedule) -> dict[str, Any]:
+def told(plan: WorkerPlan, schedule: Schedule) -> dict[str, Any]:
     """What one pass and one direct forward of a model say; the engine stays open."""
     opened = named(plan.opener)(plan.model, plan.engine, CPU)
-    rig, tokens = Rig(opened, plan, lambda: False), Tokens()
-    assert rig.tapping.tap is not None
-    with rig.tapping.watching(rig.listeners):
+    rig, tokens = InstrumentedModel(opened, plan, lambda: False), Tokens()
+    assert rig.routing.tap is not None
+    with rig.routing.watching(rig.listeners):
         replay(rig.engine, schedule, [tokens])
-        blocks = rig.tapping.tap.collect_blocks(everything=True)
+        blocks = rig.routing.tap.collect_blocks(everything=True)
     rig.engine.reset()
     check = rig.self_check(schedule)
     with rig.without_engine():
         bits = output_bits(opened.module, [5, 6, 7], [8, 9])
     counts_LE = sum(block.counts_SLGE.sum(axis=(0, 2)) for block in blocks)
-    return {"tokens": tokens.of, "counts": counts_LE, "bits": bits, "check": check["passed"], "rig": rig}
+    return {"tokens": tokens.of, "counts": counts_LE, "bits": bits, "check": check["passed"], "model": rig}
 
 
 @pytest.fixture
-def as_rank_0(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[LaunchPlan], Followers]]:
+def as_rank_0(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[WorkerPlan], Followers]]:
     """Makes this process rank 0 and starts the others."""
     started: list[Followers] = []
 
-    def start(plan: LaunchPlan) -> Followers:
+    def start(plan: WorkerPlan) -> Followers:
         meeting = Rendezvous.fresh(2)
         for name, value in meeting.variables(0).items():
             monkeypatch.setenv(name, value)
@@ -144,7 +132,7 @@ def as_rank_0(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[LaunchPlan]
 
 
 def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_them_dies(
-    folder: Path, as_rank_0: Callable[[LaunchPlan], Followers]
+    folder: Path, as_rank_0: Callable[[WorkerPlan], Followers]
 ) -> None:
     schedule = a_schedule(folder / "schedule.parquet")
     plan = a_plan(folder, Parallel(plan="tensor", ranks=2))
@@ -153,9 +141,9 @@ def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_the
     own = replace(plan.engine, parallel=None)
     alone = told(replace(plan, engine=own, opener=opener_of(own)), schedule)
     shared = told(plan, schedule)
-    facts = shared["rig"].engine.facts
+    facts = shared["model"].engine.facts
     assert (facts.ranks, facts.parallel, facts.run_ahead) == (2, "tensor", False)
-    assert facts.kv_bytes == alone["rig"].engine.facts.kv_bytes  # each rank holds one of the two heads
+    assert facts.kv_bytes == alone["model"].engine.facts.kv_bytes  # each rank holds one of the two heads
     assert shared["tokens"] == alone["tokens"]
     assert np.array_equal(shared["counts"], alone["counts"])
     assert alone["counts"].sum() == (17 + 3 + 5 + 3 * 5) * 2 * 2  # prompts of 17, 19, 21; outputs; top-2; 2 layers
@@ -168,7 +156,7 @@ def test_two_ranks_with_a_tensor_plan_are_the_model_of_one_rank_until_one_of_the
     failure = followers.failure()
     assert failure is not None and "rank 1 died (exit code -9)" in str(failure) and failure.reason == "process_died"
     with pytest.raises(RuntimeError, match="onnection"):  # and not a wait of half an hour
-        shared["rig"].engine.reset()
+        shared["model"].engine.reset()
 
 
 class Killing(ParallelWorker):
@@ -220,7 +208,8 @@ def test_a_run_on_two_ranks_with_an_expert_plan_counts_as_one_rank_does_and_a_de
 def counts_of_one_rank(folder: Path, schedule: Schedule) -> Any:
     """Picks by layer and expert of the checkpoint in this process, for the same forced text."""
     plan = a_plan(folder, None)
-    plan = replace(plan, model=replace(plan.model, weights="checkpoint"), class_names=schedule.classes)
+    lane = replace(plan.lanes[0], model=replace(plan.model, weights="checkpoint"))
+    plan = replace(plan, lanes=(lane,), solo=replace(plan.alone, class_names=schedule.classes))
     return told(plan, schedule)["counts"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +20,15 @@ from moeprof.analysis.metrics.routing.picks import NOT_RECORDED, UNEXPLAINED, ma
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import ListenerSet
 from moeprof.capture.engines.hf import build_engine
-from moeprof.capture.instrumented import Tapping
+from moeprof.capture.instrumented import Launched, RoutingInstrument
+from moeprof.capture.measure import owed
+from moeprof.capture.measure.teacher_forced import measure
 from moeprof.capture.models.moe_layers import find_moe_layers
-from moeprof.capture.protocol import LaunchPlan, Order
+from moeprof.capture.protocol import Order, WorkerPlan
 from moeprof.capture.routing.teacher_forced import NO_PICKS, forced_texts, record_forced_picks
-from moeprof.capture.run.experiment import Experiment
-from moeprof.capture.worker import session as session_module
+from moeprof.capture.worker import solo as solo_module
 from moeprof.capture.worker.session import Session
+from moeprof.capture.worker.solo import SoloModel
 from moeprof.core.errors import RecordError
 from moeprof.core.record.headers import to_json
 from moeprof.core.record.layout import LaunchRecord
@@ -36,6 +39,7 @@ from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Instruments, Warmup
 from tests.capture.routing.test_routing_replay import write_pass
 from tests.helpers.plain_moe import PlainExperts
+from tests.helpers.plans import solo_plan
 from tests.helpers.tiny_run import NUM_EXPERTS, NUM_LAYERS, TOP_K, Ran
 
 CLASSES = ("code", "prose")
@@ -88,19 +92,25 @@ def test_without_forced_outputs_the_prompts_alone_are_the_text() -> None:
 # -- the same picks as in the engine -----------------------------------------------------------------------------------
 
 
-def plan_of(folder: Path, tiny: Path, requests: Schedule, name: str = "moe", **more: Any) -> LaunchPlan:
+def plan_of(folder: Path, tiny: Path, requests: Schedule, name: str = "moe", **more: Any) -> WorkerPlan:
     """One launch of a tiny model, without the instruments that take seconds."""
     requests.save(folder / "schedule.parquet")
     routing = more.pop("routing", RoutingPolicy())
-    plan = LaunchPlan(
-        model=ModelSpec(name=name, path=str(tiny / name), routing=routing),
-        engine=TransformersSettings(kv_tokens=512, dtype="float32"),
-        instruments=Instruments(save_detailed=True, peaks=False, power=False),
-        warmup=Warmup(num_requests=1, max_seconds=0.1), device="cpu", threads=1, model_folder=folder,
-        launch_folder=folder / "launch-0", schedule_file=folder / "schedule.parquet",
-        warmup_file=folder / "schedule.parquet", class_names=CLASSES, tokenizer_hash=None, measure_peaks=False,
+    more = {"instruments": Instruments(save_detailed=True, peaks=False, power=False)} | more
+    return solo_plan(
+        ModelSpec(name=name, path=str(tiny / name), routing=routing), folder,
+        TransformersSettings(kv_tokens=512, dtype="float32"), folder=folder / "launch-0", facts_folder=folder,
+        warmup=Warmup(num_requests=1, max_seconds=0.1), class_names=CLASSES, **more,
     )  # fmt: skip
-    return replace(plan, **more)
+
+
+def record(model: Any, routing: RoutingInstrument, plan: WorkerPlan, requests: Schedule) -> Any:
+    """What launch.json keeps, of a model without an engine."""
+    deployment = SimpleNamespace(module=model)
+    bare: Any = SimpleNamespace(deployment=deployment, routing=routing, without_engine=nullcontext)
+    return measure(
+        Launched(model=bare, plan=plan, schedule=requests, warmup=requests, output_bytes=(), should_stop=lambda: False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +118,16 @@ def launch(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lau
     """A session in this process: one round with every pick kept, then the forced picks, then another round."""
     folder = tmp_path_factory.mktemp("forced")
     plan, patch = plan_of(folder, tiny, schedule()), pytest.MonkeyPatch()
-    patch.setattr(session_module, "CALIBRATION_S", 0.1)
+    patch.setattr(solo_module, "CALIBRATION_S", 0.1)
     with Session(plan, lambda: False, lambda report: None) as session:
-        session.prepare(Order(command="prepare"))
-        session.run_pass(Order(command="pass", name="round-0"))
-        session.record_forced_picks(Order(command="forced_picks"))
-        session.run_pass(Order(command="pass", name="round-1"))
-        session.finish()
+        solo = SoloModel(session)
+        solo.prepare(Order(command="prepare"))
+        solo.run_pass(Order(command="pass", name="round-0"))
+        solo.measure(Order(command="measure", name="forced_picks", extra={"output_bytes": []}))
+        solo.run_pass(Order(command="pass", name="round-1"))
+        solo.finish()
     patch.undo()
-    yield LaunchRecord(plan.launch_folder)
+    yield LaunchRecord(plan.folder)
 
 
 def test_every_token_goes_where_the_engine_sent_it(launch: LaunchRecord) -> None:
@@ -174,16 +185,16 @@ def test_it_stops_between_requests_when_told_to_or_when_it_took_too_long(tiny: P
 
 def overridden(tmp_path: Path, tiny: Path, policy: RoutingPolicy) -> ForcedPicks:
     plan = plan_of(tmp_path, tiny, schedule(4), routing=policy)
-    plan.launch_folder.mkdir(exist_ok=True)
+    plan.folder.mkdir(exist_ok=True)
     model = AutoModelForCausalLM.from_pretrained(tiny / "moe").eval()
-    tapping = Tapping(model, plan)
+    routing = RoutingInstrument(model, plan)
     try:
-        told = tapping.record_forced_picks(schedule(4), lambda: False)
-        again = tapping.record_forced_picks(schedule(4), lambda: False)
+        told = record(model, routing, plan, schedule(4))
+        again = record(model, routing, plan, schedule(4))
     finally:
-        tapping.close()
+        routing.close()
     assert told == again
-    found = LaunchRecord(plan.launch_folder).forced_picks
+    found = LaunchRecord(plan.folder).forced_picks
     assert found is not None and np.isnan(found.margin_TL).all()
     return found
 
@@ -206,16 +217,16 @@ def test_overridden_picks_are_a_fact_of_the_text(tmp_path: Path, tiny: Path) -> 
 def test_replayed_routing_goes_where_it_was_recorded(tmp_path: Path, tiny: Path) -> None:
     planted = write_pass(tmp_path / "pass", schedule(4))  # token p of request r: experts (r + p) mod 8, and the next
     plan = plan_of(tmp_path, tiny, schedule(4), routing=RoutingPolicy(policy="replay", path=str(planted)))
-    plan.launch_folder.mkdir()
+    plan.folder.mkdir()
     model, listeners = AutoModelForCausalLM.from_pretrained(tiny / "moe").eval(), ListenerSet()
-    engine, tapping = build_engine(model, plan.engine, listeners), Tapping(model, plan)
+    engine, routing = build_engine(model, plan.engine, listeners), RoutingInstrument(model, plan)
     try:
-        tapping.replay_recorded(schedule(4), engine, listeners)
+        routing.replay_recorded(schedule(4), engine, listeners)
         engine.close()
-        tapping.record_forced_picks(schedule(4), lambda: False)
+        record(model, routing, plan, schedule(4))
     finally:
-        tapping.close()
-    found = load_forced_picks(plan.launch_folder / FILE_NAME)
+        routing.close()
+    found = load_forced_picks(plan.folder / FILE_NAME)
     first_T = (found.request_T + found.position_T) % NUM_EXPERTS
     assert (found.picks_TLK == np.stack([first_T, (first_T + 1) % NUM_EXPERTS], axis=1)[:, None]).all()
 
@@ -365,8 +376,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_where_there_are_none_the_reason_is_said(tmp_path: Path, tiny: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny / "moe").eval()
     off = plan_of(tmp_path, tiny, schedule(2), instruments=Instruments(routing=False))
-    assert Tapping(model, off).no_forced_picks == "the routing tap is off (instruments.routing)"
-    assert Tapping(model, plan_of(tmp_path, tiny, schedule(2))).no_forced_picks is None
+    assert RoutingInstrument(model, off).unseen == "the routing tap is off (instruments.routing)"
+    assert RoutingInstrument(model, plan_of(tmp_path, tiny, schedule(2))).unseen is None
     layers = [replace(layer, tapped=nn.Identity()) for layer in find_moe_layers(model)]
     assert record_forced_picks(model, layers, schedule(2), CLASSES) == NO_PICKS
 
@@ -393,12 +404,20 @@ def test_a_real_run_keeps_them_of_the_moe_and_says_that_the_dense_model_has_no_r
         assert found[0]["value"] == value
 
 
-@pytest.mark.parametrize(("asked", "numbers"), [(True, [0]), (False, [])])
-def test_the_first_launch_records_them_unless_the_workload_says_no(asked: bool, numbers: list[int]) -> None:
-    instruments = SimpleNamespace(workload=SimpleNamespace(instruments=Instruments(forced_picks=asked)))
-    experiment = SimpleNamespace(_setup=instruments)
-    owed = [Experiment._owed(experiment, number) for number in range(3)]  # type: ignore[arg-type]
-    assert [number for number in range(3) if "forced_picks" in owed[number]] == numbers
+@pytest.mark.parametrize(
+    ("instruments", "numbers"),
+    [
+        (Instruments(), [0]),
+        (Instruments(forced_picks=False), []),
+        (Instruments(skip=("forced_picks",)), []),
+    ],
+)
+def test_the_first_launch_records_them_unless_the_workload_says_no(
+    instruments: Instruments, numbers: list[int]
+) -> None:
+    names = [[row.name for row in owed(instruments, number)] for number in range(3)]
+    assert [number for number in range(3) if "forced_picks" in names[number]] == numbers
+    assert all("overhead" in row for row in names)
 
 
 def test_an_old_record_has_none_and_says_so(tmp_path: Path) -> None:

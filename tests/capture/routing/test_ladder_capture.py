@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeprof.capture.coverage import tiny_model
-from moeprof.capture.lockstep.lanes import Requests, Seat, check_ladder, equip_ladder, record_steps
+from moeprof.capture.lockstep.lanes import LaneSetup, Requests, check_ladder, record_steps, route_ladder
 from moeprof.capture.lockstep.loop import Limits
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.models.shapes import LayerShape
@@ -34,21 +34,23 @@ from tests.helpers.tiny_run import NUM_EXPERTS, NUM_LAYERS, TOP_K, run_main
 RUNGS = ("native", "concentrated", "balanced", "recorded")
 
 
-def equipped(requests: Schedule, *, batching: Any = "continuous", distinct: tuple[int, ...] = ()) -> dict[str, Seat]:
+def equipped(
+    requests: Schedule, *, batching: Any = "continuous", distinct: tuple[int, ...] = ()
+) -> dict[str, LaneSetup]:
     model, settings = moe_model(), replace(SETTINGS, batching=batching)
     seats = [seat(rung, model, rung=rung, settings=settings) for rung in RUNGS]
     seats += [seat(f"distinct-{n}", model, rung="distinct", distinct=n, settings=settings) for n in distinct]
-    equip_ladder(seats, Requests(schedule=requests, rows_N=tuple(range(len(requests)))), Limits(max_seconds=600.0))
+    route_ladder(seats, Requests(schedule=requests, rows_N=tuple(range(len(requests)))), Limits(max_seconds=600.0))
     return {one.plan.name: one for one in seats}
 
 
-def executed(one: Seat, requests: Schedule) -> list[StepPicks]:
+def executed(one: LaneSetup, requests: Schedule) -> list[StepPicks]:
     """What the experts are really called with, step by step."""
     return record_steps(one, requests, Limits(max_seconds=600.0))
 
 
 @pytest.fixture(scope="module", params=["continuous", "static"])
-def climbed(request: pytest.FixtureRequest) -> tuple[dict[str, Seat], dict[str, list[StepPicks]]]:
+def climbed(request: pytest.FixtureRequest) -> tuple[dict[str, LaneSetup], dict[str, list[StepPicks]]]:
     """Every rung, and what it executed, in continuous batches and in padded static ones."""
     requests = schedule(6, pattern="closed", concurrency=4)
     seats = equipped(requests, batching=request.param, distinct=(2, 5, 99))
@@ -118,7 +120,7 @@ def test_an_override_that_is_not_in_force_is_an_error(monkeypatch: pytest.Monkey
     gather = PickTable.gather
     monkeypatch.setattr(PickTable, "gather", lambda *args, **more: gather(*args, **more).roll(1, 1) * 3)
     with pytest.raises(EngineError, match="lane concentrated: step 0 was not routed"):
-        equip_ladder(seats, Requests(schedule=schedule(3), rows_N=(0, 1, 2)), Limits(max_seconds=600.0))
+        route_ladder(seats, Requests(schedule=schedule(3), rows_N=(0, 1, 2)), Limits(max_seconds=600.0))
 
 
 # -- the formulas, without a model -------------------------------------------------------------------------------------

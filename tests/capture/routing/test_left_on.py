@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import moeprof
 from moeprof.capture.models.moe_layers import find_moe_layers
+from moeprof.capture.models.wrap import ROLES, STATE, Role, before, put_on
 from moeprof.capture.routing.override import override_routing
 from moeprof.capture.routing.tap import RoutingTap
-from moeprof.capture.routing.wrap import STATE
 from moeprof.core.workload.models import RoutingPolicy
 from tests.helpers.left_on import left_on
 from tests.helpers.plain_moe import Model
 
 pytest_plugins = ["pytester"]
 BALANCED = RoutingPolicy(policy="balanced")
+
+
+def put(path: str, role: Role) -> Callable[[Model], Callable[[], object]]:
+    def plant(model: Model) -> Callable[[], object]:
+        return put_on(model.get_submodule(path), role, before(lambda args: None)).remove
+
+    return plant
 
 
 def tap(model: Model) -> Callable[[], object]:
@@ -38,21 +48,23 @@ def bare_forward(model: Model) -> Callable[[], object]:
     return lambda: vars(model.layers[0]).pop("forward")
 
 
-def hook(model: Model) -> Callable[[], object]:
+def torch_hook(model: Model) -> Callable[[], object]:
     return model.register_forward_hook(lambda *_: None).remove
 
 
-def pre_hook(model: Model) -> Callable[[], object]:
+def torch_pre_hook(model: Model) -> Callable[[], object]:
     return model.register_forward_pre_hook(lambda *_: None).remove
 
 
 LEAKS = {
     tap: f"layers.0.experts: {STATE}",
     override: "layers.1.experts: forward",
+    **{put("layers.1.experts", role): f"layers.1.experts: {STATE}" for role in ROLES},
+    **{put("", role): f": {STATE}" for role in ROLES},
     state_alone: f"layers.0.experts: {STATE}",
     bare_forward: "layers.0: forward",
-    hook: ": _forward_hooks",
-    pre_hook: ": _forward_pre_hooks",
+    torch_hook: ": _forward_hooks",
+    torch_pre_hook: ": _forward_pre_hooks",
 }
 
 
@@ -90,3 +102,15 @@ def test_a_test_that_leaks_is_an_error_and_one_that_cleans_up_is_not(pytester: p
     ran = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider")
     ran.assert_outcomes(passed=2 * len(LEAKS), errors=len(LEAKS))
     ran.stdout.fnmatch_lines(["*AssertionError: the test left something on: {'model': *"])
+
+
+def test_nothing_goes_onto_a_module_by_another_way() -> None:
+    package = Path(moeprof.__file__).parent
+    other = re.compile(r"register_(full_)?(forward|backward)|\.forward = ")
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if other.search(line)
+    ]
+    assert found == []

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from moeprof.capture.engines.paged.compiled import as_written, compile_layers
 
+from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import ListenerSet
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.check import SelfCheck, self_check
 from moeprof.capture.routing.tap import RoutingTap
+from tests.capture.engines.test_paged_engine import make_engine, requests_of
+from tests.capture.engines.test_paged_engine import run as run_engine
 from tests.helpers.plain_moe import EXPERTS, Block, Model, PlainExperts, layout, run
 
 
@@ -79,3 +83,17 @@ def test_experts_that_ignore_their_picks_fail_the_check() -> None:
 
     Deaf.__name__ = "DeafExperts"
     assert failed(check(Model(experts=Deaf), [[0, 1], [2, 3]], [[0, 1], [2, 3]])) == {"executed_is_routed"}
+
+
+def test_layers_that_are_compiled_are_called_once_each_too() -> None:
+    model = tiny_model("qwen3_moe")
+    compile_layers(model, backend="aot_eager")
+    listeners, tap = ListenerSet(), RoutingTap(model, find_moe_layers(model))
+    engine = make_engine(model, listeners)
+    try:
+        result = self_check(tap, engine, listeners, lambda: run_engine(engine, requests_of(((5, 6), (9, 4)))))
+    finally:
+        engine.close()
+        tap.close()
+        as_written(model)
+    assert result.passed, result.reason

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from moeprof.capture.engines.base import BatchLayout
-from moeprof.capture.lockstep.lanes import Requests, equip_models, record_steps
+from moeprof.capture.lockstep.lanes import Requests, record_steps, route_models
 from moeprof.capture.lockstep.loop import Limits
 from moeprof.capture.models.shapes import LayerShape
 from moeprof.capture.routing.override import PickTable
@@ -83,7 +83,7 @@ def test_every_token_gets_the_picks_that_were_recorded_for_it(tmp_path: Path) ->
     folder = write_pass(tmp_path / "pass", requests)
     spec = ModelSpec(name="again", path="moe", routing=RoutingPolicy(policy="replay", path=str(folder)))
     one = seat("again", moe_model(), spec=spec)
-    equip_models([one], Requests(schedule=requests, rows_N=(0, 1, 2, 3)), Limits(max_seconds=600.0))
+    route_models([one], Requests(schedule=requests, rows_N=(0, 1, 2, 3)), Limits(max_seconds=600.0))
     assert one.describe()["rung"] == "recorded"
     positions, seen = Positions.of(requests), 0
     for step in record_steps(one, requests, Limits(max_seconds=600.0)):

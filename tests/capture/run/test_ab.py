@@ -13,8 +13,8 @@ import pytest
 from moeprof.analysis.compare.lanes import lane_times
 from moeprof.capture.engines.base import Step, SteppedEngine
 from moeprof.capture.engines.faults import slowed
-from moeprof.capture.protocol import LockstepPlan, Slowdown
-from moeprof.capture.run.ab import AbRun, Pairing, lone_workload, pair_plan, pair_up, run_lone
+from moeprof.capture.protocol import Slowdown, WorkerPlan
+from moeprof.capture.run.ab import AbRun, Pairing, pair_plan, pair_up, run_solo, solo_workload
 from moeprof.capture.run.prepare import Prepared, prepare
 from moeprof.capture.run.status import SignalWatch
 from moeprof.core.errors import InputError, RecordError, WorkloadError
@@ -51,7 +51,7 @@ def prepared(workload: Workload) -> Prepared:
 
 
 class Silent:
-    def hear(self, model: str, event: str, data: dict[str, Any]) -> None:
+    def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         pass
 
 
@@ -115,7 +115,7 @@ def test_a_pair_lasts_five_seconds_unless_the_workload_or_the_user_says_otherwis
 
 
 def test_the_lone_run_measures_nothing_that_only_times(workload: Workload) -> None:
-    alone = lone_workload(replace(workload, launches=6, rounds=3))
+    alone = solo_workload(replace(workload, launches=6, rounds=3))
 
     assert (alone.launches, alone.rounds) == (1, 1)
     assert not alone.instruments.peaks and not alone.instruments.overhead
@@ -169,8 +169,8 @@ def test_an_engine_that_captures_its_steps_does_so_when_it_is_slowed() -> None:
     assert slowed(Counting(), Slowdown(ratio=1.0, every=2)).prepare(3, 100) == 0
 
 
-def fake_measure(seen: list[LockstepPlan]) -> Callable[..., Mapping[str, str]]:
-    def measure(plan: LockstepPlan, hear: Any, should_stop: Any) -> Mapping[str, str]:
+def fake_measure(seen: list[WorkerPlan]) -> Callable[..., Mapping[str, str]]:
+    def measure(plan: WorkerPlan, hear: Any, should_stop: Any) -> Mapping[str, str]:
         seen.append(plan)
         assert plan.schedule_file.exists() and plan.warmup_file.exists()
         return {"c2": "done"}
@@ -179,7 +179,7 @@ def fake_measure(seen: list[LockstepPlan]) -> Callable[..., Mapping[str, str]]:
 
 
 def test_pairs_are_measured_as_long_as_more_are_wanted(prepared: Prepared, tmp_path: Path) -> None:
-    seen: list[LockstepPlan] = []
+    seen: list[WorkerPlan] = []
     with SignalWatch() as signals:
         run = AbRun(pair_up(prepared, prepared), tmp_path, Silent(), signals, measure=fake_measure(seen))
         assert run.pairs(lambda done: done < 3) == 3
@@ -224,4 +224,4 @@ def test_the_lone_run_of_another_python_says_what_it_said(tmp_path: Path) -> Non
         SignalWatch() as signals,
         pytest.raises(InputError, match=r"of base failed: w\.yaml:3: models: no such folder"),
     ):
-        run_lone(python, tmp_path / "w.yaml", tmp_path / "base", signals)
+        run_solo(python, tmp_path / "w.yaml", tmp_path / "base", signals)

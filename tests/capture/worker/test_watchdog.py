@@ -68,34 +68,34 @@ PASS = Order(command="pass", name="round-0")
 
 def test_a_step_may_take_the_base_and_fifty_times_the_longest_so_far() -> None:
     watched = Watched(PASS)
-    watched.dog.hear(progress())
+    watched.dog.on_report(progress())
     assert watched.limit_s() == 60
-    watched.dog.hear(progress(longest_step_s=2.0))
+    watched.dog.on_report(progress(longest_step_s=2.0))
     assert watched.limit_s() == 60 + 100
     assert watched.reason_after(161) == "hung_step"
 
 
 def test_a_compiling_model_may_take_longer() -> None:
     watched = Watched(PASS, compiles=True)
-    watched.dog.hear(progress())
+    watched.dog.on_report(progress())
     assert watched.limit_s() == 60 + COMPILING_S
 
 
 def test_any_report_is_a_sign_of_life() -> None:
     watched = Watched(PASS)
-    watched.dog.hear(progress())
+    watched.dog.on_report(progress())
     for _ in range(10):  # an open loop without arrivals for ten minutes
         watched.clock.now_s += 59
         assert watched.dog.overdue() is None
-        watched.dog.hear(Report(event="alive", data={}))
+        watched.dog.on_report(Report(event="alive", data={}))
 
 
 def test_work_that_is_no_step_has_its_own_limits() -> None:
     assert Watched(Order(command="prepare")).limit_s() == LOADING_S
     watched = Watched(PASS)
     assert watched.limit_s() == BETWEEN_S  # the engine may be built again before the first step
-    watched.dog.hear(progress())
-    watched.dog.hear(progress(done=8, refused=1))  # all nine requests are over: tables are written now
+    watched.dog.on_report(progress())
+    watched.dog.on_report(progress(done=8, refused=1))  # all nine requests are over: tables are written now
     assert watched.limit_s() == BETWEEN_S
     assert watched.reason_after(BETWEEN_S + 1) == "hung_setup"
 
@@ -103,14 +103,14 @@ def test_work_that_is_no_step_has_its_own_limits() -> None:
 @pytest.mark.parametrize("bound", [{"deadline_s": 1070.0}, {"max_seconds": 70.0}])
 def test_a_pass_that_was_cut_by_time_may_write_its_tables(bound: dict[str, float]) -> None:
     watched = Watched(Order(command="pass", name="round-0", **bound))  # type: ignore[arg-type]
-    watched.dog.hear(progress())
+    watched.dog.on_report(progress())
     assert watched.reason_after(61) == "hung_step"
     assert watched.reason_after(70) is None
 
 
 def test_zero_waits_for_ever_but_not_after_a_stop() -> None:
     watched = Watched(PASS, base_s=0.0)
-    watched.dog.hear(progress(longest_step_s=2.0))
+    watched.dog.on_report(progress(longest_step_s=2.0))
     assert watched.reason_after(1e6) is None
     watched.dog.stop()
     assert watched.limit_s() == STOP_GRACE_S + 10
@@ -119,7 +119,7 @@ def test_zero_waits_for_ever_but_not_after_a_stop() -> None:
 
 def test_the_message_says_how_long_and_which_setting() -> None:
     watched = Watched(PASS)
-    watched.dog.hear(progress(longest_step_s=0.5))
+    watched.dog.on_report(progress(longest_step_s=0.5))
     watched.clock.now_s += 90
     overdue = watched.dog.overdue()
     assert overdue is not None

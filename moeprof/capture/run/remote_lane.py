@@ -1,4 +1,4 @@
-"""A process of a launch pair as its parent sees it: found, started, greeted, ordered about, missed when dead. No torch.
+"""A process of a launch pair as its parent sees it: it is started, takes orders, and its death is noticed. No torch.
 
 What goes wrong before the greeting is the user's to mend (no such Python, no moeprof in it, another protocol) and is an
 InputError of one line. What goes wrong later is a failure of the lane.
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import moeprof
+from moeprof.capture.devices.process import THREADS
+from moeprof.capture.lockstep.loop import Turn
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode
-from moeprof.capture.protocol import Report
+from moeprof.capture.protocol import OnReport, Report
 from moeprof.capture.worker.process import SILENCE_S, WorkerFailedError
 from moeprof.capture.worker.watch import STOP_GRACE_S
 from moeprof.core.errors import EngineError, InputError
@@ -29,30 +31,39 @@ GREETING_S = 60.0  # nothing heavy is imported before it
 LISTEN_S = 0.2
 # A thread that spins while the other process has its turn would take that turn's processor.
 IDLE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-MODULE = "moeprof.capture.lockstep.server"
+MODULE = "moeprof.capture.worker.server"
 
 
-class StopAskedError(Exception):
-    """Someone asked to stop while a process was busy with something that takes long."""
+class StopRequestedError(Exception):
+    """Someone requested a stop while a process was busy with something that takes long."""
 
 
-class StepChild:
-    """One process, which holds one lane."""
+class RemoteLane:
+    """A lane whose engine is in another process (see :class:`moeprof.capture.lockstep.loop.Lane`), and that process."""
 
-    def __init__(self, lane: str, python: Path | None, threads: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: Path | None,
+        threads: int | None = None,
+        *,
+        on_report: OnReport = lambda report: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Start it; ``greet`` comes next.
 
         Args:
-            lane: its name.
+            name: of the lane.
             python: the interpreter of its environment; None: this one.
             threads: CPU threads, or None for torch's default.
+            on_report: gets every report.
+            stop_requested: called while an answer is waited for.
 
         Raises:
             InputError: there is no such Python.
         """
-        self.lane = lane
-        self.python = Path(sys.executable) if python is None else find_python(lane, python)
+        self._name, self._on_report, self._stop_requested = name, on_report, stop_requested
+        self.python = Path(sys.executable) if python is None else find_python(name, python)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill; a pipe that nobody reads could fill up
         self._buffer = b""
         try:
@@ -62,7 +73,7 @@ class StepChild:
             )  # fmt: skip
         except OSError as error:
             self._stderr.close()
-            raise InputError(f"{_option(lane)}: {self.python} cannot be started ({error.strerror})") from error
+            raise InputError(f"{_option(name)}: {self.python} cannot be started ({error.strerror})") from error
         assert self._process.stdout is not None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -83,48 +94,60 @@ class StepChild:
             if line == b"":
                 raise self._no_greeting()
             if time.monotonic() > until:
-                raise InputError(f"{_option(self.lane)}: {self.python} said nothing for {GREETING_S:.0f} s")
-        said = decode(line)
-        if said.get("protocol") != PROTOCOL:
+                raise InputError(f"{_option(self._name)}: {self.python} said nothing for {GREETING_S:.0f} s")
+        message = decode(line)
+        if message.get("protocol") != PROTOCOL:
             raise InputError(
-                f"{_option(self.lane)}: moeprof {said.get('moeprof')} of {self.python} speaks protocol "
-                f"{said.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
+                f"{_option(self._name)}: moeprof {message.get('moeprof')} of {self.python} speaks protocol "
+                f"{message.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
                 "install versions of moeprof that speak the same one"
             )
-        if said.get("torch") is None or said.get("transformers") is None:
+        if message.get("torch") is None or message.get("transformers") is None:
             raise InputError(
-                f"{_option(self.lane)}: {self.python} has no torch or no transformers; there: "
+                f"{_option(self._name)}: {self.python} has no torch or no transformers; there: "
                 f"{self.python} -m pip install 'moeprof[run]'"
             )
-        return said
+        return message
 
-    def ask(
-        self, order: Mapping[str, Any], hear: Callable[[Report], None], stop_asked: Callable[[], bool]
-    ) -> dict[str, Any]:
+    @property
+    def name(self) -> str:
+        """Of the lane."""
+        return self._name
+
+    def restart(self) -> None:
+        """The next step is the schedule's first."""
+        self.request("restart")
+
+    def take(self, number: int) -> Turn:
+        """The next steps."""
+        answer = self.request("steps", number=number)
+        return Turn(rows=answer["rows"], held=lambda: answer["batches"], is_last=answer["is_last"])
+
+    def request(self, do: str, **more: Any) -> dict[str, Any]:
         """Give an order and wait until it is done.
 
         Raises:
-            StopAskedError: ``stop_asked`` turned true; a turn of steps is waited for, anything else is not.
+            StopRequestedError: a stop was requested; a turn of steps is waited for, anything else is not.
             WorkerFailedError: it reported an error, died, fell silent, or wrote something that is no message.
         """
-        self._write(order)
-        heard, asked_s = time.monotonic(), None
+        self._write({"do": do, **more})
+        last_s, requested_s = time.monotonic(), None
         while True:
             line = self._line()
             now = time.monotonic()
             if line == b"":
                 raise self._death()
             if line is not None:
-                heard, report = now, self._report(line)
+                last_s, report = now, self._report(line)
                 if report.event == "done":
                     return report.data
-                hear(report)
-            elif stop_asked():
-                asked_s = now if asked_s is None else asked_s
-                if order["do"] != "steps" or now - asked_s > STOP_GRACE_S:
-                    raise StopAskedError
-            if now - heard > SILENCE_S:
-                raise WorkerFailedError(f"{self._label}: no step ended for {now - heard:.0f} s")
+                self._on_report(report)
+            elif self._stop_requested():
+                requested_s = now if requested_s is None else requested_s
+                if do != "steps" or now - requested_s > STOP_GRACE_S:
+                    raise StopRequestedError
+            if now - last_s > SILENCE_S:
+                raise WorkerFailedError(f"{self._label}: no step ended for {now - last_s:.0f} s")
 
     def close(self) -> None:
         """Let it end, and see to it that it does."""
@@ -174,22 +197,22 @@ class StepChild:
 
     def _report(self, line: bytes) -> Report:
         try:
-            said = decode(line)
+            message = decode(line)
         except EngineError as error:
             raise WorkerFailedError(f"{self._label}: {error}") from error
-        event, data = said.get("event"), said.get("data")
+        event, data = message.get("event"), message.get("data")
         if event not in ("progress", "done", "failed") or not isinstance(data, dict):
             raise WorkerFailedError(f"{self._label}: no report but {line[:80]!r}")
         if event == "failed":
-            message = f"{self._label}: {data.get('error')}"
-            raise WorkerFailedError(message, int(data.get("exit_code", 1)), data.get("traceback"))
+            text = f"{self._label}: {data.get('error')}"
+            raise WorkerFailedError(text, int(data.get("exit_code", 1)), data.get("traceback"))
         return Report(event=event, data=data)
 
     # -- what went wrong -------------------------------------------------------------------------------------------
 
     @property
     def _label(self) -> str:
-        return f"launch pair, {self.lane}"
+        return f"launch pair, {self._name}"
 
     def _death(self) -> WorkerFailedError:
         try:
@@ -205,13 +228,15 @@ class StepChild:
         last = text.splitlines()[-1] if text else "it wrote nothing"
         missing = re.search(r"No module named '?([\w.]+)", last)
         if missing is None:
-            return InputError(f"{_option(self.lane)}: {self.python} ended with code {self._process.returncode}: {last}")
+            return InputError(
+                f"{_option(self._name)}: {self.python} ended with code {self._process.returncode}: {last}"
+            )
         name = missing[1]
         what = "no moeprof" if name == "moeprof" else f"a moeprof whose library {name} is missing"
         if name.startswith("moeprof."):
             what = "a moeprof that cannot be stepped from outside"
         return InputError(
-            f"{_option(self.lane)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later with its "
+            f"{_option(self._name)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later with its "
             "libraries into that environment"
         )
 
@@ -251,16 +276,16 @@ def child_environment(ours: Mapping[str, str], python: Path, threads: int | None
 
 
 def check_python(python: Path, lane: str = "base") -> dict[str, Any]:
-    """Start it, hear its greeting, end it: to tell a mistake before anything is measured.
+    """Start it, read its greeting, end it: to find a mistake before anything is measured.
 
     Raises:
-        InputError: see :meth:`StepChild.greet`.
+        InputError: see :meth:`RemoteLane.greet`.
     """
-    child = StepChild(lane, python, None)
+    started = RemoteLane(lane, python)
     try:
-        return child.greet()
+        return started.greet()
     finally:
-        child.kill()
+        started.kill()
 
 
 def _option(lane: str) -> str:

@@ -1,7 +1,7 @@
-"""``python -m moeprof.capture.lockstep.server``: one lane of a launch pair, which steps when its parent says so.
+"""``python -m moeprof.capture.worker.server``: one lane of a launch pair, which steps when its parent says so.
 
-It is started under the environment that is to be measured. Messages are those of protocol.py. Between two orders
-it waits in a read and costs nothing; when the parent is gone it ends.
+It is started under the environment that is to be measured. Messages are those of lockstep/protocol.py. Between two
+orders it waits in a read and costs nothing; when the parent is gone it ends.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from moeprof.capture.devices.process import failure_of, set_up_process
 from moeprof.capture.lockstep.protocol import decode, encode, greeting, plan_from_json
-from moeprof.core.errors import EngineError, MoeprofError
-
-if TYPE_CHECKING:
-    from moeprof.capture.lockstep.remote import StepSession
-    from moeprof.capture.protocol import LockstepPlan
+from moeprof.capture.protocol import Report, WorkerPlan
+from moeprof.core.errors import EngineError
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -29,7 +25,6 @@ def main() -> int:
     orders, replies = _take_channel()
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # libraries' notices are not the user's
 
     def send(message: dict[str, Any]) -> None:
         try:
@@ -39,9 +34,7 @@ def main() -> int:
             raise SystemExit(1) from None  # the parent is gone
 
     send(greeting())
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_up_process()
     return serve(orders, send)
 
 
@@ -60,19 +53,18 @@ def serve(orders: Iterable[bytes], send: Send) -> int:
 
     Torch is imported before the first order comes, so that two processes do it at the same time.
     """
+    code = 0
     try:
-        from moeprof.capture.lockstep.remote import StepSession
+        from moeprof.capture.worker import remote  # noqa: F401
 
         lines = iter(orders)
         first = next(lines, None)
         if first is not None and (message := decode(first)).get("do") != "close":
-            _serve_plan(plan_from_json(_plan_of(message)), StepSession, lines, send)
-        code = 0
-    except MoeprofError as error:
-        code = _failed(send, str(error), error.exit_code, None)
+            _serve_plan(plan_from_json(_plan_of(message)), lines, send)
     except Exception as error:  # the process boundary: whatever a model's code raises becomes a message
-        text = str(error).splitlines()[0] if str(error) else ""
-        code = _failed(send, f"{type(error).__name__}: {text}", 1, traceback.format_exc())
+        data = failure_of(error, "two processes", "its device")
+        send({"event": "failed", "data": data})
+        code = int(data["exit_code"])
     return code
 
 
@@ -83,24 +75,25 @@ def _plan_of(message: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def _serve_plan(plan: LockstepPlan, kind: type[StepSession], orders: Iterable[bytes], send: Send) -> None:
+def _serve_plan(plan: WorkerPlan, lines: Iterable[bytes], send: Send) -> None:
     from moeprof.capture.memory.out_of_memory import as_out_of_memory
+    from moeprof.capture.worker.remote import StepOrders
+    from moeprof.capture.worker.session import Session
 
-    with as_out_of_memory(plan), kind(plan, send) as session:
-        send({"event": "done", "data": session.load()})
-        for line in orders:
+    def report(found: Report) -> None:
+        send({"event": found.event, "data": found.data})
+
+    with as_out_of_memory(plan), Session(plan, lambda: False, report, writes=False) as session:
+        steps = StepOrders(session)
+        send({"event": "done", "data": steps.load()})
+        for line in lines:
             message = decode(line)
             name = message.pop("do", None)
             if name == "close":
                 return
-            if name not in session.orders:
-                raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(session.orders)}, close")
-            send({"event": "done", "data": session.orders[name](**message)})
-
-
-def _failed(send: Send, error: str, exit_code: int, details: str | None) -> int:
-    send({"event": "failed", "data": {"error": error, "exit_code": exit_code, "traceback": details}})
-    return exit_code
+            if name not in steps.orders:
+                raise EngineError(f"two processes: unknown order {name!r}; known: {', '.join(steps.orders)}, close")
+            send({"event": "done", "data": steps.orders[name](**message)})
 
 
 if __name__ == "__main__":
