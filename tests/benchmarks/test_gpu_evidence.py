@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from moeprof.capture.devices.choose import Choice
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.run.prepare import prepare
 from moeprof.core.errors import RecordError
-from moeprof.core.workload.workload import load_workload
+from moeprof.core.workload.workload import Prices, load_workload
 
 NAMES = sorted(path.stem for path in WORKLOADS.glob("*.yaml"))
 
@@ -84,7 +85,8 @@ def test_the_largest_workloads_are_predicted_to_fit_a_card_of_141_gb(
     monkeypatch.setattr("moeprof.capture.run.prepare.choose_devices", lambda workload: (Choice(device="cuda:0"), ()))
     ready = full_size(name, tmp_path)
     assert ready.path is not None
-    fit = prepare(load_workload(ready.path)).fit
+    priced = replace(load_workload(ready.path), prices=Prices(usd_per_device_hour=1.0))
+    fit = prepare(priced).fit
     assert fit.refusal is None and fit.kv_tokens == fit.wanted_kv_tokens
     assert 93e9 < max(model.weights_bytes or 0 for model in fit.models.values()) < 94e9
 

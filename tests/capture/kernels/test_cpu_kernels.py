@@ -152,13 +152,15 @@ def test_a_kernel_that_disagrees_is_not_asked_again() -> None:
         asked.append(1)
         return x + 1
 
-    swapped = Swapped(lambda x: x, wrong)
+    swapped = Swapped(wrong)
+    swapped.around(lambda x: x)
     assert [swapped(torch.ones(2)).tolist() for _ in range(3)] == [[1, 1]] * 3
     assert swapped.agrees is False and len(asked) == 1
 
 
 def test_a_call_that_no_kernel_serves_is_the_modules_own_and_decides_nothing() -> None:
-    swapped = Swapped(lambda x: x, lambda x: None)
+    swapped = Swapped(lambda x: None)
+    swapped.around(lambda x: x)
     assert swapped(torch.ones(1)).item() == 1 and swapped.agrees is None
 
 
