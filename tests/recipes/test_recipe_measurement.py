@@ -16,6 +16,7 @@ from moeprof.capture.run import experiment
 from moeprof.capture.worker import solo
 from moeprof.capture.worker.session import Session
 from moeprof.capture.worker.solo import SoloModel
+from moeprof.core.jsonfile import read_json
 from moeprof.core.record.layout import open_record
 from tests.helpers.recipes import blocks, recipe_module
 from tests.helpers.tiny_run import SHORT, run_main
@@ -65,7 +66,7 @@ def run(tiny: Path, folder: Path, skip: str = "") -> dict[str, Any]:
     ran = run_main(["run", folder / "w.yaml", "--output-dir", folder / "run", "--write", "json", "--quiet"])
     assert ran.code == 0, ran.stderr
     (model,) = open_record(folder / "run").models
-    info: dict[str, Any] = model.launches[0].info
+    info: dict[str, Any] = read_json(model.launches[0].path / "launch.json")
     return info
 
 

@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import torch
 
+from moeprof.capture import measure
 from moeprof.capture.devices.peaks import REPETITIONS, time_reference
 from moeprof.capture.devices.run_queue import run_queue_clock
 from moeprof.capture.engines import named
 from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.lockstep.loop import Limits
-from moeprof.capture.measure import MEASUREMENTS
 from moeprof.capture.memory.out_of_memory import doing
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.protocol import LanePlan, OnReport, Report, WorkerPlan
@@ -76,7 +76,9 @@ class Session:
         """Write launch.json as far as it is known."""
         if self._writes:
             kind = LaunchHeader if self.plan.kind == "solo" else LanesHeader
-            write_known(self.plan.folder / "launch.json", kind, self.launch, free=[row.key for row in MEASUREMENTS])
+            write_known(
+                self.plan.folder / "launch.json", kind, self.launch, free=[row.key for row in measure.MEASUREMENTS]
+            )
 
     def open(self, lane: LanePlan, *, before_weights: Callable[[], None] = lambda: None) -> Deployment:
         """Load the model of a lane."""
