@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -253,7 +254,7 @@ def test_an_unknown_hub_id_fails_at_once_without_a_network(here: Path, monkeypat
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(find, "_resolves", lambda host: False)
+    monkeypatch.setattr(find.socket, "getaddrinfo", Mock(side_effect=OSError))
     for name in ("https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     said = refused(here, PRICED.replace("path: dense", "path: nobody/nothing"))

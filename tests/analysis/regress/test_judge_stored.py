@@ -383,7 +383,7 @@ def test_the_command_line_prints_one_line_per_fact(
     def refuse(**_: Any) -> None:
         raise IncomparableError(["device: a against b", "threads: 1\x1b against 2"])
 
-    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr(cli, "command_line", lambda: refuse)
     assert cli.main([]) == 2
     assert capsys.readouterr().err == "moeprof: device: a against b\nmoeprof: threads: 1\\x1b against 2\n"
 

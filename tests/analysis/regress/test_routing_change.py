@@ -16,6 +16,7 @@ from moeprof.analysis.report.sections.routing_change import routing_section
 from moeprof.core.baseline.baseline import BaselineModel
 from moeprof.render.html.page import render_html
 from moeprof.render.markdown import render_markdown
+from tests.helpers.documents import facts_in
 from tests.helpers.planted_picks import Ids, balanced_picks, draw_picks, forced, with_loads, with_picks
 
 EXPERTS, TOP_K, TOKENS = 8, 2, 400  # 800 picks a layer, 100 for each expert where they are balanced
@@ -344,19 +345,19 @@ def blocks_of(change: RoutingChange) -> dict[str, Any]:
 def test_a_page_shows_which_layers_and_experts_moved() -> None:
     found = blocks_of(changed(model(PLAIN, PLAIN), model(PLAIN, without(PLAIN, 5))))
     assert found["said"].startswith("Collapsed: ") and found["said"].endswith("same tokens on both sides.")
-    layers = dict(found["Layers, the most moved first"].rows)
+    layers = facts_in(found["Layers, the most moved first"])
     assert "12.5 % of the load moved (beyond chance)" in layers["layer 1"]
     assert "dead experts 0 \u2192 1 (newly: 5)" in layers["layer 1"]
     assert layers["1 other layer"] == "unchanged"
-    assert found["Experts that moved most"].rows[:2] == (
+    assert list(facts_in(found["Experts that moved most"]).items())[:2] == [
         ("layer 1, expert 5", "12.5 % \u2192 0 % of the layer's picks"),
         ("layer 1, expert 6", "12.5 % \u2192 25 % of the layer's picks"),
-    )
+    ]
     drift, null = found["Drift per layer"].series
     assert drift.y[0] == 0 < null.y[1] < drift.y[1]
     assert [variant.label for variant in found["Expert load before and after"].variants] == ["new run", "reference"]
     assert found["Expert load before and after"].variants[0].loads[1] == (1, 1, 1, 1, 1, 0, 2, 1)
-    assert dict(found["All layers together"].rows)["Experts newly dead"] == "1"
+    assert facts_in(found["All layers together"])["Experts newly dead"] == "1"
 
 
 def test_a_page_says_little_where_nothing_moved() -> None:
@@ -371,7 +372,7 @@ def test_pages_and_comments_can_draw_the_blocks() -> None:
     assert section is not None
     page = Document(
         title="t", run="r", status="done", started_at="", headline="", subtitle="", banners=(), models=(),
-        first_screen=(), sections=(section,), doubts=(), cards=(),
+        first_screen=(), sections=(section,), doubts=(),
     )  # fmt: skip
     assert "Layer 0: expert 5 got 12.5 %" in render_html(page)
     assert "|layer 0, expert 5|12.5 % \u2192 0 %" in render_markdown(page)
