@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: bench-vllm help quickstart example test test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: bench-vllm help quickstart example test test-fast test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,8 +23,13 @@ example: .venv/ready ## dense against sparse: an MoE, its twins, lock-step, ladd
 	$(BIN)/moeprof run workloads/dense-vs-sparse.yaml --output-dir reports/example
 	$(BIN)/moeprof compare reports/example --write md,html,json --output-dir reports/example-compare
 
+# Two processes, whole files in each: what tests time, they time against each other or by planted clocks.
+JOBS ?= 2
 test: .venv/ready ## set up and pass the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+test-fast: .venv/ready ## the quick part: nothing that runs a model or starts a process (under a minute)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not process and not browser"
 
 test-517: ## the engine's tests under the oldest supported transformers
 	bash .ci/transformers-517

@@ -22,6 +22,19 @@ settings.register_profile("search", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
+# What runs models, starts processes or draws whole pages; `make test-fast` leaves it out.
+PROCESS_ROOMS = ("capture", "cli", "recipes", "benchmarks")
+PROCESS_FILES = {"test_golden_outputs.py", "test_compare_models.py", "test_compare_document.py", "test_house.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is no quick answer."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in PROCESS_ROOMS or item.path.name in PROCESS_FILES or "tiny" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.process)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_on_models(request: pytest.FixtureRequest) -> Iterator[None]:
     """A model that a fixture gave to a test has no wrapper and no hook on any module when the test is over."""
