@@ -1,1 +1,1 @@
-"""Statistics without any noun of ours: intervals, bootstrap, verdicts, power, change points, steady windows."""
+"""Statistics without any noun of ours: intervals, bootstrap, verdicts, power, change points, trends."""
