@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.gpu.answers import NOT_YET, markdown_table
 from benchmarks.gpu.goals import MODELS
@@ -12,6 +11,7 @@ from moeprof.analysis.metrics.breakdown import ItemisedStep, Part, itemised_step
 from moeprof.analysis.report.sections.breakdown import word
 from moeprof.core.errors import MoeprofError
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import open_record
 
 
@@ -21,7 +21,7 @@ def gap_tables(results: Results) -> str:
     return "\n\n".join(f"**{title}**\n\n{_ran(found)}{_table(_steps(found))}" for title, found in parts)
 
 
-Launch = tuple[Mapping[str, Any], ModelFacts]
+Launch = tuple[LaunchHeader, ModelFacts]
 
 
 def _launch(results: Results, model: str) -> Launch | None:
@@ -45,17 +45,17 @@ def _steps(launch: Launch | None) -> tuple[ItemisedStep, ...]:
 
 def _ran(launch: Launch | None) -> str:
     """Which kernels ran and how steps were launched, in one line."""
-    facts = {} if launch is None else launch[0].get("engine") or {}
-    if not facts:
+    if launch is None or launch[0].engine.attention is None:
         return ""
-    told = [
-        f"attention {facts.get('attention')}",
-        f"experts {facts.get('decode_experts') or facts.get('experts')} in decode, {facts.get('experts')} in prefill",
-        f"decode steps launched by {'a graph' if facts.get('decode') == 'graph' else 'Python'}",
-        *(["one step ahead"] if facts.get("run_ahead") else []),
-        *([f"compiled {facts['compiled']}"] if facts.get("compiled") else []),
+    facts = launch[0].engine
+    ran = [
+        f"attention {facts.attention}",
+        f"experts {facts.decode_experts or facts.experts} in decode, {facts.experts} in prefill",
+        f"decode steps launched by {'a graph' if facts.decode == 'graph' else 'Python'}",
+        *(["one step ahead"] if facts.run_ahead else []),
+        *([f"compiled {facts.compiled}"] if facts.compiled else []),
     ]
-    return f"Ran with {', '.join(told)}.\n\n"
+    return f"Ran with {', '.join(ran)}.\n\n"
 
 
 def _table(steps: Sequence[ItemisedStep]) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from moeprof.analysis.compare.comparable import differences, facts_of
 from moeprof.analysis.compare.runs import gate_keys
 from moeprof.analysis.metrics.lookup import by_key, by_launch, pick, pick_frozen
+from moeprof.analysis.metrics.pricing import repriced
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.regress.baseline import freeze
 from moeprof.core.baseline import json_text
@@ -24,7 +25,6 @@ from moeprof.core.baseline.file import compact_picks, load_baseline, pack, save_
 from moeprof.core.baseline.json_text import baseline_text
 from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricValue
-from moeprof.core.pricing import repriced
 from moeprof.core.record.layout import open_record
 from tests.helpers.baselines import differing, make_baseline, make_model, make_picks
 from tests.helpers.planted_runs import PRICING, launch, planted_run

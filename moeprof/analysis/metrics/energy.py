@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.samples import over_rounds
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COUNTER_PERIOD_S = 0.1
 SHORTEST_WINDOW_S = 20 * COUNTER_PERIOD_S

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.params import Figure, Question
-from moeprof.analysis.regress.result import Regression
-from moeprof.analysis.report.document import Document, Table
 from moeprof.core.metric import MetricValue
 from moeprof.core.text import printable
+
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.summary import Summary
+    from moeprof.analysis.params import Figure, Question
+    from moeprof.analysis.regress.result import Regression
+    from moeprof.analysis.report.document import Document, Table
 
 Kind = Literal["run", "compare", "regress", "params", "list"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from moeprof.capture.engines.paged.compiled import as_written, compile_layers
 
 from moeprof.capture.coverage import tiny_model
 from moeprof.capture.engines.base import ListenerSet
+from moeprof.capture.engines.paged.model import as_written, compile_layers
 from moeprof.capture.models.moe_layers import find_moe_layers
 from moeprof.capture.routing.check import SelfCheck, self_check
 from moeprof.capture.routing.tap import RoutingTap

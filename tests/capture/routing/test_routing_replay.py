@@ -152,7 +152,9 @@ def record_of(folder: Path, requests: Schedule, *, with_content: bool = True) ->
     found = write_pass(folder / "run" / "moe" / "launch-0" / "round-0", requests)
     requests.save(folder / "run" / "schedule.parquet", with_content=with_content)
     recorded = {"moe": {"sha256": requests.sha256(), "file": "schedule.parquet"}}
-    (folder / "run" / "experiment.json").write_text(json.dumps({"schedules": recorded}))
+    (folder / "run" / "experiment.json").write_text(
+        json.dumps({"format_version": 1, "workload": {}, "environment": {}, "models": [], "schedules": recorded})
+    )
     return found
 
 
