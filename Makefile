@@ -28,8 +28,8 @@ JOBS ?= 2
 test: .venv/ready ## set up and pass the tests
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
-test-fast: .venv/ready ## the quick part: nothing that runs a model or starts a process (under a minute)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not process and not browser"
+test-fast: .venv/ready ## the quick part: nothing that runs a model or starts a process (about a minute on two cores)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not process and not browser" tests/core tests/sources tests/analysis tests/render
 
 test-517: ## the engine's tests under the oldest supported transformers
 	bash .ci/transformers-517

@@ -22,9 +22,13 @@ settings.register_profile("search", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
-# What runs models, starts processes or draws whole pages; `make test-fast` leaves it out.
+# What runs models, starts processes, draws whole pages or simulates for seconds; `make test-fast` leaves it out.
 PROCESS_ROOMS = ("capture", "cli", "recipes", "benchmarks")
-PROCESS_FILES = {"test_golden_outputs.py", "test_compare_models.py", "test_compare_document.py", "test_house.py"}
+PROCESS_FILES = {
+    "test_golden_outputs.py", "test_compare_models.py", "test_compare_document.py", "test_compare_runs.py",
+    "test_house.py", "test_judge_stored.py", "test_judge_pairs.py", "test_attribution.py", "test_claims.py",
+    "test_baseline_store.py",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
