@@ -14,7 +14,7 @@ same blocks in every round. Both speak for this launch only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -161,6 +161,29 @@ def step_samples(tables: PassTables, window: Window, phase: str, *, device: bool
     if phase != ALL:
         keep &= np.asarray(tables.steps["phase"] == phase, dtype=np.bool_)
     return Samples.of(values, np.arange(len(values), dtype=np.int64), keep)
+
+
+# A price or a rate is a mean over requests. The fewest requests for it are those for a median: with ten or fewer, all
+# but one may lie on the same side of the typical request in more than one schedule of a hundred.
+FEWEST_REQUESTS = intervals.MINIMUM_SAMPLES[50.0]
+
+
+def too_few_requests(rounds: Sequence[PassTables]) -> str | None:
+    """Why prices and other means over requests are not to be trusted, or None: fewer than FEWEST_REQUESTS ended well.
+
+    Distinct requests of the schedule count: rounds replay the same ones.
+    """
+    num = len({row for tables in rounds for row in request_rows(tables)[is_done(tables.requests)].tolist()})
+    if num >= FEWEST_REQUESTS:
+        return None
+    finished = f"{num} request{'s' * (num != 1)} finished"
+    return f"{finished}, a price or a rate needs {FEWEST_REQUESTS} different ones (as a median does)"
+
+
+def of_enough_requests(value: MetricValue, rounds: Sequence[PassTables]) -> MetricValue:
+    """The value, marked not valid where too few requests are behind it; it stays, as a fact of these requests."""
+    reason = None if value.value is None else too_few_requests(rounds)
+    return value if reason is None else replace(value, valid=False, reasons=(*value.reasons, reason))
 
 
 ALL_PERCENTILES = intervals.PERCENTILES

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moeprof.analysis.metrics.latency import latency_metrics, schedule_lag_flag
-from moeprof.analysis.metrics.samples import itl_samples, tpot_samples
+from moeprof.analysis.metrics.samples import itl_samples, of_enough_requests, tpot_samples
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.core.metric import MetricValue
 from tests.helpers.records import make_pass, make_requests, make_steps
@@ -81,6 +81,15 @@ def test_rounds_add_no_requests_to_the_sample_but_give_the_mean_its_interval() -
     assert one(values, "ttft_p50_s").n == 11
     assert one(values, "ttft_p50_s").value == pytest.approx(1.0)
     assert one(values, "ttft_p90_s").value is None
+
+
+def test_a_price_of_one_finished_request_stays_but_is_not_valid() -> None:
+    price = MetricValue(name="usd_per_1m_total_tokens", value=0.5)
+    rounds = [make_pass(requests=make_requests(12, status=["done"] + ["unfinished"] * 11))] * 3
+    found = of_enough_requests(price, rounds)  # three rounds of one request are one request
+    assert (found.value, found.valid) == (0.5, False)
+    assert found.reasons == ("1 request finished, a price or a rate needs 11 different ones (as a median does)",)
+    assert of_enough_requests(price, [make_pass(requests=make_requests(11))]) == price
 
 
 def test_requests_that_failed_have_no_latency_and_are_named() -> None:
