@@ -102,7 +102,7 @@ def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: Metri
     logs = paired_logs(side.repeats.values.get(key, {}), base.repeats.values.get(key, {}))
     if not logs:
         return interval_ratio(first, second, card_for(key[0]).better)
-    estimate, better = ratio_of_pairs(logs), card_for(key[0]).better
+    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card_for(key[0]).better
     invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
     if base.repeats.unit == "launch":
         return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)

@@ -23,14 +23,12 @@ from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.estimate import Estimate
-from moeprof.analysis.stats.verdicts import Sample
+from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing
 from moeprof.core.workload.workload import Slo
 
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")
-NO_PAIRS = "no interval: one round of one launch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +74,11 @@ def paired_logs(first: Mapping[int, float], second: Mapping[int, float]) -> list
     return [math.log(first[i] / second[i]) for i in both if first[i] > 0 and second[i] > 0]
 
 
-def ratio_of_pairs(logs: Sequence[float]) -> Estimate:
-    """The geometric mean of paired ratios with its 95 % t-interval on the log scale."""
+def ratio_of_pairs(logs: Sequence[float], unit: str = "round") -> Estimate:
+    """The geometric mean of paired ratios with its 95 % t-interval on the log scale; ``unit``: launch or round."""
     if not logs:
         return Estimate(value=None, reason="no pair of launches or rounds has this figure in both")
-    return Sample(logs=tuple(logs)).estimate(NO_PAIRS)
+    return ratio_of_logs(logs, unit)
 
 
 def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed: int = 0) -> Estimate | None:
@@ -125,6 +123,11 @@ def _per_request(model: ModelSummary, quantity: str, labels: Mapping[str, str]) 
 
 
 def wider(first: Estimate, second: Estimate | None) -> Estimate:
-    """The first estimate with an interval that holds those of both: neither source of chance is left out."""
-    ends = [end for e in (first, second) if e is not None for end in (e.low, e.high) if end is not None]
-    return replace(first, low=min(ends), high=max(ends), reason=None) if ends else first
+    """The first estimate with an interval that holds those of both: neither source of chance is left out.
+
+    Where the first has none, the spread of repeats is not known, and so there is none.
+    """
+    if first.low is None or first.high is None or second is None or second.low is None or second.high is None:
+        return first
+    held = replace(first, low=min(first.low, second.low), high=max(first.high, second.high))
+    return narrow(held, "too few requests")

@@ -235,9 +235,7 @@ def summarise(
     return values
 
 
-def _both_kinds(
-    point: float, of_rounds: FloatArray, drawn: FloatArray | None
-) -> tuple[intervals.Interval | None, str]:
+def _both_kinds(point: float, of_rounds: FloatArray, drawn: FloatArray | None) -> tuple[intervals.Interval | None, str]:
     """The interval that holds the spread of rounds and that of requests, or why there is none.
 
     Args:
@@ -246,8 +244,8 @@ def _both_kinds(
         drawn: the figure of block resamples, None with too few blocks.
     """
     interval, why = intervals.repeated_interval(of_rounds, around=point)
-    if interval is None or drawn is None:
-        return None, why or NO_INTERVAL
+    if interval is None or drawn is None:  # too few blocks to resample: it speaks for these requests
+        return interval, why or ""
     low, high = intervals.percentile_interval(drawn)
     held = (min(low, interval[0]), max(high, interval[1]))
     return (None, NO_INTERVAL) if intervals.is_too_wide(held) else (held, "")

@@ -82,7 +82,9 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = False) -> Interval | None:
+def mean_interval(
+    samples: Sequence[float] | FloatArray, *, bounded: bool = False, around: float | None = None
+) -> Interval | None:
     """95 % interval of the mean that stays where the quantity lives.
 
     The t-interval of the mean on a transformed scale, its standard error s carried over by the delta method: logarithm
@@ -92,6 +94,7 @@ def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = Fals
     Args:
         samples: one value per round or launch.
         bounded: the quantity is a share that cannot leave [0, 1]. Should a value do so, it is taken as not bounded.
+        around: what the interval is put around instead of the mean: a percentile of all samples together.
 
     Returns:
         None with fewer than two samples; (value, value) where all are equal.
@@ -99,7 +102,8 @@ def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = Fals
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 2:
         return None
-    return _around(float(values.mean()), _error(values, len(values)), len(values) - 1, values, bounded)
+    centre = float(values.mean()) if around is None else around
+    return _around(centre, _error(values, len(values)), len(values) - 1, values, bounded)
 
 
 def _around(estimate: float, error: float, degrees: int, values: FloatArray, bounded: bool) -> Interval:
@@ -126,17 +130,19 @@ def repeated_interval(
 
     Args:
         samples: one value per repeat.
-        unit: what was repeated: ``round``, ``launch``, ``pair``.
-        bounded: as there.
-        around: what the interval is put around instead of the mean: a percentile of all repeats together.
+        unit: what was repeated: ``round``, ``launch``, ``launch pair``.
+        bounded, around: as there.
     """
     values = np.asarray(samples, dtype=np.float64)
-    centre = float(values.mean()) if around is None else around
-    if len(values) >= FEWEST_REPEATS:
-        interval = _around(centre, _error(values, len(values)), len(values) - 1, values, bounded)
-        if not is_too_wide(interval, bounded=bounded):
-            return interval, None
-    return None, _too_few(values, centre, unit, bounded)
+    interval = mean_interval(values, bounded=bounded, around=around) if len(values) >= FEWEST_REPEATS else None
+    if interval is not None and not is_too_wide(interval, bounded=bounded):
+        return interval, None
+    centre = around if around is not None else float(values.mean()) if len(values) else 0.0
+
+    def is_enough(num: int) -> bool:
+        return not is_too_wide(_around(centre, _error(values, num), num - 1, values, bounded), bounded=bounded)
+
+    return None, f"no interval: {too_few_text(values, unit, is_enough)}"
 
 
 def is_too_wide(interval: Interval, *, bounded: bool = False) -> bool:
@@ -149,10 +155,12 @@ def is_too_wide(interval: Interval, *, bounded: bool = False) -> bool:
 def repeats_text(values: Sequence[float] | FloatArray, unit: str = "round") -> str:
     """``two rounds that differ by 166 %``."""
     num, low, high = len(values), min(values, default=0.0), max(values, default=0.0)
-    text = {1: f"one {unit}", 2: f"two {units_text(unit)}"}.get(num, f"{num} {units_text(unit)}")
+    text = {0: f"no {unit}", 1: f"one {unit}", 2: f"two {units_text(unit)}"}.get(num, f"{num} {units_text(unit)}")
     if num < 2:
         return text
-    apart = f"by {100 * (high / low - 1):.{0 if high > 1.1 * low else 1}f} %" if low > 0 else f"({low:.3g} to {high:.3g})"
+    apart = (
+        f"by {100 * (high / low - 1):.{0 if high > 1.1 * low else 1}f} %" if low > 0 else f"({low:.3g} to {high:.3g})"
+    )
     return f"{text} that differ {apart}" if high > low else f"{text} that agree"
 
 
@@ -166,15 +174,6 @@ def _error(values: FloatArray, num: int) -> float:
     return float(values.std(ddof=1)) / math.sqrt(num) if len(values) > 1 and np.ptp(values) > 0 else 0.0
 
 
-def _too_few(values: FloatArray, centre: float, unit: str, bounded: bool) -> str:
-    """Why there is no interval, and how many repeats with the spread of these would give one."""
-
-    def is_enough(num: int) -> bool:
-        return not is_too_wide(_around(centre, _error(values, num), num - 1, values, bounded), bounded=bounded)
-
-    return f"no interval: {too_few_text(values, unit, is_enough)}"
-
-
 def too_few_text(values: Sequence[float] | FloatArray, unit: str, is_enough: Callable[[int], bool]) -> str:
     """``two rounds that differ by 166 %; about 4 rounds needed``.
 
@@ -184,8 +183,6 @@ def too_few_text(values: Sequence[float] | FloatArray, unit: str, is_enough: Cal
         is_enough: whether so many repeats with this spread would do.
     """
     num, text = len(values), repeats_text(values, unit)
-    if num >= FEWEST_REPEATS:
-        text += f", too much for {num}"
     nums = range(max(FEWEST_REPEATS, num), MOST_REPEATS + 1)
     needed = next((n for n in nums if num < 2 or is_enough(n)), None)
     if needed is None:

@@ -73,11 +73,11 @@ def test_itl_percentiles_weigh_every_gap() -> None:
 
 
 def test_rounds_add_no_requests_to_the_sample_but_give_the_mean_its_interval() -> None:
-    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.1))]
+    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.0, 1.1))]
     values = latency_metrics(rounds, None)
     mean = one(values, "ttft_mean_s")
     assert (mean.value, mean.n) == (pytest.approx(1.0), 11)
-    assert mean.ci_low == pytest.approx(np.exp(-12.706 * 0.1), abs=1e-3)  # t of 1 degree; the standard error is 0.1
+    assert mean.ci_low == pytest.approx(np.exp(-4.3027 * 0.1 / np.sqrt(3)), abs=1e-3)  # t of 2 degrees
     assert one(values, "ttft_p50_s").n == 11
     assert one(values, "ttft_p50_s").value == pytest.approx(1.0)
     assert one(values, "ttft_p90_s").value is None
@@ -165,14 +165,14 @@ def test_shares_have_intervals_within_zero_and_one() -> None:
         make_pass(
             name=f"round-{i}", requests=make_requests(4, ttft_s=[0.1, 0.1, 0.1, last], agreed_tokens=[4, 4, 4, 3])
         )
-        for i, last in enumerate((0.1, 0.1, 0.9))
+        for i, last in enumerate((0.1, 0.1, 0.1, 0.1, 0.9))
     ]
     values = [*throughput_metrics(rounds, slo(ttft_s=0.5)), *latency_metrics(rounds, slo(ttft_s=0.5))]
     for name in ("goodput_ratio", "slo_ttft_met_ratio"):
-        found = one(values, name)  # 1, 1 and 0.75
-        assert found.value == pytest.approx(11 / 12)
+        found = one(values, name)  # 1, 1, 1, 1 and 0.75
+        assert found.value == pytest.approx(19 / 20)
         assert found.ci_low is not None and found.ci_high is not None
-        assert 0 < found.ci_low < 11 / 12 < found.ci_high < 1
+        assert 0 < found.ci_low < 19 / 20 < found.ci_high < 1
     assert one(values, "forced_agreement_ratio").ci_high == pytest.approx(15 / 16)
 
 
