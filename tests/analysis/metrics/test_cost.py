@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from moeprof.analysis.metrics.cost import CARDS, cost_metrics
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
 from moeprof.analysis.metrics.tables import PassTables
+from moeprof.cli.options import parse_api
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.headers import part_of, to_json
-from moeprof.core.workload.workload import Capital, Prices
+from moeprof.core.workload.workload import ApiPrices, Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 
 CENT_A_SECOND = Pricing(usd_per_device_hour=36.0)
@@ -276,6 +277,20 @@ def test_a_price_comes_from_the_workload_before_the_book() -> None:
     assert part_of(Pricing, to_json(booked)) == booked
     with pytest.raises(PriceError, match="--usd-per-device-hour"):
         resolve_pricing(Prices(), "Intel(R) Xeon(R) Processor", num_vcpus=2)
+
+
+def test_prices_of_an_api_are_read_in_both_spellings() -> None:
+    asked = ApiPrices(input=0.15, output=0.6, cached_input=0.02)
+    new = resolve_pricing(Prices(usd_per_device_hour=1.0, api=asked), "x")
+    old = resolve_pricing(
+        Prices(usd_per_device_hour=1.0, api_usd_per_1m_input_tokens=0.15, api_usd_per_1m_output_tokens=0.6), "x"
+    )
+    names = [f"api_usd_per_1m_{kind}_tokens" for kind in ("input", "output", "cached_input")]
+    assert [getattr(new, name) for name in names] == [0.15, 0.6, 0.02]
+    assert [getattr(old, name) for name in names] == [0.15, 0.6, None]
+    assert old.with_api(asked) == new
+    assert parse_api("0.15/0.60/0.02") == asked
+    assert parse_api("0.15/0.60") == ApiPrices(input=0.15, output=0.6)
 
 
 def test_power_apart_needs_a_power_price() -> None:
