@@ -24,7 +24,8 @@ MADE_OF = {
     "max_concurrent",
     "module": "instrumentation_overhead overhead_pairs",
 }
-WHOLE_BILL = "usd_per_1m_output_tokens_all_in"  # all dollars over all output tokens: nothing is split by steps
+# Nothing is split by steps: all dollars over all tokens of a side, or by the times of requests.
+NOT_BY_STEPS = ("_tokens_all_in", "_tokens_request_seconds")
 ROUTING_INVARIANTS = ("routed_tokens", "counts_are_tokens_times_k")
 COSTLY = f"the instruments cost more than {100 * (LIMIT - 1):.0f} % of step time: latencies are not to be used"
 
@@ -52,7 +53,7 @@ def broken_routing(launch: LaunchRecord) -> str | None:
 
 def _without(value: MetricValue, lacks: Mapping[str, str]) -> MetricValue:
     """Null where the deployment does not offer what the figure is made of."""
-    if not lacks or value.name == WHOLE_BILL:
+    if not lacks or value.name.endswith(NOT_BY_STEPS):
         return value
     card = card_for(value.name)
     names = (value.name, card.section)
