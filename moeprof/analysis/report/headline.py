@@ -5,6 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.ratios import cost_ratio, priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.core import units
 
@@ -39,6 +40,10 @@ def findings(summary: Summary) -> tuple[str, ...]:
 
 
 def _price(model: ModelSummary) -> str:
+    """Dollars of each side and the speed; of too few finished requests only that they are too few."""
+    few = too_few_requests(model.priced)
+    if few is not None:
+        return f"{model.name}: no price is claimed ({few})."
     price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
     served = number(model, "usd_per_1m_input_tokens_with_cached")
     speed = number(model, "output_tokens_per_s")
