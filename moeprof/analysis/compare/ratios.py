@@ -9,7 +9,6 @@ from dataclasses import replace
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate, Ratio, narrow
 from moeprof.analysis.stats.verdicts import (
     MIN_LAUNCH_PAIRS,
@@ -153,13 +152,3 @@ def _log_half(value: MetricValue) -> float | None:
 def priced_models(summary: Summary) -> list[ModelSummary]:
     """The models that have a price."""
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
-
-
-def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, intervals.Interval | None]:
-    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
-    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
-    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
-    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
-    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
-    flat = [pair for unit in pairs for pair in unit]
-    return sum(a for a, _ in flat) / sum(b for _, b in flat), intervals.mean_interval(ratios)
