@@ -207,13 +207,9 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     moe = next((m for m in models if m.facts is not None and m.facts.is_moe and m.priced), None)
     if moe is None or moe.priced[0].traffic == "open":
         return models
-    done = []
-    for model in models:
-        if model.facts is not None and not model.facts.is_moe and model.priced:
-            values, _ = placebo_metrics(model.priced, moe.priced)
-            model = replace(model, metrics=(*model.metrics, *values))
-        done.append(model)
-    return tuple(done)
+    dense = {m.name: m.priced for m in models if m.facts is not None and not m.facts.is_moe and m.priced}
+    found = placebo_metrics(dense, moe.priced)
+    return tuple(replace(model, metrics=(*model.metrics, *found.get(model.name, ()))) for model in models)
 
 
 def _tables(passes: tuple[PassRecord, ...], *, stepped: bool) -> tuple[PassTables, ...]:
