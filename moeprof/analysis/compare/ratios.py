@@ -77,7 +77,10 @@ def estimated_ratio(estimate: Estimate, better: Better, floor_ratio: float = 0.0
     """A ratio judged by its interval; what differs by less than the floor may be the machine."""
     judged = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
     said = estimate.reason if better == "neither" else judged.reason
-    text = "; ".join(dict.fromkeys(part for part in (said, *reasons) if part)) or None
+    text = (
+        "; ".join(dict.fromkeys(part for part in (said, *(reasons if estimate.low is not None else ())) if part))
+        or None
+    )
     return estimate.judged(_unless_neither(judged.verdict, better), text)
 
 

@@ -16,6 +16,7 @@ from moeprof.analysis.metrics.attribution import Attribution, attributions_of, p
 from moeprof.analysis.metrics.context import Context, Subject
 from moeprof.analysis.metrics.cost import splits_of
 from moeprof.analysis.metrics.cost_bill import CostSplit
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.slo import with_price_at_slo
@@ -47,6 +48,7 @@ class ModelSummary:
         metrics: every value.
         attributions: step time against routing, per phase, of the traffic with more such steps, for the chart.
         launch_splits: cost split of the passes that headline dollars come from, per launch.
+        set_aside: passes that the machine disturbed, which no figure is of, and the share of time that each lost.
         sweep: the model at every setting of the workload's sweep, empty without one.
     """
 
@@ -59,6 +61,7 @@ class ModelSummary:
     attributions: tuple[Attribution, ...] = ()
     launch_splits: tuple[tuple[CostSplit, ...], ...] = ()
     sweep: tuple[SweptPoint, ...] = ()
+    set_aside: tuple[tuple[str, float], ...] = ()
 
     @property
     def splits(self) -> tuple[CostSplit, ...]:
@@ -146,6 +149,7 @@ def _model(record: ModelRecord, run: _Run) -> ModelSummary:
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
         sweep=sweep,
+        set_aside=tuple(one for part in parts for one in part.set_aside),
     )
 
 
@@ -167,8 +171,9 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
     """Everything that one fresh process tells."""
     info = with_peaks(record.info, run.peaks)
     context = run.context(facts, (record,), info)
-    both = (_tables(passes, stepped="steps" not in info.lacks) for passes in (record.rounds, record.capacity))
-    rounds, capacity = (replace(context, passes=passes) for passes in both)
+    read = (_tables(passes, stepped="steps" not in info.lacks) for passes in (record.rounds, record.capacity))
+    both = [undisturbed_rounds(passes) for passes in read]
+    rounds, capacity = (replace(context, passes=kept) for kept, _ in both)
     measured = [one for one in (rounds, capacity) if one.passes]
     values = [value for one in measured for value in _computed("traffic", one)]
     values += _computed("rounds", rounds) if rounds.passes else []
@@ -181,6 +186,7 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
         metrics=judged(values, record),
         attributions=max(found, key=lambda results: sum(result.num_steps for result in results), default=()),
         splits=measured[-1].once(splits_of) if measured else (),
+        set_aside=tuple(one for _, aside in both for one in aside),
     )
 
 
@@ -194,6 +200,7 @@ class _Part:
     metrics: list[MetricValue]
     attributions: tuple[Attribution, ...]
     splits: tuple[CostSplit, ...]
+    set_aside: tuple[tuple[str, float], ...]
 
     @property
     def traffic(self) -> str | None:

@@ -47,10 +47,10 @@ def answer(summary: Summary, parts: Roles) -> Answer | None:
     moe = parts.moe
     if moe is None:
         return None
-    rivals = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
-    rivals = rivals or parts.rivals
-    ratios = {m.name: cost_ratio(summary, moe, m) for m in rivals}
-    rivals = [m for m in rivals if ratios[m.name].verdict != "incomparable"][:2]
+    twins = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
+    asked = twins or list(parts.rivals)
+    ratios = {m.name: cost_ratio(summary, moe, m) for m in asked}
+    rivals = [m for m in asked if ratios[m.name].verdict != "incomparable"][:2]
     if not rivals:
         return None
     costs = [f"{_cost(ratios[dense.name])} of {parts.called(dense)}" for dense in rivals]

@@ -68,6 +68,7 @@ def summary_json(report: RunReport) -> dict[str, Any]:
             model.name: {
                 "status": model.record.status,
                 "error": model.record.error,
+                "set_aside": [{"pass": name, "lost_ratio": share} for name, share in model.set_aside],
                 "metrics": [value.to_json(card_for(value.name)) for value in model.metrics],
             }
             for model in summary.models

@@ -182,6 +182,16 @@ def _spread(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "rounds_differ", "isolation", "warning", text)
 
 
+def _set_aside(model: ModelSummary) -> Iterator[Doubt]:
+    """Rounds that no figure is of."""
+    if model.set_aside:
+        lost = ", ".join(f"{name} ({100 * share:.0f} % of its time)" for name, share in model.set_aside)
+        num = len(model.set_aside) + len(model.rounds) + len(model.capacity)
+        was = "was" if len(model.set_aside) == 1 else "were"
+        text = f"{len(model.set_aside)} of {num} rounds {was} set aside, something else took the processor: {lost}"
+        yield _doubt(model, "rounds_set_aside", "isolation", "warning", text)
+
+
 def _stolen(model: ModelSummary) -> Iterator[Doubt]:
     """On a CPU, steps whose wall time is far above processor time were interrupted by something else."""
     if not (model.launch.engine.device or "").startswith("cpu") or not model.priced:
@@ -284,6 +294,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _steady,
     _overhead,
     _spread,
+    _set_aside,
     _stolen,
     _warmup,
     _engine,

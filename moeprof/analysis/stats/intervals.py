@@ -131,7 +131,8 @@ def repeated_interval(
     Args:
         samples: one value per repeat.
         unit: what was repeated: ``round``, ``launch``, ``launch pair``.
-        bounded, around: as there.
+        bounded: as there.
+        around: as there.
     """
     values = np.asarray(samples, dtype=np.float64)
     interval = mean_interval(values, bounded=bounded, around=around) if len(values) >= FEWEST_REPEATS else None

@@ -170,6 +170,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         fit.require()
     if workload.engine.in_worker:
         workload = replace(workload, engine=replace(ours(workload.engine), kv_tokens=fit.kv_tokens))
+    workload = workload.with_rounds(device, _round_s(workload, schedules), reloads=not fit.together)
     machine = environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus))
     return Prepared(
         workload=replace(workload, device=device),
@@ -203,6 +204,14 @@ def _fit(
     if workload.lockstep is not None:
         fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
     return fit
+
+
+def _round_s(workload: Workload, schedules: dict[str, Scheduled]) -> float | None:
+    """What a round of all models lasts by its arrivals, capacity pass included; None where no clock paces it."""
+    spans = [s.measured.arrival_s.max() for s in schedules.values() if s.measured.pattern == "open" and s.measured]
+    if len(spans) < len(schedules):
+        return None
+    return float(sum(spans)) * (2 if workload.instruments.capacity else 1) * workload.launches
 
 
 def _refuse_silent_warmup(workload: Workload) -> None:

@@ -45,7 +45,7 @@ STEP_CARDS: tuple[Card, ...] = (
           "sum over steps of T*k / sum of distinct experts"),
     _card("step_load_max_over_mean", "Busiest expert over mean, per step", "ratio", "lower",
           "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
-          "neighbours share requests"),
+          "neighbours share requests", needs="steps"),
     _card("capacity_factor_for_1pct_drop", "Capacity factor for 1 % drops", "ratio", "lower",
           "smallest c with sum over steps and experts of max(0, n_se - ceil(c*T_s*k/E)) <= 1 % of N",
           source="capacity as in Switch Transformer (arXiv 2101.03961), counted per step"),
@@ -121,7 +121,7 @@ def step_metrics(
         _mean("distinct_experts_per_step", per_step, labels, mean_nulls),
         _mean("experts_touched_ratio", per_step / experts, labels, touched),
         _reuse(picks.mean(axis=1), per_step, labels, reuse_nulls),
-        _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null),
+        _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null, needs="steps"),
         _capacity(steps, step_counts, labels),
     ]
 
@@ -138,7 +138,7 @@ def layer_step_metrics(
         expected = {null: float(found[layer]) for null, found in nulls.items()}
         values.append(_mean("distinct_experts_per_step", steps.distinct_SL[:, layer], own, expected))
         load = {"uniform": float(load_null[layer])}
-        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], own, load))
+        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], own, load, needs="steps"))
     return values
 
 
