@@ -258,6 +258,7 @@ def _gate(result: GateResult) -> dict[str, Any]:
         "decide": result.decide,
         "reference_launches": list(result.reference_launches),
         "other_launches": list(result.other_launches),
+        "lag_1_correlation": result.lag_1_correlation,
     }
 
 
