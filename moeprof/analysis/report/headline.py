@@ -5,6 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.ratios import cost_ratio, priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.core import units
 
@@ -29,6 +30,18 @@ def headline(summary: Summary) -> str:
             f"{ratio:.2f}x{between}{tail}"
         )
     return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs{tail}"
+
+
+def overloads(summary: Summary) -> tuple[str, ...]:
+    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
+    found = []
+    for model in summary.models:
+        told, behind = overload_of(model.rounds), fell_behind(model.rounds)
+        if told is not None and told.told:
+            found.append(f"{told.sentence(model.name)}.")
+        elif behind is not None:
+            found.append(f"{model.name} fell behind its traffic: {behind}.")
+    return tuple(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
