@@ -16,6 +16,7 @@ from moeprof.analysis.metrics.attribution import ALPHA
 from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
+from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturation_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
@@ -164,6 +165,22 @@ def _steady(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
 
 
+def _overload(model: ModelSummary) -> Iterator[Doubt]:
+    """An open loop with more traffic than the engine could serve, or of which that cannot be told."""
+    found, behind = overload_of(model.rounds), fell_behind(model.rounds)
+    if found is not None:
+        severity: Severity = "error" if found.told else "warning"
+        text = f"{found.sentence('it')}: lower the rate, or judge it by what it could serve"
+        yield _doubt(model, "overloaded", "latency", severity, text)
+    elif behind is not None:
+        yield _doubt(model, "fell_behind", "schedule", "warning", behind)
+    elif model.rounds and model.rounds[0].traffic == "open":
+        told = [saturation_of(tables) for tables in model.rounds]
+        if all(one.saturated is None for one in told):
+            text = f"whether it kept up with the traffic is not known: {told[0].reason}"
+            yield _doubt(model, "overload_unknown", "latency", "note", text)
+
+
 def _overhead(model: ModelSummary) -> Iterator[Doubt]:
     value = pick(model, "instrumentation_overhead_ratio")
     if value is None or value.value is None:
@@ -292,6 +309,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _lag,
     _requests,
     _steady,
+    _overload,
     _overhead,
     _spread,
     _set_aside,

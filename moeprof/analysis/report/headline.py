@@ -5,6 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.sections.lockstep import ratio_text
@@ -46,6 +47,18 @@ def _each(*models: ModelSummary) -> str:
     prices = [number(m, "usd_per_1m_total_tokens") for m in models]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
     return f"{each} per 1M tokens, input and output together"
+
+
+def overloads(summary: Summary) -> tuple[str, ...]:
+    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
+    found = []
+    for model in summary.models:
+        told, behind = overload_of(model.rounds), fell_behind(model.rounds)
+        if told is not None and told.told:
+            found.append(f"{told.sentence(model.name)}.")
+        elif behind is not None:
+            found.append(f"{model.name} fell behind its traffic: {behind}.")
+    return tuple(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
