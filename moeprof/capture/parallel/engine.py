@@ -158,7 +158,12 @@ def open(spec: ModelSpec, settings: TransformersSettings, device: torch.device, 
     alone = opened.build
 
     def build(settings: TransformersSettings, listeners: ListenerSet, *, in_turn: bool = False) -> Engine:
-        return build_on_all_ranks(opened.module, settings, lambda own: alone(own, listeners, in_turn=in_turn))
+        return build_on_all_ranks(
+            opened.module,
+            settings,
+            lambda own: alone(own, listeners, in_turn=in_turn),
+            opened.launch.get("end_ids", ()),
+        )
 
     return replace(opened, build=build)
 
