@@ -109,6 +109,22 @@ def build_engine(
     return engine
 
 
+def refuse_batching(model: Any, settings: TransformersSettings) -> None:
+    """Refuse what the structure of a model does not allow; it may be without memory.
+
+    Raises:
+        UnsupportedModelError: continuous batches or shared prefixes were asked for, and the architecture has none.
+    """
+    reason = needs_static(model)
+    if reason is not None and settings.batching == "continuous":
+        raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
+    if settings.prefix_cache and (reason is not None or settings.batching == "static"):
+        raise UnsupportedModelError(
+            f"engine.prefix_cache: {type(model).__name__} runs in static batches ({reason or 'asked for'}), "
+            "which share no prefixes; set it to false"
+        )
+
+
 def _static(
     model: Any,
     settings: TransformersSettings,
@@ -117,13 +133,7 @@ def _static(
     eos_ids: Sequence[int],
     reason: str | None,
 ) -> StaticEngine:
-    if settings.batching == "continuous":
-        raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
-    if settings.prefix_cache:
-        raise UnsupportedModelError(
-            f"engine.prefix_cache: {type(model).__name__} runs in static batches ({reason or 'asked for'}), "
-            "which share no prefixes; set it to false"
-        )
+    refuse_batching(model, settings)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return StaticEngine(
         model,

@@ -73,7 +73,7 @@ def free(prompts: list[list[int]]) -> Schedule:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[list[int]], list[int]]:
-    """A folder whose generation_config.json has two end ids, prompts, and how long transformers' answers to them are."""
+    """A folder whose generation_config.json has two end ids, prompts, and lengths of transformers' answers."""
     import torch
     from transformers import AutoModelForCausalLM
 
