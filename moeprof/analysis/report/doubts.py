@@ -18,7 +18,7 @@ from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
 from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturation_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
 
 CLOCK_SPREAD = 1.1
@@ -425,6 +425,35 @@ def _realism(summary: Summary) -> Iterator[Doubt]:
             yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
 
 
+def _own_ends(summary: Summary) -> Iterator[Doubt]:
+    """Models that end their outputs themselves: where they do, and what other lengths do to a comparison."""
+    if summary.record.workload.outputs != "free":
+        return
+    for model in summary.models:
+        asked, got = (_output_tokens(model, name) for name in ("asked_output_tokens", "output_tokens"))
+        if asked is not None and asked == got:
+            ids = model.launch.end_ids
+            why = "its checkpoint names no id that ends one" if ids == () else "not one end was met"
+            text = f"no output ended before the length that was asked for: {why}"
+            yield Doubt(code="outputs_never_ended", flag="realism", severity="warning", model=model.name, text=text)
+    lengths = {m.name: mean for m in summary.models if (mean := _output_tokens(m, "output_tokens")) is not None}
+    if len({round(mean, 6) for mean in lengths.values()}) > 1:
+        each = ", ".join(f"{name} {mean:.3g}" for name, mean in lengths.items())
+        text = (
+            f"the models end their outputs themselves, and not alike ({each} tokens a request): cost per request and "
+            "latency of a whole request compare answers of other lengths, cost per token another share of prompts; "
+            "`outputs: forced_length` gives all of them the same work"
+        )
+        yield Doubt(code="output_lengths_differ", flag="cost", severity="warning", model=None, text=text)
+
+
+def _output_tokens(model: ModelSummary, name: str) -> float | None:
+    """Mean over the requests of all rounds that ended well; None without any."""
+    found = [column(tables.requests[is_done(tables.requests)], name) for tables in model.rounds]
+    values = np.concatenate(found) if found else np.empty(0)
+    return float(values.mean()) if len(values) else None
+
+
 def _schedule_notes(summary: Summary) -> Iterator[Doubt]:
     for schedule in _distinct_schedules(summary):
         for note in schedule.notes:
@@ -468,6 +497,7 @@ RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _resumed,
     _launches,
     _realism,
+    _own_ends,
     _schedule_notes,
     _tokenizers,
     _dtypes,
