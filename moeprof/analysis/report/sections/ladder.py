@@ -22,12 +22,12 @@ from moeprof.analysis.report.document import (
     Waterfall,
     WaterfallStep,
 )
+from moeprof.analysis.report.sections.lockstep import NO_OFFSET, offset_text
 from moeprof.analysis.report.tables import compared, facts, metric_row
 from moeprof.analysis.sparsity.ladder import (
     Agreement,
     LadderResult,
     Rung,
-    control,
     ladder_metrics,
     ladder_results,
     same_taxes,
@@ -137,13 +137,18 @@ CHANGES = (
 )
 
 
+NOTHING_BELOW = "No tax is claimed whose interval holds 0 with that; more launches narrow it."
+
+
 def ladder_section(record: Record, pricing: Pricing) -> Section | None:
     """The sparsity ladder; None for a run without one."""
     results = ladder_results(record)
     if not results:
         return None
     blocks: list[Block] = [Paragraph(text=HOW)]
-    blocks += [Paragraph(text=text) for text in (*sentences(results), *controls(results))]
+    offset = results[0].offset
+    offsets = f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}. {NOTHING_BELOW}"
+    blocks += [Paragraph(text=text) for text in (*sentences(results), offsets)]
     blocks += [Paragraph(text=note) for note in (*_disturbed(results), *_notes(record))]
     blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
     blocks += coverage_blocks(results)
@@ -171,26 +176,14 @@ def _sentence(result: LadderResult) -> str | None:
             text = f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}"
             parts.append(text + _of_which(result) if name == "dispatch_tax_s" else text)
     saved = result.tax("sparsity_saved_s")
-    if saved.share.value is not None:
+    if saved.share.value is not None and not saved.told:
+        parts.append("the total-matched dense model cannot be told from it")
+    elif saved.share.value is not None:
         parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
     where = f"{result.phase}, {load_text(result)}"
     if result.phase == "decode" and result.concurrency is not None and result.tokens_per_step < result.concurrency:
         where += f" ({result.tokens_per_step:.1f} tokens a step)"
     return f"{where}: of a step of {units.display(base.seconds.value, 's')} {'; '.join(parts)}." if parts else None
-
-
-def controls(results: Sequence[LadderResult]) -> list[str]:
-    """Where two rungs do the same work, at one token a step, and were nevertheless measured apart."""
-    found = []
-    for result in results:
-        tax = control(result)
-        if tax is not None and tax.share.value is not None:
-            found.append(
-                f"Control, {result.phase}, {load_text(result)}: the balanced and the recorded rung do the same work "
-                f"there and were measured {_share(tax.share)} of a step apart. Lanes differ in where their memory "
-                "lies, which no interval of one launch holds: no tax of that size is claimed."
-            )
-    return found
 
 
 def _of_which(result: LadderResult) -> str:
@@ -294,7 +287,7 @@ def _notes(record: Record) -> list[str]:
 
 HOW_AGREEMENT = (
     "Taxes as shares of the step with recorded routing, reference first. They agree where the interval of their "
-    "difference holds 0; intervals speak for one launch each."
+    "difference holds 0; intervals hold steps and lane offsets of one launch each."
 )
 
 
