@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Overrides, apply, print_option, write_option
+from moeprof.cli.options import ApiOption, Overrides, PriceOption, apply, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
@@ -248,7 +248,8 @@ def run(
     launches: Annotated[int | None, typer.Option(help="Fresh processes per model.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Force the asked output lengths.")] = False,
     goodput: Annotated[list[str] | None, typer.Option(help="SLO in ms, as ttft:500 or tpot:50; may repeat.")] = None,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    usd_per_device_hour: PriceOption = None,
+    api: ApiOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End the run cleanly after so long.")] = None,
@@ -270,8 +271,8 @@ def run(
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
         num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos or None,
-        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, device=device, threads=threads,
-        max_minutes=max_minutes, save_detailed=save_detailed, label=label,
+        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, api=api, device=device,
+        threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))

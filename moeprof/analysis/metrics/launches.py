@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import with_split_bounds
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue
 
@@ -33,7 +34,7 @@ def over_launches(launches: Sequence[Sequence[MetricValue]]) -> list[MetricValue
         for value in values
         if not value.exact
     ]
-    return together + apart
+    return with_split_bounds(together) + apart
 
 
 def _combined(group: list[MetricValue]) -> MetricValue:

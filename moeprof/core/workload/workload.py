@@ -64,6 +64,25 @@ class Capital:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiPrices:
+    """What an API asks for the same tokens, in USD per 1M, to break even with.
+
+    Attributes:
+        input: prompt tokens that the API has to compute.
+        output: output tokens.
+        cached_input: prompt tokens that it has in its cache; without it a run that took prompt tokens from a cache has
+            no break-even.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+    def __post_init__(self) -> None:
+        more_than_zero(input=self.input, output=self.output, cached_input=self.cached_input)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """What the machine costs; without ``usd_per_device_hour`` or ``capital`` the price book is asked.
 
@@ -73,8 +92,9 @@ class Prices:
         usd_per_kwh: power price, added when power is not included.
         pue: power usage effectiveness.
         capital: owned hardware.
-        api_usd_per_1m_output_tokens: an API price to break even with.
-        api_usd_per_1m_input_tokens: likewise for input.
+        api: an API's prices to break even with.
+        api_usd_per_1m_output_tokens: older spelling of ``api: {output: ...}``.
+        api_usd_per_1m_input_tokens: older spelling of ``api: {input: ...}``.
         source: where the price comes from, for the report.
         applies_to: the kind of device that rent or capital are meant for; another kind asks the price book.
     """
@@ -84,6 +104,7 @@ class Prices:
     usd_per_kwh: float | None = None
     pue: float = 1.0
     capital: Capital | None = None
+    api: ApiPrices | None = None
     api_usd_per_1m_output_tokens: float | None = None
     api_usd_per_1m_input_tokens: float | None = None
     source: str | None = None
@@ -96,7 +117,14 @@ class Prices:
         return replace(self, usd_per_device_hour=None, capital=None, source=None)
 
     def __post_init__(self) -> None:
-        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
+        older = {
+            "api_usd_per_1m_output_tokens": self.api_usd_per_1m_output_tokens,
+            "api_usd_per_1m_input_tokens": self.api_usd_per_1m_input_tokens,
+        }
+        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh, **older)
+        given = [name for name, price in older.items() if price is not None]
+        if self.api is not None and given:
+            raise WorkloadError(f"{given[0]}: give it or api, not both")
         at_least(1, pue=self.pue)
         if self.usd_per_device_hour is not None and self.capital is not None:
             raise WorkloadError("capital: give rent (usd_per_device_hour) or capital, not both")
