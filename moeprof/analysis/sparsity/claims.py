@@ -209,7 +209,8 @@ def realised(sides: Sides) -> Estimate:
     for times in _by_load(sides.summary):
         lanes = [lane for lane in (_lane(times[0], name) for name in names) if lane is not None]
         if len(lanes) == len(names):
-            return realised_of_lanes([one.draws(None) for one in times], *lanes)
+            total_lane, own_lane, active_lane = lanes
+            return realised_of_lanes([one.draws(None) for one in times], total_lane, own_lane, active_lane)
     if any(model.priced[0].traffic == "open" for model in (of, active, total) if model.priced):
         return Estimate(value=None, reason="open-loop dollars compare utilisation, not models")
     bills = [_bills(model) for model in (total, of, active)]
