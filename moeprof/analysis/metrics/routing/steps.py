@@ -121,7 +121,7 @@ def step_metrics(
         _mean("distinct_experts_per_step", per_step, labels, mean_nulls),
         _mean("experts_touched_ratio", per_step / experts, labels, touched),
         _reuse(picks.mean(axis=1), per_step, labels, reuse_nulls),
-        _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null, needs="steps"),
+        _mean("step_load_max_over_mean", steps.load_ratios().mean(axis=1), labels, load_null),
         _capacity(steps, step_counts, labels),
     ]
 
@@ -138,7 +138,7 @@ def layer_step_metrics(
         expected = {null: float(found[layer]) for null, found in nulls.items()}
         values.append(_mean("distinct_experts_per_step", steps.distinct_SL[:, layer], own, expected))
         load = {"uniform": float(load_null[layer])}
-        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], own, load, needs="steps"))
+        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], own, load))
     return values
 
 
