@@ -168,7 +168,7 @@ def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
     if ratio is None:
         return None
     return {"value": ratio.value, "ci_low": ratio.low, "ci_high": ratio.high, "verdict": ratio.verdict,
-            "reason": ratio.reason}  # fmt: skip
+            "by": ratio.by, "reason": ratio.reason}  # fmt: skip
 
 
 def _cell(table: Table, row: Row, index: int) -> list[Any]:
