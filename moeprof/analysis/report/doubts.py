@@ -79,12 +79,18 @@ def _sampled(model: ModelSummary) -> list[PassTables]:
 SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a warning
 STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
+USELESS_SPREAD, USELESS_STOLEN_SHARE = 1.5, 0.5  # beyond these, times tell of the machine and not of the model
 BUSY = 0.95
 SHORT_PASS_S = 0.5
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
     return Doubt(code=code, flag=flag, severity=severity, model=model.name, text=text)
+
+
+def _by_size(text: str, is_useless: bool) -> tuple[Severity, str]:
+    """How grave a disturbance of the machine is, and the sentence that says so."""
+    return ("error", f"{text}; times of this run are not to be used") if is_useless else ("warning", text)
 
 
 def _failed(model: ModelSummary) -> Iterator[Doubt]:
@@ -134,7 +140,8 @@ def _routing_policy(model: ModelSummary) -> Iterator[Doubt]:
 def _lag(model: ModelSummary) -> Iterator[Doubt]:
     flag = schedule_lag_flag(model.rounds) if model.rounds else None
     if flag is not None:
-        yield _doubt(model, "schedule_lag", "schedule", "warning", f"the replayer fell behind its schedule: {flag}")
+        text = f"the replayer fell behind its schedule: {flag}; this is not the traffic that was asked for"
+        yield _doubt(model, "schedule_lag", "schedule", "error", text)
 
 
 def _requests(model: ModelSummary) -> Iterator[Doubt]:
@@ -196,7 +203,7 @@ def _spread(model: ModelSummary) -> Iterator[Doubt]:
     if len(speeds) > 1 and max(speeds) > SPREAD * min(speeds) and model.priced[0].traffic != "open":
         apart = 100 * (max(speeds) / min(speeds) - 1)
         text = f"rounds of the same work differ by {apart:.0f} %: the machine was not steady"
-        yield _doubt(model, "rounds_differ", "isolation", "warning", text)
+        yield _doubt(model, "rounds_differ", "isolation", *_by_size(text, apart > 100 * (USELESS_SPREAD - 1)))
 
 
 def _set_aside(model: ModelSummary) -> Iterator[Doubt]:
@@ -221,7 +228,7 @@ def _stolen(model: ModelSummary) -> Iterator[Doubt]:
     share = float((wall > STOLEN * np.maximum(cpu, 1e-9)).mean()) if len(wall) else 0.0
     if share > STOLEN_SHARE:
         text = f"in {100 * share:.0f} % of the steps something else took the processor"
-        yield _doubt(model, "stolen_time", "isolation", "warning", text)
+        yield _doubt(model, "stolen_time", "isolation", *_by_size(text, share > USELESS_STOLEN_SHARE))
 
 
 def _warmup(model: ModelSummary) -> Iterator[Doubt]:

@@ -198,8 +198,7 @@ class Workload:
         traffic: what is sent.
         models: what is measured, each on the same requests.
         engine: how models are run.
-        rounds: passes over the schedule in one launch; None: as many as the machine asks for, see
-            :meth:`with_rounds`.
+        rounds: passes over the schedule in one launch; not stated: 3, or 5 on a CPU where ``max_minutes`` leaves time.
         launches: fresh processes per model, which make the launch the unit of intervals.
         seed: of every random stream.
         outputs: ``forced`` feeds the text's own continuation, so that every model runs the same tokens (without such

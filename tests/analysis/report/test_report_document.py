@@ -19,7 +19,9 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import highest_percentile, number
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
+from moeprof.analysis.report.data import summary_json
 from moeprof.analysis.report.document import Document, Table
+from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts
@@ -309,3 +311,25 @@ def test_the_same_record_gives_the_same_document(tmp_path: Path) -> None:
     one, two = (build_document(summarise(open_record(path), PRICING)) for _ in range(2))
     pd.testing.assert_index_equal(pd.Index([d.text for d in one.doubts]), pd.Index([d.text for d in two.doubts]))
     assert repr(one) == repr(two)
+
+
+@pytest.mark.parametrize(
+    ("models", "flag", "code", "valid"),
+    [
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.012)), "isolation", "rounds_differ", True),
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.0266)), "isolation", "rounds_differ", False),
+        (lambda: moe(*(offline(f"round-{i}", cpu_s=0.005) for i in range(3))), "isolation", "stolen_time", False),
+        (lambda: with_requests("open", send_slack_s=0.02), "schedule", "schedule_lag", False),
+    ],
+    ids=["rounds 20 % apart", "rounds 166 % apart", "every step interrupted", "schedule not kept"],
+)
+def test_validity_in_the_data_agrees_with_the_doubts_of_the_page(
+    tmp_path: Path, models: Callable[[], Models], flag: str, code: str, valid: bool
+) -> None:
+    """Weakened is valid, with its reason; what the doubt says is not to be used is not."""
+    summary = summary_of(tmp_path, models())
+    document = build_document(summary)
+    said = summary_json(RunReport(summary=summary, document=document))["validity"][flag]
+    doubt = codes(document)[code]
+    assert (said["valid"], said["severity"]) == (valid, doubt.severity)
+    assert code in said["reasons"] and ("not to be used" in doubt.text or "not the traffic" in doubt.text) is not valid
