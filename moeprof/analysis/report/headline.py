@@ -71,14 +71,19 @@ def findings(summary: Summary) -> tuple[str, ...]:
 
 def _price(model: ModelSummary) -> str:
     price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
+    served = number(model, "usd_per_1m_input_tokens_with_cached")
     speed = number(model, "output_tokens_per_s")
     parts = []
     if price_in is not None:
-        parts.append(f"{units.usd(price_in)} per 1M input")
+        cached = served is not None and served < price_in
+        text = f"{units.usd(price_in)} per 1M input{' tokens' * (cached or price_out is None)}"
+        parts.append(f"{text} computed ({units.usd(served)} with those from the cache)" if cached and served else text)
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
     text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
+    if price_in is not None and price_out is None:
+        text = f"{text}, and no price of an output token"
     return f"{text} (before it failed)." if model.record.status == "failed" else f"{text}."
 
 

@@ -19,7 +19,9 @@ from typing import Literal
 import numpy as np
 
 from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import output_bounds
 from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
@@ -353,13 +355,21 @@ def cell_ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO)
+                _cell(metric, estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO), a, b)
                 if ratios
                 else _plain_ratio(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)
             ]
         )
     return columns
+
+
+def _cell(metric: str, ratio: Ratio, point: PointResult | None, reference: PointResult | None) -> Ratio:
+    """The ratio; of prices of one side with the split of mixed steps in it."""
+    if point is None or reference is None or metric != "usd_per_1m_output_tokens":
+        return ratio
+    below, above = (output_bounds([swept.split for swept in one.swept.rounds]) for one in (reference, point))
+    return within_split(ratio, below, above, floor_ratio=PAIRED_FLOOR_RATIO)
 
 
 def _plain_ratio(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:

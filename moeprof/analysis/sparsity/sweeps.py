@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics import sweep as figures
+from moeprof.analysis.metrics.cost_bounds import output_bounds
 from moeprof.analysis.metrics.routing.shift import cell, first_with_routing
 from moeprof.analysis.metrics.routing.steps import distinct_nulls, routed_steps
 from moeprof.analysis.metrics.samples import itl_samples, mean_of_steps, span_samples, summarise
@@ -169,12 +170,14 @@ def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, i
     """All figures of one model at one setting."""
     ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
     experts, nulls, batch = _experts(swept, is_moe=is_moe)
+    output_price = _mean(swept, figures.usd_output, "no output tokens, or no decode step that made one")
+    bounds = output_bounds([one.split for one in swept.rounds])
     goodput = goodput_ratios(swept, slo)
     return PointResult(
         model=model,
         point=swept.point,
         usd_per_1m_total_tokens=_mean(swept, figures.usd_total, "no tokens"),
-        usd_per_1m_output_tokens=_mean(swept, figures.usd_output, "no output tokens"),
+        usd_per_1m_output_tokens=output_price if bounds is None else bounds.held(output_price),
         output_tokens_per_s=_mean(swept, lambda r: _per_device(figures.outputs_per_s(r), num_devices), "empty window"),
         tokens_per_s_per_user=_mean(swept, figures.tokens_per_s_per_user, "no request had two tokens"),
         ttft_p50_s=ttft["p50"],

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from moeprof.analysis.metrics import sweep as figures
+from moeprof.analysis.metrics.samples import of_enough_requests
 from moeprof.analysis.metrics.slo import NAME as AT_SLO
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series, Table
@@ -328,6 +329,8 @@ def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if point is None:
         return missing(metric, "this load did not run")
     value = to_metric(metric, of(point), **({"phase": "decode"} if metric == "step_mean_s" else {}))
+    if metric.startswith("usd_"):
+        value = of_enough_requests(value, [one.tables for one in point.swept.rounds])
     if metric == EXPERTS and value.value is not None:
         return replace(value, null=dict(point.distinct_nulls))
     return value
