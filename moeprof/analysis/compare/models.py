@@ -100,9 +100,10 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
 
 def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: MetricValue) -> Ratio:
     logs = paired_logs(side.repeats.values.get(key, {}), base.repeats.values.get(key, {}))
-    if not logs:
-        return interval_ratio(first, second, card_for(key[0]).better)
-    estimate, better = ratio_of_pairs(logs), card_for(key[0]).better
+    card = card_for(key[0])
+    if not logs or card.of_requests:  # rounds and launches repeat the same requests: what repeats is no evidence
+        return interval_ratio(first, second, card.better)
+    estimate, better = ratio_of_pairs(logs), card.better
     invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
     if base.repeats.unit == "launch":
         return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)
