@@ -89,7 +89,7 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("cost_recomputed_tokens", "tokens computed again", "tokens", "lower",
           "tokens computed again after a preemption"),
     _of_tokens("usd_per_1m_tokens_at_slo", "$ / 1M tokens at SLO", "USD / 1M tokens", "lower",
-          "usd_per_1m_total_tokens at the highest rate at which 95 % of requests meet the SLO in every round",
+          "usd_per_1m_total_tokens at the highest load known to meet the SLO for 95 % of requests",
           source="docs/metrics.md#busy-and-billed"),
     _of_tokens("break_even_utilisation_ratio", "break-even utilisation", "ratio", "lower",
           "busy cost / what the API asks for the same tokens; above 1 renting never pays",
