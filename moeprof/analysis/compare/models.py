@@ -137,9 +137,10 @@ def _of_values(key: Key, base: _Side, side: _Side) -> Ratio:
 
 def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: MetricValue) -> Ratio:
     logs = paired_logs(side.repeats.of(key), base.repeats.of(key))
-    if not logs:
-        return interval_ratio(first, second, card_for(key[0]).better)
-    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card_for(key[0]).better
+    card = card_for(key[0])
+    if not logs or card.of_requests:  # rounds and launches repeat the same requests: what repeats is no evidence
+        return interval_ratio(first, second, card.better)
+    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card.better
     invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
     if base.repeats.unit == "launch":
         return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)
