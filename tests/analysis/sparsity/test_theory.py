@@ -167,7 +167,7 @@ def test_an_moe_whose_step_fits_the_cache_has_no_least_time_although_its_weights
 
 
 def test_where_some_steps_fit_the_cache_it_is_the_bytes_of_those_that_count() -> None:
-    """Of 100 bytes 4 are moved by steps that fit a cache of 10: the rest is memory's; of 40 more than a twentieth is."""
+    """4 of 100 bytes are moved by steps that fit a cache of 10, less than a twentieth; then 4 of 40."""
     limits = Limits(bandwidth_bytes_per_s=1.0, flops_per_s=1.0, cache_bytes=10.0)
     assert limits.cached(np.array([48.0, 48.0, 4.0])) is None
     assert (
