@@ -8,6 +8,7 @@ from typing import Any, Literal
 Better = Literal["lower", "higher", "neither"]
 Kind = Literal["exact", "routing", "quality", "timed"]
 MetricClass = Literal[Kind, "tokens"]
+Need = Literal["steps", "memory", "module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Card:
         from_routing: worked out from the router's counts, so void where the tap failed its checks.
         of_batches: depends on which requests met in a step, and so on time.
         bounded: a share that cannot leave [0, 1].
+        needs: what a deployment must tell of itself for the figure to be worked out; what it does not tell stands in
+            ``lacks`` of launch.json.
         screen: places on the first screen of a report.
         gates: default gates of ``moeprof regress``.
         baseline: places among the headline figures of a baseline.
@@ -71,6 +74,7 @@ class Card:
     from_routing: bool = False
     of_batches: bool = False
     bounded: bool = False
+    needs: Need | None = None
     screen: tuple[Place, ...] = ()
     gates: tuple[Place, ...] = ()
     baseline: tuple[Place, ...] = ()

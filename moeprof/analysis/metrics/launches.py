@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import with_split_bounds
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue
 
@@ -33,7 +34,7 @@ def over_launches(launches: Sequence[Sequence[MetricValue]]) -> list[MetricValue
         for value in values
         if not value.exact
     ]
-    return together + apart
+    return with_split_bounds(together) + apart
 
 
 def _combined(group: list[MetricValue]) -> MetricValue:
@@ -58,7 +59,11 @@ def _combined(group: list[MetricValue]) -> MetricValue:
         )
         interval = (min(lows), max(highs)) if lows and highs else None
     else:
-        interval = intervals.mean_interval([float(n) for n in numbers], bounded=_is_share(known))
+        interval, why = intervals.repeated_interval(
+            [float(n) for n in numbers], unit="launch", bounded=_is_share(known)
+        )
+        # why a launch alone has no interval is not why their mean has none
+        reasons = (*(reason for reason in reasons if not reason.startswith("no interval")), *([why] if why else []))
     low, high = interval or (None, None)
     return replace(
         known[0],

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.overload import capacity_per_s, requested_rate
 from moeprof.analysis.metrics.samples import Window, over_rounds, scopes, within
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, token_times
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 
 if TYPE_CHECKING:
     from moeprof.core.workload.workload import Slo
 
+NOT_SATURATED = "no round shows that its queue grew, so what it could serve was not reached"
 STATUSES = ("done", "refused", "failed", "unfinished")
 
 _IN_WINDOW = "in the window / length of the window, idle time included"
@@ -28,16 +30,18 @@ _of_tokens = partial(_card, counts_tokens=True)
 _of_requests = partial(_card, counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _of_requests("request_rate_requested_per_s", "Requested rate", "requests/s", "neither",
-          "requests / time of the last arrival"),
+          "(requests - 1) / (last - first arrival)"),
     _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher",
           f"requests completed {_IN_WINDOW}"),
+    _of_requests("request_rate_capacity_per_s", "Rate it could serve", "requests/s", "higher",
+          "requests completed per second while the queue was never empty; null unless the queue grew"),
     _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
           f"output tokens completed {_IN_WINDOW}",
           screen=(Place(40, "output speed"),), baseline=(Place(60),)),
     _of_tokens("input_tokens_per_s", "Input tokens per second", "tokens/s", "higher",
-          f"prompt tokens whose first token came {_IN_WINDOW}"),
+          f"prompt tokens, cached ones too, whose first token came {_IN_WINDOW}"),
     _of_tokens("total_tokens_per_s", "Tokens per second", "tokens/s", "higher",
-          f"prompt and output tokens completed {_IN_WINDOW}"),
+          f"prompt tokens, cached ones too, and output tokens completed {_IN_WINDOW}"),
     _of_requests("goodput_requests_per_s", "Goodput", "requests/s", "higher",
           "requests that met every objective / length of the window"),
     _of_requests("goodput_ratio", "Good requests", "ratio", "higher",
@@ -76,7 +80,7 @@ def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[Me
     """
     if not rounds:
         return []
-    values = [_requested(rounds)]
+    values = _requested(rounds)
     for scope in scopes(rounds):
         labels = {"traffic": rounds[0].traffic, "window": scope.label}
         for name, count in COUNTS.items():
@@ -85,16 +89,15 @@ def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[Me
     return [*values, *_goodput(rounds, slo), *_outcomes(rounds)]
 
 
-def _requested(rounds: Sequence[PassTables]) -> MetricValue:
-    """Requests of the schedule over the time of the last arrival."""
-    name, labels = "request_rate_requested_per_s", {"traffic": rounds[0].traffic, "window": "total"}
+def _requested(rounds: Sequence[PassTables]) -> list[MetricValue]:
+    """What the schedule asked for, and where that was too much, what could be served of it."""
+    names = ("request_rate_requested_per_s", "request_rate_capacity_per_s")
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
     if rounds[0].traffic != "open":
-        return missing(name, f"{rounds[0].traffic} traffic asks for no rate", **labels)
-    arrivals = column(rounds[0].requests, "arrival_s")
-    if len(arrivals) < 2 or np.nanmax(arrivals) <= 0:
-        return missing(name, "fewer than two arrivals", **labels)
-    rate = len(arrivals) / float(np.nanmax(arrivals))
-    return MetricValue(name=name, value=rate, n=len(arrivals), exact=True, labels=labels)
+        return [missing(name, f"{rounds[0].traffic} traffic asks for no rate", **labels) for name in names]
+    asked = measured(names[0], requested_rate(rounds[0]), "fewer than two arrivals", labels, exact=True)
+    capacity = over_rounds(names[1], [capacity_per_s(tables) for tables in rounds], labels, NOT_SATURATED)
+    return [asked, capacity]
 
 
 def _rate(tables: PassTables, window: Window, count: Callable[[PassTables, Window], float]) -> float | None:

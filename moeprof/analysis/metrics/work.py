@@ -34,7 +34,7 @@ ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "ot
 # bytes per (token, pick) relative to one expert, for kernels that copy weights per pick: read, write, read again.
 GATHER_FACTOR = 3
 
-_card = partial(Card, section="work", source="docs/metrics.md#work")
+_card = partial(Card, section="work", source="docs/metrics.md#work", needs="steps")
 _counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
 _timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
 _peak = partial(_card, kind="timed", counts_tokens=False)

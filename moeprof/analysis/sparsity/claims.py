@@ -183,8 +183,8 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     if reason is not None:
         return Estimate(value=None, reason=reason)
     slo = sides.summary.record.slo
-    first, second = (repeats(model, sides.summary.pricing, slo).values for model in (sides.of, sides.against))
-    return ratio_of_pairs(paired_logs(first.get(key, {}), second.get(key_of(values[1]), {})))
+    first, second = (repeats(model, sides.summary.pricing, slo) for model in (sides.of, sides.against))
+    return ratio_of_pairs(paired_logs(first.of(key), second.of(key_of(values[1]))), first.unit)
 
 
 def step_cv(sides: Sides) -> Estimate:
@@ -224,8 +224,9 @@ def realised(sides: Sides) -> Estimate:
     for times in _by_load(sides.summary):
         lanes = [lane for lane in (_lane(times[0], name) for name in names) if lane is not None]
         if len(lanes) == len(names):
-            offset = offset_of(sides.summary.record)
-            share = realised_of_lanes([one.draws(None) for one in times], *lanes, offset)
+            total_lane, own_lane, active_lane = lanes
+            draws, offset = [one.draws(None) for one in times], offset_of(sides.summary.record)
+            share = realised_of_lanes(draws, total_lane, own_lane, active_lane, offset)
             return _placed(share, f"stepped in turn, {load_text(times[0].concurrency)}", note)
     if any(model.priced[0].traffic == "open" for model in (of, active, total) if model.priced):
         return Estimate(value=None, reason="open-loop dollars compare utilisation, not models")
