@@ -11,13 +11,14 @@ Two runs of one sparsity ladder: whether their taxes agree within their interval
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneOffset, LaneTimes, lane_offset, lane_times, lanes_estimate
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
+from moeprof.analysis.sparsity.roles import cache_note
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws
 from moeprof.analysis.stats.estimate import Estimate
@@ -332,8 +333,16 @@ DOLLARS = {
 }
 
 
-def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
-    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
+def ladder_metrics(
+    results: Sequence[LadderResult], pricing: Pricing, note: str | None = None
+) -> tuple[MetricValue, ...]:
+    """Every tax, with phase and concurrency as labels; what was not measured has its reason.
+
+    Args:
+        results: every ladder of the run.
+        pricing: what a second costs.
+        note: what readers of a realised share should know.
+    """
     found = []
     for result in results:
         labels = labels_of(result)
@@ -342,7 +351,8 @@ def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[M
             if tax.name in DOLLARS:
                 dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
                 found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
-        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
+        share = result.realised if result.realised.reason or not note else replace(result.realised, reason=note)
+        found.append(to_metric("sparsity_realised_ratio", share, **labels, measured="lock-step"))
         found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
     return tuple(found)
 
@@ -355,6 +365,21 @@ def labels_of(result: LadderResult) -> dict[str, str]:
 def ladder_results(record: Record) -> tuple[LadderResult, ...]:
     """Every ladder of a run; empty without one."""
     return ladders(record.ladder, num_moe_layers=_num_moe_layers(record)) if record.ladder else ()
+
+
+def ladder_cache_note(record: Record) -> str | None:
+    """That a twin on the ladder fits the last-level cache and the MoE does not; None where that is not so or unknown.
+
+    The cache is measured with a model's peaks, before its rounds: a run that only climbs the ladder has none.
+    """
+    launches = [launch.info for model in record.models for launch in model.launches if launch.info.peaks is not None]
+    lanes = {lane.model: lane for one in record.ladder for lane in one.info.lanes}
+    facts = {name: known.facts for one in record.ladder for name, known in one.models.items()}
+    moe = next((name for name, lane in lanes.items() if lane.rung != "dense" and name in facts), None)
+    if not launches or moe is None:
+        return None
+    twins = {name: known for name, known in facts.items() if lanes[name].rung == "dense"}
+    return cache_note(launches[0], moe, facts[moe], twins)
 
 
 def _num_moe_layers(record: Record) -> int:

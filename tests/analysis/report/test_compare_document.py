@@ -64,8 +64,9 @@ def test_the_headline_answers_the_question(summary: Summary) -> None:
     headline = compare_document([summary], reference=None).document.headline
     found = re.fullmatch(
         r"On this traffic moe costs ([\d.]+)x \[.+?\] of the total-matched dense model and ([\d.]+)x \[.+?\] of the "
-        r"active-matched one: (\d+) % \[.+?\] of the promised saving is realised; "
-        r"it behaves like a dense model of ([\d.]+) M parameters \[.+?\] \(this launch\)\.",
+        r"active-matched one: of the saving between the two dense twins, (\d+) % \[.+?\] is realised "
+        r"\(all steps, all at once\); it costs as much as a dense model of ([\d.]+) M parameters \[.+?\] "
+        r"\(this launch\)\.",
         headline,
     )
     assert found is not None, headline
@@ -78,7 +79,7 @@ def test_the_headline_answers_the_question(summary: Summary) -> None:
 
 def test_an_moe_dearer_than_its_total_matched_twin_realised_nothing(tmp_path: Path) -> None:
     headline = compare_document([run_with_twins(tmp_path / "run", moe_slow=1.6)], reference=None).document.headline
-    assert "none of the promised saving is realised (-" in headline
+    assert "of the saving between the two dense twins none is realised (-" in headline
     assert "it costs more than the largest dense size tried (8 M parameters)" in headline
 
 
@@ -97,6 +98,7 @@ def test_json_and_csv_carry_the_same_figures(summary: Summary) -> None:
     data = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
     assert data["verdict"] == comparison.document.headline
     realised = next(m for m in data["metrics"] if m["name"] == "sparsity_realised_ratio")
+    assert realised["labels"] == {"phase": "all", "concurrency": "all at once", "measured": "alone"}
     assert realised["of"] == "moe" and realised["ci_low"] < realised["value"] < realised["ci_high"]
     header, *rows = comparison_rows(comparison)
     assert all(len(row) == len(header) for row in rows)
