@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
@@ -71,10 +72,11 @@ class SweptRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptPoint:
-    """One setting of a sweep, by one model: all its rounds in all launches."""
+    """One setting of a sweep, by one model: all its rounds in all launches, without ``set_aside`` disturbed ones."""
 
     point: SweepPoint
     rounds: tuple[SweptRound, ...]
+    set_aside: int = 0
 
     @property
     def saturated(self) -> bool:
@@ -102,7 +104,13 @@ def swept_points(
     for launch in record.launches:
         for point, one in _rounds(launch, facts, pricing, peaks):
             found.setdefault(point, []).append(one)
-    return tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
+    return tuple(_undisturbed(point, rounds) for point, rounds in found.items())
+
+
+def _undisturbed(point: SweepPoint, rounds: Sequence[SweptRound]) -> SweptPoint:
+    kept = {id(tables) for tables in undisturbed_rounds([one.tables for one in rounds])[0]}
+    left = tuple(one for one in rounds if id(one.tables) in kept)
+    return SweptPoint(point=point, rounds=left, set_aside=len(rounds) - len(left))
 
 
 def _rounds(
