@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.objectives import num_distinct
 from moeprof.analysis.metrics.overload import requested_rate, saturation_of
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
@@ -76,17 +77,19 @@ class SweptRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptPoint:
-    """One setting of a sweep, by one model: all its rounds in all launches.
+    """One setting of a sweep, by one model: all its rounds in all launches, without those that were disturbed.
 
     Attributes:
         point: the setting.
         rounds: of all launches.
         own: they are the run's own rounds, at the workload's own load; not passes of the sweep.
+        set_aside: rounds left out because the machine took the processor away.
     """
 
     point: SweepPoint
     rounds: tuple[SweptRound, ...]
     own: bool = False
+    set_aside: int = 0
 
     @property
     def label(self) -> str:
@@ -137,9 +140,15 @@ def swept_points(
                 found.setdefault(one.info.sweep, []).append(billed.swept(one, one.info.schedule_sha256, told))
         if sent is not None:
             own += [billed.swept(one, sent.sha256) for one in launch.rounds if len(one.steps)]
-    points = tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
+    points = tuple(_undisturbed(point, rounds) for point, rounds in found.items())
     where = None if sent is None else own_point(sent, own, points)
-    return points if where is None else (*points, SweptPoint(point=where, rounds=tuple(own), own=True))
+    return points if where is None else (*points, _undisturbed(where, own, own=True))
+
+
+def _undisturbed(point: SweepPoint, rounds: Sequence[SweptRound], *, own: bool = False) -> SweptPoint:
+    kept = {id(tables) for tables in undisturbed_rounds([one.tables for one in rounds])[0]}
+    left = tuple(one for one in rounds if id(one.tables) in kept)
+    return SweptPoint(point=point, rounds=left, own=own, set_aside=len(rounds) - len(left))
 
 
 def own_point(sent: ScheduleHeader, own: Sequence[SweptRound], points: Sequence[SweptPoint]) -> SweepPoint | None:

@@ -28,7 +28,7 @@ def headline(summary: Summary) -> str:
     ratio = cost_ratio(summary, moe, dense)
     if ratio.verdict == "incomparable" or ratio.value is None:
         return _price(done[0])
-    return f"On the same requests {_compared(moe.name, dense.name, ratio)}: {_each(moe, dense)}."
+    return f"On the same requests {_compared(moe.name, dense.name, ratio)}; {_each(moe, dense)}."
 
 
 def _compared(moe: str, dense: str, ratio: Ratio) -> str:
@@ -38,9 +38,8 @@ def _compared(moe: str, dense: str, ratio: Ratio) -> str:
         return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
     if ratio.verdict == "no difference shown":
         return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
-    return (
-        f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}, {ratio.reason}"
-    )
+    why = f" ({ratio.reason})" if ratio.reason else ""
+    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
 
 
 def _each(*models: ModelSummary) -> str:

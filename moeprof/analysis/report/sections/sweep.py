@@ -292,6 +292,10 @@ def notes(result: SweepResult) -> list[str]:
             lost, asked = lost_requests(point)
             if lost:
                 lines.append(f"{model.model} at {point.swept.label}: {lost} of {asked} requests did not end well.")
+            if point.swept.set_aside:
+                total = len(point.swept.rounds) + point.swept.set_aside
+                aside = f"{point.swept.set_aside} of {total} rounds set aside, something else took the processor"
+                lines.append(f"{model.model} at {point.swept.label}: {aside}.")
             if point.saturated:
                 why = f": {point.saturation_reason}" if point.saturation_reason else ""
                 lines.append(f"{model.model} is saturated at {point.swept.label}{why}.")
