@@ -126,6 +126,25 @@ def allow_recompiles(limit: int) -> None:
     settings.allow_unspec_int_on_nn_module = True  # the number of a layer is no reason to compile it anew
 
 
+def cached_layers(config: Any) -> list[tuple[str, int | None]]:
+    """What each layer of a language model caches, as transformers has it: kind and window. ``dummy`` keeps nothing.
+
+    Seen: transformers 5.23. Older ones have it inside of the cache's constructor: the same reading of the config.
+    """
+    try:
+        from transformers.cache_utils import get_layer_types_and_kwargs
+
+        kinds, kwargs = get_layer_types_and_kwargs(config)
+        return [(str(kind), own.get("sliding_window")) for kind, own in zip(kinds, kwargs, strict=True)]
+    except (ImportError, AttributeError, TypeError, ValueError):
+        pass
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    usual = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [usual] * int(getattr(config, "num_hidden_layers", 0) or 0)
+    reach = {"sliding_attention": window, "hybrid_sliding": window, "chunked_attention": chunk}
+    return [(str(kind), reach.get(str(kind))) for kind in kinds]
+
+
 def has_bf16_instructions() -> bool:
     """Whether this CPU computes in bfloat16. Seen: torch 2.13."""
     return bool(torch.cpu._is_avx512_bf16_supported())

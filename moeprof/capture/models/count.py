@@ -163,18 +163,29 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         UnsupportedModelError: transformers has no class for it, or its experts are not understood.
         ModelError: the class refuses the values.
     """
+    from moeprof.capture.models.ignored_keys import ignored_keys
+    from moeprof.capture.models.language_model import language_model_config
     from moeprof.capture.models.meta import config_object, facts_from_config, total_with_other_parts
 
     built = config_object(config, name=name)
-    facts = facts_from_config(built, name=name, source=source, dtype=_dtype(config), allocated=False)
-    whole = total_with_other_parts(built, name=name)
-    if whole is None:
-        return facts
-    if whole > facts.total_params:
-        note = f"the language model alone: with its other parts (vision, sound) the model has {whole} parameters"
-    else:
-        note = "parts beside the language model are counted too: text does not pass them, so FLOPs are an upper bound"
-    return replace(facts, notes=(note, *facts.notes))
+    alone = language_model_config(built)
+    counted = built if alone is None else alone
+    facts = facts_from_config(counted, name=name, source=source, dtype=_dtype(config), allocated=False)
+    notes = [*_stand_in(config, built), *ignored_keys(config, built)]
+    whole = None if facts.other_parts else total_with_other_parts(built, name=name)
+    if whole is not None and whole > facts.total_params:
+        notes.insert(
+            0, f"the language model alone: with its other parts (vision, sound) the model has {whole} parameters"
+        )
+    return replace(facts, notes=(*notes, *facts.notes))
+
+
+def _stand_in(config: dict[str, Any], built: Any) -> list[str]:
+    """That a class of another model_type was taken."""
+    if config.get("model_type") == built.model_type:
+        return []
+    named = ", ".join(config.get("architectures") or ())
+    return [f"model_type {config.get('model_type')!r} is not known: counted as {named}, which `architectures` names"]
 
 
 def _dtype(config: dict[str, Any]) -> str:

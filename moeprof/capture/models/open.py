@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from moeprof.capture.models.attention import expanded
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.models.load import Blueprint, LoadPart, load_model, read_blueprint, revision_of
 from moeprof.capture.models.parameters import model_facts
@@ -180,4 +181,5 @@ def _with_expanded_cache(facts: ModelFacts, opened: OpenModel) -> ModelFacts:
     if per_token is None or per_token == facts.kv_bytes_per_token:
         return facts
     note = f"latent attention is cached as keys and values of all heads: {per_token} bytes per token"
-    return replace(facts, kv_bytes_per_token=per_token, notes=(*facts.notes, note))
+    attention = expanded(facts.attention, per_token)
+    return replace(facts, kv_bytes_per_token=per_token, attention=attention, notes=(*facts.notes, note))
