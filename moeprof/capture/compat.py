@@ -6,6 +6,8 @@ Seen: where each item was found to be as it is used here. Parameters, buffers an
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -74,6 +76,12 @@ def kept_in_float32(model: Any, dtype: torch.dtype) -> set[str]:
 def parallel_plans(model: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Rules of a class for cutting it by tensors and by experts. Seen: transformers 5.17 and 5.23."""
     return model._tp_plan or {}, model._ep_plan or {}
+
+
+def ignore_on_load(model: Any, parts: Iterable[str]) -> None:
+    """Tensors of a checkpoint under these paths are not wanted, and nobody is told. Seen: transformers 5.23."""
+    known = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *(rf"^{re.escape(part)}(\.|$)" for part in parts)}
 
 
 def is_expert_parallel(module: nn.Module) -> bool:

@@ -274,7 +274,7 @@ PATIENCE_S = 180.0
 
 
 Count = tuple[ModelSpec, dict[str, Any]]  # what is counted: the parameters of a config, or of the dense twin of it
-Answer = int | str | None  # parameters; why there is no such twin; None: an unknown architecture, loading will say so
+Answer = int | str | None  # parameters; why there is no such model; None: an unknown architecture, loading says so
 
 
 def estimate_weights_bytes(
@@ -290,7 +290,7 @@ def estimate_weights_bytes(
     without. Quantised weights are taken to be as large as their files.
 
     Raises:
-        ModelError: a twin of a model that has no dense twin.
+        ModelError: a twin of a model that has no dense twin, or a model that continues no text.
     """
     by_name = {spec.name: spec for spec in models}
     asked: list[Count] = [
@@ -349,18 +349,24 @@ def _count_all(asked: list[Count], connection: Connection) -> None:
 def _count(spec: ModelSpec, values: dict[str, Any]) -> Answer:
     from transformers import AutoConfig
 
+    from moeprof.capture.models.language_model import leave_out_other_parts, why_not_continued
     from moeprof.capture.models.meta import build_on_meta, facts_from_config
     from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
 
     try:
         config = AutoConfig.for_model(**values)
+        why = None if spec.trust_remote_code else why_not_continued(config)
+        if why is not None:
+            return f"model {spec.name}: {why}"
         if spec.twin_of is None:
-            return facts_from_config(config, name="", source="").total_params
+            facts = facts_from_config(config, name="", source="")
+            return facts.total_params - sum(facts.other_parts.values())  # a run leaves those out
     except (MoeprofError, ValueError, KeyError, TypeError):
         return None
     try:
         check_unquantised(config, spec)
         model = build_on_meta(config, name=spec.name)
+        leave_out_other_parts(model)
         replace_experts(model, read_layers(model, spec), spec)
     except MoeprofError as error:
         return str(error)

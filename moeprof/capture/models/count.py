@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture.models.find import read_config
+from moeprof.capture.models.native import NATIVE, read_native
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
@@ -37,8 +38,8 @@ def count_model(text: str) -> CountedModel:
     """Count a model.
 
     Args:
-        text: a name of the built-in list, a local folder with config.json, the path of a config.json, the path of a
-            YAML file with ``layers`` (a description), or a hub id.
+        text: a name of the built-in list, a local folder with config.json or Mistral's params.json, the path of either,
+            the path of a YAML file with ``layers`` (a description), or a hub id.
 
     Raises:
         ModelError: nothing of that name, no config there, or transformers cannot build it.
@@ -47,8 +48,12 @@ def count_model(text: str) -> CountedModel:
     path = Path(text)
     if not text.strip():
         raise ModelError(f"no model given{_hint(text)}")
+    if path.is_dir() and not (path / "config.json").is_file() and (path / NATIVE).is_file():
+        path = path / NATIVE
     if path.is_dir():
         return _from_file(text, path / "config.json")
+    if path.name == NATIVE and path.is_file() and (native := read_native(path)) is not None:
+        return replace(native, name=path.parent.resolve().name)
     if path.suffix in (".yaml", ".yml"):
         described = yamlfile.load(path, _DescriptionFile).layers
         return CountedModel(

@@ -121,8 +121,9 @@ def _expert_layer(block: str, paths: list[str], modules: dict[str, nn.Module], m
     assert num_experts is not None
     routers = _routers(block, paths, modules, num_experts)
     stored = sum(p.numel() for path in paths for p in modules[path].parameters())
-    config = getattr(model, "config", None)
-    holders = [first, *(modules[r] for r in routers if r in modules), modules[block], config]
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    holders = [first, *(modules[r] for r in routers if r in modules), modules[block], config, text]
     return ExpertLayer(
         name=block,
         experts=tuple(paths),

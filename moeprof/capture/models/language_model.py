@@ -14,6 +14,7 @@ from torch import nn
 
 from moeprof.capture import compat
 
+LEFT_OUT = "moeprof_left_out"
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 
@@ -83,9 +84,17 @@ def _beside(path: str, home: str) -> str:
     return ".".join(parts[: shared + 1])
 
 
+def left_out(model: nn.Module) -> dict[str, int]:
+    """Parameters of the parts that :func:`leave_out_other_parts` took out, by path."""
+    found: dict[str, int] = getattr(model, LEFT_OUT, {})
+    return found
+
+
 def leave_out_other_parts(model: nn.Module) -> None:
-    """Take the parts out that no text token passes; what asks for them finds an empty module."""
-    for path in other_parts(model):
+    """Take the parts out that no text token passes; what asks for them finds an empty module, see ``left_out``."""
+    parts = other_parts(model)
+    object.__setattr__(model, LEFT_OUT, left_out(model) | parts)
+    for path in parts:
         home, _, name = path.rpartition(".")
         owner = model.get_submodule(home)
         if name in owner._parameters:
