@@ -280,6 +280,8 @@ class System:
         layers: description of its layers, where there is no class.
         experts_only: all that a rumour says.
         stored_bits: bits per parameter and group in the vendor's checkpoint, where other than the config's dtype.
+        stored_bytes: of all its tensors, where no rule per group gives them.
+        stored_as: how, in words.
         note: what a reader should know; for a scheme, what active means there.
     """
 
@@ -296,6 +298,8 @@ class System:
     layers: LayerDescription | None = None
     experts_only: ExpertsOnly | None = None
     stored_bits: dict[str, float] = field(default_factory=dict)
+    stored_bytes: int | None = None
+    stored_as: str = ""
     note: str = ""
 
     @property

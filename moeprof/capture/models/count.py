@@ -95,6 +95,11 @@ def _listed(name: str, facts: ModelFacts, system: System) -> CountedModel:
         return CountedModel(name=name, facts=facts, system=system, stored_reason="a rumour has no checkpoint")
     if system.hub_id is None and system.kind == "model":
         return CountedModel(name=name, facts=facts, system=system, stored_reason="the list names no checkpoint")
+    if system.stored_bytes is not None:
+        reason = system.stored_as or f"all in {facts.dtype}"
+        return CountedModel(
+            name=name, facts=facts, system=system, stored_bytes=system.stored_bytes, stored_reason=reason
+        )
     stored = dict(facts.bytes_by_group)
     stored |= {group: round(facts.params_by_group[group] * bits / 8) for group, bits in system.stored_bits.items()}
     bits = "".join(f", {group} {bits:.3g} bits" for group, bits in system.stored_bits.items())
@@ -109,7 +114,9 @@ def _from_file(text: str, file: Path) -> CountedModel:
     facts = facts_of_config(config, name=name, source=file.name)
     weights = sorted(file.parent.glob("*.safetensors")) if file.name == "config.json" else []
     if weights:
-        size, reason = sum(p.stat().st_size for p in weights), f"{len(weights)} files of weights"
+        from moeprof.capture.models.stored_size import by_headers
+
+        size, reason = by_headers(weights)
         return CountedModel(name=name, facts=facts, stored_bytes=size, stored_reason=reason)
     return _stored(CountedModel(name=name, facts=facts), config, file.parent / INDEX)
 
@@ -147,8 +154,16 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
             return replace(counted, stored_bytes=size, stored_reason=f"total_size of {INDEX}")
         except (ValueError, KeyError, TypeError):
             pass  # an index without a total says nothing about bytes; the config may
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
     if method is not None:
+        from moeprof.capture.models.meta import config_object
+        from moeprof.capture.models.stored_size import by_rule
+
+        built = config_object(config, name=counted.name)
+        ruled = by_rule(built, quantization, name=counted.name, dtype=_dtype(config))
+        if ruled is not None:
+            return replace(counted, stored_bytes=ruled[0], stored_reason=ruled[1])
         reason = f"quantised ({method}): the sizes of packed weights stand in the weight files only"
         return replace(counted, stored_reason=reason)
     return replace(
