@@ -99,7 +99,7 @@ def _router(model: ModelSummary) -> str:
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
     if not model.capacity or read is None:
         return text
-    times = units.significant(read / model.facts.active_params)
+    times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
 
 

@@ -34,7 +34,8 @@ format 1 (0.1.0), current. Came to it, in this order: launch.json ``peaks``, ``k
 experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resumed``, ``lockstep``, ``ladder``,
 ``files`` (what the run wrote, see whole.py); launch.json ``end_ids``; the
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
-``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes.
+``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
+``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def looked_at(folder: Path, config: dict[str, Any], **settings: Any) -> Answer:
 @pytest.mark.parametrize(
     ("config", "settings", "said"),
     [
-        (VISION, {}, "model m: transformers .* has no causal language model for model_type 'dinov2'"),
+        (VISION, {}, "model m: transformers .* has no class that continues a text for model_type 'dinov2'"),
         ({"model_type": "nobody"}, {}, "model m: transformers .* cannot build model_type 'nobody'"),
         (MOE | {"num_attention_heads": "two"}, {}, "model m: .*"),
         (MOE, {"experts": "nothing"}, "model m: cannot be loaded: .*nothing"),
