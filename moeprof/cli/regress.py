@@ -25,7 +25,8 @@ BasePythonOption = Annotated[
 LaunchesOption = Annotated[int | None, typer.Option(help="With --ab: launch pairs; else 6.")]
 MaxSecondsOption = Annotated[float | None, typer.Option(help="With --ab: bound on one launch pair.")]
 UntilPreciseOption = Annotated[
-    bool, typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough.")
+    bool,
+    typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough, and one more."),
 ]
 MaxMinutesOption = Annotated[float | None, typer.Option(help="With --ab: begin no launch pair after so long.")]
 FailOnOption = Annotated[

@@ -54,6 +54,8 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
+    rows.append(("rounds", _rounds_text(workload)))
+    rows += [("warning", text) for text in workload.few_repeats]
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
@@ -66,6 +68,10 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     if form in (TABLE, "md") and fit.models:
         print()
         print_result(Listing(rows=memory_table(fit)), form)
+
+
+def _rounds_text(workload: Workload) -> str:
+    return f"{workload.num_rounds}" + (f" in each of {workload.launches} launches" if workload.launches > 1 else "")
 
 
 def memory_table(fit: Fit) -> list[dict[str, str | None]]:
@@ -166,7 +172,7 @@ def _expected_s(prepared: Prepared, schedule: Schedule) -> float | None:
         return None
     workload = prepared.workload
     passes = 2 if workload.instruments.capacity else 1
-    per_model = START_S + workload.rounds * passes * float(schedule.arrival_s.max())
+    per_model = START_S + workload.num_rounds * passes * float(schedule.arrival_s.max())
     return per_model * len(workload.models) * workload.launches
 
 
@@ -220,7 +226,7 @@ class Place:
 
     def adapt(self, workload: Workload) -> Workload:
         """The workload with what an interrupted run had decided already."""
-        return workload if self.resume is None else self.resume.with_kv_tokens(workload)
+        return workload if self.resume is None else self.resume.as_settled(workload)
 
 
 def run(
@@ -279,6 +285,9 @@ def run(
         show_plan(prepared, format)
         prepared.fit.require()
         return
+    if not quiet:
+        for said in prepared.workload.few_repeats:
+            print(f"warning: {said}", file=sys.stderr)
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, place, printing, text=text)
 

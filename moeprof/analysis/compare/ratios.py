@@ -9,7 +9,6 @@ from dataclasses import replace
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate, Ratio, narrow
 from moeprof.analysis.stats.verdicts import (
     MIN_LAUNCH_PAIRS,
@@ -78,7 +77,10 @@ def estimated_ratio(estimate: Estimate, better: Better, floor_ratio: float = 0.0
     """A ratio judged by its interval; what differs by less than the floor may be the machine."""
     judged = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
     said = estimate.reason if better == "neither" else judged.reason
-    text = "; ".join(dict.fromkeys(part for part in (said, *reasons) if part)) or None
+    text = (
+        "; ".join(dict.fromkeys(part for part in (said, *(reasons if estimate.low is not None else ())) if part))
+        or None
+    )
     return estimate.judged(_unless_neither(judged.verdict, better), text)
 
 
@@ -133,7 +135,8 @@ def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
     if None in halves:
         bare = first if halves[0] is None else second
         why = next(
-            (reason for reason in bare.reasons if reason.startswith("no interval")), "no interval is known of it"
+            (reason for reason in bare.reasons if reason.startswith("no interval")),
+            "one launch gives no interval of it",
         )
         return Estimate(value=ratio, reason=why)
     half = math.hypot(*(h for h in halves if h is not None))
@@ -153,13 +156,3 @@ def _log_half(value: MetricValue) -> float | None:
 def priced_models(summary: Summary) -> list[ModelSummary]:
     """The models that have a price."""
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
-
-
-def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, intervals.Interval | None]:
-    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
-    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
-    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
-    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
-    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
-    flat = [pair for unit in pairs for pair in unit]
-    return sum(a for a, _ in flat) / sum(b for _, b in flat), intervals.mean_interval(ratios)

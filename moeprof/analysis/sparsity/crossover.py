@@ -25,7 +25,7 @@ from moeprof.analysis.metrics.cost_bounds import output_bounds
 from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
-from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Estimate, Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
@@ -185,11 +185,12 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None
 
 
 def crossover_point(load: float, ratio: Estimate) -> CrossoverPoint:
-    """Judge a ratio by its interval; without one it says nothing."""
+    """Judge a ratio as the tables do: by its interval and the floor of two processes; without one it says nothing."""
     assert ratio.value is not None, "a ratio that was measured"
+    verdict = estimated_ratio(ratio, "lower", PAIRED_FLOOR_RATIO).verdict
     told: Literal["cheaper", "dearer", "cannot tell"] = "cannot tell"
-    if ratio.excludes(1.0):
-        told = "cheaper" if ratio.value < 1 else "dearer"
+    if verdict in ("better", "worse"):
+        told = "cheaper" if verdict == "better" else "dearer"
     return CrossoverPoint(load=load, ratio=ratio, told=told)
 
 
@@ -345,6 +346,8 @@ def cell_ratios(
 ) -> list[list[Ratio | None]]:
     """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
     better = card_for(metric).better
+    launches = {one.launch for cell in cells for point in cell if point is not None for one in point.swept.rounds}
+    by = ROUNDS if len(launches) == 1 else ""
     columns: list[list[Ratio | None]] = []
     for position in range(len(cells[0])):
         if position == reference or metric in NO_RATIO:
@@ -355,7 +358,12 @@ def cell_ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                _cell(metric, estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO), a, b)
+                _cell(
+                    metric,
+                    replace(estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO), by=by),
+                    a,
+                    b,
+                )
                 if ratios
                 else _plain_ratio(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)

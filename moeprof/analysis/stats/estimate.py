@@ -10,6 +10,8 @@ import numpy as np
 
 from moeprof.analysis.stats import intervals
 
+ROUNDS = "rounds"
+JUDGED = ("better", "worse", "no difference shown")
 LEAST_RATIO = 0.05  # nobody asks for how many repeats would tell a smaller difference
 
 
@@ -58,9 +60,16 @@ class Ratio(Estimate):
     Attributes:
         verdict: better | worse | no difference shown | cannot tell | incomparable | same run, or "" where there is
             nothing to judge (neither direction is better).
+        by: ROUNDS where rounds of one launch are behind it, so that it speaks for this launch alone; else "".
     """
 
     verdict: str = ""
+    by: str = ""
+
+    @property
+    def verdict_text(self) -> str:
+        """``worse (rounds)``."""
+        return f"{self.verdict} ({self.by})" if self.by and self.verdict in JUDGED else self.verdict
 
 
 def narrow(estimate: Estimate, reason: str) -> Estimate:

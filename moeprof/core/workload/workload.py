@@ -22,6 +22,7 @@ from moeprof.core.workload.traffic import Traffic
 from moeprof.core.yamlfile import at_least, more_than_zero
 
 Outputs = Literal["forced", "forced_length", "free"]
+FEWEST_ROUNDS, ROUNDS_ON_CPU = 3, 5  # fewer know their own spread too badly for an interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +198,7 @@ class Workload:
         traffic: what is sent.
         models: what is measured, each on the same requests.
         engine: how models are run.
-        rounds: passes over the schedule in one launch.
+        rounds: passes over the schedule in one launch; not stated: 3, or 5 on a CPU where ``max_minutes`` leaves time.
         launches: fresh processes per model, which make the launch the unit of intervals.
         seed: of every random stream.
         outputs: ``forced`` feeds the text's own continuation, so that every model runs the same tokens (without such
@@ -224,7 +225,7 @@ class Workload:
     traffic: Traffic
     models: tuple[ModelSpec, ...]
     engine: EngineSettings = field(default_factory=TransformersSettings)
-    rounds: int = 3
+    rounds: int | None = None
     launches: int = 1
     seed: int = 0
     outputs: Outputs = "forced"
@@ -273,6 +274,46 @@ class Workload:
                 )
             if 0 < len(chosen) < least:
                 raise WorkloadError(f"{key}.models: found {chosen[0]!r} alone; at least {least} models are needed")
+
+    @property
+    def num_rounds(self) -> int:
+        """Of a prepared workload."""
+        assert self.rounds is not None, "with_rounds came before"
+        return self.rounds
+
+    def with_rounds(self, device: str, round_s: float | None = None, *, reloads: bool = False) -> Workload:
+        """Rounds settled: those that are stated, else FEWEST_ROUNDS, or ROUNDS_ON_CPU where time allows.
+
+        The rounds of a CPU differ more, and some are disturbed and set aside. Time does not allow more where
+        ``max_minutes`` would end the run before, or may do so, and where each round would load the models again.
+
+        Args:
+            device: ``cpu`` or ``cuda:N``.
+            round_s: what a round of all models in all launches lasts by its arrivals; None: as long as they take.
+            reloads: the models do not fit in memory together.
+        """
+        if self.rounds is not None:
+            return self
+        most = ROUNDS_ON_CPU if device == "cpu" and not reloads else FEWEST_ROUNDS
+        if self.max_minutes is not None:
+            fit = 0 if round_s is None else int(60 * self.max_minutes / max(round_s, 1e-9))
+            most = min(most, max(fit, FEWEST_ROUNDS))
+        return replace(self, rounds=most)
+
+    @property
+    def few_repeats(self) -> tuple[str, ...]:
+        """What to say before a run whose figures will have no interval and no verdict."""
+        said = []
+        if self.launches > 1 and self.launches < FEWEST_ROUNDS:
+            said.append(f"launches: {self.launches}: figures will have no interval and no verdict; say {FEWEST_ROUNDS} "
+                        "or more (6 for claims), or 1")  # fmt: skip
+        elif self.launches == 1 and self.rounds is not None and self.rounds < FEWEST_ROUNDS:
+            said.append(f"rounds: {self.rounds}: figures will have no interval and no verdict; say {FEWEST_ROUNDS} "
+                        "or more")  # fmt: skip
+        if self.launches == 1 and self.sweep is not None and self.sweep.rounds < FEWEST_ROUNDS:
+            said.append(f"sweep.rounds: {self.sweep.rounds}: values of a load will have no interval; say "
+                        f"{FEWEST_ROUNDS} or more")  # fmt: skip
+        return tuple(said)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for the record."""
