@@ -178,7 +178,7 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
             remark="" if known else NOT_SAID,
         )
     share = facts.active_params / facts.total_params if facts.total_params else None
-    yield Figure(name="active_params_ratio", value=share, unit="ratio", section=section, label="active / total")
+    yield Figure(name="active_params_ratio", value=share, unit="share", section=section, label="active / total")
     for group in GROUPS:
         count = facts.params_by_group.get(group)
         yield Figure(
