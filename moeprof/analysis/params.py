@@ -181,7 +181,7 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
             remark="" if known else NOT_SAID,
         )
     share = facts.active_params / facts.total_params if facts.total_params else None
-    yield Figure(name="active_params_ratio", value=share, unit="ratio", section=section, label="active / total")
+    yield Figure(name="active_params_ratio", value=share, unit="share", section=section, label="active / total")
     for group in (*GROUPS, OTHER_MODALITIES):
         count = facts.params_by_group.get(group, 0 if group == OTHER_MODALITIES and is_whole else None)
         yield Figure(

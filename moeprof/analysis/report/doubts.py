@@ -185,7 +185,8 @@ def _overload(model: ModelSummary) -> Iterator[Doubt]:
     elif model.rounds and model.rounds[0].traffic == "open":
         told = [saturation_of(tables) for tables in model.rounds]
         if all(one.saturated is None for one in told):
-            text = f"whether it kept up with the traffic is not known: {told[0].reason}"
+            why = str(told[0].reason).removeprefix("cannot tell: ")
+            text = f"whether it kept up with the traffic is not known: {why}"
             yield _doubt(model, "overload_unknown", "latency", "note", text)
 
 
