@@ -194,7 +194,7 @@ def test_a_workload_with_another_name_and_the_same_model_and_traffic_is_the_same
 
 
 def test_what_is_incomparable_has_no_value_no_sentence_and_no_colour_in_any_file(runs: Path, tmp_path: Path) -> None:
-    """40,000 parameters more of the same workload are worse for certain; routing and times of two models are nothing."""
+    """40,000 parameters more of the same workload are worse for certain; of routing and times nothing is known."""
     out = tmp_path / "out"
     code, text, _ = regress(
         other_model(tmp_path / "planted"), "--baseline", runs / "base" / "planted",
