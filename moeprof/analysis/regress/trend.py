@@ -169,7 +169,7 @@ def _series(
     if said:
         text = "; ".join(said)
     elif not counted and len(points) < FEWEST:
-        text = f"{len(points)} points, {FEWEST} are the fewest in which a change of level can be told"
+        text = f"{len(points)} points, {FEWEST} are the fewest in which a change of level can be found"
     else:
         text = f"{'the same' if counted else 'no change of level'} in {len(points)} points"
     return TrendSeries(
