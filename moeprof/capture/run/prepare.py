@@ -186,7 +186,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
-    examination = Examination(_questions(workload, sources))
+    examination = Examination(_questions(workload, sources), workload.threads)
     try:
         return _prepared(workload, sources, examination, must_fit=must_fit)
     finally:
@@ -254,7 +254,16 @@ def _fit(
     settings = ours(workload.engine)
     params = {name: answer.params for name, answer in examined.answers.items()}
     weights = estimate_weights_bytes(workload.models, sources, settings, params, is_host=memory.is_host)
-    fit = fitting.predict(workload.models, sources, every, settings=settings, memory=memory, weights_bytes=weights)
+    fit = fitting.predict(
+        workload.models,
+        sources,
+        every,
+        settings=settings,
+        memory=memory,
+        weights_bytes=weights,
+        host_base_bytes=examined.base_bytes,
+        profiles=workload.instruments.wants("gap"),
+    )
     if workload.lockstep is not None:
         fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
     return fit
