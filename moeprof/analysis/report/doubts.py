@@ -17,6 +17,7 @@ from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
+from moeprof.analysis.report.sections.memory import forecast_words
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
 
 CLOCK_SPREAD = 1.1
@@ -79,6 +80,7 @@ STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
 BUSY = 0.95
 SHORT_PASS_S = 0.5
+FORECAST_ERROR = 0.10
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
@@ -202,6 +204,12 @@ def _warmup(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
 
 
+def _forecast(model: ModelSummary) -> Iterator[Doubt]:
+    error, said = pick(model, "predicted_memory_error_ratio"), forecast_words(model)
+    if error is not None and error.value is not None and abs(error.value) > FORECAST_ERROR:
+        yield _doubt(model, "memory_forecast", "isolation", "note", f"memory: {said}")
+
+
 def _engine(model: ModelSummary) -> Iterator[Doubt]:
     engine = model.launch.engine
     if engine.batching == "static":
@@ -285,6 +293,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _spread,
     _stolen,
     _warmup,
+    _forecast,
     _engine,
     _busy,
     _capacity,

@@ -19,6 +19,7 @@ from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
 from moeprof.capture.engines import chosen
+from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
@@ -212,6 +213,9 @@ def _prepared(
     choice, other_gpus = choose_devices(workload)
     gpu, device = choice.gpu, choice.device
     check_early(workload, device)
+    if workload.outputs == "free" and workload.engine.in_worker:
+        for question in _questions(workload, sources):
+            end_ids(question.base or question.spec, question.source)  # a damaged file would stop the run
     examined = examination.result()
     check_examined(workload, examined.answers)
     memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
