@@ -413,8 +413,9 @@ def _one_token(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> OneT
 
 def _one_token_s(tables: PassTables) -> FloatArray:
     steps = tables.steps
-    seconds: FloatArray = column(steps, "end_s") - column(steps, "start_s")
-    return seconds[is_phase(steps, "decode") & (column(steps, "decode_tokens") == 1)]
+    own = is_phase(steps, "decode") & (column(steps, "decode_tokens") == 1)
+    seconds: FloatArray = (column(steps, "end_s") - column(steps, "start_s"))[own]
+    return seconds
 
 
 def theory_metrics(speedups: Sequence[Speedup], alone: Sequence[OneToken] = ()) -> tuple[MetricValue, ...]:
