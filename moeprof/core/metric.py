@@ -42,7 +42,8 @@ class Card:
     Attributes:
         name: stable identifier; ``*`` stands for the statistic in families such as ``ttft_*_s``.
         title: short, for tables.
-        unit: SI unit or ``ratio``, ``tokens``, ``experts``, ``USD``, ``USD / 1M tokens``...
+        unit: SI unit or ``ratio``, ``share`` (0 to 1, per cent on pages), ``tokens``, ``experts``, ``USD``,
+            ``USD / 1M tokens``...
         better: which direction is better.
         formula: one line.
         section: of the report; one of moeprof.analysis.metrics.cards.SECTION_TITLES.
@@ -56,6 +57,8 @@ class Card:
         bounded: a share that cannot leave [0, 1].
         needs: what a deployment must tell of itself for the figure to be worked out; what it does not tell stands in
             ``lacks`` of launch.json.
+        of_requests: a share of requests, or of what requests consist of: the interval of one launch is binomial over
+            distinct requests, joined with that over rounds.
         screen: places on the first screen of a report.
         gates: default gates of ``moeprof regress``.
         baseline: places among the headline figures of a baseline.
@@ -75,6 +78,7 @@ class Card:
     of_batches: bool = False
     bounded: bool = False
     needs: Need | None = None
+    of_requests: bool = False
     screen: tuple[Place, ...] = ()
     gates: tuple[Place, ...] = ()
     baseline: tuple[Place, ...] = ()

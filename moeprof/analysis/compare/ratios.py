@@ -135,7 +135,8 @@ def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
     if None in halves:
         bare = first if halves[0] is None else second
         why = next(
-            (reason for reason in bare.reasons if reason.startswith("no interval")), "no interval is known of it"
+            (reason for reason in bare.reasons if reason.startswith("no interval")),
+            "one launch gives no interval of it",
         )
         return Estimate(value=ratio, reason=why)
     half = math.hypot(*(h for h in halves if h is not None))

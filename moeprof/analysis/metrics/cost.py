@@ -67,7 +67,7 @@ CARDS: tuple[Card, ...] = (
     _of_run("usd_per_1m_characters", "$ / 1M characters", "USD / 1M characters", "lower",
           "C / characters of prompts and outputs"),
     _of_run("usd_per_request", "$ / request", "USD", "lower", "C / requests that ended well"),
-    _of_run("busy_ratio", "busy share of the window", "ratio", "neither",
+    _of_run("busy_ratio", "busy share of the window", "share", "neither",
           "seconds of steps / window; below about 0.95 dollars compare utilisation, not models",
           source="docs/metrics.md#busy-and-billed", bounded=True,
           screen=(Place(100, "busy at this traffic", own=True),), needs="steps"),
@@ -94,7 +94,7 @@ CARDS: tuple[Card, ...] = (
           "usd_per_1m_output_tokens with mixed steps at the larger of marginal and stand-alone cost of their output "
           "side",
           source="docs/metrics.md#cost-split", needs="steps"),
-    _of_tokens("mixed_steps_ratio", "steps with prefill and decode", "ratio", "neither",
+    _of_tokens("mixed_steps_ratio", "steps with prefill and decode", "share", "neither",
           "mixed steps / steps; the label split_method says where stand-alone costs came from",
           source="docs/metrics.md#cost-split", needs="steps"),
     _of_run("wasted_cost_usd", "cost of lost work", "USD", "lower",
@@ -109,7 +109,7 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("cost_recomputed_tokens", "tokens computed again", "tokens", "lower",
           "tokens computed again after a preemption", needs="steps"),
     _of_tokens("usd_per_1m_tokens_at_slo", "$ / 1M tokens at SLO", "USD / 1M tokens", "lower",
-          "usd_per_1m_total_tokens at the highest rate at which 95 % of requests meet the SLO in every round",
+          "usd_per_1m_total_tokens at the highest load known to meet the SLO for 95 % of requests",
           source="docs/metrics.md#busy-and-billed"),
     _of_tokens("break_even_utilisation_ratio", "break-even utilisation", "ratio", "lower",
           "busy cost / what the API asks for the same prompt tokens, computed and cached, and output tokens; above 1 "

@@ -6,12 +6,18 @@ The bounds stand among the metrics, as ``*_low`` and ``*_high`` of a price; so a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 
+if TYPE_CHECKING:
+    from moeprof.analysis.metrics.cost_bill import CostSplit
+
 PRICE_OF_SIDE = re.compile(r"usd_per_1m_(input|output)_tokens(_with_cached|_busy|_low|_high)?")
+Key = tuple[str, tuple[tuple[str, str], ...]]
 METHOD, METHOD_LABEL = "mixed_steps_ratio", "split_method"
 
 
@@ -27,6 +33,27 @@ class SplitBounds:
     low: float
     high: float
     method: str
+
+    def held(self, price: Estimate) -> Estimate:
+        """The price, its interval widened to hold the bounds; without one it stays without: bounds are too narrow."""
+        if price.value is None or price.low is None or price.high is None:
+            return price
+        low, high = price.value * self.low, price.value * self.high
+        return replace(price, low=min(price.low, low), high=max(price.high, high))
+
+
+def output_bounds(splits: Sequence[CostSplit]) -> SplitBounds | None:
+    """Of the output price of some passes; None where they have none."""
+    known = [split for split in splits if split.input_bounds_usd is not None and split.usd_output]
+    if not known:
+        return None
+    mine = sum(split.usd_output or 0.0 for split in known)
+    ends = [
+        sum(split.run_cost_usd - (split.input_bounds_usd or (0.0, 0.0))[end] for split in known) / mine
+        for end in (1, 0)
+    ]
+    methods = sorted({split.busy.method for split in known})
+    return SplitBounds(low=min(ends[0], 1.0), high=max(ends[1], 1.0), method="+".join(methods))
 
 
 def split_bounds(values: Iterable[MetricValue], value: MetricValue) -> SplitBounds | None:
@@ -64,16 +91,14 @@ def with_split_bounds(values: Sequence[MetricValue]) -> list[MetricValue]:
 
 
 def _widened(value: MetricValue, bounds: SplitBounds | None) -> MetricValue:
-    if bounds is None or value.value is None or value.ci_low is None or value.ci_high is None:
-        return value
-    if value.name.endswith(("_low", "_high")):
+    if bounds is None or value.value is None or value.name.endswith(("_low", "_high")):
         return value  # a bound has the spread of rounds alone
-    low, high = value.value * bounds.low, value.value * bounds.high
-    return replace(value, ci_low=min(value.ci_low, low), ci_high=max(value.ci_high, high))
+    held = bounds.held(Estimate(value=float(value.value), low=value.ci_low, high=value.ci_high))
+    return replace(value, ci_low=held.low, ci_high=held.high)
 
 
-def bounds_by_figure(values: Sequence[MetricValue]) -> Mapping[tuple[str, str | None], SplitBounds]:
-    """(metric, traffic) -> its bounds, of all launches together."""
+def bounds_by_figure(values: Iterable[MetricValue]) -> dict[Key, SplitBounds]:
+    """The bounds of every price of one side, of all launches together."""
     together = [value for value in values if "launch" not in value.labels]
-    found = {(value.name, value.labels.get("traffic")): split_bounds(together, value) for value in together}
+    found = {(value.name, tuple(sorted(value.labels.items()))): split_bounds(together, value) for value in together}
     return {figure: bounds for figure, bounds in found.items() if bounds is not None}

@@ -14,7 +14,7 @@ from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
-from moeprof.core.model_facts import GROUPS, ModelFacts
+from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, MemoryHeader
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
@@ -55,8 +55,8 @@ CARDS: tuple[Card, ...] = (
     _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "lower",
           "fewest expert bytes with 99 % of picks"),
     _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
-          "floor((device memory - weights) / (mean prompt + output tokens * kv_bytes_per_token))", counts_tokens=True,
-          needs="memory"),
+          "floor((device memory - weights) / what a request keeps of prompt and output, mean over requests)",
+          counts_tokens=True, needs="memory"),
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def memory_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[Pas
     """
     memory = launch.memory
     values = [_exact("weights_bytes", sum(facts.bytes_by_group.values()))]
-    values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in GROUPS]
+    values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in facts.groups]
     values += _measured(memory, launch.engine)
     values.append(_cache_peak(facts, rounds))
     values.append(_fragmentation(memory))
@@ -135,12 +135,13 @@ def _peak(memory: MemoryHeader) -> MetricValue:
 
 
 def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
-    """floor((device memory - weights) / (mean prompt + output tokens * KV bytes per token))."""
+    """floor((device memory - weights) / what a request keeps at its end, mean over requests)."""
     name, total = "max_concurrent_sequences", memory.device_total_bytes
     if total is None:
         return missing(name, _reason(memory, "device_total_bytes"))
-    if not facts.kv_bytes_per_token:
-        return missing(name, "KV bytes per token are unknown")
+    layers = facts.layers_of_attention
+    if isinstance(layers, str):
+        return missing(name, layers)
     lengths = [column(t.requests, "input_tokens") + column(t.requests, "asked_output_tokens") for t in rounds]
     known = np.concatenate(lengths) if lengths else np.empty(0)
     known = known[np.isfinite(known)]
@@ -149,7 +150,8 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     room = total - sum(facts.bytes_by_group.values())
     if room <= 0:
         return missing(name, "the weights alone fill the device")
-    return MetricValue(name=name, value=math.floor(room / (float(known.mean()) * facts.kv_bytes_per_token)))
+    kept = np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known])
+    return MetricValue(name=name, value=math.floor(room / float(kept)))
 
 
 def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:

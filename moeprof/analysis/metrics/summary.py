@@ -6,7 +6,7 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -27,7 +27,7 @@ from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
-from moeprof.core.record.experiment import ExperimentHeader
+from moeprof.core.record.experiment import ExperimentHeader, ScheduleHeader
 from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
@@ -106,7 +106,8 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
         RecordError: a table is damaged.
     """
     idle = (record.experiment.idle_power_w, _no_idle_power(record.experiment))
-    run = _Run(pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle)
+    schedules = record.experiment.schedules
+    run = _Run(pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle, schedules=schedules)
     models = tuple(_model(model, run) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
@@ -119,6 +120,7 @@ class _Run:
     slo: Slo
     peaks: PeaksHeader | None
     idle_power: tuple[float | None, str]
+    schedules: Mapping[str, ScheduleHeader]
 
     def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: LaunchHeader) -> Context:
         """Without passes."""
@@ -137,7 +139,7 @@ def _model(record: ModelRecord, run: _Run) -> ModelSummary:
         return ModelSummary(record=record, facts=facts, launch=LaunchHeader(), rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
-    sweep = swept_points(record, facts, run.pricing, run.peaks)
+    sweep = swept_points(record, facts, run.pricing, run.peaks, run.schedules.get(record.name))
     metrics = _in_order(over_launches(measured), run.context(facts, record.launches, first.launch))
     return ModelSummary(
         record=record,

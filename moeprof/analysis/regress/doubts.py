@@ -66,8 +66,8 @@ def _memory(timed: Sequence[GateResult]) -> list[Doubt]:
             "warning",
             f"{gate.label}: the ratios of neighbouring launch pairs resemble each other (lag-1 correlation "
             f"{gate.lag_1_correlation:.2f} over {gate.n}), so p and interval promise too much: a false worse is then "
-            "several times as likely as 1 %. Measure 20 pairs or more (--launches 20): six pairs without memory look "
-            "so in one check of 20.",
+            "several times as likely as 1 %. Measure 20 pairs or more (--launches 20): six without any memory look so "
+            "in one check of 20.",
             gate.model,
         )
         for gate in timed

@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moeprof.analysis.compare.comparable import Difference, check_allow, differences, facts_of, price_difference
+from moeprof.analysis.compare.comparable import (
+    Difference,
+    check_allow,
+    differences,
+    facts_of,
+    forbidden_by,
+    price_difference,
+    workload_difference,
+)
 from moeprof.analysis.compare.ratios import STORED_FLOOR_RATIO
 from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
 from moeprof.analysis.metrics.lookup import Key
@@ -24,6 +32,7 @@ from moeprof.analysis.regress.refusal import (
     refuse_lost_models,
     tried,
     without_agreement_between_checkpoints,
+    without_unknown_metrics,
 )
 from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
@@ -54,7 +63,8 @@ def all_changes(
         )
         for one in compared:
             gate = gates.pop(one.key, None)
-            changes.append(replace(one, ratio=gate.ratio if gate else _of_batches(one), is_gate=gate is not None))
+            judged = replace(one, ratio=gate.ratio if gate else _of_batches(one), is_gate=gate is not None)
+            changes.append(_bare(judged) if judged.ratio.verdict == "incomparable" else judged)
         # what is left are gates on no value of the runs: ratios of launch pairs, figures of the comparison of routing
         changes += [
             MetricComparison(
@@ -63,6 +73,11 @@ def all_changes(
             for one in gates.values()
         ]
     return tuple(changes)
+
+
+def _bare(one: MetricComparison) -> MetricComparison:
+    """What may not be set side by side does not stand side by side."""
+    return replace(one, reference=None, other=None, ratio=replace(one.ratio, value=None, low=None, high=None))
 
 
 def is_same_run(reference: Baseline, other: Baseline) -> bool:
@@ -111,6 +126,16 @@ class _Case:
     alike: frozenset[str]
     allow: frozenset[str]
     routing: Mapping[str, RoutingChange]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def comparable_routing(self) -> tuple[RoutingChange, ...]:
+        """Of models whose routing no fact forbids to compare."""
+        return tuple(
+            change
+            for model, change in self.routing.items()
+            if not forbidden_by(self.found, {"routing"}, model=model, allow=self.allow)
+        )
 
 
 def judge_stored(
@@ -168,7 +193,7 @@ def judge_pairs(
         InputError: as in :func:`judge_stored`.
         RecordError: a damaged table.
     """
-    case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode])
+    case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode], is_one_workload=True)
     case = replace(case, gates=_without_lone_times(case.gates), found=tried(case.found))
     refuse_incomparable(case.gates, case.found, case.allow)
     times = {model: pairs.turns_of(own) for model, own in passes.items()}
@@ -193,10 +218,10 @@ def pairs_are_enough(
     Raises:
         InputError: as there.
     """
-    asked = [gate for gate in gates or ("default",) if _is_of_steps(gate)]
-    if not asked:
+    steps = [gate for gate in gates or ("default",) if _is_of_steps(gate)]
+    if not steps:
         return True
-    case = _case(reference, other, asked, (), (), pairs.FLOOR_RATIOS[mode])
+    case = _case(reference, other, steps, ("metrics",), (), pairs.FLOOR_RATIOS[mode], is_one_workload=True)
     times = {model: pairs.turns_of(own) for model, own in passes.items()}
     return pairs.are_enough(pairs.measured_gates(case.gates, times), times)
 
@@ -213,16 +238,24 @@ def _case(
     allow: Collection[str],
     routing: Sequence[RoutingChange] | None,
     floor_ratio: float,
+    *,
+    is_one_workload: bool = False,
 ) -> _Case:
+    allow = check_allow(allow)
+    (reference, lost), (other, lost_too) = (without_unknown_metrics(side, allow) for side in (reference, other))
     models = model_pairs(reference, other)
     if not models:
         names = [", ".join(model.name for model in side.models) for side in (reference, other)]
-        raise InputError(f"no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
+        names_differ = reference.workload != other.workload
+        whose = f"another workload: {reference.workload} against {other.workload}; " if names_differ else ""
+        raise InputError(f"{whose}no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
     if any(one.name != model.name for one, model in models):  # the only model of each side, renamed
         models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
         reference = replace(reference, models=(models[0][0],))
-    refuse_lost_models(reference, other, check_allow(allow))
     found = list(differences(facts_of(reference), facts_of(other)))
+    workload = None if is_one_workload else workload_difference(reference, other, found)
+    found = [*([workload] if workload else []), *found]
+    refuse_lost_models(reference, other, found, allow)
     price = price_difference(reference, other)
     whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens
     alike = {
@@ -240,8 +273,9 @@ def _case(
         ),
         found=(*found, *([price] if price else [])),
         alike=frozenset(name for name, same in alike.items() if same),
-        allow=check_allow(allow),
+        allow=allow,
         routing={change.model: change for change in routing},
+        notes=tuple(note for note in (lost, lost_too) if note),
     )
 
 
@@ -284,7 +318,7 @@ def _regression(
         device=case.other.device,
         gates=results,
         changes=all_changes(case.models, results, case.found, case.allow, is_same=is_same),
-        routing=tuple(case.routing.values()),
+        routing=case.comparable_routing,
         differences=case.found,
         allow=case.allow,
         noise=heard,
@@ -292,7 +326,7 @@ def _regression(
             case.reference,
             case.other,
             case.models,
-            tuple(case.routing.values()),
+            case.comparable_routing,
             noise_of_times,
             mode,
             timed=timed,
@@ -335,7 +369,7 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
 
 def _notes(case: _Case) -> tuple[str, ...]:
     held = {pair[1].name for pair in case.models}
-    notes = []
+    notes = [*case.notes]
     for side, which in ((case.reference, "reference"), (case.other, "new run")):
         alone = [model.name for model in side.models if model.name not in held]
         if alone:

@@ -17,6 +17,7 @@ from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, 
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
 from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturation_of
+from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
@@ -294,6 +295,25 @@ def _split(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "rough_split", "cost", "warning", text)
 
 
+def _cached(model: ModelSummary) -> Iterator[Doubt]:
+    """Prompt tokens of three kinds cost three prices: which one a figure speaks of must be known."""
+    cached, computed = number(model, "cost_cached_tokens"), number(model, "cost_input_tokens")
+    if not cached or computed is None:
+        return
+    text = (
+        f"{100 * cached / (cached + computed):.0f} % of prompt tokens came from the cache: the price of input tokens "
+        "is per token computed; usd_per_1m_input_tokens_with_cached is per token served"
+    )
+    yield _doubt(model, "cached_prompts", "cost", "note", text)
+
+
+def _few_priced(model: ModelSummary) -> Iterator[Doubt]:
+    """A price is a mean over requests."""
+    reason = too_few_requests(model.priced) if model.priced else None
+    if reason is not None:
+        yield _doubt(model, "few_priced_requests", "cost", "warning", f"dollars per token are not valid: {reason}")
+
+
 def _energy(model: ModelSummary) -> Iterator[Doubt]:
     value = pick(model, "energy_j") if model.priced else None
     if value is not None and value.value is None:
@@ -327,6 +347,8 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _capacity,
     _harness,
     _split,
+    _cached,
+    _few_priced,
     _energy,
     _placebo,
     throttled,

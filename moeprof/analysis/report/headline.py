@@ -28,7 +28,7 @@ def headline(summary: Summary) -> str:
     ratio = cost_ratio(summary, moe, dense)
     if ratio.verdict == "incomparable" or ratio.value is None:
         return _price(done[0])
-    return f"On the same requests {_compared(moe.name, dense.name, ratio)}: {_each(moe, dense)}."
+    return f"On the same requests {_compared(moe.name, dense.name, ratio)}; {_each(moe, dense)}."
 
 
 def _compared(moe: str, dense: str, ratio: Ratio) -> str:
@@ -38,9 +38,8 @@ def _compared(moe: str, dense: str, ratio: Ratio) -> str:
         return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
     if ratio.verdict == "no difference shown":
         return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
-    return (
-        f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}, {ratio.reason}"
-    )
+    why = f" ({ratio.reason})" if ratio.reason else ""
+    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
 
 
 def _each(*models: ModelSummary) -> str:
@@ -71,14 +70,19 @@ def findings(summary: Summary) -> tuple[str, ...]:
 
 def _price(model: ModelSummary) -> str:
     price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
+    served = number(model, "usd_per_1m_input_tokens_with_cached")
     speed = number(model, "output_tokens_per_s")
     parts = []
     if price_in is not None:
-        parts.append(f"{units.usd(price_in)} per 1M input")
+        cached = served is not None and served < price_in
+        text = f"{units.usd(price_in)} per 1M input{' tokens' * (cached or price_out is None)}"
+        parts.append(f"{text} computed ({units.usd(served)} with those from the cache)" if cached and served else text)
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
     text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
+    if price_in is not None and price_out is None:
+        text = f"{text}, and no price of an output token"
     return f"{text} (before it failed)." if model.record.status == "failed" else f"{text}."
 
 
@@ -95,7 +99,7 @@ def _router(model: ModelSummary) -> str:
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
     if not model.capacity or read is None:
         return text
-    times = units.significant(read / model.facts.active_params)
+    times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
 
 

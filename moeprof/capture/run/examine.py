@@ -134,6 +134,7 @@ def answer(question: Question) -> Answer:
 
 def _seen(question: Question) -> Answer:
     from moeprof.capture.engines.hf import refuse_batching
+    from moeprof.capture.models.language_model import leave_out_other_parts
     from moeprof.capture.models.load import outline_of, read_config_object
     from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
     from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
@@ -147,6 +148,7 @@ def _seen(question: Question) -> Answer:
     if base is not None:
         check_unquantised(config, spec)
     model: Any = outline_of(base or spec, config, settings)
+    leave_out_other_parts(model)
     if base is not None:
         replace_experts(model, read_layers(model, spec), spec)
     refuse_batching(model, settings)

@@ -91,7 +91,7 @@ class SoloModel:
         folder.mkdir()
         recorders: list[Recorder] = [
             RequestRecorder(folder),
-            StepRecorder(folder),
+            StepRecorder(folder, windows=self._model.windows),
             *self._model.routing.recorders(folder),
         ]
         recorders.append(ProgressRecorder(self._session.send, order.name, self._memory))

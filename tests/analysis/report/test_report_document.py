@@ -20,7 +20,7 @@ from moeprof.analysis.metrics.lookup import highest_percentile, number
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
 from moeprof.analysis.report.data import summary_json
-from moeprof.analysis.report.document import Document, Table
+from moeprof.analysis.report.document import Document, Paragraph, Table
 from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
@@ -264,7 +264,12 @@ PLANTS: dict[str, tuple[Callable[[], Models], dict[str, Any]]] = {
     "device_busy_at_start": (moe, {"device_at_start": {"utilisation_ratio": 0.06}}),
     "power_limit_lowered": (moe, {"device_at_start": {"power_limit_w": 500.0, "power_limit_default_w": 700.0}}),
 }
-ALWAYS = {"no_steady_state", "overhead_unknown", "energy_unknown"}  # such a small record has no better
+ALWAYS = {
+    "no_steady_state",
+    "overhead_unknown",
+    "energy_unknown",
+    "few_priced_requests",
+}  # such a small record has no better
 
 
 @pytest.mark.parametrize("code", PLANTS)
@@ -274,6 +279,36 @@ def test_a_planted_reason_to_doubt_is_found(tmp_path: Path, code: str) -> None:
     assert code in found, sorted(found)
     doubt = found[code]
     assert doubt.text and "None" not in doubt.text and "nan" not in doubt.text
+
+
+def prefill_only(cached: int = 0) -> PassTables:
+    """Twelve requests of ten prompt tokens and one output token each, all in two steps of half a second."""
+    phases = {"phase": "prefill", "step_s": 0.5, "prefill_tokens": 60, "decode_tokens": 0, "new_tokens": 6}
+    requests = make_requests(12, input_tokens=10 + cached, output_tokens=1, cached_tokens=cached)
+    return make_pass(traffic="offline", steps=make_steps(2, **phases), requests=requests)
+
+
+def test_the_sentence_of_a_run_without_decode_prices_prompts_and_no_output(tmp_path: Path) -> None:
+    said = document_of(tmp_path, moe(prefill_only())).headline
+    # one second at the rent of a second, 120 prompt tokens
+    assert "per 1M input tokens at 12 output tokens/s, and no price of an output token." in said
+    assert "$0 " not in said
+
+
+def test_a_cached_prompt_is_told_beside_the_price_of_one_that_was_computed(tmp_path: Path) -> None:
+    document = document_of(tmp_path, moe(prefill_only(cached=30)))
+    assert " per 1M input tokens computed (" in document.headline
+    assert " with those from the cache)" in document.headline
+    assert codes(document)["cached_prompts"].text.startswith("75 % of prompt tokens came from the cache")
+
+
+def test_how_other_tools_split_the_bill_is_said_once_each(tmp_path: Path) -> None:
+    cost = next(section for section in document_of(tmp_path, moe()).sections if section.name == "cost")
+    lines = [block.text for block in cost.blocks if isinstance(block, Paragraph)]
+    assert [line.partition(":")[0] for line in lines] == [
+        "By request-seconds (as OpenCost does)",
+        "All in (as InferenceX and inference-perf do)",
+    ]
 
 
 def test_a_clean_record_has_none_of_them(tmp_path: Path) -> None:
