@@ -253,7 +253,7 @@ def limits_text(moe: PhaseWork, dense: PhaseWork) -> str:
         return ""
     if all(side.over_least.value is None for side in sides):
         return f"No least time is known: {reason}" if reason else ""
-    return f"A ratio of least times is no limit: {', '.join(map(_distance, sides))}"
+    return f"A ratio of least times is no limit: {'; '.join(map(_distance, sides))}"
 
 
 def _distance(side: PhaseWork) -> str:

@@ -10,9 +10,8 @@ from moeprof.analysis.report.document import Paragraph
 from moeprof.analysis.sparsity.ladder import ladder_cache_note
 from moeprof.analysis.sparsity.roles import cache_note, roles
 from moeprof.core.pricing import Pricing
-from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import open_record
-from tests.helpers.records import launch_header, make_facts
+from tests.helpers.records import make_facts
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "reports" / "published" / "dense-vs-sparse-cpu"
 PRICING = Pricing(usd_per_device_hour=0.1)
@@ -21,13 +20,9 @@ NARROW = make_facts(num_experts=0)  # 2 MB: the same without experts
 HELD = {name: sum(facts.bytes_by_group.values()) for name, facts in (("moe", MOE), ("narrow", NARROW))}
 
 
-def machine(cache_bytes: int | None) -> LaunchHeader:
-    return launch_header({"peaks": {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {}, "cache_bytes": cache_bytes}})
-
-
 def test_it_is_said_where_the_cache_lies_between_the_twin_and_the_moe() -> None:
     between = (HELD["moe"] + HELD["narrow"]) // 2
-    note = cache_note(machine(between), "moe", MOE, {"narrow": NARROW, "wide": MOE})
+    note = cache_note(between, "moe", MOE, {"narrow": NARROW, "wide": MOE})
     assert note is not None
     assert note.startswith("narrow (") and " fits the last-level cache (" in note and "wide" not in note
     assert note.endswith("does not, so a part of what is missing may be the cache's and not sparsity's")
@@ -35,7 +30,7 @@ def test_it_is_said_where_the_cache_lies_between_the_twin_and_the_moe() -> None:
 
 def test_nothing_is_said_where_both_fit_or_neither_does_or_the_cache_is_not_known() -> None:
     for cache in (2 * HELD["moe"], HELD["narrow"] // 2, None):
-        assert cache_note(machine(cache), "moe", MOE, {"narrow": NARROW}) is None
+        assert cache_note(cache, "moe", MOE, {"narrow": NARROW}) is None
 
 
 def test_the_published_comparison_says_it_in_the_headline_the_ladder_and_each_figure() -> None:
