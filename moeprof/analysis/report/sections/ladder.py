@@ -134,7 +134,7 @@ CHANGES = (
 )
 
 
-NOTHING_BELOW = "No tax is claimed whose interval holds 0 with that; more launches narrow it."
+NOTHING_BELOW = "No tax is claimed whose interval holds 0 with that. More launches narrow it, and so do more rungs (`distinct`)."
 
 
 def ladder_section(record: Record, pricing: Pricing) -> Section | None:
