@@ -189,8 +189,10 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     room = USABLE_SHARE * total - sum(facts.bytes_by_group.values())
     if room <= 0:
         return missing(name, "the weights alone fill the device")
-    kept = np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known])
-    return MetricValue(name=name, value=math.floor(room / float(kept)))
+    kept = float(np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known]))
+    if not kept:
+        return missing(name, "a request keeps nothing between steps")
+    return MetricValue(name=name, value=math.floor(room / kept))
 
 
 def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:

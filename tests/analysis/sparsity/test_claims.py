@@ -225,6 +225,9 @@ def test_the_realised_share_from_rounds_alone(tmp_path: Path) -> None:
     summary = twins(tmp_path)
     assert measured(summary, "sparsity_realised_ratio") == pytest.approx(0.3)
     assert measured(summary, "dispatch_share_ratio") == pytest.approx(0.7)
+    said = judge(claim("sparsity_realised_ratio"), summary).sentence
+    assert "share of the saving between the two dense twins that is realised, moe" in said
+    assert "] (all steps, each model alone, all at once); the claim needs" in said
 
 
 def test_lock_step_lanes_are_preferred_where_the_run_has_them(tmp_path: Path) -> None:
@@ -236,6 +239,7 @@ def test_lock_step_lanes_are_preferred_where_the_run_has_them(tmp_path: Path) ->
     speed = judge(claim("speed_ratio", of="moe", against="total"), summary)
     assert speed.measured.value == pytest.approx(1.25) and speed.measured.n == 80
     assert measured(summary, "sparsity_realised_ratio") == pytest.approx(0.3)
+    assert "(all steps, stepped in turn, 4 in flight)" in judge(claim("sparsity_realised_ratio"), summary).sentence
 
 
 def test_the_ladder_tells_what_dispatch_coverage_and_imbalance_take(tmp_path: Path) -> None:
@@ -254,6 +258,7 @@ def test_the_ladder_tells_what_dispatch_coverage_and_imbalance_take(tmp_path: Pa
     write_lanes(summary.record.path / "ladder" / "launch-0" / "c4", lanes)
     found = judge(claim("dispatch_share_ratio", at_least=1.0), summary)
     assert found.measured.value == pytest.approx(0.7) and found.verdict == "disagrees"
+    assert "(all steps, stepped in turn, 4 in flight)" in found.sentence
 
 
 # -- workloads ---------------------------------------------------------------------------------------------------------
