@@ -28,6 +28,7 @@ from moeprof.analysis.regress.refusal import (
 from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
+from moeprof.analysis.regress.routing.pairs import experts_difference
 from moeprof.analysis.regress.verdict import in_order, overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
@@ -214,6 +215,7 @@ def _case(
         reference = replace(reference, models=(models[0][0],))
     refuse_lost_models(reference, other, check_allow(allow))
     found = list(differences(facts_of(reference), facts_of(other)))
+    found += [difference for pair in models if (difference := experts_difference(*pair)) is not None]
     price = price_difference(reference, other)
     whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens
     alike = {
