@@ -92,8 +92,9 @@ class Trend:
 
 
 def wanted_figures(regression: Regression) -> tuple[tuple[str, Key], ...]:
-    """(model, figure) of every gate."""
-    return tuple(dict.fromkeys((gate.model, gate.key) for gate in regression.gates))
+    """(model, figure) of every gate whose two sides may be compared."""
+    comparable = (gate for gate in regression.gates if gate.verdict != "incomparable")
+    return tuple(dict.fromkeys((gate.model, gate.key) for gate in comparable))
 
 
 def trend(baselines: Sequence[Baseline], wanted: Sequence[tuple[str, Key]], *, last: int = LAST) -> Trend:
@@ -133,8 +134,9 @@ def _points(baselines: Sequence[Baseline], model: str, key: Key) -> tuple[list[T
             continue
         counted = counted and (value.exact or "exact" in classes_of(key[0]))
         launches = list(by_launch(held.metrics).get(key, {}).values())
-        interval = intervals.mean_interval(launches) if len(launches) > 1 else None
-        low, high = interval or (value.ci_low, value.ci_high)
+        low, high = value.ci_low, value.ci_high
+        if len(launches) > 1:
+            low, high = intervals.repeated_interval(launches, unit="launch")[0] or (None, None)
         points.append(TrendPoint(number=number, value=float(value.value), low=low, high=high))
     return points, counted
 
