@@ -59,9 +59,9 @@ CARDS: tuple[Card, ...] = (
           of_batches=True),
     _of_routing("cold_expert_bytes", "expert bytes never used", "B", "lower",
           "experts without a single token in the whole window"),
-    _of_routing("hot_set_bytes_90", "expert bytes that serve 90 %", "B", "lower",
+    _of_routing("hot_set_bytes_90", "expert bytes that serve 90 %", "B", "neither",
           "fewest expert bytes with 90 % of picks"),
-    _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "lower",
+    _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "neither",
           "fewest expert bytes with 99 % of picks"),
     _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
           "floor((0.9 * device memory - weights) / what a request keeps of prompt and output, mean over requests); a "

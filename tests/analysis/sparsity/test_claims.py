@@ -23,7 +23,15 @@ from moeprof.core.record.tables import arrow_schema
 from moeprof.core.workload.studies import MEASURES, Claim
 from moeprof.core.workload.workload import Workload, load_workload
 from tests.helpers.planted_runs import PRICING
-from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
+from tests.helpers.records import (
+    make_facts,
+    make_pass,
+    make_requests,
+    make_routing,
+    make_steps,
+    requests_of_steps,
+    write_record,
+)
 
 CLAIMS = Path(__file__).parents[3] / "workloads" / "claims"
 ENGINE = {"engine": {"experts": "grouped_mm", "dtype": "float32"}}
@@ -44,7 +52,9 @@ def passes(step_s: Sequence[float], *, moe: bool = False, counts: Any = None) ->
                 traffic="offline",
                 steps=make_steps(100, step_s=seconds),
                 requests=make_requests(12, arrival_s=np.zeros(12), token_times_s=[np.array([100 * seconds])] * 12),
-                routing=make_routing(tables, steps_per_window=10) if moe else None,
+                routing=make_routing(tables, steps_per_window=10, requests=requests_of_steps(tables, 20))
+                if moe
+                else None,
             )
         )
     return made
