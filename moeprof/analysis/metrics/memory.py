@@ -146,8 +146,8 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     room = total - sum(facts.bytes_by_group.values())
     if room <= 0:
         return missing(name, "the weights alone fill the device")
-    kept = np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known])
-    return MetricValue(name=name, value=math.floor(room / float(kept)))
+    kept = float(np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known]))
+    return MetricValue(name=name, value=math.floor(room / kept)) if kept else missing(name, "a sequence keeps nothing")
 
 
 def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
