@@ -190,9 +190,7 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     if room <= 0:
         return missing(name, "the weights alone fill the device")
     kept = float(np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known]))
-    if not kept:
-        return missing(name, "a request keeps nothing between steps")
-    return MetricValue(name=name, value=math.floor(room / kept))
+    return MetricValue(name=name, value=math.floor(room / kept)) if kept else missing(name, "a sequence keeps nothing")
 
 
 def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
