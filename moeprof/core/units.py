@@ -7,6 +7,14 @@ import math
 NOT_AVAILABLE = "n/a"
 
 
+NEAR_ONE = 1.05  # ratios from 1 to this need a digit more, or 1.004 would read as 1
+
+
+def times(value: float) -> str:
+    """A ratio as people say it: ``0.612x``, ``1.004x``."""
+    return f"{significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits, with thousands separators, without an exponent where readable."""
     if value == 0:

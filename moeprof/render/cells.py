@@ -70,14 +70,8 @@ def short_text(value: MetricValue | None, unit: str) -> str:
 
 
 CANNOT_TELL = "cannot tell"
-NEAR_ONE = 1.05  # ratios from 1 to this need a digit more, or 1.004 would read as 1
 TOLD = ("better", "worse", "no difference shown", "same run")  # verdicts that need no footnote
 Tone = Literal["better", "worse", "open"]
-
-
-def times(value: float) -> str:
-    """A ratio as people say it: ``0.612x``, ``1.004x``."""
-    return f"{units.significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
 
 
 def shown_ratio(cell: Cell) -> Ratio | None:
@@ -91,14 +85,14 @@ def ratio_text(ratio: Ratio | None) -> str:
     """``0.612x``, ``n/a``, or nothing where there is nothing to compare or the verdict already says it."""
     if ratio is None or (ratio.value is None and ratio.verdict):
         return ""
-    return units.NOT_AVAILABLE if ratio.value is None else times(ratio.value)
+    return units.NOT_AVAILABLE if ratio.value is None else units.times(ratio.value)
 
 
 def ratio_interval(ratio: Ratio | None) -> str:
     """``[0.581 - 0.643]``, or nothing where there is none."""
     if ratio is None or ratio.low is None or ratio.high is None:
         return ""
-    return f"[{times(ratio.low)[:-1]} \u2013 {times(ratio.high)[:-1]}]"
+    return f"[{units.times(ratio.low)[:-1]} \u2013 {units.times(ratio.high)[:-1]}]"
 
 
 def tone(ratio: Ratio | None) -> Tone:

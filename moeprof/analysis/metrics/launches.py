@@ -58,7 +58,11 @@ def _combined(group: list[MetricValue]) -> MetricValue:
         )
         interval = (min(lows), max(highs)) if lows and highs else None
     else:
-        interval = intervals.mean_interval([float(n) for n in numbers], bounded=_is_share(known))
+        interval, why = intervals.repeated_interval(
+            [float(n) for n in numbers], unit="launch", bounded=_is_share(known)
+        )
+        # why a launch alone has no interval is not why their mean has none
+        reasons = (*(reason for reason in reasons if not reason.startswith("no interval")), *([why] if why else []))
     low, high = interval or (None, None)
     return replace(
         known[0],

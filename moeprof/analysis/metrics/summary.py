@@ -6,10 +6,10 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from moeprof.analysis.metrics import SUBJECTS, Scope
 from moeprof.analysis.metrics.attribution import Attribution, attributions_of, placebo_metrics
@@ -30,6 +30,8 @@ from moeprof.core.record.experiment import ExperimentHeader
 from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,13 @@ class Summary:
     record: Record
     pricing: Pricing
     models: tuple[ModelSummary, ...]
+    _made: dict[Callable[[Summary], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[Summary], T]) -> T:
+        """What several pages need and only one should work out: it is the same object on each of them."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(T, self._made[make])
 
     def model(self, name: str) -> ModelSummary:
         """By name."""
@@ -198,13 +207,9 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     moe = next((m for m in models if m.facts is not None and m.facts.is_moe and m.priced), None)
     if moe is None or moe.priced[0].traffic == "open":
         return models
-    done = []
-    for model in models:
-        if model.facts is not None and not model.facts.is_moe and model.priced:
-            values, _ = placebo_metrics(model.priced, moe.priced)
-            model = replace(model, metrics=(*model.metrics, *values))
-        done.append(model)
-    return tuple(done)
+    dense = {m.name: m.priced for m in models if m.facts is not None and not m.facts.is_moe and m.priced}
+    found = placebo_metrics(dense, moe.priced)
+    return tuple(replace(model, metrics=(*model.metrics, *found.get(model.name, ()))) for model in models)
 
 
 def _tables(passes: tuple[PassRecord, ...], *, stepped: bool) -> tuple[PassTables, ...]:

@@ -18,7 +18,7 @@ from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
@@ -28,7 +28,6 @@ from moeprof.core.record.passes import Saturation
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.studies import SweepPoint
 
-ONE_ROUND = "no interval: one round"
 AXES = ("concurrency", "request_rate", "input_tokens", "max_batch_tokens")
 
 
@@ -149,8 +148,9 @@ def over_rounds(samples: Sequence[tuple[int, float | None]], reason: str, *, bou
         return Estimate(value=None, reason=reason)
     groups = list(by_launch.values())
     values = [float(np.mean(group)) for group in groups] if len(groups) > 1 else groups[0]
-    low, high = intervals.mean_interval(values, bounded=bounded) or (None, None)
-    why = None if low is not None else ONE_ROUND
+    unit = "launch" if len(groups) > 1 else "round"
+    interval, why = intervals.repeated_interval(values, unit=unit, bounded=bounded)
+    low, high = interval or (None, None)
     return Estimate(value=float(np.mean(values)), low=low, high=high, n=len(values), reason=why)
 
 
@@ -165,15 +165,15 @@ def log_ratio_estimate(ratios: Sequence[float], spread: tuple[float, int] | None
     logs = np.log(np.asarray(ratios, dtype=np.float64))
     if not len(logs):
         return Estimate(value=None, reason="no pair of rounds")
-    own = float(logs.std(ddof=1)) if len(logs) > 1 else None
-    deviation, degrees = own, len(logs) - 1
-    if spread is not None:
-        deviation, degrees = max(spread[0], own or 0.0), spread[1]
-    middle = float(logs.mean())
-    if deviation is None or degrees < 1:
-        return Estimate(value=math.exp(middle), n=len(logs), reason=ONE_ROUND)
-    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, degrees) * deviation / math.sqrt(len(logs))
-    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+    if spread is None or spread[1] < intervals.FEWEST_REPEATS - 1:
+        return ratio_of_logs(logs.tolist(), "round")
+    own = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+    middle, error = float(logs.mean()), max(spread[0], own) / math.sqrt(len(logs))
+    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, spread[1]) * error
+    return narrow(
+        Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs)),
+        f"no interval: {intervals.repeats_text(np.exp(logs), 'round')}",
+    )
 
 
 def from_metric(value: MetricValue) -> Estimate:

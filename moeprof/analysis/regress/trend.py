@@ -133,8 +133,9 @@ def _points(baselines: Sequence[Baseline], model: str, key: Key) -> tuple[list[T
             continue
         counted = counted and (value.exact or "exact" in classes_of(key[0]))
         launches = list(by_launch(held.metrics).get(key, {}).values())
-        interval = intervals.mean_interval(launches) if len(launches) > 1 else None
-        low, high = interval or (value.ci_low, value.ci_high)
+        low, high = value.ci_low, value.ci_high
+        if len(launches) > 1:
+            low, high = intervals.repeated_interval(launches, unit="launch")[0] or (None, None)
         points.append(TrendPoint(number=number, value=float(value.value), low=low, high=high))
     return points, counted
 

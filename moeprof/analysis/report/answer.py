@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeprof.analysis.compare.comparable import why_incomparable
-from moeprof.analysis.compare.ratios import cost_ratio
-from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.compare.models import cost_ratio
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
 from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.sparsity.roles import Roles
-from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.metric import MetricValue, missing
 
 NO_TWINS = "needs an active- and a total-matched twin in the workload (`twin_of: <moe>, match: active` and `total`)"
@@ -43,20 +42,23 @@ class Answer:
         return tuple(values)
 
 
-def answer(parts: Roles) -> Answer | None:
+def answer(summary: Summary, parts: Roles) -> Answer | None:
     """The answer of a run with an MoE and at least one dense model that did the same work; None for other runs."""
     moe = parts.moe
     if moe is None:
         return None
     rivals = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
-    rivals = rivals or [m for m in parts.rivals if why_incomparable(moe, m) is None][:2]
+    rivals = rivals or parts.rivals
+    ratios = {m.name: cost_ratio(summary, moe, m) for m in rivals}
+    rivals = [m for m in rivals if ratios[m.name].verdict != "incomparable"][:2]
     if not rivals:
         return None
-    costs = [f"{_cost(moe, dense)} of {parts.called(dense)}" for dense in rivals]
+    costs = [f"{_cost(ratios[dense.name])} of {parts.called(dense)}" for dense in rivals]
     realised, equivalent = _realised(parts), _equivalent(parts)
     tail = [text for text in (_realised_text(realised), _equivalent_text(equivalent)) if text]
     where = "On this traffic" if not moe.capacity else "On the same requests, sent all at once,"
-    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}."
+    launch = " (this launch)" if any(ratios[dense.name].by for dense in rivals) else ""
+    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}{launch}."
     return Answer(sentence=sentence, realised=realised, equivalent=equivalent)
 
 
@@ -67,13 +69,11 @@ def unit_costs(model: ModelSummary) -> list[float]:
     return [sum(bill) / len(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
 
 
-def _cost(moe: ModelSummary, dense: ModelSummary) -> str:
-    value, interval = cost_ratio(moe, dense)
-    low, high = interval or (None, None)
-    text = ratio_text(Estimate(value=value, low=low, high=high))
-    if interval is None:
-        return f"{text} (one pass, so no interval)"
-    return f"{text} (no difference shown)" if interval[0] <= 1 <= interval[1] else text
+def _cost(ratio: Ratio) -> str:
+    text = ratio_text(ratio)
+    if ratio.verdict == "cannot tell":
+        return f"{text} (cannot tell: {ratio.reason})" if ratio.low is None else f"{text} (cannot tell)"
+    return f"{text} (no difference shown)" if ratio.verdict == "no difference shown" else text
 
 
 def _realised(parts: Roles) -> Estimate:

@@ -124,7 +124,7 @@ class _Found:
         parts = roles(summary)
         return _Found(
             parts=parts,
-            answer=answer(parts),
+            answer=answer(summary, parts),
             pairs=lockstep_pairs(summary.record),
             ladders=ladder_results(summary.record),
             speedups=theoretical_speedups(summary),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from moeprof.analysis.doubt import Doubt, Severity
+from moeprof.analysis.metrics.attribution import ALPHA
 from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
@@ -268,7 +269,7 @@ def _energy(model: ModelSummary) -> Iterator[Doubt]:
 
 def _placebo(model: ModelSummary) -> Iterator[Doubt]:
     for value in model.metrics:
-        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value < 0.05:
+        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value <= ALPHA:
             text = "the MoE's routing 'explains' this dense model's steps: do not trust the attribution of variance"
             yield _doubt(model, "placebo_explains", "latency", "warning", text)
 

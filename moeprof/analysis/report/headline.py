@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.compare.comparable import why_incomparable
-from moeprof.analysis.compare.ratios import cost_ratio, priced_models
+from moeprof.analysis.compare.models import cost_ratio
+from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.sections.lockstep import ratio_text
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
 
 
@@ -14,26 +17,41 @@ def headline(summary: Summary) -> str:
     done = priced_models(summary)
     if not done:
         return "No model produced tokens, so there is no price."
+    few = [f"{model.name}: {why}" for model in done if (why := too_few_requests(model.priced)) is not None]
+    if few:
+        return f"There is no price to speak of: {'; '.join(few)}."
     moe = next((m for m in done if m.facts is not None and m.facts.is_moe), None)
     dense = next((m for m in done if m.facts is not None and not m.facts.is_moe), None)
-    if moe is None or dense is None or why_incomparable(moe, dense) is not None:
+    if moe is None or dense is None:
         return _price(done[0])
-    ratio, interval = cost_ratio(moe, dense)
-    between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else " (one pass, so no interval)"
-    prices = [number(m, "usd_per_1m_total_tokens") for m in (moe, dense)]
+    ratio = cost_ratio(summary, moe, dense)
+    if ratio.verdict == "incomparable" or ratio.value is None:
+        return _price(done[0])
+    return f"On the same requests {_compared(moe.name, dense.name, ratio)}: {_each(moe, dense)}."
+
+
+def _compared(moe: str, dense: str, ratio: Ratio) -> str:
+    """The clause that says the verdict, with the ratio and for what it speaks."""
+    launch = " (this launch)" if ratio.by else ""
+    if ratio.verdict in ("better", "worse"):
+        return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
+    if ratio.verdict == "no difference shown":
+        return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
+    return (
+        f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}, {ratio.reason}"
+    )
+
+
+def _each(*models: ModelSummary) -> str:
+    prices = [number(m, "usd_per_1m_total_tokens") for m in models]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
-    tail = f": {each} per 1M tokens, input and output together."
-    if interval is not None and interval[0] <= 1 <= interval[1]:
-        return (
-            f"On the same requests no difference in cost is shown between {moe.name} and {dense.name}: "
-            f"{ratio:.2f}x{between}{tail}"
-        )
-    return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs{tail}"
+    return f"{each} per 1M tokens, input and output together"
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
     """Sentences that stand under the headline: each model's dollars and speed, and what each router does."""
     done = priced_models(summary)
+    done = [model for model in done if too_few_requests(model.priced) is None]
     found = [_price(model) for model in done] if len(done) > 1 else []
     return tuple([*found, *(text for model in done if (text := _router(model)))])
 

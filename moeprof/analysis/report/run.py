@@ -185,7 +185,7 @@ def build_document(summary: Summary) -> Document:
 def _headline(summary: Summary) -> str:
     """Against its twins where the run has them: they are what sparsity is measured by."""
     parts = roles(summary)
-    told = answer(parts) if parts.active is not None or parts.total is not None else None
+    told = answer(summary, parts) if parts.active is not None or parts.total is not None else None
     return headline(summary) if told is None else told.sentence
 
 

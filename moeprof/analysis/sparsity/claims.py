@@ -182,8 +182,8 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     if reason is not None:
         return Estimate(value=None, reason=reason)
     slo = sides.summary.record.slo
-    first, second = (repeats(model, sides.summary.pricing, slo).values for model in (sides.of, sides.against))
-    return ratio_of_pairs(paired_logs(first.get(key, {}), second.get(key_of(values[1]), {})))
+    first, second = (repeats(model, sides.summary.pricing, slo) for model in (sides.of, sides.against))
+    return ratio_of_pairs(paired_logs(first.of(key), second.of(key_of(values[1]))), first.unit)
 
 
 def step_cv(sides: Sides) -> Estimate:

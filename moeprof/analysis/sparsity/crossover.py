@@ -36,7 +36,6 @@ AXIS_NAMES = {
     "max_batch_tokens": "batch tokens",
 }
 OPEN_NOTE = "open loop: dollars of busy seconds (idle time left out); the price at the SLO stands beside"
-NO_ROUNDS = "one round each: no intervals"
 OTHER_REQUESTS = "the models were sent different requests (another tokenizer or schedule)"
 OTHER_WORK = "not the same requests were finished"
 COST, EXPERTS = "usd_per_1m_total_tokens", "distinct_experts_per_step"
@@ -184,10 +183,10 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None
 
 
 def crossover_point(load: float, ratio: Estimate) -> CrossoverPoint:
-    """Judge a ratio: by its interval, or by its value where there is none."""
+    """Judge a ratio by its interval; without one it says nothing."""
     assert ratio.value is not None, "a ratio that was measured"
     told: Literal["cheaper", "dearer", "cannot tell"] = "cannot tell"
-    if (ratio.low is None and ratio.value != 1) or ratio.excludes(1.0):
+    if ratio.excludes(1.0):
         told = "cheaper" if ratio.value < 1 else "dearer"
     return CrossoverPoint(load=load, ratio=ratio, told=told)
 
@@ -196,8 +195,14 @@ def find_crossover(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, E
     """Kind, load with interval, whether the MoE is cheaper below it, and the answer in words."""
     known = [(i, p) for i, p in enumerate(points) if p.told != "cannot tell"]
     if not known:
-        reason = f"the difference lies within the noise at every {axis} tried"
-        return "cannot tell", Estimate(value=None, reason=reason), None, f"cannot tell: {reason}{_span(points)}"
+        bare = next((p.ratio.reason for p in points if p.ratio.low is None and p.ratio.reason), None)
+        reason = bare or f"the difference lies within the noise at every {axis} tried"
+        return (
+            "cannot tell",
+            Estimate(value=None, reason=reason),
+            None,
+            f"cannot tell: {reason}" + ("" if bare else _span(points)),
+        )
     changes = [(a, b) for a, b in pairwise(known) if a[1].told != b[1].told]
     if len(changes) > 1:
         where = ", ".join(f"{_number(a[1].load)} and {_number(b[1].load)}" for a, b in changes)
@@ -215,8 +220,6 @@ def _no_crossing(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, Est
     open_at = [_number(p.load) for p in points if p.told == "cannot tell"]
     if not open_at:
         text = f"{told} at every {axis} tried{_span(points)}"
-        if any(p.ratio.low is None for p in points):
-            text += f" ({NO_ROUNDS})"
         return "bound", Estimate(value=None, reason=f"no crossing: {text}"), None, text
     at = ", ".join(_number(p.load) for p in points if p.told == told)
     text = f"{told} at {axis} {at}; cannot tell at {', '.join(open_at)}"
@@ -235,9 +238,10 @@ def _crossing(
         lows, highs = [p.ratio.low or 0.0 for p in bracket], [p.ratio.high or 0.0 for p in bracket]
         first, second = (highs, lows) if cheaper_below else (lows, highs)
         low, high = crossings(loads, first)[0], crossings(loads, second)[-1]
-    estimate = Estimate(value=value, low=low, high=high, n=len(bracket), reason=None if low is not None else NO_ROUNDS)
+    bare = next((p.ratio.reason for p in bracket if p.ratio.low is None), None)
+    estimate = Estimate(value=value, low=low, high=high, n=len(bracket), reason=bare)
     sides = ("cheaper", "dearer") if cheaper_below else ("dearer", "cheaper")
-    interval = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else f" ({NO_ROUNDS})"
+    interval = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else f" ({bare})"
     text = f"{sides[0]} below {axis} {_number(value)}{interval}, {sides[1]} above"
     return "crossing", estimate, cheaper_below, text
 

@@ -100,12 +100,14 @@ def equivalent_of_rounds(sizes: Sequence[tuple[int, Sequence[float]]], moe: Sequ
     num = min(len(costs) for costs in samples)
 
     def gap(weights: FloatArray) -> intervals.Interval | None:
-        if num < 2:
+        if num < intervals.FEWEST_REPEATS:
             return None
         # to first order log(mean) varies as mean / its expectation
         parts = [(w, costs / mean) for w, costs, mean in zip(weights, samples, means, strict=True) if w]
         told = linear_estimate([(float(w), costs.tolist()) for w, costs in parts])
-        assert told.value is not None and told.low is not None and told.high is not None, "two rounds have an interval"
+        assert told.value is not None and told.low is not None and told.high is not None, (
+            "three rounds have an interval"
+        )
         centre = float(np.log(means) @ weights)
         return centre + told.low - told.value, centre + told.high - told.value
 

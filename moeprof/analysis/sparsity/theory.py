@@ -76,7 +76,6 @@ Match = Literal["active", "total"]
 PHASES = ("decode", "prefill", ALL)
 TWIN_NAMES: dict[Match, str] = {"total": "total-matched, computed", "active": "active-matched, computed"}
 REPLACED = ("router", "shared_experts", "routed_experts")
-TOO_WIDE = 100  # an interval from a tenth to ten times says nothing; a sentence does not repeat it
 NOT_RUN = "this twin did not run: its work is computed from the MoE's shape"
 
 
@@ -315,9 +314,7 @@ def _over(above: Estimate, below: Estimate) -> Estimate:
 def _times(value: Estimate) -> str:
     assert value.value is not None, "checked by the caller"
     if value.low is None or value.high is None:
-        return f"{value.value:.3g}x"
-    if value.high > TOO_WIDE * value.low:
-        return f"{value.value:.3g}x (cannot tell: the rounds differ too much)"
+        return f"{value.value:.3g}x" + (f" (cannot tell: {value.reason})" if value.reason else "")
     return f"{value.value:.3g}x [{value.low:.3g}, {value.high:.3g}]"
 
 

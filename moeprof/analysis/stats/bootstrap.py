@@ -168,12 +168,10 @@ def widened_interval(
 def launch_estimate(values: Sequence[float], *, signed: bool = False) -> Estimate:
     """Mean over launches with Student's interval; on the logarithm where the figure is positive and not ``signed``."""
     num, mean = len(values), float(np.mean(values))
-    if num < 2:
-        return Estimate(value=mean, n=num, reason="one launch: no interval between launches")
-    if not signed:
-        interval = intervals.mean_interval(values)
-        assert interval is not None, "two launches have an interval"
-        return Estimate(value=mean, low=interval[0], high=interval[1], n=num)
+    if num < intervals.FEWEST_REPEATS or not signed:
+        interval, why = intervals.repeated_interval(values, unit="launch")
+        low, high = interval or (None, None)
+        return Estimate(value=mean, low=low, high=high, n=num, reason=why)
     half = intervals.t_quantile(0.975, num - 1) * float(np.std(values, ddof=1)) / math.sqrt(num)
     return Estimate(value=mean, low=mean - half, high=mean + half, n=num)
 
@@ -186,8 +184,9 @@ def linear_estimate(terms: Sequence[tuple[float, Sequence[float]]]) -> Estimate:
     """
     value = sum(factor * float(np.mean(samples)) for factor, samples in terms)
     num = min(len(samples) for _, samples in terms)
-    if num < 2:
-        return Estimate(value=value, n=num, reason="one round: no interval")
+    if num < intervals.FEWEST_REPEATS:
+        fewest = min((samples for _, samples in terms), key=len)
+        return Estimate(value=value, n=num, reason=intervals.repeated_interval(fewest)[1])
     parts = [(factor**2 * float(np.var(s, ddof=1)) / len(s), len(s) - 1) for factor, s in terms if factor]
     variance = sum(part for part, _ in parts)
     if variance == 0:

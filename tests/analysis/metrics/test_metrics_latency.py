@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from moeprof.analysis.metrics.latency import latency_metrics, schedule_lag_flag
-from moeprof.analysis.metrics.samples import itl_samples, tpot_samples
+from moeprof.analysis.metrics.samples import itl_samples, of_enough_requests, tpot_samples
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.core.metric import MetricValue
 from tests.helpers.records import make_pass, make_requests, make_steps
@@ -73,14 +73,23 @@ def test_itl_percentiles_weigh_every_gap() -> None:
 
 
 def test_rounds_add_no_requests_to_the_sample_but_give_the_mean_its_interval() -> None:
-    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.1))]
+    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.0, 1.1))]
     values = latency_metrics(rounds, None)
     mean = one(values, "ttft_mean_s")
     assert (mean.value, mean.n) == (pytest.approx(1.0), 11)
-    assert mean.ci_low == pytest.approx(np.exp(-12.706 * 0.1), abs=1e-3)  # t of 1 degree; the standard error is 0.1
+    assert mean.ci_low == pytest.approx(np.exp(-4.3027 * 0.1 / np.sqrt(3)), abs=1e-3)  # t of 2 degrees
     assert one(values, "ttft_p50_s").n == 11
     assert one(values, "ttft_p50_s").value == pytest.approx(1.0)
     assert one(values, "ttft_p90_s").value is None
+
+
+def test_a_price_of_one_finished_request_stays_but_is_not_valid() -> None:
+    price = MetricValue(name="usd_per_1m_total_tokens", value=0.5)
+    rounds = [make_pass(requests=make_requests(12, status=["done"] + ["unfinished"] * 11))] * 3
+    found = of_enough_requests(price, rounds)  # three rounds of one request are one request
+    assert (found.value, found.valid) == (0.5, False)
+    assert found.reasons == ("1 request finished, a price or a rate needs 11 different ones (as a median does)",)
+    assert of_enough_requests(price, [make_pass(requests=make_requests(11))]) == price
 
 
 def test_requests_that_failed_have_no_latency_and_are_named() -> None:
@@ -156,14 +165,14 @@ def test_shares_have_intervals_within_zero_and_one() -> None:
         make_pass(
             name=f"round-{i}", requests=make_requests(4, ttft_s=[0.1, 0.1, 0.1, last], agreed_tokens=[4, 4, 4, 3])
         )
-        for i, last in enumerate((0.1, 0.1, 0.9))
+        for i, last in enumerate((0.1, 0.1, 0.1, 0.1, 0.9))
     ]
     values = [*throughput_metrics(rounds, slo(ttft_s=0.5)), *latency_metrics(rounds, slo(ttft_s=0.5))]
     for name in ("goodput_ratio", "slo_ttft_met_ratio"):
-        found = one(values, name)  # 1, 1 and 0.75
-        assert found.value == pytest.approx(11 / 12)
+        found = one(values, name)  # 1, 1, 1, 1 and 0.75
+        assert found.value == pytest.approx(19 / 20)
         assert found.ci_low is not None and found.ci_high is not None
-        assert 0 < found.ci_low < 11 / 12 < found.ci_high < 1
+        assert 0 < found.ci_low < 19 / 20 < found.ci_high < 1
     assert one(values, "forced_agreement_ratio").ci_high == pytest.approx(15 / 16)
 
 

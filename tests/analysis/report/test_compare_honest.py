@@ -189,10 +189,10 @@ def test_ratios_of_a_sweep_within_the_floor_of_two_processes_are_no_verdict(tmp_
     assert [ratio.verdict for ratio in ratios if ratio] == ["no difference shown", "better"]
 
 
-def test_a_load_of_one_round_is_told_without_an_interval_and_says_so(tmp_path: Path) -> None:
+def test_a_load_of_one_round_claims_nothing_and_says_why(tmp_path: Path) -> None:
     result = sweep_results(sweep_summary(tmp_path, {"moe": [at(1, 0.5)], "dense": [at(1, 1.0)]}))
     assert result is not None
-    assert crossovers(result)[0].text.endswith("(one round each: no intervals)")
+    assert crossovers(result)[0].text.endswith("cannot tell: one round; 3 or more rounds needed")
 
 
 def test_bits_per_byte_of_other_requests_are_incomparable(run: Summary) -> None:

@@ -92,7 +92,7 @@ def test_without_an_interval_a_claim_cannot_be_told_and_the_sentence_says_why(tm
     assert found.verdict == "cannot tell"
     assert found.sentence == (
         'Claim: "so it is" (somebody). Measured: speed on the same requests, moe (1.08 M parameters) against dense '
-        "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "
+        "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: one round; 3 or more rounds needed "
         "(on a processor, 1 thread)."
     )
 

@@ -22,8 +22,8 @@ SIZES = (1_000_000, 4_000_000, 16_000_000)
 
 
 def equivalent(moe: float, d4: float = 2.0, sizes: Sequence[int] = SIZES) -> DenseEquivalent:
-    """Cost grows with the root of the size: 1, 2 and 4 dollars for 1, 4 and 16 million; two rounds without noise."""
-    return equivalent_of_rounds([(n, [c, c]) for n, c in zip(sizes, (1.0, d4, 4.0), strict=False)], [moe, moe])
+    """Cost grows with the root of the size: 1, 2 and 4 dollars for 1, 4 and 16 million; three rounds without noise."""
+    return equivalent_of_rounds([(n, [c] * 3) for n, c in zip(sizes, (1.0, d4, 4.0), strict=False)], [moe] * 3)
 
 
 def test_the_share_of_the_promise() -> None:
@@ -59,7 +59,10 @@ def test_the_share_from_lone_rounds() -> None:
     assert told.low is not None and told.high is not None
     assert 2.3 * error < told.high - 0.75 < 3.2 * error  # Student's t of three to six degrees
     one = realised_of_rounds([10.0], [4.0], [2.0])
-    assert (one.value, one.reason) == (None, "the promise has no interval (one round: no interval)")
+    assert (one.value, one.reason) == (
+        None,
+        "the promise has no interval (no interval: one round; 3 or more rounds needed)",
+    )
 
 
 def test_a_power_law_is_inverted_exactly() -> None:

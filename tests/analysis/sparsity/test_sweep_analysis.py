@@ -24,8 +24,8 @@ from moeprof.render.html.page import glossary
 from tests.helpers.sweep_records import MOE, at, sweep_summary, timed_pass
 
 PAIR = {
-    "moe": [at(1, 0.5, 0.5), at(8, 1.0, 1.0), at(64, 2.0, 2.0)],
-    "dense": [at(1, 1.0, 1.0), at(8, 1.0, 1.0), at(64, 1.0, 1.0)],
+    "moe": [at(1, 0.5, 0.5, 0.5), at(8, 1.0, 1.0), at(64, 2.0, 2.0)],
+    "dense": [at(1, 1.0, 1.0, 1.0), at(8, 1.0, 1.0), at(64, 1.0, 1.0)],
 }
 
 
@@ -55,7 +55,7 @@ def test_a_run_without_a_sweep_has_no_result_and_no_section(tmp_path: Path) -> N
 def test_dollars_are_those_of_the_window(tmp_path: Path) -> None:
     one = point(result_of(sweep_summary(tmp_path, PAIR)), "moe", 1)
     assert one.usd_per_1m_total_tokens.value == pytest.approx(5)  # half a second; a second is 10
-    assert (one.usd_per_1m_total_tokens.n, one.usd_per_1m_total_tokens.low) == (2, one.usd_per_1m_total_tokens.value)
+    assert (one.usd_per_1m_total_tokens.n, one.usd_per_1m_total_tokens.low) == (3, one.usd_per_1m_total_tokens.value)
 
 
 def test_speeds_are_per_device_and_per_user(tmp_path: Path) -> None:
@@ -82,7 +82,11 @@ def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:
 
 def test_one_round_has_a_value_and_no_interval() -> None:
     estimate = over_rounds([(0, 3.0)], "none")
-    assert (estimate.value, estimate.low, estimate.reason) == (3.0, None, "no interval: one round")
+    assert (estimate.value, estimate.low, estimate.reason) == (
+        3.0,
+        None,
+        "no interval: one round; 3 or more rounds needed",
+    )
 
 
 def test_several_launches_are_the_unit_of_repetition() -> None:
@@ -110,7 +114,7 @@ def test_an_open_loop_is_compared_by_busy_seconds(tmp_path: Path) -> None:
 
 
 def slow(concurrency: int, ttft_s: float, seconds: float) -> tuple[SweepPoint, list[PassTables]]:
-    return at(concurrency, seconds, seconds, ttft_s=ttft_s)
+    return at(concurrency, seconds, seconds, seconds, ttft_s=ttft_s)
 
 
 RISING = {"moe": [slow(1, 0.1, 4.0), slow(8, 0.2, 2.0), slow(64, 0.9, 1.0)]}

@@ -100,9 +100,9 @@ def rounds(*step_s: float, **options: Any) -> list[PassTables]:
 def ran(folder: Path, **options: Any) -> Summary:
     """An MoE at 10 ms per step, its total-matched twin at 20 ms, its active-matched one at 5 ms."""
     measured = {
-        "moe": (sparse(), rounds(0.010, 0.010)),
-        "total": (dense("total"), [replace(t, routing=None) for t in rounds(0.020, 0.020)]),
-        "active": (dense("active"), [replace(t, routing=None) for t in rounds(0.005, 0.005)]),
+        "moe": (sparse(), rounds(0.010, 0.010, 0.010)),
+        "total": (dense("total"), [replace(t, routing=None) for t in rounds(0.020, 0.020, 0.020)]),
+        "active": (dense("active"), [replace(t, routing=None) for t in rounds(0.005, 0.005, 0.005)]),
     }
     return summary_of(folder, measured, **options)
 

@@ -10,7 +10,7 @@ from moeprof.analysis.compare.lanes import (
     LockstepPair,
     lockstep_pairs,
 )
-from moeprof.analysis.compare.ratios import cost_ratio
+from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
@@ -58,14 +58,11 @@ def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:
         return "", None
     if not _same_load(summary, moe, pair.concurrency) or why_incomparable(moe, dense) is not None:
         return "", None
-    alone, interval = cost_ratio(moe, dense)
-    text = (
-        f"{pair.moe} against {pair.dense}: {ratio_text(told)} stepped in turn, "
-        f"{ratio_text(Estimate(value=alone, low=interval and interval[0], high=interval and interval[1]))} alone"
-    )
-    if interval is None or told.low is None or told.high is None:
+    alone = cost_ratio(summary, moe, dense)
+    text = f"{pair.moe} against {pair.dense}: {ratio_text(told)} stepped in turn, {ratio_text(alone)} alone"
+    if alone.low is None or alone.high is None or told.low is None or told.high is None:
         return f"{text}.", None
-    agrees = told.low <= interval[1] and interval[0] <= told.high
+    agrees = told.low <= alone.high and alone.low <= told.high
     return f"{text}; {'they agree' if agrees else _differ(summary, moe, pair)}.", agrees
 
 
@@ -83,11 +80,15 @@ def _same_load(summary: Summary, moe: ModelSummary, concurrency: int | None) -> 
 
 
 def ratio_text(ratio: Estimate) -> str:
-    """``0.61x [0.58, 0.64]``."""
+    """``0.612x [0.581, 0.643]``, with the digits of the tables."""
     if ratio.value is None:
         return f"n/a ({ratio.reason})"
-    between = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.value:.2f}x{between}"
+    ends = "" if ratio.low is None or ratio.high is None else f" [{_bare(ratio.low)}, {_bare(ratio.high)}]"
+    return f"{units.times(ratio.value)}{ends}"
+
+
+def _bare(ratio: float) -> str:
+    return units.times(ratio).removesuffix("x")
 
 
 def _table(moe: str, pairs: Sequence[LockstepPair]) -> Table:
