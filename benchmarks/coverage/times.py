@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import HEAVY, IID, MEMORY, ROUNDS, SPREAD, World, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, pair_median
+from moeprof.analysis.metrics.samples import Samples, summarise
 from moeprof.analysis.stats import bootstrap, change_points, intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import Draws, draw_means
@@ -17,6 +18,7 @@ from moeprof.analysis.stats.estimate import Estimate
 from moeprof.analysis.stats.trend import TREND_ALPHA, mann_kendall, thin
 
 STEPS = 300
+REQUESTS = 700
 LANES = ("base", "new")
 
 
@@ -31,6 +33,15 @@ def _intervals() -> Iterator[Cell]:
         for world in (IID, *ROUNDS, MEMORY):
             trial = partial(_mean_of_rounds, world, rounds)
             yield Cell(figure=f"mean over {rounds} rounds", world=world.name, kind="interval", trial=trial)
+    for rounds in (3, 5):
+        for world in (IID, *ROUNDS, MEMORY):
+            for percentile in (50, 99):
+                yield Cell(
+                    figure=f"p{percentile} of {REQUESTS} requests, {rounds} rounds",
+                    world=world.name,
+                    kind="interval",
+                    trial=partial(_percentile, world, rounds, percentile),
+                )
     for world in (IID, MEMORY, HEAVY):
         for figure, statistic in (("ratio of summed steps", _ratio), ("median of step ratios", _median)):
             trial = partial(_lanes, world, statistic)
@@ -73,6 +84,15 @@ def _memory(rho: float) -> str:
 def _mean_of_rounds(world: World, rounds: int, rng: np.random.Generator) -> bool | None:
     wall, _ = world.factors(rng, rounds, STEPS)
     return holds(intervals.mean_interval(wall.mean(axis=1)), world.mean)
+
+
+def _percentile(world: World, rounds: int, percentile: float, rng: np.random.Generator) -> bool | None:
+    """Rounds replay the same requests; each round times them anew."""
+    wall, _ = world.factors(rng, rounds, REQUESTS)
+    units = np.arange(REQUESTS, dtype=np.int64)
+    samples = [Samples(values=own, weights=np.ones(REQUESTS), units=units) for own in wall]
+    (found,) = summarise("ttft", samples, {}, missing_reason="", percentiles=(percentile,))[1:]
+    return holds((found.ci_low, found.ci_high), world.percentile(percentile))
 
 
 def _lanes(world: World, statistic: Callable[[FloatArray], Estimate], rng: np.random.Generator) -> bool | None:
