@@ -16,7 +16,7 @@ from moeprof.analysis.metrics.routing.nulls import uniform_distinct
 from moeprof.analysis.metrics.work import ALWAYS_READ
 from moeprof.core.hardware import Datasheet
 from moeprof.core.known_models import CONVENTIONS, CountedModel, convention_of
-from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
+from moeprof.core.model_facts import GROUPS, KV_UNKNOWN, OTHER_MODALITIES, ModelFacts, MoeLayerFacts
 
 
 def weights_bytes(facts: ModelFacts, bits: int) -> int:
@@ -25,14 +25,15 @@ def weights_bytes(facts: ModelFacts, bits: int) -> int:
 
 
 def flops_per_token(facts: ModelFacts, context: int) -> int:
-    """FLOPs of one decoded token: 2 per parameter it passes, and attention over ``context`` tokens where known.
+    """FLOPs of one decoded token: 2 per parameter it passes, and attention over what each layer sees of ``context``.
 
-    Norms and the look-up of the embedding are not counted; code that runs all experts counts all.
+    Where the shape of attention is not known it is left out. Norms and the look-up of the embedding are not counted;
+    code that runs all experts counts all.
     """
     through = sum(facts.params_by_group.get(group, 0) for group in ALWAYS_READ if group != "norm")
     experts = sum(_executed(layer) * layer.expert_params for layer in facts.moe_layers)
     head = facts.params_by_group.get(_head(facts), 0)
-    return 2 * (through + experts + head) + (facts.attention_flops_per_pair or 0) * context
+    return 2 * (through + experts + head) + (facts.decode_attention_flops(context) or 0)
 
 
 def weights_bytes_per_step(facts: ModelFacts, batch: int, bits: int) -> float:
@@ -93,8 +94,10 @@ class Question:
             "is also the head), C is B without the head",
             f"weights read: {self.dtype}, {BITS[self.dtype]} bits per parameter, scales not counted; at batch B a "
             "layer's E experts are touched as if tokens chose evenly, E(1-(1-k/E)^B); real routing touches fewer",
-            f"devices: the smallest whole number whose memory less {MARGIN:.0%} holds the weights and the keys and "
-            f"values of {batch} sequences of {self.context} tokens; not how to split the model over them",
+            f"devices: the smallest whole number whose memory less {MARGIN:.0%} holds the weights and what is kept of "
+            f"{batch} sequences of {self.context} tokens; not how to split the model over them",
+            "keys and values: each layer keeps and reads the tokens that it sees, at most its window; constant states "
+            "are read and written in every step; layers that keep latents work on them as they lie",
             "twins: the active or the total count without the routers (experts become one MLP of their joint width)",
         )
 
@@ -165,10 +168,10 @@ def _all(model: CountedModel, question: Question) -> Iterator[Figure]:
 
 
 def _parameters(facts: ModelFacts) -> Iterator[Figure]:
-    section = "Parameters"
+    section, is_whole = "Parameters", "embedding" in facts.params_by_group
     yield Figure(name="total_params", value=facts.total_params, unit="parameters", section=section, label="total")
     for letter, name in CONVENTIONS.items():
-        known = letter == "A" or "embedding" in facts.params_by_group
+        known = letter == "A" or is_whole
         yield Figure(
             name=name,
             value=getattr(facts, name) if known else None,
@@ -179,8 +182,8 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
         )
     share = facts.active_params / facts.total_params if facts.total_params else None
     yield Figure(name="active_params_ratio", value=share, unit="ratio", section=section, label="active / total")
-    for group in GROUPS:
-        count = facts.params_by_group.get(group)
+    for group in (*GROUPS, OTHER_MODALITIES):
+        count = facts.params_by_group.get(group, 0 if group == OTHER_MODALITIES and is_whole else None)
         yield Figure(
             name="params", value=count, unit="parameters", section="By group", label=group.replace("_", " "),
             labels={"group": group}, remark="" if count is not None else NOT_SAID,
@@ -240,8 +243,9 @@ def _weights(model: CountedModel) -> Iterator[Figure]:
 
 
 def _kv_reason(facts: ModelFacts) -> str:
-    found = next((note for note in facts.notes if note.startswith("KV bytes unknown")), "KV bytes unknown")
-    return found.removeprefix("KV bytes unknown: ")
+    """Why keys and values are unknown; empty where they are known."""
+    layers = facts.layers_of_attention
+    return layers.removeprefix(f"{KV_UNKNOWN}: ") if isinstance(layers, str) else ""
 
 
 def _has_two_stacks(facts: ModelFacts) -> bool:
@@ -251,19 +255,22 @@ def _has_two_stacks(facts: ModelFacts) -> bool:
 def _per_token(facts: ModelFacts, question: Question) -> Iterator[Figure]:
     section = "Per token"
     kv = facts.kv_bytes_per_token
-    yield Figure(
-        name="kv_bytes_per_token", value=kv, unit="B", section=section, label="keys and values",
-        remark=_kv_reason(facts) if kv is None else "",
-    )  # fmt: skip
+    why = _kv_reason(facts)
+    yield Figure(name="kv_bytes_per_token", value=kv, unit="B", section=section, label="keys and values", remark=why)
     remark = "attention over the context not counted, its shape is not known"
     value: int | None = flops_per_token(facts, question.context)
     if _has_two_stacks(facts):
         value, remark = None, TWO_STACKS
-    elif facts.attention_flops_per_pair is not None:
+    elif not why:
         remark = ""
+    at = {"context": str(question.context)}
     yield Figure(
         name="flops_per_token", value=value, unit="FLOP", section=section,
-        label=f"FLOPs at {question.context} of context", labels={"context": str(question.context)}, remark=remark,
+        label=f"FLOPs at {question.context} of context", labels=at, remark=remark,
+    )  # fmt: skip
+    yield Figure(
+        name="kept_bytes_per_sequence", value=facts.kept_bytes(question.context), unit="B", section=section,
+        label=f"kept of {question.context} tokens", labels=at, remark=why,
     )  # fmt: skip
 
 
@@ -273,11 +280,10 @@ def _per_step(facts: ModelFacts, question: Question, batch: int) -> Iterator[Fig
     distinct = sum(touched(layer, batch) for layer in layers) / len(layers) if layers else None
     two = _has_two_stacks(facts)
     weights = None if two else weights_bytes_per_step(facts, batch, BITS[question.dtype])
-    kv = facts.kv_bytes_per_token
-    # The step reads what lies there and writes one token's more.
-    kv_bytes = None if kv is None else kv * batch * (question.context + 1)
+    one = facts.decode_bytes(question.context)
+    kv_bytes = None if one is None else one * batch
     both = None if weights is None or kv_bytes is None else (weights + kv_bytes) / batch
-    no_weights, no_kv = TWO_STACKS if two else "", "" if kv is not None else _kv_reason(facts)
+    no_weights, no_kv = TWO_STACKS if two else "", _kv_reason(facts)
     rows: tuple[tuple[str, float | None, str, str, str], ...] = (
         ("distinct_experts_per_step", distinct, "experts", "distinct experts", "" if layers else dense),
         ("weights_bytes_per_step", weights, "B", "weights read", no_weights),
@@ -291,9 +297,9 @@ def _per_step(facts: ModelFacts, question: Question, batch: int) -> Iterator[Fig
 
 
 def devices_needed(facts: ModelFacts, question: Question, device: Datasheet) -> Figure:
-    """The smallest number of devices that holds weights and KV of the largest batch, a tenth of memory left free."""
-    kv = facts.kv_bytes_per_token
-    needed = weights_bytes(facts, BITS[question.dtype]) + (kv or 0) * max(question.batches) * question.context
+    """The smallest number of devices that holds weights and what the largest batch keeps, a tenth of memory free."""
+    kept = facts.kept_bytes(question.context)
+    needed = weights_bytes(facts, BITS[question.dtype]) + (kept or 0) * max(question.batches)
     return Figure(
         name="devices_needed",
         value=math.ceil(needed / ((1 - MARGIN) * device.memory_bytes)),
@@ -301,7 +307,7 @@ def devices_needed(facts: ModelFacts, question: Question, device: Datasheet) -> 
         section="Devices needed",
         label=f"{device.name} ({device.memory_bytes / 1e9:.0f} GB)",
         labels={"device": device.name, "dtype": question.dtype},
-        remark="weights alone, KV bytes are not known" if kv is None else "",
+        remark="weights alone, KV bytes are not known" if kept is None else "",
     )
 
 

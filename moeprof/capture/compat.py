@@ -6,6 +6,8 @@ Seen: where each item was found to be as it is used here. Parameters, buffers an
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -76,6 +78,12 @@ def parallel_plans(model: Any) -> tuple[dict[str, str], dict[str, str]]:
     return model._tp_plan or {}, model._ep_plan or {}
 
 
+def ignore_on_load(model: Any, parts: Iterable[str]) -> None:
+    """Tensors of a checkpoint under these paths are not wanted, and nobody is told. Seen: transformers 5.23."""
+    known = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *(rf"^{re.escape(part)}(\.|$)" for part in parts)}
+
+
 def is_expert_parallel(module: nn.Module) -> bool:
     """Whether transformers has given this rank a part of the experts. Seen: transformers 5.17 and 5.23."""
     return bool(getattr(module, "_is_expert_parallel", False))
@@ -124,6 +132,25 @@ def allow_recompiles(limit: int) -> None:
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, limit)
     settings.allow_unspec_int_on_nn_module = True  # the number of a layer is no reason to compile it anew
+
+
+def cached_layers(config: Any) -> list[tuple[str, int | None]]:
+    """What each layer of a language model caches, as transformers has it: kind and window. ``dummy`` keeps nothing.
+
+    Seen: transformers 5.23. Older ones have it inside of the cache's constructor: the same reading of the config.
+    """
+    try:
+        from transformers.cache_utils import get_layer_types_and_kwargs
+
+        kinds, kwargs = get_layer_types_and_kwargs(config)
+        return [(str(kind), own.get("sliding_window")) for kind, own in zip(kinds, kwargs, strict=True)]
+    except (ImportError, AttributeError, TypeError, ValueError):
+        pass
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    usual = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [usual] * int(getattr(config, "num_hidden_layers", 0) or 0)
+    reach = {"sliding_attention": window, "hybrid_sliding": window, "chunked_attention": chunk}
+    return [(str(kind), reach.get(str(kind))) for kind in kinds]
 
 
 def has_bf16_instructions() -> bool:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet, ServedEngine
 from moeprof.capture.engines.deployment import Deployment, RoutingSource
 from moeprof.capture.engines.faults import slowed
+from moeprof.capture.models.attention import windows_of
 from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.recorders.routing import PicksWriter, RoutingRecorder
@@ -184,6 +185,7 @@ class InstrumentedModel:
     Attributes:
         deployment: what was opened.
         routing: its routing instrument.
+        windows: of its layers' attention, smallest first; empty where all see everything, or are elsewhere.
         listeners: of the engine.
         engine: the one that is mounted.
     """
@@ -191,6 +193,7 @@ class InstrumentedModel:
     def __init__(self, deployment: Deployment, plan: WorkerPlan, should_stop: Callable[[], bool]) -> None:
         self.deployment, self._plan, self._should_stop = deployment, plan, should_stop
         self.routing = RoutingInstrument(deployment.module, plan, deployment.routing)
+        self.windows = () if deployment.module is None else windows_of(deployment.module)
         self.listeners = ListenerSet(self.routing.always)
         self.engine = self._build(plan.engine)
         self._batch_tokens: int | None = None

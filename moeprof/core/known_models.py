@@ -21,12 +21,13 @@ import msgspec
 
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
-from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
+from moeprof.core.model_facts import GROUPS, LayerAttention, ModelFacts, MoeLayerFacts
 
 BYTES_PER_PARAM = 2  # descriptions are counted as bfloat16
 TWO_STACKS = "KV bytes unknown: encoder and decoder"
 _MAY_BE_ZERO = {"dense_width", "first_moe_layer", "shared_width", "residual_width", "cross_attention_layers",
-                "encoder_layers", "norms_per_layer", "num_experts", "top_k", "expert_width"}  # fmt: skip
+                "encoder_layers", "norms_per_layer", "num_experts", "top_k", "expert_width",
+                "window", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,12 @@ class LayerDescription:
         encoder_layers: how many of the layers are an encoder's; 0 for a decoder alone.
         cross_attention_layers: layers with a second attention, to the encoder.
         tied_embeddings: True when the head is the embedding.
+        window: tokens that a query of any layer sees; 0 for all.
+        kv_lora_rank: width of the latent that keys and values of all heads are made of; 0 for plain attention. Then
+            ``head_dim`` is that of a query and key, rotary part included.
+        q_lora_rank: width of the latent of the queries; 0 where they are projected at once.
+        qk_rope_head_dim: rotary part of a key, beside the latent.
+        v_head_dim: width of a value.
     """
 
     hidden_size: int
@@ -76,6 +83,11 @@ class LayerDescription:
     encoder_layers: int = 0
     cross_attention_layers: int = 0
     tied_embeddings: bool = False
+    window: int = 0
+    kv_lora_rank: int = 0
+    q_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
 
     def __post_init__(self) -> None:
         for own in fields(self):
@@ -90,6 +102,35 @@ class LayerDescription:
             )
         if max(self.first_moe_layer, self.encoder_layers, self.cross_attention_layers) > self.num_layers:
             raise ModelError(f"num_layers: found {self.num_layers}, fewer than the layers named by another key")
+
+    @property
+    def attention_params(self) -> int:
+        """Of one attention: queries, keys, values and output; for latents their projections down and up, and norms."""
+        if not self.kv_lora_rank:
+            return 2 * self.hidden_size * self.head_dim * (self.num_heads + (self.num_kv_heads or self.num_heads))
+        queries = self.num_heads * self.head_dim
+        own = self.q_lora_rank
+        query = self.hidden_size * own + own * queries + own if own else self.hidden_size * queries
+        up = self.num_heads * (self.head_dim - self.qk_rope_head_dim + self.v_head_dim)
+        latent = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim) + self.kv_lora_rank * (up + 1)
+        return query + latent + self.num_heads * self.v_head_dim * self.hidden_size
+
+    @property
+    def attention(self) -> LayerAttention:
+        """What its layers keep and compute, all alike."""
+        if self.kv_lora_rank:
+            kept, rotary = self.kv_lora_rank, self.qk_rope_head_dim
+            return LayerAttention(
+                kind="latent", layers=self.num_layers, kv_bytes_per_token=(kept + rotary) * BYTES_PER_PARAM,
+                flops_per_pair=2 * self.num_heads * (self.head_dim + self.v_head_dim),
+                decode_flops_per_pair=2 * self.num_heads * (2 * kept + rotary), window=self.window or None,
+            )  # fmt: skip
+        pair = 4 * self.num_heads * self.head_dim
+        return LayerAttention(
+            kind="window" if self.window else "full", layers=self.num_layers, flops_per_pair=pair,
+            kv_bytes_per_token=2 * (self.num_kv_heads or self.num_heads) * self.head_dim * BYTES_PER_PARAM,
+            decode_flops_per_pair=pair, window=self.window or None,
+        )  # fmt: skip
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -126,13 +167,11 @@ def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, s
     if isinstance(description, ExpertsOnly):
         return _experts_only(description, name, source)
     d, layers = description, description.moe_layers
-    heads, kv_heads = d.num_heads, d.num_kv_heads or d.num_heads
-    attention = 2 * d.hidden_size * d.head_dim * (heads + kv_heads)
     dense_unit, expert_unit = d.dense_matrices * d.hidden_size, d.expert_matrices * d.hidden_size
     table = d.vocab_size * d.hidden_size
     params = dict.fromkeys(GROUPS, 0) | {
         "embedding": table,
-        "attention": (d.num_layers + d.cross_attention_layers) * attention,
+        "attention": (d.num_layers + d.cross_attention_layers) * d.attention_params,
         "dense_mlp": dense_unit * ((d.num_layers - len(layers)) * d.dense_width + len(layers) * d.residual_width),
         "router": len(layers) * d.num_experts * d.hidden_size,
         "shared_experts": len(layers) * d.shared_width * expert_unit,
@@ -149,8 +188,7 @@ def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, s
     return _facts(
         params, tuple(replace(moe, name=f"layers.{i}") for i in layers), name=name, source=source,
         tied=d.tied_embeddings, shape=(d.num_layers, d.hidden_size, d.vocab_size),
-        kv=2 * kv_heads * d.head_dim * d.num_layers * BYTES_PER_PARAM if is_decoder else None,
-        pairs=4 * heads * d.head_dim * d.num_layers if is_decoder else None,
+        attention=(d.attention,) if is_decoder else (),
         notes=("counted from a description of its layers, without biases", *(() if is_decoder else (TWO_STACKS,))),
     )  # fmt: skip
 
@@ -165,7 +203,7 @@ def _experts_only(described: ExpertsOnly, name: str, source: str) -> ModelFacts:
     )
     return _facts(
         {"routed_experts": described.num_experts * described.expert_params}, (layer,), name=name, source=source,
-        tied=False, shape=(0, 0, 0), kv=None, pairs=None,
+        tied=False, shape=(0, 0, 0), attention=(),
         notes=("only the number of experts and their size are said: attention, embedding and router are not counted",
                "KV bytes unknown: nothing is said about attention"),
     )  # fmt: skip
@@ -179,8 +217,7 @@ def _facts(
     source: str,
     tied: bool,
     shape: tuple[int, int, int],
-    kv: int | None,
-    pairs: int | None,
+    attention: tuple[LayerAttention, ...],
     notes: tuple[str, ...],
 ) -> ModelFacts:
     total = sum(params.values())
@@ -204,10 +241,11 @@ def _facts(
         num_layers=shape[0],
         hidden_size=shape[1],
         vocab_size=shape[2],
-        kv_bytes_per_token=kv,
-        attention_flops_per_pair=pairs,
+        kv_bytes_per_token=sum(x.keeps_bytes_per_token for x in attention) if attention else None,
+        attention_flops_per_pair=sum(x.layers * x.flops_per_pair for x in attention) if attention else None,
         weights="random",
         notes=notes,
+        attention=attention,
     )
 
 
@@ -242,6 +280,8 @@ class System:
         layers: description of its layers, where there is no class.
         experts_only: all that a rumour says.
         stored_bits: bits per parameter and group in the vendor's checkpoint, where other than the config's dtype.
+        stored_bytes: of all its tensors, where no rule per group gives them.
+        stored_as: how, in words.
         note: what a reader should know; for a scheme, what active means there.
     """
 
@@ -258,6 +298,8 @@ class System:
     layers: LayerDescription | None = None
     experts_only: ExpertsOnly | None = None
     stored_bits: dict[str, float] = field(default_factory=dict)
+    stored_bytes: int | None = None
+    stored_as: str = ""
     note: str = ""
 
     @property

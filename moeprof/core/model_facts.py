@@ -1,11 +1,15 @@
 """What a model is, counted exactly: the part of ``model.json`` that the analysis wing needs, without torch.
 
 Groups and formulas: docs/metrics.md#parameters. ``params_by_group`` counts by identity, tied weights once.
+
+Layers are not alike in what they keep of a text: :class:`LayerAttention` describes each kind once, and whatever needs
+bytes of keys and values or FLOPs of attention sums over them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 GROUPS = (
     "embedding",
@@ -18,6 +22,9 @@ GROUPS = (
     "lm_head",
     "other",
 )
+# Towers for images and sound and what joins them to the text; only where a model has such parts.
+OTHER_MODALITIES = "other_modalities"
+AttentionKind = Literal["full", "window", "latent", "state", "shared", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +50,41 @@ class MoeLayerFacts:
     shared_params: int = 0
     router_params: int = 0
     executes_all_experts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerAttention:
+    """Layers of the language model that are alike in what they keep of a sequence and compute per pair of tokens.
+
+    Attributes:
+        kind: ``full``; ``window`` (a query sees the last ``window`` tokens, itself included); ``latent`` (one
+            compressed vector for all heads); ``state`` (of constant size); ``shared`` (reads the keys and values that
+            another layer keeps); ``none``.
+        layers: how many there are.
+        kv_bytes_per_token: that one layer reads of each token in reach, and keeps unless it is ``shared``.
+        flops_per_pair: of one layer per query-key pair: 2 * heads * (key width + value width).
+        decode_flops_per_pair: likewise in a decode step; more than ``flops_per_pair`` where it works on latents as they
+            lie: 2 * heads * (2 * latent width + rotary width), DeepSeek-V2 (arXiv 2405.04434) section 2.1.2.
+        window: tokens in reach, or None for all.
+        state_bytes: of one layer and sequence, whatever its length; read and written in every step.
+    """
+
+    kind: AttentionKind
+    layers: int
+    kv_bytes_per_token: int = 0
+    flops_per_pair: int = 0
+    decode_flops_per_pair: int = 0
+    window: int | None = None
+    state_bytes: int = 0
+
+    def in_reach(self, tokens: int) -> int:
+        """Tokens of a text of so many that its last one sees."""
+        return tokens if self.window is None else min(tokens, self.window)
+
+    @property
+    def keeps_bytes_per_token(self) -> int:
+        """All these layers keep of one token in reach."""
+        return 0 if self.kind == "shared" else self.layers * self.kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +132,19 @@ class ModelFacts:
         architecture: class name.
         dtype: dtype of most weights.
         total_params: all parameters, tied ones once.
-        active_params: A = total - idle routed experts.
+        active_params: A = total - idle routed experts - parts that no text token passes.
         active_params_no_embedding: B.
         active_params_no_embedding_no_head: C.
-        params_by_group: parameters per group of GROUPS.
-        bytes_by_group: bytes as stored per group of GROUPS.
+        params_by_group: parameters per group of GROUPS, and of OTHER_MODALITIES where there are any.
+        bytes_by_group: bytes as stored of the same groups.
         tied_embeddings: True when lm_head shares the embedding.
         moe_layers: the MoE layers, empty for a dense model.
         num_layers: decoder layers.
         hidden_size: d.
         vocab_size: rows of the embedding.
-        kv_bytes_per_token: KV bytes per token over all layers, or None when the cache is not of that kind.
-        attention_flops_per_pair: FLOPs per query-key pair over all layers: 4 * heads * head_dim * layers.
+        kv_bytes_per_token: bytes kept of a token in reach of every layer, or None when the cache is not of that kind.
+        attention_flops_per_pair: FLOPs per query-key pair over all layers with heads as they are trained:
+            4 * heads * head_dim * layers.
         tokenizer_hash: of the tokenizer used, or None.
         routing_policy: ``native``, or the override in force (then said on every page).
         weights: ``checkpoint`` or ``random``.
@@ -109,6 +152,9 @@ class ModelFacts:
         twin: for a dense twin: which MoE, how wide, how initialised; else None.
         revision: which weights: a hash of the files, the hub's commit, or how they were drawn (see
             moeprof/capture/models/load.py); None where unknown, as in records made before this was kept.
+        attention: the layers of the language model by kind; empty where unknown, and in records made before this was
+            kept.
+        other_parts: parameters of each part that no text token passes, by module path.
     """
 
     name: str
@@ -135,8 +181,67 @@ class ModelFacts:
     notes: tuple[str, ...] = ()
     twin: TwinFacts | None = None
     revision: str | None = None
+    attention: tuple[LayerAttention, ...] = ()
+    other_parts: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_moe(self) -> bool:
         """True when it has routed experts."""
         return bool(self.moe_layers)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """GROUPS, and OTHER_MODALITIES where it has such parts."""
+        return (*GROUPS, OTHER_MODALITIES) if self.params_by_group.get(OTHER_MODALITIES) else GROUPS
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The different windows of its layers, smallest first; the order of the record's ``window_*`` columns."""
+        return tuple(sorted({layer.window for layer in self.attention if layer.window is not None}))
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Of all layers that keep a state of constant size."""
+        return sum(layer.layers * layer.state_bytes for layer in self.attention)
+
+    @property
+    def layers_of_attention(self) -> tuple[LayerAttention, ...] | str:
+        """``attention``; of an older record all layers as one; or the reason why it is unknown."""
+        if self.kv_bytes_per_token is None or self.attention_flops_per_pair is None:
+            unknown = next((note for note in self.notes if note.startswith(KV_UNKNOWN)), None)
+            return unknown or "KV bytes per token are unknown"
+        if self.attention:
+            return self.attention
+        told = next((note for note in self.notes if any(words in note for words in _OLD_NOTES)), None)
+        if told is not None:
+            return f"a record of an older version, which does not say how large windows and states are ({told})"
+        pair = self.attention_flops_per_pair
+        one = LayerAttention(kind="full", layers=1, kv_bytes_per_token=self.kv_bytes_per_token, flops_per_pair=pair,
+                             decode_flops_per_pair=pair)  # fmt: skip
+        return (one,)
+
+    def kept_bytes(self, tokens: int) -> int | None:
+        """Keys, values and states that a sequence of so many tokens keeps; None where that is unknown."""
+        layers = self.layers_of_attention
+        if isinstance(layers, str):
+            return None
+        return sum(x.keeps_bytes_per_token * x.in_reach(tokens) + x.layers * x.state_bytes for x in layers)
+
+    def decode_bytes(self, past: int) -> int | None:
+        """Keys, values and states that one decoded token moves after ``past`` others: all in reach and its own."""
+        layers = self.layers_of_attention
+        if isinstance(layers, str):
+            return None
+        return sum(x.layers * (x.kv_bytes_per_token * x.in_reach(past + 1) + 2 * x.state_bytes) for x in layers)
+
+    def decode_attention_flops(self, past: int) -> int | None:
+        """FLOPs of one decoded token's attention over ``past`` others."""
+        layers = self.layers_of_attention
+        if isinstance(layers, str):
+            return None
+        return sum(x.layers * x.decode_flops_per_pair * x.in_reach(past) for x in layers)
+
+
+KV_UNKNOWN = "KV bytes unknown"
+# What notes of older records say where layers are not alike.
+_OLD_NOTES = ("keep only a window of keys and values", "keep a state of constant size, not counted")

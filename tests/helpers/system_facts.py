@@ -10,7 +10,8 @@ from typing import Any
 from moeprof.capture.models.count import facts_of_config
 from moeprof.capture.models.find import named_configs
 from moeprof.core.known_models import FACTS, System, systems
-from moeprof.core.model_facts import ModelFacts
+from moeprof.core.model_facts import LayerAttention, ModelFacts
+from moeprof.core.record.headers import to_json
 
 
 def count_config(system: System) -> ModelFacts:
@@ -20,14 +21,17 @@ def count_config(system: System) -> ModelFacts:
 
 def packed(facts: ModelFacts) -> dict[str, Any]:
     """One row of the file: what the list does not say, and each kind of MoE layer once."""
-    value = facts.to_json()
+    value: dict[str, Any] = to_json(facts)
     layers, kinds, order = value.pop("moe_layers"), [], []
     for layer in layers:
         before, number, after = re.split(r"(\d+)", layer["name"], maxsplit=1)
         kind = layer | {"name": f"{before}{{}}{after}"}
         kinds += [] if kind in kinds else [kind]
         order.append([kinds.index(kind), int(number)])
+    plain = {field.name: field.default for field in fields(LayerAttention)}
+    value["attention"] = [{k: v for k, v in kind.items() if v != plain[k]} for kind in value["attention"]]
     usual = {field.name: field.default for field in fields(ModelFacts)} | {"name": facts.name, "source": facts.source}
+    usual |= {"other_parts": {}}
     return {key: item for key, item in value.items() if item != usual[key]} | {"layer_kinds": kinds, "layers": order}
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from moeprof.analysis.report.document import Chart, Document, Series, Table, Waterfall
 from moeprof.analysis.stats.estimate import Ratio
-from moeprof.render.cells import block_bars, footnotes, ratio_interval, ratio_text, short_text, spans, times
+from moeprof.core.units import times
+from moeprof.render.cells import block_bars, footnotes, ratio_interval, ratio_text, short_text, spans
 from moeprof.render.html.charts.labels import place_labels
 from moeprof.render.html.charts.lines import draw_chart
 from moeprof.render.html.charts.waterfall import draw_waterfall

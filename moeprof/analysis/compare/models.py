@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
-from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
+from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, exact_ratio, interval_ratio, timed_pair_ratio, untold
 from moeprof.analysis.compare.same_work import Work, other_text, why_incomparable
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import SplitBounds, bounds_by_figure
 from moeprof.analysis.metrics.lookup import Key, by_key, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import ROUNDS, Ratio
@@ -88,6 +90,7 @@ class _Side:
 
     model: ModelSummary
     values: Mapping[Key, MetricValue]
+    bounds: Mapping[Key, SplitBounds]
     repeats: Repeats
     tokenizer: str | None
     work: Work
@@ -97,6 +100,7 @@ class _Side:
         return _Side(
             model=model,
             values=by_key(model.metrics),
+            bounds=bounds_by_figure(model.metrics),
             repeats=repeats(model, summary.pricing, summary.record.slo),
             tokenizer=summary.record.schedule(model.name).tokenizer_hash,
             work=Work.of(model),
@@ -105,6 +109,11 @@ class _Side:
 
 def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
     """One cell."""
+    ratio = _of_values(key, base, side)
+    return within_split(ratio, base.bounds.get(key), side.bounds.get(key), floor_ratio=PAIRED_FLOOR_RATIO)
+
+
+def _of_values(key: Key, base: _Side, side: _Side) -> Ratio:
     card, classes = card_for(key[0]), classes_of(key[0])
     first, second = base.values.get(key), side.values.get(key)
     if first is None or second is None:
@@ -128,9 +137,10 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
 
 def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: MetricValue) -> Ratio:
     logs = paired_logs(side.repeats.of(key), base.repeats.of(key))
-    if not logs:
-        return interval_ratio(first, second, card_for(key[0]).better)
-    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card_for(key[0]).better
+    card = card_for(key[0])
+    if not logs or card.of_requests:  # rounds and launches repeat the same requests: what repeats is no evidence
+        return interval_ratio(first, second, card.better)
+    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card.better
     invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
     if base.repeats.unit == "launch":
         return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)

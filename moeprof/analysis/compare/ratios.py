@@ -77,7 +77,10 @@ def estimated_ratio(estimate: Estimate, better: Better, floor_ratio: float = 0.0
     """A ratio judged by its interval; what differs by less than the floor may be the machine."""
     judged = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
     said = estimate.reason if better == "neither" else judged.reason
-    text = "; ".join(dict.fromkeys(part for part in (said, *reasons) if part)) or None
+    text = (
+        "; ".join(dict.fromkeys(part for part in (said, *(reasons if estimate.low is not None else ())) if part))
+        or None
+    )
     return estimate.judged(_unless_neither(judged.verdict, better), text)
 
 
@@ -132,7 +135,8 @@ def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
     if None in halves:
         bare = first if halves[0] is None else second
         why = next(
-            (reason for reason in bare.reasons if reason.startswith("no interval")), "no interval is known of it"
+            (reason for reason in bare.reasons if reason.startswith("no interval")),
+            "one launch gives no interval of it",
         )
         return Estimate(value=ratio, reason=why)
     half = math.hypot(*(h for h in halves if h is not None))

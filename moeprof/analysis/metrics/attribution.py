@@ -44,9 +44,10 @@ _PERMUTATION = "block permutation of residualised terms (Kennedy 1995; Winkler e
 _card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _card("variance_explained_by_routing_ratio", "Latency variance by routing", "ratio", "neither",
-          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
+          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION,
+          needs="steps"),
     _card("variance_explained_by_routing_p", "Latency variance by routing, p", "ratio", "neither",
-          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION),
+          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION, needs="steps"),
     _card("placebo_variance_explained_by_routing_ratio", "Placebo: MoE routing on the dense model", "ratio", "neither",
           f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
     _card("placebo_variance_explained_by_routing_p", "Placebo: MoE routing on the dense model, p", "ratio", "neither",
@@ -55,11 +56,14 @@ CARDS: tuple[Card, ...] = (
     _card("variance_explained_by_routing_min_detectable_ratio", "Share that such a run shows 4 times in 5", "ratio",
           "lower", "smallest share at which the gain exceeds the 95 % quantile of shuffled gains with probability 0.8: "
           "noncentral chi-square, as many independent steps as the mean shuffled gain implies; it decides nothing",
-          source=_PERMUTATION),
-    _card("step_fit_r2_ratio", "Fit of step time", "ratio", "neither", f"R2 of {_MODEL}"),
-    _card("step_time_per_distinct_expert_s", "Step time per distinct expert", "s", "lower", f"b_U of {_MODEL}"),
-    _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}"),
-    _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}"),
+          source=_PERMUTATION, needs="steps"),
+    _card("step_fit_r2_ratio", "Fit of step time", "ratio", "neither", f"R2 of {_MODEL}", needs="steps"),
+    _card("step_time_per_distinct_expert_s", "Step time per distinct expert", "s", "lower", f"b_U of {_MODEL}",
+          needs="steps"),
+    _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}",
+          needs="steps"),
+    _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}",
+          needs="steps"),
 )  # fmt: skip
 
 

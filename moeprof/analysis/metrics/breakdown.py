@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import numpy as np
+
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, limits_of
+from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, SeenTokens, attention_work, limits_of
 from moeprof.core.metric import Card, MetricValue, measured
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep
@@ -88,8 +90,9 @@ def stage_work(
         facts: the model.
         engine: EngineFacts as in launch.json; the experts kernel says how often an expert is read.
     """
-    if facts.kv_bytes_per_token is None or facts.attention_flops_per_pair is None:
-        return next((n for n in facts.notes if n.startswith("KV bytes unknown")), "KV bytes per token are unknown")
+    attention = attention_work(facts, SeenTokens.of_point(point, facts))
+    if isinstance(attention, str):
+        return attention
     distinct = _distinct(point, layers, facts)
     if isinstance(distinct, str):
         return distinct
@@ -107,10 +110,7 @@ def stage_work(
     works = dict.fromkeys(STAGES, Work()) | {
         "embedding": Work(num_bytes=tokens * facts.hidden_size * per_param),
         "attention_projections": dense("attention"),
-        "attention": Work(
-            num_bytes=facts.kv_bytes_per_token * (point.context_tokens + tokens),
-            flops=facts.attention_flops_per_pair * point.attention_pairs,
-        ),
+        "attention": Work(num_bytes=float(attention[0][0]), flops=float(attention[1][0])),
         "router": dense("router"),
         "dispatch": Work(num_bytes=copied),
         "experts": experts,
@@ -231,7 +231,7 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
     profiled = _typical(point.profiled_P)
     seconds = dict.fromkeys(PARTS, 0.0) | _split(wall_s, device_s, profiled, gap)
     floors: Mapping[str, float | None] = dict.fromkeys(PARTS)
-    roofline_s, reason = None, works if isinstance(works, str) else limits.bandwidth_reason or limits.flops_reason
+    roofline_s, reason = None, works if isinstance(works, str) else _no_floor(total_of(works), limits)
     if not isinstance(works, str) and not reason:
         roofline_s = total_of(works).floor_s(limits)
         works = _as_run(works, profiled)
@@ -251,6 +251,11 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
         profiled=profiled,
         reason=reason,
     )
+
+
+def _no_floor(work: Work, limits: Limits) -> str | None:
+    """Why the device's limits say nothing of a step of this size; None where they do."""
+    return limits.bandwidth_reason or limits.flops_reason or limits.cached(np.array([work.num_bytes]))
 
 
 def _as_run(works: dict[str, Work], profiled: ProfiledStep | None) -> dict[str, Work]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
+from moeprof.analysis.metrics.work import SeenTokens, read_bytes
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.model_facts import ModelFacts
+from moeprof.core.model_facts import OTHER_MODALITIES, ModelFacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ class BusySplit:
         method: ``pure`` (nothing to split), or where the stand-alone costs came from.
         mixed_steps: steps that were split.
         clamped_steps: of these, shares that fell outside [0, t].
+        has_decode: some step processed decode tokens; else all output tokens are first tokens, made in prefill.
     """
 
     prefill_S: FloatArray
@@ -47,6 +49,7 @@ class BusySplit:
     method: SplitMethod
     mixed_steps: int
     clamped_steps: int
+    has_decode: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ def split_busy(
             method="pure",
             mixed_steps=0,
             clamped_steps=0,
+            has_decode=bool(is_phase(steps, "decode").any()),
         )
     t = seconds[mixed]
     alone = _stand_alone(steps, steps[mixed], t, facts, calibration, peaks)
@@ -128,8 +132,9 @@ def _stand_alone(
         models = None if table is None else _learn(table)
         if models is not None:
             return StandAlone(prefill=models[0](mixed), decode=models[1](mixed), method=method)
-    if peaks is not None and facts is not None and facts.kv_bytes_per_token is not None:
-        return _by_roofline(mixed, t, facts, peaks)
+    by_roofline = None if peaks is None or facts is None else _by_roofline(mixed, t, facts, peaks)
+    if by_roofline is not None:
+        return by_roofline
     prefill, decode = column(mixed, "prefill_tokens"), column(mixed, "decode_tokens")
     share = prefill / (prefill + decode)
     return StandAlone(prefill=t * share, decode=t * (1 - share), method="tokens")
@@ -171,25 +176,29 @@ def _fit(table: pd.DataFrame, terms: Callable[[pd.DataFrame], FloatArray], token
     return lambda rows: cast(FloatArray, terms(rows) @ coefficients)
 
 
-def _by_roofline(mixed: pd.DataFrame, t: FloatArray, facts: ModelFacts, peaks: tuple[float, float]) -> StandAlone:
-    """Roofline of each side alone, scaled by how far the joint step is from its own roofline."""
+def _by_roofline(
+    mixed: pd.DataFrame, t: FloatArray, facts: ModelFacts, peaks: tuple[float, float]
+) -> StandAlone | None:
+    """Roofline of each side alone, scaled by how far the joint step is from its own; None where it is unknown."""
     prefill, decode = column(mixed, "prefill_tokens"), column(mixed, "decode_tokens")
-    own = np.nan_to_num(column(mixed, "prefill_context_tokens"))
-    context = np.nan_to_num(column(mixed, "context_tokens"))
-    joint = _roofline(prefill + decode, context, facts, peaks)
-    factor = t / joint
+    seen = SeenTokens.of(mixed, facts)
+    joint = read_bytes(facts, seen.keys_S, seen.sequences_S)
+    own = read_bytes(facts, seen.prefill_keys_S, seen.prefill_sequences_S)
+    if isinstance(joint, str) or isinstance(own, str):
+        return None
+    factor = t / _roofline(prefill + decode, joint, facts, peaks)
     return StandAlone(
         prefill=factor * _roofline(prefill, own, facts, peaks),
-        decode=factor * _roofline(decode, context - own, facts, peaks),
+        decode=factor * _roofline(decode, joint - own, facts, peaks),
         method="roofline",
     )
 
 
-def _roofline(tokens: FloatArray, context: FloatArray, facts: ModelFacts, peaks: tuple[float, float]) -> FloatArray:
+def _roofline(tokens: FloatArray, kv_bytes: FloatArray, facts: ModelFacts, peaks: tuple[float, float]) -> FloatArray:
     """Seconds at least, with as many distinct experts as uniform routing expects: E * (1 - (1 - k/E)^T)."""
     size: Mapping[str, Any] = facts.bytes_by_group
-    resident = sum(size.values()) - size.get("routed_experts", 0) - size.get("embedding", 0)
-    num_bytes = resident + (facts.kv_bytes_per_token or 0) * context
+    elsewhere = sum(size.get(group, 0) for group in ("routed_experts", "embedding", OTHER_MODALITIES))
+    num_bytes = sum(size.values()) - elsewhere + kv_bytes
     for layer in facts.moe_layers:
         distinct = layer.num_experts * (1 - (1 - layer.top_k / layer.num_experts) ** tokens)
         num_bytes = num_bytes + layer.expert_bytes * distinct

@@ -14,7 +14,7 @@ from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
-from moeprof.core.model_facts import GROUPS, ModelFacts
+from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, MemoryHeader
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
@@ -30,17 +30,21 @@ CARDS: tuple[Card, ...] = (
     _card("weights_bytes", "weights", "B", "lower", "bytes as stored; by group with label group", kind="exact",
           gates=(Place(30, "0%"),), baseline=(Place(30),)),
     _card("kv_cache_bytes", "KV cache, allocated", "B", "neither", "bytes allocated for keys and values", kind="exact",
-          gates=(Place(50, "+1%"),)),
+          gates=(Place(50, "+1%"),), needs="memory"),
     _of_run("kv_cache_peak_used_bytes", "KV cache, most used", "B", "lower",
-          "largest kv_tokens_used at the end of a step * kv_bytes_per_token", counts_tokens=True),
+          "largest kv_tokens_used at the end of a step * kv_bytes_per_token", counts_tokens=True, needs="memory"),
     _of_run("activation_peak_bytes", "activations, peak", "B", "lower",
-          "peak allocated - allocated after weights and cache"),
-    _of_run("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory"),
-    _of_run("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak"),
-    _of_run("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded"),
-    _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process"),
+          "peak allocated - allocated after weights and cache", needs="memory"),
+    _of_run("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory", needs="memory"),
+    _of_run("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak",
+          needs="memory"),
+    _of_run("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded",
+          needs="memory"),
+    _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process",
+          needs="memory"),
     _of_run("peak_memory_bytes", "memory needed", "B", "lower",
-          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),)),
+          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),),
+          needs="memory"),
     _of_routing("idle_expert_bytes_per_step", "expert bytes idle in a step", "B", "lower",
           "mean over steps of routed expert bytes - bytes of experts with a token; a fact, not a price",
           of_batches=True),
@@ -51,7 +55,8 @@ CARDS: tuple[Card, ...] = (
     _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "lower",
           "fewest expert bytes with 99 % of picks"),
     _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
-          "floor((device memory - weights) / (mean prompt + output tokens * kv_bytes_per_token))", counts_tokens=True),
+          "floor((device memory - weights) / what a request keeps of prompt and output, mean over requests)",
+          counts_tokens=True, needs="memory"),
 )  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def memory_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[Pas
     """
     memory = launch.memory
     values = [_exact("weights_bytes", sum(facts.bytes_by_group.values()))]
-    values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in GROUPS]
+    values += [_exact("weights_bytes", facts.bytes_by_group.get(g, 0), group=g) for g in facts.groups]
     values += _measured(memory, launch.engine)
     values.append(_cache_peak(facts, rounds))
     values.append(_fragmentation(memory))
@@ -130,12 +135,13 @@ def _peak(memory: MemoryHeader) -> MetricValue:
 
 
 def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
-    """floor((device memory - weights) / (mean prompt + output tokens * KV bytes per token))."""
+    """floor((device memory - weights) / what a request keeps at its end, mean over requests)."""
     name, total = "max_concurrent_sequences", memory.device_total_bytes
     if total is None:
         return missing(name, _reason(memory, "device_total_bytes"))
-    if not facts.kv_bytes_per_token:
-        return missing(name, "KV bytes per token are unknown")
+    layers = facts.layers_of_attention
+    if isinstance(layers, str):
+        return missing(name, layers)
     lengths = [column(t.requests, "input_tokens") + column(t.requests, "asked_output_tokens") for t in rounds]
     known = np.concatenate(lengths) if lengths else np.empty(0)
     known = known[np.isfinite(known)]
@@ -144,7 +150,8 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     room = total - sum(facts.bytes_by_group.values())
     if room <= 0:
         return missing(name, "the weights alone fill the device")
-    return MetricValue(name=name, value=math.floor(room / (float(known.mean()) * facts.kv_bytes_per_token)))
+    kept = np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known])
+    return MetricValue(name=name, value=math.floor(room / float(kept)))
 
 
 def _experts(facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:

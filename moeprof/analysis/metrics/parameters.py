@@ -9,7 +9,7 @@ from functools import partial
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
-from moeprof.core.model_facts import GROUPS, ModelFacts
+from moeprof.core.model_facts import ModelFacts
 
 COUNTS = ("total_params", "active_params", "active_params_no_embedding", "active_params_no_embedding_no_head")
 
@@ -19,20 +19,21 @@ CARDS: tuple[Card, ...] = (
     _card("total_params", "parameters, total", "parameters", "neither", "all parameters, tied ones once",
           gates=(Place(10, "+0%"),), baseline=(Place(10),)),
     _card("active_params", "parameters, active (A)", "parameters", "neither",
-          "total - sum over MoE layers of routed * (1 - k/E); Mixtral, Qwen, OLMoE, DBRX, Jamba publish this one",
+          "total - sum over MoE layers of routed * (1 - k/E) - parts that no text token passes; Mixtral, Qwen, OLMoE, "
+          "DBRX, Jamba publish this one",
           gates=(Place(20, "+0%"),), baseline=(Place(20),)),
     _card("active_params_no_embedding", "parameters, active without embedding (B)", "parameters", "neither",
           "A - input embedding (kept when tied); gpt-oss and DeepSeek-V3 publish this one"),
     _card("active_params_no_embedding_no_head", "parameters, active without embedding and head (C)", "parameters",
           "neither", "B - lm_head; GLM-4.5, MiniMax-Text-01 and Moonlight publish this one"),
-    _card("active_params_ratio", "active / total", "ratio", "neither", "active_params / total_params",
+    _card("active_params_ratio", "active / total", "share", "neither", "active_params / total_params",
           screen=(Place(140, "active / total parameters"),)),
     _card("params", "parameters of a group", "parameters", "neither", "parameters of the group in label group"),
     _card("num_moe_layers", "MoE layers", "layers", "neither", "blocks of routed experts"),
     _card("num_experts", "experts per layer", "experts", "neither", "E"),
     _card("top_k", "experts per token", "experts", "neither", "k"),
     _card("expert_bytes", "size of one expert", "B", "neither", "bytes of one routed expert as stored"),
-    _card("kv_bytes_per_token", "KV bytes per token", "B", "lower", "keys and values of one token over all layers",
+    _card("kv_bytes_per_token", "KV bytes per token", "B", "lower", "keys and values of a token that all layers see",
           gates=(Place(40, "0%"),), baseline=(Place(40),)),
     _card("attention_flops_per_pair", "attention FLOPs per pair", "FLOP", "lower",
           "2 * heads * (key width + value width) over all layers, per query-key pair", gates=(Place(60, "+0%"),)),
@@ -54,9 +55,13 @@ CARDS: tuple[Card, ...] = (
     _shape("weights_bytes_per_token", "bytes of weights read per token", "B", "lower", "weights_bytes_per_step / batch",
           source="docs/metrics.md#work"),
     _shape("kv_bytes_per_step", "bytes of keys and values that a decode step moves", "B", "lower",
-          "batch * (context + 1) * kv_bytes_per_token", source="docs/metrics.md#work"),
+          "batch * sum over layers of bytes per token * min(context + 1, window), and 2 * every constant state",
+          source="docs/metrics.md#work"),
+    _shape("kept_bytes_per_sequence", "bytes kept of a sequence", "B", "lower",
+          "sum over layers of bytes per token * min(context, window), and every constant state",
+          source="docs/metrics.md#memory"),
     _shape("devices_needed", "devices that hold the model", "devices", "lower",
-          "ceil((weights_bytes + largest batch * context * kv_bytes_per_token) / (0.9 * device memory))",
+          "ceil((weights_bytes + largest batch * kept_bytes_per_sequence) / (0.9 * device memory))",
           source="docs/metrics.md#memory"),
     _shape("twin_params", "parameters of a dense twin", "parameters", "neither",
           "active_params or total_params, by label match, without the routers", source="docs/metrics.md#sparsity"),
@@ -75,9 +80,10 @@ def parameter_metrics(facts: ModelFacts) -> list[MetricValue]:
     values.append(measured("active_params_ratio", ratio, "no parameters", exact=True))
     values += [
         MetricValue(name="params", value=facts.params_by_group.get(group, 0), exact=True, labels={"group": group})
-        for group in GROUPS
+        for group in facts.groups
     ]
-    unknown = next((note for note in facts.notes if note.startswith("KV bytes unknown")), "not known")
+    layers = facts.layers_of_attention
+    unknown = layers if isinstance(layers, str) else "not known"
     values += [
         measured(name, getattr(facts, name), unknown, exact=True)
         for name in ("kv_bytes_per_token", "attention_flops_per_pair")

@@ -2,12 +2,14 @@
 
 Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
 follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits
-are the ones measured on the device when the run started.
+are the ones measured on the device when the run started. Bandwidth is no limit of steps whose bytes fit the last-level
+cache, whatever the size of the model: the next step may find them there.
 
 Bytes and FLOPs of every step, from what ran (docs/metrics.md#work). Vectorised: S steps, L MoE layers.
 
-A step reads every resident matrix once, the experts that its tokens chose, the keys and values of its sequences, and
-the head; it multiplies each token with the matrices it passes. How many expert bytes are read depends on the kernel:
+A step reads every resident matrix once, the experts that its tokens chose, what each layer sees of its sequences' keys
+and values (and reads and writes their states of constant size), and the head; it multiplies each token with the
+matrices it passes. How many expert bytes are read depends on the kernel:
 grouped kernels fetch each distinct expert once, gathering kernels fetch three times per token and pick, and code that
 runs all experts fetches all.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,15 +28,20 @@ from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
-from moeprof.core.model_facts import ModelFacts
+from moeprof.core.model_facts import OTHER_MODALITIES, ModelFacts
+from moeprof.core.record.breakdown import GapPoint
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, PeaksHeader
+from moeprof.core.record.tables import WINDOWED
 from moeprof.core.units import num_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "other")
 # bytes per (token, pick) relative to one expert, for kernels that copy weights per pick: read, write, read again.
 GATHER_FACTOR = 3
 
-_card = partial(Card, section="work", source="docs/metrics.md#work")
+_card = partial(Card, section="work", source="docs/metrics.md#work", needs="steps")
 _counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
 _timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
 _peak = partial(_card, kind="timed", counts_tokens=False)
@@ -42,10 +50,12 @@ CARDS: tuple[Card, ...] = (
           "B with k/E replaced by measured distinct experts per layer, plus the embedding rows looked up",
           screen=(Place(150, "parameters touched per decode step", phase="decode", own=True),)),
     _counted("bytes_per_step", "bytes a step moves", "B", "lower",
-          "resident weights + distinct experts * expert bytes (by kernel) + KV read and write + head once"),
+          "resident weights + distinct experts * expert bytes (by kernel) + keys, values and states read and written, "
+          "by layer + head once"),
     _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
-          "2 * tokens * (resident + k * expert) + attention pairs + head on the rows kept"),
-    _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher", "sum(bytes) / sum(step s) / measured bandwidth",
+          "2 * tokens * (resident + k * expert) + attention pairs, by layer + head on the rows kept"),
+    _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher",
+          "sum(bytes) / sum(step s) / measured bandwidth; n/a where the bytes of a step fit the last-level cache",
           source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
           screen=(Place(180, "memory bandwidth used (MBU)"),)),
     _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
@@ -102,25 +112,26 @@ def step_work(tables: PassTables, facts: ModelFacts, engine: EngineHeader) -> St
         engine: of launch.json; ``experts`` names the experts implementation.
     """
     steps = tables.steps
-    if facts.kv_bytes_per_token is None or facts.attention_flops_per_pair is None:
-        return next((n for n in facts.notes if n.startswith("KV bytes unknown")), "KV bytes per token are unknown")
+    attention = attention_work(facts, SeenTokens.of(steps, facts))
+    if isinstance(attention, str):
+        return attention
     distinct = distinct_experts(tables, facts)
     if isinstance(distinct, str):
         return distinct
     distinct_SL, kept_S = distinct
     tokens = (column(steps, "prefill_tokens") + column(steps, "decode_tokens"))[kept_S]
     rows = column(steps, "new_tokens")[kept_S]
-    pairs, context = column(steps, "attention_pairs")[kept_S], column(steps, "context_tokens")[kept_S]
+    kv_bytes_S, attention_flops_S = attention[0][kept_S], attention[1][kept_S]
     size, params = facts.bytes_by_group, facts.params_by_group
     head = "embedding" if facts.tied_embeddings else "lm_head"
     expert_bytes, expert_params_read, expert_flops = _experts(facts, distinct_SL, tokens, engine.experts)
     resident = sum(size.get(group, 0) for group in ALWAYS_READ)
-    bytes_S = resident + expert_bytes + facts.kv_bytes_per_token * (context + tokens) + (rows > 0) * size.get(head, 0)
+    bytes_S = resident + expert_bytes + kv_bytes_S + (rows > 0) * size.get(head, 0)
     through = sum(params.get(group, 0) for group in ALWAYS_READ if group != "norm")
     flops_S = 2 * (tokens * through + expert_flops + rows * params.get(head, 0))
-    flops_S = flops_S + facts.attention_flops_per_pair * pairs
+    flops_S = flops_S + attention_flops_S
     looked_up = 0.0 if facts.tied_embeddings else tokens * facts.hidden_size
-    not_routed = facts.total_params - params.get("routed_experts", 0)
+    not_routed = facts.total_params - params.get("routed_experts", 0) - params.get(OTHER_MODALITIES, 0)
     touched = not_routed - (0 if facts.tied_embeddings else params.get("embedding", 0)) + expert_params_read + looked_up
     return StepWork(
         bytes_S=bytes_S,
@@ -130,6 +141,109 @@ def step_work(tables: PassTables, facts: ModelFacts, engine: EngineHeader) -> St
         touched_params_S=np.broadcast_to(touched, tokens.shape).astype(np.float64),
         kept_S=kept_S,
     )
+
+
+ByWindow = dict[int | None, FloatArray]  # what layers of each window saw; None: of those that see all
+NO_WINDOWS = "the record does not say what layers with a window saw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenTokens:
+    """What the tokens of each step saw, by the window of a layer (None: all tokens).
+
+    Attributes:
+        written_S: tokens whose keys and values are new.
+        sequences_S: sequences in the step.
+        keys_S: keys read, summed over sequences.
+        prefill_pairs_S, decode_pairs_S: query-key pairs.
+        prefill_keys_S, prefill_sequences_S: the prefill sequences' part of keys and of sequences.
+    """
+
+    written_S: FloatArray
+    sequences_S: FloatArray
+    keys_S: ByWindow
+    prefill_pairs_S: ByWindow
+    decode_pairs_S: ByWindow
+    prefill_keys_S: ByWindow
+    prefill_sequences_S: FloatArray
+
+    @classmethod
+    def of(cls, steps: pd.DataFrame, facts: ModelFacts) -> SeenTokens:
+        """From a table of steps; without the windows that an older record did not keep.
+
+        A decoded token makes one pair with each key that is read for it.
+        """
+        names = ("context_tokens", "prefill_context_tokens", "attention_pairs")
+        keys, prefill_keys, pairs = tables = [ByWindow({None: column(steps, name)}) for name in names]
+        for number, window in enumerate(facts.windows):
+            for name, found in zip(names, tables, strict=True):
+                values = steps.get(WINDOWED[name])
+                if values is not None and values.notna().all():
+                    found[window] = np.array([row[number] for row in values], dtype=np.float64)
+        prefill_keys = ByWindow({window: np.nan_to_num(found) for window, found in prefill_keys.items()})
+        decode: ByWindow = {window: keys[window] - prefill_keys[window] for window in pairs}
+        return cls(
+            written_S=column(steps, "prefill_tokens") + column(steps, "decode_tokens"),
+            sequences_S=column(steps, "num_requests"),
+            keys_S=keys,
+            prefill_pairs_S={window: pairs[window] - decode[window] for window in pairs},
+            decode_pairs_S=decode,
+            prefill_keys_S=prefill_keys,
+            prefill_sequences_S=column(steps, "num_prefill_requests"),
+        )
+
+    @classmethod
+    def of_point(cls, point: GapPoint, facts: ModelFacts) -> SeenTokens:
+        """From repeated steps of one size and phase: arrays of one step."""
+        windows = facts.windows[: len(point.window_context_W)]
+        keys = (point.context_tokens, *point.window_context_W)
+        pairs = (point.attention_pairs, *point.window_pairs_W)
+        keys_S, pairs_S = (
+            ByWindow({window: np.array([n]) for window, n in zip((None, *windows), found, strict=True)})
+            for found in (keys, pairs)
+        )
+        none_S = ByWindow(dict.fromkeys(pairs_S, np.zeros(1)))
+        is_decode = point.phase == "decode"
+        return cls(
+            written_S=np.array([float(point.tokens)]),
+            sequences_S=np.array([float(point.sequences)]),
+            keys_S=keys_S,
+            prefill_pairs_S=none_S if is_decode else pairs_S,
+            decode_pairs_S=pairs_S if is_decode else none_S,
+            prefill_keys_S=none_S if is_decode else keys_S,
+            prefill_sequences_S=np.array([0.0 if is_decode else float(point.sequences)]),
+        )
+
+
+def attention_work(facts: ModelFacts, seen: SeenTokens) -> tuple[FloatArray, FloatArray] | str:
+    """(bytes, FLOPs) per step of all layers' attention, or the reason why they are unknown.
+
+    Keys and values in reach are read and those of the step's tokens written, where the layer keeps its own; a state of
+    constant size is read and written once a sequence.
+    """
+    layers, read = facts.layers_of_attention, read_bytes(facts, seen.keys_S, seen.sequences_S)
+    if isinstance(layers, str) or isinstance(read, str):
+        return layers if isinstance(layers, str) else str(read)
+    written = sum(layer.keeps_bytes_per_token for layer in layers) * seen.written_S
+    states = facts.state_bytes_per_sequence * seen.sequences_S
+    flops = np.zeros_like(seen.written_S)
+    for layer in layers:
+        flops += layer.layers * layer.flops_per_pair * seen.prefill_pairs_S[layer.window]
+        flops += layer.layers * layer.decode_flops_per_pair * seen.decode_pairs_S[layer.window]
+    return read + written + states, flops
+
+
+def read_bytes(facts: ModelFacts, keys_S: ByWindow, sequences_S: FloatArray) -> FloatArray | str:
+    """Bytes of keys, values and states that each step reads, or the reason why they are unknown."""
+    layers = facts.layers_of_attention
+    if isinstance(layers, str):
+        return layers
+    if any(layer.window not in keys_S for layer in layers):
+        return NO_WINDOWS
+    found: FloatArray = facts.state_bytes_per_sequence * sequences_S
+    for layer in layers:
+        found = found + layer.layers * layer.kv_bytes_per_token * keys_S[layer.window]
+    return found
 
 
 def distinct_experts(tables: PassTables, facts: ModelFacts) -> tuple[FloatArray, BoolArray] | str:
@@ -171,6 +285,7 @@ def _experts(
 
 PHASES = (ALL, "prefill", "decode")
 PER_STEP = ("bytes_per_step", "flops_per_step", "touched_params_per_step")
+CACHED_SHARE = 0.05  # of the bytes, moved by steps that fit the cache: with more, bandwidth is not said to be the limit
 OF_LIMITS = ("mbu_ratio", "mfu_ratio", "roofline_s", "time_over_roofline_ratio")
 
 
@@ -179,40 +294,43 @@ class Limits:
     """What the device can do; each None has its reason.
 
     Attributes:
-        bandwidth_bytes_per_s: measured, where it is a limit at all.
-        measured_bandwidth_bytes_per_s: measured, whether it limits this model or not.
+        bandwidth_bytes_per_s: measured; of which steps it is a limit, :meth:`cached` says.
         flops_per_s: measured, in the run's dtype.
         bandwidth_reason, flops_reason: why one is None.
+        cache_bytes: of the last-level cache; None where that is not known.
     """
 
     bandwidth_bytes_per_s: float | None
     flops_per_s: float | None
     bandwidth_reason: str = ""
     flops_reason: str = ""
-    measured_bandwidth_bytes_per_s: float | None = None
+    cache_bytes: float | None = None
+
+    def cached(self, bytes_S: FloatArray) -> str | None:
+        """Why bandwidth is no limit of these steps; None where nearly all of their bytes come from memory."""
+        if self.cache_bytes is None or not len(bytes_S):
+            return None
+        within = bytes_S <= self.cache_bytes
+        cache = f"the last-level cache ({num_bytes(self.cache_bytes)})"
+        if within.all():
+            return f"the bytes of a step ({num_bytes(float(bytes_S.mean()))}) fit {cache}"
+        share = float(bytes_S[within].sum() / bytes_S.sum())
+        return f"{share:.0%} of the bytes are moved by steps that fit {cache}" if share > CACHED_SHARE else None
 
 
 def limits_of(launch: LaunchHeader, facts: ModelFacts) -> Limits:
-    """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache.
-
-    Peaks are those of one device; a model that several GPUs share has them all.
-    """
+    """The measured peaks. They are those of one device; a model that several GPUs share has them all."""
     peaks, engine = launch.peaks or PeaksHeader(), launch.engine
     dtype = (engine.dtype or facts.dtype).removeprefix("torch.")
     devices = engine.ranks if (engine.device or "").startswith("cuda") else 1
-    measured = _times(peaks.bandwidth_bytes_per_s, devices)
-    bandwidth, bandwidth_reason = measured, peaks.bandwidth_reason or ""
-    cache, weights = _times(peaks.cache_bytes, devices), sum(facts.bytes_by_group.values())
-    if cache is not None and weights <= cache:
-        sizes = f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
-        bandwidth, bandwidth_reason = None, sizes
+    bandwidth = _times(peaks.bandwidth_bytes_per_s, devices)
     flops = _times(peaks.flops_per_s.get(dtype), devices)
     unmeasured = "peaks were not measured"
     return Limits(
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
-        bandwidth_reason="" if bandwidth else bandwidth_reason or unmeasured,
-        measured_bandwidth_bytes_per_s=measured,
+        bandwidth_reason="" if bandwidth else peaks.bandwidth_reason or unmeasured,
+        cache_bytes=_times(peaks.cache_bytes, devices),
         flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if launch.peaks else unmeasured),
     )
 
@@ -222,9 +340,11 @@ def _times(value: float | None, devices: int) -> float | None:
 
 
 def peaks_of(launch: LaunchHeader, facts: ModelFacts) -> tuple[float, float] | None:
-    """(bytes/s, FLOP/s) for the cost split's last resort; None unless both limits apply to this model."""
+    """(bytes/s, FLOP/s) for the cost split's last resort; None unless both are known and the weights miss the cache."""
     limits = limits_of(launch, facts)
     if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
+        return None
+    if limits.cache_bytes is not None and sum(facts.bytes_by_group.values()) <= limits.cache_bytes:
         return None
     return limits.bandwidth_bytes_per_s, limits.flops_per_s
 
@@ -290,10 +410,15 @@ def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N8
 
 def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
     none = f"no pure {phase} steps" if phase != ALL else "no steps"
-    bandwidth, rate = limits.bandwidth_bytes_per_s, limits.flops_per_s
-    both = limits.bandwidth_reason or limits.flops_reason or none
+    rate = limits.flops_per_s
     filled = [part for part in parts if len(part.seconds)]
-    rooflines = [part.roofline_s for part in filled if part.roofline_s is not None]
+    cached = limits.cached(np.concatenate([p.num_bytes for p in filled])) if filled else None
+    no_bandwidth = limits.bandwidth_reason or cached or ""
+    bandwidth, both = (
+        None if no_bandwidth else limits.bandwidth_bytes_per_s,
+        no_bandwidth or limits.flops_reason or none,
+    )
+    rooflines = [part.roofline_s for part in filled if part.roofline_s is not None and not no_bandwidth]
     return [
         mean_of_steps("bytes_per_step", [p.num_bytes for p in filled], labels, none),
         mean_of_steps("flops_per_step", [p.flops for p in filled], labels, none),
@@ -302,7 +427,7 @@ def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, p
             "mbu_ratio",
             [_ratio(p.num_bytes, p.seconds) / bandwidth for p in filled] if bandwidth else [],
             labels,
-            limits.bandwidth_reason or none,
+            no_bandwidth or none,
         ),
         over_rounds(
             "mfu_ratio",
@@ -313,7 +438,7 @@ def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, p
         mean_of_steps("roofline_s", rooflines, labels, both),
         over_rounds(
             "time_over_roofline_ratio",
-            [_ratio(p.seconds, p.roofline_s) for p in filled if p.roofline_s is not None],
+            [_ratio(p.seconds, p.roofline_s) for p in filled if p.roofline_s is not None and not no_bandwidth],
             labels,
             both,
         ),
@@ -328,7 +453,7 @@ def _ratio(above_S: FloatArray, below_S: FloatArray) -> float:
 def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
     """What the device was measured to do; the same for all traffic of a launch."""
     pairs = (
-        ("peak_bandwidth_bytes_per_s", limits.measured_bandwidth_bytes_per_s, limits.bandwidth_reason),
+        ("peak_bandwidth_bytes_per_s", limits.bandwidth_bytes_per_s, limits.bandwidth_reason),
         ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
     )
     return [measured(name, value, reason, labels) for name, value, reason in pairs]

@@ -92,8 +92,9 @@ class Trend:
 
 
 def wanted_figures(regression: Regression) -> tuple[tuple[str, Key], ...]:
-    """(model, figure) of every gate."""
-    return tuple(dict.fromkeys((gate.model, gate.key) for gate in regression.gates))
+    """(model, figure) of every gate whose two sides may be compared."""
+    comparable = (gate for gate in regression.gates if gate.verdict != "incomparable")
+    return tuple(dict.fromkeys((gate.model, gate.key) for gate in comparable))
 
 
 def trend(baselines: Sequence[Baseline], wanted: Sequence[tuple[str, Key]], *, last: int = LAST) -> Trend:

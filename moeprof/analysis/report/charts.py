@@ -31,7 +31,7 @@ from moeprof.analysis.report.document import (
 )
 from moeprof.analysis.report.sections import breakdown
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.model_facts import GROUPS
+from moeprof.core.model_facts import GROUPS, OTHER_MODALITIES
 
 MOST_PASSES = 12
 GAP_RATIO = 0.02  # of the whole axis, between two passes
@@ -239,7 +239,7 @@ def _memory(summary: Summary) -> list[Block]:
     if not models:
         return []
     parts: list[tuple[str, tuple[float | None, ...]]] = []
-    for group in GROUPS:
+    for group in (*GROUPS, OTHER_MODALITIES):
         values = tuple(float(m.facts.bytes_by_group.get(group, 0)) for m in models if m.facts is not None)
         if any(values):
             parts.append((group.replace("_", " "), values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.sections.lockstep import ratio_text
@@ -27,7 +28,7 @@ def headline(summary: Summary) -> str:
     ratio = cost_ratio(summary, moe, dense)
     if ratio.verdict == "incomparable" or ratio.value is None:
         return _price(done[0])
-    return f"On the same requests {_compared(moe.name, dense.name, ratio)}: {_each(moe, dense)}."
+    return f"On the same requests {_compared(moe.name, dense.name, ratio)}; {_each(moe, dense)}."
 
 
 def _compared(moe: str, dense: str, ratio: Ratio) -> str:
@@ -37,15 +38,26 @@ def _compared(moe: str, dense: str, ratio: Ratio) -> str:
         return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
     if ratio.verdict == "no difference shown":
         return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
-    return (
-        f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}, {ratio.reason}"
-    )
+    why = f" ({ratio.reason})" if ratio.reason else ""
+    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
 
 
 def _each(*models: ModelSummary) -> str:
     prices = [number(m, "usd_per_1m_total_tokens") for m in models]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
     return f"{each} per 1M tokens, input and output together"
+
+
+def overloads(summary: Summary) -> tuple[str, ...]:
+    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
+    found = []
+    for model in summary.models:
+        told, behind = overload_of(model.rounds), fell_behind(model.rounds)
+        if told is not None and told.told:
+            found.append(f"{told.sentence(model.name)}.")
+        elif behind is not None:
+            found.append(f"{model.name} fell behind its traffic: {behind}.")
+    return tuple(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
@@ -58,14 +70,19 @@ def findings(summary: Summary) -> tuple[str, ...]:
 
 def _price(model: ModelSummary) -> str:
     price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
+    served = number(model, "usd_per_1m_input_tokens_with_cached")
     speed = number(model, "output_tokens_per_s")
     parts = []
     if price_in is not None:
-        parts.append(f"{units.usd(price_in)} per 1M input")
+        cached = served is not None and served < price_in
+        text = f"{units.usd(price_in)} per 1M input{' tokens' * (cached or price_out is None)}"
+        parts.append(f"{text} computed ({units.usd(served)} with those from the cache)" if cached and served else text)
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
     text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
+    if price_in is not None and price_out is None:
+        text = f"{text}, and no price of an output token"
     return f"{text} (before it failed)." if model.record.status == "failed" else f"{text}."
 
 
@@ -82,7 +99,7 @@ def _router(model: ModelSummary) -> str:
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
     if not model.capacity or read is None:
         return text
-    times = units.significant(read / model.facts.active_params)
+    times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
 
 

@@ -290,7 +290,7 @@ def _change(gate: GateResult) -> Cell:
         if len(known) < 2:
             return Cell(ratio=ratio, text="")
         difference = known[1] - known[0]
-        return Cell(ratio=ratio, text=("+" if difference > 0 else "") + units.short(difference, gate.card.unit))
+        return Cell(ratio=ratio, text=("+" if difference > 0 else "") + units.difference(difference, gate.card.unit))
     between = "" if ratio.low is None or ratio.high is None else f"[{_times(ratio.low)} \u2013 {_times(ratio.high)}]"
     return Cell(ratio=ratio, text="" if ratio.value is None else f"{_times(ratio.value)}x", interval=between)
 
@@ -313,7 +313,7 @@ def limit_text(gate: GateResult) -> str:
     sign = gate.gate.sign or {"lower": "+", "higher": "-", "neither": "+-"}[gate.better]
     if amount == 0:
         return {"+": "no rise", "-": "no fall", "+-": "no change"}[sign]
-    text = units.percent(amount) if kind == "ratio" else units.short(amount, card_for(gate.gate.metric).unit)
+    text = units.percent(amount) if kind == "ratio" else units.difference(amount, card_for(gate.gate.metric).unit)
     shown = "\u00b1" if sign == "+-" else sign
     return f"{shown}{text}"
 

@@ -19,11 +19,13 @@ from typing import Literal
 import numpy as np
 
 from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import output_bounds
 from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
-from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Estimate, Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
@@ -183,11 +185,12 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None
 
 
 def crossover_point(load: float, ratio: Estimate) -> CrossoverPoint:
-    """Judge a ratio by its interval; without one it says nothing."""
+    """Judge a ratio as the tables do: by its interval and the floor of two processes; without one it says nothing."""
     assert ratio.value is not None, "a ratio that was measured"
+    verdict = estimated_ratio(ratio, "lower", PAIRED_FLOOR_RATIO).verdict
     told: Literal["cheaper", "dearer", "cannot tell"] = "cannot tell"
-    if ratio.excludes(1.0):
-        told = "cheaper" if ratio.value < 1 else "dearer"
+    if verdict in ("better", "worse"):
+        told = "cheaper" if verdict == "better" else "dearer"
     return CrossoverPoint(load=load, ratio=ratio, told=told)
 
 
@@ -343,6 +346,8 @@ def cell_ratios(
 ) -> list[list[Ratio | None]]:
     """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
     better = card_for(metric).better
+    launches = {one.launch for cell in cells for point in cell if point is not None for one in point.swept.rounds}
+    by = ROUNDS if len(launches) == 1 else ""
     columns: list[list[Ratio | None]] = []
     for position in range(len(cells[0])):
         if position == reference or metric in NO_RATIO:
@@ -353,13 +358,26 @@ def cell_ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO)
+                _cell(
+                    metric,
+                    replace(estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO), by=by),
+                    a,
+                    b,
+                )
                 if ratios
                 else _plain_ratio(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)
             ]
         )
     return columns
+
+
+def _cell(metric: str, ratio: Ratio, point: PointResult | None, reference: PointResult | None) -> Ratio:
+    """The ratio; of prices of one side with the split of mixed steps in it."""
+    if point is None or reference is None or metric != "usd_per_1m_output_tokens":
+        return ratio
+    below, above = (output_bounds([swept.split for swept in one.swept.rounds]) for one in (reference, point))
+    return within_split(ratio, below, above, floor_ratio=PAIRED_FLOOR_RATIO)
 
 
 def _plain_ratio(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:

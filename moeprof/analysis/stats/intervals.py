@@ -131,7 +131,8 @@ def repeated_interval(
     Args:
         samples: one value per repeat.
         unit: what was repeated: ``round``, ``launch``, ``launch pair``.
-        bounded, around: as there.
+        bounded: as there.
+        around: as there.
     """
     values = np.asarray(samples, dtype=np.float64)
     interval = mean_interval(values, bounded=bounded, around=around) if len(values) >= FEWEST_REPEATS else None
@@ -189,6 +190,56 @@ def too_few_text(values: Sequence[float] | FloatArray, unit: str, is_enough: Cal
         return f"{text}; more than {MOST_REPEATS} {units_text(unit)} needed"
     many = f"{needed} or more" if needed == FEWEST_REPEATS else f"about {needed}"
     return f"{text}; {many} {units_text(unit)} needed"
+
+
+def binomial_interval(successes: float, trials: float) -> Interval:
+    """95 % two-sided interval of a share by Clopper and Pearson (1934): 72 of 72 is [0.950, 1], 8 of 8 [0.631, 1].
+
+    Quantiles of beta distributions, so that ``successes`` need not be whole: a request that met an objective in two of
+    three rounds counts 2/3.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    failures = max(trials - successes, 0.0)
+    low = 0.0 if successes <= 0 else float(betaincinv(successes, failures + 1, tail))
+    high = 1.0 if failures <= 0 else float(betaincinv(successes + 1, failures, 1 - tail))
+    return low, high
+
+
+def clustered_share_interval(parts: FloatArray, wholes: FloatArray) -> Interval | None:
+    """95 % interval of ``sum(parts) / sum(wholes)`` where what stands together in a row is alike: tokens of a request.
+
+    Korn and Graubard (1998): the variance of the ratio by leaving out one row at a time says how many independent
+    trials the share is worth; the interval is binomial with so many, never more than there are units. Where all rows
+    agree on 0 or 1 the variance says nothing, and each row is one trial.
+    """
+    total = float(wholes.sum())
+    if not total:
+        return None
+    share, num = float(parts.sum()) / total, len(wholes)
+    spread = share * (1 - share)
+    if spread <= 0 or num < 2:
+        return binomial_interval(share * num, num)
+    without = (parts.sum() - parts) / np.maximum(total - wholes, 1e-300)
+    variance = (num - 1) / num * float(((without - without.mean()) ** 2).sum())
+    few = 0.5 + CONFIDENCE / 2
+    known = (t_quantile(few, math.inf) / t_quantile(few, num - 1)) ** 2  # of few rows the variance is known badly
+    trials = known * (total if variance == 0 else min(spread / variance, total))
+    return binomial_interval(share * trials, trials)
+
+
+def share_interval(own: Interval, per_round: Sequence[float]) -> Interval:
+    """The interval of a share joined with that over rounds: rounds repeat the same requests, and still may differ.
+
+    The t-interval over rounds is cut at 0 and 1; with one round there is none.
+    """
+    values = np.asarray(per_round, dtype=np.float64)
+    if len(values) < 2:
+        return own
+    half = t_quantile(0.5 + CONFIDENCE / 2, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    middle = float(values.mean())
+    return max(0.0, min(own[0], middle - half)), min(1.0, max(own[1], middle + half))
 
 
 def block_mean_interval(series: FloatArray, max_blocks: int = 30, *, bounded: bool = False) -> Interval | None:

@@ -117,17 +117,24 @@ def t_tests(samples: Sequence[Sample], *confidences: float) -> list[tuple[Any, .
 
 
 def judge(
-    samples: Mapping[Name, Sample], *, alpha: float = ALPHA, family: str = "", is_symmetric: bool = True
+    samples: Mapping[Name, Sample],
+    *,
+    alpha: float = ALPHA,
+    within_alpha: float | None = None,
+    family: str = "",
+    is_symmetric: bool = True,
 ) -> dict[Name, Ratio]:
     """Ratio with its 95 % interval, verdict and reason of every figure of one family.
 
     Args:
         samples: of two pairs, or two launches a side, or more.
         alpha: one-sided error of the whole family.
+        within_alpha: one-sided error of *no difference shown*; None: alpha.
         family: what p was adjusted over, for the reason.
         is_symmetric: see :func:`limits`.
     """
-    tests = dict(zip(samples, t_tests([*samples.values()], CONFIDENCE, 1 - 2 * alpha), strict=True))
+    confidence = 1 - 2 * (alpha if within_alpha is None else within_alpha)
+    tests = dict(zip(samples, t_tests([*samples.values()], CONFIDENCE, confidence), strict=True))
     sides = {name: 2 if sample.better == "neither" else 1 for name, sample in samples.items()}
     adjusted = holm({name: min(1.0, sides[name] * p) for name, (p, *_) in tests.items()})
     found = {}

@@ -33,6 +33,7 @@ from moeprof.capture import compat
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.instrumented import Launched, Tapped
 from moeprof.capture.measure.breakdown_trace import STEP, find_stages, profiled_steps, stage_ranges
+from moeprof.capture.models.attention import windows_of
 from moeprof.capture.recorders.steps import step_row
 from moeprof.capture.routing.count import RoutingBlock
 from moeprof.core.errors import EngineError
@@ -249,6 +250,7 @@ class _Found:
     ) -> None:
         self._model, self._tapped, self._should_stop, self._clock = model, tapped, should_stop, clock
         self._stages = find_stages(model)
+        self._windows = windows_of(model)
         self.clock = kind
         self.points: dict[Size, GapPoint] = {}
         self.notes: list[str] = []
@@ -294,7 +296,7 @@ class _Found:
             step = engine.step()
             if step is not None and size.fits(step):
                 rows.append((self._clock() - start_s, step))
-        return _point(size, rows, self._tapped.seen()) if rows else None
+        return _point(size, rows, self._tapped.seen(), self._windows) if rows else None
 
     def _itemised(self, engine: Engine, size: Size, point: GapPoint) -> GapPoint:
         try:
@@ -327,8 +329,14 @@ class _Found:
         return profiled_steps(trace["traceEvents"], self.clock)
 
 
-def _point(size: Size, rows: Sequence[tuple[float, Step]], blocks: Sequence[RoutingBlock]) -> GapPoint:
-    tables = [step_row(step, 0.0) for _, step in rows]
+def _point(
+    size: Size, rows: Sequence[tuple[float, Step]], blocks: Sequence[RoutingBlock], windows: Sequence[int]
+) -> GapPoint:
+    tables = [step_row(step, 0.0, windows) for _, step in rows]
+
+    def mean(column: str) -> tuple[float, ...]:
+        return tuple(np.mean([row[column] for row in tables], axis=0).tolist()) if windows else ()
+
     device = [step.device_s for _, step in rows if step.device_s is not None]
     first = tables[0]
     return GapPoint(
@@ -341,6 +349,8 @@ def _point(size: Size, rows: Sequence[tuple[float, Step]], blocks: Sequence[Rout
         distinct_L=_distinct(blocks),
         wall_S=tuple(wall_s for wall_s, _ in rows),
         device_S=tuple(device) if len(device) == len(rows) else None,
+        window_context_W=mean("window_context_tokens"),
+        window_pairs_W=mean("window_attention_pairs"),
     )
 
 

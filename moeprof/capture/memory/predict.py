@@ -9,11 +9,8 @@ leave less than half of that space. A refusal is one line: what is needed, what 
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,7 +19,7 @@ from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.shapes import stored_bytes
-from moeprof.core.errors import ModelError, MoeprofError
+from moeprof.core.errors import ModelError
 from moeprof.core.record.experiment import FitHeader, ModelFit
 from moeprof.core.record.headers import part_of
 from moeprof.core.trace import Schedule
@@ -270,98 +267,34 @@ def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
     return int(pages * PAGE_TOKENS * 1.2)
 
 
-PATIENCE_S = 180.0
-
-
-Count = tuple[ModelSpec, dict[str, Any]]  # what is counted: the parameters of a config, or of the dense twin of it
-Answer = int | str | None  # parameters; why there is no such twin; None: an unknown architecture, loading will say so
-
-
 def estimate_weights_bytes(
     models: Sequence[ModelSpec],
     sources: dict[str, ModelSource],
     settings: TransformersSettings,
+    params: Mapping[str, int | None],
     *,
     is_host: bool = True,
 ) -> dict[str, int | None]:
     """Bytes on the device by model; None when only loading will tell.
 
-    Random weights and twins are counted in one short-lived process, because that needs torch and the parent stays
-    without. Quantised weights are taken to be as large as their files.
-
-    Raises:
-        ModelError: a twin of a model that has no dense twin.
+    Files are as large as they are, and quantised weights are taken to be as large as their files; random weights, twins
+    and what the hub has yet to send are ``params`` parameters.
     """
     by_name = {spec.name: spec for spec in models}
-    asked: list[Count] = [
-        (spec, sources[spec.name].config)
-        for spec in models
-        if spec.twin_of is not None or (sources[spec.name].weights_bytes is None and spec.weights == "random")
-    ]
-    answers = dict(zip([spec.name for spec, _ in asked], _count_in_process(asked), strict=True))
-    refused = next((answer for answer in answers.values() if isinstance(answer, str)), None)
-    if refused is not None:
-        raise ModelError(refused)
     found: dict[str, int | None] = {}
     for spec in models:
         source, base = sources[spec.name], by_name.get(spec.twin_of or "")
         stored = stored_bytes(source.config)
         width = dtype_bytes(spec, source.config, settings, is_host=is_host, base=base)
-        params = answers.get(spec.name)
+        count = params.get(spec.name)
         if source.weights_bytes is not None:
             width = stored if "quantization_config" in source.config else width
             found[spec.name] = source.weights_bytes * width // stored
         else:
-            found[spec.name] = params * width if isinstance(params, int) else None
+            known = count is not None and ("quantization_config" not in source.config or spec.weights == "random")
+            found[spec.name] = (count or 0) * width if known else None
     for spec in models:
         mine, moe = found[spec.name], found.get(spec.twin_of or "")
         if spec.initialise == "popular_experts" and mine is not None and moe is not None:
             found[spec.name] = max(mine, moe)  # the MoE is in memory until its experts have been looked at
     return found
-
-
-def _count_in_process(asked: list[Count]) -> list[Answer]:
-    if not asked:
-        return []
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_count_all, args=(asked, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        answers: list[Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
-    except EOFError:
-        answers = []  # the process died; loading will say why
-    finally:
-        process.kill()
-        process.join()
-    return answers or [None] * len(asked)
-
-
-def _count_all(asked: list[Count], connection: Connection) -> None:
-    import os
-    import sys
-
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a failure here is told by silence, loading tells it in words
-    connection.send([_count(spec, config) for spec, config in asked])
-
-
-def _count(spec: ModelSpec, values: dict[str, Any]) -> Answer:
-    from transformers import AutoConfig
-
-    from moeprof.capture.models.meta import build_on_meta, facts_from_config
-    from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
-
-    try:
-        config = AutoConfig.for_model(**values)
-        if spec.twin_of is None:
-            return facts_from_config(config, name="", source="").total_params
-    except (MoeprofError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        check_unquantised(config, spec)
-        model = build_on_meta(config, name=spec.name)
-        replace_experts(model, read_layers(model, spec), spec)
-    except MoeprofError as error:
-        return str(error)
-    return sum(p.numel() for p in model.parameters())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture.models.find import read_config
+from moeprof.capture.models.native import NATIVE, read_native
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
@@ -37,8 +38,8 @@ def count_model(text: str) -> CountedModel:
     """Count a model.
 
     Args:
-        text: a name of the built-in list, a local folder with config.json, the path of a config.json, the path of a
-            YAML file with ``layers`` (a description), or a hub id.
+        text: a name of the built-in list, a local folder with config.json or Mistral's params.json, the path of either,
+            the path of a YAML file with ``layers`` (a description), or a hub id.
 
     Raises:
         ModelError: nothing of that name, no config there, or transformers cannot build it.
@@ -47,8 +48,12 @@ def count_model(text: str) -> CountedModel:
     path = Path(text)
     if not text.strip():
         raise ModelError(f"no model given{_hint(text)}")
+    if path.is_dir() and not (path / "config.json").is_file() and (path / NATIVE).is_file():
+        path = path / NATIVE
     if path.is_dir():
         return _from_file(text, path / "config.json")
+    if path.name == NATIVE and path.is_file() and (native := read_native(path)) is not None:
+        return replace(native, name=path.parent.resolve().name)
     if path.suffix in (".yaml", ".yml"):
         described = yamlfile.load(path, _DescriptionFile).layers
         return CountedModel(
@@ -90,6 +95,11 @@ def _listed(name: str, facts: ModelFacts, system: System) -> CountedModel:
         return CountedModel(name=name, facts=facts, system=system, stored_reason="a rumour has no checkpoint")
     if system.hub_id is None and system.kind == "model":
         return CountedModel(name=name, facts=facts, system=system, stored_reason="the list names no checkpoint")
+    if system.stored_bytes is not None:
+        reason = system.stored_as or f"all in {facts.dtype}"
+        return CountedModel(
+            name=name, facts=facts, system=system, stored_bytes=system.stored_bytes, stored_reason=reason
+        )
     stored = dict(facts.bytes_by_group)
     stored |= {group: round(facts.params_by_group[group] * bits / 8) for group, bits in system.stored_bits.items()}
     bits = "".join(f", {group} {bits:.3g} bits" for group, bits in system.stored_bits.items())
@@ -104,7 +114,9 @@ def _from_file(text: str, file: Path) -> CountedModel:
     facts = facts_of_config(config, name=name, source=file.name)
     weights = sorted(file.parent.glob("*.safetensors")) if file.name == "config.json" else []
     if weights:
-        size, reason = sum(p.stat().st_size for p in weights), f"{len(weights)} files of weights"
+        from moeprof.capture.models.stored_size import by_headers
+
+        size, reason = by_headers(weights)
         return CountedModel(name=name, facts=facts, stored_bytes=size, stored_reason=reason)
     return _stored(CountedModel(name=name, facts=facts), config, file.parent / INDEX)
 
@@ -142,8 +154,16 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
             return replace(counted, stored_bytes=size, stored_reason=f"total_size of {INDEX}")
         except (ValueError, KeyError, TypeError):
             pass  # an index without a total says nothing about bytes; the config may
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
     if method is not None:
+        from moeprof.capture.models.meta import config_object
+        from moeprof.capture.models.stored_size import by_rule
+
+        built = config_object(config, name=counted.name)
+        ruled = by_rule(built, quantization, name=counted.name, dtype=_dtype(config))
+        if ruled is not None:
+            return replace(counted, stored_bytes=ruled[0], stored_reason=ruled[1])
         reason = f"quantised ({method}): the sizes of packed weights stand in the weight files only"
         return replace(counted, stored_reason=reason)
     return replace(
@@ -163,18 +183,29 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         UnsupportedModelError: transformers has no class for it, or its experts are not understood.
         ModelError: the class refuses the values.
     """
+    from moeprof.capture.models.ignored_keys import ignored_keys
+    from moeprof.capture.models.language_model import language_model_config
     from moeprof.capture.models.meta import config_object, facts_from_config, total_with_other_parts
 
     built = config_object(config, name=name)
-    facts = facts_from_config(built, name=name, source=source, dtype=_dtype(config), allocated=False)
-    whole = total_with_other_parts(built, name=name)
-    if whole is None:
-        return facts
-    if whole > facts.total_params:
-        note = f"the language model alone: with its other parts (vision, sound) the model has {whole} parameters"
-    else:
-        note = "parts beside the language model are counted too: text does not pass them, so FLOPs are an upper bound"
-    return replace(facts, notes=(note, *facts.notes))
+    alone = language_model_config(built)
+    counted = built if alone is None else alone
+    facts = facts_from_config(counted, name=name, source=source, dtype=_dtype(config), allocated=False)
+    notes = [*_stand_in(config, built), *ignored_keys(config, built)]
+    whole = None if facts.other_parts else total_with_other_parts(built, name=name)
+    if whole is not None and whole > facts.total_params:
+        notes.insert(
+            0, f"the language model alone: with its other parts (vision, sound) the model has {whole} parameters"
+        )
+    return replace(facts, notes=(*notes, *facts.notes))
+
+
+def _stand_in(config: dict[str, Any], built: Any) -> list[str]:
+    """That a class of another model_type was taken."""
+    if config.get("model_type") == built.model_type:
+        return []
+    named = ", ".join(config.get("architectures") or ())
+    return [f"model_type {config.get('model_type')!r} is not known: counted as {named}, which `architectures` names"]
 
 
 def _dtype(config: dict[str, Any]) -> str:

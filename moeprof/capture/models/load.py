@@ -15,6 +15,7 @@ Which weights a model has, in one line: ``revision`` in model.json. Two runs wit
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -32,6 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moeprof.capture import compat
 from moeprof.capture.models.find import ModelSource
+from moeprof.capture.models.language_model import continuing_classes, leave_out_other_parts, left_out, why_not_continued
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
@@ -73,9 +75,9 @@ def read_blueprint(
     """Read the config and choose the dtype.
 
     Raises:
-        UnsupportedModelError: transformers does not know the architecture.
+        UnsupportedModelError: transformers does not know the architecture, or it continues no text.
     """
-    config = _config(spec, source)
+    config = read_config_object(spec, source)
     dtype, reason = choose_dtype(spec.dtype or settings.dtype, config, device)
     return Blueprint(config=config, dtype=dtype, dtype_reason=reason)
 
@@ -112,19 +114,22 @@ def load_model(
         kwargs["experts_implementation"] = settings.experts
     try:
         if settings.parallel is not None:
+            if _may_have_other_parts(spec, blueprint.config):
+                why = "has parts beside a language model; engine.parallel cuts language models only"
+                raise UnsupportedModelError(f"model {spec.name}: {why}")
             assert load_part is not None, "ranks share the model, and nobody said how it is cut"
             own = (spec, source, blueprint.config, settings.parallel, device, kwargs, RANDOM_SEED)
             model = _guard(spec, lambda: load_part(*own))
         elif spec.weights == "random":
             model = _build_random(spec, blueprint.config, device, kwargs, reshape)
-        elif reshape is None:
+        elif reshape is None and not _may_have_other_parts(spec, blueprint.config):
             model = _build(spec, source, blueprint.config, device, kwargs)
         else:
-            model = _build_reshaped(spec, source, blueprint.config, device, kwargs, reshape)
+            model = _build_reshaped(spec, source, blueprint.config, device, kwargs, _on_text_alone(reshape))
     except SafetensorError as error:
         raise ModelError(f"model {spec.name}: damaged weights file ({error}); fetch it again") from error
     except ImportError as error:
-        raise UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}") from error
+        raise _needs_library(spec, error) from error
     return LoadedModel(model=model.eval(), load_s=time.perf_counter() - start)
 
 
@@ -147,8 +152,51 @@ def choose_dtype(asked: str, config: Any, device: torch.device) -> tuple[torch.d
 
 def _attention(config: Any) -> str:
     """``sdpa``, or ``eager`` for classes that transformers has no such attention for (attention sinks and the like)."""
-    classes = compat.mapped_classes(AutoModelForCausalLM, config)
+    classes = continuing_classes(config)[1]
     return "sdpa" if all(map(compat.supports_sdpa, classes)) else "eager"
+
+
+def read_config_object(spec: ModelSpec, source: ModelSource) -> Any:
+    """The config that the model will be built of, once it is known that a class of language models takes it.
+
+    Raises:
+        UnsupportedModelError: transformers knows no such config, or no class that continues text is built of it.
+    """
+    config = _config(spec, source)
+    reason = None if _has_own_code(spec, config) else why_not_continued(config)
+    if reason is not None:
+        raise UnsupportedModelError(f"model {spec.name}: {reason}")
+    return config
+
+
+def outline_of(spec: ModelSpec, config: Any, settings: TransformersSettings) -> Any:
+    """The model without memory: what it is made of, before a weight is read. Quantised ones as they are before it.
+
+    Raises:
+        ModelError: the class refuses the config, or the experts implementation that was asked for.
+    """
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    kwargs: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": _attention(config)}
+    if settings.experts != "auto":
+        kwargs["experts_implementation"] = settings.experts
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return (continuing_classes(config)[0] or AutoModelForCausalLM).from_config(config, **kwargs)
+
+    try:
+        return _guard(spec, build)
+    except ImportError as error:
+        raise _needs_library(spec, error) from error
+    except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {spec.name}: the config cannot be built ({type(error).__name__}: {first})") from error
+
+
+def _needs_library(spec: ModelSpec, error: ImportError) -> UnsupportedModelError:
+    return UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}")
 
 
 def _config(spec: ModelSpec, source: ModelSource) -> Any:
@@ -173,14 +221,38 @@ def _build_random(
 ) -> Any:
     if reshape is not None:
         _text_model_class(spec, config)  # refuses code that comes with a checkpoint
+    auto = continuing_classes(config)[0] or AutoModelForCausalLM
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_config(config, **kwargs)
+        return auto.from_config(config, **kwargs)
 
+    own = _on_text_alone(reshape)
     return _guard(
-        spec,
-        lambda: random_model(build, device, seed=RANDOM_SEED, name=spec.name, reshape=reshape, later=TwinMlp),
+        spec, lambda: random_model(build, device, seed=RANDOM_SEED, name=spec.name, reshape=own, later=TwinMlp)
     )
+
+
+def _has_own_code(spec: ModelSpec, config: Any) -> bool:
+    """True where code that comes with the checkpoint builds the model."""
+    return spec.trust_remote_code and bool(getattr(config, "auto_map", None))
+
+
+def _may_have_other_parts(spec: ModelSpec, config: Any) -> bool:
+    """True for a config with a language model inside, built by transformers' own class of the whole."""
+    if _has_own_code(spec, config) or config.get_text_config(decoder=True) is config:
+        return False
+    return _text_model_class(spec, config)[1] is config
+
+
+def _on_text_alone(reshape: Reshape | None) -> Reshape:
+    """``reshape`` after the parts that no text token passes are gone, before memory is taken for them."""
+
+    def change(model: Any) -> None:
+        leave_out_other_parts(model)
+        if reshape is not None:
+            reshape(model)
+
+    return change
 
 
 def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.device, kwargs: dict[str, Any]) -> Any:
@@ -211,6 +283,7 @@ def _build_reshaped(
         model_class.__init__(self, *args, **more)
         before = {name for name, _ in self.named_parameters()}
         reshape(self)
+        compat.ignore_on_load(self, left_out(self))
         new.update({name for name, _ in self.named_parameters()} - before)
 
     # Under its own name and module: transformers finds key conversions and source files by them.
@@ -232,8 +305,8 @@ def _build_reshaped(
 
 
 def _text_model_class(spec: ModelSpec, config: Any) -> tuple[Any, Any]:
-    """The class that ``AutoModelForCausalLM`` would take, and the part of the config that it is built from."""
-    options = compat.mapped_classes(AutoModelForCausalLM, config)
+    """The class that continues a text, and the part of the config that it is built from."""
+    options = continuing_classes(config)[1]
     if not options:
         raise UnsupportedModelError(
             f"model {spec.name}: its code comes with the checkpoint; a twin is built of transformers' own classes only"

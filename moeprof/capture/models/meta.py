@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,27 +40,58 @@ _AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForI
 def config_object(values: dict[str, Any], *, name: str) -> Any:
     """The transformers config object of the values of a config.json.
 
+    A ``model_type`` that transformers does not know is built as the class that ``architectures`` names, if it has that.
+
     Args:
         values: with ``model_type``.
         name: what to call the model in messages.
 
     Raises:
-        UnsupportedModelError: transformers does not know the model_type.
+        UnsupportedModelError: transformers knows neither the model_type nor the class.
         ModelError: its class refuses the values.
     """
     rest = dict(values)
     model_type = rest.pop("model_type", None)
+    stand_in = None if model_type in transformers.CONFIG_MAPPING else class_named_by(values)
     # Code that comes with a checkpoint is never run here, so a type that only such code knows is unknown.
-    if model_type not in transformers.CONFIG_MAPPING:
-        raise UnsupportedModelError(
-            f"model {name}: transformers {transformers.__version__} has no class for model_type {model_type!r}; "
-            "upgrade transformers, or describe its layers (`moeprof params --help` says how)"
-        )
+    if model_type not in transformers.CONFIG_MAPPING and stand_in is None:
+        raise UnsupportedModelError(f"model {name}: {_why_unknown(values)}")
     try:
+        if stand_in is not None:
+            return stand_in.config_class(**rest)
         return transformers.AutoConfig.for_model(model_type, **rest)
     except (*_BUILD_ERRORS, StrictDataclassError) as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(f"model {name}: the config cannot be used ({type(error).__name__}: {first})") from error
+
+
+def class_named_by(values: dict[str, Any]) -> Any:
+    """The class of transformers that ``architectures`` of a config.json names, or None."""
+    for named in values.get("architectures") or ():
+        found = getattr(transformers, str(named), None)
+        if getattr(found, "config_class", None) is not None:
+            return found
+    return None
+
+
+def _why_unknown(values: dict[str, Any]) -> str:
+    """Why no class is there for a config.json, and what helps: a newer transformers where one wrote the file."""
+    named = ", ".join(str(a) for a in values.get("architectures") or ())
+    wanted = f"model_type {values.get('model_type')!r}" + (f" ({named})" if named else "")
+    unknown = f"transformers {transformers.__version__} has no class for {wanted}"
+    described = "describe its layers (`moeprof params --help` says how)"
+    written_by = str(values.get("transformers_version") or "")
+    if values.get("auto_map"):
+        why = "its code comes with the checkpoint (`auto_map`), and moeprof runs no such code to count a model"
+    elif written_by and _version(written_by) <= _version(transformers.__version__):
+        why = f"transformers {written_by}, which wrote the config, is older, so its code comes with the checkpoint"
+    else:
+        return f"{unknown}; upgrade transformers, or {described}"
+    return f"{unknown}: {why}; {described}"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def facts_from_config(

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from moeprof.capture.models.attention import expanded
 from moeprof.capture.models.find import ModelSource, find_model
+from moeprof.capture.models.language_model import left_out
 from moeprof.capture.models.load import Blueprint, LoadPart, load_model, read_blueprint, revision_of
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.random_weights import residual_scale
@@ -112,8 +114,13 @@ def open_model(
         load_s=time.perf_counter() - start,
         weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
         twin=None if twin is None else twin.facts,
-        notes=(*_changed(source), *(twin.notes if twin else ())),
+        notes=(*_changed(source), *_without(model), *(twin.notes if twin else ())),
     )
+
+
+def _without(model: Any) -> list[str]:
+    parts = ", ".join(f"{path} ({params} parameters)" for path, params in left_out(model).items())
+    return [f"the language model alone, because no text token passes the rest: without {parts}"] if parts else []
 
 
 def _changed(source: ModelSource) -> list[str]:
@@ -180,4 +187,5 @@ def _with_expanded_cache(facts: ModelFacts, opened: OpenModel) -> ModelFacts:
     if per_token is None or per_token == facts.kv_bytes_per_token:
         return facts
     note = f"latent attention is cached as keys and values of all heads: {per_token} bytes per token"
-    return replace(facts, kv_bytes_per_token=per_token, notes=(*facts.notes, note))
+    attention = expanded(facts.attention, per_token)
+    return replace(facts, kv_bytes_per_token=per_token, attention=attention, notes=(*facts.notes, note))

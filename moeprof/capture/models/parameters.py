@@ -1,6 +1,7 @@
 """Counts what a model is: parameters, bytes, shapes. Exact, by parameter identity, on any device including meta.
 
-Formulas: docs/metrics.md#parameters. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle;
+Formulas: docs/metrics.md#parameters. ``idle = sum over MoE layers of (routed - k * one expert)``; A = total - idle
+- parts that no text token passes;
 B = A without the input embedding (kept when tied: the head reads it); C = B without the head.
 
 Parameter counts of a quantised model come from its unquantised architecture (built on meta); bytes come from what is
@@ -19,16 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from moeprof.capture.models.groups import (
-    ExpertLayer,
-    Grouper,
-    attention_shapes,
-    find_expert_layers,
-    is_under,
-)
+from moeprof.capture.models.attention import model_attention
+from moeprof.capture.models.groups import ExpertLayer, Grouper, find_expert_layers, is_under
+from moeprof.capture.models.language_model import other_parts
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
 from moeprof.core.errors import UnsupportedModelError
-from moeprof.core.model_facts import GROUPS, ModelFacts, MoeLayerFacts
+from moeprof.core.model_facts import GROUPS, OTHER_MODALITIES, ModelFacts, MoeLayerFacts
 
 # Methods whose storage is tensors on modules (parameters, buffers, tensor subclasses, quant_state).
 COUNTED_METHODS = (
@@ -87,7 +84,7 @@ def stored_bytes_by_group(
             f"quantisation method {method!r}: moeprof does not know where it stores its weights, so bytes would be "
             f"wrong; it counts {', '.join(COUNTED_METHODS)}. Load the model dequantised"
         )
-    size = dict.fromkeys(GROUPS, 0)
+    size = dict.fromkeys((*GROUPS, *({OTHER_MODALITIES} & {*groups.values()})), 0)
     plain_buffers = {path for path, _ in twin.named_buffers()}
     grouper = Grouper(twin, tuple(layers))
     counted: set[int] = set()
@@ -101,7 +98,7 @@ def stored_bytes_by_group(
 
 
 def _refuse_hidden_storage(twin: nn.Module, groups: dict[str, str], size: dict[str, int], method: str) -> None:
-    params = dict.fromkeys(GROUPS, 0)
+    params = dict.fromkeys(size, 0)
     for path, parameter in twin.named_parameters():
         params[groups[path]] += parameter.numel()
     bits = LEAST_BITS.get(method, LEAST_BITS_OTHERWISE)
@@ -220,12 +217,14 @@ def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str, a
         size = stored_bytes_by_group(model, stored, groups, layers, method)
     tied = _is_tied(model)
     total = sum(params.values())
-    active = total - sum(layer.stored_params - _picks(layer, name) * layer.expert_params for layer in layers)
+    active = total - params.get(OTHER_MODALITIES, 0)
+    active -= sum(layer.stored_params - _picks(layer, name) * layer.expert_params for layer in layers)
     if not allocated:
         total = _leave_out_unused(layers, params, size)
     embedding, head = params["embedding"], params["lm_head"]
     no_embedding = active if tied else active - embedding
-    shapes = attention_shapes(model)
+    parts = other_parts(model)
+    attention = model_attention(model, tuple(parts))
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     table = _input_embedding(model)
     return ModelFacts(
@@ -245,9 +244,11 @@ def _count(model: nn.Module, stored: nn.Module, method: str | None, name: str, a
         num_layers=_num_layers(text),
         hidden_size=int(getattr(text, "hidden_size", None) or getattr(text, "d_model", 0) or 0),
         vocab_size=0 if table is None else int(table.shape[0]),
-        kv_bytes_per_token=_kv_bytes(shapes.kv_elements_per_token, model),
-        attention_flops_per_pair=shapes.flops_per_pair,
-        notes=(*_quantised_note(method), *shapes.notes, *_layer_notes(layers, allocated)),
+        kv_bytes_per_token=attention.kv_bytes_per_token,
+        attention_flops_per_pair=attention.flops_per_pair,
+        notes=(*_quantised_note(method), *attention.notes, *_layer_notes(layers, allocated), *_parts_note(parts)),
+        attention=attention.layers,
+        other_parts=parts,
     )
 
 
@@ -255,20 +256,23 @@ def parameter_groups(model: nn.Module, layers: Sequence[ExpertLayer] | None = No
     """Group of each parameter by its first path; tied parameters appear once, as the input embedding."""
     layers = tuple(layers) if layers is not None else find_expert_layers(model)
     table, head = _input_embedding(model), _output_weights(model)
-    grouper = Grouper(model, layers)
+    grouper, towers = Grouper(model, layers), tuple(other_parts(model))
     groups: dict[str, str] = {}
     for path, parameter in model.named_parameters():
         if table is not None and parameter is table:
             groups[path] = "embedding"
         elif any(parameter is h for h in head):
             groups[path] = "lm_head"
+        elif any(is_under(path, tower) for tower in towers):
+            groups[path] = OTHER_MODALITIES
         else:
             groups[path] = grouper.group(path)
     return groups
 
 
 def _sums(model: nn.Module, groups: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
-    params, size = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
+    all_groups = (*GROUPS, *({OTHER_MODALITIES} & {*groups.values()}))
+    params, size = dict.fromkeys(all_groups, 0), dict.fromkeys(all_groups, 0)
     for path, parameter in model.named_parameters():
         params[groups[path]] += parameter.numel()
         size[groups[path]] += parameter.numel() * parameter.element_size()
@@ -328,6 +332,13 @@ def _quantised_note(method: str | None) -> tuple[str, ...]:
     if method is None:
         return ()
     return (f"weights quantised by {method}: parameters are the architecture's, bytes are as stored",)
+
+
+def _parts_note(parts: dict[str, int]) -> tuple[str, ...]:
+    if not parts:
+        return ()
+    each = ", ".join(f"{path} ({params} parameters)" for path, params in parts.items())
+    return (f"in the total only, because no text token passes them: {each}",)
 
 
 def _unused(layers: Sequence[ExpertLayer]) -> int:
@@ -399,13 +410,6 @@ def _dtype_name(model: nn.Module) -> str:
     for parameter in model.parameters():
         counts[parameter.dtype] += parameter.numel()
     return str(counts.most_common(1)[0][0]).removeprefix("torch.") if counts else "none"
-
-
-def _kv_bytes(elements: int | None, model: nn.Module) -> int | None:
-    if elements is None:
-        return None
-    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
-    return elements * dtype.itemsize
 
 
 def build_plain_twin(model: Any) -> nn.Module:

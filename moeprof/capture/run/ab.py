@@ -37,6 +37,7 @@ from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.record.headers import write_header
 from moeprof.core.record.pairs import BASE, NEW, PairsHeader
+from moeprof.core.record.whole import list_files
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.workload import Workload
 
@@ -279,7 +280,8 @@ class AbRun:
 
     def finish(self, status: str) -> None:
         """``done``, ``failed`` or ``interrupted``."""
-        self._put(status=status, finished_at=now_utc())
+        files = list_files(self._folder, ["pairs/**/*"]) if status == "done" else None
+        self._put(status=status, finished_at=now_utc(), files=files)
 
     def _pair(self, model: str, launch: int, private: Path) -> None:
         folder = self._folder / "pairs" / model / f"launch-{launch}"

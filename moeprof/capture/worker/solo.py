@@ -13,7 +13,7 @@ import torch
 from moeprof.capture.devices.peaks import measure_peaks
 from moeprof.capture.instrumented import InstrumentedModel, Launched
 from moeprof.capture.kernels.modules import cpu_kernel_facts
-from moeprof.capture.measure import measurement, saturation
+from moeprof.capture.measure import measurement
 from moeprof.capture.measure.invariants import check_pass
 from moeprof.capture.measure.warmup import calibrate, warm_up
 from moeprof.capture.memory.measure import Watch
@@ -26,8 +26,10 @@ from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.worker.session import Session
 from moeprof.core.jsonfile import read_json
-from moeprof.core.record.headers import part_of, write_header
+from moeprof.core.record.headers import part_of, to_json, write_header
 from moeprof.core.record.passes import PassHeader
+from moeprof.core.record.saturation import judge_requests
+from moeprof.core.record.tables import read_table
 from moeprof.core.trace import Schedule
 
 CALIBRATION_S = 6.0
@@ -89,7 +91,7 @@ class SoloModel:
         folder.mkdir()
         recorders: list[Recorder] = [
             RequestRecorder(folder),
-            StepRecorder(folder),
+            StepRecorder(folder, windows=self._model.windows),
             *self._model.routing.recorders(folder),
         ]
         recorders.append(ProgressRecorder(self._session.send, order.name, self._memory))
@@ -129,7 +131,8 @@ class SoloModel:
         if result.status == "cut":
             info["cut_by"] = cut_by
         if "sweep" in order.extra:
-            info["saturation"] = saturation.judge_pass(folder, schedule, info["duration_s"]).to_json()
+            told = judge_requests(read_table(folder, "requests"), schedule.pattern, info["duration_s"])
+            info["saturation"] = to_json(told)
         write_header(folder / "pass.json", part_of(PassHeader, info))
         return info
 

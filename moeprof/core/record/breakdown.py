@@ -52,7 +52,7 @@ class ProfiledStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapPoint:
-    """Steps of one size. Suffix legend: S timed steps, P profiled steps, L MoE layers.
+    """Steps of one size. Suffix legend: S timed steps, P profiled steps, L MoE layers, W windows.
 
     Attributes:
         phase: ``decode`` or ``prefill``.
@@ -66,6 +66,8 @@ class GapPoint:
         device_S: by device events, or None (CPU).
         profiled_P: the eager steps under the profiler.
         reason: why there are none.
+        window_context_W, window_pairs_W: the same two for layers that see a window; one number per window of the model,
+            smallest first.
     """
 
     phase: Literal["decode", "prefill"]
@@ -79,6 +81,8 @@ class GapPoint:
     device_S: tuple[float, ...] | None = None
     profiled_P: tuple[ProfiledStep, ...] = ()
     reason: str | None = None
+    window_context_W: tuple[float, ...] = ()
+    window_pairs_W: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,6 +216,7 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
         resumed: once for each time the run was gone on with.
         lockstep, ladder: how they ended.
         notes: what readers should know.
+        files: path -> bytes of what the run wrote, once it has ended; see whole.py.
         models: in the workload's order.
     """
 
@@ -239,4 +240,5 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     device_at_end: DeviceAtEnd | UnsetType | None = UNSET
     finished_at: str | None = None
+    files: dict[str, int] | None = None
     models: tuple[ModelHeader, ...]

@@ -129,6 +129,12 @@ class LanePass:
         return read_header_if_there(self.path / "pass.json", LanePassHeader, self.version) or LanePassHeader()
 
     @cached_property
+    def models(self) -> dict[str, LaneModel]:
+        """The models that were loaded for the lanes, by name; empty where launch.json was not written."""
+        launch = read_header_if_there(self.path.parent / "launch.json", LanesHeader, self.version)
+        return {} if launch is None else launch.models
+
+    @cached_property
     def table(self) -> pd.DataFrame:
         """Table ``lanes``."""
         return read_table(self.path, "lanes")

@@ -196,6 +196,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
         engine: what ran.
         dtype_reason: why in this dtype.
         load_s: seconds to load.
+        end_ids: ids that end an output, where the model may end it; empty: the checkpoint names none.
         threads: of the CPU.
         reloaded: the model was loaded once more for later rounds.
         self_check: of the routing tap.
@@ -215,6 +216,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     engine: EngineHeader = EngineHeader()
     dtype_reason: str | None = None
     load_s: float | None = None
+    end_ids: tuple[int, ...] | None = None
     threads: int | None = None
     reloaded: bool | None = None
     self_check: SelfCheckHeader = SelfCheckHeader()

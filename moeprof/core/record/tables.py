@@ -49,6 +49,10 @@ STEP_COLUMNS = {
     "context_tokens": "int64",  # keys attended to, summed over sequences (past + query)
     "prefill_context_tokens": "int64",  # the prefill sequences' part of it
     "attention_pairs": "int64",  # sum over sequences of query-key pairs under the causal mask
+    # The same three for layers that see a window: one number per window of the model, smallest first; null without any.
+    "window_context_tokens": "list<double>",
+    "window_prefill_context_tokens": "list<double>",
+    "window_attention_pairs": "list<double>",
     "num_requests": "int64",
     "num_prefill_requests": "int64",
     "new_tokens": "int64",  # output tokens that came out
@@ -99,8 +103,10 @@ LANE_COLUMNS = {
     "distinct_experts": "int64",  # experts with a token, summed over MoE layers; null for dense lanes
     "max_expert_load": "int64",  # tokens of the busiest expert, summed over MoE layers; null for dense lanes
 }
+# Column of steps -> the column of the same for layers that see a window.
+WINDOWED = {name: f"window_{name}" for name in ("context_tokens", "prefill_context_tokens", "attention_pairs")}
 # Columns that records of older versions lack: null there.
-LATER = {"lanes": ("queued_s",)}
+LATER = {"lanes": ("queued_s",)} | dict.fromkeys(("steps", "warmup", "calibration"), tuple(WINDOWED.values()))
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,

@@ -1,4 +1,4 @@
-"""The realised share of sparsity's promise, and the dense size that an MoE equals: from lanes and from lone rounds."""
+"""The realised share of the saving between two dense twins, and the dense size an MoE costs as much as."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ def test_the_share_from_lanes_has_an_interval(tmp_path: Path) -> None:
     assert 0.73 < told.low < 0.75 < told.high < 0.77
 
 
-def test_without_a_promise_no_share_of_it(tmp_path: Path) -> None:
+def test_without_a_saving_between_the_twins_no_share_of_it(tmp_path: Path) -> None:
     draws = [lane_times(write_lanes(tmp_path, {"t": 0.0102, "m": 0.0101, "a": 0.0100})).draws(None)]
     told = realised_of_lanes(draws, "t", "m", "a")
     assert told.value is None
-    assert told.reason == "the twins are within 5% of each other, or the wrong way round: too small a promise"
+    assert told.reason == "the twins are within 5% of each other, or the wrong way round: too small a saving"
     wide = realised_of_rounds([9.0, 10.0, 11.0], [5.0, 5.0, 5.0], [8.0, 9.0, 10.0])
-    assert (wide.value, wide.reason) == (None, "the two twins cannot be told apart, so nothing was promised")
+    assert (wide.value, wide.reason) == (
+        None,
+        "the two dense twins cannot be told apart, so there is no saving between them",
+    )
 
 
 def test_the_share_from_lone_rounds() -> None:
@@ -61,7 +64,7 @@ def test_the_share_from_lone_rounds() -> None:
     one = realised_of_rounds([10.0], [4.0], [2.0])
     assert (one.value, one.reason) == (
         None,
-        "the promise has no interval (no interval: one round; 3 or more rounds needed)",
+        "the saving between the two dense twins has no interval (no interval: one round; 3 or more rounds needed)",
     )
 
 

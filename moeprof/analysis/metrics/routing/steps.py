@@ -45,7 +45,7 @@ STEP_CARDS: tuple[Card, ...] = (
           "sum over steps of T*k / sum of distinct experts"),
     _card("step_load_max_over_mean", "Busiest expert over mean, per step", "ratio", "lower",
           "max_e n_e / (T*k/E) per step and layer, mean over layers and steps, each step once; n = steps, of which "
-          "neighbours share requests"),
+          "neighbours share requests", needs="steps"),
     _card("capacity_factor_for_1pct_drop", "Capacity factor for 1 % drops", "ratio", "lower",
           "smallest c with sum over steps and experts of max(0, n_se - ceil(c*T_s*k/E)) <= 1 % of N",
           source="capacity as in Switch Transformer (arXiv 2101.03961), counted per step"),

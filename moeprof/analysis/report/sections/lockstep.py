@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import (
     PHASES,
+    LaneOffset,
     LockstepPair,
     lockstep_pairs,
 )
@@ -24,6 +25,10 @@ HOW = (
     "noise of the machine hits all alike. Below 1 the first-named is the faster one. Absolute figures come from models "
     "that ran alone."
 )
+NO_OFFSET = (
+    "No lanes of this run did the same work, so how much lanes differ for no reason of theirs (where their memory "
+    "lies) is not known and not in these intervals; a ladder with one request in flight measures it"
+)
 
 
 def lockstep_section(summary: Summary) -> Section | None:
@@ -31,10 +36,27 @@ def lockstep_section(summary: Summary) -> Section | None:
     pairs = lockstep_pairs(summary.record)
     if not pairs:
         return None
-    texts = [HOW, *(text for pair in pairs if (text := _checked(summary, pair)[0]))]
+    texts = [HOW, _offset(pairs[0].offset), *(text for pair in pairs if (text := _checked(summary, pair)[0]))]
     tables = [_table(moe, [pair for pair in pairs if pair.moe == moe]) for moe in dict.fromkeys(p.moe for p in pairs)]
     return Section(
         name="lockstep", title="Stepped in turn", blocks=(*(Paragraph(text=text) for text in texts), *tables)
+    )
+
+
+def _offset(offset: LaneOffset | None) -> str:
+    return f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}; it is in these intervals too."
+
+
+def offset_text(offset: LaneOffset) -> str:
+    """``7 rungs of the ladder did the same work, at one token ... and differ by 0.94 % of a step (standard ...)``."""
+    load = "all at once" if offset.concurrency is None else f"{offset.concurrency} in flight"
+    launches = f" of {offset.num_launches} launches" if offset.num_launches > 1 else ""
+    return (
+        f"{len(offset.lanes)} rungs of the ladder did the same work with {load} ({offset.num_turns:,} turns{launches}, "
+        f"all tokens on as many experts) and differ by {units.significant(100 * offset.sd)} % of a step (standard "
+        f"deviation): lanes differ in where their memory lies, which no number of turns tells. Two lanes of the same "
+        f"length differ by up to {units.significant(100 * offset.half_width, 2)} % of a step (95 %) for that reason "
+        "alone, and every interval here holds it"
     )
 
 
