@@ -8,18 +8,23 @@ from functools import partial
 import numpy as np
 
 from benchmarks.coverage.cells import Cell, holds
-from benchmarks.coverage.worlds import HEAVY, IID, MEMORY, ROUNDS, SPREAD, World, autoregressive
+from benchmarks.coverage.worlds import HEAVY, IID, INTERRUPTED, MEMORY, ROUNDS, SPREAD, World, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, pair_median
-from moeprof.analysis.metrics.samples import Samples, summarise
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
+from moeprof.analysis.metrics.objectives import goodput
+from moeprof.analysis.metrics.samples import Samples, step_samples, summarise
 from moeprof.analysis.stats import bootstrap, change_points, intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import Draws, draw_means
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.analysis.stats.trend import TREND_ALPHA, mann_kendall, thin
+from moeprof.core.workload.workload import Slo
+from tests.helpers.records import make_pass, make_requests, make_steps
 
 STEPS = 300
 REQUESTS = 700
 LANES = ("base", "new")
+CHANCES = np.tile([0.99, 0.99, 0.95, 0.9, 0.6, 0.1], 12)
 
 
 def cells() -> Iterator[Cell]:
@@ -41,11 +46,25 @@ def _intervals() -> Iterator[Cell]:
                     world=world.name,
                     kind="interval",
                     trial=partial(_percentile, world, rounds, percentile),
+                    note="the interval holds two: of rounds, and of requests" if world is IID else "",
                 )
     for world in (IID, MEMORY, HEAVY):
         for figure, statistic in (("ratio of summed steps", _ratio), ("median of step ratios", _median)):
             trial = partial(_lanes, world, statistic)
             yield Cell(figure=f"{figure}, in turn, one launch", world=world.name, kind="interval", trial=trial)
+    for rounds in (3, 5):
+        yield Cell(
+            figure=f"share of {len(CHANCES)} requests within an objective, {rounds} rounds",
+            world="requests differ: some nearly always meet it, some hardly ever",
+            kind="interval",
+            trial=partial(_share, rounds),
+        )
+    yield Cell(
+        figure="mean over 5 rounds, disturbed ones set aside",
+        world=INTERRUPTED.name,
+        kind="interval",
+        trial=partial(_interrupted, 5),
+    )
     for between in (0.005, 0.02):
         yield Cell(
             figure="ratio of summed steps, in turn, 6 launches",
@@ -93,6 +112,28 @@ def _percentile(world: World, rounds: int, percentile: float, rng: np.random.Gen
     samples = [Samples(values=own, weights=np.ones(REQUESTS), units=units) for own in wall]
     (found,) = summarise("ttft", samples, {}, missing_reason="", percentiles=(percentile,))[1:]
     return holds((found.ci_low, found.ci_high), world.percentile(percentile))
+
+
+def _share(rounds: int, rng: np.random.Generator) -> bool | None:
+    """Of all requests that might be sent: each has a chance of its own to meet the objective."""
+    chances = rng.choice(CHANCES, size=len(CHANCES))
+    passes = [
+        make_pass(requests=make_requests(len(chances), ttft_s=np.where(rng.random(len(chances)) < chances, 0.1, 0.9)))
+        for _ in range(rounds)
+    ]
+    found = goodput(passes, Slo(ttft_s=0.5), {})
+    return holds((found.ci_low, found.ci_high), float(np.mean(CHANCES)))
+
+
+def _interrupted(rounds: int, rng: np.random.Generator) -> bool | None:
+    wall, cpu = INTERRUPTED.factors(rng, rounds, STEPS)
+    passes = [
+        make_pass(steps=make_steps(STEPS, step_s=0.01 * w, cpu_s=0.01 * c)) for w, c in zip(wall, cpu, strict=True)
+    ]
+    kept, _ = undisturbed_rounds(passes)
+    samples = [step_samples(tables, None, "decode") for tables in kept]
+    found = summarise("step", samples, {}, missing_reason="", percentiles=(50.0,))[0]
+    return holds((found.ci_low, found.ci_high), 0.01 * INTERRUPTED.mean)
 
 
 def _lanes(world: World, statistic: Callable[[FloatArray], Estimate], rng: np.random.Generator) -> bool | None:

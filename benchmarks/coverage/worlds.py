@@ -63,10 +63,10 @@ class World:
         return 1.0 if self.is_heavy else math.exp((SPREAD**2 + self.between_rounds**2) / 2)
 
     def percentile(self, percentile: float) -> float:
-        """Of the factors of all rounds together, as the figure pools them."""
+        """Of the factors of a round, the middle of rounds."""
         from scipy.special import ndtri
 
-        return math.exp(math.hypot(SPREAD, self.between_rounds) * float(ndtri(percentile / 100)))
+        return math.exp(SPREAD * float(ndtri(percentile / 100)))
 
 
 IID = World(name="independent")
