@@ -85,7 +85,8 @@ def memory_table(fit: Fit) -> list[dict[str, str | None]]:
             "KV cache": _bytes(model.kv_bytes(fit.kv_tokens)) if model.kv_bytes_per_token else "unknown",
             "step": _bytes(model.activation_bytes),
             "workspace": _bytes(model.workspace_bytes),
-            "process": _bytes(model.base_bytes),
+            "process": _bytes(model.base_bytes + model.kept_bytes),
+            "instruments": _bytes(model.instruments_bytes),
             "needs": _bytes(fit.needed_bytes(name)) or "unknown",
             "verdict": verdicts[fit.fits(name)],
         }

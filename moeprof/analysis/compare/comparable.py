@@ -204,8 +204,8 @@ class Difference:
 
     @property
     def flag_to_allow(self) -> str | None:
-        """What to add to the command to compare nevertheless; None where nothing is forbidden."""
-        return f"--allow {self.name}" if self.forbids else None
+        """What to add to the command to compare nevertheless; None where nothing is forbidden, or nothing allows it."""
+        return f"--allow {self.name}" if self.forbids and self.name in FACTS else None
 
     @property
     def text(self) -> str:

@@ -28,6 +28,7 @@ from moeprof.analysis.stats.bootstrap import (
     draw_means,
     estimate_of,
     launch_estimate,
+    memory_stretch,
     run_blocks,
     widened_interval,
 )
@@ -318,7 +319,9 @@ def _median_of_steps(times: Sequence[LaneTimes], of: str, against: str, phase: s
     drawn = intervals.bootstrap_percentiles(sample, (50.0,))
     if drawn is None:
         return Estimate(value=medians[0], n=num, reason=FEW_STEPS.format(n=num))
-    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False)
+    sums = np.bincount(blocks, weights=np.log(ratios / medians[0])) / np.bincount(blocks)
+    stretch = memory_stretch(sums[:, None])
+    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False, stretch=stretch)
     return Estimate(value=medians[0], low=low, high=high, n=num)
 
 

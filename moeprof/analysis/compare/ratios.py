@@ -22,6 +22,7 @@ from moeprof.core.metric import Better, MetricValue
 PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine
 STORED_FLOOR_RATIO = 0.10
 FEWEST_LAUNCHES = 5
+TOO_FEW_REQUESTS = "launches repeat the requests, and these are too few to show it"
 
 
 def untold(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
@@ -48,6 +49,19 @@ def interval_ratio(first: MetricValue, second: MetricValue, better: Better) -> R
         verdict = "no difference shown" if first.value == second.value else "cannot tell"
         return Ratio(value=None, verdict=_unless_neither(verdict, better), reason="no ratio: a value is not above 0")
     return estimated_ratio(unpaired_estimate(first, second), better)
+
+
+def as_requests_tell(ratio: Ratio, first: MetricValue, second: MetricValue) -> Ratio:
+    """A verdict that launches gave on a share of requests: all of them repeat the same ones, which must show it too."""
+    card = card_for(first.name)
+    if not card.of_requests or ratio.verdict not in ("better", "worse"):
+        return ratio
+    own = interval_ratio(first, second, card.better)
+    if own.verdict == ratio.verdict:
+        return ratio
+    ends = [end for one in (ratio, own) for end in (one.low, one.high) if end is not None]
+    low, high = (min(ends), max(ends)) if ends else (None, None)
+    return replace(ratio, low=low, high=high, verdict="cannot tell", reason=TOO_FEW_REQUESTS)
 
 
 def timed_pair_ratio(

@@ -17,7 +17,14 @@ from moeprof.analysis.compare.comparable import (
     forbidden_by,
     price_difference,
 )
-from moeprof.analysis.compare.ratios import STORED_FLOOR_RATIO, exact_ratio, interval_ratio, stored_ratios, untold
+from moeprof.analysis.compare.ratios import (
+    STORED_FLOOR_RATIO,
+    as_requests_tell,
+    exact_ratio,
+    interval_ratio,
+    stored_ratios,
+    untold,
+)
 from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import headline_keys
@@ -224,6 +231,7 @@ def _ratio(
         return Ratio(value=None, verdict="incomparable", reason=unlike)
     invalid = next((value.reasons[-1] for value in (one, other) if not value.valid and value.reasons), None)
     if timed is not None:
+        timed = as_requests_tell(timed, one, other)
         return timed if invalid is None else replace(timed, verdict=timed.verdict and "cannot tell", reason=invalid)
     if "exact" in classes_of(key[0]) or (one.exact and other.exact) or one.value == other.value:
         return exact_ratio(one, other, better)

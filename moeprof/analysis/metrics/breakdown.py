@@ -253,9 +253,9 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
     )
 
 
-def _no_floor(work: Work, limits: Limits) -> str | None:
-    """Why the device's limits say nothing of a step of this size; None where they do."""
-    return limits.bandwidth_reason or limits.flops_reason or limits.cached(np.array([work.num_bytes]))
+def _no_floor(work: Work, limits: Limits) -> str:
+    """Why the device's limits say nothing of a step of this size; "" where they do."""
+    return limits.bandwidth_reason or limits.flops_reason or limits.cached(np.array([work.num_bytes])) or ""
 
 
 def _as_run(works: dict[str, Work], profiled: ProfiledStep | None) -> dict[str, Work]:

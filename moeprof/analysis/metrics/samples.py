@@ -236,18 +236,22 @@ def summarise(
 
 
 def _both_kinds(point: float, of_rounds: FloatArray, drawn: FloatArray | None) -> tuple[intervals.Interval | None, str]:
-    """The interval that holds the spread of rounds and that of requests, or why there is none.
+    """The interval that holds the figure, the spread of rounds and that of requests, or why there is none.
+
+    Rounds are judged around the mean of their own figures (of their logarithms): a percentile of rounds that differ,
+    taken over all of them together, lies further out than that of a round.
 
     Args:
         point: the figure of all rounds together.
         of_rounds: the same figure of each round.
         drawn: the figure of block resamples, None with too few blocks.
     """
-    interval, why = intervals.repeated_interval(of_rounds, around=point)
-    if interval is None or drawn is None:  # too few blocks to resample: it speaks for these requests
-        return interval, why or ""
-    low, high = intervals.percentile_interval(drawn)
-    held = (min(low, interval[0]), max(high, interval[1]))
+    interval, why = intervals.repeated_interval(of_rounds)
+    if interval is None:
+        return None, why or ""
+    # with too few blocks to resample it speaks for these requests
+    low, high = (point, point) if drawn is None else intervals.percentile_interval(drawn)
+    held = (min(low, interval[0], point), max(high, interval[1], point))
     return (None, NO_INTERVAL) if intervals.is_too_wide(held) else (held, "")
 
 

@@ -85,7 +85,7 @@ def attained(swept: SweptPoint, slo: Slo) -> Attained:
         return Attained(told="cannot tell", text=f"{text}, at least {needed} are needed")
     unjudged = next((r for r in swept.rounds if r.saturated is None and r.tables.traffic == "open"), None)
     if unjudged is not None:  # an open loop of which nothing says that it can go on like this
-        why = unjudged.saturation_reason or "not judged"
+        why = (unjudged.saturation_reason or "not judged").removeprefix("cannot tell: ")
         return Attained(told="cannot tell", text=f"{text}, but whether its queue grows: {why}")
     worst = min(float(meets_slo(tables, slo).mean()) for tables in rounds)
     if low >= ATTAINED and worst >= ATTAINED:

@@ -27,7 +27,7 @@ from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
-from moeprof.core.record.experiment import ExperimentHeader, ScheduleHeader
+from moeprof.core.record.experiment import ExperimentHeader, ModelFit, ScheduleHeader
 from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
@@ -107,7 +107,10 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
     """
     idle = (record.experiment.idle_power_w, _no_idle_power(record.experiment))
     schedules = record.experiment.schedules
-    run = _Run(pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle, schedules=schedules)
+    fits = {} if record.experiment.fit is None else record.experiment.fit.models
+    run = _Run(
+        pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle, schedules=schedules, fits=fits
+    )
     models = tuple(_model(model, run) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
@@ -121,12 +124,14 @@ class _Run:
     peaks: PeaksHeader | None
     idle_power: tuple[float | None, str]
     schedules: Mapping[str, ScheduleHeader]
+    fits: Mapping[str, ModelFit]
 
     def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: LaunchHeader) -> Context:
         """Without passes."""
         return Context(
-            facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info
-        )
+            facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info,
+            fit=self.fits.get(launches[0].path.parent.name) if launches else None,
+        )  # fmt: skip
 
 
 def _model(record: ModelRecord, run: _Run) -> ModelSummary:

@@ -46,10 +46,10 @@ _counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
 _timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
 _peak = partial(_card, kind="timed", counts_tokens=False)
 CARDS: tuple[Card, ...] = (
-    _counted("touched_params_per_step", "parameters a step reads", "parameters", "lower",
+    _counted("touched_params_per_step", "parameters a step reads", "parameters", "neither",
           "B with k/E replaced by measured distinct experts per layer, plus the embedding rows looked up",
           screen=(Place(150, "parameters touched per decode step", phase="decode", own=True),)),
-    _counted("bytes_per_step", "bytes a step moves", "B", "lower",
+    _counted("bytes_per_step", "bytes a step moves", "B", "neither",
           "resident weights + distinct experts * expert bytes (by kernel) + keys, values and states read and written, "
           "by layer + head once"),
     _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
@@ -60,7 +60,8 @@ CARDS: tuple[Card, ...] = (
           screen=(Place(180, "memory bandwidth used (MBU)"),)),
     _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
           "sum(FLOPs) / sum(step s) / measured matrix rate", source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work"),
-    _counted("roofline_s", "least time of a step", "s", "lower", "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
+    _counted("roofline_s", "least time of a step", "s", "neither",
+          "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
           source="Williams et al., Roofline (2009); docs/metrics.md#work"),
     _timed("time_over_roofline_ratio", "time over the limit", "ratio", "lower",
           "sum(step s) / sum(roofline s): 1 is the hardware's limit",

@@ -138,7 +138,7 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     """A folder of ``regress --ab``.
 
     Raises:
-        InputError: its measurement failed, or a gate that nobody measured was asked for.
+        InputError: its measurement failed, or a gate that nobody measured was named.
         RecordError: it is damaged.
     """
     found = open_pairs(folder)
@@ -162,13 +162,13 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
 
 
 def _sides(found: PairsRecord, choices: Choices) -> tuple[Baseline, Baseline]:
-    """The lone runs, frozen; the base's models are called as the new side's are."""
+    """The single runs, frozen; the base's models are called as the new side's are."""
     reference, other = (choices.frozen(side) for side in (found.base, found.new))
     models = []
     for new, old in found.info.base_models.items():
         model = reference.model(old)
         if model is None:
-            raise InputError(f"the lone run of base has no model {old}")
+            raise InputError(f"the single run of base has no model {old}")
         models.append(replace(model, name=new))
     reference = replace(reference, name=f"base ({reference.workload})", models=tuple(models))
     return reference, replace(other, name=f"new ({other.workload})")

@@ -37,6 +37,7 @@ from moeprof.analysis.regress.refusal import (
 from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
+from moeprof.analysis.regress.routing.pairs import experts_difference
 from moeprof.analysis.regress.verdict import in_order, overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
@@ -253,6 +254,7 @@ def _case(
         models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
         reference = replace(reference, models=(models[0][0],))
     found = list(differences(facts_of(reference), facts_of(other)))
+    found += [difference for pair in models if (difference := experts_difference(*pair)) is not None]
     workload = None if is_one_workload else workload_difference(reference, other, found)
     found = [*([workload] if workload else []), *found]
     refuse_lost_models(reference, other, found, allow)

@@ -57,7 +57,10 @@ class Queue:
             return ""
         base, new = (f"{100 * share:.3g} %" for share in self.share_ratio)
         if self.is_one_sided:
-            return f"waiting for a processor took {base} of base's own time and {new} of new's: no chance, so it counts"
+            return (
+                f"waiting for a processor took {base} of base's own time and {new} of new's: more uneven than by "
+                "chance, so it counts"
+            )
         return (
             f"waiting for a processor that other programs had is taken off: {base} of base's own time, {new} of new's"
         )
@@ -131,8 +134,8 @@ class PhasePairs:
         base, new = self.taken
         if self.all_count:
             return (
-                f"wall time was far above processor time in {base} turns of base and {new} of new: that is no chance, "
-                f"so all {self.turns:,} turns count"
+                f"wall time was far above processor time in {base} turns of base and {new} of new: more "
+                f"unevenly than by chance, so all {self.turns:,} turns count"
             )
         said = "1 interruption" if base + new == 1 else f"{base + new} interruptions"
         return f"{said} in {self.turns:,} turns {_was(base + new)} set aside" if base + new else ""

@@ -65,24 +65,23 @@ def forbidding(
     of another workload is another model. The allocated KV cache is as large as the schedule needs, so that of another
     schedule forbids it.
     """
-    is_another = any(one.name == "workload" and one.name not in allow for one in found)
-    return [
-        ()
-        if chosen.kind == "bound"
-        else tuple(
-            one
-            for one in found
-            if one.name not in allow
-            and one.model in (None, chosen.model)
-            and (
-                one.name == "schedule"
-                if chosen.gate.metric == "kv_cache_bytes"
-                else one.forbids & classes_of(chosen.gate.metric)
-            )
-            and not (chosen.kind == "exact" and one.name == "model" and not is_another)
-        )
-        for chosen in gates
-    ]
+    free = [one for one in found if one.name not in allow]
+    is_another = any(one.name == "workload" for one in free)
+
+    def forbids(one: Difference, chosen: ChosenGate) -> bool:
+        if chosen.gate.metric == "kv_cache_bytes":
+            return one.name == "schedule"
+        if chosen.kind == "exact" and one.name == "model":
+            return is_another
+        return bool(one.forbids & classes_of(chosen.gate.metric))
+
+    def against(chosen: ChosenGate) -> tuple[Difference, ...]:
+        own = [one for one in free if one.model in (None, chosen.model)]
+        hit = [one for one in own if forbids(one, chosen)]
+        # that a fact forbids a count is the other workload's doing, which comes first in `found`
+        return tuple(one for one in own if one in hit or (one.name == "workload" and hit))
+
+    return [() if chosen.kind == "bound" else against(chosen) for chosen in gates]
 
 
 def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]) -> None:
@@ -117,7 +116,7 @@ def judged_all_the_same(
     """
     against = forbidding(gates, found, allow)
     free = tuple(chosen for chosen, facts in zip(gates, against, strict=True) if not facts)
-    is_another = any(one.name == "workload" and one.name not in allow for one in found)
+    is_another = any(one.name == "workload" for facts in against for one in facts)
     if is_another or not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
         refuse_incomparable(gates, found, allow)
     stopped = tuple(
@@ -196,7 +195,8 @@ def _what(difference: Difference) -> str:
 
 
 def _line(difference: Difference, kinds: Sequence[str], groups: Sequence[str]) -> str:
-    gates = " and ".join(kind for kind in (*GROUPS, "bound") if kind in kinds)
+    *others, last = [kind for kind in (*GROUPS, "bound") if kind in kinds]
+    gates = f"{', '.join(others)} and {last}" if others else last
     other = "".join(f" --fail-on {group}" for group in groups)
     rest = f", or gate what can be compared:{other}" if groups else ""
     return f"{_what(difference)}: forbids the {gates} gates; {difference.flag_to_allow}{rest}"

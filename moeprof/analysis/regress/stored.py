@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
+from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES, as_requests_tell
 from moeprof.analysis.compare.runs import launch_samples
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
@@ -60,6 +60,8 @@ def stored_gates(
             split, shifts.get(chosen.model), better=chosen.better, section=chosen.card.section,
             limit_ratio=sample.floor_ratio,
         )  # fmt: skip
+        if chosen.reference is not None and chosen.other is not None:
+            ratio = as_requests_tell(ratio, chosen.reference, chosen.other)
         decide = _decide(gate, sample, len(samples)) if found[i].verdict == "cannot tell" else None
         results.append(chosen.judged(ratio, n=gate.n, decide=decide, launches=gate.launches))
     return results

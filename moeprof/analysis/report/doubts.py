@@ -20,6 +20,7 @@ from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturati
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
+from moeprof.analysis.report.sections.memory import forecast_words
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
 
 CLOCK_SPREAD = 1.1
@@ -83,6 +84,7 @@ STOLEN_SHARE = 0.05
 USELESS_SPREAD, USELESS_STOLEN_SHARE = 1.5, 0.5  # beyond these, times tell of the machine and not of the model
 BUSY = 0.95
 SHORT_PASS_S = 0.5
+FORECAST_ERROR = 0.10
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
@@ -185,7 +187,8 @@ def _overload(model: ModelSummary) -> Iterator[Doubt]:
     elif model.rounds and model.rounds[0].traffic == "open":
         told = [saturation_of(tables) for tables in model.rounds]
         if all(one.saturated is None for one in told):
-            text = f"whether it kept up with the traffic is not known: {told[0].reason}"
+            why = str(told[0].reason).removeprefix("cannot tell: ")
+            text = f"whether it kept up with the traffic is not known: {why}"
             yield _doubt(model, "overload_unknown", "latency", "note", text)
 
 
@@ -236,6 +239,12 @@ def _warmup(model: ModelSummary) -> Iterator[Doubt]:
     warmup = model.launch.warmup
     if warmup is not None and not warmup.settled and "steps" not in model.launch.lacks:
         yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
+
+
+def _forecast(model: ModelSummary) -> Iterator[Doubt]:
+    error, said = pick(model, "predicted_memory_error_ratio"), forecast_words(model)
+    if error is not None and error.value is not None and abs(error.value) > FORECAST_ERROR:
+        yield _doubt(model, "memory_forecast", "isolation", "note", f"memory: {said}")
 
 
 def _engine(model: ModelSummary) -> Iterator[Doubt]:
@@ -342,6 +351,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _set_aside,
     _stolen,
     _warmup,
+    _forecast,
     _engine,
     _busy,
     _capacity,

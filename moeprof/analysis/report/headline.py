@@ -6,11 +6,13 @@ from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.overload import fell_behind, overload_of
+from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.sections.lockstep import ratio_text
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
+from moeprof.core.model_facts import ModelFacts
 
 
 def headline(summary: Summary) -> str:
@@ -87,20 +89,33 @@ def _price(model: ModelSummary) -> str:
 
 
 def _router(model: ModelSummary) -> str:
-    touched = number(model, "distinct_experts_per_step", phase="decode")
     worst = number(model, "router_load_max_over_mean", phase="decode")
-    if touched is None or worst is None or model.facts is None:
+    if worst is None or model.facts is None:
         return ""
-    experts = model.facts.moe_layers[0].num_experts
-    text = (
-        f"At its own traffic a decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
-        f"its busiest expert carries {units.significant(worst)} times the mean (means over layers)."
-    )
+    busiest = f"busiest expert carries {units.significant(worst)} times the mean (means over layers)."
+    text = _touched(model, model.facts, busiest)
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
-    if not model.capacity or read is None:
+    pure = number(model, PURE, own_traffic=False, phase="decode")
+    if not model.capacity or read is None or pure is None or pure < LEAST_SHARE:
         return text
     times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
+
+
+def _touched(model: ModelSummary, facts: ModelFacts, busiest: str) -> str:
+    """Experts that a decode step touches, no further than its steps speak; see metrics/routing/steps.py."""
+    touched = number(model, "distinct_experts_per_step", phase="decode")
+    pure, covered = (number(model, name, phase="decode") for name in (PURE, COVERED))
+    if touched is None or pure is None or covered is None or covered < LEAST_SHARE:
+        held = "" if pure is None else f", since steps of decode alone hold {units.percent(pure)} of its decode tokens"
+        return f"In decode {model.name}'s {busiest} How many experts a decode step touches is not known{held}."
+    of = f"{units.significant(touched)} of {facts.moe_layers[0].num_experts} experts"
+    if covered > pure:
+        return (
+            f"At its own traffic the decode tokens of a step of {model.name}, mixed ones too, touch {of}; its {busiest}"
+        )
+    share = "" if pure == 1 else f" (steps without prefill, which hold {units.percent(pure)} of its decode tokens)"
+    return f"At its own traffic a decode step of {model.name}{share} touches {of}; its {busiest}"
 
 
 def subtitle(summary: Summary) -> str:

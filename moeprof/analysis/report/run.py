@@ -21,6 +21,7 @@ from moeprof.analysis.report.sections import breakdown
 from moeprof.analysis.report.sections.cost import other_splits
 from moeprof.analysis.report.sections.ladder import ladder_section
 from moeprof.analysis.report.sections.lockstep import lockstep_section
+from moeprof.analysis.report.sections.memory import forecast_words
 from moeprof.analysis.report.sections.sweep import sweep_section
 from moeprof.analysis.report.tables import facts, metric_row
 from moeprof.analysis.sparsity.claims import claim_notes
@@ -134,6 +135,7 @@ def _engine(model: ModelSummary) -> Table:
         "experts": engine.experts if model.facts is not None and model.facts.is_moe else None,
         "dtype": f"{engine.dtype} ({model.launch.dtype_reason})",
         "KV cache": f"{engine.kv_tokens:,} tokens" if engine.kv_tokens else None,
+        "memory": forecast_words(model),
         "tokens per step": f"at most {engine.max_batch_tokens}",
         "notes": "; ".join(engine.notes),
         "warm-up": f"{warmup.num_requests} requests, {units.seconds(warmup.seconds)}, "

@@ -28,7 +28,8 @@ from moeprof.analysis.compare.lanes import LaneTimes, lane_times, offset_of, pai
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, repeats
 from moeprof.analysis.compare.same_work import Work, why_incomparable
 from moeprof.analysis.metrics.lookup import key_of, pick
-from moeprof.analysis.metrics.routing.shift import cell
+from moeprof.analysis.metrics.routing.shift import first_with_routing
+from moeprof.analysis.metrics.routing.units import cell, exchangeable_units
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.sparsity.ladder import ladder_cache_note, ladders
@@ -104,7 +105,7 @@ def memory_over_active(sides: Sides) -> Estimate:
 
 
 def expert_share(*, over_busiest: bool) -> Callable[[Sides], Estimate]:
-    """Share of a layer's picks, in the layer where one expert stands out most; jackknife over stretches of time."""
+    """Share of a layer's picks, in the layer where one expert stands out most; jackknife over groups of requests."""
 
     def figure(counts_LE: IntArray) -> float:
         most = counts_LE.max(axis=1)
@@ -113,18 +114,18 @@ def expert_share(*, over_busiest: bool) -> Callable[[Sides], Estimate]:
         return float((most / np.maximum(counts_LE.sum(axis=1), 1)).max())
 
     def measure(sides: Sides) -> Estimate:
-        routing = next((tables.routing for tables in sides.of.rounds if tables.routing is not None), None)
-        if routing is None:
+        found = first_with_routing(sides.of.rounds)
+        if found is None:
             return Estimate(value=None, reason=f"{sides.of.name}: routing was not recorded")
-        counts = cell(routing)
+        counts, units = cell(found[1]), exchangeable_units(*found)
         if not counts.counts_LE.sum():
             return Estimate(value=None, reason=f"{sides.of.name}: no token was routed")
         value = figure(counts.counts_LE)
-        groups = counts.counts_GLE
-        interval = intervals.jackknife_interval(value, intervals.leave_group_out(groups, figure), bounded=True)
-        if interval is None:
-            return Estimate(value=value, n=len(groups), reason="no interval: one stretch of time only")
-        return Estimate(value=value, low=interval[0], high=interval[1], n=len(groups))
+        left = intervals.leave_group_out(units.counts_GLE, figure)
+        interval = intervals.jackknife_interval(value, left, bounded=True)
+        if interval is None or units.why_not is not None:
+            return Estimate(value=value, n=units.num, reason=f"no interval: {units.why_not or 'one unit only'}")
+        return Estimate(value=value, low=interval[0], high=interval[1], n=units.num)
 
     return measure
 

@@ -370,16 +370,17 @@ def ladder_results(record: Record) -> tuple[LadderResult, ...]:
 def ladder_cache_note(record: Record) -> str | None:
     """That a twin on the ladder fits the last-level cache and the MoE does not; None where that is not so or unknown.
 
-    The cache is measured with a model's peaks, before its rounds: a run that only climbs the ladder has none.
+    Older ladders do not say how large the cache is; then it is the one measured with the peaks of the run's models.
     """
-    launches = [launch.info for model in record.models for launch in model.launches if launch.info.peaks is not None]
     lanes = {lane.model: lane for one in record.ladder for lane in one.info.lanes}
-    facts = {name: known.facts for one in record.ladder for name, known in one.models.items()}
+    facts = {name: known.facts for one in record.ladder for name, known in one.loaded.models.items()}
     moe = next((name for name, lane in lanes.items() if lane.rung != "dense" and name in facts), None)
-    if not launches or moe is None:
+    if moe is None:
         return None
-    twins = {name: known for name, known in facts.items() if lanes[name].rung == "dense"}
-    return cache_note(launches[0], moe, facts[moe], twins)
+    told = [one.loaded.cache_bytes for one in record.ladder]
+    told += [launch.info.peaks.cache_bytes for m in record.models for launch in m.launches if launch.info.peaks]
+    twins = {name: known for name, known in facts.items() if name in lanes and lanes[name].rung == "dense"}
+    return cache_note(next((cache for cache in told if cache is not None), None), moe, facts[moe], twins)
 
 
 def _num_moe_layers(record: Record) -> int:

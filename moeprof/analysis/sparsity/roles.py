@@ -10,7 +10,6 @@ from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.work import limits_of
 from moeprof.core.model_facts import ModelFacts
-from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.units import num_bytes
 
 
@@ -40,7 +39,7 @@ class Roles:
         if self.moe is None or self.moe.facts is None:
             return None
         twins = {m.name: m.facts for m in (self.active, self.total) if m is not None and m.facts is not None}
-        return cache_note(self.moe.launch, self.moe.name, self.moe.facts, twins)
+        return cache_note(limits_of(self.moe.launch, self.moe.facts).cache_bytes, self.moe.name, self.moe.facts, twins)
 
     def called(self, model: ModelSummary) -> str:
         """What a sentence calls a dense model."""
@@ -51,9 +50,8 @@ class Roles:
         return model.name
 
 
-def cache_note(launch: LaunchHeader, name: str, moe: ModelFacts, twins: Mapping[str, ModelFacts]) -> str | None:
+def cache_note(cache: float | None, name: str, moe: ModelFacts, twins: Mapping[str, ModelFacts]) -> str | None:
     """Which of the twins' weights fit the last-level cache while the MoE's do not, and what that means."""
-    cache = limits_of(launch, moe).cache_bytes
     held = {twin: sum(facts.bytes_by_group.values()) for twin, facts in twins.items()}
     own = sum(moe.bytes_by_group.values())
     fit = [f"{twin} ({num_bytes(size)})" for twin, size in held.items() if cache is not None and size <= cache]

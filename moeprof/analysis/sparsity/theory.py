@@ -253,7 +253,7 @@ def limits_text(moe: PhaseWork, dense: PhaseWork) -> str:
         return ""
     if all(side.over_least.value is None for side in sides):
         return f"No least time is known: {reason}" if reason else ""
-    return f"A ratio of least times is no limit: {', '.join(map(_distance, sides))}"
+    return f"A ratio of least times is no limit: {'; '.join(map(_distance, sides))}"
 
 
 def _distance(side: PhaseWork) -> str:
@@ -413,8 +413,9 @@ def _one_token(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> OneT
 
 def _one_token_s(tables: PassTables) -> FloatArray:
     steps = tables.steps
-    seconds: FloatArray = column(steps, "end_s") - column(steps, "start_s")
-    return seconds[is_phase(steps, "decode") & (column(steps, "decode_tokens") == 1)]
+    own = is_phase(steps, "decode") & (column(steps, "decode_tokens") == 1)
+    seconds: FloatArray = (column(steps, "end_s") - column(steps, "start_s"))[own]
+    return seconds
 
 
 def theory_metrics(speedups: Sequence[Speedup], alone: Sequence[OneToken] = ()) -> tuple[MetricValue, ...]:

@@ -18,6 +18,7 @@ from moeprof.capture.engines.static_batch import needs_static
 from moeprof.capture.kernels.modules import use_cpu_kernels
 from moeprof.capture.memory.kv_space import kv_space
 from moeprof.capture.memory.measure import Watch
+from moeprof.capture.models.attention import expanded, model_attention
 from moeprof.capture.models.load import LoadPart
 from moeprof.capture.models.open import facts_of, open_model
 from moeprof.core.errors import UnsupportedModelError
@@ -66,7 +67,12 @@ def open(
     def check_room() -> dict[str, Any]:
         if settings.parallel is not None:  # a rank holds a part of the model, and the parent counted on that
             return {}
-        return {"kv_space": kv_space(module, spec, opened.source.config, settings, device, base=base).to_json()}
+        per_token = None
+        if settings.batching != "static" and needs_static(module) is None:  # the paged engine keeps every token
+            layers = expanded(model_attention(module).layers, opened.blueprint.dtype.itemsize)
+            per_token = sum(layer.layers * layer.kv_bytes_per_token for layer in layers) or None
+        space = kv_space(module, spec, opened.source.config, settings, device, base=base, bytes_per_token=per_token)
+        return {"kv_space": space.to_json()}
 
     launch = {"dtype_reason": opened.blueprint.dtype_reason, "load_s": opened.load_s}
     if stop_ids is not None:

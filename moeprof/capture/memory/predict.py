@@ -16,7 +16,15 @@ import numpy as np
 import psutil
 
 from moeprof.capture.devices.gpu import Gpu
-from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory
+from moeprof.capture.memory.shape import (
+    HOST_BASE_BYTES,
+    DeviceMemory,
+    HostMemory,
+    ModelMemory,
+    dtype_bytes,
+    is_paged,
+    model_memory,
+)
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.shapes import stored_bytes
 from moeprof.core.errors import ModelError
@@ -52,7 +60,8 @@ def parts(model: ModelMemory, kv_tokens: int) -> str:
         (model.activation_bytes, "activations"),
         (model.load_extra_bytes, "more while loading"),
         (model.workspace_bytes, "captured steps and libraries' workspace"),
-        (model.base_bytes, "for the process itself"),
+        (model.base_bytes + model.kept_bytes, "for the process itself"),
+        (model.instruments_bytes, "for instruments"),
     ]
     return ", ".join(f"{num_bytes(size)} {what}" for size, what in found if size)
 
@@ -158,14 +167,36 @@ def predict(
     settings: TransformersSettings,
     memory: DeviceMemory,
     weights_bytes: dict[str, int | None],
+    host_base_bytes: int | None = None,
+    profiles: bool = False,
 ) -> Fit:
-    """Predict memory and choose the KV space. Nothing is raised: see :meth:`Fit.require`."""
+    """Predict memory and choose the KV space. Nothing is raised: see :meth:`Fit.require`.
+
+    Args:
+        specs: the models.
+        sources: where they are.
+        schedules: what will be sent.
+        settings: of the engine.
+        memory: of the device.
+        weights_bytes: by model; None where only loading will tell.
+        host_base_bytes: what a process of this machine takes before it loads anything; None where it was not measured.
+        profiles: steps will be profiled after the rounds.
+    """
+
+    def host_of(source: ModelSource, spec: ModelSpec) -> HostMemory:
+        reads = spec.initialise == "popular_experts" or source.twin is None
+        return HostMemory(
+            base_bytes=host_base_bytes or HOST_BASE_BYTES,
+            file_bytes=(source.weights_bytes or 0) if reads else 0,
+            profiles=profiles,
+        )
+
     chosen = list(specs)
     by_name = {spec.name: spec for spec in chosen}
     models = {
         spec.name: model_memory(
             spec, sources[spec.name].config, weights_bytes[spec.name], settings,
-            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""),
+            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""), host=host_of(sources[spec.name], spec),
         )
         for spec in chosen
     }  # fmt: skip
@@ -209,7 +240,7 @@ def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
     if fit.refusal is not None or any(model.weights_bytes is None for model in models):
         return fit
     weights = sum(model.weights_bytes or 0 for model in models)
-    beside = max(m.base_bytes + m.activation_bytes + m.workspace_bytes + m.load_extra_bytes for m in models)
+    beside = max(m.beside_bytes + m.load_extra_bytes for m in models)
     if weights + beside <= fit.usable_bytes:
         return fit
     each = ", ".join(f"{name} {num_bytes(fit.models[name].weights_bytes or 0)}" for name in names)

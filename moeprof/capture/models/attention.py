@@ -289,21 +289,18 @@ def _latent_shape(module: Any) -> _Shape:
     return _Shape(latent + rotary, 2 * heads * expanded, 2 * heads * (2 * latent + rotary), is_latent=True)
 
 
-def expanded(layers: Sequence[LayerAttention], kv_bytes_per_token: int) -> tuple[LayerAttention, ...]:
-    """The same layers where an engine caches latents as keys and values of all heads, so many bytes over all layers."""
-    latent = sum(layer.layers for layer in layers if layer.kind == "latent")
-    if not latent:
-        return tuple(layers)
-    others = sum(layer.keeps_bytes_per_token for layer in layers if layer.kind != "latent")
-    own = (kv_bytes_per_token - others) // latent
-    return tuple(
-        replace(
-            x, kind="window" if x.window else "full", kv_bytes_per_token=own, decode_flops_per_pair=x.flops_per_pair
-        )
-        if x.kind == "latent"
-        else x
-        for x in layers
-    )
+def expanded(layers: Sequence[LayerAttention], width: int) -> tuple[LayerAttention, ...]:
+    """The same layers where an engine caches latents as keys and values of all heads, of so many bytes an element.
+
+    A pair costs 2 FLOPs per element of a key and of a value, all heads together.
+    """
+
+    def whole(layer: LayerAttention) -> LayerAttention:
+        kind: AttentionKind = "full" if layer.window is None else "window"
+        own = layer.flops_per_pair // 2 * width
+        return replace(layer, kind=kind, kv_bytes_per_token=own, decode_flops_per_pair=layer.flops_per_pair)
+
+    return tuple(whole(layer) if layer.kind == "latent" else layer for layer in layers)
 
 
 def _out_width(module: Any) -> int | None:

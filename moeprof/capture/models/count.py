@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moeprof.capture.models.counting.native import NATIVE, read_native
 from moeprof.capture.models.find import read_config
-from moeprof.capture.models.native import NATIVE, read_native
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
@@ -114,7 +114,7 @@ def _from_file(text: str, file: Path) -> CountedModel:
     facts = facts_of_config(config, name=name, source=file.name)
     weights = sorted(file.parent.glob("*.safetensors")) if file.name == "config.json" else []
     if weights:
-        from moeprof.capture.models.stored_size import by_headers
+        from moeprof.capture.models.counting.stored_size import by_headers
 
         size, reason = by_headers(weights)
         return CountedModel(name=name, facts=facts, stored_bytes=size, stored_reason=reason)
@@ -157,8 +157,8 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
     if method is not None:
+        from moeprof.capture.models.counting.stored_size import by_rule
         from moeprof.capture.models.meta import config_object
-        from moeprof.capture.models.stored_size import by_rule
 
         built = config_object(config, name=counted.name)
         ruled = by_rule(built, quantization, name=counted.name, dtype=_dtype(config))
@@ -183,7 +183,7 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         UnsupportedModelError: transformers has no class for it, or its experts are not understood.
         ModelError: the class refuses the values.
     """
-    from moeprof.capture.models.ignored_keys import ignored_keys
+    from moeprof.capture.models.counting.ignored_keys import ignored_keys
     from moeprof.capture.models.language_model import language_model_config
     from moeprof.capture.models.meta import config_object, facts_from_config, total_with_other_parts
 

@@ -18,7 +18,6 @@ from moeprof.capture.models.language_model import left_out
 from moeprof.capture.models.load import Blueprint, LoadPart, load_model, read_blueprint, revision_of
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.random_weights import residual_scale
-from moeprof.capture.models.shapes import kv_bytes_per_token
 from moeprof.capture.models.twins import (
     Twin,
     TwinLayer,
@@ -179,13 +178,10 @@ def facts_of(
 
 
 def _with_expanded_cache(facts: ModelFacts, opened: OpenModel) -> ModelFacts:
-    """KV bytes per token as the paged engine keeps them: for latent attention keys and values of all heads."""
-    config = opened.source.config
-    if not (config.get("text_config") or config).get("kv_lora_rank"):
+    """As the paged engine keeps them: of latent attention keys and values of all heads."""
+    attention = expanded(facts.attention, opened.blueprint.dtype.itemsize)
+    if attention == facts.attention:
         return facts
-    per_token = kv_bytes_per_token(config, width_bytes=opened.blueprint.dtype.itemsize)
-    if per_token is None or per_token == facts.kv_bytes_per_token:
-        return facts
+    per_token = sum(layer.keeps_bytes_per_token for layer in attention)
     note = f"latent attention is cached as keys and values of all heads: {per_token} bytes per token"
-    attention = expanded(facts.attention, per_token)
     return replace(facts, kv_bytes_per_token=per_token, attention=attention, notes=(*facts.notes, note))

@@ -7,6 +7,11 @@ from typing import Any
 
 # Configs that name one of these cache something else, or more, than keys and values.
 _OTHER_CACHES = ("linear_num_value_heads", "mamba_d_state", "ssm_state_size", "index_topk", "indexer_budget")
+# Kind of a layer -> keys of its heads of keys, width of a key and of a value, where they are not those of all layers.
+_WIDTHS_OF_KINDS = {
+    "full_attention": ("num_global_key_value_heads", "global_head_dim", "global_head_dim"),
+    "sliding_attention": ("swa_num_key_value_heads", "swa_head_dim", "swa_v_head_dim"),
+}
 # How configs (and modules of their classes) call the number of experts and of a token's picks.
 EXPERT_COUNT_KEYS = ("num_experts", "n_routed_experts", "num_routed_experts", "num_local_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k",
@@ -14,10 +19,10 @@ TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "
 
 
 def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None, paged: bool = True) -> int | None:
-    """Bytes of keys and values per token over all layers.
+    """Bytes of keys and values per token over all layers, each as wide as its kind.
 
-    layers * heads of keys * (key width + value width) * bytes. Latent attention is cached expanded to all heads by the
-    paged engine, and in another form by others.
+    Sum over layers of heads of keys * (key width + value width) * bytes. Latent attention is cached expanded to all
+    heads by the paged engine, and in another form by others.
 
     Args:
         config: a config.json.
@@ -25,7 +30,8 @@ def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None
         paged: True where the paged engine (moeprof's own) runs it.
 
     Returns:
-        None for caches of another kind (states of constant size, an index beside keys and values).
+        None for caches of another kind (states of constant size, an index beside keys and values), and where layers
+        differ in width and the config does not say which is which.
     """
     text = config.get("text_config") or config
     widths = read_widths(config)
@@ -33,8 +39,20 @@ def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None
         return None
     if text.get("kv_lora_rank") and not paged:
         return None
-    element = width_bytes or stored_bytes(config)
-    return widths.layers * widths.kv_heads * (widths.key_dim + widths.value_dim) * element
+    per_layer = widths.kv_heads * (widths.key_dim + widths.value_dim)
+    elements = widths.layers * per_layer
+    if any(text.get(key) for names in _WIDTHS_OF_KINDS.values() for key in names):
+        kinds = text.get("layer_types") or ()
+        if len(kinds) != widths.layers:
+            return None
+        elements = sum(_elements(text, widths, str(kind)) for kind in kinds)
+    return elements * (width_bytes or stored_bytes(config))
+
+
+def _elements(text: dict[str, Any], widths: Widths, kind: str) -> int:
+    """Of one token in a layer of this kind: heads of keys times the widths of key and value."""
+    heads, key, value = (text.get(name) for name in _WIDTHS_OF_KINDS.get(kind, ("", "", "")))
+    return (heads or widths.kv_heads) * ((key or widths.key_dim) + (value or key or widths.value_dim))
 
 
 def read_widths(config: dict[str, Any]) -> Widths | None:

@@ -260,7 +260,7 @@ class AbRun:
             alone, folder, self._listener, self._signals, workload_text=workload_text, keep_content=False,
         )  # fmt: skip
         if status == "failed":
-            raise EngineError(f"--ab: the lone run of {side} failed; what it left is in {folder}")
+            raise EngineError(f"--ab: the single run of {side} failed; what it left is in {folder}")
 
     def pairs(self, more: Callable[[int], bool]) -> int:
         """Launch pairs of every model, until ``more(pairs so far)`` is False; returns how many there are.
@@ -342,6 +342,6 @@ def run_solo(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
             process.kill()
             process.wait(STOP_GRACE_S)
     if process.returncode and not signals.number:
-        last = (text.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        last = (text.strip().splitlines() or ["it printed nothing"])[-1].removeprefix("moeprof: ")
         kind = InputError if process.returncode == InputError.exit_code else EngineError
-        raise kind(f"--base-python {python}: the lone run of base failed: {last}")
+        raise kind(f"--base-python {python}: the single run of base failed: {last}")

@@ -5,7 +5,8 @@ transformers cannot build, a layer that cannot be measured, routing or batching 
 the weights can tell (damaged or missing tensors) and what only the device can tell (kernels, memory that others take
 meanwhile) is found when a worker loads.
 
-The process imports what a worker imports, so it also tells what a worker takes before it loads anything.
+The process imports what a worker imports and uses each library once, so it also tells what a worker takes beside its
+model.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Examined:
 
     Attributes:
         answers: by model; empty where the process died, which loading will explain.
-        base_bytes: resident set of a process that has imported what a worker imports; None where it died.
+        base_bytes: resident set of a process that has imported and used what a worker does; None where it died.
     """
 
     answers: dict[str, Answer]
@@ -74,11 +75,11 @@ class Examined:
 class Examination:
     """The process, from the start on; ask for :meth:`result` later, and do something else meanwhile."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
+    def __init__(self, questions: Sequence[Question], threads: int | None = None) -> None:
         self._names = [question.spec.name for question in questions]
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_answer_all, args=(list(questions), theirs), daemon=True)
+        self._process = context.Process(target=_answer_all, args=(list(questions), threads, theirs), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -101,25 +102,42 @@ class Examination:
         self._process.join()
 
 
-def _answer_all(questions: list[Question], connection: Connection) -> None:
+def _answer_all(questions: list[Question], threads: int | None, connection: Connection) -> None:
     import os
     import sys
 
     from moeprof.capture.devices.process import set_up_process
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - what libraries print here is not the user's; refusals are sent
-    set_up_process(1)
-    connection.send((_imported_bytes(), [answer(question) for question in questions]))
+    set_up_process(threads)
+    answers = [answer(question) for question in questions]
+    connection.send((_warm_bytes(threads) if questions else None, answers))
 
 
-def _imported_bytes() -> int:
-    """Resident set once everything that a worker needs is imported."""
+def _warm_bytes(threads: int | None) -> int:
+    """Resident set once everything that a worker needs is imported, and has run once."""
+    import pandas  # noqa: F401 - what tables are read with
     import psutil
+    import pyarrow.parquet  # noqa: F401
+    import torch
+    from torch.profiler import ProfilerActivity, profile
 
     import moeprof.capture.engines.hf
+    import moeprof.capture.measure.breakdown
+    import moeprof.capture.measure.overhead
+    import moeprof.capture.measure.quality
+    import moeprof.capture.measure.teacher_forced
     import moeprof.capture.worker.lanes
     import moeprof.capture.worker.solo  # noqa: F401
 
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for dtype in (torch.float32, torch.bfloat16):
+            square, heads = torch.ones(256, 256, dtype=dtype), torch.ones(1, 4, 64, 64, dtype=dtype)
+            (square @ square).softmax(dim=-1)
+            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+    profiler.key_averages()
     return int(psutil.Process().memory_info().rss)
 
 

@@ -19,6 +19,7 @@ from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
 from moeprof.capture.engines import chosen
+from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
@@ -186,7 +187,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
-    examination = Examination(_questions(workload, sources))
+    examination = Examination(_questions(workload, sources), workload.threads)
     try:
         return _prepared(workload, sources, examination, must_fit=must_fit)
     finally:
@@ -212,6 +213,9 @@ def _prepared(
     choice, other_gpus = choose_devices(workload)
     gpu, device = choice.gpu, choice.device
     check_early(workload, device)
+    if workload.outputs == "free" and workload.engine.in_worker:
+        for question in _questions(workload, sources):
+            end_ids(question.base or question.spec, question.source)  # a damaged file would stop the run
     examined = examination.result()
     check_examined(workload, examined.answers)
     memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
@@ -255,7 +259,16 @@ def _fit(
     settings = ours(workload.engine)
     params = {name: answer.params for name, answer in examined.answers.items()}
     weights = estimate_weights_bytes(workload.models, sources, settings, params, is_host=memory.is_host)
-    fit = fitting.predict(workload.models, sources, every, settings=settings, memory=memory, weights_bytes=weights)
+    fit = fitting.predict(
+        workload.models,
+        sources,
+        every,
+        settings=settings,
+        memory=memory,
+        weights_bytes=weights,
+        host_base_bytes=examined.base_bytes,
+        profiles=workload.instruments.wants("gap"),
+    )
     if workload.lockstep is not None:
         fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
     return fit

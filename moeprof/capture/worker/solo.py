@@ -191,6 +191,8 @@ class SoloModel:
                     max_seconds=CALIBRATION_S,
                     should_stop=session.should_stop,
                 )
+        if self._memory is not None:
+            self._memory.warmed_up()
         session.launch["engine"] = asdict(self._model.engine.facts)  # a model that could not be captured says so now
         asked = getattr(plan.engine, "cpu_kernels", "off")
         if asked != "off":

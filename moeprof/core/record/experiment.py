@@ -86,6 +86,8 @@ class ModelFit(Facts, frozen=True, kw_only=True):
     activation_bytes: int | None = None
     workspace_bytes: int | None = None
     base_bytes: int | None = None
+    kept_bytes: int | None = None
+    instruments_bytes: int | None = None
     layers_to_cut: int | None = None
     needed_bytes: int | None = None
 

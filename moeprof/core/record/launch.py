@@ -109,6 +109,7 @@ class MemoryHeader(Header, frozen=True, kw_only=True):
 
     after_load_bytes: int | None = None
     load_peak_bytes: int | None = None
+    after_warmup_bytes: int | None = None
     kv_cache_bytes: int | UnsetType | None = UNSET
     host_rss_peak_bytes: int | None = None
     host_rss_start_bytes: int | None = None

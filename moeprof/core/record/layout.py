@@ -32,7 +32,7 @@ name, its unit or its meaning; ``UPGRADERS[n]`` of headers.py then makes the JSO
 format 1 (0.1.0), current. Came to it, in this order: launch.json ``peaks``, ``kv_space``, ``forced_picks``, ``gap``,
 ``ranks``; pass.json ``reference_kernel_s``, ``process``, ``sweep``, ``saturation``, ``captured_steps``, ``decode``;
 experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resumed``, ``lockstep``, ``ladder``,
-``files`` (what the run wrote, see whole.py); launch.json ``end_ids``; the
+``files`` (what the run wrote, see whole.py); launch.json ``end_ids``, of lanes ``cache_bytes``; the
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
 ``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
 ``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``.

@@ -35,7 +35,7 @@ class PairsHeader(Header, frozen=True, kw_only=True):
         models: their names in the new run.
         base_models: name in the new run -> name in the base run.
         base, new: what each side is.
-        settings: what was asked for.
+        settings: of the command line.
         started_at, finished_at: UTC.
         launches: pairs that were measured.
         status: ``started``, ``done``, ``failed`` or ``interrupted``.

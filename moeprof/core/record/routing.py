@@ -20,7 +20,7 @@ from moeprof.core.errors import RecordError
 
 MAX_WINDOWS = 256
 MAX_REQUEST_GROUPS = 64  # of all classes together
-LEAST_REQUEST_GROUPS = 8  # of a class, where there are many
+GROUPS_OF_A_CLASS = 8  # that many for each class at least, where there are many classes
 _NAMES = ("layer_names", "class_names")
 _STEP_COUNTS = "step_counts_SPLE"
 _ARRAYS = (
@@ -83,16 +83,16 @@ _REQUEST_ARRAYS = (
 
 
 def merge_requests(parts: Sequence[RequestCounts], most: int = MAX_REQUEST_GROUPS) -> RequestCounts | None:
-    """Counts added up by group; neighbouring groups become one until at most ``most`` are left (8 of each class)."""
+    """Counts added up by group; neighbours become one until at most ``most`` are left, or 8 times the classes."""
     if not parts:
         return None
     size = max(part.requests_per_group for part in parts)
     class_U = np.concatenate([part.request_class_U for part in parts])
     group_U = np.concatenate([part.request_group_U * part.requests_per_group for part in parts]) // size
-    limit = max(LEAST_REQUEST_GROUPS, most // max(len(np.unique(class_U)), 1))
+    limit = max(GROUPS_OF_A_CLASS * len(np.unique(class_U)), most)
     while True:
         pairs, row_U = np.unique(np.stack([class_U, group_U]), axis=1, return_inverse=True)
-        if np.bincount(pairs[0]).max(initial=0) <= limit:
+        if pairs.shape[1] <= limit:
             break
         size, group_U = 2 * size, group_U // 2
     order = np.argsort(row_U.reshape(-1), kind="stable")

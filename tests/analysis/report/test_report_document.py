@@ -268,7 +268,6 @@ ALWAYS = {
     "no_steady_state",
     "overhead_unknown",
     "energy_unknown",
-    "few_priced_requests",
 }  # such a small record has no better
 
 

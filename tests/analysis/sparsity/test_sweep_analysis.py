@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo
 from moeprof.render.html.page import glossary
+from tests.helpers.records import make_pass, make_requests, make_steps
 from tests.helpers.sweep_records import MOE, at, sweep_summary, timed_pass
 
 PAIR = {
@@ -234,6 +236,24 @@ def test_own_rounds_stand_in_tables_and_lines_where_they_have_more_requests(tmp_
     assert line[1].usd_per_1m_total_tokens.value == pytest.approx(2.5)  # 0.002 USD for 800 tokens
     between = result_of(sweep_summary(tmp_path / "b", swept, own=own, own_load={**OWN, "concurrency": 6}))
     assert [p.point.concurrency for p in between.line("moe", between.rows[0])] == [4, 6, 8]
+
+
+def test_the_own_rounds_of_an_open_loop_stand_at_their_own_rate(tmp_path: Path) -> None:
+    """17 arrivals over 8 s: two a second, between the swept rates of one and four."""
+
+    def rate(requests: float, **options: Any) -> tuple[SweepPoint, list[PassTables]]:
+        return SweepPoint(request_rate=requests), [timed_pass("p", 8.0, traffic="open", **options)]
+
+    arrival_s = np.arange(17) / 2
+    requests = make_requests(17, arrival_s=arrival_s, ttft_s=0.1, itl_s=0.01, output_tokens=20)
+    own = [make_pass(name="round-0", requests=requests, steps=make_steps(80, step_s=0.1))]
+    summary = sweep_summary(
+        tmp_path, {"moe": [rate(1.0), rate(4.0)]}, own={"moe": own}, own_load={"pattern": "open"}, slo={"ttft_s": 0.5}
+    )
+    line = result_of(summary).models[0].points
+    assert [p.point.request_rate for p in line] == pytest.approx([1.0, 2.0, 4.0])
+    assert [p.swept.own for p in line] == [False, True, False]
+    assert line[1].swept.rounds[0].saturated is False  # its own table says so
 
 
 def test_own_rounds_of_other_traffic_are_no_point(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_each_side_is_told_its_distance_from_its_own_least_time(tmp_path: Path) 
     """A step of the MoE moves 4 experts of 2 MB at 1 GB/s in 10 ms, one of the total-matched twin 16 MB in 20 ms."""
     found = against(ran(tmp_path), "total")
     assert found.limits == (
-        "A ratio of least times is no limit: total takes 1.2 times its own, moe takes 1.2 times its own"
+        "A ratio of least times is no limit: total takes 1.2 times its own; moe takes 1.2 times its own"
     )
     section = theory_section(ran(tmp_path / "b"))
     assert section is not None
@@ -156,7 +156,7 @@ def test_an_moe_whose_step_fits_the_cache_has_no_least_time_although_its_weights
     assert (found.roofline.value, found.roofline.reason) == (None, why)
     assert found.num_bytes.value == pytest.approx(2)  # bytes are counted all the same
     assert found.limits == (
-        "A ratio of least times is no limit: total takes 1.2 times its own, moe 1.2 times if all its bytes came from "
+        "A ratio of least times is no limit: total takes 1.2 times its own; moe 1.2 times if all its bytes came from "
         f"memory, but {why}"
     )
     assert against(summary, "active").limits.startswith("No least time is known: the bytes of a step (3.81 MiB) fit")

@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import save_file
 
 from moeprof.capture.models.count import count_model
+from moeprof.capture.models.counting.stored_size import by_rule
 from moeprof.capture.models.find import named_configs
 from moeprof.capture.models.meta import config_object
-from moeprof.capture.models.stored_size import by_rule
 from moeprof.core.known_models import find_system
 
 # 2 layers, 4 experts of 32 x 16 (gate and up together: 32 x 32), with biases; attention of 4 heads of 8, 2 for keys.

@@ -101,7 +101,7 @@ def test_neighbours_become_one_group_where_requests_are_many() -> None:
     assert many.request_first_U[:3].tolist() == [0, 2, 4]
     again = merge_requests([many, _one_each(3)])  # a later part of the same pass, which had few requests in flight
     assert again is not None and again.request_counts_UPLE[:3].reshape(-1).tolist() == [3 + 3, 7 + 3, 11]
-    classes = merge_requests([_one_each(40), _one_each(40, request_class=1)])  # 32 groups of each class
+    classes = merge_requests([_one_each(40), _one_each(40, request_class=1)])  # 80 in all
     assert classes is not None and classes.requests_per_group == 2
     assert np.bincount(classes.request_class_U).tolist() == [20, 20]
 

@@ -134,7 +134,9 @@ CHANGES = (
 )
 
 
-NOTHING_BELOW = "No tax is claimed whose interval holds 0 with that; more launches narrow it."
+NOTHING_BELOW = (
+    "No tax is claimed whose interval holds 0 with that. More launches and more rungs (`distinct`) narrow it."
+)
 
 
 def ladder_section(record: Record, pricing: Pricing) -> Section | None:

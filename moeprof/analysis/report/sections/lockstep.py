@@ -44,16 +44,16 @@ def lockstep_section(summary: Summary) -> Section | None:
 
 
 def _offset(offset: LaneOffset | None) -> str:
-    return f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}; it is in these intervals too."
+    return f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}."
 
 
 def offset_text(offset: LaneOffset) -> str:
-    """``7 rungs of the ladder did the same work, at one token ... and differ by 0.94 % of a step (standard ...)``."""
+    """``7 rungs of the ladder did the same work with 1 in flight ... and differ by 0.94 % of a step ...``."""
     load = "all at once" if offset.concurrency is None else f"{offset.concurrency} in flight"
     launches = f" of {offset.num_launches} launches" if offset.num_launches > 1 else ""
     return (
-        f"{len(offset.lanes)} rungs of the ladder did the same work with {load} ({offset.num_turns:,} turns{launches}, "
-        f"all tokens on as many experts) and differ by {units.significant(100 * offset.sd)} % of a step (standard "
+        f"{len(offset.lanes)} rungs of the ladder did the same work with {load} ({offset.num_turns:,} turns{launches}; "
+        f"all tokens on the same experts) and differ by {units.significant(100 * offset.sd, 2)} % of a step (standard "
         f"deviation): lanes differ in where their memory lies, which no number of turns tells. Two lanes of the same "
         f"length differ by up to {units.significant(100 * offset.half_width, 2)} % of a step (95 %) for that reason "
         "alone, and every interval here holds it"

@@ -72,10 +72,10 @@ def by_rule(config: Any, quantization: dict[str, Any], *, name: str, dtype: str)
     if rule is None or rule(1, 1, quantization) is None:
         return None
     alone = language_model_config(config)
-    model = build_on_meta(config if alone is None else alone, name=name, dtype=dtype)
+    model: Any = build_on_meta(config if alone is None else alone, name=name, dtype=dtype)
     grouper = Grouper(model, find_expert_layers(model))
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    kept = {id(p) for end in (head, model.get_input_embeddings()) if end is not None for p in end.parameters()}  # type: ignore[operator]
+    kept = {id(p) for end in (head, model.get_input_embeddings()) if end is not None for p in end.parameters()}
     total = 0
     for path, parameter in model.named_parameters():
         size = parameter.numel() * parameter.element_size()
@@ -107,7 +107,7 @@ def _mxfp4(rows: int, columns: int, quantization: dict[str, Any]) -> int:
 
 
 def _fp8(rows: int, columns: int, quantization: dict[str, Any]) -> int | None:
-    block = quantization.get("weight_block_size")
+    block: list[int] | None = quantization.get("weight_block_size")
     if not block:
         return None
     return rows * columns + 4 * math.ceil(rows / block[0]) * math.ceil(columns / block[1])
@@ -115,8 +115,8 @@ def _fp8(rows: int, columns: int, quantization: dict[str, Any]) -> int | None:
 
 def _packed(rows: int, columns: int, quantization: dict[str, Any]) -> int | None:
     """Torch's matrices are [outputs, inputs]; groups run along the inputs."""
-    bits = quantization.get("bits") or quantization.get("w_bit")
-    group = quantization.get("group_size") or quantization.get("q_group_size")
+    bits: int | None = quantization.get("bits") or quantization.get("w_bit")
+    group: int | None = quantization.get("group_size") or quantization.get("q_group_size")
     if not bits or not group:
         return None
     groups = math.ceil(columns / (columns if group == -1 else group))
