@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: bench-vllm help quickstart example test test-fast test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: publish bench-vllm help quickstart example test test-fast test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -122,6 +122,23 @@ gpu-tiny: .venv/ready ## the same path with tiny models on the CPU (a few minute
 	rm -rf reports/gpu-tiny reports/gpu-tiny-pages
 	$(BIN)/python -m benchmarks.gpu.evidence --part all --tiny --budget-s 1200 --work reports/gpu-tiny/work --out reports/gpu-tiny/out
 	$(BIN)/python -m benchmarks.gpu.publish reports/gpu-tiny/out --allow-tiny --to reports/gpu-tiny-pages
+
+PUBLISHED := reports/published
+CHROMIUM ?= chromium
+PICTURE = command -v $(CHROMIUM) >/dev/null && $(CHROMIUM) --headless --no-sandbox --hide-scrollbars --window-size=1280,1500 \
+	--screenshot=$(PUBLISHED)/$(1)/$(2).png file://$(CURDIR)/$(PUBLISHED)/$(1)/$(2).html >/dev/null 2>&1 || true
+publish: .venv/ready ## write the pages (and pictures, where there is a Chromium) of the committed records anew
+	rm -rf reports/pages
+	$(BIN)/moeprof report $(PUBLISHED)/quickstart-cpu --write md,html,json --output-dir reports/pages/quickstart >/dev/null
+	$(BIN)/moeprof compare $(PUBLISHED)/dense-vs-sparse-cpu --write html --output-dir reports/pages/compare >/dev/null
+	-$(BIN)/moeprof regress $(PUBLISHED)/regress-ab-cpu --write html,junit,comment --output-dir reports/pages/regress >/dev/null
+	cp reports/pages/quickstart/* $(PUBLISHED)/quickstart-cpu/
+	cp reports/pages/compare/* $(PUBLISHED)/dense-vs-sparse-cpu/
+	cp reports/pages/regress/* $(PUBLISHED)/regress-ab-cpu/
+	rm -rf reports/pages
+	@$(call PICTURE,quickstart-cpu,report)
+	@$(call PICTURE,dense-vs-sparse-cpu,compare)
+	@$(call PICTURE,regress-ab-cpu,regress)
 
 gpu-publish: .venv/ready ## what was brought back into reports/published, with pages and the block of docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu.publish $(wildcard $(GPU_OUT)/*)

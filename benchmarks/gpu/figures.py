@@ -90,6 +90,8 @@ def _decode(key: str, points: Points, batch: int, launch: LaunchRecord, facts: M
         return Figure(key=key, reason=limits.bandwidth_reason, source=source)
     floor = work.bytes_S / limits.bandwidth_bytes_per_s
     mask = work.phase_mask(tables, "decode") & (work.tokens_S == batch)
+    if (cached := limits.cached(work.bytes_S[mask])) is not None:
+        return Figure(key=key, reason=cached, source=source)
     return _ratio(key, _own_s(tables, work)[mask], floor[mask], f"no decode step held {batch} requests", source)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from moeprof.analysis.metrics.memory import USABLE_SHARE
 from moeprof.analysis.metrics.routing.nulls import uniform_distinct
 from moeprof.analysis.metrics.work import ALWAYS_READ
 from moeprof.core.hardware import Datasheet
@@ -63,7 +64,7 @@ def touched(layer: MoeLayerFacts, batch: int) -> float:
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4": 4}
 SHOWN_WEIGHTS = (("bfloat16", 16), ("8 bits", 8), ("4 bits", 4))
-MARGIN = 0.10  # of a device's memory left for activations, buffers and fragmentation
+MARGIN = 1 - USABLE_SHARE  # of a device's memory left for activations, buffers and fragmentation
 TWO_STACKS = "encoder and decoder: a token passes one of the two, so a step's work needs both lengths"
 _CONVENTION_LABELS = {"A": "active (A)", "B": "active (B), no embedding", "C": "active (C), no head either"}
 NOT_SAID = "not said"
@@ -181,7 +182,7 @@ def _parameters(facts: ModelFacts) -> Iterator[Figure]:
             remark="" if known else NOT_SAID,
         )
     share = facts.active_params / facts.total_params if facts.total_params else None
-    yield Figure(name="active_params_ratio", value=share, unit="ratio", section=section, label="active / total")
+    yield Figure(name="active_params_ratio", value=share, unit="share", section=section, label="active / total")
     for group in (*GROUPS, OTHER_MODALITIES):
         count = facts.params_by_group.get(group, 0 if group == OTHER_MODALITIES and is_whole else None)
         yield Figure(
@@ -302,7 +303,7 @@ def devices_needed(facts: ModelFacts, question: Question, device: Datasheet) -> 
     needed = weights_bytes(facts, BITS[question.dtype]) + (kept or 0) * max(question.batches)
     return Figure(
         name="devices_needed",
-        value=math.ceil(needed / ((1 - MARGIN) * device.memory_bytes)),
+        value=math.ceil(needed / (USABLE_SHARE * device.memory_bytes)),
         unit="devices",
         section="Devices needed",
         label=f"{device.name} ({device.memory_bytes / 1e9:.0f} GB)",

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
+from moeprof.cli.options import (
+    ApiOption,
+    PowerPriceOption,
+    PueOption,
+    RentOption,
+    parse_api,
+    print_option,
+    write_option,
+)
 from moeprof.core.errors import InputError
 from moeprof.render import TABLE, parse_formats
 
@@ -27,6 +35,7 @@ def compare(
     usd_per_device_hour: RentOption = None,
     usd_per_kwh: PowerPriceOption = None,
     pue: PueOption = None,
+    api: ApiOption = None,
     format: Annotated[str, print_option("compare")] = TABLE,
     write: Annotated[str | None, write_option("compare")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
@@ -42,7 +51,11 @@ def compare(
     records = [open_record(path) for path in runs]
     _check_enough(records)
     named = _checked_reference(reference, runs, records)
-    pricings = [repriced(r, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue) for r in records]
+    asked = parse_api(api)
+    pricings = [
+        repriced(r, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue).with_api(asked)
+        for r in records
+    ]
 
     from moeprof.analysis.metrics.summary import summarise
     from moeprof.analysis.report.compare import compare_document

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Overrides, apply, print_option, write_option
+from moeprof.cli.options import Overrides, PriceOption, apply, print_option, write_option
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
 from moeprof.render import TABLE, parse_formats
 
@@ -32,7 +32,7 @@ def ladder(
     launches: Annotated[int | None, typer.Option(help="Fresh processes.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the worker.")] = None,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    usd_per_device_hour: PriceOption = None,
     write: Annotated[str, write_option("compare")] = "md,html,json,csv",
     format: Annotated[str, print_option("compare")] = TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,

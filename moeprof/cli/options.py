@@ -7,6 +7,7 @@ wins over the file; the resolved workload is in the record.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.traffic import Arrivals, Traffic
-from moeprof.core.workload.workload import Slo, Workload
+from moeprof.core.workload.workload import ApiPrices, Slo, Workload
 from moeprof.render import printed, written
 
 if TYPE_CHECKING:
@@ -38,9 +39,57 @@ def write_option(kind: Kind) -> Any:
     return typer.Option(help=f"Files to write: {','.join(written(kind))}.")
 
 
-RentOption = Annotated[float | None, typer.Option(help="Price it again at this rent.")]
-PowerPriceOption = Annotated[float | None, typer.Option(help="Power price, when the rent excludes power.")]
-PueOption = Annotated[float | None, typer.Option(help="Power usage effectiveness.")]
+def _price(help_text: str) -> Any:
+    """An option in USD: more than 0, so that nothing is priced at nothing by mistake."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not 0 < value < math.inf:
+            raise typer.BadParameter(f"found {value:g}; more than 0 is allowed.")
+        return value
+
+    return typer.Option(help=help_text, callback=check)
+
+
+def _check_pue(value: float | None) -> float | None:
+    if value is not None and not 1 <= value < math.inf:
+        raise typer.BadParameter(f"found {value:g}; 1 or more is allowed.")
+    return value
+
+
+def parse_api(text: str | None) -> ApiPrices | None:
+    """``0.15/0.60`` or ``0.15/0.60/0.02``: an API's USD per 1M input, output and cached input tokens.
+
+    Raises:
+        WorkloadError: another form, or a price of 0 or less.
+    """
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split("/")]
+    except ValueError:
+        found = []
+    if len(found) not in (2, 3):
+        raise WorkloadError(
+            f"--api {text!r}: allowed is INPUT/OUTPUT or INPUT/OUTPUT/CACHED in USD per 1M tokens, as in 0.15/0.60/0.02"
+        )
+    try:
+        return ApiPrices(input=found[0], output=found[1], cached_input=found[2] if len(found) == 3 else None)
+    except WorkloadError as error:
+        raise WorkloadError(f"--api {text!r}: {error}") from None
+
+
+PriceOption = Annotated[float | None, _price("Price of one device for an hour.")]
+RentOption = Annotated[float | None, _price("Price it again at this rent.")]
+NewRentOption = Annotated[float | None, _price("Price runs at this rent; a saved baseline keeps its own.")]
+PowerPriceOption = Annotated[float | None, _price("Power price, when the rent excludes power.")]
+PueOption = Annotated[float | None, typer.Option(help="Power usage effectiveness.", callback=_check_pue)]
+ApiOption = Annotated[
+    str | None,
+    typer.Option(
+        help="An API's USD per 1M tokens to break even with: input/output or input/output/cached input.",
+        metavar="IN/OUT[/CACHED]",
+    ),
+]
 ListFormat = Annotated[str, print_option("list", "How to print it")]
 GOODPUT_KEYS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
 
@@ -58,6 +107,7 @@ class Overrides:
         ignore_eos: True forces the asked output lengths.
         goodput: SLOs such as ``ttft:500`` in milliseconds.
         usd_per_device_hour: the price.
+        api: of an API, as ``--api`` spells it.
         device: where to run.
         threads: CPU threads.
         max_minutes: bound on the whole run.
@@ -76,6 +126,7 @@ class Overrides:
     ignore_eos: bool | None = None
     goodput: tuple[str, ...] = ()
     usd_per_device_hour: float | None = None
+    api: str | None = None
     device: str | None = None
     threads: int | None = None
     max_minutes: float | None = None
@@ -107,6 +158,12 @@ def apply(workload: Workload, options: Overrides) -> Workload:
             capital=None,
             source="given on the command line",
             applies_to="any",
+        )
+    api = parse_api(options.api)
+    if api is not None:
+        prices = changes.get("prices", workload.prices)
+        changes["prices"] = replace(
+            prices, api=api, api_usd_per_1m_input_tokens=None, api_usd_per_1m_output_tokens=None
         )
     if options.save_detailed:
         changes["instruments"] = replace(workload.instruments, save_detailed=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moeprof.cli.options import print_option, write_option
+from moeprof.cli.options import NewRentOption, print_option, write_option
 from moeprof.core.errors import InputError
 from moeprof.render import TABLE
 
@@ -25,7 +25,8 @@ BasePythonOption = Annotated[
 LaunchesOption = Annotated[int | None, typer.Option(help="With --ab: launch pairs; else 6.")]
 MaxSecondsOption = Annotated[float | None, typer.Option(help="With --ab: bound on one launch pair.")]
 UntilPreciseOption = Annotated[
-    bool, typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough.")
+    bool,
+    typer.Option("--until-precise", help="With --ab: add pairs until the intervals are narrow enough, and one more."),
 ]
 MaxMinutesOption = Annotated[float | None, typer.Option(help="With --ab: begin no launch pair after so long.")]
 FailOnOption = Annotated[
@@ -37,7 +38,6 @@ AllowUndecidedOption = Annotated[bool, typer.Option("--allow-undecided", help="E
 BaselinesOption = Annotated[Path, typer.Option(help="Folder of baselines.")]
 LastOption = Annotated[int, typer.Option(min=2, help="Baselines of the trend in the HTML page.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Everything, not only what changed.")]
-PriceOption = Annotated[float | None, typer.Option(help="Price runs at this rent; a saved baseline keeps its own.")]
 DeviceOption = Annotated[str | None, typer.Option(help="With --ab: auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="With --ab: CPU threads of a worker.")]
 FormatOption = Annotated[str, print_option("regress")]
@@ -65,7 +65,7 @@ def regress(
     baselines: BaselinesOption = Path("baselines"),
     last: LastOption = 20,
     all_metrics: AllOption = False,
-    usd_per_device_hour: PriceOption = None,
+    usd_per_device_hour: NewRentOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     format: FormatOption = TABLE,

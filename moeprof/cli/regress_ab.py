@@ -27,7 +27,7 @@ class AbOptions:
         base_python: the base side's own interpreter; two processes then.
         launches: launch pairs; the fewest with ``until_precise``; None: the default.
         max_seconds: bound on one launch pair.
-        until_precise: add pairs until every interval is narrow enough.
+        until_precise: add pairs until every interval is narrow enough, and one more.
         max_minutes: begin no pair after so long.
         device, threads: of both sides.
         usd_per_device_hour: price.
@@ -97,7 +97,9 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
         started = time.monotonic()
         run.whole(
             alone,
-            lambda done: stopping.wants_more(done, time.monotonic() - started, lambda: precise_enough(folder, choices)),
+            lambda done: stopping.wants_more(
+                done, time.monotonic() - started, lambda num: precise_enough(folder, choices, num)
+            ),
         )
     print(f"record: {folder}", file=sys.stderr)
     if signals.number:

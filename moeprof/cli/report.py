@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from moeprof.cli.options import PowerPriceOption, PueOption, RentOption, print_option, write_option
+from moeprof.cli.options import (
+    ApiOption,
+    PowerPriceOption,
+    PueOption,
+    RentOption,
+    parse_api,
+    print_option,
+    write_option,
+)
 from moeprof.render import TABLE, parse_formats
 
 
@@ -16,6 +24,7 @@ def report(
     usd_per_device_hour: RentOption = None,
     usd_per_kwh: PowerPriceOption = None,
     pue: PueOption = None,
+    api: ApiOption = None,
     format: Annotated[str, print_option("run")] = TABLE,
     write: Annotated[str | None, write_option("run")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
@@ -33,6 +42,7 @@ def report(
     formats = parse_formats(write or "", "run")
     record = open_record(run)
     pricing = repriced(record, usd_per_device_hour=usd_per_device_hour, usd_per_kwh=usd_per_kwh, pue=pue)
+    pricing = pricing.with_api(parse_api(api))
     found = report_of(record, pricing)
     if formats:
         write_and_say(found, new_folder(output_dir, f"{run.resolve().name}-report"), formats)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Overrides, apply, print_option, write_option
+from moeprof.cli.options import ApiOption, Overrides, PriceOption, apply, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
@@ -54,6 +54,8 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     rows += _too_long(prepared, schedule)
     together = "all models at once, rounds interleaved" if fit.together else "one model at a time, with reloads"
     rows.append(("models", together))
+    rows.append(("rounds", _rounds_text(workload)))
+    rows += [("warning", text) for text in workload.few_repeats]
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
@@ -68,6 +70,10 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
         print_result(Listing(rows=memory_table(fit)), form)
 
 
+def _rounds_text(workload: Workload) -> str:
+    return f"{workload.num_rounds}" + (f" in each of {workload.launches} launches" if workload.launches > 1 else "")
+
+
 def memory_table(fit: Fit) -> list[dict[str, str | None]]:
     """One row per model: what it needs, part by part, and whether it fits. Parts that no model has are left out."""
     verdicts = {True: "fits", False: "does not fit", None: "unknown until it loads"}
@@ -79,7 +85,8 @@ def memory_table(fit: Fit) -> list[dict[str, str | None]]:
             "KV cache": _bytes(model.kv_bytes(fit.kv_tokens)) if model.kv_bytes_per_token else "unknown",
             "step": _bytes(model.activation_bytes),
             "workspace": _bytes(model.workspace_bytes),
-            "process": _bytes(model.base_bytes),
+            "process": _bytes(model.base_bytes + model.kept_bytes),
+            "instruments": _bytes(model.instruments_bytes),
             "needs": _bytes(fit.needed_bytes(name)) or "unknown",
             "verdict": verdicts[fit.fits(name)],
         }
@@ -166,7 +173,7 @@ def _expected_s(prepared: Prepared, schedule: Schedule) -> float | None:
         return None
     workload = prepared.workload
     passes = 2 if workload.instruments.capacity else 1
-    per_model = START_S + workload.rounds * passes * float(schedule.arrival_s.max())
+    per_model = START_S + workload.num_rounds * passes * float(schedule.arrival_s.max())
     return per_model * len(workload.models) * workload.launches
 
 
@@ -220,7 +227,7 @@ class Place:
 
     def adapt(self, workload: Workload) -> Workload:
         """The workload with what an interrupted run had decided already."""
-        return workload if self.resume is None else self.resume.with_kv_tokens(workload)
+        return workload if self.resume is None else self.resume.as_settled(workload)
 
 
 def run(
@@ -242,7 +249,8 @@ def run(
     launches: Annotated[int | None, typer.Option(help="Fresh processes per model.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Force the asked output lengths.")] = False,
     goodput: Annotated[list[str] | None, typer.Option(help="SLO in ms, as ttft:500 or tpot:50; may repeat.")] = None,
-    usd_per_device_hour: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    usd_per_device_hour: PriceOption = None,
+    api: ApiOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End the run cleanly after so long.")] = None,
@@ -264,8 +272,8 @@ def run(
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
         num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos or None,
-        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, device=device, threads=threads,
-        max_minutes=max_minutes, save_detailed=save_detailed, label=label,
+        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, api=api, device=device,
+        threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))
@@ -278,6 +286,9 @@ def run(
         show_plan(prepared, format)
         prepared.fit.require()
         return
+    if not quiet:
+        for said in prepared.workload.few_repeats:
+            print(f"warning: {said}", file=sys.stderr)
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, place, printing, text=text)
 

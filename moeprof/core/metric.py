@@ -8,6 +8,7 @@ from typing import Any, Literal
 Better = Literal["lower", "higher", "neither"]
 Kind = Literal["exact", "routing", "quality", "timed"]
 MetricClass = Literal[Kind, "tokens"]
+Need = Literal["steps", "memory", "module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Card:
     Attributes:
         name: stable identifier; ``*`` stands for the statistic in families such as ``ttft_*_s``.
         title: short, for tables.
-        unit: SI unit or ``ratio``, ``tokens``, ``experts``, ``USD``, ``USD / 1M tokens``...
+        unit: SI unit or ``ratio``, ``share`` (0 to 1, per cent on pages), ``tokens``, ``experts``, ``USD``,
+            ``USD / 1M tokens``...
         better: which direction is better.
         formula: one line.
         section: of the report; one of moeprof.analysis.metrics.cards.SECTION_TITLES.
@@ -53,6 +55,10 @@ class Card:
         from_routing: worked out from the router's counts, so void where the tap failed its checks.
         of_batches: depends on which requests met in a step, and so on time.
         bounded: a share that cannot leave [0, 1].
+        needs: what a deployment must tell of itself for the figure to be worked out; what it does not tell stands in
+            ``lacks`` of launch.json.
+        of_requests: a share of requests, or of what requests consist of: the interval of one launch is binomial over
+            distinct requests, joined with that over rounds.
         screen: places on the first screen of a report.
         gates: default gates of ``moeprof regress``.
         baseline: places among the headline figures of a baseline.
@@ -71,6 +77,8 @@ class Card:
     from_routing: bool = False
     of_batches: bool = False
     bounded: bool = False
+    needs: Need | None = None
+    of_requests: bool = False
     screen: tuple[Place, ...] = ()
     gates: tuple[Place, ...] = ()
     baseline: tuple[Place, ...] = ()

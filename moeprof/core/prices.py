@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from moeprof.core import yamlfile
-from moeprof.core.errors import PriceError
+from moeprof.core.errors import PriceError, WorkloadError
 from moeprof.core.hardware import is_slice
+from moeprof.core.yamlfile import more_than_zero
 
 PRICE_BOOK = Path(__file__).resolve().parents[1] / "data" / "prices.yaml"
 HOW_TO_GIVE = "give one with --usd-per-device-hour, or prices: {usd_per_device_hour: ...} in the workload"
@@ -38,6 +39,11 @@ class PriceRow:
     date: str
     usd_per_device_hour: float | None = None
     usd_per_vcpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_vcpu_hour=self.usd_per_vcpu_hour)
+        if (self.usd_per_device_hour is None) == (self.usd_per_vcpu_hour is None):
+            raise WorkloadError(f"{self.device}: give usd_per_device_hour or usd_per_vcpu_hour, and not both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,7 @@ def find_price(device_name: str, *, num_vcpus: int | None = None) -> Price:
         raise PriceError(f"device {device_name!r}: no price is known for it; {HOW_TO_GIVE}")
     usd = row.usd_per_device_hour
     if usd is None:
-        assert row.usd_per_vcpu_hour is not None, f"{PRICE_BOOK.name}: {row.device} has no price"
+        assert row.usd_per_vcpu_hour is not None, "a row has one of the two prices"
         if num_vcpus is None:
             raise PriceError(f"device {device_name!r}: priced per vCPU, and their number is unknown; {HOW_TO_GIVE}")
         usd = row.usd_per_vcpu_hour * num_vcpus

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moeprof.core.errors import PriceError
 from moeprof.core.prices import HOW_TO_GIVE, find_price
-from moeprof.core.workload.workload import Prices
+from moeprof.core.workload.workload import ApiPrices, Prices
 
 HOURS_PER_YEAR = 8766.0  # 365.25 days
 
@@ -39,6 +39,7 @@ class Pricing:
         pue: power usage effectiveness of the building.
         api_usd_per_1m_input_tokens: an API price to break even with.
         api_usd_per_1m_output_tokens: likewise for output.
+        api_usd_per_1m_cached_input_tokens: likewise for prompt tokens that the API has in its cache.
         source: where the price comes from, one line.
         date: of that source.
     """
@@ -51,12 +52,24 @@ class Pricing:
     pue: float = 1.0
     api_usd_per_1m_input_tokens: float | None = None
     api_usd_per_1m_output_tokens: float | None = None
+    api_usd_per_1m_cached_input_tokens: float | None = None
     source: str = "given by the user"
     date: str = ""
 
     def __post_init__(self) -> None:
         if (self.usd_per_device_hour is None) == (self.capital is None):
             raise ValueError("neither rent nor capital (or both)")
+
+    def with_api(self, api: ApiPrices | None) -> Pricing:
+        """This price beside that of an API; None leaves it alone."""
+        if api is None:
+            return self
+        return replace(
+            self,
+            api_usd_per_1m_input_tokens=api.input,
+            api_usd_per_1m_output_tokens=api.output,
+            api_usd_per_1m_cached_input_tokens=api.cached_input,
+        )
 
     @property
     def usd_per_second(self) -> float:
@@ -84,8 +97,9 @@ def resolve_pricing(prices: Prices, device_name: str, *, num_devices: int = 1, n
         "num_devices": num_devices,
         "usd_per_kwh": prices.usd_per_kwh,
         "pue": prices.pue,
-        "api_usd_per_1m_input_tokens": prices.api_usd_per_1m_input_tokens,
-        "api_usd_per_1m_output_tokens": prices.api_usd_per_1m_output_tokens,
+        "api_usd_per_1m_input_tokens": prices.api.input if prices.api else prices.api_usd_per_1m_input_tokens,
+        "api_usd_per_1m_output_tokens": prices.api.output if prices.api else prices.api_usd_per_1m_output_tokens,
+        "api_usd_per_1m_cached_input_tokens": prices.api.cached_input if prices.api else None,
     }
     if prices.capital is not None:
         owned = prices.capital

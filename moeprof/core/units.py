@@ -7,6 +7,14 @@ import math
 NOT_AVAILABLE = "n/a"
 
 
+NEAR_ONE = 1.05  # ratios from 1 to this need a digit more, or 1.004 would read as 1
+
+
+def times(value: float) -> str:
+    """A ratio as people say it: ``0.612x``, ``1.004x``."""
+    return f"{significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits, with thousands separators, without an exponent where readable."""
     if value == 0:
@@ -91,10 +99,17 @@ def display(value: float | int | None, unit: str) -> str:
         return count(value)
     if unit == "ratio":
         return significant(value)
+    if unit == "share":
+        return percent(value)
     text = significant(value)
     if unit in SINGULARS and text in ("1", "-1"):
         return f"{text} {SINGULARS[unit]}"
     return f"{text} {unit}" if unit else text
+
+
+def difference(value: float, unit: str) -> str:
+    """A difference of two such values; between shares in points, as per cent would be taken for a ratio."""
+    return f"{significant(100 * value)} points" if unit == "share" else short(value, unit)
 
 
 def split(text: str) -> tuple[str, str]:
@@ -109,7 +124,8 @@ _LARGEST_SHOWN_IN = {"s": [(7200.0, 3600.0, "h"), (600.0, 60.0, "min"), *((f, f,
 def axis_scale(unit: str, largest: float) -> tuple[float, str]:
     """How one axis shows a unit: divide values by the factor, write the name beside the axis.
 
-    ``("s", 0.2)`` -> ``(0.001, "ms")``; ``("bytes", 3e9)`` -> ``(2**30, "GiB")``; ``("ratio", 1)`` -> ``(1, "")``.
+    ``("s", 0.2)`` -> ``(0.001, "ms")``; ``("bytes", 3e9)`` -> ``(2**30, "GiB")``; ``("ratio", 1)`` -> ``(1, "")``;
+    ``("share", 1)`` -> ``(0.01, "%")``.
     """
     if unit == "s":
         steps = _LARGEST_SHOWN_IN["s"]
@@ -120,6 +136,8 @@ def axis_scale(unit: str, largest: float) -> tuple[float, str]:
         steps.append((0.0, 1.0, unit))
     elif unit.startswith("USD"):
         steps = [(0.01, 1.0, unit), (1e-3, 1e-3, f"thousandths of {unit}"), (0.0, 1e-6, f"millionths of {unit}")]
+    elif unit == "share":
+        return 0.01, "%"
     else:
         return 1.0, "" if unit == "ratio" else unit
     for least, factor, name in steps:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moeprof.analysis.report.document import Cell, Row, Table, Waterfall, WaterfallStep
-from moeprof.analysis.stats.estimate import Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.text import printable
@@ -70,14 +70,9 @@ def short_text(value: MetricValue | None, unit: str) -> str:
 
 
 CANNOT_TELL = "cannot tell"
-NEAR_ONE = 1.05  # ratios from 1 to this need a digit more, or 1.004 would read as 1
+NO_INTERVAL = "no interval: "
 TOLD = ("better", "worse", "no difference shown", "same run")  # verdicts that need no footnote
 Tone = Literal["better", "worse", "open"]
-
-
-def times(value: float) -> str:
-    """A ratio as people say it: ``0.612x``, ``1.004x``."""
-    return f"{units.significant(value, 4 if 1 <= value < NEAR_ONE else 3)}x"
 
 
 def shown_ratio(cell: Cell) -> Ratio | None:
@@ -91,14 +86,14 @@ def ratio_text(ratio: Ratio | None) -> str:
     """``0.612x``, ``n/a``, or nothing where there is nothing to compare or the verdict already says it."""
     if ratio is None or (ratio.value is None and ratio.verdict):
         return ""
-    return units.NOT_AVAILABLE if ratio.value is None else times(ratio.value)
+    return units.NOT_AVAILABLE if ratio.value is None else units.times(ratio.value)
 
 
 def ratio_interval(ratio: Ratio | None) -> str:
     """``[0.581 - 0.643]``, or nothing where there is none."""
     if ratio is None or ratio.low is None or ratio.high is None:
         return ""
-    return f"[{times(ratio.low)[:-1]} \u2013 {times(ratio.high)[:-1]}]"
+    return f"[{units.times(ratio.low)[:-1]} \u2013 {units.times(ratio.high)[:-1]}]"
 
 
 def tone(ratio: Ratio | None) -> Tone:
@@ -107,9 +102,40 @@ def tone(ratio: Ratio | None) -> Tone:
     return "better" if verdict == "better" else "worse" if verdict == "worse" else "open"
 
 
+ROUNDS_NOTE = (
+    "Ratios are geometric means over paired rounds and values are means, so a ratio is not always the quotient of its "
+    "values; (rounds): the verdict is from the rounds of one launch, and speaks for this launch"
+)
+
+
 def footnotes(table: Table) -> tuple[str, ...]:
-    """What stands under a table: its own notes, or why values or ratios are missing or undecided."""
-    return reasons(table.rows) if table.notes is None else table.notes
+    """What stands under a table: its own notes, or what its ratios are and why figures are missing or undecided."""
+    if table.notes is not None:
+        return table.notes
+    return (*table_notes(table), *reasons(table.rows), *bare_values(table.rows))
+
+
+def table_notes(table: Table) -> tuple[str, ...]:
+    """What ratios of rounds are, under tables that stand open."""
+    from_rounds = any(ratio is not None and ratio.by == ROUNDS for row in table.rows for ratio in row.ratios)
+    return (ROUNDS_NOTE,) if from_rounds and not table.folded else ()
+
+
+def bare_values(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Why measured values have no interval, in one line: the first of them, and how many more."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for value in row.values:
+            if value is not None and value.value is not None and value.ci_low is None and not value.exact:
+                why = next((reason for reason in value.reasons if reason.startswith(NO_INTERVAL)), None)
+                if why is not None:
+                    found.setdefault(row.label, why.removeprefix(NO_INTERVAL))
+    if not found:
+        return ()
+    label, why = next(iter(found.items()))
+    more = len(found) - 1
+    others = f", nor have {more} other figures" if more > 1 else ", nor has one other figure" if more else ""
+    return (f"{label} has no interval ({why}){others}",)
 
 
 def reasons(rows: Sequence[Row]) -> tuple[str, ...]:

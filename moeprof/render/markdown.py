@@ -30,6 +30,7 @@ from moeprof.render import params
 from moeprof.render.cells import (
     ABSENT,
     CANNOT_TELL,
+    bare_values,
     block_bars,
     block_character,
     footnotes,
@@ -69,7 +70,8 @@ def table_lines(table: Table) -> list[str]:
     lines = [_line([escape(table.head) or " ", *(head for head, _, _ in columns)])]
     lines.append(_line([":--", *(alignment for _, alignment, _ in columns)]))
     lines += [_line([escape(row.label), *(cells[n] for _, _, cells in columns)]) for n, row in enumerate(table.rows)]
-    lines += [f"\n{_small(note)}" for note in footnotes(table)] if table.compares else []
+    notes = footnotes(table) if table.compares else bare_values(table.rows)
+    lines += [f"\n{_small(note)}" for note in notes]
     if table.folded:
         return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
     return [*([f"**{escape(table.title)}**", ""] if table.title else []), *lines, ""]
@@ -115,7 +117,7 @@ def _toned(text: str, cell: Cell) -> str:
 def side_cell(cell: Cell, unit: str) -> str:
     """A value, under it its ratio and verdict, or its interval where it has no ratio."""
     ratio = shown_ratio(cell)
-    words = "" if ratio is None else " ".join(part for part in (ratio_text(ratio), ratio.verdict) if part)
+    words = "" if ratio is None else " ".join(part for part in (ratio_text(ratio), ratio.verdict_text) if part)
     interval = interval_text(cell.value, unit) if ratio is None else ratio_interval(ratio)
     parts = (escape(short_text(cell.value, unit)), _toned(words, cell), _small(interval) if interval else "")
     return "<br>".join(part for part in parts if part)

@@ -293,7 +293,7 @@ def _parts(row: Row, i: int) -> Parts:
         value,
         Text(ratio_text(ratio), style="" if look == "open" else "bold"),
         Text(ratio_interval(ratio), style="dim"),
-        Text(printable(ratio.verdict), style=TONES[look]),
+        Text(printable(ratio.verdict_text), style=TONES[look]),
     )
 
 

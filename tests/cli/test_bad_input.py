@@ -112,6 +112,28 @@ BAD_WORKLOADS: dict[str, tuple[str, str]] = {
     "empty value": (PRICED.replace("name: tiny", "name:"), "w.yaml:1: name: found nothing; one value is allowed"),
     "a name with a path in it": (PRICED.replace("name: dense", "name: ../x"), "found '../x'; letters, digits"),
     "a name with markup": (PRICED.replace("name: tiny", 'name: "[bold]x"'), "found '[bold]x'; letters, digits"),
+    "negative API price": (
+        GOOD + "prices:\n  api: {input: 1, output: -4}\n",
+        ":10: prices.api: output: found -4.0; more than 0 is allowed",
+    ),
+    "API price of an older key, for nothing": (
+        GOOD + "prices: {api_usd_per_1m_output_tokens: 0}\n",
+        "prices: api_usd_per_1m_output_tokens: found 0.0; more than 0 is allowed",
+    ),
+    "API price twice": (
+        GOOD + "prices: {api: {input: 1, output: 4}, api_usd_per_1m_input_tokens: 1}\n",
+        "prices: api_usd_per_1m_input_tokens: give it or api, not both",
+    ),
+    "half an API price": (GOOD + "prices: {api: {input: 1}}\n", "prices.api: missing output"),
+    "power below 0": (
+        GOOD + "prices: {usd_per_kwh: -0.2, includes_power: false}\n",
+        "prices: usd_per_kwh: found -0.2; more than 0 is allowed",
+    ),
+    "pue below 1": (GOOD + "prices: {pue: 0.9}\n", "prices: pue: found 0.9; 1 or more is allowed"),
+    "capital below 0": (
+        GOOD + "prices: {capital: {usd_per_device: -30000}}\n",
+        "prices.capital: usd_per_device: found -30000.0; more than 0 is allowed",
+    ),
     "a price in text": (GOOD + "prices: {usd_per_device_hour: 1 USD}\n", "found '1 USD'; a number is allowed"),
 }
 
@@ -148,12 +170,16 @@ OPTIONS: dict[str, tuple[list[object], str]] = {
     "goodput number": (["--goodput", "ttft:fast"], "'fast' is no number of milliseconds"),
     "goodput negative": (["--goodput", "ttft:-5"], "more than 0 is allowed"),
     "loops": (["--max-concurrency", 2, "--request-rate", 3], "--max-concurrency closes the loop"),
-    "price": (["--usd-per-device-hour", -2], "usd_per_device_hour: found -2.0; more than 0 is allowed"),
+    "price": (["--usd-per-device-hour", -2], "'--usd-per-device-hour': found -2; more than 0 is allowed"),
     "format": (["--write", "pdf"], "--write 'pdf': unknown format 'pdf'; allowed: md, html, json, csv"),
     "unknown option": (["--request-rates", 3], "No such option: --request-rates"),
     "minutes": (["--max-minutes", 0], "max_minutes: found 0.0; more than 0 is allowed"),
     "minutes nan": (["--max-minutes", "nan"], "max_minutes: found nan"),
-    "price inf": (["--usd-per-device-hour", "inf"], "usd_per_device_hour: found inf"),
+    "price inf": (["--usd-per-device-hour", "inf"], "'--usd-per-device-hour': found inf"),
+    "api of one side": (["--api", "0.15"], "--api '0.15': allowed is INPUT/OUTPUT or INPUT/OUTPUT/CACHED"),
+    "api below 0": (["--api", "0.15/-0.6"], "--api '0.15/-0.6': output: found -0.6; more than 0 is allowed"),
+    "api for nothing": (["--api", "0.15/0.6/0"], "--api '0.15/0.6/0': cached_input: found 0.0; more than 0 is allowed"),
+    "api nan": (["--api", "nan/1"], "--api 'nan/1': input: found nan"),
     "rate nan": (["--request-rate", "nan"], "rate: found nan"),
     "threads": (["--threads", 0], "threads: found 0; 1 or more is allowed"),
 }
@@ -555,6 +581,8 @@ def test_a_report_is_not_written_over_anything(record: Path, tmp_path: Path) -> 
         ["--pue", "0.5"],
         ["--usd-per-kwh", "0"],
         ["--usd-per-kwh", "0.2"],
+        ["--api", "1/0"],
+        ["--api", "1/2/3/4"],
         ["--write", "docx"],
         ["--format", "xml"],
     ],

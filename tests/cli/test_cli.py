@@ -22,11 +22,12 @@ RECORD = Path(__file__).parents[1] / "records" / "format-1"
 FORMATS = ("table", "json", "csv", "md")
 # Every command, its arguments and its options. People have these in scripts: change the list knowingly.
 FROZEN = {
-    "run": "WORKLOAD --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
+    "run": "WORKLOAD --api --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
     "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate "
     "--resume --rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
-    "report": "RUN --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
-    "compare": "RUNS --all --allow --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh --write",
+    "report": "RUN --api --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
+    "compare": "RUNS --all --allow --api --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh "
+    "--write",
     "regress": "RUN --ab --all --allow --allow-undecided --base-python --baseline --baselines --device --fail-on "
     "--format --gates --github --last --launches --max-minutes --max-seconds --no-github --output-dir --quiet "
     "--threads --until-precise --usd-per-device-hour --write -q",

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moeprof.core.record.pairs import BASE, NEW
 from tests.helpers.lane_records import write_lanes
-from tests.helpers.planted_runs import planted_run
+from tests.helpers.planted_runs import launch, planted_run
+from tests.helpers.records import make_facts, write_record
 from tests.helpers.tiny_run import run_main
 
 RENT = ("--usd-per-device-hour", "3.6")
@@ -147,6 +150,163 @@ def test_another_device_is_refused_for_times_and_not_for_counts(runs: Path, tmp_
     assert len(lines) == 2, "one line for each fact"
     assert "Another CPU" in lines[0] and "--allow device" in lines[0]
     assert "threads" in lines[1] and "--allow threads" in lines[1]
+
+
+def other_model(folder: Path, seed: int = 3) -> Path:
+    """As ``planted_run``, but the MoE has three layers: 40,000 parameters more. The folder's name is the workload's."""
+    models = {
+        "moe": (make_facts(num_layers=3), [launch(1000 * seed + i, moe=True) for i in range(6)]),
+        "dense": (make_facts(num_experts=0, name="dense"), [launch(1000 * seed + 500 + i) for i in range(6)]),
+    }
+    return write_record(folder, models)
+
+
+@pytest.mark.parametrize("gates", [(), ("--fail-on", "exact"), ("--fail-on", "routing")])
+def test_a_run_of_another_workload_and_model_is_no_regression(
+    runs: Path, tmp_path: Path, gates: tuple[str, ...]
+) -> None:
+    """The baseline is of workload ``planted``; a larger model under the name ``chat`` is another thing."""
+    file = saved(runs, tmp_path)
+
+    code, out, err = regress(other_model(tmp_path / "chat"), "--baseline", file, *gates, *RENT)
+
+    assert (code, out) == (2, "")
+    first, second = err.splitlines()
+    assert first.startswith("moeprof: another workload: planted against chat: forbids the ")
+    assert first.endswith("--allow workload")
+    assert "1,080,000 parameters" in second and "1,120,000 parameters" in second and second.endswith("--allow model")
+
+
+def test_what_another_workload_allows_is_judged_and_said(runs: Path, tmp_path: Path) -> None:
+    chat = other_model(tmp_path / "chat")
+    arguments = (chat, "--baseline", runs / "base" / "planted", "--fail-on", "exact", *RENT)
+
+    code, out, _ = regress(*arguments, "--allow", "workload")
+
+    assert code == 3
+    assert "parameters, total 1.037x" in out  # 1,120,000 / 1,080,000
+    assert "Compared although the runs differ in workload: planted against chat." in " ".join(out.split())
+
+
+def test_a_workload_with_another_name_and_the_same_model_and_traffic_is_the_same(runs: Path, tmp_path: Path) -> None:
+    renamed = planted_run(tmp_path / "renamed", seed=1).record.path
+    assert regress(renamed, "--baseline", runs / "base" / "planted", "--fail-on", "exact", *RENT)[0] == 0
+
+
+def test_what_is_incomparable_has_no_value_no_sentence_and_no_colour_in_any_file(runs: Path, tmp_path: Path) -> None:
+    """40,000 parameters more of the same workload are worse for certain; of routing and times nothing is known."""
+    out = tmp_path / "out"
+    code, text, _ = regress(
+        other_model(tmp_path / "planted"), "--baseline", runs / "base" / "planted",
+        "--write", "md,html,json,csv,comment,junit,github,bmf,codequality,metrics", "--output-dir", out, *RENT,
+    )  # fmt: skip
+    assert code == 3
+
+    found = json.loads((out / "regress.json").read_text())
+    bare = [row for row in (*found["gates"], *found["changes"]) if row["verdict"] == "incomparable"]
+    assert len([row for row in bare if row["metric"] == "dead_experts" and row["model"] == "moe"]) > 1
+    for row in bare:
+        assert (row["reference"], row["other"]) == (None, None)
+        assert row["ratio"] == {"value": None, "ci_low": None, "ci_high": None}
+        assert not row.get("other_launches")
+    assert found["routing"] == []
+    for name in ("regress.md", "comment.md"):
+        assert "|moe: dead experts||||incomparable|not compared|no rise|" in (out / name).read_text()
+    for name in ("regress.md", "comment.md", "regress.html", "regress.junit.xml"):
+        said = (out / name).read_text()
+        assert "Layer" not in said and "Routing before and after" not in said and "load entropy" not in said
+    html = (out / "regress.html").read_text()
+    assert not re.findall(r'class="[^"]*(?:better|worse)[^"]*"[^>]*>(?:(?!</td>).)*incomparable', html)
+    assert "incomparable" not in (out / "annotations.txt").read_text()
+    assert "incomparable" not in (out / "gl-code-quality-report.json").read_text()
+    junit = (out / "regress.junit.xml").read_text()
+    assert junit.count("<skipped>incomparable: not compared") == 5 and "<error" not in junit
+    assert "router_load" not in (out / "regress.bmf.json").read_text() + (out / "metrics.txt").read_text()
+    lines = [line for line in text.splitlines() if "incomparable" in line and line.startswith("moe: ")]
+    assert len(lines) >= 5
+
+
+# -- figures and records of another version ----------------------------------------------------------------------------
+
+
+def saved(runs: Path, folder: Path) -> Path:
+    """A baseline of ``base``, in a folder of its own."""
+    assert run_main(["baseline", "save", runs / "base" / "planted", "main", "--folder", folder / "b", *RENT]).code == 0
+    return next((folder / "b").glob("*/*/main.json"))
+
+
+def test_a_baseline_with_a_figure_that_this_version_does_not_know_is_a_line(runs: Path, tmp_path: Path) -> None:
+    """``total_params`` under another name, as another version may call it."""
+    file = saved(runs, tmp_path)
+    file.write_text(file.read_text().replace('"name": "total_params"', '"name": "x_total_params"'))
+    arguments = (runs / "same" / "planted", "--baseline", file, *RENT)
+
+    code, out, err = regress(*arguments)
+
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith(
+        "moeprof: the baseline main has a figure that this version of moeprof"
+    )
+    assert "x_total_params" in err and "--allow metrics" in err
+    code, out, err = regress(*arguments, "--allow", "metrics")
+    assert code == 4  # total_params is a gate, and the baseline has none
+    assert "parameters, total" in out and "the reference: it has no such figure" in " ".join(out.split())
+    assert "Judged without: the baseline main has a figure" in " ".join(out.split())
+    assert regress(*arguments, "--allow", "metrics", "--fail-on", "weights_bytes:0")[0] == 0
+    for command in (["show", file], ["list", "--folder", tmp_path / "b"]):
+        assert run_main(["baseline", *command]).code == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "gates", "expected"),
+    [
+        ("total_params", (), 4),
+        ("step_mean_s", ("--fail-on", "timed"), 4),
+        ("router_load_max_over_mean", ("--fail-on", "router_load_max_over_mean{phase=decode}:+0.2"), 4),
+        ("router_load_gini", (), 0),  # no gate looks at it
+    ],
+)
+def test_an_older_baseline_that_lacks_a_gated_figure_cannot_tell(
+    runs: Path, tmp_path: Path, metric: str, gates: tuple[str, ...], expected: int
+) -> None:
+    file = saved(runs, tmp_path)
+    content = json.loads(file.read_text())
+    for model in content["models"]:
+        model["metrics"] = [line for line in model["metrics"] if line["name"] != metric]
+    content["models"][0]["routing"] = None if metric == "router_load_max_over_mean" else content["models"][0]["routing"]
+    file.write_text(json.dumps(content))
+    default = ("--fail-on", "exact", "--fail-on", "routing")  # times of two planted runs may be undecided by themselves
+
+    code, out, _ = regress(runs / "same" / "planted", "--baseline", file, *(gates or default), *RENT)
+
+    assert code == expected
+    assert ("the reference: it has no such figure" in " ".join(out.split())) is (expected == 4)
+
+
+def test_a_baseline_with_keys_that_this_version_does_not_know_is_read(runs: Path, tmp_path: Path) -> None:
+    file = saved(runs, tmp_path)
+    content = json.loads(file.read_text())
+    content |= {"colour": {"of": "later"}}
+    content["facts"]["weather"] = "rain"
+    content["models"][0] |= {"towers": [1, 2]}
+    content["models"][0]["metrics"][0] |= {"skew": 0.5}
+    file.write_text(json.dumps(content))
+
+    assert regress(runs / "same" / "planted", "--baseline", file, "--fail-on", "exact", *RENT)[0] == 0
+
+
+def test_a_record_with_keys_columns_and_files_of_a_later_version_is_read(runs: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    shutil.copytree(runs / "same" / "planted", later)
+    for file in (*later.glob("experiment.json"), *later.rglob("model.json"), *later.rglob("launch.json"),
+                 *later.rglob("pass.json")):  # fmt: skip
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"towers": {"of": [1, 2]}}))
+    for file in later.rglob("steps.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("colour", pa.array(["red"] * table.num_rows)), file)
+        pq.write_table(table, file.with_name("later.parquet"))
+
+    assert regress(later, "--baseline", runs / "base" / "planted", "--fail-on", "exact", *RENT)[0] == 0
 
 
 def test_a_record_of_a_newer_format_is_refused(runs: Path, tmp_path: Path) -> None:

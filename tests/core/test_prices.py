@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from moeprof.core.errors import PriceError
+from moeprof.core import yamlfile
+from moeprof.core.errors import PriceError, WorkloadError
 from moeprof.core.hardware import datasheets, find_datasheet
-from moeprof.core.prices import PriceRow, find_price, price_book
+from moeprof.core.prices import PriceRow, _File, find_price, price_book
 
 
 @pytest.mark.parametrize("row", price_book(), ids=lambda row: row.device)
@@ -53,6 +54,13 @@ def test_an_unknown_device_is_an_error_that_says_how_to_give_a_price(name: str) 
     with pytest.raises(PriceError, match="--usd-per-device-hour") as error:
         find_price(name, num_vcpus=2)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("price", ["usd_per_device_hour: -1.69", "usd_per_vcpu_hour: 0"])
+def test_a_row_of_the_book_that_is_not_above_zero_is_refused_with_its_line(price: str) -> None:
+    row = f"- {{device: X, pattern: X, {price}, includes_power: true, kind: list price, source: me, date: '2026'}}"
+    with pytest.raises(WorkloadError, match=r"book.yaml:2: .*more than 0 is allowed"):
+        yamlfile.loads(f"prices:\n{row}\n", _File, "book.yaml")
 
 
 def test_a_part_of_a_gpu_has_no_price_and_no_datasheet() -> None:

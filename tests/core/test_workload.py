@@ -79,7 +79,7 @@ def test_a_workload_is_json_in_the_record_and_the_same_for_the_same_text() -> No
 
 def test_what_a_short_workload_leaves_out_has_a_default() -> None:
     workload = parse(TRACE)
-    assert (workload.rounds, workload.launches, workload.outputs, workload.device) == (3, 1, "forced", "auto")
+    assert (workload.rounds, workload.launches, workload.outputs, workload.device) == (None, 1, "forced", "auto")
     assert workload.instruments.routing and workload.instruments.capacity
     assert workload.engine.prefix_cache is False
 
@@ -250,3 +250,34 @@ def test_any_options_give_a_workload_or_a_workload_error(options: dict[str, Any]
     except WorkloadError:
         return
     assert all_finite(workload)
+
+
+@pytest.mark.parametrize(
+    ("stated", "device", "max_minutes", "round_s", "rounds"),
+    [
+        (None, "cpu", None, None, 5),
+        (None, "cuda:0", None, None, 3),
+        (2, "cpu", None, None, 2),  # what is stated stays
+        (None, "cpu", 10.0, 120.0, 5),  # five rounds of two minutes
+        (None, "cpu", 8.0, 120.0, 4),
+        (None, "cpu", 4.0, 120.0, 3),  # never fewer than an interval takes
+        (None, "cpu", 10.0, None, 3),  # how long a closed loop takes is not known
+    ],
+)
+def test_rounds_are_as_many_as_the_machine_asks_for_and_time_allows(
+    stated: int | None, device: str, max_minutes: float | None, round_s: float | None, rounds: int
+) -> None:
+    workload = replace(parse(TRACE), rounds=stated, max_minutes=max_minutes)
+    assert workload.with_rounds(device, round_s).num_rounds == rounds
+
+
+def test_models_that_load_again_each_round_have_three() -> None:
+    assert parse(TRACE).with_rounds("cpu", reloads=True).num_rounds == 3
+
+
+def test_few_repeats_are_warned_of() -> None:
+    assert replace(parse(TRACE), rounds=3).few_repeats == ()
+    (said,) = replace(parse(TRACE), rounds=2).few_repeats
+    assert said == "rounds: 2: figures will have no interval and no verdict; say 3 or more"
+    assert replace(parse(TRACE), rounds=1, launches=6).few_repeats == ()  # launches are the unit then
+    assert replace(parse(TRACE), rounds=5, launches=2).few_repeats[0].startswith("launches: 2")

@@ -69,6 +69,17 @@ def side(*models: BaselineModel, run: str = "run", facts: Mapping[str, Any] | No
     return replace(plain, **fields)
 
 
+def priced(times: float, method: str) -> tuple[MetricValue, ...]:
+    """An output price of about ``times`` a dollar over six launches, by this split, which leaves it 20 % either way."""
+    name, where = "usd_per_1m_output_tokens", {"traffic": "offline"}
+    return (
+        *launches(name, [times * s for s in STEADY], **where),
+        *launches(f"{name}_low", [0.8 * times], **where),
+        *launches(f"{name}_high", [1.2 * times], **where),
+        exact("mixed_steps_ratio", 0.4, split_method=method, **where),
+    )
+
+
 def stepped(times: float = 1.0, seconds: Sequence[float] = STEADY, run: str = "run", **fields: Any) -> Baseline:
     """A side with decode steps of ``times`` the seconds of each launch."""
     return side(model(*launches("step_mean_s", [times * s for s in seconds], **DECODE)), run=run, **fields)

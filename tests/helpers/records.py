@@ -19,7 +19,7 @@ from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
 from moeprof.core.record.headers import FORMAT_VERSION, part_of, to_json
 from moeprof.core.record.launch import LaunchHeader
-from moeprof.core.record.routing import Routing
+from moeprof.core.record.routing import RequestCounts, Routing
 from moeprof.core.record.tables import TABLES, arrow_schema
 
 Array = npt.NDArray[Any]
@@ -174,6 +174,18 @@ def make_routing(
         "identity_PL": np.zeros((num_phases, num_layers), dtype=np.int64),
     }
     return Routing(**{**values, **fields})
+
+
+def requests_of_steps(step_counts_SPLE: Array, num: int) -> RequestCounts:
+    """Counts of ``num`` requests of one class: step s was computed for request s mod ``num``."""
+    counts = np.stack([step_counts_SPLE[request::num].sum(axis=0) for request in range(num)]).astype(np.int64)
+    return RequestCounts(
+        request_counts_UPLE=counts,
+        request_class_U=np.zeros(num, dtype=np.int64),
+        request_group_U=np.arange(num),
+        request_first_U=np.arange(num),
+        requests_per_group=1,
+    )
 
 
 def make_facts(*, num_layers: int = 2, num_experts: int = 4, top_k: int = 2, name: str = "moe") -> ModelFacts:

@@ -36,26 +36,32 @@ NUM_STEPS = 20
 
 
 def timed_pass(
-    name: str, seconds: float, *, traffic: Traffic = "closed", busy_s: float | None = None, **requests: Any
+    name: str,
+    seconds: float,
+    *,
+    traffic: Traffic = "closed",
+    busy_s: float | None = None,
+    num: int = 4,
+    **requests: Any,
 ) -> PassTables:
-    """A pass of ``seconds`` with 20 equal steps that fill it, or ``busy_s`` of it."""
+    """A pass of ``seconds`` with 20 equal steps that fill it, or ``busy_s`` of it; ``num`` requests at once."""
     step_s = (seconds if busy_s is None else busy_s) / NUM_STEPS
     counts = np.zeros((NUM_STEPS, 2, 2, 4), dtype=np.int64)
-    counts[0, 0, :, :2], counts[1:, 1, :, :2] = 20, 4
+    counts[0, 0, :, :2], counts[1:, 1, :, :2] = 5 * num, num
     first = np.arange(NUM_STEPS) == 0
     return make_pass(
         name=name,
         traffic=traffic,
         requests=make_requests(
-            4, arrival_s=np.zeros(4), input_tokens=5, output_tokens=20, itl_s=seconds / NUM_STEPS, **requests
+            num, arrival_s=np.zeros(num), input_tokens=5, output_tokens=20, itl_s=seconds / NUM_STEPS, **requests
         ),
         steps=make_steps(
             NUM_STEPS,
             step_s=step_s,
             phase=np.where(first, "prefill", "decode"),
-            prefill_tokens=np.where(first, 20, 0),
-            decode_tokens=np.where(first, 0, 4),
-            new_tokens=4,
+            prefill_tokens=np.where(first, 5 * num, 0),
+            decode_tokens=np.where(first, 0, num),
+            new_tokens=num,
         ),
         routing=make_routing(counts),
         window_s=(0.0, seconds),
@@ -71,8 +77,10 @@ def sweep_summary(
     schedules: Mapping[str, str] | None = None,
     saturated: Mapping[tuple[str, int], str] | None = None,
     stopped: str | None = None,
+    own: Mapping[str, Sequence[PassTables]] | None = None,
+    own_load: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """A summary of a run with one round and a sweep.
+    """A summary of a run with a sweep, and one round that no schedule is known of.
 
     Args:
         folder: where the run is written.
@@ -82,14 +90,20 @@ def sweep_summary(
         schedules: model -> hash of the requests that it was sent.
         saturated: (model, number of the point) -> reason.
         stopped: launch.json's word on why the sweep has fewer points.
+        own: model -> rounds of the run's own traffic, named ``round-<n>``.
+        own_load: what experiment.json says of their schedule: ``pattern``, ``concurrency``.
     """
     known = {"moe": MOE, "dense": DENSE, **(facts or {})}
     path = write_record(
         folder / "run",
-        {name: (known[name], [[timed_pass("round-0", 1.0)]]) for name in swept},
+        {name: (known[name], [(own or {}).get(name, [timed_pass("round-0", 1.0)])]) for name in swept},
         workload={"slo": dict(slo or {})},
         launch_info={"sweep_stopped": {"reason": stopped, "rows": []}} if stopped else None,
     )
+    if own_load is not None:
+        experiment = json.loads((path / "experiment.json").read_text())
+        experiment["schedules"] = {name: {"sha256": "own", **own_load} for name in swept}
+        (path / "experiment.json").write_text(json.dumps(experiment))
     for model, points in swept.items():
         for number, (point, passes) in enumerate(points):
             why = (saturated or {}).get((model, number))

@@ -137,9 +137,11 @@ def test_cannot_tell_is_skipped_where_that_is_allowed() -> None:
     assert found["ci-smoke.moe-demo", "step_mean_s{phase=decode}"] == ("failure", "worse")
 
 
-def test_what_could_not_be_compared_is_an_error_and_no_verdict() -> None:
-    found = outcomes(with_first(planted(), lambda gate: judged(gate, "incomparable")))
-    assert found["ci-smoke.moe-demo", "dead_experts{phase=decode}"] == ("error", "incomparable")
+def test_what_could_not_be_compared_is_skipped_and_no_finding() -> None:
+    some = with_first(planted(), lambda gate: judged(gate, "incomparable"))
+    assert outcomes(some)["ci-smoke.moe-demo", "dead_experts{phase=decode}"] == ("skipped", None)
+    assert not [line for line in render_annotations(some).splitlines() if "incomparable" in line]
+    assert not [one for one in json.loads(render_code_quality(some)) if "incomparable" in one["description"]]
 
 
 def test_the_counts_of_a_suite_are_those_of_its_cases() -> None:

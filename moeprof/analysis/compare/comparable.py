@@ -179,8 +179,9 @@ MODEL_FACTS: dict[str, frozenset[MetricClass]] = {
     "tokenizer": PER_TOKEN,
     "schedule": MEASURED,
 }
-# `models`: a check may do without a model that the new run lacks.
-FACTS: tuple[str, ...] = (*RUN_FACTS, *MODEL_FACTS, "models")
+# `workload`: a check may judge a run of another workload. `models`: it may do without a model that the new run lacks.
+# `metrics`: it may do without a baseline's figures that this version does not know.
+FACTS: tuple[str, ...] = ("workload", *RUN_FACTS, *MODEL_FACTS, "models", "metrics")
 _LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 
@@ -203,8 +204,8 @@ class Difference:
 
     @property
     def flag_to_allow(self) -> str | None:
-        """What to add to the command to compare nevertheless; None where nothing is forbidden."""
-        return f"--allow {self.name}" if self.forbids else None
+        """What to add to the command to compare nevertheless; None where nothing is forbidden, or nothing allows it."""
+        return f"--allow {self.name}" if self.forbids and self.name in FACTS else None
 
     @property
     def text(self) -> str:
@@ -231,6 +232,19 @@ def differences(first: Facts, second: Facts) -> tuple[Difference, ...]:
     both = [name for name in first.models if name in second.models]
     of_models = [one for name in both for one in _of_model(name, first.models[name], second.models[name])]
     return (*found, *_merged(of_models, len(both)))
+
+
+def workload_difference(first: Baseline, second: Baseline, found: Iterable[Difference]) -> Difference | None:
+    """The workload as a fact, where the names differ and so does what they send or which model they send it to.
+
+    A workload that only got another name is the same one. It forbids what depends on the schedule; what is counted of a
+    model needs the same model only.
+    """
+    if not first.workload or not second.workload or first.workload == second.workload:
+        return None
+    if not any(one.name in ("model", "schedule") for one in found):
+        return None
+    return Difference(name="workload", first=first.workload, second=second.workload, forbids=MEASURED)
 
 
 class Priced(Protocol):

@@ -2,12 +2,16 @@
 
 All lanes did the same steps in turn, so noise of the machine hits neighbours alike and cancels in their ratio. Cycles
 repeat the same steps with the same tokens: intervals speak for this schedule, not for other traffic.
+
+What does not cancel is where a lane's memory lies: a lane keeps its place for as long as its process lives, so no
+number of turns tells it. Lanes that did the same work show how much it makes (:class:`LaneOffset`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +23,12 @@ from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.bootstrap import (
     FEW_STEPS,
+    MIN_BLOCKS,
     Draws,
     draw_means,
     estimate_of,
     launch_estimate,
+    memory_stretch,
     run_blocks,
     widened_interval,
 )
@@ -147,21 +153,160 @@ def _in_whole_cycle(cycle: IntArray, step: IntArray) -> BoolArray:
     return kept
 
 
-def pair_ratio(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
-    """Summed step times of one lane over those of another, on the same steps; interval as in :func:`estimate_of`.
+OVERRIDDEN = ("concentrated", "balanced", "recorded", "distinct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneOffset:
+    """How far apart lanes of equal work were measured: rungs with picks set by hand, where all tokens share k experts.
+
+    Attributes:
+        lanes: that did the same work.
+        concurrency: requests in flight while they did; None when all were sent at once.
+        num_turns: over all launches.
+        num_launches: fresh processes; a lane's own mean is over them, so more of them narrow it.
+        sd: standard deviation between lanes, as a share of a step. What chance makes of so many turns is still in it,
+            so intervals that it widens hold the truth in 97 to 99 of 100 cases where lanes do not differ.
+    """
+
+    lanes: tuple[str, ...]
+    concurrency: int | None
+    num_turns: int
+    num_launches: int
+    sd: float
+
+    @property
+    def quantile(self) -> float:
+        """97.5 % of Student's t: few lanes know their own spread badly."""
+        return intervals.t_quantile(0.975, len(self.lanes) - 1)
+
+    @property
+    def half_width(self) -> float:
+        """95 % half-width of the difference of two lanes that do the same work, as a share of a step."""
+        return self.quantile * self.sd * math.sqrt(2)
+
+
+def lane_offset(times: Sequence[LaneTimes]) -> LaneOffset | None:
+    """From the load with the most turns in which at least two lanes did the same work; None without such a load."""
+    by_load: dict[int | None, list[LaneTimes]] = {}
+    for one in times:
+        by_load.setdefault(one.concurrency, []).append(one)
+    found = [offset for held in by_load.values() if (offset := _offset_of(held)) is not None]
+    return max(found, key=lambda offset: (len(offset.lanes), offset.num_turns), default=None)
+
+
+def _offset_of(times: Sequence[LaneTimes]) -> LaneOffset | None:
+    lanes = [name for name in _overridden(times[0]) if all(name in one.lanes for one in times)]
+    equal = [_same_work(one, lanes) for one in times]
+    # At one token all of them do the same; at more, only those that are left with k experts.
+    lanes = [name for i, name in enumerate(lanes) if all(int(own[:, i].sum()) >= MIN_BLOCKS for own in equal)]
+    if len(lanes) < 2:
+        return None
+    logs, turns = [], 0
+    for one in times:
+        own = _same_work(one, lanes).all(axis=1)
+        if own.sum() < MIN_BLOCKS:
+            return None
+        logs.append(np.log(one.time_SL[own][:, [one.lanes.index(name) for name in lanes]].mean(axis=0)))
+        turns += int(own.sum())
+    return LaneOffset(
+        lanes=tuple(lanes),
+        concurrency=times[0].concurrency,
+        num_turns=turns,
+        num_launches=len(times),
+        sd=float(np.mean(logs, axis=0).std(ddof=1)),
+    )
+
+
+def _overridden(times: LaneTimes) -> list[str]:
+    return [lane.name for lane in times.info if lane.rung in OVERRIDDEN and lane.name in times.lanes]
+
+
+def _same_work(times: LaneTimes, lanes: Sequence[str]) -> BoolArray:
+    """Turns in which a lane's tokens all went to the same k experts: one token, or as few experts as concentrated."""
+    places = [times.lanes.index(name) for name in lanes]
+    fewest = [times.lanes.index(lane.name) for lane in times.info if lane.rung == "concentrated"]
+    one_token = np.broadcast_to((times.tokens_S == 1)[:, None], (len(times.tokens_S), len(places)))
+    if not fewest:
+        return one_token
+    same: BoolArray = one_token | (times.distinct_SL[:, places] == times.distinct_SL[:, fewest[:1]])
+    return same
+
+
+def lanes_estimate(
+    launches: Sequence[Draws],
+    figure: Callable[[dict[str, float]], float | None],
+    offset: LaneOffset | None,
+    *,
+    signed: bool = False,
+) -> Estimate:
+    """:func:`estimate_of`, with what lanes differ by for no reason of theirs added in quadrature.
+
+    A lane's offset is taken as a share of its own time and independent of the others', so that a figure f of lane means
+    s_l has the variance ``sum (sd * s_l * df/ds_l)^2``.
+    """
+    told = estimate_of(launches, figure, signed=signed)
+    if offset is None or told.low is None:
+        return told
+    spread = _spread([draws for draws in launches if draws.num_steps], figure, offset.sd)
+    return _widened(told, offset.quantile * spread, signed=signed)
+
+
+def _widened(told: Estimate, half: float, *, signed: bool) -> Estimate:
+    """An interval with another half-width in quadrature: on the logarithm where the figure is positive."""
+    if told.value is None or told.low is None or told.high is None:
+        return told
+    if not signed and told.low > 0:
+        relative = half / told.value
+        down, up = math.log(told.value / told.low), math.log(told.high / told.value)
+        low, high = (told.value * math.exp(sign * math.hypot(x, relative)) for sign, x in ((-1, down), (1, up)))
+    else:
+        low = told.value - math.hypot(told.value - told.low, half)
+        high = told.value + math.hypot(told.high - told.value, half)
+    return replace(told, low=low, high=high)
+
+
+def _spread(launches: Sequence[Draws], figure: Callable[[dict[str, float]], float | None], sd: float) -> float:
+    """Standard deviation of a figure whose lanes are each off by ``sd`` of their own time, one after the other."""
+    names = launches[0].lanes
+    mean_L = np.mean([draws.mean_L for draws in launches], axis=0)
+    parts = []
+    for i in range(len(names)):
+        ends = []
+        for sign in (1, -1):
+            moved = mean_L.copy()
+            moved[i] *= 1 + sign * sd
+            ends.append(figure(dict(zip(names, moved.tolist(), strict=True))))
+        if ends[0] is not None and ends[1] is not None:
+            parts.append((ends[0] - ends[1]) / 2)
+    return math.hypot(*parts)
+
+
+def pair_ratio(
+    times: Sequence[LaneTimes], of: str, against: str, phase: str | None, offset: LaneOffset | None = None
+) -> Estimate:
+    """Summed step times of one lane over those of another, on the same steps; interval as in :func:`lanes_estimate`.
 
     Args:
         times: one per launch, all at one load.
         of: the lane in the numerator.
         against: the lane in the denominator.
         phase: prefill, decode or mixed; None: all steps.
+        offset: how far apart lanes of equal work were measured, where that was.
     """
     launches = [one.draws(phase) for one in _at_one_load(times, phase)]
-    return estimate_of(launches, lambda seconds: seconds[of] / seconds[against])
+    return lanes_estimate(launches, lambda seconds: seconds[of] / seconds[against], offset)
 
 
-def pair_median(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
+def pair_median(
+    times: Sequence[LaneTimes], of: str, against: str, phase: str | None, offset: LaneOffset | None = None
+) -> Estimate:
     """Median over steps of the same ratio; its interval resamples runs of steps with their content."""
+    told = _median_of_steps(times, of, against, phase)
+    return told if offset is None else _widened(told, offset.half_width * (told.value or 0.0), signed=False)
+
+
+def _median_of_steps(times: Sequence[LaneTimes], of: str, against: str, phase: str | None) -> Estimate:
     launches = [_step_ratios(one, of, against, phase) for one in _at_one_load(times, phase)]
     medians = [float(np.median(ratios)) for ratios in launches]
     if not medians:
@@ -174,7 +319,9 @@ def pair_median(times: Sequence[LaneTimes], of: str, against: str, phase: str | 
     drawn = intervals.bootstrap_percentiles(sample, (50.0,))
     if drawn is None:
         return Estimate(value=medians[0], n=num, reason=FEW_STEPS.format(n=num))
-    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False)
+    sums = np.bincount(blocks, weights=np.log(ratios / medians[0])) / np.bincount(blocks)
+    stretch = memory_stretch(sums[:, None])
+    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False, stretch=stretch)
     return Estimate(value=medians[0], low=low, high=high, n=num)
 
 
@@ -203,6 +350,7 @@ class LockstepPair:
         num_requests: how many were sent; None where it was not written.
         ratios: of summed step times, per phase that had steps; None stands for all of them.
         medians: of the steps' ratios, likewise.
+        offset: what lanes of equal work differ by, in every interval: as the same run's ladder shows it; None without.
     """
 
     moe: str
@@ -211,6 +359,12 @@ class LockstepPair:
     num_requests: int | None = None
     ratios: dict[str | None, Estimate]
     medians: dict[str | None, Estimate]
+    offset: LaneOffset | None = None
+
+
+def offset_of(record: Record) -> LaneOffset | None:
+    """What lanes of equal work differ by in a run: its ladder has such lanes, its models stepped in turn have none."""
+    return lane_offset([lane_times(one) for one in record.ladder])
 
 
 def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
@@ -224,7 +378,7 @@ def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
     for one in record.lockstep:
         by_load.setdefault(one.concurrency, []).append(lane_times(one))
         sent.setdefault(one.concurrency, one.info.num_requests)
-    found = []
+    offset, found = offset_of(record) if by_load else None, list[LockstepPair]()
     for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
         times = by_load[concurrency]
         for moe, other in _lane_pairs(times):
@@ -235,8 +389,9 @@ def lockstep_pairs(record: Record) -> tuple[LockstepPair, ...]:
                 dense=other,
                 concurrency=concurrency,
                 num_requests=sent[concurrency],
-                ratios={phase: pair_ratio(both, moe, other, phase) for phase in phases},
-                medians={phase: pair_median(both, moe, other, phase) for phase in phases},
+                ratios={phase: pair_ratio(both, moe, other, phase, offset) for phase in phases},
+                medians={phase: pair_median(both, moe, other, phase, offset) for phase in phases},
+                offset=offset,
             )
             found.append(pair)
     return tuple(found)

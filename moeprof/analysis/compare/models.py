@@ -7,21 +7,25 @@ tokens of different tokenizers, dollars of machines that stood idle, unequal wor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
-from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, timed_pair_ratio, untold
+from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, exact_ratio, interval_ratio, timed_pair_ratio, untold
 from moeprof.analysis.compare.same_work import Work, other_text, why_incomparable
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.lookup import Key, by_key
+from moeprof.analysis.metrics.cost_bounds import SplitBounds, bounds_by_figure
+from moeprof.analysis.metrics.lookup import Key, by_key, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats.estimate import Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Ratio
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 
 ONE_LAUNCH = "speaks for this launch"
+OTHER_TOKENS = "different tokenizers"
+COSTS = ("usd_per_1m_total_tokens", "usd_per_request")
 
 
 def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
@@ -30,16 +34,42 @@ def compare_models(summary: Summary, reference: str) -> dict[Key, Compared]:
     Raises:
         InputError: the run has no such model.
     """
-    index = index_of(summary, reference)
-    sides = [_Side.of(model, summary) for model in summary.models]
-    base = sides[index]
+    index_of(summary, reference)
+    found = summary.once(ModelRatios)
+    names = [model.name for model in summary.models]
     return {
         key: Compared(
-            values=tuple(side.values.get(key) for side in sides),
-            ratios=tuple(None if side is base else _ratio(key, base, side) for side in sides),
+            values=tuple(found.sides[name].values.get(key) for name in names),
+            ratios=tuple(None if name == reference else found.ratio(key, name, reference) for name in names),
         )
-        for key in dict.fromkeys(key for side in sides for key in side.values)
+        for key in dict.fromkeys(key for name in names for key in found.sides[name].values)
     }
+
+
+class ModelRatios:
+    """The ratio, interval and verdict of a figure of one model over another's: one object, whichever page asks."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.sides = {model.name: _Side.of(model, summary) for model in summary.models}
+        self._found: dict[tuple[Key, str, str], Ratio] = {}
+
+    def ratio(self, key: Key, of: str, against: str) -> Ratio:
+        """Of two models by name; ``against`` is the denominator."""
+        asked = (key, of, against)
+        if asked not in self._found:
+            self._found[asked] = _ratio(key, self.sides[against], self.sides[of])
+        return self._found[asked]
+
+
+def cost_ratio(summary: Summary, of: ModelSummary, against: ModelSummary) -> Ratio:
+    """Dollars of two models for the same requests: per token, or per request where their tokens are not the same."""
+    found = summary.once(ModelRatios)
+    for name in COSTS:
+        value = pick(against, name, own_traffic=False)
+        ratio = None if value is None else found.ratio(key_of(value), of.name, against.name)
+        if ratio is not None and ratio.reason != OTHER_TOKENS:
+            return ratio
+    return Ratio(value=None, verdict="cannot tell", reason="no dollars were measured of both")
 
 
 def index_of(summary: Summary, reference: str) -> int:
@@ -60,6 +90,7 @@ class _Side:
 
     model: ModelSummary
     values: Mapping[Key, MetricValue]
+    bounds: Mapping[Key, SplitBounds]
     repeats: Repeats
     tokenizer: str | None
     work: Work
@@ -69,6 +100,7 @@ class _Side:
         return _Side(
             model=model,
             values=by_key(model.metrics),
+            bounds=bounds_by_figure(model.metrics),
             repeats=repeats(model, summary.pricing, summary.record.slo),
             tokenizer=summary.record.schedule(model.name).tokenizer_hash,
             work=Work.of(model),
@@ -77,13 +109,18 @@ class _Side:
 
 def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
     """One cell."""
+    ratio = _of_values(key, base, side)
+    return within_split(ratio, base.bounds.get(key), side.bounds.get(key), floor_ratio=PAIRED_FLOOR_RATIO)
+
+
+def _of_values(key: Key, base: _Side, side: _Side) -> Ratio:
     card, classes = card_for(key[0]), classes_of(key[0])
     first, second = base.values.get(key), side.values.get(key)
     if first is None or second is None:
         lacking = base.model.name if first is None else side.model.name
         return Ratio(value=None, reason=f"{lacking} has no such figure")
     if base.tokenizer != side.tokenizer and classes & {"tokens", "routing"}:
-        return Ratio(value=None, verdict="incomparable", reason="different tokenizers")
+        return Ratio(value=None, verdict="incomparable", reason=OTHER_TOKENS)
     reason = why_incomparable(key, base.work, side.work)
     if reason is not None:
         return Ratio(value=None, verdict="incomparable", reason=reason)
@@ -99,12 +136,13 @@ def _ratio(key: Key, base: _Side, side: _Side) -> Ratio:
 
 
 def _timed(key: Key, base: _Side, side: _Side, first: MetricValue, second: MetricValue) -> Ratio:
-    logs = paired_logs(side.repeats.values.get(key, {}), base.repeats.values.get(key, {}))
-    if not logs:
-        return interval_ratio(first, second, card_for(key[0]).better)
-    estimate, better = ratio_of_pairs(logs), card_for(key[0]).better
+    logs = paired_logs(side.repeats.of(key), base.repeats.of(key))
+    card = card_for(key[0])
+    if not logs or card.of_requests:  # rounds and launches repeat the same requests: what repeats is no evidence
+        return interval_ratio(first, second, card.better)
+    estimate, better = ratio_of_pairs(logs, base.repeats.unit), card.better
     invalid = next((value.reasons[-1] for value in (first, second) if not value.valid and value.reasons), None)
     if base.repeats.unit == "launch":
         return timed_pair_ratio(estimate, better, logs=logs, invalid=invalid)
     estimate = wider(estimate, ratio_of_requests(key, side.model, base.model))
-    return timed_pair_ratio(estimate, better, reasons=(ONE_LAUNCH,), invalid=invalid)
+    return replace(timed_pair_ratio(estimate, better, reasons=(ONE_LAUNCH,), invalid=invalid), by=ROUNDS)

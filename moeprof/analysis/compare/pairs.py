@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.cost import cost_metrics
 from moeprof.analysis.metrics.energy import energy_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
@@ -23,14 +25,12 @@ from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.estimate import Estimate
-from moeprof.analysis.stats.verdicts import Sample
+from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing
 from moeprof.core.workload.workload import Slo
 
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")
-NO_PAIRS = "no interval: one round of one launch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,35 +39,48 @@ class Repeats:
 
     Attributes:
         unit: ``launch``, or ``round`` in a run of one launch.
-        values: metric -> number of the launch or round -> value.
+        of_launches: metric -> number of the launch -> value; empty in a run of one launch.
+        of_rounds: works out the same by number of the round: of the bill, or of everything else.
     """
 
     unit: str
-    values: Mapping[Key, Mapping[int, float]]
+    of_launches: Mapping[Key, Mapping[int, float]]
+    of_rounds: Callable[[bool], Mapping[Key, Mapping[int, float]]]
+
+    def of(self, key: Key) -> Mapping[int, float]:
+        """Number of the launch or round -> the figure's value in it."""
+        found = self.of_launches if self.unit == "launch" else self.of_rounds(card_for(key[0]).section == "cost")
+        return found.get(key, {})
 
 
 def repeats(model: ModelSummary, pricing: Pricing, slo: Slo) -> Repeats:
-    """The repeated measurements of a model. Those of rounds are computed here, from each round alone."""
+    """The repeated measurements of a model. Those of rounds are computed when asked for, from each round alone."""
     launches = by_launch(model.metrics)
-    if launches:
-        return Repeats(unit="launch", values=launches)
-    found: dict[Key, dict[int, float]] = {}
-    for passes in (model.rounds, model.capacity):
-        for tables in passes:
+
+    @cache
+    def of_rounds(is_bill: bool) -> Mapping[Key, Mapping[int, float]]:
+        found: dict[Key, dict[int, float]] = {}
+        for tables in (*model.rounds, *model.capacity):
             number = int(tables.name.rpartition("-")[2])  # a round that never began leaves a gap, and pairs nobody
-            for key, value in by_key(_of_one_pass(model, tables, pricing, slo)).items():
+            values = _bill(model, tables, pricing) if is_bill else _all_else(tables, slo)
+            for key, value in by_key(values).items():
                 if value.value is not None:
                     found.setdefault(key, {})[number] = float(value.value)
-    return Repeats(unit="round", values=found)
+        return found
+
+    return Repeats(unit="launch" if launches else "round", of_launches=launches, of_rounds=of_rounds)
 
 
-def _of_one_pass(model: ModelSummary, tables: PassTables, pricing: Pricing, slo: Slo) -> list[MetricValue]:
-    values = latency_metrics([tables], slo) + throughput_metrics([tables], slo)
-    values += energy_metrics([tables]) + variance_metrics([tables])
+def _bill(model: ModelSummary, tables: PassTables, pricing: Pricing) -> list[MetricValue]:
     splits = [split for split in model.splits if split.name == tables.name]
-    if splits and model.facts is not None:
-        values += cost_metrics([tables], pricing, model.facts, splits=splits)
-    return values
+    if not splits or model.facts is None:
+        return []
+    return cost_metrics([tables], pricing, model.facts, splits=splits)
+
+
+def _all_else(tables: PassTables, slo: Slo) -> list[MetricValue]:
+    values = latency_metrics([tables], slo) + throughput_metrics([tables], slo)
+    return values + energy_metrics([tables]) + variance_metrics([tables])
 
 
 def paired_logs(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
@@ -76,11 +89,11 @@ def paired_logs(first: Mapping[int, float], second: Mapping[int, float]) -> list
     return [math.log(first[i] / second[i]) for i in both if first[i] > 0 and second[i] > 0]
 
 
-def ratio_of_pairs(logs: Sequence[float]) -> Estimate:
-    """The geometric mean of paired ratios with its 95 % t-interval on the log scale."""
+def ratio_of_pairs(logs: Sequence[float], unit: str = "round") -> Estimate:
+    """The geometric mean of paired ratios with its 95 % t-interval on the log scale; ``unit``: launch or round."""
     if not logs:
         return Estimate(value=None, reason="no pair of launches or rounds has this figure in both")
-    return Sample(logs=tuple(logs)).estimate(NO_PAIRS)
+    return ratio_of_logs(logs, unit)
 
 
 def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed: int = 0) -> Estimate | None:
@@ -125,6 +138,11 @@ def _per_request(model: ModelSummary, quantity: str, labels: Mapping[str, str]) 
 
 
 def wider(first: Estimate, second: Estimate | None) -> Estimate:
-    """The first estimate with an interval that holds those of both: neither source of chance is left out."""
-    ends = [end for e in (first, second) if e is not None for end in (e.low, e.high) if end is not None]
-    return replace(first, low=min(ends), high=max(ends), reason=None) if ends else first
+    """The first estimate with an interval that holds those of both: neither source of chance is left out.
+
+    Where the first has none, the spread of repeats is not known, and so there is none.
+    """
+    if first.low is None or first.high is None or second is None or second.low is None or second.high is None:
+        return first
+    held = replace(first, low=min(first.low, second.low), high=max(first.high, second.high))
+    return narrow(held, "too few requests")

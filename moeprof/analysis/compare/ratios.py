@@ -9,12 +9,9 @@ from dataclasses import replace
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import Key, number
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.estimate import Estimate, Ratio, narrow
 from moeprof.analysis.stats.verdicts import (
     MIN_LAUNCH_PAIRS,
-    OF_PAIRS,
-    OF_RUNS,
     Sample,
     judge,
     judge_interval,
@@ -25,6 +22,7 @@ from moeprof.core.metric import Better, MetricValue
 PAIRED_FLOOR_RATIO = 0.05  # two processes: what differs less may be the machine
 STORED_FLOOR_RATIO = 0.10
 FEWEST_LAUNCHES = 5
+TOO_FEW_REQUESTS = "launches repeat the requests, and these are too few to show it"
 
 
 def untold(first: MetricValue, second: MetricValue, better: Better) -> Ratio:
@@ -53,6 +51,19 @@ def interval_ratio(first: MetricValue, second: MetricValue, better: Better) -> R
     return estimated_ratio(unpaired_estimate(first, second), better)
 
 
+def as_requests_tell(ratio: Ratio, first: MetricValue, second: MetricValue) -> Ratio:
+    """A verdict that launches gave on a share of requests: all of them repeat the same ones, which must show it too."""
+    card = card_for(first.name)
+    if not card.of_requests or ratio.verdict not in ("better", "worse"):
+        return ratio
+    own = interval_ratio(first, second, card.better)
+    if own.verdict == ratio.verdict:
+        return ratio
+    ends = [end for one in (ratio, own) for end in (one.low, one.high) if end is not None]
+    low, high = (min(ends), max(ends)) if ends else (None, None)
+    return replace(ratio, low=low, high=high, verdict="cannot tell", reason=TOO_FEW_REQUESTS)
+
+
 def timed_pair_ratio(
     estimate: Estimate, better: Better, *, logs: Sequence[float] = (), reasons: Sequence[str] = (), invalid: str | None
 ) -> Ratio:
@@ -71,21 +82,20 @@ def timed_pair_ratio(
         sample = Sample(
             logs=tuple(logs), floor_ratio=PAIRED_FLOOR_RATIO, better=better, n=f"{len(logs)} launch pairs"
         )  # fmt: skip
-        tested = judge({"": sample}, OF_PAIRS)[""]
+        tested = judge({"": sample})[""]
         return estimate.judged(tested.verdict, tested.reason)
     return estimated_ratio(estimate, better, PAIRED_FLOOR_RATIO, reasons)
 
 
 def estimated_ratio(estimate: Estimate, better: Better, floor_ratio: float = 0.0, reasons: Sequence[str] = ()) -> Ratio:
     """A ratio judged by its interval; what differs by less than the floor may be the machine."""
-    told = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
-    said = told.reason
-    if better == "neither":
-        said = estimate.reason
-    elif not floor_ratio and estimate.low is not None:
-        said = "the interval excludes 1" if estimate.excludes(1.0) else "the interval holds 1"
-    text = "; ".join(dict.fromkeys(part for part in (said, *reasons) if part)) or None
-    return estimate.judged(_unless_neither(told.verdict, better), text)
+    judged = judge_interval(estimate, better=better, floor_ratio=floor_ratio)
+    said = estimate.reason if better == "neither" else judged.reason
+    text = (
+        "; ".join(dict.fromkeys(part for part in (said, *(reasons if estimate.low is not None else ())) if part))
+        or None
+    )
+    return estimate.judged(_unless_neither(judged.verdict, better), text)
 
 
 def stored_ratios(
@@ -98,14 +108,20 @@ def stored_ratios(
     """
     known = {key: sample_of(*pair) for key, pair in samples.items()}
     enough = {
-        key: replace(sample, floor_ratio=STORED_FLOOR_RATIO, better="higher" if _better(key) == "higher" else "lower")
+        key: replace(
+            sample,
+            floor_ratio=STORED_FLOOR_RATIO,
+            better="higher" if _better(key) == "higher" else "lower",
+            n=" against ".join(str(len(side)) for side in reversed(samples[key])) + " launches",
+        )
         for key, sample in known.items()
         if sample is not None and sample.num >= FEWEST_LAUNCHES
     }
     few = {key: _too_few(sample, samples[key]) for key, sample in known.items() if key not in enough}
     own = {key: sample for key, sample in enough.items() if key in gates}
     others = {key: sample for key, sample in enough.items() if key not in gates}
-    found = few | judge(own, OF_RUNS, family="gate") | judge(others, OF_RUNS, family="one of many, no gate")
+    families = judge(own, family="Holm over gates"), judge(others, family="Holm over all figures without a gate")
+    found = few | families[0] | families[1]
     return {key: replace(ratio, verdict=_unless_neither(ratio.verdict, _better(key))) for key, ratio in found.items()}
 
 
@@ -126,14 +142,20 @@ def _unless_neither(verdict: str, better: Better) -> str:
 
 
 def unpaired_estimate(first: MetricValue, second: MetricValue) -> Estimate:
-    """Second over first; half widths on the log scale add as squares. Equal intervals are taken as one and the same."""
+    """Second over first; half widths on the log scale add as squares, as the two are taken to be independent."""
     assert first.value and second.value, "both above 0"
     ratio = float(second.value) / float(first.value)
     halves = [_log_half(value) for value in (first, second)]
     if None in halves:
-        return Estimate(value=ratio, reason="no interval: a value has none")
+        bare = first if halves[0] is None else second
+        why = next(
+            (reason for reason in bare.reasons if reason.startswith("no interval")),
+            "one launch gives no interval of it",
+        )
+        return Estimate(value=ratio, reason=why)
     half = math.hypot(*(h for h in halves if h is not None))
-    return Estimate(value=ratio, low=ratio * math.exp(-half), high=ratio * math.exp(half))
+    found = Estimate(value=ratio, low=ratio * math.exp(-half), high=ratio * math.exp(half))
+    return narrow(found, "no interval: that of the values is too wide")
 
 
 def _log_half(value: MetricValue) -> float | None:
@@ -148,13 +170,3 @@ def _log_half(value: MetricValue) -> float | None:
 def priced_models(summary: Summary) -> list[ModelSummary]:
     """The models that have a price."""
     return [model for model in summary.models if number(model, "usd_per_1m_total_tokens") is not None]
-
-
-def cost_ratio(first: ModelSummary, second: ModelSummary) -> tuple[float, intervals.Interval | None]:
-    """Dollars for the same requests; 95 % t-interval on a log scale, over launches, or over rounds of one launch."""
-    bills = [[[split.run_cost_usd for split in splits] for splits in model.launch_splits] for model in (first, second)]
-    pairs = [list(zip(a, b, strict=False)) for a, b in zip(*bills, strict=False)]
-    units_of_repetition = pairs if len(pairs) > 1 else [[pair] for pair in pairs[0]]
-    ratios = [sum(a for a, _ in unit) / sum(b for _, b in unit) for unit in units_of_repetition if unit]
-    flat = [pair for unit in pairs for pair in unit]
-    return sum(a for a, _ in flat) / sum(b for _, b in flat), intervals.mean_interval(ratios)

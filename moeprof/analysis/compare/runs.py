@@ -17,10 +17,19 @@ from moeprof.analysis.compare.comparable import (
     forbidden_by,
     price_difference,
 )
-from moeprof.analysis.compare.ratios import exact_ratio, interval_ratio, stored_ratios, untold
+from moeprof.analysis.compare.ratios import (
+    STORED_FLOOR_RATIO,
+    as_requests_tell,
+    exact_ratio,
+    interval_ratio,
+    stored_ratios,
+    untold,
+)
 from moeprof.analysis.compare.same_work import other_text
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import headline_keys
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import Ratio
@@ -176,11 +185,13 @@ def compare_metrics(
         if key in others and "timed" in classes_of(key[0]) and not (value.exact and others[key].exact)
     }
     timed = stored_ratios({key: pair for key, pair in samples.items() if all(pair)}, gates)
+    bounds = [bounds_by_figure(side) for side in sides]
     metrics = []
     for key in dict.fromkeys((*values, *others)):
         one, other = values.get(key), others.get(key)
         against = forbidden_by(found, classes_of(key[0]), model=model, allow=allow)
         ratio = _same(one, other) if is_same else _ratio(key, one, other, against, timed.get(key))
+        ratio = within_split(ratio, bounds[0].get(key), bounds[1].get(key), floor_ratio=STORED_FLOOR_RATIO)
         metrics.append(
             MetricComparison(model=model, key=key, reference=one, other=other, ratio=ratio, is_gate=key in gates)
         )
@@ -220,6 +231,7 @@ def _ratio(
         return Ratio(value=None, verdict="incomparable", reason=unlike)
     invalid = next((value.reasons[-1] for value in (one, other) if not value.valid and value.reasons), None)
     if timed is not None:
+        timed = as_requests_tell(timed, one, other)
         return timed if invalid is None else replace(timed, verdict=timed.verdict and "cannot tell", reason=invalid)
     if "exact" in classes_of(key[0]) or (one.exact and other.exact) or one.value == other.value:
         return exact_ratio(one, other, better)

@@ -21,7 +21,7 @@ cannot pose as routing. A stratum's mean is taken off every column; what is left
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,6 +31,7 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats import intervals as stats
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
+from moeprof.analysis.stats.verdicts import holm
 from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.record.routing import Routing
 
@@ -43,19 +44,26 @@ _PERMUTATION = "block permutation of residualised terms (Kennedy 1995; Winkler e
 _card = partial(Card, section="latency", source="docs/metrics.md#variance", kind="timed", counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _card("variance_explained_by_routing_ratio", "Latency variance by routing", "ratio", "neither",
-          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
+          f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION,
+          needs="steps"),
     _card("variance_explained_by_routing_p", "Latency variance by routing, p", "ratio", "neither",
-          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION),
+          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION, needs="steps"),
     _card("placebo_variance_explained_by_routing_ratio", "Placebo: MoE routing on the dense model", "ratio", "neither",
           f"gain in R2 by the routing terms - mean gain of shuffled ones; {_MODEL}", source=_PERMUTATION),
     _card("placebo_variance_explained_by_routing_p", "Placebo: MoE routing on the dense model, p", "ratio", "neither",
-          f"share of shuffles that gain at least as much; {_MODEL}", source=_PERMUTATION),
-    _card("variance_explained_by_routing_min_detectable_ratio", "Smallest share this run could show", "ratio", "lower",
-          "95 % quantile of shuffled gains + 0.84 standard deviations - their mean", source=_PERMUTATION),
-    _card("step_fit_r2_ratio", "Fit of step time", "ratio", "neither", f"R2 of {_MODEL}"),
-    _card("step_time_per_distinct_expert_s", "Step time per distinct expert", "s", "lower", f"b_U of {_MODEL}"),
-    _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}"),
-    _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}"),
+          f"share of shuffles that gain at least as much, by Holm over all placebos of the run; {_MODEL}",
+          source=_PERMUTATION),
+    _card("variance_explained_by_routing_min_detectable_ratio", "Share that such a run shows 4 times in 5", "ratio",
+          "lower", "smallest share at which the gain exceeds the 95 % quantile of shuffled gains with probability 0.8: "
+          "noncentral chi-square, as many independent steps as the mean shuffled gain implies; it decides nothing",
+          source=_PERMUTATION, needs="steps"),
+    _card("step_fit_r2_ratio", "Fit of step time", "ratio", "neither", f"R2 of {_MODEL}", needs="steps"),
+    _card("step_time_per_distinct_expert_s", "Step time per distinct expert", "s", "lower", f"b_U of {_MODEL}",
+          needs="steps"),
+    _card("step_time_per_max_load_token_s", "Step time per token of largest load", "s", "lower", f"b_M of {_MODEL}",
+          needs="steps"),
+    _card("step_time_per_context_token_s", "Step time per context token", "s", "lower", f"b_C of {_MODEL}",
+          needs="steps"),
 )  # fmt: skip
 
 
@@ -237,7 +245,9 @@ def _autocorrelation(series: FloatArray, lags: int) -> FloatArray:
 PHASES = ("prefill", "decode")
 TERMS = ("context_token", "distinct_expert", "max_load_token")
 ALPHA = 0.05
+POWER = 0.8
 PERMUTATIONS = 199
+MORE_PERMUTATIONS = 1_999  # of a placebo that 199 shuffles call an effect, so that Holm can tell it from many others
 MINIMUM_BLOCKS = 12
 MAX_POINTS = 2_000
 SHARE = "variance_explained_by_routing"
@@ -263,8 +273,8 @@ class Attribution:
         intervals: 95 % block bootstrap of the coefficients.
         r2: of the whole fit, within equal token counts.
         share: R2 gain of the routing terms minus the mean gain of shuffled ones; may be slightly below 0.
-        p_value: share of shuffles that gain at least as much.
-        min_detectable: the share that this run would have shown in four runs of five.
+        p_value: share of shuffles that gain at least as much; it alone decides. Of a placebo adjusted by Holm.
+        min_detectable: the true share at which p is at most ALPHA in four runs of five; told, no threshold.
         line: a plain line of step time against distinct experts over all steps, for the chart.
         points: the steps, for the chart.
         cannot_tell: why no share is claimed, or None when it is.
@@ -289,7 +299,12 @@ def attributions(rounds: Sequence[PassTables], seed: int = 0) -> tuple[Attributi
 
 
 def attribute(
-    rounds: Sequence[PassTables], phase: str, *, routed: Sequence[PassTables] | None = None, seed: int = 0
+    rounds: Sequence[PassTables],
+    phase: str,
+    *,
+    routed: Sequence[PassTables] | None = None,
+    seed: int = 0,
+    permutations: int = PERMUTATIONS,
 ) -> Attribution:
     """Attribute the variance of step time of one phase to routing.
 
@@ -298,6 +313,7 @@ def attribute(
         phase: ``prefill`` or ``decode``.
         routed: another model's passes over the same batches, whose routing is then a placebo; by default ``rounds``.
         seed: of shuffles and resamples.
+        permutations: shuffles, where the first PERMUTATIONS call it an effect.
     """
     terms = step_terms(rounds, rounds if routed is None else routed, phase)
     if isinstance(terms, str):
@@ -318,41 +334,79 @@ def attribute(
     if blocks.count < MINIMUM_BLOCKS:
         reason = f"cannot tell: {blocks.count} independent stretches of steps, {MINIMUM_BLOCKS} are needed"
         return replace(shown, cannot_tell=reason)
-    return _judge(shown, time, context, routing, blocks, seed)
+    return _judge(shown, time, context, routing, blocks, seed, permutations)
 
 
 def _judge(
-    shown: Attribution, time: FloatArray, context: FloatArray, routing: FloatArray, blocks: Blocks, seed: int
+    shown: Attribution,
+    time: FloatArray,
+    context: FloatArray,
+    routing: FloatArray,
+    blocks: Blocks,
+    seed: int,
+    permutations: int,
 ) -> Attribution:
     total = float(time @ time)
     rest, terms = _without(context, time), _without(context, routing)
-    base = 1 - float(rest @ rest) / total
-    gain = _gain(rest, terms) / total
+    base, gain = 1 - float(rest @ rest) / total, _gain(rest, terms) / total
     rng = np.random.default_rng(seed)
-    shuffled = np.array(
-        [_gain(rest, _without(context, terms[blocks.shuffle(rng)])) / total for _ in range(PERMUTATIONS)]
-    )
-    share, p_value = gain - float(shuffled.mean()), (1 + int((shuffled >= gain).sum())) / (1 + PERMUTATIONS)
-    critical = float(np.quantile(shuffled, 1 - ALPHA) - shuffled.mean())
-    detectable = critical + 0.84 * float(shuffled.std(ddof=1))  # 0.84: the 80 % quantile of a normal
+
+    def shuffles(num: int) -> FloatArray:
+        return np.array([_gain(rest, _without(context, terms[blocks.shuffle(rng)])) / total for _ in range(num)])
+
+    shuffled = shuffles(PERMUTATIONS)
+    if permutations > PERMUTATIONS and _p_of(gain, shuffled) <= ALPHA:
+        shuffled = np.concatenate([shuffled, shuffles(permutations - PERMUTATIONS)])
     columns = np.column_stack([context, routing])
     coefficients = np.linalg.lstsq(columns, time, rcond=None)[0]
-    undecided = None
-    if p_value > ALPHA or share < detectable:
-        undecided = (
-            f"cannot tell: share {100 * share:.1f} %, p = {p_value:.3f}; "
-            f"the smallest share this run could show is {100 * detectable:.1f} %"
-        )
-    return replace(
+    found = replace(
         shown,
         coefficients=dict(zip(TERMS, coefficients.tolist(), strict=True)),
         intervals=_coefficient_intervals(columns, time, blocks.of_row, seed),
         r2=base + gain,
-        share=share,
-        p_value=p_value,
-        min_detectable=detectable,
-        cannot_tell=undecided,
+        share=gain - float(shuffled.mean()),
+        min_detectable=_detectable(shuffled, 1 - base, int(np.linalg.matrix_rank(terms))),
     )
+    return _decided(found, _p_of(gain, shuffled))
+
+
+def _p_of(gain: float, shuffled: FloatArray) -> float:
+    return (1 + int((shuffled >= gain).sum())) / (1 + len(shuffled))
+
+
+def _decided(found: Attribution, p_value: float, family: str = "") -> Attribution:
+    """By p alone; the detectable share is told beside it."""
+    if p_value <= ALPHA:
+        return replace(found, p_value=p_value, cannot_tell=None)
+    undecided = (
+        f"cannot tell: share {100 * (found.share or 0.0):.1f} %, p = {p_value:.3f}{family}; "
+        f"a run like this one shows a share of {100 * (found.min_detectable or 0.0):.1f} % in four runs of five"
+    )
+    return replace(found, p_value=p_value, cannot_tell=undecided)
+
+
+def _detectable(shuffled: FloatArray, left: float, degrees: int) -> float:
+    """The smallest true share s at which a gain exceeds the 95 % quantile of the shuffled ones with probability POWER.
+
+    A shuffled gain is about ``left * chi2(degrees) / n``, which gives n, the effective number of independent steps;
+    with a share s the gain is ``(left - s) * chi2(degrees, noncentrality n * s / (left - s)) / n``.
+
+    Args:
+        shuffled: gains in R2 without any effect.
+        left: share of the variance that context leaves.
+        degrees: routing terms that are not collinear.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import ncx2
+
+    num = degrees * left / float(shuffled.mean())
+    critical = float(np.quantile(shuffled, 1 - ALPHA))
+
+    def lacks(share: float) -> float:
+        noise = left - share
+        return float(ncx2.sf(critical * num / noise, degrees, num * share / noise)) - POWER
+
+    return float(brentq(lacks, 1e-9 * left, (1 - 1e-9) * left))
 
 
 def _without(context: FloatArray, values: FloatArray) -> FloatArray:
@@ -404,18 +458,26 @@ def attribution_metrics(
 
 
 def placebo_metrics(
-    dense: Sequence[PassTables], moe: Sequence[PassTables], seed: int = 0
-) -> tuple[list[MetricValue], tuple[Attribution, ...]]:
-    """The MoE's routing as an explanation of the dense model's step times: it must explain nothing.
+    dense: Mapping[str, Sequence[PassTables]], moe: Sequence[PassTables], seed: int = 0
+) -> dict[str, list[MetricValue]]:
+    """The MoE's routing as an explanation of each dense model's step times: it must explain nothing.
 
-    Only for offline or closed-loop passes over one schedule, where step i of both models is the same batch.
+    Only for offline or closed-loop passes over one schedule, where step i of all models is the same batch. All models
+    and phases are one family (Holm): of ten placebos at 5 % each, four sound runs in ten would look broken.
     """
-    results = tuple(attribute(dense, phase, routed=moe, seed=seed) for phase in PHASES)
-    values = []
-    for result in results:
-        labels = {"traffic": dense[0].traffic, "window": "total", "phase": result.phase} if dense else {}
-        values += [_share(result, f"placebo_{SHARE}_ratio", labels), _p_value(result, f"placebo_{SHARE}_p", labels)]
-    return values, results
+    keys = [(name, phase) for name in dense for phase in PHASES]
+    found = {
+        (name, phase): attribute(dense[name], phase, routed=moe, seed=seed, permutations=MORE_PERMUTATIONS)
+        for name, phase in keys
+    }
+    adjusted = holm({key: one.p_value for key, one in found.items() if one.p_value is not None})
+    family = f" by Holm over {len(adjusted)} placebos" if len(adjusted) > 1 else ""
+    found |= {key: _decided(found[key], p_value, family) for key, p_value in adjusted.items()}
+    values: dict[str, list[MetricValue]] = {name: [] for name in dense}
+    for (name, phase), one in found.items():
+        labels = {"traffic": dense[name][0].traffic, "window": "total", "phase": phase} if dense[name] else {}
+        values[name] += [_share(one, f"placebo_{SHARE}_ratio", labels), _p_value(one, f"placebo_{SHARE}_p", labels)]
+    return values
 
 
 def _values(found: Attribution, labels: dict[str, str]) -> list[MetricValue]:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import numpy as np
+
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, SeenTokens, attention_work, limits_of
 from moeprof.core.metric import Card, MetricValue, measured
@@ -229,7 +231,7 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
     profiled = _typical(point.profiled_P)
     seconds = dict.fromkeys(PARTS, 0.0) | _split(wall_s, device_s, profiled, gap)
     floors: Mapping[str, float | None] = dict.fromkeys(PARTS)
-    roofline_s, reason = None, works if isinstance(works, str) else limits.bandwidth_reason or limits.flops_reason
+    roofline_s, reason = None, works if isinstance(works, str) else _no_floor(total_of(works), limits)
     if not isinstance(works, str) and not reason:
         roofline_s = total_of(works).floor_s(limits)
         works = _as_run(works, profiled)
@@ -249,6 +251,11 @@ def _itemised(point: GapPoint, gap: Gap, limits: Limits, facts: ModelFacts, engi
         profiled=profiled,
         reason=reason,
     )
+
+
+def _no_floor(work: Work, limits: Limits) -> str:
+    """Why the device's limits say nothing of a step of this size; "" where they do."""
+    return limits.bandwidth_reason or limits.flops_reason or limits.cached(np.array([work.num_bytes])) or ""
 
 
 def _as_run(works: dict[str, Work], profiled: ProfiledStep | None) -> dict[str, Work]:

@@ -45,6 +45,14 @@ def card_for(name: str) -> Card:
     return _find(name, tuple(SUBJECTS))
 
 
+def has_card(name: str) -> bool:
+    """Whether this version knows the metric: a file of another version may hold others."""
+    try:
+        return bool(card_for(name))
+    except KeyError:
+        return False
+
+
 @cache
 def _cards_of(subjects: tuple[str, ...]) -> tuple[Card, ...]:
     order = list(SECTION_TITLES)

@@ -10,6 +10,7 @@ from moeprof.analysis.metrics.tables import PassTables
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
+from moeprof.core.record.experiment import ModelFit
 from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import LaunchRecord
 from moeprof.core.record.tables import read_table
@@ -32,6 +33,7 @@ class Context:
         idle_power: of the device, W; None, and why there is none.
         launches: of the model; one, unless the subject is of the model.
         info: launch.json of the first launch that measured anything, with the device's peaks.
+        fit: the memory that the model was predicted to need; None where it was not.
         passes: with the same traffic; empty unless the subject is of rounds or of a traffic.
     """
 
@@ -42,6 +44,7 @@ class Context:
     launches: tuple[LaunchRecord, ...]
     info: LaunchHeader
     passes: tuple[PassTables, ...] = ()
+    fit: ModelFit | None = None
     _made: dict[Callable[[Context], Any], Any] = field(default_factory=dict, init=False)
 
     def once(self, make: Callable[[Context], T]) -> T:

@@ -2,11 +2,15 @@
 
 ``C = billed seconds * devices * price``, idle time included, plus power where it is billed apart. Prompts and outputs
 share C in proportion to the busy seconds that are theirs, so ``input_tokens * usd_per_input_token + output_tokens *
-usd_per_output_token = C``. Where one token count is zero its price is null and the other side carries C.
+usd_per_output_token = C``. A side without tokens, or without a second of its own (no decode step ran: every output
+token is a first token, made in prefill), has no price, and the other side carries C.
+
+Two splits of other tools stand beside: by request-seconds, and all of C on one side (docs/metrics.md#other-splits).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +47,8 @@ class CostSplit:
         usd_input, usd_output: shares of C; they add up to it. Both None when nothing was processed.
         usd_per_input_token, usd_per_output_token: None when there were no such tokens.
         input_bounds_usd: smallest and largest share of the input under the split's assumptions.
+        request_seconds: seconds from the first step of a request to its first token, and from there to its last token,
+            summed over requests; None where a request's times are unknown or there was none.
         wasted_usd: share of C for tokens of requests that did not end well and for recomputed tokens.
         requests_done: requests that ended well.
         characters: prompt and output characters of these, or None when unknown.
@@ -62,6 +68,7 @@ class CostSplit:
     usd_input: float | None
     usd_output: float | None
     input_bounds_usd: tuple[float, float] | None
+    request_seconds: tuple[float, float] | None
     wasted_usd: float | None
     requests_done: int
     characters: float | None
@@ -70,13 +77,13 @@ class CostSplit:
 
     @property
     def usd_per_input_token(self) -> float | None:
-        """Price of a prompt token that was computed."""
-        return None if self.usd_input is None or not self.input_tokens else self.usd_input / self.input_tokens
+        """Price of a prompt token that was computed; None where none was, or where no second of C is theirs."""
+        return self.usd_input / self.input_tokens if self.usd_input and self.input_tokens else None
 
     @property
     def usd_per_output_token(self) -> float | None:
         """Price of an output token."""
-        return None if self.usd_output is None or not self.output_tokens else self.usd_output / self.output_tokens
+        return self.usd_output / self.output_tokens if self.usd_output and self.output_tokens else None
 
     @property
     def busy_ratio(self) -> float | None:
@@ -131,6 +138,7 @@ def cost_split(
         usd_input=usd_input,
         usd_output=usd_output,
         input_bounds_usd=_bounds(total, busy, busy_s, inputs, outputs),
+        request_seconds=_request_seconds(tables),
         wasted_usd=_wasted(tables, inputs, outputs, recomputed, usd_input, usd_output),
         requests_done=int(done.sum()),
         characters=float(characters.sum()) if known else None,
@@ -167,6 +175,16 @@ def _bounds(total: float, busy: BusySplit, busy_s: float, inputs: float, outputs
     if busy_s <= 0 or inputs <= 0 or outputs <= 0:
         return None
     return total * busy.least_prefill_s / busy_s, total * busy.most_prefill_s / busy_s
+
+
+def _request_seconds(tables: PassTables) -> tuple[float, float] | None:
+    """Prefill and decode seconds of requests as a server's counters sum them: concurrent requests count each second."""
+    begun = tables.requests[np.isfinite(column(tables.requests, "first_token_s"))]
+    first, last = column(begun, "first_token_s"), column(begun, "last_token_s")
+    prefill_s = float((first - column(begun, "first_scheduled_s")).sum())
+    decode_s = float((last - first).sum())
+    known = math.isfinite(prefill_s + decode_s) and prefill_s + decode_s > 0
+    return (prefill_s, decode_s) if known else None
 
 
 def _wasted(

@@ -39,6 +39,7 @@ class BusySplit:
         method: ``pure`` (nothing to split), or where the stand-alone costs came from.
         mixed_steps: steps that were split.
         clamped_steps: of these, shares that fell outside [0, t].
+        has_decode: some step processed decode tokens; else all output tokens are first tokens, made in prefill.
     """
 
     prefill_S: FloatArray
@@ -48,6 +49,7 @@ class BusySplit:
     method: SplitMethod
     mixed_steps: int
     clamped_steps: int
+    has_decode: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ def split_busy(
             method="pure",
             mixed_steps=0,
             clamped_steps=0,
+            has_decode=bool(is_phase(steps, "decode").any()),
         )
     t = seconds[mixed]
     alone = _stand_alone(steps, steps[mixed], t, facts, calibration, peaks)

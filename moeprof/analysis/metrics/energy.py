@@ -40,7 +40,7 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("energy_j_per_output_token", "energy per output token", "J / token", "lower", "energy_j / output tokens",
           screen=(Place(170, "energy / output token"),), gates=(Place(330, "floor"),), baseline=(Place(110),)),
     _of_tokens("energy_j_per_total_token", "energy per token", "J / token", "lower",
-          "energy_j / (input + output tokens)"),
+          "energy_j / (prompt tokens computed + output tokens)"),
     _of_run("idle_power_w", "idle power", "W", "lower",
           "median of two seconds of samples before anything ran; null where the device was busy"),
 )  # fmt: skip

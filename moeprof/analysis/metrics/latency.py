@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.objectives import QUANTITIES as OBJECTIVES
+from moeprof.analysis.metrics.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -24,15 +26,14 @@ from moeprof.analysis.metrics.samples import (
     Window,
     itl_samples,
     lag_samples,
-    over_rounds,
     scopes,
     span_samples,
     step_samples,
     summarise,
     tpot_samples,
 )
-from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, column, is_done
-from moeprof.core.metric import Card, MetricValue, Place
+from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, is_done
+from moeprof.core.metric import Card, MetricValue, Place, missing
 
 if TYPE_CHECKING:
     from moeprof.core.workload.workload import Slo
@@ -50,7 +51,8 @@ _card = partial(Card, section="latency", kind="timed")
 _of_tokens = partial(_card, source="docs/metrics.md#time", counts_tokens=True)
 _of_requests = partial(_card, source="docs/metrics.md#time", counts_tokens=False)
 CARDS: tuple[Card, ...] = (
-    _of_requests("queue_*_s", "Queueing", "s", "lower", "first time in a batch - arrival", source=_BENCHMARKS),
+    _of_requests("queue_*_s", "Queueing", "s", "lower", "first time in a batch - arrival", source=_BENCHMARKS,
+          needs="steps"),
     _of_requests("ttft_*_s", "Time to first token", "s", "lower", "first output token - arrival", source=_BENCHMARKS,
           screen=(Place(50, "TTFT p50", of="p50"), Place(60, "TTFT", of="+")), baseline=(Place(70, of="p50"),)),
     _of_tokens("itl_*_s", "Inter-token latency", "s", "lower",
@@ -61,20 +63,25 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("tpot_*_s", "Time per output token", "s", "lower",
           "(last token - first token) / (tokens - 1), one per request, n >= 2", source=_BENCHMARKS),
     _of_requests("e2e_*_s", "End to end", "s", "lower", "last token - arrival", source=_BENCHMARKS),
-    _of_requests("queue_from_sent_*_s", "Queueing, from sent", "s", "lower", "first time in a batch - sent"),
+    _of_requests("queue_from_sent_*_s", "Queueing, from sent", "s", "lower", "first time in a batch - sent",
+          needs="steps"),
     _of_requests("ttft_from_sent_*_s", "Time to first token, from sent", "s", "lower", "first output token - sent"),
     _of_requests("e2e_from_sent_*_s", "End to end, from sent", "s", "lower", "last token - sent"),
     _of_tokens("step_*_s", "Step time", "s", "lower",
           "wall time of one engine step, until its tokens are known on the host",
           gates=(Place(310, "floor", of="mean", phase="decode"), Place(320, "floor", of="mean", phase="prefill")),
-          baseline=(Place(90, of="mean", phase="decode"), Place(100, of="mean", phase="prefill"))),
-    _of_tokens("step_device_*_s", "Step time on the device", "s", "lower", "by device events around the step"),
-    _of_requests("slo_ttft_met_ratio", "Requests within the ttft objective", "ratio", "higher",
-          "requests whose ttft met the objective / all requests, failures included", bounded=True),
-    _of_tokens("slo_tpot_met_ratio", "Requests within the tpot objective", "ratio", "higher",
-          "requests whose tpot met the objective / all requests, failures included", bounded=True),
-    _of_requests("slo_e2e_met_ratio", "Requests within the e2e objective", "ratio", "higher",
-          "requests whose e2e met the objective / all requests, failures included", bounded=True),
+          baseline=(Place(90, of="mean", phase="decode"), Place(100, of="mean", phase="prefill")), needs="steps"),
+    _of_tokens("step_device_*_s", "Step time on the device", "s", "lower", "by device events around the step",
+          needs="steps"),
+    _of_requests("slo_ttft_met_ratio", "Requests within the ttft objective", "share", "higher",
+          "requests whose ttft met the objective / all requests, failures included", bounded=True,
+          of_requests=True),
+    _of_tokens("slo_tpot_met_ratio", "Requests within the tpot objective", "share", "higher",
+          "requests whose tpot met the objective / all requests, failures included", bounded=True,
+          of_requests=True),
+    _of_requests("slo_e2e_met_ratio", "Requests within the e2e objective", "share", "higher",
+          "requests whose e2e met the objective / all requests, failures included", bounded=True,
+          of_requests=True),
     _of_requests("schedule_lag_*_s", "Replayer's own lag", "s", "lower",
           "sent - max(arrival, end of the step running at arrival); flagged when p99 > 0.5 s or median > 10 ms",
           section="validity"),
@@ -179,19 +186,11 @@ def schedule_lag_flag(rounds: Sequence[PassTables]) -> str | None:
 def _slo_shares(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
     labels = {"traffic": rounds[0].traffic, "window": "total"}
     values = []
-    for quantity in ("ttft", "tpot", "e2e"):
-        limit_s = None if slo is None else getattr(slo, f"{quantity}_s")
-        shares = [] if limit_s is None else [_share_within(tables, quantity, limit_s) for tables in rounds]
-        reason = f"the workload states no slo for {quantity}"
-        values.append(over_rounds(f"slo_{quantity}_met_ratio", shares, labels, reason))
+    for quantity in OBJECTIVES:
+        name, reason = f"slo_{quantity}_met_ratio", why_unjudged(rounds, slo, quantity)
+        if reason is not None:
+            values.append(missing(name, reason, **labels))
+            continue
+        limit_s = objectives(slo)[quantity]
+        values.append(share_of_requests(name, rounds, [meets(t, quantity, limit_s) for t in rounds], labels))
     return values
-
-
-def _share_within(tables: PassTables, quantity: str, limit_s: float) -> float | None:
-    """Met / all requests; a request of one token has no gap to be slow in, so its tpot is met."""
-    if not len(tables.requests):
-        return None
-    met = int((_reader(quantity)(tables, None, ALL).values <= limit_s).sum())
-    if quantity == "tpot":
-        met += int((is_done(tables.requests) & (column(tables.requests, "output_tokens") < 2)).sum())
-    return met / len(tables.requests)

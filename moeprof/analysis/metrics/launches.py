@@ -2,7 +2,8 @@
 
 Each launch gives its own values; the value over launches is their mean with a 95 % t-interval over launches. Counted
 facts and anything else that is equal in all launches stays as it is. Router figures come from the same tokens in every
-launch, so their interval is the widest of the launches' own. Every launch's own values are kept, labelled ``launch``.
+launch, so their interval is the widest of the launches' own; shares of requests have it joined with that over launches.
+Every launch's own values are kept, labelled ``launch``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import with_split_bounds
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue
 
@@ -33,7 +35,7 @@ def over_launches(launches: Sequence[Sequence[MetricValue]]) -> list[MetricValue
         for value in values
         if not value.exact
     ]
-    return together + apart
+    return with_split_bounds(together) + apart
 
 
 def _combined(group: list[MetricValue]) -> MetricValue:
@@ -51,14 +53,17 @@ def _combined(group: list[MetricValue]) -> MetricValue:
         return replace(known[0], valid=valid, reasons=reasons)
     if known[0].name.endswith("_p"):
         return replace(known[0], value=None, ci_low=None, ci_high=None, reasons=(*reasons, P_VALUES))
+    own = _widest(known)
     if card.section == "routing":
-        lows, highs = (
-            [v.ci_low for v in known if v.ci_low is not None],
-            [v.ci_high for v in known if v.ci_high is not None],
-        )
-        interval = (min(lows), max(highs)) if lows and highs else None
+        interval = own
+    elif card.of_requests and own is not None:  # launches repeat the same requests
+        interval = intervals.share_interval(own, [float(n) for n in numbers])
     else:
-        interval = intervals.mean_interval([float(n) for n in numbers], bounded=_is_share(known))
+        interval, why = intervals.repeated_interval(
+            [float(n) for n in numbers], unit="launch", bounded=_is_share(known)
+        )
+        # why a launch alone has no interval is not why their mean has none
+        reasons = (*(reason for reason in reasons if not reason.startswith("no interval")), *([why] if why else []))
     low, high = interval or (None, None)
     return replace(
         known[0],
@@ -72,10 +77,16 @@ def _combined(group: list[MetricValue]) -> MetricValue:
     )
 
 
+def _widest(known: list[MetricValue]) -> intervals.Interval | None:
+    lows = [v.ci_low for v in known if v.ci_low is not None]
+    highs = [v.ci_high for v in known if v.ci_high is not None]
+    return (min(lows), max(highs)) if lows and highs else None
+
+
 def _is_share(known: list[MetricValue]) -> bool:
     """A ratio that every launch put strictly between 0 and 1, with an interval that knew so."""
     ends = [end for v in known for end in (v.value, v.ci_high) if end is not None]
-    return card_for(known[0].name).unit == "ratio" and all(0 < end <= 1 for end in ends)
+    return card_for(known[0].name).unit in ("ratio", "share") and all(0 < end <= 1 for end in ends)
 
 
 def _mean_nulls(known: list[MetricValue]) -> dict[str, float]:

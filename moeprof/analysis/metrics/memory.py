@@ -15,9 +15,11 @@ from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.experiment import ModelFit
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, MemoryHeader
 
 HOT_SHARES = {"hot_set_bytes_90": 0.90, "hot_set_bytes_99": 0.99}
+USABLE_SHARE = 0.9  # of a device's memory, for weights and cache; activations and reserve take the rest
 DENSE = "dense model: no routed experts"
 NO_ROUTING = "routing was not recorded"
 UNMEASURED = "not measured"
@@ -30,44 +32,58 @@ CARDS: tuple[Card, ...] = (
     _card("weights_bytes", "weights", "B", "lower", "bytes as stored; by group with label group", kind="exact",
           gates=(Place(30, "0%"),), baseline=(Place(30),)),
     _card("kv_cache_bytes", "KV cache, allocated", "B", "neither", "bytes allocated for keys and values", kind="exact",
-          gates=(Place(50, "+1%"),)),
+          gates=(Place(50, "+1%"),), needs="memory"),
     _of_run("kv_cache_peak_used_bytes", "KV cache, most used", "B", "lower",
-          "largest kv_tokens_used at the end of a step * kv_bytes_per_token", counts_tokens=True),
+          "largest kv_tokens_used at the end of a step * kv_bytes_per_token", counts_tokens=True, needs="memory"),
     _of_run("activation_peak_bytes", "activations, peak", "B", "lower",
-          "peak allocated - allocated after weights and cache"),
-    _of_run("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory"),
-    _of_run("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak"),
-    _of_run("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded"),
-    _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process"),
+          "peak allocated - allocated after weights and cache", needs="memory"),
+    _of_run("reserved_bytes", "reserved by the allocator", "B", "lower", "peak of reserved memory", needs="memory"),
+    _of_run("fragmentation_ratio", "fragmentation", "ratio", "lower", "1 - allocated / reserved at the allocated peak",
+          needs="memory"),
+    _of_run("load_peak_bytes", "peak while loading", "B", "lower", "largest memory while weights were loaded",
+          needs="memory"),
+    _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process",
+          needs="memory"),
     _of_run("peak_memory_bytes", "memory needed", "B", "lower",
-          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),)),
+          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),),
+          needs="memory"),
+    _card("predicted_memory_bytes", "memory, predicted before loading", "B", "neither",
+          "process, weights, cache, activations and instruments, from config, files and this machine; device: without "
+          "the context", kind="exact"),
+    _of_run("predicted_memory_error_ratio", "predicted over measured, less 1", "ratio", "neither",
+            "predicted_memory_bytes / peak_memory_bytes - 1", needs="memory"),
+    _of_run("process_base_bytes", "process without model, warm", "B", "lower",
+            "CPU run: resident set after warm-up and calibration - weights - KV cache", needs="memory"),
     _of_routing("idle_expert_bytes_per_step", "expert bytes idle in a step", "B", "lower",
           "mean over steps of routed expert bytes - bytes of experts with a token; a fact, not a price",
           of_batches=True),
     _of_routing("cold_expert_bytes", "expert bytes never used", "B", "lower",
           "experts without a single token in the whole window"),
-    _of_routing("hot_set_bytes_90", "expert bytes that serve 90 %", "B", "lower",
+    _of_routing("hot_set_bytes_90", "expert bytes that serve 90 %", "B", "neither",
           "fewest expert bytes with 90 % of picks"),
-    _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "lower",
+    _of_routing("hot_set_bytes_99", "expert bytes that serve 99 %", "B", "neither",
           "fewest expert bytes with 99 % of picks"),
     _of_run("max_concurrent_sequences", "sequences that fit", "sequences", "higher",
-          "floor((device memory - weights) / what a request keeps of prompt and output, mean over requests)",
-          counts_tokens=True),
+          "floor((0.9 * device memory - weights) / what a request keeps of prompt and output, mean over requests); a "
+          "tenth is for activations and reserve, as in devices_needed", counts_tokens=True, needs="memory"),
 )  # fmt: skip
 
 
 def compute(context: Context) -> list[MetricValue]:
     """Memory of one launch, with what its rounds used of it."""
-    return memory_metrics(context.info, context.facts, context.passes)
+    return memory_metrics(context.info, context.facts, context.passes, context.fit)
 
 
-def memory_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> list[MetricValue]:
+def memory_metrics(
+    launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassTables], fit: ModelFit | None = None
+) -> list[MetricValue]:
     """Memory of one launch.
 
     Args:
         launch: ``memory`` and ``engine`` are read.
         facts: the model.
         rounds: passes with the same traffic.
+        fit: what was predicted.
     """
     memory = launch.memory
     values = [_exact("weights_bytes", sum(facts.bytes_by_group.values()))]
@@ -76,6 +92,7 @@ def memory_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[Pas
     values.append(_cache_peak(facts, rounds))
     values.append(_fragmentation(memory))
     values.append(_peak(memory))
+    values += _forecast(launch, facts, fit)
     values.append(_max_concurrent(memory, facts, rounds))
     return [*values, *_experts(facts, rounds)]
 
@@ -130,8 +147,34 @@ def _peak(memory: MemoryHeader) -> MetricValue:
     return measured("peak_memory_bytes", value, _reason(memory, key), {"memory": where})
 
 
+def _forecast(launch: LaunchHeader, facts: ModelFacts, fit: ModelFit | None) -> list[MetricValue]:
+    """What was predicted, how far off it was, and what the process takes without its model."""
+    names = ("predicted_memory_bytes", "predicted_memory_error_ratio", "process_base_bytes")
+    peak, on_host = _peak(launch.memory), launch.memory.kind == "host"
+    values = [missing(name, "not predicted: the model is elsewhere, or its size was not known") for name in names[:2]]
+    if fit is not None and fit.needed_bytes is not None:
+        context = 0 if on_host else fit.base_bytes or 0  # torch's allocator does not see it
+        predicted = fit.needed_bytes - context
+        values[0] = MetricValue(name=names[0], value=predicted, exact=True)
+        error = None if not peak.value else predicted / float(peak.value) - 1
+        values[1] = measured(names[1], error, "; ".join(peak.reasons) or UNMEASURED)
+    return [*values, _process_base(launch, facts)]
+
+
+def _process_base(launch: LaunchHeader, facts: ModelFacts) -> MetricValue:
+    name, memory = "process_base_bytes", launch.memory
+    if memory.kind != "host":
+        return missing(name, "a device has no process of its own to measure" if memory.kind else UNMEASURED)
+    if memory.after_warmup_bytes is None:
+        return missing(name, "not measured by the version that wrote this record")
+    cache = memory.kv_cache_bytes if isinstance(memory.kv_cache_bytes, int) else launch.engine.kv_bytes
+    if cache is None:
+        return missing(name, "the engine does not tell the size of its cache")
+    return MetricValue(name=name, value=memory.after_warmup_bytes - sum(facts.bytes_by_group.values()) - cache)
+
+
 def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[PassTables]) -> MetricValue:
-    """floor((device memory - weights) / what a request keeps at its end, mean over requests)."""
+    """floor((usable memory - weights) / what a request keeps at its end, mean over requests)."""
     name, total = "max_concurrent_sequences", memory.device_total_bytes
     if total is None:
         return missing(name, _reason(memory, "device_total_bytes"))
@@ -143,7 +186,7 @@ def _max_concurrent(memory: MemoryHeader, facts: ModelFacts, rounds: Sequence[Pa
     known = known[np.isfinite(known)]
     if not len(known) or known.mean() <= 0:
         return missing(name, "no requests")
-    room = total - sum(facts.bytes_by_group.values())
+    room = USABLE_SHARE * total - sum(facts.bytes_by_group.values())
     if room <= 0:
         return missing(name, "the weights alone fill the device")
     kept = float(np.mean([facts.kept_bytes(int(tokens)) or 0 for tokens in known]))

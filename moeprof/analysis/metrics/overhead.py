@@ -23,7 +23,9 @@ MINIMUM_PAIRS = 100
 LIMIT = 1.03
 PHASES = ("prefill", "decode")
 
-_card = partial(Card, section="validity", source="docs/metrics.md#validity", kind="timed", counts_tokens=True)
+_card = partial(
+    Card, section="validity", source="docs/metrics.md#validity", kind="timed", counts_tokens=True, needs="module"
+)
 CARDS: tuple[Card, ...] = (
     _card("instrumentation_overhead_ratio", "overhead of the instruments", "ratio", "lower",
           "sum of step times with instruments / sum without, undisturbed pairs"),

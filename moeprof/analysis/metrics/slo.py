@@ -1,6 +1,11 @@
-"""Dollars at the service level: what a million tokens cost at the highest load that still meets it.
+"""Dollars at the service level: what a million tokens cost at the highest load that is known to meet it.
 
-A load meets the SLO when at least 95 % of all requests do so in every round; failures and refusals count against it.
+A load meets the SLO when the lower end of the 95 % interval of the share of its distinct requests that met every
+objective is at least 95 % (two-sided, Clopper and Pearson), in at least 72 requests and four for each in flight: 72 of
+72 is the fewest that can show it, and of fewer than four batches most is filling and draining. It misses the SLO when
+the upper end is below 95 %, or its queue grows; anything else cannot be told. Rounds repeat the requests, so they add
+none, and none of them may be below 95 %; failures and refusals count against it. The run's own rounds are a point like
+any other.
 The whole window is billed, idle time included: to keep the promise, one has to pay for the room that it needs.
 """
 
@@ -8,17 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
 
-from moeprof.analysis.metrics.sweep import AXES, SweptPoint, over_rounds, to_metric
-from moeprof.analysis.metrics.throughput import meets_slo
+import numpy as np
+
+from moeprof.analysis.metrics.objectives import goodput, meets_slo, notes_of, num_distinct, objectives
+from moeprof.analysis.metrics.sweep import AXES, SweptPoint, from_metric, other_settings, over_rounds, to_metric
+from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.intervals import binomial_interval
+from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
 from moeprof.core.workload.workload import Slo
 
 ATTAINED = 0.95
+FEWEST = 72  # of which all met it: 0.95 ** 72 < 0.025
+PER_PLACE = 4
 NAME = "usd_per_1m_tokens_at_slo"
-NO_SWEEP, NO_SLO, NO_POINT = "no sweep", "no SLO given", "no stable point"
+NO_SWEEP, NO_SLO, NO_POINT = "no sweep", "no SLO given", "no load is known to meet it"
 ALONE = SweepPoint()
 
 
@@ -28,10 +42,10 @@ class AtSlo:
 
     Attributes:
         row: the other settings (prompt length, batch tokens); names nothing when only the load was swept.
-        point: the highest load that meets it, or None.
+        point: the highest load that is known to meet it, or None.
         usd_per_1m_tokens: all tokens, the whole window billed.
         goodput_ratio: attained there.
-        notes: what a reader should know: lower loads that missed it, or that the highest load tried still met it.
+        notes: what a reader should know: what became of the other loads.
     """
 
     row: SweepPoint
@@ -41,29 +55,54 @@ class AtSlo:
     notes: tuple[str, ...] = ()
 
 
-def has_objective(slo: Slo) -> bool:
-    """True when any objective is given."""
-    return (slo.ttft_s, slo.tpot_s, slo.e2e_s) != (None, None, None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attained:
+    """Whether a load meets the SLO, and what that is known from."""
+
+    told: Literal["met", "missed", "cannot tell"]
+    text: str
 
 
-def goodput_ratios(swept: SweptPoint, slo: Slo) -> list[tuple[int, float | None]]:
-    """(launch, share of all requests that met every objective) per round."""
-    if not has_objective(slo):
-        return [(one.launch, None) for one in swept.rounds]
-    shares: list[tuple[int, float | None]] = []
-    for one in swept.rounds:
-        num = len(one.tables.requests)
-        shares.append((one.launch, float(meets_slo(one.tables, slo).sum()) / num if num else None))
-    return shares
+def goodput_of(swept: SweptPoint, slo: Slo) -> Estimate:
+    """Share of requests that met every objective, over all rounds."""
+    return from_metric(goodput([one.tables for one in swept.rounds], slo, {}))
 
 
-def is_attained(swept: SweptPoint, slo: Slo) -> bool | None:
-    """At least 95 % in every round, none of them saturated; None without an SLO."""
-    if not has_objective(slo):
-        return None
-    shares = [share for _, share in goodput_ratios(swept, slo)]
-    stable = not any(one.saturated for one in swept.rounds)
-    return bool(shares) and stable and all(share is not None and share >= ATTAINED for share in shares)
+def attained(swept: SweptPoint, slo: Slo) -> Attained:
+    """Judge one point."""
+    rounds = [one.tables for one in swept.rounds]
+    share, num = goodput_of(swept, slo), num_distinct(rounds)
+    if any(one.saturated for one in swept.rounds):
+        return Attained(told="missed", text="its queue grows")
+    if share.value is None:
+        return Attained(told="cannot tell", text=share.reason or "not measured")
+    low, high = binomial_interval(share.value * num, num)
+    text = f"{units.percent(share.value)} of {num} requests"
+    if high < ATTAINED:
+        return Attained(told="missed", text=text)
+    needed = max(FEWEST, PER_PLACE * _in_flight(swept))
+    if num < needed:
+        return Attained(told="cannot tell", text=f"{text}, at least {needed} are needed")
+    unjudged = next((r for r in swept.rounds if r.saturated is None and r.tables.traffic == "open"), None)
+    if unjudged is not None:  # an open loop of which nothing says that it can go on like this
+        why = (unjudged.saturation_reason or "not judged").removeprefix("cannot tell: ")
+        return Attained(told="cannot tell", text=f"{text}, but whether its queue grows: {why}")
+    worst = min(float(meets_slo(tables, slo).mean()) for tables in rounds)
+    if low >= ATTAINED and worst >= ATTAINED:
+        return Attained(told="met", text=text)
+    return Attained(told="cannot tell", text=f"{text}, too near {units.percent(ATTAINED)} to tell")
+
+
+def _in_flight(swept: SweptPoint) -> int:
+    """Of a closed loop its places, else requests in the system at a time (Little's law)."""
+    if swept.point.concurrency is not None:
+        return swept.point.concurrency
+    return max((round(_mean_in_flight(one.tables)) for one in swept.rounds), default=0)
+
+
+def _mean_in_flight(tables: PassTables) -> float:
+    inside_s = np.nansum(column(tables.requests, "last_token_s") - column(tables.requests, "arrival_s"))
+    return float(inside_s) / tables.duration_s if tables.duration_s > 0 else 0.0
 
 
 def usd_per_1m_tokens_at_slo(sweep: Sequence[SweptPoint], slo: Slo) -> tuple[AtSlo, ...]:
@@ -75,7 +114,7 @@ def usd_per_1m_tokens_at_slo(sweep: Sequence[SweptPoint], slo: Slo) -> tuple[AtS
     """
     if not sweep:
         return (_none(NO_SWEEP),)
-    if not has_objective(slo):
+    if not objectives(slo):
         return (_none(NO_SLO),)
     rows: dict[SweepPoint, list[SweptPoint]] = {}
     for one in sweep:
@@ -83,45 +122,48 @@ def usd_per_1m_tokens_at_slo(sweep: Sequence[SweptPoint], slo: Slo) -> tuple[AtS
     return tuple(_at_slo(row, sorted(points, key=_load), slo) for row, points in rows.items())
 
 
-def other_settings(point: SweepPoint) -> SweepPoint:
-    """The point without its load (concurrency or rate)."""
-    return replace(point, concurrency=None, request_rate=None)
-
-
 def _load(one: SweptPoint) -> float:
     return next((float(value) for name in AXES[:2] if (value := getattr(one.point, name)) is not None), 0.0)
 
 
 def _at_slo(row: SweepPoint, points: Sequence[SweptPoint], slo: Slo) -> AtSlo:
-    met = [one for one in points if is_attained(one, slo)]
-    unjudged = [one for one in met if _unjudged(one)]
-    met = [one for one in met if not _unjudged(one)]
-    if unjudged and not met:
-        why = next(r.saturation_reason for r in unjudged[0].rounds if r.saturated is None) or "not judged"
-        return _none(f"{NO_POINT} is known: {unjudged[0].point.label} met it, but whether its queue grows: {why}", row)
+    loads = [[(one, attained(one, slo)) for one in same] for _, same in groupby(points, key=_load)]
+    met = [load for load in loads if _told(load) == "met"]
     if not met:
-        best = max((share for one in points for _, share in goodput_ratios(one, slo) if share is not None), default=0.0)
-        reason = f"{NO_POINT}: the best of {len(points)} loads met it for {100 * best:.0f} % of requests"
-        return _none(f"{reason}, {100 * ATTAINED:.0f} % in every round are needed", row)
-    chosen = met[-1]
-    missed = [one.point.label for one in points[: points.index(chosen)] if one not in met]
-    notes = [f"lower loads missed it: {', '.join(missed)}"] if missed else []
-    if chosen is points[-1]:
-        notes.append("the highest load tried still met it; a higher one may be cheaper")
+        return _none(f"{NO_POINT}: {'; '.join(_texts(loads))}", row)
+    others = [load for load in loads if load is not met[-1]]
+    chosen = next(one for one, told in met[-1] if told.told == "met")
+    rounds = [one.tables for one in chosen.rounds]
     return AtSlo(
         row=row,
         point=chosen.point,
         usd_per_1m_tokens=over_rounds(
             [(one.launch, one.usd_per_1m_total_tokens) for one in chosen.rounds], "no tokens were processed"
         ),
-        goodput_ratio=over_rounds(goodput_ratios(chosen, slo), NO_SLO, bounded=True),
-        notes=tuple(notes),
+        goodput_ratio=goodput_of(chosen, slo),
+        notes=(*_texts([load for load in others if _told(load) != "met"]), *notes_of(rounds, slo)),
     )
 
 
-def _unjudged(one: SweptPoint) -> bool:
-    """An open loop of which nothing says that it can go on like this."""
-    return any(r.saturated is None and r.tables.traffic == "open" for r in one.rounds)
+def _told(load: Sequence[tuple[SweptPoint, Attained]]) -> str:
+    """Points of one load (of the sweep, and the run's own rounds) may not contradict each other."""
+    found = {told.told for _, told in load} - {"cannot tell"}
+    return found.pop() if len(found) == 1 else "cannot tell"
+
+
+def _texts(loads: Sequence[Sequence[tuple[SweptPoint, Attained]]]) -> list[str]:
+    """What is known of loads, and from what; what is the same for several is said once."""
+    words = {"met": "met it", "missed": "missed it", "cannot tell": "cannot be told"}
+    found: dict[tuple[str, str], list[str]] = {}
+    for one, told in (pair for load in loads for pair in load):
+        found.setdefault((words[told.told], told.text), []).append(one.label)
+    return [f"{_listed(labels)} {verdict} ({text})" for (verdict, text), labels in found.items()]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """``concurrency 1, 2, 4``."""
+    start = labels[0].partition(" ")[0] + " "
+    return ", ".join([labels[0], *(label.removeprefix(start) for label in labels[1:])])
 
 
 def _none(reason: str, row: SweepPoint = ALONE) -> AtSlo:

@@ -1,7 +1,10 @@
 """The steady window of a pass: found by precision, refused when there is a trend.
 
-Four moves. (1) Cut the ramp before the first request ended, and the tail after the last request entered a batch: before
-and after, the batch is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that
+An open loop whose queue grows has none: its latencies grow with the length of the schedule (overload.py judges it).
+
+Four moves. (1) Cut the ramp before the first request ended, and the tail after the last request entered a batch (in an
+open loop after the last arrival, if that is earlier: the queue is draining from then on): before and after, the batch
+is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that
 the number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
 (White 1997, MSER-5). (3) Require that requests in flight show no trend. (4) Require that step time at comparable load
 (each step against the median of steps with the same phase and nearly the same tokens, less what their different
@@ -19,11 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moeprof.analysis.metrics.overload import backlog, saturation_of
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.trend import Trend, mann_kendall, mser_cut, thin
 
 MINIMUM_STEPS = 100
+OVERLOADED = "requests arrived faster than they were served"
 STEP_TREND_FLOOR = 0.03
 LOAD_TREND_FLOOR = 0.25
 _MINIMUM_STRATUM = 5
@@ -45,6 +50,12 @@ class Steady:
 
 def find_steady(tables: PassTables) -> Steady:
     """Find the steady window of a pass, or say why there is none."""
+    told = saturation_of(tables)
+    if told.saturated:
+        return Steady(window_s=None, reason=f"no steady state: {OVERLOADED}: {told.reason}")
+    piled_up = backlog(tables)
+    if piled_up is not None:
+        return Steady(window_s=None, reason=f"no steady state: {piled_up}")
     found = _between_ramp_and_tail(tables)
     if isinstance(found, str):
         return Steady(window_s=None, reason=found)
@@ -76,11 +87,13 @@ def _percent(trend: Trend) -> str:
 
 
 def _between_ramp_and_tail(tables: PassTables) -> npt.NDArray[np.int64] | str:
-    """Steps between the first request's end and the last request's entry, or the reason why there are too few."""
+    """Steps between the first request's end and the last one's entry or arrival, or why there are too few."""
     last_token, entered = column(tables.requests, "last_token_s"), column(tables.requests, "first_scheduled_s")
     if not np.isfinite(last_token).any() or not np.isfinite(entered).any() or not len(tables.steps):
         return "no steady state: no request ended"
     start_s, end_s = float(np.nanmin(last_token)), float(np.nanmax(entered))
+    if tables.traffic == "open":
+        end_s = min(end_s, float(np.nanmax(column(tables.requests, "arrival_s"))))
     starts, ends = column(tables.steps, "start_s"), column(tables.steps, "end_s")
     rows = np.flatnonzero((starts >= start_s) & (ends <= end_s))
     if end_s <= start_s:

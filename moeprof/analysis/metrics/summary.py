@@ -6,16 +6,17 @@ model bills the same window, and dollars would compare utilisation. Dollars at t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from moeprof.analysis.metrics import SUBJECTS, Scope
 from moeprof.analysis.metrics.attribution import Attribution, attributions_of, placebo_metrics
 from moeprof.analysis.metrics.context import Context, Subject
 from moeprof.analysis.metrics.cost import splits_of
 from moeprof.analysis.metrics.cost_bill import CostSplit
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.parameters import parameter_metrics
 from moeprof.analysis.metrics.slo import with_price_at_slo
@@ -26,10 +27,12 @@ from moeprof.core.errors import RecordError
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
-from moeprof.core.record.experiment import ExperimentHeader
+from moeprof.core.record.experiment import ExperimentHeader, ModelFit, ScheduleHeader
 from moeprof.core.record.launch import LaunchHeader, PeaksHeader, with_peaks
 from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord, Record
 from moeprof.core.workload.workload import Slo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class ModelSummary:
         metrics: every value.
         attributions: step time against routing, per phase, of the traffic with more such steps, for the chart.
         launch_splits: cost split of the passes that headline dollars come from, per launch.
+        set_aside: passes that the machine disturbed, which no figure is of, and the share of time that each lost.
         sweep: the model at every setting of the workload's sweep, empty without one.
     """
 
@@ -57,6 +61,7 @@ class ModelSummary:
     attributions: tuple[Attribution, ...] = ()
     launch_splits: tuple[tuple[CostSplit, ...], ...] = ()
     sweep: tuple[SweptPoint, ...] = ()
+    set_aside: tuple[tuple[str, float], ...] = ()
 
     @property
     def splits(self) -> tuple[CostSplit, ...]:
@@ -81,6 +86,13 @@ class Summary:
     record: Record
     pricing: Pricing
     models: tuple[ModelSummary, ...]
+    _made: dict[Callable[[Summary], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[Summary], T]) -> T:
+        """What several pages need and only one should work out: it is the same object on each of them."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(T, self._made[make])
 
     def model(self, name: str) -> ModelSummary:
         """By name."""
@@ -94,7 +106,11 @@ def summarise(record: Record, pricing: Pricing) -> Summary:
         RecordError: a table is damaged.
     """
     idle = (record.experiment.idle_power_w, _no_idle_power(record.experiment))
-    run = _Run(pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle)
+    schedules = record.experiment.schedules
+    fits = {} if record.experiment.fit is None else record.experiment.fit.models
+    run = _Run(
+        pricing=pricing, slo=record.slo, peaks=_device_peaks(record), idle_power=idle, schedules=schedules, fits=fits
+    )
     models = tuple(_model(model, run) for model in record.models)
     return Summary(record=record, pricing=pricing, models=_with_placebo(models))
 
@@ -107,12 +123,15 @@ class _Run:
     slo: Slo
     peaks: PeaksHeader | None
     idle_power: tuple[float | None, str]
+    schedules: Mapping[str, ScheduleHeader]
+    fits: Mapping[str, ModelFit]
 
     def context(self, facts: ModelFacts, launches: tuple[LaunchRecord, ...], info: LaunchHeader) -> Context:
         """Without passes."""
         return Context(
-            facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info
-        )
+            facts=facts, pricing=self.pricing, slo=self.slo, idle_power=self.idle_power, launches=launches, info=info,
+            fit=self.fits.get(launches[0].path.parent.name) if launches else None,
+        )  # fmt: skip
 
 
 def _model(record: ModelRecord, run: _Run) -> ModelSummary:
@@ -125,7 +144,7 @@ def _model(record: ModelRecord, run: _Run) -> ModelSummary:
         return ModelSummary(record=record, facts=facts, launch=LaunchHeader(), rounds=(), capacity=(), metrics=values)
     first = next((part for part in parts if part.rounds), parts[0])
     measured = [part.metrics for part in parts if part.rounds] or [first.metrics]
-    sweep = swept_points(record, facts, run.pricing, run.peaks)
+    sweep = swept_points(record, facts, run.pricing, run.peaks, run.schedules.get(record.name))
     metrics = _in_order(over_launches(measured), run.context(facts, record.launches, first.launch))
     return ModelSummary(
         record=record,
@@ -137,6 +156,7 @@ def _model(record: ModelRecord, run: _Run) -> ModelSummary:
         attributions=first.attributions,
         launch_splits=tuple(part.splits for part in parts if part.splits and part.traffic == first.traffic),
         sweep=sweep,
+        set_aside=tuple(one for part in parts for one in part.set_aside),
     )
 
 
@@ -158,8 +178,9 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
     """Everything that one fresh process tells."""
     info = with_peaks(record.info, run.peaks)
     context = run.context(facts, (record,), info)
-    both = (_tables(passes, stepped="steps" not in info.lacks) for passes in (record.rounds, record.capacity))
-    rounds, capacity = (replace(context, passes=passes) for passes in both)
+    read = (_tables(passes, stepped="steps" not in info.lacks) for passes in (record.rounds, record.capacity))
+    both = [undisturbed_rounds(passes) for passes in read]
+    rounds, capacity = (replace(context, passes=kept) for kept, _ in both)
     measured = [one for one in (rounds, capacity) if one.passes]
     values = [value for one in measured for value in _computed("traffic", one)]
     values += _computed("rounds", rounds) if rounds.passes else []
@@ -172,6 +193,7 @@ def _launch(record: LaunchRecord, facts: ModelFacts, run: _Run) -> _Part:
         metrics=judged(values, record),
         attributions=max(found, key=lambda results: sum(result.num_steps for result in results), default=()),
         splits=measured[-1].once(splits_of) if measured else (),
+        set_aside=tuple(one for _, aside in both for one in aside),
     )
 
 
@@ -185,6 +207,7 @@ class _Part:
     metrics: list[MetricValue]
     attributions: tuple[Attribution, ...]
     splits: tuple[CostSplit, ...]
+    set_aside: tuple[tuple[str, float], ...]
 
     @property
     def traffic(self) -> str | None:
@@ -198,13 +221,9 @@ def _with_placebo(models: tuple[ModelSummary, ...]) -> tuple[ModelSummary, ...]:
     moe = next((m for m in models if m.facts is not None and m.facts.is_moe and m.priced), None)
     if moe is None or moe.priced[0].traffic == "open":
         return models
-    done = []
-    for model in models:
-        if model.facts is not None and not model.facts.is_moe and model.priced:
-            values, _ = placebo_metrics(model.priced, moe.priced)
-            model = replace(model, metrics=(*model.metrics, *values))
-        done.append(model)
-    return tuple(done)
+    dense = {m.name: m.priced for m in models if m.facts is not None and not m.facts.is_moe and m.priced}
+    found = placebo_metrics(dense, moe.priced)
+    return tuple(replace(model, metrics=(*model.metrics, *found.get(model.name, ()))) for model in models)
 
 
 def _tables(passes: tuple[PassRecord, ...], *, stepped: bool) -> tuple[PassTables, ...]:

@@ -1,7 +1,8 @@
 """The passes of a sweep as tables, by point: what ran, what it cost, whether it kept up.
 
 A pass of a sweep is one round at one setting. Rounds of a point send the same requests, and so do the models of a run:
-``schedule_sha256`` proves it. The record of a sweep that was stopped early has fewer points, and says why.
+``schedule_sha256`` proves it. The run's own rounds are a point too, where only the load was swept. The record of a
+sweep that was stopped early has fewer points, and says why.
 
 One number of one round of a sweep: what is averaged over rounds, and paired by round between models.
 """
@@ -10,25 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.interruptions import undisturbed_rounds
+from moeprof.analysis.metrics.objectives import num_distinct
+from moeprof.analysis.metrics.overload import requested_rate, saturation_of
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
 from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
-from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
+from moeprof.core.record.experiment import ScheduleHeader
 from moeprof.core.record.launch import PeaksHeader, with_peaks
-from moeprof.core.record.layout import LaunchRecord, ModelRecord
+from moeprof.core.record.layout import LaunchRecord, ModelRecord, PassRecord
 from moeprof.core.record.passes import Saturation
 from moeprof.core.record.tables import read_table
 from moeprof.core.workload.studies import SweepPoint
 
-ONE_ROUND = "no interval: one round"
+OWN = "the run's own rounds"
 AXES = ("concurrency", "request_rate", "input_tokens", "max_batch_tokens")
 
 
@@ -72,10 +77,29 @@ class SweptRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweptPoint:
-    """One setting of a sweep, by one model: all its rounds in all launches."""
+    """One setting of a sweep, by one model: all its rounds in all launches, without those that were disturbed.
+
+    Attributes:
+        point: the setting.
+        rounds: of all launches.
+        own: they are the run's own rounds, at the workload's own load; not passes of the sweep.
+        set_aside: rounds left out because the machine took the processor away.
+    """
 
     point: SweepPoint
     rounds: tuple[SweptRound, ...]
+    own: bool = False
+    set_aside: int = 0
+
+    @property
+    def label(self) -> str:
+        """``concurrency 8 (the run's own rounds)``."""
+        return f"{self.point.label} ({OWN})" if self.own else self.point.label
+
+    @property
+    def num_requests(self) -> int:
+        """Distinct ones: rounds repeat them."""
+        return num_distinct([one.tables for one in self.rounds])
 
     @property
     def saturated(self) -> bool:
@@ -89,48 +113,83 @@ class SweptPoint:
 
 
 def swept_points(
-    record: ModelRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None = None
+    record: ModelRecord,
+    facts: ModelFacts,
+    pricing: Pricing,
+    peaks: PeaksHeader | None = None,
+    sent: ScheduleHeader | None = None,
 ) -> tuple[SweptPoint, ...]:
-    """All points of a model's sweep in the order of the record; empty without a sweep.
+    """All points of a model's sweep in the order of the record, then the run's own rounds; empty without a sweep.
 
     Args:
         record: the model's part of the record.
         facts: what it is.
         pricing: what an hour costs.
         peaks: ``{"peaks": ...}`` of the device, for launches that did not measure them.
+        sent: the schedule of the run's own rounds.
     """
     found: dict[SweepPoint, list[SweptRound]] = {}
+    own: list[SweptRound] = []
     for launch in record.launches:
-        for point, one in _rounds(launch, facts, pricing, peaks):
-            found.setdefault(point, []).append(one)
-    return tuple(SweptPoint(point=point, rounds=tuple(rounds)) for point, rounds in found.items())
+        if not launch.sweep:
+            continue
+        billed = _Bills(launch, facts, pricing, peaks)
+        for one in launch.sweep:
+            if one.info.sweep is not None and len(one.steps):  # else it died before it began
+                told = one.info.saturation or Saturation()
+                found.setdefault(one.info.sweep, []).append(billed.swept(one, one.info.schedule_sha256, told))
+        if sent is not None:
+            own += [billed.swept(one, sent.sha256) for one in launch.rounds if len(one.steps)]
+    points = tuple(_undisturbed(point, rounds) for point, rounds in found.items())
+    where = None if sent is None else own_point(sent, own, points)
+    return points if where is None else (*points, _undisturbed(where, own, own=True))
 
 
-def _rounds(
-    launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None
-) -> list[tuple[SweepPoint, SweptRound]]:
-    if not launch.sweep:
-        return []
-    calibration = read_table(launch.path, "calibration")
-    limits = peaks_of(with_peaks(launch.info, peaks), facts)
-    rounds = []
-    for one in launch.sweep:
-        point = one.info.sweep
-        if point is None or not len(one.steps):
-            continue  # it died before it began
-        tables, told = PassTables.from_record(one), one.info.saturation or Saturation()
-        split = cost_split(tables, pricing, calibration if len(calibration) else None, facts=facts, peaks=limits)
-        swept = SweptRound(
-            launch=launch.number,
+def _undisturbed(point: SweepPoint, rounds: Sequence[SweptRound], *, own: bool = False) -> SweptPoint:
+    kept = {id(tables) for tables in undisturbed_rounds([one.tables for one in rounds])[0]}
+    left = tuple(one for one in rounds if id(one.tables) in kept)
+    return SweptPoint(point=point, rounds=left, own=own, set_aside=len(rounds) - len(left))
+
+
+def own_point(sent: ScheduleHeader, own: Sequence[SweptRound], points: Sequence[SweptPoint]) -> SweepPoint | None:
+    """Where the run's own rounds stand among the points, by their load; None where more than the load was swept."""
+    alone = [one.point for one in points if other_settings(one.point) == SweepPoint()]
+    if not own or not alone:
+        return None
+    if sent.pattern == "closed" and sent.concurrency and alone[0].concurrency is not None:
+        return SweepPoint(concurrency=sent.concurrency)
+    rate = requested_rate(own[0].tables) if sent.pattern == "open" and alone[0].request_rate is not None else None
+    return None if rate is None else SweepPoint(request_rate=rate)
+
+
+def other_settings(point: SweepPoint) -> SweepPoint:
+    """The point without its load (concurrency or rate)."""
+    return replace(point, concurrency=None, request_rate=None)
+
+
+class _Bills:
+    """Passes of one launch with what they cost."""
+
+    def __init__(self, launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None) -> None:
+        self._number, self._facts, self._pricing = launch.number, facts, pricing
+        calibration = read_table(launch.path, "calibration")
+        self._calibration = calibration if len(calibration) else None
+        self._limits = peaks_of(with_peaks(launch.info, peaks), facts)
+
+    def swept(self, one: PassRecord, sha256: str | None, told: Saturation | None = None) -> SweptRound:
+        """A pass; ``told``: what it said of its queue, None: its table says it."""
+        tables = PassTables.from_record(one)
+        told = saturation_of(tables) if told is None else told
+        split = cost_split(tables, self._pricing, self._calibration, facts=self._facts, peaks=self._limits)
+        return SweptRound(
+            launch=self._number,
             round=int(one.name.rpartition("-")[2]) if one.info.round is None else one.info.round,
             tables=tables,
             split=split,
-            schedule_sha256=one.info.schedule_sha256,
+            schedule_sha256=sha256,
             saturated=told.saturated,
             saturation_reason=told.reason,
         )
-        rounds.append((point, swept))
-    return rounds
 
 
 def over_rounds(samples: Sequence[tuple[int, float | None]], reason: str, *, bounded: bool = False) -> Estimate:
@@ -149,8 +208,9 @@ def over_rounds(samples: Sequence[tuple[int, float | None]], reason: str, *, bou
         return Estimate(value=None, reason=reason)
     groups = list(by_launch.values())
     values = [float(np.mean(group)) for group in groups] if len(groups) > 1 else groups[0]
-    low, high = intervals.mean_interval(values, bounded=bounded) or (None, None)
-    why = None if low is not None else ONE_ROUND
+    unit = "launch" if len(groups) > 1 else "round"
+    interval, why = intervals.repeated_interval(values, unit=unit, bounded=bounded)
+    low, high = interval or (None, None)
     return Estimate(value=float(np.mean(values)), low=low, high=high, n=len(values), reason=why)
 
 
@@ -165,15 +225,15 @@ def log_ratio_estimate(ratios: Sequence[float], spread: tuple[float, int] | None
     logs = np.log(np.asarray(ratios, dtype=np.float64))
     if not len(logs):
         return Estimate(value=None, reason="no pair of rounds")
-    own = float(logs.std(ddof=1)) if len(logs) > 1 else None
-    deviation, degrees = own, len(logs) - 1
-    if spread is not None:
-        deviation, degrees = max(spread[0], own or 0.0), spread[1]
-    middle = float(logs.mean())
-    if deviation is None or degrees < 1:
-        return Estimate(value=math.exp(middle), n=len(logs), reason=ONE_ROUND)
-    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, degrees) * deviation / math.sqrt(len(logs))
-    return Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs))
+    if spread is None or spread[1] < intervals.FEWEST_REPEATS - 1:
+        return ratio_of_logs(logs.tolist(), "round")
+    own = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+    middle, error = float(logs.mean()), max(spread[0], own) / math.sqrt(len(logs))
+    half = intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, spread[1]) * error
+    return narrow(
+        Estimate(value=math.exp(middle), low=math.exp(middle - half), high=math.exp(middle + half), n=len(logs)),
+        f"no interval: {intervals.repeats_text(np.exp(logs), 'round')}",
+    )
 
 
 def from_metric(value: MetricValue) -> Estimate:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.samples import Window, over_rounds, scopes, within
-from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, token_times
-from moeprof.core.metric import Card, MetricValue, Place, missing
+from moeprof.analysis.metrics.objectives import NO_SLO, goodput, meets_slo, why_unjudged
+from moeprof.analysis.metrics.overload import capacity_per_s, requested_rate
+from moeprof.analysis.metrics.samples import Window, over_rounds, request_rows, scopes, within
+from moeprof.analysis.metrics.tables import PassTables, column, is_done, token_times
+from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray, IntArray
+from moeprof.core.metric import Card, MetricValue, Place, estimated, measured, missing
 
 if TYPE_CHECKING:
     from moeprof.core.workload.workload import Slo
 
+NOT_SATURATED = "no round shows that its queue grew, so what it could serve was not reached"
 STATUSES = ("done", "refused", "failed", "unfinished")
 
 _IN_WINDOW = "in the window / length of the window, idle time included"
@@ -28,21 +33,23 @@ _of_tokens = partial(_card, counts_tokens=True)
 _of_requests = partial(_card, counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _of_requests("request_rate_requested_per_s", "Requested rate", "requests/s", "neither",
-          "requests / time of the last arrival"),
+          "(requests - 1) / (last - first arrival)"),
     _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher",
           f"requests completed {_IN_WINDOW}"),
+    _of_requests("request_rate_capacity_per_s", "Rate it could serve", "requests/s", "higher",
+          "requests completed per second while the queue was never empty; null unless the queue grew"),
     _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
           f"output tokens completed {_IN_WINDOW}",
           screen=(Place(40, "output speed"),), baseline=(Place(60),)),
     _of_tokens("input_tokens_per_s", "Input tokens per second", "tokens/s", "higher",
-          f"prompt tokens whose first token came {_IN_WINDOW}"),
+          f"prompt tokens, cached ones too, whose first token came {_IN_WINDOW}"),
     _of_tokens("total_tokens_per_s", "Tokens per second", "tokens/s", "higher",
-          f"prompt and output tokens completed {_IN_WINDOW}"),
+          f"prompt tokens, cached ones too, and output tokens completed {_IN_WINDOW}"),
     _of_requests("goodput_requests_per_s", "Goodput", "requests/s", "higher",
           "requests that met every objective / length of the window"),
-    _of_requests("goodput_ratio", "Good requests", "ratio", "higher",
+    _of_requests("goodput_ratio", "Good requests", "share", "higher",
           "requests that met every objective / all requests; failures and refusals stay in the denominator",
-          source="DistServe (OSDI 2024), with failures counted", bounded=True,
+          source="DistServe (OSDI 2024), with failures counted", bounded=True, of_requests=True,
           screen=(Place(90, "requests within the SLO", own=True),)),
     _of_requests("num_requests", "Requests", "requests", "neither",
           "requests of the schedule with status any, summed over rounds"),
@@ -54,11 +61,11 @@ CARDS: tuple[Card, ...] = (
           "requests of the schedule with status failed, summed over rounds"),
     _of_requests("num_requests_unfinished", "Requests unfinished", "requests", "lower",
           "requests of the schedule with status unfinished, summed over rounds"),
-    _of_tokens("output_length_ratio", "Output got / asked", "ratio", "neither",
-          "sum of output tokens got / asked, of requests done", bounded=True),
-    _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "ratio", "neither",
+    _of_tokens("output_length_ratio", "Output got / asked", "share", "neither",
+          "sum of output tokens got / asked, of requests done", bounded=True, of_requests=True),
+    _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "share", "neither",
           "forced ids equal to the model's own choice / output tokens", section="validity",
-          source="docs/metrics.md#sparsity", bounded=True),
+          source="docs/metrics.md#sparsity", bounded=True, of_requests=True),
 )  # fmt: skip
 
 
@@ -76,7 +83,7 @@ def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[Me
     """
     if not rounds:
         return []
-    values = [_requested(rounds)]
+    values = _requested(rounds)
     for scope in scopes(rounds):
         labels = {"traffic": rounds[0].traffic, "window": scope.label}
         for name, count in COUNTS.items():
@@ -85,16 +92,15 @@ def throughput_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[Me
     return [*values, *_goodput(rounds, slo), *_outcomes(rounds)]
 
 
-def _requested(rounds: Sequence[PassTables]) -> MetricValue:
-    """Requests of the schedule over the time of the last arrival."""
-    name, labels = "request_rate_requested_per_s", {"traffic": rounds[0].traffic, "window": "total"}
+def _requested(rounds: Sequence[PassTables]) -> list[MetricValue]:
+    """What the schedule asked for, and where that was too much, what could be served of it."""
+    names = ("request_rate_requested_per_s", "request_rate_capacity_per_s")
+    labels = {"traffic": rounds[0].traffic, "window": "total"}
     if rounds[0].traffic != "open":
-        return missing(name, f"{rounds[0].traffic} traffic asks for no rate", **labels)
-    arrivals = column(rounds[0].requests, "arrival_s")
-    if len(arrivals) < 2 or np.nanmax(arrivals) <= 0:
-        return missing(name, "fewer than two arrivals", **labels)
-    rate = len(arrivals) / float(np.nanmax(arrivals))
-    return MetricValue(name=name, value=rate, n=len(arrivals), exact=True, labels=labels)
+        return [missing(name, f"{rounds[0].traffic} traffic asks for no rate", **labels) for name in names]
+    asked = measured(names[0], requested_rate(rounds[0]), "fewer than two arrivals", labels, exact=True)
+    capacity = over_rounds(names[1], [capacity_per_s(tables) for tables in rounds], labels, NOT_SATURATED)
+    return [asked, capacity]
 
 
 def _rate(tables: PassTables, window: Window, count: Callable[[PassTables, Window], float]) -> float | None:
@@ -127,37 +133,16 @@ COUNTS: dict[str, Callable[[PassTables, Window], float]] = {
 }
 
 
-def meets_slo(tables: PassTables, slo: Slo) -> BoolArray:
-    """True for requests that ended well and met every stated objective. One output token has no tpot to miss."""
-    table = tables.requests
-    arrival, first, last = (column(table, name) for name in ("arrival_s", "first_token_s", "last_token_s"))
-    good, tokens = is_done(table), column(table, "output_tokens")
-    if slo.ttft_s is not None:
-        good = good & (first - arrival <= slo.ttft_s)
-    if slo.tpot_s is not None:
-        good = good & ((last - first) / np.maximum(tokens - 1, 1) <= slo.tpot_s)
-    if slo.e2e_s is not None:
-        good = good & (last - arrival <= slo.e2e_s)
-    return good
-
-
 def _goodput(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
     """Failures and refusals stay in the denominator."""
     labels = {"traffic": rounds[0].traffic, "window": "total"}
-    names = ("goodput_requests_per_s", "goodput_ratio")
-    if slo is None or (slo.ttft_s, slo.tpot_s, slo.e2e_s) == (None, None, None):
-        return [missing(name, "the workload states no slo", **labels) for name in names]
-    good = [int(meets_slo(tables, slo).sum()) for tables in rounds]
+    name, reason = "goodput_requests_per_s", why_unjudged(rounds, slo)
+    if slo is None or reason is not None:
+        return [missing(one, reason or NO_SLO, **labels) for one in (name, "goodput_ratio")]
     rates = [
-        num / tables.duration_s if tables.duration_s > 0 else None for num, tables in zip(good, rounds, strict=True)
+        float(meets_slo(tables, slo).sum()) / tables.duration_s if tables.duration_s > 0 else None for tables in rounds
     ]
-    shares = [
-        num / len(tables.requests) if len(tables.requests) else None for num, tables in zip(good, rounds, strict=True)
-    ]
-    return [
-        over_rounds(names[0], rates, labels, "empty window"),
-        over_rounds(names[1], shares, labels, "no requests"),
-    ]
+    return [over_rounds(name, rates, labels, "empty window"), goodput(rounds, slo, labels)]
 
 
 def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
@@ -171,13 +156,29 @@ def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
         ("output_length_ratio", "output_tokens", "asked_output_tokens", "no tokens were asked for"),
         ("forced_agreement_ratio", "agreed_tokens", "output_tokens", "the outputs were not forced"),
     ):
-        shares = [_share(tables, part, whole) for tables in rounds]
-        values.append(over_rounds(name, shares, labels, reason))
+        values.append(_share_of_tokens(name, [_tokens(tables, part, whole) for tables in rounds], labels, reason))
     return values
 
 
-def _share(tables: PassTables, part: str, whole: str) -> float | None:
+def _share_of_tokens(
+    name: str, rounds: Sequence[tuple[FloatArray, FloatArray, IntArray]], labels: dict[str, str], reason: str
+) -> MetricValue:
+    """Mean over rounds; the tokens of a request stand or fall together, and rounds repeat the requests."""
+    known = [(parts, wholes, rows) for parts, wholes, rows in rounds if wholes.sum()]
+    if not known:
+        return missing(name, reason, **labels)
+    shares = [float(parts.sum() / wholes.sum()) for parts, wholes, _ in known]
+    parts, wholes, rows = (np.concatenate(arrays) for arrays in zip(*known, strict=True))
+    distinct, position = np.unique(rows, return_inverse=True)
+    times = np.bincount(position)  # rounds that have the request
+    means = [np.bincount(position, tokens) / times for tokens in (parts, wholes)]
+    own = intervals.clustered_share_interval(*means)
+    interval = None if own is None else intervals.share_interval(own, shares)
+    return estimated(name, float(np.mean(shares)), interval, "", n=len(distinct), labels=labels)
+
+
+def _tokens(tables: PassTables, part: str, whole: str) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Of requests that ended well: tokens counted, all tokens, and row in the schedule."""
     parts, wholes = column(tables.requests, part), column(tables.requests, whole)
     known = is_done(tables.requests) & np.isfinite(parts) & np.isfinite(wholes)
-    total = float(wholes[known].sum())
-    return float(parts[known].sum()) / total if total else None
+    return parts[known], wholes[known], request_rows(tables)[known]

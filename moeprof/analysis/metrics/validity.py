@@ -15,16 +15,6 @@ from moeprof.analysis.metrics.overhead import LIMIT
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import LaunchRecord
 
-# What a figure is made of -> beginnings of the names, and sections, of such figures.
-MADE_OF = {
-    "steps": "queue_ step_ work busy_ratio usd_per_1m_input_tokens usd_per_1m_output_tokens mixed_steps_ratio "
-    "slow_steps usd_per_1m_total_tokens_busy wasted_cost_usd cost_cached cost_recomputed "
-    "itl_tail_prefill_ratio variance_explained",
-    "memory": "kv_cache_bytes kv_cache_peak activation_peak reserved_ fragmentation_ load_peak host_rss peak_memory "
-    "max_concurrent",
-    "module": "instrumentation_overhead overhead_pairs",
-}
-WHOLE_BILL = "usd_per_1m_output_tokens_all_in"  # all dollars over all output tokens: nothing is split by steps
 ROUTING_INVARIANTS = ("routed_tokens", "counts_are_tokens_times_k")
 COSTLY = f"the instruments cost more than {100 * (LIMIT - 1):.0f} % of step time: latencies are not to be used"
 
@@ -52,11 +42,10 @@ def broken_routing(launch: LaunchRecord) -> str | None:
 
 def _without(value: MetricValue, lacks: Mapping[str, str]) -> MetricValue:
     """Null where the deployment does not offer what the figure is made of."""
-    if not lacks or value.name == WHOLE_BILL:
+    if not lacks:
         return value
     card = card_for(value.name)
-    names = (value.name, card.section)
-    found = [need for need, starts in MADE_OF.items() if any(name.startswith(tuple(starts.split())) for name in names)]
+    found: list[str] = [card.needs] if card.needs is not None else []
     found += ["routing"] * card.from_routing
     found += ["steps"] * (value.labels.get("window") == "steady")  # a window that is found by steps
     reason = next((lacks[need] for need in found if need in lacks), None)

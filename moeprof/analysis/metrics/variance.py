@@ -44,14 +44,17 @@ _card = partial(Card, section="latency", source="docs/metrics.md#variance", kind
 _of_tokens = partial(_card, counts_tokens=True)
 CARDS: tuple[Card, ...] = (
     _of_tokens("step_cv_at_fixed_tokens", "Step time spread at a fixed batch", "ratio", "lower",
-          "CV of step time among decode steps with equal batch size, weighted by steps over sizes with 5 or more"),
+          "CV of step time among decode steps with equal batch size, weighted by steps over sizes with 5 or more",
+          needs="steps"),
     _of_tokens("itl_p99_over_p50_ratio", "ITL tail over middle", "ratio", "lower", "p99 / p50 of itl_s"),
     _card("ttft_p99_over_p50_ratio", "TTFT tail over middle", "ratio", "lower", "p99 / p50 of ttft_s",
           counts_tokens=False),
     _of_tokens("itl_tail_prefill_ratio", "ITL tail behind a prefill", "ratio", "neither",
-          "gaps above p99 whose step carried prefill tokens / gaps above p99; beside it the share among all gaps"),
+          "gaps above p99 whose step carried prefill tokens / gaps above p99; beside it the share among all gaps",
+          needs="steps"),
     _of_tokens("slow_steps_over_others_ratio", "Slowest 1 % of steps, against the others", "ratio", "neither",
-          "mean of the figure (label) among the slowest 1 % of steps / its mean among the others, all rounds"),
+          "mean of the figure (label) among the slowest 1 % of steps / its mean among the others, all rounds",
+          needs="steps"),
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Ratios are sums over sums, never means of ratios, with intervals over rounds: they hold measured time. Work per step
 follows from the tokens, which every round repeats: it comes from one round, with intervals over its steps. The limits
-are the ones measured on the device when the run started.
+are the ones measured on the device when the run started. Bandwidth is no limit of steps whose bytes fit the last-level
+cache, whatever the size of the model: the next step may find them there.
 
 Bytes and FLOPs of every step, from what ran (docs/metrics.md#work). Vectorised: S steps, L MoE layers.
 
@@ -40,25 +41,27 @@ ALWAYS_READ = ("attention", "dense_mlp", "router", "shared_experts", "norm", "ot
 # bytes per (token, pick) relative to one expert, for kernels that copy weights per pick: read, write, read again.
 GATHER_FACTOR = 3
 
-_card = partial(Card, section="work", source="docs/metrics.md#work")
+_card = partial(Card, section="work", source="docs/metrics.md#work", needs="steps")
 _counted = partial(_card, kind="routing", from_routing=True, of_batches=True)
 _timed = partial(_card, kind="timed", counts_tokens=True, from_routing=True, of_batches=True)
 _peak = partial(_card, kind="timed", counts_tokens=False)
 CARDS: tuple[Card, ...] = (
-    _counted("touched_params_per_step", "parameters a step reads", "parameters", "lower",
+    _counted("touched_params_per_step", "parameters a step reads", "parameters", "neither",
           "B with k/E replaced by measured distinct experts per layer, plus the embedding rows looked up",
           screen=(Place(150, "parameters touched per decode step", phase="decode", own=True),)),
-    _counted("bytes_per_step", "bytes a step moves", "B", "lower",
+    _counted("bytes_per_step", "bytes a step moves", "B", "neither",
           "resident weights + distinct experts * expert bytes (by kernel) + keys, values and states read and written, "
           "by layer + head once"),
     _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
           "2 * tokens * (resident + k * expert) + attention pairs, by layer + head on the rows kept"),
-    _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher", "sum(bytes) / sum(step s) / measured bandwidth",
+    _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher",
+          "sum(bytes) / sum(step s) / measured bandwidth; n/a where the bytes of a step fit the last-level cache",
           source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
           screen=(Place(180, "memory bandwidth used (MBU)"),)),
     _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
           "sum(FLOPs) / sum(step s) / measured matrix rate", source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work"),
-    _counted("roofline_s", "least time of a step", "s", "lower", "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
+    _counted("roofline_s", "least time of a step", "s", "neither",
+          "mean of max(bytes / bandwidth, FLOPs / matrix rate)",
           source="Williams et al., Roofline (2009); docs/metrics.md#work"),
     _timed("time_over_roofline_ratio", "time over the limit", "ratio", "lower",
           "sum(step s) / sum(roofline s): 1 is the hardware's limit",
@@ -283,6 +286,7 @@ def _experts(
 
 PHASES = (ALL, "prefill", "decode")
 PER_STEP = ("bytes_per_step", "flops_per_step", "touched_params_per_step")
+CACHED_SHARE = 0.05  # of the bytes, moved by steps that fit the cache: with more, bandwidth is not said to be the limit
 OF_LIMITS = ("mbu_ratio", "mfu_ratio", "roofline_s", "time_over_roofline_ratio")
 
 
@@ -291,40 +295,43 @@ class Limits:
     """What the device can do; each None has its reason.
 
     Attributes:
-        bandwidth_bytes_per_s: measured, where it is a limit at all.
-        measured_bandwidth_bytes_per_s: measured, whether it limits this model or not.
+        bandwidth_bytes_per_s: measured; of which steps it is a limit, :meth:`cached` says.
         flops_per_s: measured, in the run's dtype.
         bandwidth_reason, flops_reason: why one is None.
+        cache_bytes: of the last-level cache; None where that is not known.
     """
 
     bandwidth_bytes_per_s: float | None
     flops_per_s: float | None
     bandwidth_reason: str = ""
     flops_reason: str = ""
-    measured_bandwidth_bytes_per_s: float | None = None
+    cache_bytes: float | None = None
+
+    def cached(self, bytes_S: FloatArray) -> str | None:
+        """Why bandwidth is no limit of these steps; None where nearly all of their bytes come from memory."""
+        if self.cache_bytes is None or not len(bytes_S):
+            return None
+        within = bytes_S <= self.cache_bytes
+        cache = f"the last-level cache ({num_bytes(self.cache_bytes)})"
+        if within.all():
+            return f"the bytes of a step ({num_bytes(float(bytes_S.mean()))}) fit {cache}"
+        share = float(bytes_S[within].sum() / bytes_S.sum())
+        return f"{share:.0%} of the bytes are moved by steps that fit {cache}" if share > CACHED_SHARE else None
 
 
 def limits_of(launch: LaunchHeader, facts: ModelFacts) -> Limits:
-    """The measured peaks that apply to this model: bandwidth is no limit for weights that fit the cache.
-
-    Peaks are those of one device; a model that several GPUs share has them all.
-    """
+    """The measured peaks. They are those of one device; a model that several GPUs share has them all."""
     peaks, engine = launch.peaks or PeaksHeader(), launch.engine
     dtype = (engine.dtype or facts.dtype).removeprefix("torch.")
     devices = engine.ranks if (engine.device or "").startswith("cuda") else 1
-    measured = _times(peaks.bandwidth_bytes_per_s, devices)
-    bandwidth, bandwidth_reason = measured, peaks.bandwidth_reason or ""
-    cache, weights = _times(peaks.cache_bytes, devices), sum(facts.bytes_by_group.values())
-    if cache is not None and weights <= cache:
-        sizes = f"the weights ({num_bytes(weights)}) fit the last-level cache ({num_bytes(cache)})"
-        bandwidth, bandwidth_reason = None, sizes
+    bandwidth = _times(peaks.bandwidth_bytes_per_s, devices)
     flops = _times(peaks.flops_per_s.get(dtype), devices)
     unmeasured = "peaks were not measured"
     return Limits(
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
-        bandwidth_reason="" if bandwidth else bandwidth_reason or unmeasured,
-        measured_bandwidth_bytes_per_s=measured,
+        bandwidth_reason="" if bandwidth else peaks.bandwidth_reason or unmeasured,
+        cache_bytes=_times(peaks.cache_bytes, devices),
         flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if launch.peaks else unmeasured),
     )
 
@@ -334,9 +341,11 @@ def _times(value: float | None, devices: int) -> float | None:
 
 
 def peaks_of(launch: LaunchHeader, facts: ModelFacts) -> tuple[float, float] | None:
-    """(bytes/s, FLOP/s) for the cost split's last resort; None unless both limits apply to this model."""
+    """(bytes/s, FLOP/s) for the cost split's last resort; None unless both are known and the weights miss the cache."""
     limits = limits_of(launch, facts)
     if limits.bandwidth_bytes_per_s is None or limits.flops_per_s is None:
+        return None
+    if limits.cache_bytes is not None and sum(facts.bytes_by_group.values()) <= limits.cache_bytes:
         return None
     return limits.bandwidth_bytes_per_s, limits.flops_per_s
 
@@ -402,10 +411,15 @@ def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N8
 
 def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
     none = f"no pure {phase} steps" if phase != ALL else "no steps"
-    bandwidth, rate = limits.bandwidth_bytes_per_s, limits.flops_per_s
-    both = limits.bandwidth_reason or limits.flops_reason or none
+    rate = limits.flops_per_s
     filled = [part for part in parts if len(part.seconds)]
-    rooflines = [part.roofline_s for part in filled if part.roofline_s is not None]
+    cached = limits.cached(np.concatenate([p.num_bytes for p in filled])) if filled else None
+    no_bandwidth = limits.bandwidth_reason or cached or ""
+    bandwidth, both = (
+        None if no_bandwidth else limits.bandwidth_bytes_per_s,
+        no_bandwidth or limits.flops_reason or none,
+    )
+    rooflines = [part.roofline_s for part in filled if part.roofline_s is not None and not no_bandwidth]
     return [
         mean_of_steps("bytes_per_step", [p.num_bytes for p in filled], labels, none),
         mean_of_steps("flops_per_step", [p.flops for p in filled], labels, none),
@@ -414,7 +428,7 @@ def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, p
             "mbu_ratio",
             [_ratio(p.num_bytes, p.seconds) / bandwidth for p in filled] if bandwidth else [],
             labels,
-            limits.bandwidth_reason or none,
+            no_bandwidth or none,
         ),
         over_rounds(
             "mfu_ratio",
@@ -425,7 +439,7 @@ def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, p
         mean_of_steps("roofline_s", rooflines, labels, both),
         over_rounds(
             "time_over_roofline_ratio",
-            [_ratio(p.seconds, p.roofline_s) for p in filled if p.roofline_s is not None],
+            [_ratio(p.seconds, p.roofline_s) for p in filled if p.roofline_s is not None and not no_bandwidth],
             labels,
             both,
         ),
@@ -440,7 +454,7 @@ def _ratio(above_S: FloatArray, below_S: FloatArray) -> float:
 def _peak_values(limits: Limits, labels: dict[str, str]) -> list[MetricValue]:
     """What the device was measured to do; the same for all traffic of a launch."""
     pairs = (
-        ("peak_bandwidth_bytes_per_s", limits.measured_bandwidth_bytes_per_s, limits.bandwidth_reason),
+        ("peak_bandwidth_bytes_per_s", limits.bandwidth_bytes_per_s, limits.bandwidth_reason),
         ("peak_flops_per_s", limits.flops_per_s, limits.flops_reason),
     )
     return [measured(name, value, reason, labels) for name, value, reason in pairs]

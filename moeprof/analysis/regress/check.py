@@ -138,7 +138,7 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     """A folder of ``regress --ab``.
 
     Raises:
-        InputError: its measurement failed, or a gate that nobody measured was asked for.
+        InputError: its measurement failed, or a gate that nobody measured was named.
         RecordError: it is damaged.
     """
     found = open_pairs(folder)
@@ -149,7 +149,8 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
     settings, gates = choices.settings(found.new)
     allow, undecided = frozenset(settings.allow), settings.allow_undecided
     regression = judge_pairs(
-        reference, other, found.pairs, found.info.mode, gates, allow=allow, allow_undecided=undecided
+        reference, other, found.pairs, found.info.mode, gates, allow=allow, allow_undecided=undecided,
+        until_precise=bool(found.info.settings.get("until_precise")),
     )  # fmt: skip
     if status != "done":
         text = (
@@ -161,32 +162,42 @@ def judge_pairs_folder(folder: Path, choices: Choices) -> Judged:
 
 
 def _sides(found: PairsRecord, choices: Choices) -> tuple[Baseline, Baseline]:
-    """The lone runs, frozen; the base's models are called as the new side's are."""
+    """The single runs, frozen; the base's models are called as the new side's are."""
     reference, other = (choices.frozen(side) for side in (found.base, found.new))
     models = []
     for new, old in found.info.base_models.items():
         model = reference.model(old)
         if model is None:
-            raise InputError(f"the lone run of base has no model {old}")
+            raise InputError(f"the single run of base has no model {old}")
         models.append(replace(model, name=new))
     reference = replace(reference, name=f"base ({reference.workload})", models=tuple(models))
     return reference, replace(other, name=f"new ({other.workload})")
 
 
-def precise_enough(folder: Path, choices: Choices) -> bool:
-    """Whether the step-time gates of a folder of ``regress --ab`` are measured precisely, whatever they show."""
+def precise_enough(folder: Path, choices: Choices, num_pairs: int) -> bool:
+    """Whether the first so many pairs measure the step-time gates precisely, whatever they show.
+
+    Args:
+        folder: of ``regress --ab``.
+        choices: gates.
+        num_pairs: those after it are not looked at.
+    """
     found = open_pairs(folder)
     _, gates = choices.settings(found.new)
-    return pairs_are_enough(*_sides(found, choices), found.pairs, found.info.mode, gates)
+    first = {name: [one for one in own if one.launch < num_pairs] for name, own in found.pairs.items()}
+    return pairs_are_enough(*_sides(found, choices), first, found.info.mode, gates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
     """When enough launch pairs were measured: what was found is not looked at, only how precisely.
 
+    Stopping as soon as pairs look precise favours those that look so by luck, so one more is measured after that and
+    judged with the rest; see power.enough.
+
     Attributes:
         launches: launch pairs; the fewest with ``until_precise``.
-        until_precise: add pairs until every interval is narrow enough.
+        until_precise: add pairs until every interval is narrow enough, and one more.
         max_minutes: begin no pair after so long.
     """
 
@@ -194,12 +205,12 @@ class Stopping:
     until_precise: bool
     max_minutes: float | None
 
-    def wants_more(self, done: int, elapsed_s: float, is_precise: Callable[[], bool]) -> bool:
-        """Whether another launch pair is wanted."""
+    def wants_more(self, done: int, elapsed_s: float, is_precise: Callable[[int], bool]) -> bool:
+        """Whether another launch pair is wanted; ``is_precise`` answers for the first so many pairs."""
         if done and self.max_minutes is not None and elapsed_s >= 60 * self.max_minutes:
             return False
         if done < self.launches:
             return True
         if not self.until_precise or (self.max_minutes is None and done >= MOST_LAUNCHES):
             return False
-        return not is_precise()
+        return done == self.launches or not is_precise(done - 1)

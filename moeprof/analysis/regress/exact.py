@@ -57,7 +57,7 @@ def routing_gate(chosen: ChosenGate, *, exact: bool, is_noise: bool = False) -> 
 
 
 def bound_gate(chosen: ChosenGate) -> Ratio:
-    """A bound on the new run's own value: outside its interval decides, inside cannot be told."""
+    """A bound on the new run's own value: outside its interval decides, inside is undecided."""
     value, gate = chosen.other, chosen.gate
     if value is None or value.value is None:
         return _untold(value, "the new run")

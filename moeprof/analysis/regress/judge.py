@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moeprof.analysis.compare.comparable import Difference, check_allow, differences, facts_of, price_difference
+from moeprof.analysis.compare.comparable import (
+    Difference,
+    check_allow,
+    differences,
+    facts_of,
+    forbidden_by,
+    price_difference,
+    workload_difference,
+)
 from moeprof.analysis.compare.ratios import STORED_FLOOR_RATIO
 from moeprof.analysis.compare.runs import MetricComparison, compare_metrics
 from moeprof.analysis.metrics.lookup import Key
@@ -24,10 +32,12 @@ from moeprof.analysis.regress.refusal import (
     refuse_lost_models,
     tried,
     without_agreement_between_checkpoints,
+    without_unknown_metrics,
 )
 from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
+from moeprof.analysis.regress.routing.pairs import experts_difference
 from moeprof.analysis.regress.verdict import in_order, overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
@@ -54,7 +64,8 @@ def all_changes(
         )
         for one in compared:
             gate = gates.pop(one.key, None)
-            changes.append(replace(one, ratio=gate.ratio if gate else _of_batches(one), is_gate=gate is not None))
+            judged = replace(one, ratio=gate.ratio if gate else _of_batches(one), is_gate=gate is not None)
+            changes.append(_bare(judged) if judged.ratio.verdict == "incomparable" else judged)
         # what is left are gates on no value of the runs: ratios of launch pairs, figures of the comparison of routing
         changes += [
             MetricComparison(
@@ -63,6 +74,11 @@ def all_changes(
             for one in gates.values()
         ]
     return tuple(changes)
+
+
+def _bare(one: MetricComparison) -> MetricComparison:
+    """What may not be set side by side does not stand side by side."""
+    return replace(one, reference=None, other=None, ratio=replace(one.ratio, value=None, low=None, high=None))
 
 
 def is_same_run(reference: Baseline, other: Baseline) -> bool:
@@ -93,6 +109,12 @@ def _of_batches(one: MetricComparison) -> Ratio:
     return one.ratio
 
 
+UNTIL_PRECISE = (
+    "Launch pairs were added until the intervals were narrow enough, and one more. That favours pairs that look narrow "
+    "by luck, so no difference is shown at an error of 0.5 % instead of 1 %."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
     """Both sides, and what is known before anything is judged."""
@@ -105,6 +127,16 @@ class _Case:
     alike: frozenset[str]
     allow: frozenset[str]
     routing: Mapping[str, RoutingChange]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def comparable_routing(self) -> tuple[RoutingChange, ...]:
+        """Of models whose routing no fact forbids to compare."""
+        return tuple(
+            change
+            for model, change in self.routing.items()
+            if not forbidden_by(self.found, {"routing"}, model=model, allow=self.allow)
+        )
 
 
 def judge_stored(
@@ -142,6 +174,7 @@ def judge_pairs(
     *,
     allow: Collection[str] = (),
     allow_undecided: bool = False,
+    until_precise: bool = False,
     routing: Sequence[RoutingChange] | None = None,
 ) -> Regression:
     """Judge what ``regress --ab`` measured: two lone runs, and launch pairs for step times.
@@ -154,22 +187,24 @@ def judge_pairs(
         gates: as written; None or empty: the defaults, of which those that launch pairs cannot judge do not apply.
         allow: facts that may differ; model, revision, dtype, backend and engine settings always may.
         allow_undecided: *cannot tell* is no failure.
+        until_precise: pairs were added until they looked precise enough.
         routing: how routing changed, per model; None: found here.
 
     Raises:
         InputError: as in :func:`judge_stored`.
         RecordError: a damaged table.
     """
-    case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode])
+    case = _case(reference, other, gates, allow, routing, pairs.FLOOR_RATIOS[mode], is_one_workload=True)
     case = replace(case, gates=_without_lone_times(case.gates), found=tried(case.found))
     refuse_incomparable(case.gates, case.found, case.allow)
     times = {model: pairs.turns_of(own) for model, own in passes.items()}
     by_pairs = pairs.measured_gates(case.gates, times)
     shifts = {model: noise.pairs_shift(own) if mode == "processes" else None for model, own in passes.items()}
-    timed = pairs.pairs_gates(by_pairs, times, shifts)
+    timed = pairs.pairs_gates(by_pairs, times, shifts, until_precise=until_precise)
     lone = [gate for gate in case.gates if gate.kind == "timed" and pairs.judged_by_pairs(gate) is None]
     timed += [_lone_time(result) for result in stored.stored_gates(lone, case.models, {})]
-    return _regression(case, mode, timed, noise.pairs_noise(passes, mode), allow_undecided)
+    found = _regression(case, mode, timed, noise.pairs_noise(passes, mode), allow_undecided)
+    return replace(found, notes=(*found.notes, UNTIL_PRECISE)) if until_precise and timed else found
 
 
 def pairs_are_enough(
@@ -184,10 +219,10 @@ def pairs_are_enough(
     Raises:
         InputError: as there.
     """
-    asked = [gate for gate in gates or ("default",) if _is_of_steps(gate)]
-    if not asked:
+    steps = [gate for gate in gates or ("default",) if _is_of_steps(gate)]
+    if not steps:
         return True
-    case = _case(reference, other, asked, (), (), pairs.FLOOR_RATIOS[mode])
+    case = _case(reference, other, steps, ("metrics",), (), pairs.FLOOR_RATIOS[mode], is_one_workload=True)
     times = {model: pairs.turns_of(own) for model, own in passes.items()}
     return pairs.are_enough(pairs.measured_gates(case.gates, times), times)
 
@@ -204,16 +239,25 @@ def _case(
     allow: Collection[str],
     routing: Sequence[RoutingChange] | None,
     floor_ratio: float,
+    *,
+    is_one_workload: bool = False,
 ) -> _Case:
+    allow = check_allow(allow)
+    (reference, lost), (other, lost_too) = (without_unknown_metrics(side, allow) for side in (reference, other))
     models = model_pairs(reference, other)
     if not models:
         names = [", ".join(model.name for model in side.models) for side in (reference, other)]
-        raise InputError(f"no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
+        names_differ = reference.workload != other.workload
+        whose = f"another workload: {reference.workload} against {other.workload}; " if names_differ else ""
+        raise InputError(f"{whose}no model is in both {reference.name} ({names[0]}) and {other.name} ({names[1]})")
     if any(one.name != model.name for one, model in models):  # the only model of each side, renamed
         models = ((replace(models[0][0], name=models[0][1].name), models[0][1]),)
         reference = replace(reference, models=(models[0][0],))
-    refuse_lost_models(reference, other, check_allow(allow))
     found = list(differences(facts_of(reference), facts_of(other)))
+    found += [difference for pair in models if (difference := experts_difference(*pair)) is not None]
+    workload = None if is_one_workload else workload_difference(reference, other, found)
+    found = [*([workload] if workload else []), *found]
+    refuse_lost_models(reference, other, found, allow)
     price = price_difference(reference, other)
     whole = reference.status == other.status == "done"  # a part of a run routed a part of its tokens
     alike = {
@@ -231,8 +275,9 @@ def _case(
         ),
         found=(*found, *([price] if price else [])),
         alike=frozenset(name for name, same in alike.items() if same),
-        allow=check_allow(allow),
+        allow=allow,
         routing={change.model: change for change in routing},
+        notes=tuple(note for note in (lost, lost_too) if note),
     )
 
 
@@ -263,7 +308,7 @@ def _regression(
     found = [*timed, *(_untimed(case, gate) for gate in case.gates if gate.kind != "timed")]
     results = in_order(_with_price(result, case.found) for result in found)
     is_same = is_same_run(case.reference, case.other)
-    told = heard if any(result.kind == "timed" for result in results) else None
+    noise_of_times = heard if any(result.kind == "timed" for result in results) else None
     return Regression(
         verdict=overall(results),
         mode=mode,
@@ -275,12 +320,19 @@ def _regression(
         device=case.other.device,
         gates=results,
         changes=all_changes(case.models, results, case.found, case.allow, is_same=is_same),
-        routing=tuple(case.routing.values()),
+        routing=case.comparable_routing,
         differences=case.found,
         allow=case.allow,
         noise=heard,
         doubts=doubts_of(
-            case.reference, case.other, case.models, tuple(case.routing.values()), told, mode, is_same=is_same
+            case.reference,
+            case.other,
+            case.models,
+            case.comparable_routing,
+            noise_of_times,
+            mode,
+            timed=timed,
+            is_same=is_same,
         ),
         allow_undecided=allow_undecided,
         notes=_notes(case),
@@ -319,7 +371,7 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
 
 def _notes(case: _Case) -> tuple[str, ...]:
     held = {pair[1].name for pair in case.models}
-    notes = []
+    notes = [*case.notes]
     for side, which in ((case.reference, "reference"), (case.other, "new run")):
         alone = [model.name for model in side.models if model.name not in held]
         if alone:

@@ -57,7 +57,10 @@ class Queue:
             return ""
         base, new = (f"{100 * share:.3g} %" for share in self.share_ratio)
         if self.is_one_sided:
-            return f"waiting for a processor took {base} of base's own time and {new} of new's: no chance, so it counts"
+            return (
+                f"waiting for a processor took {base} of base's own time and {new} of new's: more uneven than by "
+                "chance, so it counts"
+            )
         return (
             f"waiting for a processor that other programs had is taken off: {base} of base's own time, {new} of new's"
         )
@@ -131,8 +134,8 @@ class PhasePairs:
         base, new = self.taken
         if self.all_count:
             return (
-                f"wall time was far above processor time in {base} turns of base and {new} of new: that is no chance, "
-                f"so all {self.turns:,} turns count"
+                f"wall time was far above processor time in {base} turns of base and {new} of new: more "
+                f"unevenly than by chance, so all {self.turns:,} turns count"
             )
         said = "1 interruption" if base + new == 1 else f"{base + new} interruptions"
         return f"{said} in {self.turns:,} turns {_was(base + new)} set aside" if base + new else ""
@@ -217,7 +220,11 @@ def _unhidden(ratio: Ratio, found: PhasePairs, sample: Sample) -> Ratio:
 
 
 def pairs_gates(
-    gates: Sequence[ChosenGate], times: Mapping[str, Sequence[LaneTimes]], shifts: Mapping[str, Estimate | None]
+    gates: Sequence[ChosenGate],
+    times: Mapping[str, Sequence[LaneTimes]],
+    shifts: Mapping[str, Estimate | None],
+    *,
+    until_precise: bool = False,
 ) -> list[GateResult]:
     """Judge the step times of launch pairs; they are one family.
 
@@ -225,6 +232,7 @@ def pairs_gates(
         gates: those that :func:`judged_by_pairs` knows.
         times: model -> its turns.
         shifts: model -> how the reference kernel differed between two processes; None in one process.
+        until_precise: pairs were added until they looked precise enough.
     """
     measured = [phase_pairs(times.get(chosen.model, ()), judged_by_pairs(chosen) or "all") for chosen in gates]
     samples = {
@@ -232,7 +240,7 @@ def pairs_gates(
         for i, (chosen, found) in enumerate(zip(gates, measured, strict=True))
         if len(found.logs) >= MIN_LAUNCH_PAIRS
     }
-    ratios, results = judge_gates(samples), []
+    ratios, results = judge_gates(samples, until_precise=until_precise), []
     for i, (chosen, found) in enumerate(zip(gates, measured, strict=True)):
         ratio = _unhidden(ratios[i], found, samples[i]) if i in samples else _too_few(found)
         decide = _decide(samples.get(i), found, len(gates)) if ratio.verdict == "cannot tell" else None
@@ -316,7 +324,8 @@ def _result(chosen: ChosenGate, found: PhasePairs, ratio: Ratio, decide: str | N
     said = replace(ratio, reason="; ".join(part for part in (ratio.reason, found.note) if part))
     ratios = tuple(math.exp(log) for log in found.logs)
     bare = replace(chosen, key=key, reference=None, other=None)  # the lone runs' values are not what was judged
-    return bare.judged(said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios))
+    result = bare.judged(said, n=_pairs(len(found.logs)), decide=decide, launches=((), ratios))
+    return replace(result, lag_1_correlation=power.lag_1_correlation(found.logs))
 
 
 def _pairs(num: int) -> str:

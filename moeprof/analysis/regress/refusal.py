@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
+import moeprof
 from moeprof.analysis.compare.comparable import NOTHING, Difference, classes_of, forbidden_by
+from moeprof.analysis.metrics.cards import has_card
 from moeprof.analysis.regress.exact import exact_gate
 from moeprof.analysis.regress.result import ChosenGate, GateResult
 from moeprof.analysis.stats.estimate import Ratio
@@ -25,6 +27,7 @@ TRIED = frozenset({
     "kv_tokens",
     "format_version",  # of the base's own moeprof
 })  # fmt: skip
+MOST_NAMED = 3  # figures that a line names
 GROUPS = ("exact", "routing", "quality", "timed")
 ARITHMETIC = ("torch", "transformers", "driver")  # packages that decide how numbers are rounded
 
@@ -58,26 +61,27 @@ def forbidding(
 ) -> list[tuple[Difference, ...]]:
     """For each gate the facts that differ and forbid it; none for a bound, which looks at one side.
 
-    A model of another size is what the exact gates are there to tell, so that forbids them nothing. The allocated KV
-    cache is as large as the schedule needs, so that of another schedule forbids it.
+    A model of another size is what the exact gates of a workload are there to tell, so that forbids them nothing; that
+    of another workload is another model. The allocated KV cache is as large as the schedule needs, so that of another
+    schedule forbids it.
     """
-    return [
-        ()
-        if chosen.kind == "bound"
-        else tuple(
-            one
-            for one in found
-            if one.name not in allow
-            and one.model in (None, chosen.model)
-            and (
-                one.name == "schedule"
-                if chosen.gate.metric == "kv_cache_bytes"
-                else one.forbids & classes_of(chosen.gate.metric)
-            )
-            and not (chosen.kind == "exact" and one.name == "model")
-        )
-        for chosen in gates
-    ]
+    free = [one for one in found if one.name not in allow]
+    is_another = any(one.name == "workload" for one in free)
+
+    def forbids(one: Difference, chosen: ChosenGate) -> bool:
+        if chosen.gate.metric == "kv_cache_bytes":
+            return one.name == "schedule"
+        if chosen.kind == "exact" and one.name == "model":
+            return is_another
+        return bool(one.forbids & classes_of(chosen.gate.metric))
+
+    def against(chosen: ChosenGate) -> tuple[Difference, ...]:
+        own = [one for one in free if one.model in (None, chosen.model)]
+        hit = [one for one in own if forbids(one, chosen)]
+        # that a fact forbids a count is the other workload's doing, which comes first in `found`
+        return tuple(one for one in own if one in hit or (one.name == "workload" and hit))
+
+    return [() if chosen.kind == "bound" else against(chosen) for chosen in gates]
 
 
 def refuse_incomparable(gates: Sequence[ChosenGate], found: Sequence[Difference], allow: Collection[str]) -> None:
@@ -104,18 +108,22 @@ def judged_all_the_same(
 ) -> tuple[tuple[ChosenGate, ...], tuple[GateResult, ...]]:
     """The gates that nothing forbids, and the others as incomparable, where a counted fact is worse for certain.
 
-    That is known whatever else differs, and hiding it behind a refusal would help nobody.
+    That is known whatever else differs, and hiding it behind a refusal would help nobody. Of another workload it is no
+    regression of this one.
 
     Raises:
         IncomparableError: something forbids a gate, and no counted fact is worse.
     """
     against = forbidding(gates, found, allow)
     free = tuple(chosen for chosen, facts in zip(gates, against, strict=True) if not facts)
-    if not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
+    is_another = any(one.name == "workload" for facts in against for one in facts)
+    if is_another or not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
         refuse_incomparable(gates, found, allow)
     stopped = tuple(
-        chosen.judged(Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
-                  decide=f"{facts[0].flag_to_allow}")
+        replace(chosen, reference=None, other=None, figure=None).judged(
+            Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
+            decide=f"{facts[0].flag_to_allow}",
+        )
         for chosen, facts in zip(gates, against, strict=True)
         if facts
     )  # fmt: skip
@@ -142,7 +150,9 @@ def without_agreement_between_checkpoints(
     )
 
 
-def refuse_lost_models(reference: Baseline, other: Baseline, allow: Collection[str]) -> None:
+def refuse_lost_models(
+    reference: Baseline, other: Baseline, found: Sequence[Difference], allow: Collection[str]
+) -> None:
     """A model that the new run lacks has lost its gates, which must not look like a pass.
 
     Raises:
@@ -151,13 +161,42 @@ def refuse_lost_models(reference: Baseline, other: Baseline, allow: Collection[s
     held = {model.name for model in other.models}
     lost = [model.name for model in reference.models if model.name not in held]
     if lost and "models" not in allow:
+        another = [f"{_what(one)}; {one.flag_to_allow}" for one in found if one.name == "workload"]
         what = f"models: {', '.join(lost)} of {reference.name}, not in {other.name}"
         cure = "--allow models, or give the model its old name"
-        raise IncomparableError([f"{what}: its gates would be lost in silence; {cure}"])
+        raise IncomparableError([*another, f"{what}: its gates would be lost in silence; {cure}"])
+
+
+def without_unknown_metrics(side: Baseline, allow: Collection[str]) -> tuple[Baseline, str | None]:
+    """The side without figures that this version has no card for, and what to say about them; None where it has none.
+
+    A file of another version may hold a figure under another name, so that the gate on it would look at nothing.
+
+    Raises:
+        IncomparableError: it has some, and that was not allowed.
+    """
+    names = [name for name in dict.fromkeys(v.name for m in side.models for v in m.metrics) if not has_card(name)]
+    if not names:
+        return side, None
+    listed = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+    figures = "a figure" if len(names) == 1 else f"{len(names)} figures"
+    held = f"the baseline {side.name} has {figures} that this version of moeprof does not know: {listed}"
+    versions = f"it was saved by moeprof {side.moeprof or 'of an unknown version'}, this is {moeprof.__version__}"
+    if "metrics" not in allow:
+        cure = "save it again with this version (--replace) or upgrade moeprof; --allow metrics judges without"
+        raise IncomparableError([f"{held} ({versions}); {cure}"])
+    known = (replace(m, metrics=tuple(v for v in m.metrics if v.name not in names)) for m in side.models)
+    return replace(side, models=tuple(known)), f"Judged without: {held} ({versions})."
+
+
+def _what(difference: Difference) -> str:
+    """The difference as a refusal begins: ``another workload: chat against ci-smoke``."""
+    return f"another {difference.text}" if difference.name == "workload" else difference.text
 
 
 def _line(difference: Difference, kinds: Sequence[str], groups: Sequence[str]) -> str:
-    gates = " and ".join(kind for kind in (*GROUPS, "bound") if kind in kinds)
+    *others, last = [kind for kind in (*GROUPS, "bound") if kind in kinds]
+    gates = f"{', '.join(others)} and {last}" if others else last
     other = "".join(f" --fail-on {group}" for group in groups)
     rest = f", or gate what can be compared:{other}" if groups else ""
-    return f"{difference.text}: forbids the {gates} gates; {difference.flag_to_allow}{rest}"
+    return f"{_what(difference)}: forbids the {gates} gates; {difference.flag_to_allow}{rest}"

@@ -83,6 +83,7 @@ class GateResult(ChosenGate):
         decide: what would decide an undecided gate: ``about 14 launch pairs (6 were measured)``; else None.
         reference_launches, other_launches: each launch's value; for lock-step pairs each pair's ratio stands in
             ``other_launches``.
+        lag_1_correlation: of the ratios of launch pairs in a row; None without pairs, or with fewer than six.
     """
 
     ratio: Ratio
@@ -90,6 +91,7 @@ class GateResult(ChosenGate):
     decide: str | None = None
     reference_launches: tuple[float, ...] = ()
     other_launches: tuple[float, ...] = ()
+    lag_1_correlation: float | None = None
 
     @property
     def verdict(self) -> str:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES
+from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES, as_requests_tell
 from moeprof.analysis.compare.runs import launch_samples
+from moeprof.analysis.compare.split_prices import within_split
+from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
 from moeprof.analysis.metrics.lookup import by_launch
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.noise import taken_back
@@ -52,10 +54,14 @@ def stored_gates(
             results.append(_undecided(gate))
             continue
         chosen, sample = gate.chosen, samples[i]
+        sides = (bounds_by_figure(model.metrics).get(chosen.key) for model in models[chosen.model])
+        split = within_split(found[i], *sides, floor_ratio=sample.floor_ratio)
         ratio = taken_back(
-            found[i], shifts.get(chosen.model), better=chosen.better, section=chosen.card.section,
+            split, shifts.get(chosen.model), better=chosen.better, section=chosen.card.section,
             limit_ratio=sample.floor_ratio,
         )  # fmt: skip
+        if chosen.reference is not None and chosen.other is not None:
+            ratio = as_requests_tell(ratio, chosen.reference, chosen.other)
         decide = _decide(gate, sample, len(samples)) if found[i].verdict == "cannot tell" else None
         results.append(chosen.judged(ratio, n=gate.n, decide=decide, launches=gate.launches))
     return results

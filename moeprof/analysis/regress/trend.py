@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from moeprof.analysis.compare.comparable import Difference, classes_of, differences, facts_of, price_difference
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
 from moeprof.analysis.metrics.labels import figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch
 from moeprof.analysis.regress.result import Regression
@@ -31,12 +32,14 @@ class TrendPoint:
         number: of the baseline in the trend, from 1.
         value: in the unit of the card.
         low, high: 95 % interval over its launches, or None.
+        split_method: how mixed steps were split, of a price of one side; else empty.
     """
 
     number: int
     value: float
     low: float | None = None
     high: float | None = None
+    split_method: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +95,9 @@ class Trend:
 
 
 def wanted_figures(regression: Regression) -> tuple[tuple[str, Key], ...]:
-    """(model, figure) of every gate."""
-    return tuple(dict.fromkeys((gate.model, gate.key) for gate in regression.gates))
+    """(model, figure) of every gate whose two sides may be compared."""
+    comparable = (gate for gate in regression.gates if gate.verdict != "incomparable")
+    return tuple(dict.fromkeys((gate.model, gate.key) for gate in comparable))
 
 
 def trend(baselines: Sequence[Baseline], wanted: Sequence[tuple[str, Key]], *, last: int = LAST) -> Trend:
@@ -133,9 +137,19 @@ def _points(baselines: Sequence[Baseline], model: str, key: Key) -> tuple[list[T
             continue
         counted = counted and (value.exact or "exact" in classes_of(key[0]))
         launches = list(by_launch(held.metrics).get(key, {}).values())
-        interval = intervals.mean_interval(launches) if len(launches) > 1 else None
-        low, high = interval or (value.ci_low, value.ci_high)
-        points.append(TrendPoint(number=number, value=float(value.value), low=low, high=high))
+        low, high = value.ci_low, value.ci_high
+        if len(launches) > 1:
+            low, high = intervals.repeated_interval(launches, unit="launch")[0] or (None, None)
+        bounds = bounds_by_figure(held.metrics).get(key)
+        points.append(
+            TrendPoint(
+                number=number,
+                value=float(value.value),
+                low=low,
+                high=high,
+                split_method="" if bounds is None else bounds.method,
+            )
+        )
     return points, counted
 
 
@@ -155,7 +169,7 @@ def _series(
     if said:
         text = "; ".join(said)
     elif not counted and len(points) < FEWEST:
-        text = f"{len(points)} points, {FEWEST} are the fewest in which a change of level can be told"
+        text = f"{len(points)} points, {FEWEST} are the fewest in which a change of level can be found"
     else:
         text = f"{'the same' if counted else 'no change of level'} in {len(points)} points"
     return TrendSeries(
@@ -180,7 +194,10 @@ def _change_text(
         word = "better: " if (change.after < change.before) == (card.better == "lower") else "worse: "
     ratio = "" if change.ratio is None else f" ({change.ratio:.3f}x)"
     number = points[change.index].number
-    own = [event.text for event in events if points[change.index - 1].number < event.number <= number]
+    methods = [point.split_method for point in points[change.index - 1 : change.index + 1]]
+    split = " \u2192 ".join(methods)
+    own = [f"mixed steps split by {split}"] if methods[0] != methods[1] else []
+    own += [event.text for event in events if points[change.index - 1].number < event.number <= number]
     meanwhile = f", meanwhile {', '.join(own)}" if own else ""
     return f"{word}{levels}{ratio} since {names[number - 1]}{meanwhile}"
 

@@ -7,14 +7,21 @@ from collections.abc import Iterable, Mapping
 
 from moeprof.analysis.regress.result import GateResult, Overall
 from moeprof.analysis.stats.estimate import Ratio
-from moeprof.analysis.stats.verdicts import OF_GATES, Sample, judge
+from moeprof.analysis.stats.verdicts import ALPHA, Sample, judge
 
+SPREAD = "by the spread of these launches"  # what chance is measured by: another day may differ by more
 ORDER: tuple[Overall, ...] = ("worse", "cannot tell", "better", "no difference shown")
 
 
-def judge_gates(samples: Mapping[int, Sample]) -> dict[int, Ratio]:
-    """Verdicts of the timed gates in use, by their place; they are one family (docs/metrics.md#verdicts)."""
-    return judge(samples, OF_GATES, family=f" (Holm over {len(samples)} timed gates)" if len(samples) > 1 else "")
+def judge_gates(samples: Mapping[int, Sample], *, until_precise: bool = False) -> dict[int, Ratio]:
+    """Verdicts of the timed gates in use, by their place; they are one family (docs/metrics.md#verdicts).
+
+    Args:
+        samples: of each.
+        until_precise: launches were added until they looked precise enough: see power.enough.
+    """
+    family = SPREAD + (f", Holm over {len(samples)} timed gates" if len(samples) > 1 else "")
+    return judge(samples, within_alpha=ALPHA / 2 if until_precise else None, family=family, is_symmetric=False)
 
 
 def in_order(results: Iterable[GateResult]) -> tuple[GateResult, ...]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from moeprof.analysis.compare.comparable import why_incomparable
-from moeprof.analysis.compare.ratios import cost_ratio
-from moeprof.analysis.metrics.summary import ModelSummary
+from moeprof.analysis.compare.models import cost_ratio
+from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
 from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.sparsity.roles import Roles
-from moeprof.analysis.stats.estimate import Estimate
+from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.metric import MetricValue, missing
 
 NO_TWINS = "needs an active- and a total-matched twin in the workload (`twin_of: <moe>, match: active` and `total`)"
@@ -26,16 +25,19 @@ class Answer:
         sentence: the headline.
         realised: ``sparsity_realised_ratio`` from lone runs.
         equivalent: ``dense_equivalent_params`` from lone runs.
+        load: that they speak for.
     """
 
     sentence: str
     realised: Estimate
     equivalent: DenseEquivalent
+    load: str
 
     @property
     def metrics(self) -> tuple[MetricValue, ...]:
         """Both figures as metrics of the MoE."""
-        values = [to_metric("sparsity_realised_ratio", self.realised, measured="alone")]
+        labels = {"phase": "all", "concurrency": self.load, "measured": "alone"}
+        values = [to_metric("sparsity_realised_ratio", self.realised, **labels)]
         if self.equivalent.params.value is None:
             values.append(missing("dense_equivalent_params", self.equivalent.reason or "not measured"))
         else:
@@ -43,21 +45,26 @@ class Answer:
         return tuple(values)
 
 
-def answer(parts: Roles) -> Answer | None:
+def answer(summary: Summary, parts: Roles) -> Answer | None:
     """The answer of a run with an MoE and at least one dense model that did the same work; None for other runs."""
     moe = parts.moe
     if moe is None:
         return None
-    rivals = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
-    rivals = rivals or [m for m in parts.rivals if why_incomparable(moe, m) is None][:2]
+    twins = [m for m in (parts.total, parts.active) if m is not None] or list(parts.twins[:2])
+    asked = twins or list(parts.rivals)
+    ratios = {m.name: cost_ratio(summary, moe, m) for m in asked}
+    rivals = [m for m in asked if ratios[m.name].verdict != "incomparable"][:2]
     if not rivals:
         return None
-    costs = [f"{_cost(moe, dense)} of {parts.called(dense)}" for dense in rivals]
+    costs = [f"{_cost(ratios[dense.name])} of {parts.called(dense)}" for dense in rivals]
     realised, equivalent = _realised(parts), _equivalent(parts)
-    tail = [text for text in (_realised_text(realised), _equivalent_text(equivalent)) if text]
+    tail = [text for text in (_realised_text(realised, parts), _equivalent_text(equivalent)) if text]
     where = "On this traffic" if not moe.capacity else "On the same requests, sent all at once,"
-    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}."
-    return Answer(sentence=sentence, realised=realised, equivalent=equivalent)
+    launch = " (this launch)" if any(ratios[dense.name].by for dense in rivals) else ""
+    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}{launch}."
+    if realised.value is not None and parts.cache_note is not None:
+        sentence += f" {parts.cache_note}."
+    return Answer(sentence=sentence, realised=realised, equivalent=equivalent, load=parts.load)
 
 
 def unit_costs(model: ModelSummary) -> list[float]:
@@ -67,19 +74,18 @@ def unit_costs(model: ModelSummary) -> list[float]:
     return [sum(bill) / len(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
 
 
-def _cost(moe: ModelSummary, dense: ModelSummary) -> str:
-    value, interval = cost_ratio(moe, dense)
-    low, high = interval or (None, None)
-    text = ratio_text(Estimate(value=value, low=low, high=high))
-    if interval is None:
-        return f"{text} (one pass, so no interval)"
-    return f"{text} (no difference shown)" if interval[0] <= 1 <= interval[1] else text
+def _cost(ratio: Ratio) -> str:
+    text = ratio_text(ratio)
+    if ratio.verdict == "cannot tell":
+        return f"{text} (cannot tell: {ratio.reason})" if ratio.low is None else f"{text} (cannot tell)"
+    return f"{text} (no difference shown)" if ratio.verdict == "no difference shown" else text
 
 
 def _realised(parts: Roles) -> Estimate:
     if parts.moe is None or parts.active is None or parts.total is None:
         return Estimate(value=None, reason=NO_TWINS)
-    return realised_of_rounds(*(unit_costs(model) for model in (parts.total, parts.moe, parts.active)))
+    share = realised_of_rounds(*(unit_costs(model) for model in (parts.total, parts.moe, parts.active)))
+    return share if share.reason else replace(share, reason=parts.cache_note)
 
 
 def _equivalent(parts: Roles) -> DenseEquivalent:
@@ -89,23 +95,25 @@ def _equivalent(parts: Roles) -> DenseEquivalent:
     return equivalent_of_rounds(tuple(by_size.items()), unit_costs(parts.moe))
 
 
-def _realised_text(realised: Estimate) -> str:
+def _realised_text(realised: Estimate, parts: Roles) -> str:
     if realised.value is None:
         return ""
+    where = f"all steps, {parts.load}"
     between = ""
     if realised.low is not None and realised.high is not None:
         between = f" [{100 * realised.low:.0f}, {100 * realised.high:.0f}]"
+    share = f"{100 * realised.value:.0f} %{between}"
     if realised.high is not None and realised.high <= 0:
-        return f"none of the promised saving is realised ({100 * realised.value:.0f} %{between})"
+        return f"of the saving between the two dense twins none is realised ({share}, {where})"
     if realised.low is None or realised.low <= 0:
-        return f"that any of the promised saving is realised is not shown ({100 * realised.value:.0f} %{between})"
-    return f"{100 * realised.value:.0f} %{between} of the promised saving is realised"
+        return f"that any of the saving between the two dense twins is realised is not shown ({share}, {where})"
+    return f"of the saving between the two dense twins, {share} is realised ({where})"
 
 
 def _equivalent_text(equivalent: DenseEquivalent) -> str:
     size = equivalent.params
     if size.value is not None:
-        text = f"it behaves like a dense model of {parameters_text(size.value)}"
+        text = f"it costs as much as a dense model of {parameters_text(size.value)}"
         if size.low is not None and size.high is not None:
             return text + f" [{parameters_text(size.low)}, {parameters_text(size.high)}]".replace(" parameters", "")
         return f"{text} ({equivalent.reason})" if equivalent.reason else text

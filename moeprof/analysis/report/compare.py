@@ -40,10 +40,10 @@ from moeprof.analysis.report.sections.theory import theory_section
 from moeprof.analysis.report.tables import compared, facts, headline_table, section_tables
 from moeprof.analysis.sparsity.claims import claim_notes
 from moeprof.analysis.sparsity.crossover import sweep_metrics
-from moeprof.analysis.sparsity.ladder import Agreement, LadderResult, ladder_metrics, ladder_results
+from moeprof.analysis.sparsity.ladder import Agreement, LadderResult, ladder_cache_note, ladder_metrics, ladder_results
 from moeprof.analysis.sparsity.roles import Roles, roles
 from moeprof.analysis.sparsity.sweeps import SweepResult, sweep_results
-from moeprof.analysis.sparsity.theory import Speedup, theoretical_speedups, theory_metrics
+from moeprof.analysis.sparsity.theory import Speedup, one_token_steps, theoretical_speedups, theory_metrics
 from moeprof.core.errors import InputError
 from moeprof.core.metric import MetricValue
 
@@ -124,7 +124,7 @@ class _Found:
         parts = roles(summary)
         return _Found(
             parts=parts,
-            answer=answer(parts),
+            answer=answer(summary, parts),
             pairs=lockstep_pairs(summary.record),
             ladders=ladder_results(summary.record),
             speedups=theoretical_speedups(summary),
@@ -199,8 +199,10 @@ def _metrics(summary: Summary, found: _Found) -> Iterator[tuple[str, MetricValue
     yield from lockstep_metrics(found.pairs)
     lanes = [lane for one in summary.record.ladder for lane in one.info.lanes if lane.rung != "dense"]
     if found.ladders and lanes:
-        yield from ((str(lanes[0].model), value) for value in ladder_metrics(found.ladders, summary.pricing))
-    yield from ((value.labels.get("moe", ""), value) for value in theory_metrics(found.speedups))
+        taxes = ladder_metrics(found.ladders, summary.pricing, ladder_cache_note(summary.record))
+        yield from ((str(lanes[0].model), value) for value in taxes)
+    theory = theory_metrics(found.speedups, one_token_steps(summary))
+    yield from ((value.labels.get("moe", ""), value) for value in theory)
     if found.swept is not None:
         yield from sweep_metrics(found.swept)
 

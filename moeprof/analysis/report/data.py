@@ -19,6 +19,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.document import Row, Table
+from moeprof.analysis.report.doubts import SEVERITIES
 from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
@@ -68,6 +69,7 @@ def summary_json(report: RunReport) -> dict[str, Any]:
             model.name: {
                 "status": model.record.status,
                 "error": model.record.error,
+                "set_aside": [{"pass": name, "lost_ratio": share} for name, share in model.set_aside],
                 "metrics": [value.to_json(card_for(value.name)) for value in model.metrics],
             }
             for model in summary.models
@@ -76,13 +78,17 @@ def summary_json(report: RunReport) -> dict[str, Any]:
 
 
 def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
-    """docs/metrics.md#validity: each flag, valid or not, and why; null where nothing was measured."""
+    """docs/metrics.md#validity: each flag, valid or not, and why; null where nothing was measured.
+
+    Read off the doubts of the page, so that both say the same: an error is a figure not to be used, a warning weakens.
+    """
     flags = {}
     for flag in FLAGS:
         own = [doubt for doubt in doubts if doubt.flag == flag]
         unknown = bool(own) and all(doubt.code.endswith("_unknown") for doubt in own)
         flags[flag] = {
             "valid": None if unknown else not any(doubt.severity == "error" for doubt in own),
+            "severity": min((doubt.severity for doubt in own), key=SEVERITIES.index, default=None),
             "reasons": sorted({doubt.code for doubt in own}),
         }
     return flags
@@ -162,7 +168,7 @@ def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
     if ratio is None:
         return None
     return {"value": ratio.value, "ci_low": ratio.low, "ci_high": ratio.high, "verdict": ratio.verdict,
-            "reason": ratio.reason}  # fmt: skip
+            "by": ratio.by, "reason": ratio.reason}  # fmt: skip
 
 
 def _cell(table: Table, row: Row, index: int) -> list[Any]:
@@ -257,6 +263,7 @@ def _gate(result: GateResult) -> dict[str, Any]:
         "decide": result.decide,
         "reference_launches": list(result.reference_launches),
         "other_launches": list(result.other_launches),
+        "lag_1_correlation": result.lag_1_correlation,
     }
 
 

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from moeprof.analysis.doubt import Doubt, Severity
+from moeprof.analysis.metrics.attribution import ALPHA
 from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
 from moeprof.analysis.metrics.latency import schedule_lag_flag
 from moeprof.analysis.metrics.lookup import number, pick
+from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturation_of
+from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column, is_done
+from moeprof.analysis.report.sections.memory import forecast_words
 from moeprof.core.record.experiment import DeviceAtEnd, ScheduleHeader
 
 CLOCK_SPREAD = 1.1
@@ -77,12 +81,19 @@ def _sampled(model: ModelSummary) -> list[PassTables]:
 SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a warning
 STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
+USELESS_SPREAD, USELESS_STOLEN_SHARE = 1.5, 0.5  # beyond these, times tell of the machine and not of the model
 BUSY = 0.95
 SHORT_PASS_S = 0.5
+FORECAST_ERROR = 0.10
 
 
 def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: str) -> Doubt:
     return Doubt(code=code, flag=flag, severity=severity, model=model.name, text=text)
+
+
+def _by_size(text: str, is_useless: bool) -> tuple[Severity, str]:
+    """How grave a disturbance of the machine is, and the sentence that says so."""
+    return ("error", f"{text}; times of this run are not to be used") if is_useless else ("warning", text)
 
 
 def _failed(model: ModelSummary) -> Iterator[Doubt]:
@@ -132,7 +143,8 @@ def _routing_policy(model: ModelSummary) -> Iterator[Doubt]:
 def _lag(model: ModelSummary) -> Iterator[Doubt]:
     flag = schedule_lag_flag(model.rounds) if model.rounds else None
     if flag is not None:
-        yield _doubt(model, "schedule_lag", "schedule", "warning", f"the replayer fell behind its schedule: {flag}")
+        text = f"the replayer fell behind its schedule: {flag}; this is not the traffic that was asked for"
+        yield _doubt(model, "schedule_lag", "schedule", "error", text)
 
 
 def _requests(model: ModelSummary) -> Iterator[Doubt]:
@@ -163,6 +175,23 @@ def _steady(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
 
 
+def _overload(model: ModelSummary) -> Iterator[Doubt]:
+    """An open loop with more traffic than the engine could serve, or of which that cannot be told."""
+    found, behind = overload_of(model.rounds), fell_behind(model.rounds)
+    if found is not None:
+        severity: Severity = "error" if found.told else "warning"
+        text = f"{found.sentence('it')}: lower the rate, or judge it by what it could serve"
+        yield _doubt(model, "overloaded", "latency", severity, text)
+    elif behind is not None:
+        yield _doubt(model, "fell_behind", "schedule", "warning", behind)
+    elif model.rounds and model.rounds[0].traffic == "open":
+        told = [saturation_of(tables) for tables in model.rounds]
+        if all(one.saturated is None for one in told):
+            why = str(told[0].reason).removeprefix("cannot tell: ")
+            text = f"whether it kept up with the traffic is not known: {why}"
+            yield _doubt(model, "overload_unknown", "latency", "note", text)
+
+
 def _overhead(model: ModelSummary) -> Iterator[Doubt]:
     value = pick(model, "instrumentation_overhead_ratio")
     if value is None or value.value is None:
@@ -178,7 +207,17 @@ def _spread(model: ModelSummary) -> Iterator[Doubt]:
     if len(speeds) > 1 and max(speeds) > SPREAD * min(speeds) and model.priced[0].traffic != "open":
         apart = 100 * (max(speeds) / min(speeds) - 1)
         text = f"rounds of the same work differ by {apart:.0f} %: the machine was not steady"
-        yield _doubt(model, "rounds_differ", "isolation", "warning", text)
+        yield _doubt(model, "rounds_differ", "isolation", *_by_size(text, apart > 100 * (USELESS_SPREAD - 1)))
+
+
+def _set_aside(model: ModelSummary) -> Iterator[Doubt]:
+    """Rounds that no figure is of."""
+    if model.set_aside:
+        lost = ", ".join(f"{name} ({100 * share:.0f} % of its time)" for name, share in model.set_aside)
+        num = len(model.set_aside) + len(model.rounds) + len(model.capacity)
+        was = "was" if len(model.set_aside) == 1 else "were"
+        text = f"{len(model.set_aside)} of {num} rounds {was} set aside, something else took the processor: {lost}"
+        yield _doubt(model, "rounds_set_aside", "isolation", "warning", text)
 
 
 def _stolen(model: ModelSummary) -> Iterator[Doubt]:
@@ -193,13 +232,19 @@ def _stolen(model: ModelSummary) -> Iterator[Doubt]:
     share = float((wall > STOLEN * np.maximum(cpu, 1e-9)).mean()) if len(wall) else 0.0
     if share > STOLEN_SHARE:
         text = f"in {100 * share:.0f} % of the steps something else took the processor"
-        yield _doubt(model, "stolen_time", "isolation", "warning", text)
+        yield _doubt(model, "stolen_time", "isolation", *_by_size(text, share > USELESS_STOLEN_SHARE))
 
 
 def _warmup(model: ModelSummary) -> Iterator[Doubt]:
     warmup = model.launch.warmup
     if warmup is not None and not warmup.settled and "steps" not in model.launch.lacks:
         yield _doubt(model, "warmup_unsettled", "latency", "note", "step times had not settled when warm-up ended")
+
+
+def _forecast(model: ModelSummary) -> Iterator[Doubt]:
+    error, said = pick(model, "predicted_memory_error_ratio"), forecast_words(model)
+    if error is not None and error.value is not None and abs(error.value) > FORECAST_ERROR:
+        yield _doubt(model, "memory_forecast", "isolation", "note", f"memory: {said}")
 
 
 def _engine(model: ModelSummary) -> Iterator[Doubt]:
@@ -259,6 +304,25 @@ def _split(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "rough_split", "cost", "warning", text)
 
 
+def _cached(model: ModelSummary) -> Iterator[Doubt]:
+    """Prompt tokens of three kinds cost three prices: which one a figure speaks of must be known."""
+    cached, computed = number(model, "cost_cached_tokens"), number(model, "cost_input_tokens")
+    if not cached or computed is None:
+        return
+    text = (
+        f"{100 * cached / (cached + computed):.0f} % of prompt tokens came from the cache: the price of input tokens "
+        "is per token computed; usd_per_1m_input_tokens_with_cached is per token served"
+    )
+    yield _doubt(model, "cached_prompts", "cost", "note", text)
+
+
+def _few_priced(model: ModelSummary) -> Iterator[Doubt]:
+    """A price is a mean over requests."""
+    reason = too_few_requests(model.priced) if model.priced else None
+    if reason is not None:
+        yield _doubt(model, "few_priced_requests", "cost", "warning", f"dollars per token are not valid: {reason}")
+
+
 def _energy(model: ModelSummary) -> Iterator[Doubt]:
     value = pick(model, "energy_j") if model.priced else None
     if value is not None and value.value is None:
@@ -268,7 +332,7 @@ def _energy(model: ModelSummary) -> Iterator[Doubt]:
 
 def _placebo(model: ModelSummary) -> Iterator[Doubt]:
     for value in model.metrics:
-        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value < 0.05:
+        if value.name == "placebo_variance_explained_by_routing_p" and value.value is not None and value.value <= ALPHA:
             text = "the MoE's routing 'explains' this dense model's steps: do not trust the attribution of variance"
             yield _doubt(model, "placebo_explains", "latency", "warning", text)
 
@@ -281,15 +345,20 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _lag,
     _requests,
     _steady,
+    _overload,
     _overhead,
     _spread,
+    _set_aside,
     _stolen,
     _warmup,
+    _forecast,
     _engine,
     _busy,
     _capacity,
     _harness,
     _split,
+    _cached,
+    _few_priced,
     _energy,
     _placebo,
     throttled,
@@ -395,6 +464,35 @@ def _realism(summary: Summary) -> Iterator[Doubt]:
             yield Doubt(code="forced", flag="realism", severity="note", model=None, text=text)
 
 
+def _own_ends(summary: Summary) -> Iterator[Doubt]:
+    """Models that end their outputs themselves: where they do, and what other lengths do to a comparison."""
+    if summary.record.workload.outputs != "free":
+        return
+    for model in summary.models:
+        asked, got = (_output_tokens(model, name) for name in ("asked_output_tokens", "output_tokens"))
+        if asked is not None and asked == got:
+            ids = model.launch.end_ids
+            why = "its checkpoint names no id that ends one" if ids == () else "not one end was met"
+            text = f"no output ended before the length that was asked for: {why}"
+            yield Doubt(code="outputs_never_ended", flag="realism", severity="warning", model=model.name, text=text)
+    lengths = {m.name: mean for m in summary.models if (mean := _output_tokens(m, "output_tokens")) is not None}
+    if len({round(mean, 6) for mean in lengths.values()}) > 1:
+        each = ", ".join(f"{name} {mean:.3g}" for name, mean in lengths.items())
+        text = (
+            f"the models end their outputs themselves, and not alike ({each} tokens a request): cost per request and "
+            "latency of a whole request compare answers of other lengths, cost per token another share of prompts; "
+            "`outputs: forced_length` gives all of them the same work"
+        )
+        yield Doubt(code="output_lengths_differ", flag="cost", severity="warning", model=None, text=text)
+
+
+def _output_tokens(model: ModelSummary, name: str) -> float | None:
+    """Mean over the requests of all rounds that ended well; None without any."""
+    found = [column(tables.requests[is_done(tables.requests)], name) for tables in model.rounds]
+    values = np.concatenate(found) if found else np.empty(0)
+    return float(values.mean()) if len(values) else None
+
+
 def _schedule_notes(summary: Summary) -> Iterator[Doubt]:
     for schedule in _distinct_schedules(summary):
         for note in schedule.notes:
@@ -438,6 +536,7 @@ RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _resumed,
     _launches,
     _realism,
+    _own_ends,
     _schedule_notes,
     _tokenizers,
     _dtypes,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.compare.comparable import why_incomparable
-from moeprof.analysis.compare.ratios import cost_ratio, priced_models
+from moeprof.analysis.compare.models import cost_ratio
+from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.overload import fell_behind, overload_of
+from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
+from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.sections.lockstep import ratio_text
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
+from moeprof.core.model_facts import ModelFacts
 
 
 def headline(summary: Summary) -> str:
@@ -14,58 +20,102 @@ def headline(summary: Summary) -> str:
     done = priced_models(summary)
     if not done:
         return "No model produced tokens, so there is no price."
+    few = [f"{model.name}: {why}" for model in done if (why := too_few_requests(model.priced)) is not None]
+    if few:
+        return f"There is no price to speak of: {'; '.join(few)}."
     moe = next((m for m in done if m.facts is not None and m.facts.is_moe), None)
     dense = next((m for m in done if m.facts is not None and not m.facts.is_moe), None)
-    if moe is None or dense is None or why_incomparable(moe, dense) is not None:
+    if moe is None or dense is None:
         return _price(done[0])
-    ratio, interval = cost_ratio(moe, dense)
-    between = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval is not None else " (one pass, so no interval)"
-    prices = [number(m, "usd_per_1m_total_tokens") for m in (moe, dense)]
+    ratio = cost_ratio(summary, moe, dense)
+    if ratio.verdict == "incomparable" or ratio.value is None:
+        return _price(done[0])
+    return f"On the same requests {_compared(moe.name, dense.name, ratio)}; {_each(moe, dense)}."
+
+
+def _compared(moe: str, dense: str, ratio: Ratio) -> str:
+    """The clause that says the verdict, with the ratio and for what it speaks."""
+    launch = " (this launch)" if ratio.by else ""
+    if ratio.verdict in ("better", "worse"):
+        return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
+    if ratio.verdict == "no difference shown":
+        return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
+    why = f" ({ratio.reason})" if ratio.reason else ""
+    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
+
+
+def _each(*models: ModelSummary) -> str:
+    prices = [number(m, "usd_per_1m_total_tokens") for m in models]
     each = " against ".join(units.usd(price) for price in prices if price is not None)
-    tail = f": {each} per 1M tokens, input and output together."
-    if interval is not None and interval[0] <= 1 <= interval[1]:
-        return (
-            f"On the same requests no difference in cost is shown between {moe.name} and {dense.name}: "
-            f"{ratio:.2f}x{between}{tail}"
-        )
-    return f"On the same requests {moe.name} costs {ratio:.2f}x{between} what {dense.name} costs{tail}"
+    return f"{each} per 1M tokens, input and output together"
+
+
+def overloads(summary: Summary) -> tuple[str, ...]:
+    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
+    found = []
+    for model in summary.models:
+        told, behind = overload_of(model.rounds), fell_behind(model.rounds)
+        if told is not None and told.told:
+            found.append(f"{told.sentence(model.name)}.")
+        elif behind is not None:
+            found.append(f"{model.name} fell behind its traffic: {behind}.")
+    return tuple(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
     """Sentences that stand under the headline: each model's dollars and speed, and what each router does."""
     done = priced_models(summary)
+    done = [model for model in done if too_few_requests(model.priced) is None]
     found = [_price(model) for model in done] if len(done) > 1 else []
     return tuple([*found, *(text for model in done if (text := _router(model)))])
 
 
 def _price(model: ModelSummary) -> str:
     price_in, price_out = number(model, "usd_per_1m_input_tokens"), number(model, "usd_per_1m_output_tokens")
+    served = number(model, "usd_per_1m_input_tokens_with_cached")
     speed = number(model, "output_tokens_per_s")
     parts = []
     if price_in is not None:
-        parts.append(f"{units.usd(price_in)} per 1M input")
+        cached = served is not None and served < price_in
+        text = f"{units.usd(price_in)} per 1M input{' tokens' * (cached or price_out is None)}"
+        parts.append(f"{text} computed ({units.usd(served)} with those from the cache)" if cached and served else text)
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
     text = f"{model.name}: {' and '.join(parts)}"
     text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
+    if price_in is not None and price_out is None:
+        text = f"{text}, and no price of an output token"
     return f"{text} (before it failed)." if model.record.status == "failed" else f"{text}."
 
 
 def _router(model: ModelSummary) -> str:
-    touched = number(model, "distinct_experts_per_step", phase="decode")
     worst = number(model, "router_load_max_over_mean", phase="decode")
-    if touched is None or worst is None or model.facts is None:
+    if worst is None or model.facts is None:
         return ""
-    experts = model.facts.moe_layers[0].num_experts
-    text = (
-        f"At its own traffic a decode step of {model.name} touches {units.significant(touched)} of {experts} experts; "
-        f"its busiest expert carries {units.significant(worst)} times the mean (means over layers)."
-    )
+    busiest = f"busiest expert carries {units.significant(worst)} times the mean (means over layers)."
+    text = _touched(model, model.facts, busiest)
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
-    if not model.capacity or read is None:
+    pure = number(model, PURE, own_traffic=False, phase="decode")
+    if not model.capacity or read is None or pure is None or pure < LEAST_SHARE:
         return text
     times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
+
+
+def _touched(model: ModelSummary, facts: ModelFacts, busiest: str) -> str:
+    """Experts that a decode step touches, no further than its steps speak; see metrics/routing/steps.py."""
+    touched = number(model, "distinct_experts_per_step", phase="decode")
+    pure, covered = (number(model, name, phase="decode") for name in (PURE, COVERED))
+    if touched is None or pure is None or covered is None or covered < LEAST_SHARE:
+        held = "" if pure is None else f", since steps of decode alone hold {units.percent(pure)} of its decode tokens"
+        return f"In decode {model.name}'s {busiest} How many experts a decode step touches is not known{held}."
+    of = f"{units.significant(touched)} of {facts.moe_layers[0].num_experts} experts"
+    if covered > pure:
+        return (
+            f"At its own traffic the decode tokens of a step of {model.name}, mixed ones too, touch {of}; its {busiest}"
+        )
+    share = "" if pure == 1 else f" (steps without prefill, which hold {units.percent(pure)} of its decode tokens)"
+    return f"At its own traffic a decode step of {model.name}{share} touches {of}; its {busiest}"
 
 
 def subtitle(summary: Summary) -> str:

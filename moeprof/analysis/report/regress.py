@@ -42,7 +42,7 @@ def cures(gates: Sequence[GateResult], name: Callable[[GateResult, bool], str]) 
     """What the undecided gates need, those with the same cure together; what is not said is counted.
 
     Args:
-        gates: that cannot be told, in order.
+        gates: that are undecided, in order.
         name: of a gate with its figure; True: with its interval.
     """
     groups: dict[str, list[GateResult]] = {}
@@ -231,14 +231,14 @@ MOST_NAMED = 3  # gates that one footnote names
 
 
 def gate_tables(regression: Regression, *, all_metrics: bool = False) -> tuple[Table, ...]:
-    """What changed or cannot be told, then the gates that hold, closed unless ``all_metrics``."""
+    """What changed or is undecided, then the gates that hold, closed unless ``all_metrics``."""
     names = names_of(regression)
     moved = [gate for gate in regression.gates if gate.verdict != HOLDS]
     held = [gate for gate in regression.gates if gate.verdict == HOLDS]
     tables = []
     if moved:
         differs = any(gate.verdict in ("better", "worse") for gate in moved)
-        tables.append(_gates("What changed" if differs else "What cannot be told", moved, names))
+        tables.append(_gates("What changed" if differs else "What is undecided", moved, names))
     if held:
         title = f"{len(held)} {'gate that holds' if len(held) == 1 else 'gates that hold'}"
         tables.append(_gates(title, held, names, folded=not all_metrics))
@@ -252,7 +252,7 @@ def _gates(title: str, gates: Sequence[GateResult], names: Names, *, folded: boo
 
 
 def _gate_notes(rows: Sequence[Row], gates: Sequence[GateResult]) -> tuple[str, ...]:
-    """Footnotes: why gates cannot be told, and what would decide them; each reason once, in order."""
+    """Footnotes: why gates are undecided, and what would decide them; each reason once, in order."""
     notes: dict[str, list[str]] = {}
     for row, gate in zip(rows, gates, strict=True):
         if gate.verdict in ("cannot tell", "incomparable"):
@@ -290,7 +290,7 @@ def _change(gate: GateResult) -> Cell:
         if len(known) < 2:
             return Cell(ratio=ratio, text="")
         difference = known[1] - known[0]
-        return Cell(ratio=ratio, text=("+" if difference > 0 else "") + units.short(difference, gate.card.unit))
+        return Cell(ratio=ratio, text=("+" if difference > 0 else "") + units.difference(difference, gate.card.unit))
     between = "" if ratio.low is None or ratio.high is None else f"[{_times(ratio.low)} \u2013 {_times(ratio.high)}]"
     return Cell(ratio=ratio, text="" if ratio.value is None else f"{_times(ratio.value)}x", interval=between)
 
@@ -313,14 +313,14 @@ def limit_text(gate: GateResult) -> str:
     sign = gate.gate.sign or {"lower": "+", "higher": "-", "neither": "+-"}[gate.better]
     if amount == 0:
         return {"+": "no rise", "-": "no fall", "+-": "no change"}[sign]
-    text = units.percent(amount) if kind == "ratio" else units.short(amount, card_for(gate.gate.metric).unit)
+    text = units.percent(amount) if kind == "ratio" else units.difference(amount, card_for(gate.gate.metric).unit)
     shown = "\u00b1" if sign == "+-" else sign
     return f"{shown}{text}"
 
 
 COUNTED = (  # verdict -> what is said of one gate, and of several
     ("worse", "is worse", "are worse"),
-    ("cannot tell", "cannot be told", "cannot be told"),
+    ("cannot tell", "is undecided", "are undecided"),
     ("incomparable", "is incomparable", "are incomparable"),
     ("better", "is better", "are better"),
     ("no difference shown", "shows no difference", "show no difference"),
@@ -359,7 +359,7 @@ def _holds(regression: Regression) -> str:
 
 
 def _counts(gates: Sequence[GateResult]) -> list[str]:
-    """``2 gates cannot be told, 1 is better, 4 show no difference``; nothing where no gate is left."""
+    """``2 gates are undecided, 1 is better, 4 show no difference``; nothing where no gate is left."""
     found: list[str] = []
     for verdict, one, several in COUNTED:
         num = sum(gate.verdict == verdict for gate in gates)

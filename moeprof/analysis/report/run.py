@@ -16,10 +16,12 @@ from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer
 from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
-from moeprof.analysis.report.headline import banners, findings, headline, subtitle
+from moeprof.analysis.report.headline import banners, findings, headline, overloads, subtitle
 from moeprof.analysis.report.sections import breakdown
+from moeprof.analysis.report.sections.cost import other_splits
 from moeprof.analysis.report.sections.ladder import ladder_section
 from moeprof.analysis.report.sections.lockstep import lockstep_section
+from moeprof.analysis.report.sections.memory import forecast_words
 from moeprof.analysis.report.sections.sweep import sweep_section
 from moeprof.analysis.report.tables import facts, metric_row
 from moeprof.analysis.sparsity.claims import claim_notes
@@ -133,6 +135,7 @@ def _engine(model: ModelSummary) -> Table:
         "experts": engine.experts if model.facts is not None and model.facts.is_moe else None,
         "dtype": f"{engine.dtype} ({model.launch.dtype_reason})",
         "KV cache": f"{engine.kv_tokens:,} tokens" if engine.kv_tokens else None,
+        "memory": forecast_words(model),
         "tokens per step": f"at most {engine.max_batch_tokens}",
         "notes": "; ".join(engine.notes),
         "warm-up": f"{warmup.num_requests} requests, {units.seconds(warmup.seconds)}, "
@@ -183,10 +186,10 @@ def build_document(summary: Summary) -> Document:
 
 
 def _headline(summary: Summary) -> str:
-    """Against its twins where the run has them: they are what sparsity is measured by."""
+    """Against its twins where the run has them: they are what sparsity is measured by. Overload stands beside."""
     parts = roles(summary)
-    told = answer(parts) if parts.active is not None or parts.total is not None else None
-    return headline(summary) if told is None else told.sentence
+    told = answer(summary, parts) if parts.active is not None or parts.total is not None else None
+    return " ".join([headline(summary) if told is None else told.sentence, *overloads(summary)])
 
 
 def model_column(model: ModelSummary) -> ModelColumn:
@@ -249,7 +252,8 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
 def _section(name: str, title: str, summary: Summary) -> Section:
     """Charts of the section, then every metric of it, one table per traffic, window and cut."""
     tables = _tables(name, summary.models)
-    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *tables))
+    beside = other_splits(summary) if name == "cost" and tables else ()
+    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *beside, *tables))
 
 
 def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:

@@ -19,20 +19,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from moeprof.analysis.compare.lanes import LaneTimes, lane_times, pair_ratio
+from moeprof.analysis.compare.lanes import LaneTimes, lane_times, offset_of, pair_ratio
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, repeats
 from moeprof.analysis.compare.same_work import Work, why_incomparable
 from moeprof.analysis.metrics.lookup import key_of, pick
-from moeprof.analysis.metrics.routing.shift import cell
+from moeprof.analysis.metrics.routing.shift import first_with_routing
+from moeprof.analysis.metrics.routing.units import cell, exchangeable_units
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.work import StepWork, step_work
-from moeprof.analysis.sparsity.ladder import ladders
+from moeprof.analysis.sparsity.ladder import ladder_cache_note, ladders
 from moeprof.analysis.sparsity.realised import realised_of_lanes, realised_of_rounds
+from moeprof.analysis.sparsity.roles import load_text, own_load_text, roles
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import IntArray
 from moeprof.analysis.stats.estimate import Estimate
@@ -103,7 +105,7 @@ def memory_over_active(sides: Sides) -> Estimate:
 
 
 def expert_share(*, over_busiest: bool) -> Callable[[Sides], Estimate]:
-    """Share of a layer's picks, in the layer where one expert stands out most; jackknife over stretches of time."""
+    """Share of a layer's picks, in the layer where one expert stands out most; jackknife over groups of requests."""
 
     def figure(counts_LE: IntArray) -> float:
         most = counts_LE.max(axis=1)
@@ -112,18 +114,18 @@ def expert_share(*, over_busiest: bool) -> Callable[[Sides], Estimate]:
         return float((most / np.maximum(counts_LE.sum(axis=1), 1)).max())
 
     def measure(sides: Sides) -> Estimate:
-        routing = next((tables.routing for tables in sides.of.rounds if tables.routing is not None), None)
-        if routing is None:
+        found = first_with_routing(sides.of.rounds)
+        if found is None:
             return Estimate(value=None, reason=f"{sides.of.name}: routing was not recorded")
-        counts = cell(routing)
+        counts, units = cell(found[1]), exchangeable_units(*found)
         if not counts.counts_LE.sum():
             return Estimate(value=None, reason=f"{sides.of.name}: no token was routed")
         value = figure(counts.counts_LE)
-        groups = counts.counts_GLE
-        interval = intervals.jackknife_interval(value, intervals.leave_group_out(groups, figure), bounded=True)
-        if interval is None:
-            return Estimate(value=value, n=len(groups), reason="no interval: one stretch of time only")
-        return Estimate(value=value, low=interval[0], high=interval[1], n=len(groups))
+        left = intervals.leave_group_out(units.counts_GLE, figure)
+        interval = intervals.jackknife_interval(value, left, bounded=True)
+        if interval is None or units.why_not is not None:
+            return Estimate(value=value, n=units.num, reason=f"no interval: {units.why_not or 'one unit only'}")
+        return Estimate(value=value, low=interval[0], high=interval[1], n=units.num)
 
     return measure
 
@@ -151,7 +153,7 @@ def _lockstep_speed(sides: Sides, phase: str | None) -> Estimate | None:
     for times in _by_load(sides.summary):
         lanes = [_lane(times[0], model.name) for model in (sides.of, sides.against)]
         if lanes[0] is not None and lanes[1] is not None:
-            return pair_ratio(times, of=lanes[1], against=lanes[0], phase=phase)
+            return pair_ratio(times, lanes[1], lanes[0], phase, offset_of(sides.summary.record))
     return None
 
 
@@ -182,13 +184,25 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     if reason is not None:
         return Estimate(value=None, reason=reason)
     slo = sides.summary.record.slo
-    first, second = (repeats(model, sides.summary.pricing, slo).values for model in (sides.of, sides.against))
-    return ratio_of_pairs(paired_logs(first.get(key, {}), second.get(key_of(values[1]), {})))
+    first, second = (repeats(model, sides.summary.pricing, slo) for model in (sides.of, sides.against))
+    return ratio_of_pairs(paired_logs(first.of(key), second.of(key_of(values[1]))), first.unit)
 
 
 def step_cv(sides: Sides) -> Estimate:
     """Spread of decode step times among steps with equal batches, over the other model's."""
     return paired(sides, "step_cv_at_fixed_tokens", phase="decode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed(Estimate):
+    """A figure with the load and the phase that it speaks for, and what else a reader should know of it."""
+
+    where: str
+
+
+def _placed(found: Estimate, where: str, note: str | None) -> Placed:
+    text = f"all steps, {where}" + (f"; {note}" if note else "")
+    return Placed(value=found.value, low=found.low, high=found.high, n=found.n, reason=found.reason, where=text)
 
 
 def realised(sides: Sides) -> Estimate:
@@ -201,21 +215,26 @@ def realised(sides: Sides) -> Estimate:
         if result.phase == "all"
     ]
     if found:
-        return found[-1].realised
+        load = load_text(found[-1].concurrency)
+        return _placed(found[-1].realised, f"stepped in turn, {load}", ladder_cache_note(sides.summary.record))
     active, total = _twin(sides, "is_active_matched"), _twin(sides, "is_total_matched")
     if active is None or total is None:
         return Estimate(value=None, reason=f"{of.name} needs an active-matched and a total-matched twin in the run")
     names = (total.name, of.name, active.name)
+    note = roles(sides.summary, of.name).cache_note
     for times in _by_load(sides.summary):
         lanes = [lane for lane in (_lane(times[0], name) for name in names) if lane is not None]
         if len(lanes) == len(names):
-            return realised_of_lanes([one.draws(None) for one in times], *lanes)
+            total_lane, own_lane, active_lane = lanes
+            draws, offset = [one.draws(None) for one in times], offset_of(sides.summary.record)
+            share = realised_of_lanes(draws, total_lane, own_lane, active_lane, offset)
+            return _placed(share, f"stepped in turn, {load_text(times[0].concurrency)}", note)
     if any(model.priced[0].traffic == "open" for model in (of, active, total) if model.priced):
         return Estimate(value=None, reason="open-loop dollars compare utilisation, not models")
     bills = [_bills(model) for model in (total, of, active)]
     if not all(bills):
         return Estimate(value=None, reason="one of the models was not measured")
-    return realised_of_rounds(*bills)
+    return _placed(realised_of_rounds(*bills), f"each model alone, {own_load_text(sides.summary, of)}", note)
 
 
 def _own_ladder(sides: Sides) -> list[LanePass]:
@@ -241,10 +260,8 @@ def _bills(model: ModelSummary) -> list[float]:
 def dispatch_share(sides: Sides) -> Estimate:
     """(dispatch + coverage + imbalance) / (total-matched - active-matched): what the realised share leaves."""
     share = realised(sides)
-    if share.value is None or share.low is None or share.high is None:
-        value = None if share.value is None else 1 - share.value
-        return Estimate(value=value, n=share.n, reason=share.reason)
-    return Estimate(value=1 - share.value, low=1 - share.high, high=1 - share.low, n=share.n)
+    value, low, high = (None if x is None else 1 - x for x in (share.value, share.high, share.low))
+    return replace(share, value=value, low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,9 +306,9 @@ MEASURED: dict[str, Measure] = {
     ),
     "step_cv_ratio": _pair("spread of decode step times at a fixed batch", step_cv),
     "dispatch_share_ratio": _alone(
-        "share of the promised saving that dispatch, coverage and imbalance take", dispatch_share
+        "share of the saving between the two dense twins that dispatch, coverage and imbalance take", dispatch_share
     ),
-    "sparsity_realised_ratio": _alone("share of the promised saving that is realised", realised),
+    "sparsity_realised_ratio": _alone("share of the saving between the two dense twins that is realised", realised),
 }
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
 
@@ -335,11 +352,12 @@ def judge(claim: Claim, summary: Summary) -> ClaimVerdict:
     names = [_named(model) for model in (of, against if measure.is_pair else None) if model is not None]
     source = f" ({claim.source})" if claim.source else ""
     why = measured.reason or "the interval reaches across that"
+    where = f" ({measured.where})" if isinstance(measured, Placed) and measured.value is not None else ""
     answer = f"cannot tell: {why}" if verdict == "cannot tell" else verdict
     sentence = (
         f'Claim: "{claim.text}"{source}. Measured: {measure.text}, {" against ".join(names) or "no model"}: '
-        f"{_figure(measured, measure.unit)}; the claim needs {_expected(claim, measure.unit)}. Verdict: {answer} "
-        f"(on {_where(summary)})."
+        f"{_figure(measured, measure.unit)}{where}; the claim needs {_expected(claim, measure.unit)}. "
+        f"Verdict: {answer} (on {_where(summary)})."
     )
     return ClaimVerdict(measured=measured, verdict=verdict, sentence=sentence)
 

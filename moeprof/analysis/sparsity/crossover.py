@@ -19,11 +19,13 @@ from typing import Literal
 import numpy as np
 
 from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
+from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.cost_bounds import output_bounds
 from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
-from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Estimate, Ratio
 from moeprof.core import units
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.studies import SweepPoint
@@ -36,7 +38,6 @@ AXIS_NAMES = {
     "max_batch_tokens": "batch tokens",
 }
 OPEN_NOTE = "open loop: dollars of busy seconds (idle time left out); the price at the SLO stands beside"
-NO_ROUNDS = "one round each: no intervals"
 OTHER_REQUESTS = "the models were sent different requests (another tokenizer or schedule)"
 OTHER_WORK = "not the same requests were finished"
 COST, EXPERTS = "usd_per_1m_total_tokens", "distinct_experts_per_step"
@@ -184,11 +185,12 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None
 
 
 def crossover_point(load: float, ratio: Estimate) -> CrossoverPoint:
-    """Judge a ratio: by its interval, or by its value where there is none."""
+    """Judge a ratio as the tables do: by its interval and the floor of two processes; without one it says nothing."""
     assert ratio.value is not None, "a ratio that was measured"
+    verdict = estimated_ratio(ratio, "lower", PAIRED_FLOOR_RATIO).verdict
     told: Literal["cheaper", "dearer", "cannot tell"] = "cannot tell"
-    if (ratio.low is None and ratio.value != 1) or ratio.excludes(1.0):
-        told = "cheaper" if ratio.value < 1 else "dearer"
+    if verdict in ("better", "worse"):
+        told = "cheaper" if verdict == "better" else "dearer"
     return CrossoverPoint(load=load, ratio=ratio, told=told)
 
 
@@ -196,8 +198,14 @@ def find_crossover(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, E
     """Kind, load with interval, whether the MoE is cheaper below it, and the answer in words."""
     known = [(i, p) for i, p in enumerate(points) if p.told != "cannot tell"]
     if not known:
-        reason = f"the difference lies within the noise at every {axis} tried"
-        return "cannot tell", Estimate(value=None, reason=reason), None, f"cannot tell: {reason}{_span(points)}"
+        bare = next((p.ratio.reason for p in points if p.ratio.low is None and p.ratio.reason), None)
+        reason = bare or f"the difference lies within the noise at every {axis} tried"
+        return (
+            "cannot tell",
+            Estimate(value=None, reason=reason),
+            None,
+            f"cannot tell: {reason}" + ("" if bare else _span(points)),
+        )
     changes = [(a, b) for a, b in pairwise(known) if a[1].told != b[1].told]
     if len(changes) > 1:
         where = ", ".join(f"{_number(a[1].load)} and {_number(b[1].load)}" for a, b in changes)
@@ -215,8 +223,6 @@ def _no_crossing(points: Sequence[CrossoverPoint], axis: str) -> tuple[Kind, Est
     open_at = [_number(p.load) for p in points if p.told == "cannot tell"]
     if not open_at:
         text = f"{told} at every {axis} tried{_span(points)}"
-        if any(p.ratio.low is None for p in points):
-            text += f" ({NO_ROUNDS})"
         return "bound", Estimate(value=None, reason=f"no crossing: {text}"), None, text
     at = ", ".join(_number(p.load) for p in points if p.told == told)
     text = f"{told} at {axis} {at}; cannot tell at {', '.join(open_at)}"
@@ -235,9 +241,10 @@ def _crossing(
         lows, highs = [p.ratio.low or 0.0 for p in bracket], [p.ratio.high or 0.0 for p in bracket]
         first, second = (highs, lows) if cheaper_below else (lows, highs)
         low, high = crossings(loads, first)[0], crossings(loads, second)[-1]
-    estimate = Estimate(value=value, low=low, high=high, n=len(bracket), reason=None if low is not None else NO_ROUNDS)
+    bare = next((p.ratio.reason for p in bracket if p.ratio.low is None), None)
+    estimate = Estimate(value=value, low=low, high=high, n=len(bracket), reason=bare)
     sides = ("cheaper", "dearer") if cheaper_below else ("dearer", "cheaper")
-    interval = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else f" ({NO_ROUNDS})"
+    interval = f" [{_number(low)}, {_number(high)}]" if low is not None and high is not None else f" ({bare})"
     text = f"{sides[0]} below {axis} {_number(value)}{interval}, {sides[1]} above"
     return "crossing", estimate, cheaper_below, text
 
@@ -339,6 +346,8 @@ def cell_ratios(
 ) -> list[list[Ratio | None]]:
     """Per model, per load: paired by round with the spread pooled over loads; of two means where that cannot be."""
     better = card_for(metric).better
+    launches = {one.launch for cell in cells for point in cell if point is not None for one in point.swept.rounds}
+    by = ROUNDS if len(launches) == 1 else ""
     columns: list[list[Ratio | None]] = []
     for position in range(len(cells[0])):
         if position == reference or metric in NO_RATIO:
@@ -349,13 +358,26 @@ def cell_ratios(
         spread = pooled_spread([ratios for ratios in paired if ratios])
         columns.append(
             [
-                estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO)
+                _cell(
+                    metric,
+                    replace(estimated_ratio(log_ratio_estimate(ratios, spread), better, PAIRED_FLOOR_RATIO), by=by),
+                    a,
+                    b,
+                )
                 if ratios
                 else _plain_ratio(a, b, of)
                 for ratios, (a, b) in zip(paired, pairs, strict=True)
             ]
         )
     return columns
+
+
+def _cell(metric: str, ratio: Ratio, point: PointResult | None, reference: PointResult | None) -> Ratio:
+    """The ratio; of prices of one side with the split of mixed steps in it."""
+    if point is None or reference is None or metric != "usd_per_1m_output_tokens":
+        return ratio
+    below, above = (output_bounds([swept.split for swept in one.swept.rounds]) for one in (reference, point))
+    return within_split(ratio, below, above, floor_ratio=PAIRED_FLOOR_RATIO)
 
 
 def _plain_ratio(first: PointResult | None, second: PointResult | None, of: Of) -> Ratio:

@@ -2,7 +2,8 @@
 
 Five rungs do the same steps in turn, each one change from the one before: the active-matched dense twin; the MoE with
 all tokens on the same experts (+ router and dispatch); with the step's number of distinct experts under even load
-(+ coverage); with the recorded routing (+ imbalance); the total-matched dense twin.
+(+ coverage); with the recorded routing (+ imbalance); the total-matched dense twin. Every interval holds what lanes of
+equal work differ by, where the ladder shows it (moeprof/analysis/compare/lanes.py).
 
 Two runs of one sparsity ladder: whether their taxes agree within their intervals.
 """
@@ -14,11 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeprof.analysis.compare.lanes import LaneTimes, lane_times
+from moeprof.analysis.compare.lanes import LaneOffset, LaneTimes, lane_offset, lane_times, lanes_estimate
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
+from moeprof.analysis.sparsity.roles import cache_note
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws, estimate_of
+from moeprof.analysis.stats.bootstrap import MIN_BLOCKS, Draws
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing
@@ -64,7 +66,7 @@ class Tax:
         name: the metric; one of TAXES.
         seconds: per step, signed: the one rung less the other.
         share: of the recorded rung's step time: what a neighbour on the machine slows down alike cancels.
-        told: its interval excludes 0.
+        told: its interval excludes 0, lane offset included.
         note: why there is nothing to tell; else None.
     """
 
@@ -112,6 +114,7 @@ class LadderResult:
         taxes: all of TAXES, those that were not measured with their reason.
         realised: ``sparsity_realised_ratio``.
         coverage: the line through the rungs with a set number of distinct experts.
+        offset: what lanes of equal work differ by, in every interval; None where no lanes did equal work.
     """
 
     concurrency: int | None
@@ -124,6 +127,7 @@ class LadderResult:
     taxes: tuple[Tax, ...]
     realised: Estimate
     coverage: CoverageLine
+    offset: LaneOffset | None
 
     def tax(self, name: str) -> Tax:
         """One of TAXES."""
@@ -139,45 +143,52 @@ def ladders(passes: Sequence[LanePass], *, num_moe_layers: int) -> tuple[LadderR
     by_load: dict[int | None, list[LaneTimes]] = {}
     for one in passes:
         by_load.setdefault(one.concurrency, []).append(lane_times(one))
+    offset = lane_offset([times for held in by_load.values() for times in held])
     found = []
     for concurrency in sorted(by_load, key=lambda load: (load is None, load or 0)):
         for phase in PHASES:
             own = None if phase == "all" else phase
             held = [times for times in by_load[concurrency] if times.of_phase(own).sum() >= MIN_BLOCKS]
             if held:
-                found.append(ladder_result(held, phase, num_moe_layers))
-    apart = max((abs(tax.share.value or 0.0) for tax in map(control, found) if tax is not None), default=0.0)
-    return tuple(replace(one, taxes=tuple(_beyond(tax, apart) for tax in one.taxes)) for one in found)
+                found.append(ladder_result(held, phase, num_moe_layers, offset))
+    return tuple(found)
 
 
-def control(result: LadderResult) -> Tax | None:
-    """The two rungs that do the same work at one token a step, where they were measured apart nevertheless."""
-    tax = result.tax("imbalance_tax_s")
-    return tax if tax.note == SAME_AT_ONE_TOKEN and tax.seconds.excludes(0) else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Lanes of one load and phase, and how a figure of them is estimated."""
+
+    launches: Sequence[Draws]
+    lane_of: Mapping[str, str]
+    offset: LaneOffset | None
+
+    def estimate(self, figure: Callable[[dict[str, float]], float], *, signed: bool = True) -> Estimate:
+        return lanes_estimate(self.launches, figure, self.offset, signed=signed)
+
+    def share(self, figure: Callable[[dict[str, float]], float]) -> Estimate:
+        """The figure over the recorded rung's step time."""
+        if "recorded" not in self.lane_of:
+            return Estimate(value=None, reason=_absent(["recorded"]))
+        return self.estimate(lambda seconds: figure(seconds) / seconds[self.lane_of["recorded"]])
 
 
-def _beyond(tax: Tax, apart: float) -> Tax:
-    """Nothing is claimed of a tax that is no larger than what rungs of the same work differ by in the same process."""
-    if not tax.told or tax.share.value is None or abs(tax.share.value) > apart:
-        return tax
-    return replace(tax, told=False, note=f"rungs that do the same work differ by {apart:.1%} of a step here")
-
-
-def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -> LadderResult:
+def ladder_result(
+    times: Sequence[LaneTimes], phase: str, num_moe_layers: int, offset: LaneOffset | None
+) -> LadderResult:
     """The ladder of one load and phase."""
     own = None if phase == "all" else phase
-    launches = [one.draws(own) for one in times]
     roles = lane_roles(times[0])
     tokens = np.concatenate([one.tokens_S[one.of_phase(own)] for one in times])
     lanes = [name for name in times[0].lanes if all(name in one.lanes for one in times)]
-    rungs = tuple(_rung(times, launches, own, name, roles[name], num_moe_layers) for name in lanes)
-    lane_of = {rung.role: rung.name for rung in reversed(rungs)}
+    lane_of = {roles[name]: name for name in reversed(lanes)}
+    measured = _Measured(launches=[one.draws(own) for one in times], lane_of=lane_of, offset=offset)
+    rungs = tuple(_rung(times, measured, own, name, roles[name], num_moe_layers) for name in lanes)
     moe = lane_of.get("native", lane_of.get("recorded"))  # the override's cost is not the MoE's
     missing = [role for role in ("total", "recorded", "active") if role not in lane_of]
     realised = (
         Estimate(value=None, reason=_absent(missing))
         if missing or moe is None
-        else realised_of_lanes(launches, lane_of["total"], moe, lane_of["active"])
+        else realised_of_lanes(measured.launches, lane_of["total"], moe, lane_of["active"], offset)
     )
     return LadderResult(
         concurrency=times[0].concurrency,
@@ -187,9 +198,10 @@ def ladder_result(times: Sequence[LaneTimes], phase: str, num_moe_layers: int) -
         set_aside=sum(one.set_aside for one in times),
         tokens_per_step=float(tokens.mean()),
         rungs=rungs,
-        taxes=tuple(_tax(launches, name, lane_of, one_token=bool((tokens == 1).all())) for name in TAXES),
+        taxes=tuple(_tax(measured, name, one_token=bool((tokens == 1).all())) for name in TAXES),
         realised=realised,
-        coverage=_coverage(launches, rungs, lane_of),
+        coverage=_coverage(measured, rungs),
+        offset=offset,
     )
 
 
@@ -210,7 +222,7 @@ def _absent(roles: Sequence[str]) -> str:
 
 
 def _rung(
-    times: Sequence[LaneTimes], launches: Sequence[Draws], phase: str | None, name: str, role: str, num_moe_layers: int
+    times: Sequence[LaneTimes], measured: _Measured, phase: str | None, name: str, role: str, num_moe_layers: int
 ) -> Rung:
     def per_layer(columns: Sequence[FloatArray]) -> float | None:
         own = [c[one.of_phase(phase), one.lanes.index(name)] for c, one in zip(columns, times, strict=True)]
@@ -221,13 +233,13 @@ def _rung(
     return Rung(
         name=name,
         role=role,
-        seconds=estimate_of(launches, lambda seconds: seconds[name]),
+        seconds=measured.estimate(lambda seconds: seconds[name], signed=False),
         distinct_per_layer=per_layer([one.distinct_SL for one in times]),
     )
 
 
-def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, one_token: bool) -> Tax:
-    of, less = TAXES[name]
+def _tax(measured: _Measured, name: str, *, one_token: bool) -> Tax:
+    (of, less), lane_of = TAXES[name], measured.lane_of
     missing = [role for role in (of, less) if role not in lane_of]
     if missing:
         nothing = Estimate(value=None, reason=_absent(missing))
@@ -236,7 +248,7 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
     def difference(seconds: dict[str, float]) -> float:
         return seconds[lane_of[of]] - seconds[lane_of[less]]
 
-    seconds = estimate_of(launches, difference, signed=True)
+    seconds = measured.estimate(difference)
     told, note = seconds.excludes(0), None
     if name == "imbalance_tax_s" and one_token:
         told, note = False, SAME_AT_ONE_TOKEN
@@ -244,20 +256,10 @@ def _tax(launches: Sequence[Draws], name: str, lane_of: Mapping[str, str], *, on
         told, note = False, AS_MANY_AT_ONE_TOKEN
     elif not told:
         note = f"the rungs {less} and {of} cannot be told apart"
-    share = _share(launches, difference, lane_of)
-    return Tax(name=name, seconds=seconds, share=share, told=told, note=note)
+    return Tax(name=name, seconds=seconds, share=measured.share(difference), told=told, note=note)
 
 
-def _share(
-    launches: Sequence[Draws], figure: Callable[[dict[str, float]], float], lane_of: Mapping[str, str]
-) -> Estimate:
-    """The figure over the recorded rung's step time."""
-    if "recorded" not in lane_of:
-        return Estimate(value=None, reason=_absent(["recorded"]))
-    return estimate_of(launches, lambda seconds: figure(seconds) / seconds[lane_of["recorded"]], signed=True)
-
-
-def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung], lane_of: Mapping[str, str]) -> CoverageLine:
+def _coverage(measured: _Measured, rungs: Sequence[Rung]) -> CoverageLine:
     points = tuple(
         CoveragePoint(lane=rung.name, distinct_per_layer=rung.distinct_per_layer, seconds=rung.seconds)
         for rung in sorted(rungs, key=lambda rung: rung.distinct_per_layer or 0)
@@ -275,9 +277,7 @@ def _coverage(launches: Sequence[Draws], rungs: Sequence[Rung], lane_of: Mapping
     def slope(seconds: dict[str, float]) -> float:
         return float(sum(w * seconds[point.lane] for w, point in zip(weights, points, strict=True)))
 
-    return CoverageLine(
-        points=points, slope=estimate_of(launches, slope, signed=True), share=_share(launches, slope, lane_of)
-    )
+    return CoverageLine(points=points, slope=measured.estimate(slope), share=measured.share(slope))
 
 
 def usd_per_1m_tokens(seconds: Estimate, tokens_per_step: float, pricing: Pricing) -> Estimate:
@@ -305,8 +305,8 @@ def same_taxes(first: LadderResult, second: LadderResult, *, in_seconds: bool = 
 
     Shares of the recorded rung's step time are compared, because seconds scale with what else the machine does: a
     neighbour that takes half of the processor doubles every tax. The interval of a difference has the two half-widths
-    that face each other, in quadrature: the runs are independent. It holds what the intervals hold: within one launch
-    each, not what differs between launches.
+    that face each other, in quadrature: the runs are independent. It holds what the intervals hold: steps and lane
+    offsets of one launch each, not what else differs between launches.
     """
     pairs = [(tax, second.tax(tax.name)) for tax in first.taxes]
     found = [_agreement(a.name, *((a.seconds, b.seconds) if in_seconds else (a.share, b.share))) for a, b in pairs]
@@ -333,8 +333,16 @@ DOLLARS = {
 }
 
 
-def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[MetricValue, ...]:
-    """Every tax, with phase and concurrency as labels; what was not measured has its reason."""
+def ladder_metrics(
+    results: Sequence[LadderResult], pricing: Pricing, note: str | None = None
+) -> tuple[MetricValue, ...]:
+    """Every tax, with phase and concurrency as labels; what was not measured has its reason.
+
+    Args:
+        results: every ladder of the run.
+        pricing: what a second costs.
+        note: what readers of a realised share should know.
+    """
     found = []
     for result in results:
         labels = labels_of(result)
@@ -343,7 +351,8 @@ def ladder_metrics(results: Sequence[LadderResult], pricing: Pricing) -> tuple[M
             if tax.name in DOLLARS:
                 dollars = usd_per_1m_tokens(tax.seconds, result.tokens_per_step, pricing)
                 found.append(to_metric(DOLLARS[tax.name], dollars, **labels))
-        found.append(to_metric("sparsity_realised_ratio", result.realised, **labels, measured="lock-step"))
+        share = result.realised if result.realised.reason or not note else replace(result.realised, reason=note)
+        found.append(to_metric("sparsity_realised_ratio", share, **labels, measured="lock-step"))
         found.append(to_metric("seconds_per_distinct_expert", result.coverage.slope, **labels))
     return tuple(found)
 
@@ -356,6 +365,22 @@ def labels_of(result: LadderResult) -> dict[str, str]:
 def ladder_results(record: Record) -> tuple[LadderResult, ...]:
     """Every ladder of a run; empty without one."""
     return ladders(record.ladder, num_moe_layers=_num_moe_layers(record)) if record.ladder else ()
+
+
+def ladder_cache_note(record: Record) -> str | None:
+    """That a twin on the ladder fits the last-level cache and the MoE does not; None where that is not so or unknown.
+
+    Older ladders do not say how large the cache is; then it is the one measured with the peaks of the run's models.
+    """
+    lanes = {lane.model: lane for one in record.ladder for lane in one.info.lanes}
+    facts = {name: known.facts for one in record.ladder for name, known in one.loaded.models.items()}
+    moe = next((name for name, lane in lanes.items() if lane.rung != "dense" and name in facts), None)
+    if moe is None:
+        return None
+    told = [one.loaded.cache_bytes for one in record.ladder]
+    told += [launch.info.peaks.cache_bytes for m in record.models for launch in m.launches if launch.info.peaks]
+    twins = {name: known for name, known in facts.items() if name in lanes and lanes[name].rung == "dense"}
+    return cache_note(next((cache for cache in told if cache is not None), None), moe, facts[moe], twins)
 
 
 def _num_moe_layers(record: Record) -> int:

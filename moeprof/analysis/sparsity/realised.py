@@ -1,4 +1,4 @@
-"""How much of the promised saving sparsity realised, and which dense size an MoE costs as much as.
+"""How much of the saving between the two dense twins an MoE realised, and which dense size it costs as much as.
 
 Both from lock-step lanes (joint bootstrap) and from rounds of models that ran alone (independent samples).
 """
@@ -12,59 +12,62 @@ from typing import Literal
 
 import numpy as np
 
+from moeprof.analysis.compare.lanes import LaneOffset, lanes_estimate
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.analysis.stats.bootstrap import Draws, estimate_of, linear_estimate
+from moeprof.analysis.stats.bootstrap import Draws, linear_estimate
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 
-LEAST_PROMISE = 0.05
+LEAST_SAVING = 0.05
 MIN_SIZES = 3
 GRID = 100  # places between two neighbouring sizes where the ladder is held against the MoE
 
 
 def sparsity_realised(total: float, moe: float, active: float) -> float | None:
-    """(total-matched - MoE) / (total-matched - active-matched): 1 = all of the promise, 0 = none; None without one."""
+    """(total-matched - MoE) / (total-matched - active-matched): 1 = all of it, 0 = none; None without a saving."""
     return None if total == active else (total - moe) / (total - active)
 
 
-def no_promise(promised: Estimate, total: Estimate) -> str | None:
-    """Why the share of the promise (total- less active-matched twin) cannot be told; None where it can."""
-    if promised.value is None or total.value is None:
-        return promised.reason or total.reason
-    if promised.low is None:
-        return f"the promise has no interval ({promised.reason})"
-    if not promised.excludes(0):
-        return "the two twins cannot be told apart, so nothing was promised"
-    if promised.value <= LEAST_PROMISE * total.value:
-        return f"the twins are within {LEAST_PROMISE:.0%} of each other, or the wrong way round: too small a promise"
+def no_saving(saving: Estimate, total: Estimate) -> str | None:
+    """Why the share of the saving (total- less active-matched twin) cannot be told; None where it can."""
+    if saving.value is None or total.value is None:
+        return saving.reason or total.reason
+    if saving.low is None:
+        return f"the saving between the two dense twins has no interval ({saving.reason})"
+    if not saving.excludes(0):
+        return "the two dense twins cannot be told apart, so there is no saving between them"
+    if saving.value <= LEAST_SAVING * total.value:
+        return f"the twins are within {LEAST_SAVING:.0%} of each other, or the wrong way round: too small a saving"
     return None
 
 
-def realised_of_lanes(launches: Sequence[Draws], total: str, moe: str, active: str) -> Estimate:
-    """The realised share from lock-step lanes; null where the promise is too small or cannot be told."""
-    promised = estimate_of(launches, lambda seconds: seconds[total] - seconds[active], signed=True)
-    reason = no_promise(promised, estimate_of(launches, lambda seconds: seconds[total]))
+def realised_of_lanes(
+    launches: Sequence[Draws], total: str, moe: str, active: str, offset: LaneOffset | None = None
+) -> Estimate:
+    """The realised share from lock-step lanes; null where the twins' saving is too small or cannot be told."""
+    saving = lanes_estimate(launches, lambda seconds: seconds[total] - seconds[active], offset, signed=True)
+    reason = no_saving(saving, lanes_estimate(launches, lambda seconds: seconds[total], offset))
     if reason is not None:
-        return Estimate(value=None, n=promised.n, reason=reason)
-    return estimate_of(
-        launches, lambda seconds: sparsity_realised(seconds[total], seconds[moe], seconds[active]), signed=True
+        return Estimate(value=None, n=saving.n, reason=reason)
+    return lanes_estimate(
+        launches, lambda seconds: sparsity_realised(seconds[total], seconds[moe], seconds[active]), offset, signed=True
     )
 
 
 def realised_of_rounds(total: Sequence[float], moe: Sequence[float], active: Sequence[float]) -> Estimate:
     """The realised share from costs per round (per launch, where there are several) of models that ran alone.
 
-    The interval is Welch's of the share's linear part, ``(1 - r) total - MoE + r active``, over the promise (delta
+    The interval is Welch's of the share's linear part, ``(1 - r) total - MoE + r active``, over the saving (delta
     method): rounds of different models are taken as independent.
     """
-    promised = linear_estimate([(1.0, total), (-1.0, active)])
-    reason = no_promise(promised, Estimate(value=float(np.mean(total))))
+    saving = linear_estimate([(1.0, total), (-1.0, active)])
+    reason = no_saving(saving, Estimate(value=float(np.mean(total))))
     share = sparsity_realised(float(np.mean(total)), float(np.mean(moe)), float(np.mean(active)))
-    if reason is not None or share is None or promised.value is None:
-        return Estimate(value=None, n=promised.n, reason=reason)
-    spread = linear_estimate([((1 - share) / promised.value, total), (-1 / promised.value, moe),
-                              (share / promised.value, active)])  # fmt: skip
+    if reason is not None or share is None or saving.value is None:
+        return Estimate(value=None, n=saving.n, reason=reason)
+    spread = linear_estimate([((1 - share) / saving.value, total), (-1 / saving.value, moe),
+                              (share / saving.value, active)])  # fmt: skip
     if spread.low is None or spread.high is None or spread.value is None:
         return Estimate(value=share, n=spread.n, reason=spread.reason)
     return Estimate(
@@ -100,12 +103,14 @@ def equivalent_of_rounds(sizes: Sequence[tuple[int, Sequence[float]]], moe: Sequ
     num = min(len(costs) for costs in samples)
 
     def gap(weights: FloatArray) -> intervals.Interval | None:
-        if num < 2:
+        if num < intervals.FEWEST_REPEATS:
             return None
         # to first order log(mean) varies as mean / its expectation
         parts = [(w, costs / mean) for w, costs, mean in zip(weights, samples, means, strict=True) if w]
         told = linear_estimate([(float(w), costs.tolist()) for w, costs in parts])
-        assert told.value is not None and told.low is not None and told.high is not None, "two rounds have an interval"
+        assert told.value is not None and told.low is not None and told.high is not None, (
+            "three rounds have an interval"
+        )
         centre = float(np.log(means) @ weights)
         return centre + told.low - told.value, centre + told.high - told.value
 

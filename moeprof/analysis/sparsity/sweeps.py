@@ -7,17 +7,19 @@ percentiles pool the rounds and are null below their minimum sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeprof.analysis.metrics import sweep as figures
-from moeprof.analysis.metrics.routing.shift import cell, first_with_routing
+from moeprof.analysis.metrics.cost_bounds import output_bounds
+from moeprof.analysis.metrics.routing.shift import first_with_routing
 from moeprof.analysis.metrics.routing.steps import distinct_nulls, routed_steps
+from moeprof.analysis.metrics.routing.units import cell
 from moeprof.analysis.metrics.samples import itl_samples, mean_of_steps, span_samples, summarise
-from moeprof.analysis.metrics.slo import goodput_ratios
+from moeprof.analysis.metrics.slo import goodput_of
 from moeprof.analysis.metrics.sweep import (
     AXES,
     SweptPoint,
@@ -113,9 +115,14 @@ class SweepResult:
     is_open: bool
 
     def line(self, model: str, row: SweepPoint) -> tuple[PointResult, ...]:
-        """A model's points with these other settings, by load; empty for a model without a sweep."""
+        """A model's points with these other settings, one for each load; empty for a model without a sweep."""
         points = next((m.points for m in self.models if m.model == model), ())
         return tuple(p for p in points if row_of(p.point, self.axis) == row)
+
+    @property
+    def own(self) -> SweptPoint | None:
+        """The run's own rounds of the first model, where they are one of the points."""
+        return next((p.swept for model in self.models for p in model.points if p.swept.own), None)
 
     def load(self, point: SweepPoint) -> float:
         """Where a point stands on the axis."""
@@ -128,6 +135,7 @@ def sweep_results(summary: Summary) -> SweepResult | None:
     if not swept:
         return None
     axis = axis_of([one.point for model in swept for one in model.sweep])
+    with_own = all(any(one.own for one in model.sweep) for model in swept)
     slo, num_devices = summary.record.slo, summary.pricing.num_devices
     models = tuple(
         ModelSweep(
@@ -135,15 +143,31 @@ def sweep_results(summary: Summary) -> SweepResult | None:
             is_moe=_is_moe(model),
             points=tuple(
                 point_result(model.name, one, slo, num_devices, is_moe=_is_moe(model))
-                for one in sorted(model.sweep, key=lambda one: load_of(one.point, axis))
+                for one in _one_per_load(model.sweep, axis, with_own=with_own)
             ),
             stopped=None if model.launch.sweep_stopped is None else model.launch.sweep_stopped.reason,
         )
         for model in swept
     )
-    rows = tuple(dict.fromkeys(row_of(one.point, axis) for model in swept for one in model.sweep))
+    rows = tuple(dict.fromkeys(row_of(one.point, axis) for model in models for one in model.points))
     is_open = any(one.tables.traffic == "open" for model in swept for point in model.sweep for one in point.rounds)
     return SweepResult(axis=axis, rows=rows, models=models, is_open=is_open)
+
+
+def _one_per_load(sweep: Sequence[SweptPoint], axis: str, *, with_own: bool) -> list[SweptPoint]:
+    """In order of load. Where the run's own rounds had the load of a point, the one with more requests stands for it.
+
+    Args:
+        sweep: of one model.
+        axis: the load.
+        with_own: every model has rounds of its own; else they are left out, as models are compared point by point.
+    """
+    found: dict[SweepPoint, SweptPoint] = {}
+    for one in sweep:
+        other = found.get(one.point)
+        if (with_own or not one.own) and (other is None or one.num_requests > other.num_requests):
+            found[one.point] = one
+    return sorted(found.values(), key=lambda one: load_of(one.point, axis))
 
 
 def _is_moe(model: ModelSummary) -> bool:
@@ -169,12 +193,13 @@ def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, i
     """All figures of one model at one setting."""
     ttft, itl = _percentiles(swept, "ttft"), _percentiles(swept, "itl")
     experts, nulls, batch = _experts(swept, is_moe=is_moe)
-    goodput = goodput_ratios(swept, slo)
+    output_price = _mean(swept, figures.usd_output, "no output tokens, or no decode step that made one")
+    bounds = output_bounds([one.split for one in swept.rounds])
     return PointResult(
         model=model,
         point=swept.point,
         usd_per_1m_total_tokens=_mean(swept, figures.usd_total, "no tokens"),
-        usd_per_1m_output_tokens=_mean(swept, figures.usd_output, "no output tokens"),
+        usd_per_1m_output_tokens=output_price if bounds is None else bounds.held(output_price),
         output_tokens_per_s=_mean(swept, lambda r: _per_device(figures.outputs_per_s(r), num_devices), "empty window"),
         tokens_per_s_per_user=_mean(swept, figures.tokens_per_s_per_user, "no request had two tokens"),
         ttft_p50_s=ttft["p50"],
@@ -183,7 +208,7 @@ def point_result(model: str, swept: SweptPoint, slo: Slo, num_devices: int, *, i
         ttft_percentiles_s=ttft,
         decode_step_s=_mean(swept, figures.decode_step_s, "no pure decode steps"),
         decode_batch=batch,
-        goodput_ratio=over_rounds(goodput, "the workload states no slo", bounded=True),
+        goodput_ratio=goodput_of(swept, slo),
         busy_ratio=_mean(swept, lambda r: r.split.busy_ratio, "empty window", bounded=True),
         distinct_experts=experts,
         distinct_nulls=nulls,

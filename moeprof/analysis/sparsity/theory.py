@@ -1,8 +1,9 @@
-"""Theory beside measurement: what FLOPs, bytes and the roofline promise of sparsity, and what was measured.
+"""Theory beside measurement: what counting FLOPs, bytes and least times says of sparsity, and what was measured.
 
 Work comes from what ran: the batches, the distinct experts and the kernels of each step (docs/metrics.md#work). Figures
-are per token, so that passes of unequal length compare; a promise is the dense model's figure over the MoE's: above 1
-the MoE should be the faster one. Twins that did not run are computed: the MoE's own batches through the MoE's shape
+are per token, so that passes of unequal length compare; a ratio is the dense model's figure over the MoE's: above 1 the
+MoE should be the faster one. A least time bounds a model; the ratio of two bounds nothing, so each model's distance
+from its own stands beside it. Twins that did not run are computed: the MoE's own batches through the MoE's shape
 with every block replaced by a dense MLP.
 
 The measured side of theory beside measurement: times of two models on the same steps, paired.
@@ -19,16 +20,14 @@ import numpy as np
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
 from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds, to_metric
-from moeprof.analysis.metrics.tables import ALL, PassTables
+from moeprof.analysis.metrics.tables import ALL, PassTables, column, is_phase
 from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_S, step_work
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.launch import LaunchHeader
-
-if TYPE_CHECKING:
-    from moeprof.analysis.metrics.summary import ModelSummary, Summary
-
+from moeprof.core.units import count
 
 if TYPE_CHECKING:
     from moeprof.analysis.metrics.summary import ModelSummary, Summary
@@ -76,7 +75,7 @@ Match = Literal["active", "total"]
 PHASES = ("decode", "prefill", ALL)
 TWIN_NAMES: dict[Match, str] = {"total": "total-matched, computed", "active": "active-matched, computed"}
 REPLACED = ("router", "shared_experts", "routed_experts")
-TOO_WIDE = 100  # an interval from a tenth to ten times says nothing; a sentence does not repeat it
+FEWEST_STEPS = 11  # of one token, in each round
 NOT_RUN = "this twin did not run: its work is computed from the MoE's shape"
 
 
@@ -89,6 +88,7 @@ class PhaseWork:
         phase: prefill, decode or all.
         flops_per_token, bytes_per_token: of the counted steps of the first pass; rounds repeat its tokens.
         roofline_s_per_token: the least time on this device, from its measured peaks.
+        from_memory_s_per_token: the same if all bytes came from memory, where the cache may have had them; else None.
         step_s_per_token: measured, mean over rounds.
         rounds_s_per_token: measured, per round; empty for a computed twin.
         num_launches: launches that the rounds come from.
@@ -100,11 +100,20 @@ class PhaseWork:
     flops_per_token: Estimate
     bytes_per_token: Estimate
     roofline_s_per_token: Estimate
+    from_memory_s_per_token: float | None
     step_s_per_token: Estimate
     rounds_s_per_token: tuple[float, ...]
     num_launches: int
     active_params: int
     total_params: int
+
+    @property
+    def over_least(self) -> Estimate:
+        """Measured time over the own least time."""
+        least, spent = self.roofline_s_per_token, self.step_s_per_token
+        if not least.value or spent.value is None:
+            return Estimate(value=None, reason=least.reason or spent.reason)
+        return spent.times(1 / least.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +123,10 @@ class Speedup:
     Attributes:
         moe, dense: the pair; ``dense`` may be a computed twin.
         phase: prefill, decode or all.
-        flops, num_bytes, roofline: promised.
+        flops, num_bytes, roofline: bound by counting.
         measured: step time per token, each model alone, paired by round.
         in_turn: step time with the models stepped in turn at the same load, where that was measured.
+        limits: how far each of the two is from its own least time, in words; empty where that is not known.
         active_params, total_params: ratios of parameters.
     """
 
@@ -128,24 +138,20 @@ class Speedup:
     roofline: Estimate
     measured: Estimate
     in_turn: Estimate
+    limits: str
     active_params: float
     total_params: float
 
     @property
     def text(self) -> str:
-        """``speedup promised by FLOPs 4.1x, by bytes 1.3x, by the roofline 1.3x, measured 0.9x``."""
-        parts = [
-            f"{name} {_times(value)}"
-            for name, value in (
-                ("speedup promised by FLOPs", self.flops),
-                ("by bytes", self.num_bytes),
-                ("by the roofline", self.roofline),
-                ("measured", self.measured),
-                ("stepped in turn", self.in_turn),
-            )
-            if value.value is not None
-        ]
-        return ", ".join(parts) if parts else f"cannot tell ({self.flops.reason or self.measured.reason})"
+        """``speedup bound by counting FLOPs 4.1x, bytes 1.3x, least time 1.3x; measured 0.9x. A ratio of ...``."""
+        counted = _listed(FLOPs=self.flops, bytes=self.num_bytes, least_time=self.roofline)
+        measured = _listed(measured=self.measured, stepped_in_turn=self.in_turn)
+        parts = [f"speedup bound by counting {counted}"] if counted else []
+        parts += [measured] if measured else []
+        if not parts:
+            return f"cannot tell ({self.flops.reason or self.measured.reason})"
+        return "; ".join(parts) + (f". {self.limits}" if self.limits else "")
 
 
 def twin_facts(facts: ModelFacts, match: Match) -> ModelFacts:
@@ -233,9 +239,30 @@ def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: E
         roofline=_over(dense.roofline_s_per_token, moe.roofline_s_per_token),
         measured=measured,
         in_turn=turn or Estimate(value=None, reason=reason or NOT_IN_TURN),
+        limits=limits_text(moe, dense),
         active_params=dense.active_params / moe.active_params,
         total_params=dense.total_params / moe.total_params,
     )
+
+
+def limits_text(moe: PhaseWork, dense: PhaseWork) -> str:
+    """``A ratio of least times is no limit: dense-16x takes 2.9 times its own, moe 2.1 times its own``."""
+    sides = (dense, moe)
+    reason = dense.roofline_s_per_token.reason or moe.roofline_s_per_token.reason
+    if any(side.step_s_per_token.value is None for side in sides):
+        return ""
+    if all(side.over_least.value is None for side in sides):
+        return f"No least time is known: {reason}" if reason else ""
+    return f"A ratio of least times is no limit: {'; '.join(map(_distance, sides))}"
+
+
+def _distance(side: PhaseWork) -> str:
+    least, spent, why = side.from_memory_s_per_token, side.step_s_per_token.value, side.roofline_s_per_token.reason
+    if side.over_least.value is not None:
+        return f"{side.model} takes {side.over_least.value:.1f} times its own"
+    if least is None or spent is None:
+        return f"that of {side.model} is not known ({why})"
+    return f"{side.model} {spent / least:.1f} times if all its bytes came from memory, but {why}"
 
 
 def phase_work(model: ModelSummary, phase: str) -> PhaseWork | None:
@@ -272,14 +299,14 @@ def _phase_work(
     if not told and reason is None:
         return None
     nothing = Estimate(value=None, reason=reason)
-    flops, num_bytes, roofline = nothing, nothing, nothing
+    flops, num_bytes, roofline, from_memory = nothing, nothing, nothing, None
     seconds: tuple[float, ...] = ()
     if told:
         work, mask = told[0]
         tokens = float(work.tokens_S[mask].sum())
         flops = Estimate(value=float(work.flops_S[mask].sum()) / tokens)
         num_bytes = Estimate(value=float(work.bytes_S[mask].sum()) / tokens)
-        roofline = _roofline(work, mask, limits)
+        roofline, from_memory = _roofline(work, mask, limits)
         seconds = tuple(float(w.time_S[m].sum() / w.tokens_S[m].sum()) for w, m in told)
     return PhaseWork(
         model=name,
@@ -287,6 +314,7 @@ def _phase_work(
         flops_per_token=flops,
         bytes_per_token=num_bytes,
         roofline_s_per_token=roofline,
+        from_memory_s_per_token=from_memory,
         step_s_per_token=_mean(seconds, reason),
         rounds_s_per_token=seconds,
         num_launches=max(num_launches, 1),
@@ -295,11 +323,13 @@ def _phase_work(
     )
 
 
-def _roofline(work: StepWork, mask: Any, limits: Limits) -> Estimate:
-    least_S = roofline_S(work, limits)
+def _roofline(work: StepWork, mask: Any, limits: Limits) -> tuple[Estimate, float | None]:
+    """The least time per token, and what it would be from memory where the cache may have had the bytes."""
+    least_S, cached = roofline_S(work, limits), limits.cached(work.bytes_S[mask])
     if least_S is None:
-        return Estimate(value=None, reason=limits.bandwidth_reason or limits.flops_reason)
-    return Estimate(value=float(least_S[mask].sum() / work.tokens_S[mask].sum()))
+        return Estimate(value=None, reason=limits.bandwidth_reason or limits.flops_reason), None
+    least = float(least_S[mask].sum() / work.tokens_S[mask].sum())
+    return (Estimate(value=least), None) if cached is None else (Estimate(value=None, reason=cached), least)
 
 
 def _mean(values: Sequence[float], reason: str | None) -> Estimate:
@@ -315,15 +345,82 @@ def _over(above: Estimate, below: Estimate) -> Estimate:
 def _times(value: Estimate) -> str:
     assert value.value is not None, "checked by the caller"
     if value.low is None or value.high is None:
-        return f"{value.value:.3g}x"
-    if value.high > TOO_WIDE * value.low:
-        return f"{value.value:.3g}x (cannot tell: the rounds differ too much)"
+        return f"{value.value:.3g}x" + (f" (cannot tell: {value.reason})" if value.reason else "")
     return f"{value.value:.3g}x [{value.low:.3g}, {value.high:.3g}]"
 
 
-def theory_metrics(speedups: Sequence[Speedup]) -> tuple[MetricValue, ...]:
-    """``theoretical_speedup`` by flops, bytes and roofline, and ``measured_speedup``, labelled by pair and phase."""
-    values = []
+def _listed(**values: Estimate) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_times(v)}" for name, v in values.items() if v.value is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneToken:
+    """Decode steps of one token, in which an MoE reads no expert but the active ones; at least FEWEST_STEPS a round.
+
+    Attributes:
+        moe, dense: the pair.
+        num_moe, num_dense: steps behind the ratio.
+        moe_params, dense_params: active parameters.
+        ratio: seconds of the MoE's over the dense model's, paired by round.
+    """
+
+    moe: str
+    dense: str
+    num_moe: int
+    num_dense: int
+    moe_params: int
+    dense_params: int
+    ratio: Estimate
+
+    @property
+    def text(self) -> str:
+        """``At one token a decode step of moe takes 1.42x [1.37, 1.47] as long as one of dense (...)``."""
+        return (
+            f"At one token a decode step of {self.moe} takes {_times(self.ratio)} as long as one of {self.dense} "
+            f"({self.num_moe:,} and {self.num_dense:,} steps of the workload's own rounds; one token uses "
+            f"{count(self.moe_params)} and {count(self.dense_params)} parameters): that much is there before any "
+            "further expert is read"
+        )
+
+
+def one_token_steps(summary: Summary) -> tuple[OneToken, ...]:
+    """Every MoE against every dense model that had enough such steps.
+
+    A step of one token is the same work whatever else the traffic was, so rounds of an open loop may be compared.
+    """
+    found = [_one_token(summary, moe, dense) for moe, others in pairs(summary) for dense in others]
+    return tuple(one for one in found if one is not None)
+
+
+def _one_token(summary: Summary, moe: ModelSummary, dense: ModelSummary) -> OneToken | None:
+    if summary.record.schedule(moe.name).sha256 != summary.record.schedule(dense.name).sha256:
+        return None
+    mine, theirs = ([_one_token_s(tables) for tables in model.rounds] for model in (moe, dense))
+    if not mine or len(mine) != len(theirs) or min(map(len, (*mine, *theirs))) < FEWEST_STEPS:
+        return None
+    assert moe.facts is not None and dense.facts is not None, "pairs have facts"
+    launches = (len(moe.launch_splits), len(dense.launch_splits))
+    return OneToken(
+        moe=moe.name,
+        dense=dense.name,
+        num_moe=sum(map(len, mine)),
+        num_dense=sum(map(len, theirs)),
+        moe_params=moe.facts.active_params,
+        dense_params=dense.facts.active_params,
+        ratio=paired_times([float(s.mean()) for s in mine], [float(s.mean()) for s in theirs], launches),
+    )
+
+
+def _one_token_s(tables: PassTables) -> FloatArray:
+    steps = tables.steps
+    own = is_phase(steps, "decode") & (column(steps, "decode_tokens") == 1)
+    seconds: FloatArray = (column(steps, "end_s") - column(steps, "start_s"))[own]
+    return seconds
+
+
+def theory_metrics(speedups: Sequence[Speedup], alone: Sequence[OneToken] = ()) -> tuple[MetricValue, ...]:
+    """Speedups bound by counting and measured, labelled by pair and phase, and steps of one token by pair."""
+    values = [to_metric("one_token_step_ratio", one.ratio, moe=one.moe, against=one.dense) for one in alone]
     for one in speedups:
         labels = {"moe": one.moe, "against": one.dense, "phase": one.phase}
         for by, estimate in (("flops", one.flops), ("bytes", one.num_bytes), ("roofline", one.roofline)):

@@ -13,6 +13,7 @@ from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.estimate import Estimate
 
 MAX_BLOCKS, MIN_BLOCKS = 20, 10
+MOST_MEMORY = 0.8
 NORMAL = 1.959964  # 0.975 quantile of the normal distribution
 LOST = 0.025  # with more resamples than this share without a value, an interval would be made up
 FEW_STEPS = "{n} steps: no interval with fewer than " + str(MIN_BLOCKS)
@@ -28,6 +29,7 @@ class Draws:
         drawn_RL: the means of block resamples, jointly over lanes; no rows with too few steps.
         degrees: degrees of freedom of the blocks.
         num_steps: steps behind the means.
+        stretch: by how much an interval grows because neighbouring blocks are alike.
     """
 
     lanes: tuple[str, ...]
@@ -35,6 +37,7 @@ class Draws:
     drawn_RL: FloatArray
     degrees: float
     num_steps: int
+    stretch: float = 1.0
 
 
 def run_blocks(num: int) -> IntArray:
@@ -50,8 +53,8 @@ def draw_means(lanes: tuple[str, ...], time_SL: FloatArray, step_S: IntArray) ->
     noise: where a step was repeated, its own mean is taken out before resampling (and the residuals are enlarged by
     sqrt(C / (C - 1)) for it). With a single cycle content cannot be told from noise, and intervals are wider.
 
-    Known error, by simulation: nominal 95 % cover 93-96 % from 100 steps on, up to an autocorrelation of 0.9 at 1,000
-    steps; with noise of autocorrelation 0.5 in one lane alone, 88-90 % at 60 steps and 81 % at 12.
+    Known error (python -m benchmarks.coverage): noise that is remembered for longer than a block, and that each lane
+    has for itself, is covered too rarely.
     """
     num = len(time_SL)
     if num == 0:
@@ -66,7 +69,28 @@ def draw_means(lanes: tuple[str, ...], time_SL: FloatArray, step_S: IntArray) ->
     sizes = np.bincount(blocks).astype(np.float64)
     counts = intervals.BlockSample(values=noise[:, 0], weights=np.ones(num), blocks=blocks).resampled_counts(0)
     drawn = mean + (counts @ sums) / (counts @ sizes)[:, None]
-    return Draws(lanes=lanes, mean_L=mean, drawn_RL=drawn, degrees=max(free * len(sizes) - 1, 1), num_steps=num)
+    degrees = max(free * len(sizes) - 1, 1)
+    stretch = memory_stretch(sums / sizes[:, None] / mean)
+    return Draws(lanes=lanes, mean_L=mean, drawn_RL=drawn, degrees=degrees, num_steps=num, stretch=stretch)
+
+
+def memory_stretch(blocks_BL: FloatArray) -> float:
+    """sqrt((1 + r) / (1 - r)), r = lag-1 correlation of blocks, 1 / B added for its bias, at most MOST_MEMORY.
+
+    Independent blocks would give the standard error that a bootstrap of blocks has; blocks that remember one another
+    have this many times it (a first-order process; Priestley 1981, section 5.3). What all lanes share cancels in
+    ratios and differences, so of several lanes each is taken against their mean.
+
+    Args:
+        blocks_BL: relative deviation of every block and lane.
+    """
+    own = blocks_BL - blocks_BL.mean(axis=1, keepdims=True) if blocks_BL.shape[1] > 1 else blocks_BL
+    own = own - own.mean(axis=0)
+    power = float((own**2).sum())
+    if power == 0:
+        return 1.0
+    memory = min(max(float((own[1:] * own[:-1]).sum()) / power + 1 / len(own), 0.0), MOST_MEMORY)
+    return math.sqrt((1 + memory) / (1 - memory))
 
 
 def _noise(time_SL: FloatArray, step_S: IntArray) -> tuple[FloatArray, float]:
@@ -112,7 +136,7 @@ def estimate_of(
     samples = np.array([sample for sample in drawn if sample is not None])
     if len(samples) < (1 - LOST) * len(drawn):
         return Estimate(value=value, n=draws.num_steps, reason="no interval: the figure often does not exist in it")
-    low, high = widened_interval(value, samples, draws.degrees, signed=signed)
+    low, high = widened_interval(value, samples, draws.degrees, signed=signed, stretch=draws.stretch)
     return Estimate(value=value, low=low, high=high, n=draws.num_steps)
 
 
@@ -120,12 +144,21 @@ def _named(draws: Draws, seconds_L: FloatArray) -> dict[str, float]:
     return dict(zip(draws.lanes, seconds_L.tolist(), strict=True))
 
 
-def widened_interval(value: float, samples: FloatArray, degrees: float, *, signed: bool) -> intervals.Interval:
+def widened_interval(
+    value: float, samples: FloatArray, degrees: float, *, signed: bool, stretch: float = 1.0
+) -> intervals.Interval:
     """The middle 95 % of resamples, stretched about the value by t / normal: few blocks know their spread badly.
 
     On the logarithm where the figure is positive and not ``signed``. Always holds the value.
+
+    Args:
+        value: the figure.
+        samples: resamples of it.
+        degrees: degrees of freedom of the blocks.
+        signed: no logarithm is taken.
+        stretch: because blocks are alike, see :func:`memory_stretch`.
     """
-    stretch = intervals.t_quantile(0.975, degrees) / NORMAL * math.sqrt((degrees + 1) / degrees)
+    stretch *= intervals.t_quantile(0.975, degrees) / NORMAL * math.sqrt((degrees + 1) / degrees)
     low, high = intervals.percentile_interval(samples)
     if not signed and low > 0 and value > 0:
         return value * min((low / value) ** stretch, 1.0), value * max((high / value) ** stretch, 1.0)
@@ -135,12 +168,10 @@ def widened_interval(value: float, samples: FloatArray, degrees: float, *, signe
 def launch_estimate(values: Sequence[float], *, signed: bool = False) -> Estimate:
     """Mean over launches with Student's interval; on the logarithm where the figure is positive and not ``signed``."""
     num, mean = len(values), float(np.mean(values))
-    if num < 2:
-        return Estimate(value=mean, n=num, reason="one launch: no interval between launches")
-    if not signed:
-        interval = intervals.mean_interval(values)
-        assert interval is not None, "two launches have an interval"
-        return Estimate(value=mean, low=interval[0], high=interval[1], n=num)
+    if num < intervals.FEWEST_REPEATS or not signed:
+        interval, why = intervals.repeated_interval(values, unit="launch")
+        low, high = interval or (None, None)
+        return Estimate(value=mean, low=low, high=high, n=num, reason=why)
     half = intervals.t_quantile(0.975, num - 1) * float(np.std(values, ddof=1)) / math.sqrt(num)
     return Estimate(value=mean, low=mean - half, high=mean + half, n=num)
 
@@ -153,8 +184,9 @@ def linear_estimate(terms: Sequence[tuple[float, Sequence[float]]]) -> Estimate:
     """
     value = sum(factor * float(np.mean(samples)) for factor, samples in terms)
     num = min(len(samples) for _, samples in terms)
-    if num < 2:
-        return Estimate(value=value, n=num, reason="one round: no interval")
+    if num < intervals.FEWEST_REPEATS:
+        fewest = min((samples for _, samples in terms), key=len)
+        return Estimate(value=value, n=num, reason=intervals.repeated_interval(fewest)[1])
     parts = [(factor**2 * float(np.var(s, ddof=1)) / len(s), len(s) - 1) for factor, s in terms if factor]
     variance = sum(part for part, _ in parts)
     if variance == 0:

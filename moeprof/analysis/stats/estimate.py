@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeprof.analysis.stats import intervals
+
+ROUNDS = "rounds"
+JUDGED = ("better", "worse", "no difference shown")
+LEAST_RATIO = 0.05  # nobody asks for how many repeats would tell a smaller difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +60,42 @@ class Ratio(Estimate):
     Attributes:
         verdict: better | worse | no difference shown | cannot tell | incomparable | same run, or "" where there is
             nothing to judge (neither direction is better).
+        by: ROUNDS where rounds of one launch are behind it, so that it speaks for this launch alone; else "".
     """
 
     verdict: str = ""
+    by: str = ""
+
+    @property
+    def verdict_text(self) -> str:
+        """``worse (rounds)``."""
+        return f"{self.verdict} ({self.by})" if self.by and self.verdict in JUDGED else self.verdict
+
+
+def narrow(estimate: Estimate, reason: str) -> Estimate:
+    """The estimate, without its interval and for this reason where the ends of that lie too far apart."""
+    if estimate.low is None or estimate.high is None or not intervals.is_too_wide((estimate.low, estimate.high)):
+        return estimate
+    return replace(estimate, low=None, high=None, reason=reason)
+
+
+def ratio_of_logs(logs: Sequence[float], unit: str) -> Estimate:
+    """The geometric mean of ratios, by their logarithms, with Student's 95 % interval on that scale.
+
+    Few or very different repeats have none (intervals.FEWEST_REPEATS, WIDEST); the reason then says how many would tell
+    this ratio from 1.
+    """
+    values = np.asarray(logs, dtype=np.float64)
+    middle, num = float(values.mean()), len(values)
+    spread = float(values.std(ddof=1)) if num > 1 and np.ptp(values) > 0 else 0.0
+
+    def half(repeats: int) -> float:
+        return intervals.t_quantile(0.5 + intervals.CONFIDENCE / 2, repeats - 1) * spread / math.sqrt(repeats)
+
+    widest = math.log(intervals.WIDEST) / 2
+    if num >= intervals.FEWEST_REPEATS and half(num) <= widest:
+        ends = math.exp(middle - half(num)), math.exp(middle + half(num))
+        return Estimate(value=math.exp(middle), low=ends[0], high=ends[1], n=num)
+    reach = min(max(abs(middle), LEAST_RATIO), widest)
+    why = intervals.too_few_text(np.exp(values), unit, lambda repeats: half(repeats) <= reach)
+    return Estimate(value=math.exp(middle), n=num, reason=why)

@@ -21,6 +21,10 @@ CONFIDENCE = 0.95
 RESAMPLES = 400
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 MAX_BLOCKS = 500
+FEWEST_REPEATS = 3  # two know their own spread so badly that the interval is up to 25 standard errors wide
+WIDEST = 10.0  # an interval whose ends are further apart than this says nothing worth printing
+WIDEST_SHARE = 0.5  # and one of a share, where it also spans more than this of what is possible
+MOST_REPEATS = 1000  # nobody would measure more
 _HISTOGRAM_BINS = 1_000
 
 
@@ -78,7 +82,9 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = False) -> Interval | None:
+def mean_interval(
+    samples: Sequence[float] | FloatArray, *, bounded: bool = False, around: float | None = None
+) -> Interval | None:
     """95 % interval of the mean that stays where the quantity lives.
 
     The t-interval of the mean on a transformed scale, its standard error s carried over by the delta method: logarithm
@@ -88,6 +94,7 @@ def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = Fals
     Args:
         samples: one value per round or launch.
         bounded: the quantity is a share that cannot leave [0, 1]. Should a value do so, it is taken as not bounded.
+        around: what the interval is put around instead of the mean: a percentile of all samples together.
 
     Returns:
         None with fewer than two samples; (value, value) where all are equal.
@@ -95,8 +102,8 @@ def mean_interval(samples: Sequence[float] | FloatArray, *, bounded: bool = Fals
     values = np.asarray(samples, dtype=np.float64)
     if len(values) < 2:
         return None
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if np.ptp(values) > 0 else 0.0
-    return _around(float(values.mean()), error, len(values) - 1, values, bounded)
+    centre = float(values.mean()) if around is None else around
+    return _around(centre, _error(values, len(values)), len(values) - 1, values, bounded)
 
 
 def _around(estimate: float, error: float, degrees: int, values: FloatArray, bounded: bool) -> Interval:
@@ -105,13 +112,134 @@ def _around(estimate: float, error: float, degrees: int, values: FloatArray, bou
     if half == 0:
         return estimate, estimate
     least, most = min(float(values.min()), estimate), max(float(values.max()), estimate)
-    if least < 0 or estimate == 0:
+    if least < 0:
         return estimate - half, estimate + half
+    if estimate == 0:
+        return 0.0, half
     if bounded and most <= 1 and estimate < 1:
         odds, factor = estimate / (1 - estimate), math.exp(half / (estimate * (1 - estimate)))
         return odds / (odds + factor), odds * factor / (1 + odds * factor)
     factor = math.exp(half / estimate)
     return estimate / factor, estimate * factor
+
+
+def repeated_interval(
+    samples: Sequence[float] | FloatArray, *, unit: str = "round", bounded: bool = False, around: float | None = None
+) -> tuple[Interval | None, str | None]:
+    """The interval of :func:`mean_interval`, or None and why so few, or such different, repeats carry none.
+
+    Args:
+        samples: one value per repeat.
+        unit: what was repeated: ``round``, ``launch``, ``launch pair``.
+        bounded: as there.
+        around: as there.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    interval = mean_interval(values, bounded=bounded, around=around) if len(values) >= FEWEST_REPEATS else None
+    if interval is not None and not is_too_wide(interval, bounded=bounded):
+        return interval, None
+    centre = around if around is not None else float(values.mean()) if len(values) else 0.0
+
+    def is_enough(num: int) -> bool:
+        return not is_too_wide(_around(centre, _error(values, num), num - 1, values, bounded), bounded=bounded)
+
+    return None, f"no interval: {too_few_text(values, unit, is_enough)}"
+
+
+def is_too_wide(interval: Interval, *, bounded: bool = False) -> bool:
+    """Whether the ends of an interval of positive figures lie so far apart that it must not be printed."""
+    low, high = interval
+    apart = 0 <= low < high and high > WIDEST * low
+    return apart and (not bounded or high - low > WIDEST_SHARE)
+
+
+def repeats_text(values: Sequence[float] | FloatArray, unit: str = "round") -> str:
+    """``two rounds that differ by 166 %``."""
+    num, low, high = len(values), min(values, default=0.0), max(values, default=0.0)
+    text = {0: f"no {unit}", 1: f"one {unit}", 2: f"two {units_text(unit)}"}.get(num, f"{num} {units_text(unit)}")
+    if num < 2:
+        return text
+    apart = (
+        f"by {100 * (high / low - 1):.{0 if high > 1.1 * low else 1}f} %" if low > 0 else f"({low:.3g} to {high:.3g})"
+    )
+    return f"{text} that differ {apart}" if high > low else f"{text} that agree"
+
+
+def units_text(unit: str) -> str:
+    """``rounds``, ``launches``."""
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+
+
+def _error(values: FloatArray, num: int) -> float:
+    """Standard error of the mean of ``num`` such values."""
+    return float(values.std(ddof=1)) / math.sqrt(num) if len(values) > 1 and np.ptp(values) > 0 else 0.0
+
+
+def too_few_text(values: Sequence[float] | FloatArray, unit: str, is_enough: Callable[[int], bool]) -> str:
+    """``two rounds that differ by 166 %; about 4 rounds needed``.
+
+    Args:
+        values: of the repeats at hand.
+        unit: what was repeated.
+        is_enough: whether so many repeats with this spread would do.
+    """
+    num, text = len(values), repeats_text(values, unit)
+    nums = range(max(FEWEST_REPEATS, num), MOST_REPEATS + 1)
+    needed = next((n for n in nums if num < 2 or is_enough(n)), None)
+    if needed is None:
+        return f"{text}; more than {MOST_REPEATS} {units_text(unit)} needed"
+    many = f"{needed} or more" if needed == FEWEST_REPEATS else f"about {needed}"
+    return f"{text}; {many} {units_text(unit)} needed"
+
+
+def binomial_interval(successes: float, trials: float) -> Interval:
+    """95 % two-sided interval of a share by Clopper and Pearson (1934): 72 of 72 is [0.950, 1], 8 of 8 [0.631, 1].
+
+    Quantiles of beta distributions, so that ``successes`` need not be whole: a request that met an objective in two of
+    three rounds counts 2/3.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    failures = max(trials - successes, 0.0)
+    low = 0.0 if successes <= 0 else float(betaincinv(successes, failures + 1, tail))
+    high = 1.0 if failures <= 0 else float(betaincinv(successes + 1, failures, 1 - tail))
+    return low, high
+
+
+def clustered_share_interval(parts: FloatArray, wholes: FloatArray) -> Interval | None:
+    """95 % interval of ``sum(parts) / sum(wholes)`` where what stands together in a row is alike: tokens of a request.
+
+    Korn and Graubard (1998): the variance of the ratio by leaving out one row at a time says how many independent
+    trials the share is worth; the interval is binomial with so many, never more than there are units. Where all rows
+    agree on 0 or 1 the variance says nothing, and each row is one trial.
+    """
+    total = float(wholes.sum())
+    if not total:
+        return None
+    share, num = float(parts.sum()) / total, len(wholes)
+    spread = share * (1 - share)
+    if spread <= 0 or num < 2:
+        return binomial_interval(share * num, num)
+    without = (parts.sum() - parts) / np.maximum(total - wholes, 1e-300)
+    variance = (num - 1) / num * float(((without - without.mean()) ** 2).sum())
+    few = 0.5 + CONFIDENCE / 2
+    known = (t_quantile(few, math.inf) / t_quantile(few, num - 1)) ** 2  # of few rows the variance is known badly
+    trials = known * (total if variance == 0 else min(spread / variance, total))
+    return binomial_interval(share * trials, trials)
+
+
+def share_interval(own: Interval, per_round: Sequence[float]) -> Interval:
+    """The interval of a share joined with that over rounds: rounds repeat the same requests, and still may differ.
+
+    The t-interval over rounds is cut at 0 and 1; with one round there is none.
+    """
+    values = np.asarray(per_round, dtype=np.float64)
+    if len(values) < 2:
+        return own
+    half = t_quantile(0.5 + CONFIDENCE / 2, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    middle = float(values.mean())
+    return max(0.0, min(own[0], middle - half)), min(1.0, max(own[1], middle + half))
 
 
 def block_mean_interval(series: FloatArray, max_blocks: int = 30, *, bounded: bool = False) -> Interval | None:
@@ -123,8 +251,7 @@ def block_mean_interval(series: FloatArray, max_blocks: int = 30, *, bounded: bo
     if len(series) < 10:
         return None
     means = np.array([part.mean() for part in np.array_split(series, min(max_blocks, len(series) // 5))])
-    error = float(means.std(ddof=1)) / math.sqrt(len(means)) if np.ptp(series) > 0 else 0.0
-    return _around(float(series.mean()), error, len(means) - 1, means, bounded)
+    return _around(float(series.mean()), _error(means, len(means)), len(means) - 1, means, bounded)
 
 
 def jackknife_interval(estimate: float, without_group: FloatArray, *, bounded: bool = False) -> Interval | None:
@@ -134,6 +261,29 @@ def jackknife_interval(estimate: float, without_group: FloatArray, *, bounded: b
         return None
     variance = (groups - 1) / groups * float(((without_group - without_group.mean()) ** 2).sum())
     return _around(estimate, math.sqrt(variance), groups - 1, without_group, bounded)
+
+
+def corrected_jackknife_interval(
+    estimate: float, without_group: FloatArray, *, low: float, high: float, power: int = 1
+) -> Interval | None:
+    """95 % jackknife interval about the estimate less its bias (Quenouille 1956), widened to hold the estimate.
+
+    Args:
+        estimate: of all groups together.
+        without_group: the same without each group.
+        low: least of the quantity.
+        high: most of it.
+        power: the scale: an estimate whose square is smooth where it reaches 0 is treated as a square.
+    """
+    groups = len(without_group)
+    if groups < 2 or not np.all(np.isfinite(without_group)):
+        return None
+    whole, left = estimate**power, without_group**power
+    middle = groups * whole - (groups - 1) * float(left.mean())
+    variance = (groups - 1) / groups * float(((left - left.mean()) ** 2).sum())
+    half = t_quantile(0.5 + CONFIDENCE / 2, groups - 1) * math.sqrt(variance)
+    ends = [min(max(end, low**power), high**power) ** (1 / power) for end in (middle - half, middle + half)]
+    return min(ends[0], estimate), max(ends[1], estimate)
 
 
 def blocks_of(num: int) -> IntArray:

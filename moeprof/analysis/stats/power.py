@@ -33,9 +33,25 @@ def half_width(logs: Sequence[float], num_gates: int = 1) -> float:
 def enough(logs: Sequence[float], floor_ratio: float, num_gates: int = 1) -> bool:
     """Whether more launch pairs would be waste: enough of them, and half the interval within half the floor.
 
-    Looks at precision alone, never at the verdict, so stopping by it raises no false alarms.
+    Looks at precision alone, never at the verdict, so stopping by it raises no false alarm of *worse* or *better*. It
+    does favour samples whose spread looks small: judged as if their number had been fixed, a change of exactly the
+    floor would be called no difference in up to 1.6 % of samples instead of 1 %. So whoever stops by it measures one
+    more pair, and judges *no difference* at half of alpha (simulated: 0.5 to 0.8 %; one more pair alone: 1.5 %).
     """
     return len(logs) >= MIN_LAUNCH_PAIRS and half_width(logs, num_gates) <= PRECISE * math.log1p(floor_ratio)
+
+
+def lag_1_correlation(logs: Sequence[float]) -> float | None:
+    """Correlation of each pair's ratio with the next one's; None with fewer pairs than a verdict needs.
+
+    The plain estimate is low by about 1 / n, which is added. It is rough: above 0.5 with six independent pairs in 5 %
+    of cases, with 12 in 2 %; where the true correlation is 0.9, with six in 32 %, with 12 in 65 %, with 20 in 85 %.
+    """
+    if len(logs) < MIN_LAUNCH_PAIRS:
+        return None
+    apart = np.asarray(logs, dtype=np.float64) - np.mean(logs)
+    power = float(apart @ apart)
+    return None if power == 0 else float(apart[1:] @ apart[:-1]) / power + 1 / len(logs)
 
 
 def needed_pairs(logs: Sequence[float], floor_ratio: float, num_gates: int = 1) -> int | None:

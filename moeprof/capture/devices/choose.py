@@ -42,11 +42,13 @@ def choose_device(asked: str, nvml: Any = None, *, has_cuda_build: bool | None =
         has_cuda_build: whether the installed torch can use a GPU; None looks at its version.
 
     Raises:
-        InputError: a GPU was asked for that is not there, or that torch or NVML cannot use.
+        InputError: a GPU was asked for that is not there, or that torch or NVML cannot use; or CUDA_VISIBLE_DEVICES
+            has the beginning of several UUIDs.
     """
     if asked == "cpu":
         return Choice(device="cpu")
     gpus = visible_gpus(nvml)
+    _refuse_ambiguous(gpus)
     built = has_cuda_build_of_torch() if has_cuda_build is None else has_cuda_build
     if asked.startswith("cuda") and not (gpus and built):
         why = "this torch is built for the CPU" if gpus else "no NVIDIA driver or GPU was found"
@@ -58,7 +60,7 @@ def choose_device(asked: str, nvml: Any = None, *, has_cuda_build: bool | None =
     if not built or not readings:
         if asked == "cuda":
             raise InputError(f"device: found cuda, but no GPU can be used; there {_listed(gpus)}")
-        return Choice(device="cpu")
+        return Choice(device="cpu", why=_named_in_vain(nvml) if built and not gpus else None)
     best = min(readings, key=lambda i: (_is_taken(readings[i]), -_free_gib(readings[i]), i))
     return Choice(device=f"cuda:{best}", gpu=gpus[best], why=_why(best, readings, len(gpus)))
 
@@ -75,6 +77,24 @@ def visible_gpus(nvml: Any = None) -> list[Gpu]:
     while (gpu := find_gpu(None, nvml, position=len(gpus))).reason not in ABSENT:
         gpus.append(gpu)
     return gpus
+
+
+def _refuse_ambiguous(gpus: Sequence[Gpu]) -> None:
+    position = next((i for i, gpu in enumerate(gpus) if gpu.reason == "ambiguous_uuid"), None)
+    if position is not None:
+        name = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")[position]
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES: {name} is the beginning of the UUIDs of several GPUs; give more of it "
+            "(`nvidia-smi -L` lists them)"
+        )
+
+
+def _named_in_vain(nvml: Any) -> str | None:
+    """What to say where CUDA_VISIBLE_DEVICES names a GPU that is not there, so that CUDA shows none."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")[0]
+    if find_gpu(None, nvml).reason != "no_such_gpu" or not shown:
+        return None
+    return f"cpu: CUDA_VISIBLE_DEVICES begins with {shown}, which is no GPU of this machine"
 
 
 def has_cuda_build_of_torch() -> bool:

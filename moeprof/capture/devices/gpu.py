@@ -175,11 +175,23 @@ def _handle(nvml: Any, uuid: str | None, position: int) -> Any:
     if position >= len(names) or names[position] in ("", "-1", "NoDevFiles"):
         return "hidden"
     name = names[position]
-    if name.startswith(("GPU-", "MIG-")):
+    if name.startswith("MIG-"):
         return nvml.nvmlDeviceGetHandleByUUID(name)
+    if name.startswith("GPU-"):
+        return _by_beginning(nvml, name)
     if not name.isdecimal():
         return "no_such_gpu"
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if _counts_like_cuda(nvml) else "ambiguous_index"
+
+
+def _by_beginning(nvml: Any, beginning: str) -> Any:
+    """CUDA takes as much of a UUID as no other GPU shares; NVML wants all of it."""
+    whole, reason = _try(nvml, lambda: nvml.nvmlDeviceGetHandleByUUID(beginning))
+    if reason != "no_such_gpu":
+        return whole if reason is None else reason
+    handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    found = [handle for handle in handles if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(beginning)]
+    return found[0] if len(found) == 1 else "ambiguous_uuid" if found else "no_such_gpu"
 
 
 def _counts_like_cuda(nvml: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.deployment import Deployment
+from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.engines.paged.build import build_paged
 from moeprof.capture.engines.paged.kernels import block_step
 from moeprof.capture.engines.static import StaticEngine
@@ -39,7 +40,10 @@ def open(
     before_weights: Callable[[], None] = lambda: None,
     load_part: LoadPart | None = None,
 ) -> Deployment:
-    """Load ``spec``; see :func:`moeprof.capture.models.open.open_model`."""
+    """Load ``spec``; see :func:`moeprof.capture.models.open.open_model`.
+
+    Requests that may end early (those of the warm-up are as the workload's) stop at the checkpoint's end ids.
+    """
     memory = Watch(device)
 
     def forget_peak() -> None:
@@ -51,9 +55,10 @@ def open(
         memory.forget_peak()
     memory.loaded()
     module = opened.model
+    stop_ids = end_ids(opened.origin, opened.source) if warmup is not None and warmup.outputs == "free" else None
 
     def build(settings: TransformersSettings, listeners: ListenerSet, *, in_turn: bool = False) -> Engine:
-        return build_engine(module, settings, listeners, in_turn=in_turn)
+        return build_engine(module, settings, listeners, stop_ids or (), in_turn=in_turn)
 
     def describe(tokenizer_hash: str | None, overridden: str | None) -> ModelFacts:
         is_paged = settings.batching != "static" and needs_static(module) is None
@@ -70,6 +75,8 @@ def open(
         return {"kv_space": space.to_json()}
 
     launch = {"dtype_reason": opened.blueprint.dtype_reason, "load_s": opened.load_s}
+    if stop_ids is not None:
+        launch["end_ids"] = stop_ids
     return Deployment(
         build=build, describe=describe, launch=launch, check_room=check_room, module=module, memory=memory
     )
@@ -108,6 +115,22 @@ def build_engine(
     return engine
 
 
+def refuse_batching(model: Any, settings: TransformersSettings) -> None:
+    """Refuse what the structure of a model does not allow; it may be without memory.
+
+    Raises:
+        UnsupportedModelError: continuous batches or shared prefixes were asked for, and the architecture has none.
+    """
+    reason = needs_static(model)
+    if reason is not None and settings.batching == "continuous":
+        raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
+    if settings.prefix_cache and (reason is not None or settings.batching == "static"):
+        raise UnsupportedModelError(
+            f"engine.prefix_cache: {type(model).__name__} runs in static batches ({reason or 'asked for'}), "
+            "which share no prefixes; set it to false"
+        )
+
+
 def _static(
     model: Any,
     settings: TransformersSettings,
@@ -116,13 +139,7 @@ def _static(
     eos_ids: Sequence[int],
     reason: str | None,
 ) -> StaticEngine:
-    if settings.batching == "continuous":
-        raise UnsupportedModelError(f"{type(model).__name__} cannot run in continuous batches: {reason}")
-    if settings.prefix_cache:
-        raise UnsupportedModelError(
-            f"engine.prefix_cache: {type(model).__name__} runs in static batches ({reason or 'asked for'}), "
-            "which share no prefixes; set it to false"
-        )
+    refuse_batching(model, settings)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return StaticEngine(
         model,

@@ -52,6 +52,10 @@ class Watch:
         if self._cuda:
             self._forget()
 
+    def warmed_up(self) -> None:
+        """Libraries have done what they do once; weights and cache are in it."""
+        self._facts["after_warmup_bytes"] = self._now()
+
     def pass_started(self) -> None:
         """What came before (warming up, another pass) is kept, and not this pass's."""
         if self._cuda:

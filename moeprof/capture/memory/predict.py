@@ -9,20 +9,25 @@ leave less than half of that space. A refusal is one line: what is needed, what 
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import psutil
 
 from moeprof.capture.devices.gpu import Gpu
-from moeprof.capture.memory.shape import DeviceMemory, ModelMemory, dtype_bytes, is_paged, model_memory
+from moeprof.capture.memory.shape import (
+    HOST_BASE_BYTES,
+    DeviceMemory,
+    HostMemory,
+    ModelMemory,
+    dtype_bytes,
+    is_paged,
+    model_memory,
+)
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.shapes import stored_bytes
-from moeprof.core.errors import ModelError, MoeprofError
+from moeprof.core.errors import ModelError
 from moeprof.core.record.experiment import FitHeader, ModelFit
 from moeprof.core.record.headers import part_of
 from moeprof.core.trace import Schedule
@@ -55,7 +60,8 @@ def parts(model: ModelMemory, kv_tokens: int) -> str:
         (model.activation_bytes, "activations"),
         (model.load_extra_bytes, "more while loading"),
         (model.workspace_bytes, "captured steps and libraries' workspace"),
-        (model.base_bytes, "for the process itself"),
+        (model.base_bytes + model.kept_bytes, "for the process itself"),
+        (model.instruments_bytes, "for instruments"),
     ]
     return ", ".join(f"{num_bytes(size)} {what}" for size, what in found if size)
 
@@ -161,14 +167,36 @@ def predict(
     settings: TransformersSettings,
     memory: DeviceMemory,
     weights_bytes: dict[str, int | None],
+    host_base_bytes: int | None = None,
+    profiles: bool = False,
 ) -> Fit:
-    """Predict memory and choose the KV space. Nothing is raised: see :meth:`Fit.require`."""
+    """Predict memory and choose the KV space. Nothing is raised: see :meth:`Fit.require`.
+
+    Args:
+        specs: the models.
+        sources: where they are.
+        schedules: what will be sent.
+        settings: of the engine.
+        memory: of the device.
+        weights_bytes: by model; None where only loading will tell.
+        host_base_bytes: what a process of this machine takes before it loads anything; None where it was not measured.
+        profiles: steps will be profiled after the rounds.
+    """
+
+    def host_of(source: ModelSource, spec: ModelSpec) -> HostMemory:
+        reads = spec.initialise == "popular_experts" or source.twin is None
+        return HostMemory(
+            base_bytes=host_base_bytes or HOST_BASE_BYTES,
+            file_bytes=(source.weights_bytes or 0) if reads else 0,
+            profiles=profiles,
+        )
+
     chosen = list(specs)
     by_name = {spec.name: spec for spec in chosen}
     models = {
         spec.name: model_memory(
             spec, sources[spec.name].config, weights_bytes[spec.name], settings,
-            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""),
+            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""), host=host_of(sources[spec.name], spec),
         )
         for spec in chosen
     }  # fmt: skip
@@ -212,7 +240,7 @@ def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:
     if fit.refusal is not None or any(model.weights_bytes is None for model in models):
         return fit
     weights = sum(model.weights_bytes or 0 for model in models)
-    beside = max(m.base_bytes + m.activation_bytes + m.workspace_bytes + m.load_extra_bytes for m in models)
+    beside = max(m.beside_bytes + m.load_extra_bytes for m in models)
     if weights + beside <= fit.usable_bytes:
         return fit
     each = ", ".join(f"{name} {num_bytes(fit.models[name].weights_bytes or 0)}" for name in names)
@@ -270,104 +298,34 @@ def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
     return int(pages * PAGE_TOKENS * 1.2)
 
 
-PATIENCE_S = 180.0
-
-
-Count = tuple[ModelSpec, dict[str, Any]]  # what is counted: the parameters of a config, or of the dense twin of it
-Answer = int | str | None  # parameters; why there is no such model; None: an unknown architecture, loading says so
-
-
 def estimate_weights_bytes(
     models: Sequence[ModelSpec],
     sources: dict[str, ModelSource],
     settings: TransformersSettings,
+    params: Mapping[str, int | None],
     *,
     is_host: bool = True,
 ) -> dict[str, int | None]:
     """Bytes on the device by model; None when only loading will tell.
 
-    Random weights and twins are counted in one short-lived process, because that needs torch and the parent stays
-    without. Quantised weights are taken to be as large as their files.
-
-    Raises:
-        ModelError: a twin of a model that has no dense twin, or a model that continues no text.
+    Files are as large as they are, and quantised weights are taken to be as large as their files; random weights, twins
+    and what the hub has yet to send are ``params`` parameters.
     """
     by_name = {spec.name: spec for spec in models}
-    asked: list[Count] = [
-        (spec, sources[spec.name].config)
-        for spec in models
-        if spec.twin_of is not None or (sources[spec.name].weights_bytes is None and spec.weights == "random")
-    ]
-    answers = dict(zip([spec.name for spec, _ in asked], _count_in_process(asked), strict=True))
-    refused = next((answer for answer in answers.values() if isinstance(answer, str)), None)
-    if refused is not None:
-        raise ModelError(refused)
     found: dict[str, int | None] = {}
     for spec in models:
         source, base = sources[spec.name], by_name.get(spec.twin_of or "")
         stored = stored_bytes(source.config)
         width = dtype_bytes(spec, source.config, settings, is_host=is_host, base=base)
-        params = answers.get(spec.name)
+        count = params.get(spec.name)
         if source.weights_bytes is not None:
             width = stored if "quantization_config" in source.config else width
             found[spec.name] = source.weights_bytes * width // stored
         else:
-            found[spec.name] = params * width if isinstance(params, int) else None
+            known = count is not None and ("quantization_config" not in source.config or spec.weights == "random")
+            found[spec.name] = (count or 0) * width if known else None
     for spec in models:
         mine, moe = found[spec.name], found.get(spec.twin_of or "")
         if spec.initialise == "popular_experts" and mine is not None and moe is not None:
             found[spec.name] = max(mine, moe)  # the MoE is in memory until its experts have been looked at
     return found
-
-
-def _count_in_process(asked: list[Count]) -> list[Answer]:
-    if not asked:
-        return []
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_count_all, args=(asked, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        answers: list[Answer] = ours.recv() if ours.poll(PATIENCE_S) else []
-    except EOFError:
-        answers = []  # the process died; loading will say why
-    finally:
-        process.kill()
-        process.join()
-    return answers or [None] * len(asked)
-
-
-def _count_all(asked: list[Count], connection: Connection) -> None:
-    import os
-    import sys
-
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a failure here is told by silence, loading tells it in words
-    connection.send([_count(spec, config) for spec, config in asked])
-
-
-def _count(spec: ModelSpec, values: dict[str, Any]) -> Answer:
-    from transformers import AutoConfig
-
-    from moeprof.capture.models.language_model import leave_out_other_parts, why_not_continued
-    from moeprof.capture.models.meta import build_on_meta, facts_from_config
-    from moeprof.capture.models.twins import check_unquantised, read_layers, replace_experts
-
-    try:
-        config = AutoConfig.for_model(**values)
-        why = None if spec.trust_remote_code else why_not_continued(config)
-        if why is not None:
-            return f"model {spec.name}: {why}"
-        if spec.twin_of is None:
-            facts = facts_from_config(config, name="", source="")
-            return facts.total_params - sum(facts.other_parts.values())  # a run leaves those out
-    except (MoeprofError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        check_unquantised(config, spec)
-        model = build_on_meta(config, name=spec.name)
-        leave_out_other_parts(model)
-        replace_experts(model, read_layers(model, spec), spec)
-    except MoeprofError as error:
-        return str(error)
-    return sum(p.numel() for p in model.parameters())

@@ -53,9 +53,13 @@ def load_extra_bytes(widths: Widths, width_bytes: int) -> int:
 
 
 MIB = 2**20
-# A worker's resident set before it loads anything is 450 MiB (torch, transformers); recorders and what is imported
-# later took 100 to 400 MiB more in measured runs.
+# A worker's resident set before it loads anything, where it could not be measured (capture/run/examine.py does).
 HOST_BASE_BYTES = 700 * MIB
+# Of a host: tables under way and events of recorders; what loading gave back and malloc keeps (it returns blocks over
+# 32 MiB, of which two are under way at once); the parsed trace of profiled steps, per decoder layer.
+RECORDER_BYTES = 20 * MIB
+MOST_KEPT_BYTES = 64 * MIB
+TRACE_BYTES_PER_LAYER = 20 * MIB
 DEVICE_BASE_BYTES = 614 * MIB  # a CUDA context with its kernels, about 0.6 GiB
 LIBRARY_WORKSPACE_BYTES = 64 * MIB  # of matrix products, twice the 32 MiB that torch gives cuBLAS on Hopper
 UNKNOWN_ACTIVATION_BYTES = 256 * MIB  # for a config whose sizes are not understood
@@ -87,6 +91,8 @@ class ModelMemory:
         activation_bytes: estimated peak of one step.
         workspace_bytes: captured steps and libraries.
         base_bytes: the process itself: libraries on a host, the context on a device.
+        kept_bytes: of a host: what loading gave back and malloc keeps.
+        instruments_bytes: of a host: recorders, and the trace of profiled steps.
         layers_to_cut: decoder layers of random weights, of which there may be fewer; 0 for a checkpoint.
     """
 
@@ -96,12 +102,20 @@ class ModelMemory:
     activation_bytes: int
     workspace_bytes: int
     base_bytes: int
+    kept_bytes: int = 0
+    instruments_bytes: int = 0
     layers_to_cut: int = 0
+
+    @property
+    def beside_bytes(self) -> int:
+        """All but weights and KV cache."""
+        mine = self.activation_bytes + self.workspace_bytes + self.kept_bytes + self.instruments_bytes
+        return self.base_bytes + mine
 
     @property
     def fixed_bytes(self) -> int:
         """All but the KV cache."""
-        return self.base_bytes + (self.weights_bytes or 0) + self.activation_bytes + self.workspace_bytes
+        return (self.weights_bytes or 0) + self.beside_bytes
 
     def kv_bytes(self, kv_tokens: int) -> int:
         """The KV cache; 0 where bytes per token are unknown."""
@@ -115,6 +129,26 @@ class ModelMemory:
         return max(loading, self.fixed_bytes + self.kv_bytes(kv_tokens))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """What is known of the process of a CPU run.
+
+    Attributes:
+        base_bytes: resident before anything is loaded.
+        file_bytes: of the weight files that it reads; 0 for random weights.
+        profiles: steps will be profiled after the rounds.
+    """
+
+    base_bytes: int = HOST_BASE_BYTES
+    file_bytes: int = 0
+    profiles: bool = False
+
+
+def _instruments_bytes(host: HostMemory, widths: Widths | None) -> int:
+    layers = widths.layers if host.profiles and widths is not None else 0
+    return RECORDER_BYTES + layers * TRACE_BYTES_PER_LAYER
+
+
 def model_memory(
     spec: ModelSpec,
     config: dict[str, Any],
@@ -123,6 +157,7 @@ def model_memory(
     *,
     is_host: bool,
     base: ModelSpec | None = None,
+    host: HostMemory | None = None,
 ) -> ModelMemory:
     """What one model needs.
 
@@ -133,7 +168,9 @@ def model_memory(
         settings: of the engine.
         is_host: True for a CPU run.
         base: for a twin, the spec of its MoE.
+        host: of a CPU run, what is known of its process.
     """
+    host = host or HostMemory()
     widths, element = read_widths(config), dtype_bytes(spec, config, settings, is_host=is_host, base=base)
     paged = is_paged(settings, is_host=is_host)
     tokens = settings.max_batch_tokens
@@ -153,7 +190,9 @@ def model_memory(
         kv_bytes_per_token=kv_bytes_per_token(config, width_bytes=element, paged=paged),
         activation_bytes=activations,
         workspace_bytes=captured + (0 if is_host else LIBRARY_WORKSPACE_BYTES),
-        base_bytes=HOST_BASE_BYTES if is_host else DEVICE_BASE_BYTES,
+        base_bytes=host.base_bytes if is_host else DEVICE_BASE_BYTES,
+        kept_bytes=min(extra + host.file_bytes, MOST_KEPT_BYTES) if is_host else 0,
+        instruments_bytes=_instruments_bytes(host, widths) if is_host else 0,
         layers_to_cut=widths.layers if widths is not None and (base or spec).weights == "random" else 0,
     )
 

@@ -15,6 +15,7 @@ Which weights a model has, in one line: ``revision`` in model.json. Two runs wit
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -76,10 +77,7 @@ def read_blueprint(
     Raises:
         UnsupportedModelError: transformers does not know the architecture, or it continues no text.
     """
-    config = _config(spec, source)
-    reason = None if _has_own_code(spec, config) else why_not_continued(config)
-    if reason is not None:
-        raise UnsupportedModelError(f"model {spec.name}: {reason}")
+    config = read_config_object(spec, source)
     dtype, reason = choose_dtype(spec.dtype or settings.dtype, config, device)
     return Blueprint(config=config, dtype=dtype, dtype_reason=reason)
 
@@ -131,7 +129,7 @@ def load_model(
     except SafetensorError as error:
         raise ModelError(f"model {spec.name}: damaged weights file ({error}); fetch it again") from error
     except ImportError as error:
-        raise UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}") from error
+        raise _needs_library(spec, error) from error
     return LoadedModel(model=model.eval(), load_s=time.perf_counter() - start)
 
 
@@ -156,6 +154,49 @@ def _attention(config: Any) -> str:
     """``sdpa``, or ``eager`` for classes that transformers has no such attention for (attention sinks and the like)."""
     classes = continuing_classes(config)[1]
     return "sdpa" if all(map(compat.supports_sdpa, classes)) else "eager"
+
+
+def read_config_object(spec: ModelSpec, source: ModelSource) -> Any:
+    """The config that the model will be built of, once it is known that a class of language models takes it.
+
+    Raises:
+        UnsupportedModelError: transformers knows no such config, or no class that continues text is built of it.
+    """
+    config = _config(spec, source)
+    reason = None if _has_own_code(spec, config) else why_not_continued(config)
+    if reason is not None:
+        raise UnsupportedModelError(f"model {spec.name}: {reason}")
+    return config
+
+
+def outline_of(spec: ModelSpec, config: Any, settings: TransformersSettings) -> Any:
+    """The model without memory: what it is made of, before a weight is read. Quantised ones as they are before it.
+
+    Raises:
+        ModelError: the class refuses the config, or the experts implementation that was asked for.
+    """
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    kwargs: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": _attention(config)}
+    if settings.experts != "auto":
+        kwargs["experts_implementation"] = settings.experts
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return (continuing_classes(config)[0] or AutoModelForCausalLM).from_config(config, **kwargs)
+
+    try:
+        return _guard(spec, build)
+    except ImportError as error:
+        raise _needs_library(spec, error) from error
+    except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"model {spec.name}: the config cannot be built ({type(error).__name__}: {first})") from error
+
+
+def _needs_library(spec: ModelSpec, error: ImportError) -> UnsupportedModelError:
+    return UnsupportedModelError(f"model {spec.name}: needs a library that is not installed: {error}")
 
 
 def _config(spec: ModelSpec, source: ModelSource) -> Any:

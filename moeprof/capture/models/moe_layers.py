@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from moeprof.capture import compat
-from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS, LayerShape
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS, LayerShape, layer_number
 from moeprof.core.errors import UnsupportedModelError
 
 MOE_SWITCHES = ("is_moe", "enable_moe_block")
@@ -207,9 +207,14 @@ def _refuse_hidden_experts(model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def layer_shapes(layers: Sequence[MoeLayer]) -> list[LayerShape]:
-    """E and k of each layer."""
+    """E, k and number of each layer."""
     return [
-        LayerShape(num_experts=layer.num_experts, top_k=layer.top_k, num_identity=layer.num_identity)
+        LayerShape(
+            num_experts=layer.num_experts,
+            top_k=layer.top_k,
+            num_identity=layer.num_identity,
+            number=layer_number(layer.name),
+        )
         for layer in layers
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Configs that name one of these cache something else, or more, than keys and values.
@@ -143,13 +143,23 @@ class Widths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
-    """E and k of one MoE layer; ``num_identity`` ids from E on stand for experts that compute nothing."""
+    """E and k of one MoE layer; ``num_identity`` ids from E on stand for experts that compute nothing.
+
+    ``number`` is the layer's own in the model, dense layers counted; None where its name has none.
+    """
 
     num_experts: int
     top_k: int
     num_identity: int = 0
+    number: int | None = field(default=None, compare=False)
 
     @property
     def num_ids(self) -> int:
         """Ids that a pick may have."""
         return self.num_experts + self.num_identity
+
+
+def layer_number(name: str) -> int | None:
+    """The number in a layer's name: 3 of ``model.layers.3.mlp``; None where there is none, or more than one."""
+    found = [part for part in name.split(".") if part.isdecimal()]
+    return int(found[0]) if len(found) == 1 else None

@@ -155,10 +155,10 @@ def _other_kernels(facts: Sequence[EngineFacts]) -> list[str]:
 def open(spec: ModelSpec, settings: TransformersSettings, device: torch.device, **more: Any) -> Deployment:
     """Rank 0's part of a model that ranks share, as :func:`moeprof.capture.engines.hf.open` opens a whole one."""
     opened = hf.open(spec, settings, device, load_part=load_part, **more)
-    alone = opened.build
+    alone, end_ids = opened.build, opened.launch.get("end_ids", ())
 
     def build(settings: TransformersSettings, listeners: ListenerSet, *, in_turn: bool = False) -> Engine:
-        return build_on_all_ranks(opened.module, settings, lambda own: alone(own, listeners, in_turn=in_turn))
+        return build_on_all_ranks(opened.module, settings, lambda own: alone(own, listeners, in_turn=in_turn), end_ids)
 
     return replace(opened, build=build)
 

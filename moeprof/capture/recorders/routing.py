@@ -2,7 +2,7 @@
 
 The tap counts some dozens of forwards at a time, so that watching costs next to nothing per step; each such block
 [steps, layers, phase x class, experts] is cut into windows. Closed windows go to disk about once a second, so a kill
-loses the last seconds; the end of the pass joins the parts.
+loses the last seconds; the end of the pass joins the parts. Beside the windows, the whole pass by group of requests.
 Legend: P phases, C classes, G = P x C, L layers, E experts, S steps.
 
 Every pick of every token (``--save-detailed``): ``picks/part-<n>.npz``, in the order tokens were computed.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
 from moeprof.core.jsonfile import write_json
 from moeprof.core.record.layout import PHASES
-from moeprof.core.record.routing import Routing, join_routing_parts, merge_routing
+from moeprof.core.record.routing import RequestCounts, Routing, join_routing_parts, merge_requests, merge_routing
 from moeprof.core.trace import Schedule
 
 PART_BYTES = 8 * 2**20
@@ -132,6 +132,7 @@ class RoutingRecorder(Recorder):
         self._blocks: deque[RoutingBlock] = deque()
         self._window = _Window(0, 0.0)
         self._closed: list[Routing] = []
+        self._requests: list[RequestCounts] = []
         self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="routing")
         self._writing: Future[None] | None = None
         self._flushed_s = origin_s
@@ -171,6 +172,8 @@ class RoutingRecorder(Recorder):
         steps = [self._pending.popleft() for _ in range(size)]
         if self._picks is not None:
             self._picks.append(self._step, steps, block)
+        if block.requests is not None:
+            self._requests.append(block.requests)
         start = 0
         while start < size:
             end = min(size, start + self._window_steps - self._window.num_steps)
@@ -232,8 +235,9 @@ class RoutingRecorder(Recorder):
         Aside, because a second's worth of steps can be megabytes and the next step should not wait for the disk.
         """
         self._written()
-        self._writing = self._aside.submit(_write_part, self._closed, self._folder / f"routing.part-{self._part}.npz")
-        self._closed = []
+        path = self._folder / f"routing.part-{self._part}.npz"
+        self._writing = self._aside.submit(_write_part, self._closed, self._requests, path)
+        self._closed, self._requests = [], []
         self._part, self._flushed_s = self._part + 1, now_s
 
     def _written(self) -> None:
@@ -243,5 +247,6 @@ class RoutingRecorder(Recorder):
             self._writing = None
 
 
-def _write_part(closed: list[Routing], path: Path) -> None:
-    merge_routing(closed, max_windows=len(closed)).save(path, compress=False)
+def _write_part(closed: list[Routing], requests: list[RequestCounts], path: Path) -> None:
+    windows = merge_routing(closed, max_windows=len(closed))
+    replace(windows, requests=merge_requests(requests)).save(path, compress=False)

@@ -20,8 +20,10 @@ import torch
 from moeprof.capture.devices.streams import to_device, to_host
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
+from moeprof.core.record.routing import MAX_REQUEST_GROUPS, RequestCounts
 
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ class RoutingBlock:
         picks_tokens_S: tokens of each forward in ``picks_TLK`` (0 where left out); empty when picks are not kept.
         picks_left_out_tokens: real tokens whose picks were left out because the cap was reached.
         loads: what the device worked out of the counts, or None.
+        requests: assignments by group of requests; None for a block that is cut short.
     """
 
     counts_SLGE: Int32Array
@@ -79,6 +82,7 @@ class RoutingBlock:
     picks_tokens_S: tuple[int, ...] = ()
     picks_left_out_tokens: int = 0
     loads: Loads | None = None
+    requests: RequestCounts | None = None
 
     def first(self, num: int) -> RoutingBlock:
         """The first ``num`` forwards of it, for a pass that broke off behind them."""
@@ -94,6 +98,7 @@ class RoutingBlock:
             picks_tokens_S=tokens_S,
             picks_left_out_tokens=left_out,
             loads=None,
+            requests=None,
         )
 
     def all_loads(self) -> Loads:
@@ -103,6 +108,81 @@ class RoutingBlock:
         return Loads.on_host(*Loads.of(torch.from_numpy(np.ascontiguousarray(self.counts_SLGE))))
 
 
+class Roster:
+    """Which class each row of the schedule has, and the how-manieth of its class it is (N rows)."""
+
+    def __init__(self, class_of: Sequence[int] = ()) -> None:
+        self.class_of = list(class_of)
+        self._class_N = np.array(self.class_of, dtype=np.int64)
+        self._rank_N = np.zeros_like(self._class_N)
+        for number in np.unique(self._class_N):
+            rows = self._class_N == number
+            self._rank_N[rows] = np.arange(rows.sum())
+
+    def find(self, request_Q: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Class and rank; requests outside the schedule are of the first class, and their own number is their rank."""
+        class_Q, rank_Q = np.zeros_like(request_Q), request_Q.copy()
+        known = (request_Q >= 0) & (request_Q < len(self.class_of))
+        class_Q[known], rank_Q[known] = self._class_N[request_Q[known]], self._rank_N[request_Q[known]]
+        return class_Q, rank_Q
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCells:
+    """Where each token of a block is counted for its request (V cells, one per group of requests and phase).
+
+    Attributes:
+        cell_T: cell of each token; padding has cell V.
+        keys_3V: class, number of the group within its class, and phase of each cell.
+        first_V: the smallest schedule row that is counted there.
+        size: requests per group: 1, or what keeps a block at 64 groups.
+    """
+
+    cell_T: Int64Array
+    keys_3V: Int64Array
+    first_V: Int64Array
+    size: int
+
+    @staticmethod
+    def of(labels: Sequence[Label], roster: Roster) -> RequestCells:
+        """Group the sequences of a block, then spread them over its tokens."""
+        request_Q = np.concatenate([label.request_Q for label in labels])
+        phase_Q = np.concatenate([label.phase_Q for label in labels])
+        (class_Q, rank_Q), size = roster.find(request_Q), 1
+        most = int(rank_Q.max(initial=0)) + 1
+        while True:  # one number for class, group and phase: numpy sorts rows of three far slower
+            keys_V, cell_Q = np.unique((class_Q * most + rank_Q // size) * 2 + phase_Q, return_inverse=True)
+            if len(keys_V) <= 2 * MAX_REQUEST_GROUPS:
+                break
+            size *= 2
+        keys_3V = np.stack([keys_V // 2 // most, keys_V // 2 % most, keys_V % 2])
+        first_V = np.full(len(keys_V), np.iinfo(np.int64).max)
+        np.minimum.at(first_V, cell_Q, request_Q)
+        cell_T = cell_Q.repeat(np.concatenate([label.tokens_Q for label in labels]))
+        if any(label.real_T is not None for label in labels):
+            real = [np.ones(label.width, np.bool_) if label.real_T is None else label.real_T for label in labels]
+            padded = np.full(sum(label.width for label in labels), keys_3V.shape[1], dtype=np.int64)
+            padded[np.concatenate(real)] = cell_T
+            cell_T = padded
+        return RequestCells(cell_T=cell_T, keys_3V=keys_3V, first_V=first_V, size=size)
+
+    def counts(self, routed_VLE: Int32Array) -> RequestCounts:
+        """Counts of the cells, phases side by side."""
+        groups, row_V = np.unique(self.keys_3V[:2], axis=1, return_inverse=True)
+        row_V = row_V.reshape(-1)
+        counts_UPLE = np.zeros((groups.shape[1], 2, *routed_VLE.shape[1:]), dtype=np.int32)
+        counts_UPLE[row_V, self.keys_3V[2]] = routed_VLE
+        first_U = np.full(groups.shape[1], np.iinfo(np.int64).max)
+        np.minimum.at(first_U, row_V, self.first_V)
+        return RequestCounts(
+            request_counts_UPLE=counts_UPLE,
+            request_class_U=groups[0],
+            request_group_U=groups[1],
+            request_first_U=first_U,
+            requests_per_group=self.size,
+        )
+
+
 MAX_COUNT_BYTES = 8 * 2**20
 Seen = list[torch.Tensor | None] | torch.Tensor
 _shape_of = attrgetter("shape")
@@ -110,13 +190,16 @@ _shape_of = attrgetter("shape")
 
 @dataclass(slots=True)
 class Label:
-    """Labels of one batch layout, shared by all forwards that repeat it (decode steps)."""
+    """Labels of one batch layout (Q sequences), shared by all forwards that repeat it (decode steps)."""
 
     layout: BatchLayout
     width: int
     cells_T: npt.NDArray[np.int64]
     tokens_G: npt.NDArray[np.int64]
     real_T: npt.NDArray[np.bool_] | None
+    request_Q: Int64Array
+    phase_Q: Int64Array
+    tokens_Q: Int64Array
 
     @property
     def num_real(self) -> int:
@@ -151,6 +234,7 @@ class Counter:
     top_k: int = field(init=False)
     row: int = field(init=False)
     _layer_cells_L11: torch.Tensor = field(init=False)
+    _layer_rows_L11: torch.Tensor = field(init=False)
     _one: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +243,7 @@ class Counter:
         self.row = max((layer.num_experts + layer.num_identity for layer in self.layers), default=0) + 2
         starts = torch.arange(len(self.layers)) * ((self.num_groups + 1) * self.row)
         self._layer_cells_L11 = starts.view(-1, 1, 1).to(self.device)
+        self._layer_rows_L11 = (torch.arange(len(self.layers)) * self.row).view(-1, 1, 1).to(self.device)
         self._one = torch.ones(1, dtype=torch.int32, device=self.device)
 
     @property
@@ -198,7 +283,9 @@ class Counter:
             padded[real_T] = group_T
             group_T = padded
         tokens_G = np.bincount(groups, weights=tokens, minlength=self.num_groups).astype(np.int64)
-        return Label(layout, len(group_T), group_T * self.row, tokens_G, real_T)
+        request_Q = np.array(layout.requests, dtype=np.int64)
+        phase_Q = (groups >= num_classes).astype(np.int64)
+        return Label(layout, len(group_T), group_T * self.row, tokens_G, real_T, request_Q, phase_Q, tokens)
 
     def stacked(self, seen: Seen, width: int) -> torch.Tensor:
         """Picks [L, T, K] of the first ``width`` tokens; what was not seen, or is narrower, is ``absent``.
@@ -234,8 +321,12 @@ class Counter:
         for start in range(0, len(forwards), size):
             yield list(forwards[start : start + size])
 
-    def count(self, forwards: list[Forward]) -> Callable[[bool], RoutingBlock | None]:
-        """Launch the counting of a block: a dozen kernels, and one copy to the host per result.
+    def count(self, forwards: list[Forward], roster: Roster) -> Callable[[bool], RoutingBlock | None]:
+        """Launch the counting of a block: some fifteen kernels, and one copy to the host per result.
+
+        Args:
+            forwards: of the block.
+            roster: whose requests they hold.
 
         Returns:
             A function that gives the block, or None while its copy is under way; True makes it wait.
@@ -248,6 +339,8 @@ class Counter:
         counts.scatter_add_(0, index.view(-1), self._one.expand(index.numel()))
         loads = self._loads(counts, len(labels))
         counts = to_host(counts)
+        requests = RequestCells.of(labels, roster)
+        by_request = to_host(self._count_requests(requests, picks_LTK))
         kept = self._choose_picks(labels)
         small_TLK = None
         if any(kept):
@@ -261,9 +354,31 @@ class Counter:
                 ready.synchronize()
             picks = None if small_TLK is None else _real_picks(small_TLK.numpy(), labels, kept)
             found = self._block(counts.numpy(), labels, picks, kept)
-            return found if loads is None else replace(found, loads=Loads.on_host(*loads))
+            return replace(
+                found,
+                loads=None if loads is None else Loads.on_host(*loads),
+                requests=requests.counts(self._routed(by_request.numpy())),
+            )
 
         return block
+
+    def _count_requests(self, requests: RequestCells, picks_LTK: torch.Tensor) -> torch.Tensor:
+        """Assignments by cell, shape [V, L, row], where the picks are; padding has the cell behind the last one."""
+        layers, cells = len(self.layers), requests.keys_3V.shape[1]
+        start_T = to_device(requests.cell_T * (layers * self.row), self.device)
+        index = self._layer_rows_L11 + start_T[:, None] + picks_LTK
+        counts = torch.zeros((cells + 1) * layers * self.row, dtype=torch.int32, device=self.device)
+        counts.scatter_add_(0, index.view(-1), self._one.expand(index.numel()))
+        return counts.view(cells + 1, layers, self.row)[:-1]
+
+    def _routed(self, cells_xLR: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The routed experts of cells [..., L, row]: ids of identity experts, dropped and absent left out."""
+        routed = cells_xLR[..., : self.num_experts]
+        if any(layer.num_identity for layer in self.layers):
+            routed = routed.copy()
+            for i, layer in enumerate(self.layers):
+                routed[..., i, layer.num_experts :] = 0
+        return routed
 
     def _loads(self, counts: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """Loads, on their way to the host; the host works them out where ids are shared with identity experts."""

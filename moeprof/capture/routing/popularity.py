@@ -2,8 +2,13 @@
 
 JSON: a list [experts] or [layers, experts], the same below ``counts`` or ``expert_popularity``, or a list of one table
 per layer from expert to count or to {token: count}. CSV: one row per layer and expert, with columns ``layer``,
-``expert``, ``count``. A record: routing.npz, a pass, a launch or a model's folder. Any of JSON and CSV may end in .gz.
-Numpy only. Suffix legend: L MoE layers of the model, F layers of the file, E experts.
+``expert``, ``count``, or as a recorder calls them (``COLUMNS``). A record: routing.npz, a pass, a launch or a model's
+folder. Any of JSON and CSV may end in .gz. Numpy only.
+
+Layers are counted as the model does, dense ones included: layer 1 of DeepSeek-V2 is its first with experts. A file that
+has counts for a layer without experts counts the MoE layers alone. An expert that a file names nowhere was never picked
+and counts 0; a list of counts must have one for each expert.
+ Suffix legend: L MoE layers of the model, F layers of the file, E experts.
 """
 
 from __future__ import annotations
@@ -12,19 +17,24 @@ import csv
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.capture.models.shapes import LayerShape
+from moeprof.capture.models.shapes import LayerShape, layer_number
 from moeprof.core.errors import MoeprofError, WorkloadError
 from moeprof.core.record.routing import Routing
 from moeprof.core.workload.models import RoutingPolicy
 
-NUMBERS = ("layer", "expert", "count")
+# What a column may be called: the first of each, or as recorders of serving engines write it.
+COLUMNS = {
+    "layer": ("layer", "layer_id", "layer_idx", "layer_index"),
+    "expert": ("expert", "expert_id", "expert_idx", "expert_index"),
+    "count": ("count", "counts", "num_tokens", "token_count"),
+}
 DEFAULTS = {"kind": "expert_counts"}  # all k picks, where a file also counts first choices
 ALL = "all"
 ALLOWED = (
@@ -41,11 +51,13 @@ class Counts:
         counts_FE: counts, or shares, of experts.
         words: which file, and which part of it.
         layers: which layers these are, where the file says so.
+        by_id: experts are named one by one, so that those that are not there count 0.
     """
 
     counts_FE: FloatArray
     words: str
     layers: tuple[int, ...] = ()
+    by_id: bool = False
 
 
 def read_counts(path: Path, select: Mapping[str, str]) -> Counts:
@@ -66,7 +78,8 @@ def read_counts(path: Path, select: Mapping[str, str]) -> Counts:
             return _of_record(path)
         if name.endswith(".csv"):
             return _of_csv(path, _text(path), select)
-        return Counts(counts_FE=_of_json(json.loads(_text(path))), words=f"counts in {path.name}")
+        counts_FE, by_id = _of_json(json.loads(_text(path)))
+        return Counts(counts_FE=counts_FE, words=f"counts in {path.name}", by_id=by_id)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError) as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WorkloadError(f"{path}: cannot be read as popularity counts ({what}); give {ALLOWED}") from error
@@ -77,15 +90,19 @@ def _text(path: Path) -> str:
     return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
 
 
-def _of_json(value: Any) -> FloatArray:
+def _of_json(value: Any) -> tuple[FloatArray, bool]:
+    """Counts [F, E], and whether the file names its experts one by one."""
     if isinstance(value, dict):
         value = value["counts"] if "counts" in value else value["expert_popularity"]
-    if value and isinstance(value[0], dict):
-        value = [_row(table) for table in value]
+    by_id = bool(value) and isinstance(value[0], dict)
+    if by_id:
+        rows = [_row(table) for table in value]
+        width = max(map(len, rows))
+        value = [row + [0.0] * (width - len(row)) for row in rows]
     counts = np.array(value, dtype=np.float64)
     if counts.ndim not in (1, 2) or not counts.size:
         raise ValueError(f"a list of shape {list(counts.shape)}")
-    return counts.reshape(-1, counts.shape[-1])
+    return counts.reshape(-1, counts.shape[-1]), by_id
 
 
 def _row(table: dict[str, Any]) -> list[float]:
@@ -97,10 +114,11 @@ def _row(table: dict[str, Any]) -> list[float]:
 def _of_csv(path: Path, text: str, select: Mapping[str, str]) -> Counts:
     reader = csv.DictReader(text.splitlines())
     rows, columns = list(reader), list(reader.fieldnames or ())
-    missing = [name for name in NUMBERS if name not in columns]
-    if missing or not rows:
-        raise ValueError(f"column {missing[0]} is missing" if missing else "no rows")
-    others = [name for name in columns if name not in NUMBERS]
+    own = {name: next((known for known in allowed if known in columns), None) for name, allowed in COLUMNS.items()}
+    missing = next((name for name, column in own.items() if column is None), None)
+    if missing is not None or not rows:
+        raise ValueError("no rows" if missing is None else f"column {missing} is missing")
+    others = [name for name in columns if name not in own.values()]
     for name in select:
         if name not in others:
             raise WorkloadError(
@@ -112,14 +130,18 @@ def _of_csv(path: Path, text: str, select: Mapping[str, str]) -> Counts:
         chosen[name] = value
     counts: dict[tuple[int, int], float] = {}
     for row in rows:
-        key = int(row["layer"]), int(row["expert"])
-        counts[key] = counts.get(key, 0.0) + float(row["count"])
+        layer, expert, number = (row[str(own[name])] for name in COLUMNS)
+        if int(layer) < 0 or int(expert) < 0:
+            raise ValueError(f"layer {layer}, expert {expert}: numbers count from 0")
+        key = int(layer), int(expert)
+        counts[key] = counts.get(key, 0.0) + float(number)
     layers = sorted({layer for layer, _ in counts})
     counts_FE = np.zeros((len(layers), max(expert for _, expert in counts) + 1))
-    for (layer, expert), number in counts.items():
-        counts_FE[layers.index(layer), expert] = number
+    for (of_layer, of_expert), total in counts.items():
+        counts_FE[layers.index(of_layer), of_expert] = total
     part = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    return Counts(counts_FE=counts_FE, words=f"counts in {path.name} ({part})", layers=tuple(layers))
+    words = f"counts in {path.name} ({part})" if part else f"counts in {path.name}"
+    return Counts(counts_FE=counts_FE, words=words, layers=tuple(layers), by_id=True)
 
 
 def _narrowed(
@@ -145,12 +167,16 @@ def _of_record(path: Path) -> Counts:
     if not files:
         raise ValueError("no routing.npz of a round in it")
     try:
-        parts = [Routing.load(file).counts_WPCLE.sum(axis=(0, 1, 2)) for file in files]
+        loaded = [Routing.load(file) for file in files]
     except MoeprofError as error:
         raise ValueError(str(error)) from error
+    parts = [routing.counts_WPCLE.sum(axis=(0, 1, 2)) for routing in loaded]
+    numbers = [layer_number(name) for name in loaded[0].layer_names]
+    layers = tuple(number for number in numbers if number is not None)
+    layers = layers if len(set(layers)) == len(numbers) else ()
     counts_FE = np.sum(parts, axis=0).astype(np.float64)
     rounds = f" ({len(files)} rounds of {path.name})" if path.is_dir() else ""
-    return Counts(counts_FE=counts_FE, words=f"a record's own counts in {path}{rounds}")
+    return Counts(counts_FE=counts_FE, words=f"a record's own counts in {path}{rounds}", layers=layers)
 
 
 def _passes(folder: Path) -> list[Path]:
@@ -179,58 +205,98 @@ def load_popularity(policy: RoutingPolicy, shapes: Sequence[LayerShape]) -> Popu
     """Popularity of every MoE layer, from the file or folder that the policy names.
 
     One list of counts stands for every layer. Layers that the file lacks take those of the nearest layer that it has.
+    See the top of this file for how layers and experts are counted.
 
     Raises:
         WorkloadError: not readable, of other experts than the model, or with fewer than k experts in use.
     """
     path = Path(str(policy.path))
-    found = read_counts(path, policy.select)
-    experts = max(shape.num_experts for shape in shapes)
-    if found.counts_FE.shape[1] != experts:
+    found = _all_experts(path, read_counts(path, policy.select), max(shape.num_experts for shape in shapes))
+    if not np.isfinite(found.counts_FE).all() or (found.counts_FE < 0).any():
+        raise WorkloadError(f"{path}: popularity must be finite and not negative")
+    layers, numbers = _layers(path, found, policy, numbers_of(shapes))
+    nearest_L = np.array([min(range(len(layers)), key=lambda i: abs(layers[i] - n)) for n in numbers])
+    counts_LE = found.counts_FE[nearest_L]
+    for number, shape, row in zip(numbers_of(shapes), shapes, counts_LE, strict=True):
+        if (row[: shape.num_experts] > 0).sum() < shape.top_k:
+            raise WorkloadError(f"{path}: layer {number} picks {shape.top_k} experts but fewer have popularity above 0")
+    return Popularity(counts_LE=counts_LE, words=found.words + _filled(layers, numbers))
+
+
+def numbers_of(shapes: Sequence[LayerShape]) -> tuple[int, ...]:
+    """How the model counts its MoE layers, dense ones included; 0, 1, 2 ... where their names do not tell."""
+    numbers = [shape.number for shape in shapes if shape.number is not None]
+    return tuple(numbers) if len(set(numbers)) == len(shapes) else tuple(range(len(shapes)))
+
+
+def _all_experts(path: Path, found: Counts, experts: int) -> Counts:
+    """Counts of every expert of the model: those that a file of named experts lacks count 0, and it is said.
+
+    Raises:
+        WorkloadError: the file is of more experts, or is a list of fewer.
+    """
+    known = found.counts_FE.shape[1]
+    if known > experts or (known < experts and not found.by_id):
         raise WorkloadError(
             f"{path}: counts of shape {list(found.counts_FE.shape)} (layers, experts); this model has {experts} experts"
         )
-    if not np.isfinite(found.counts_FE).all() or (found.counts_FE < 0).any():
-        raise WorkloadError(f"{path}: popularity must be finite and not negative")
-    layers = _layers(path, found, policy, len(shapes))
-    nearest_L = np.array([min(range(len(layers)), key=lambda i: abs(layers[i] - n)) for n in range(len(shapes))])
-    counts_LE = found.counts_FE[nearest_L]
-    for number, (shape, row) in enumerate(zip(shapes, counts_LE, strict=True)):
-        if (row[: shape.num_experts] > 0).sum() < shape.top_k:
-            raise WorkloadError(
-                f"{path}: MoE layer {number} picks {shape.top_k} experts but fewer have popularity above 0"
-            )
-    filled = "" if set(range(len(shapes))) == set(layers) else _filled(layers, len(shapes))
-    return Popularity(counts_LE=counts_LE, words=found.words + filled)
+    if known == experts:
+        return found
+    which = f"expert {known} is" if experts == known + 1 else f"experts {known} to {experts - 1} are"
+    counts_FE = np.pad(found.counts_FE, ((0, 0), (0, experts - known)))
+    return replace(found, counts_FE=counts_FE, words=f"{found.words}, where {which} not named and count 0")
 
 
-def _filled(layers: Sequence[int], num_layers: int) -> str:
+def _filled(layers: Sequence[int], numbers: Sequence[int]) -> str:
     if len(layers) == 1:
-        return f"; one list of counts stands for all {num_layers} MoE layers"
-    if set(range(num_layers)) < set(layers):
-        return f"; the first {num_layers} of its {len(layers)} layers"
+        return f"; one list of counts stands for all {len(numbers)} MoE layers"
+    if set(numbers) == set(layers):
+        return ""
+    if set(numbers) < set(layers):
+        return f"; {len(numbers)} of its {len(layers)} layers, those that this model has"
     known = ", ".join(map(str, layers))
-    return f"; it knows layers {known}; each of the {num_layers} MoE layers takes the nearest of them"
+    return f"; it knows layers {known}; each of the {len(numbers)} MoE layers takes the nearest of them"
 
 
-def _layers(path: Path, found: Counts, policy: RoutingPolicy, num_layers: int) -> tuple[int, ...]:
-    """Which MoE layers of the model the rows of the file stand for."""
-    rows = len(found.counts_FE)
-    layers = policy.layers or found.layers
-    if not layers and (rows == 1 or rows >= num_layers):
-        layers = tuple(range(rows))
-    if not layers:
-        raise WorkloadError(
-            f"{path}: popularity of {rows} layers, of shape {list(found.counts_FE.shape)}; this model has {num_layers} "
-            "MoE layers; say which of them these are with routing.layers, for example `layers: [0, 7, 15]`"
-        )
+def _layers(
+    path: Path, found: Counts, policy: RoutingPolicy, numbers: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the rows of the file are called, and what the model's MoE layers are called in the same way of counting."""
+    rows, plain = len(found.counts_FE), tuple(range(len(numbers)))
+    if policy.layers:
+        return _named_layers(path, policy.layers, rows, numbers), numbers
+    if not found.layers and rows in (1, len(numbers)):
+        return tuple(range(rows)), plain
+    if found.layers or rows > max(numbers):  # a row for each layer of the model, or for each MoE layer of a longer one
+        layers = found.layers or tuple(range(rows))
+        used = [layer for layer, total in zip(layers, found.counts_FE.sum(axis=1), strict=True) if total > 0]
+        return layers, plain if _skips_dense(used, numbers) else numbers
+    raise WorkloadError(
+        f"{path}: popularity of {rows} layers, of shape {list(found.counts_FE.shape)}; this model has {len(numbers)} "
+        "MoE layers; say which of them these are with routing.layers, for example "
+        f"`layers: [{', '.join(map(str, numbers[:rows]))}]`"
+    )
+
+
+def _skips_dense(layers: Sequence[int], numbers: tuple[int, ...]) -> bool:
+    """True for a file with counts for a layer that has no experts in the model: it counts the MoE layers alone."""
+    return any(layer not in numbers for layer in layers if layer < max(numbers))
+
+
+def _named_layers(path: Path, layers: tuple[int, ...], rows: int, numbers: tuple[int, ...]) -> tuple[int, ...]:
     if len(layers) != rows or len(set(layers)) < rows:
         raise WorkloadError(
             f"routing.layers: found {len(layers)} numbers for {rows} layers of {path}; one each is needed"
         )
-    if policy.layers and max(layers) >= num_layers:
+    unknown = next((layer for layer in layers if layer not in numbers), None)
+    if unknown is not None:
+        known = (
+            f"{numbers[0]} to {numbers[-1]}"
+            if numbers == tuple(range(numbers[0], numbers[-1] + 1))
+            else (", ".join(map(str, numbers)))
+        )
         raise WorkloadError(
-            f"routing.layers: found {max(layers)}; this model has {num_layers} MoE layers, 0 to {num_layers - 1}"
+            f"routing.layers: found {unknown}; this model has {len(numbers)} MoE layers, {known} as it counts them"
         )
     return layers
 

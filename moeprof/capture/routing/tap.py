@@ -24,7 +24,7 @@ from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
 from moeprof.capture.models.wrap import WrapHandle
 from moeprof.capture.routing.adapters import Cell, attach
-from moeprof.capture.routing.count import Counter, Forward, Label, RoutingBlock, Seen
+from moeprof.capture.routing.count import Counter, Forward, Label, Roster, RoutingBlock, Seen
 
 PICKS_CAP_BYTES = 256 * 2**20
 BLOCK_FORWARDS = 32
@@ -73,14 +73,14 @@ class RoutingTap:
         self._blocks: deque[Callable[[bool], RoutingBlock | None]] = deque()
         self._label: Label | None = None
         self._layout: BatchLayout | None = None
-        self._class_of: list[int] = []
+        self._roster = Roster()
         self.bind(request_class)
         self.enable()
 
     def bind(self, request_class: Sequence[str]) -> None:
         """Say which class each row of the schedule has (call again for another schedule)."""
         index = {name: i for i, name in enumerate(self.class_names)}
-        self._class_of = [index[name] for name in request_class]
+        self._roster = Roster([index[name] for name in request_class])
         self._label = None
 
     @property
@@ -133,7 +133,7 @@ class RoutingTap:
             return
         label = self._label
         if label is None or label.layout != layout:
-            label = self._label = self._counter.label(layout, self._class_of, len(self.class_names))
+            label = self._label = self._counter.label(layout, self._roster.class_of, len(self.class_names))
         self._layout = layout
         self._clear()
 
@@ -205,7 +205,7 @@ class RoutingTap:
 
     def _launch(self) -> None:
         for part in self._counter.parts(self._waiting):
-            self._blocks.append(self._counter.count(part))
+            self._blocks.append(self._counter.count(part, self._roster))
         self._waiting, self._waiting_tokens = [], 0
 
     @property

@@ -37,6 +37,7 @@ from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.core.errors import EngineError, InputError, WorkloadError
 from moeprof.core.record.headers import write_header
 from moeprof.core.record.pairs import BASE, NEW, PairsHeader
+from moeprof.core.record.whole import list_files
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.workload import Workload
 
@@ -259,7 +260,7 @@ class AbRun:
             alone, folder, self._listener, self._signals, workload_text=workload_text, keep_content=False,
         )  # fmt: skip
         if status == "failed":
-            raise EngineError(f"--ab: the lone run of {side} failed; what it left is in {folder}")
+            raise EngineError(f"--ab: the single run of {side} failed; what it left is in {folder}")
 
     def pairs(self, more: Callable[[int], bool]) -> int:
         """Launch pairs of every model, until ``more(pairs so far)`` is False; returns how many there are.
@@ -279,7 +280,8 @@ class AbRun:
 
     def finish(self, status: str) -> None:
         """``done``, ``failed`` or ``interrupted``."""
-        self._put(status=status, finished_at=now_utc())
+        files = list_files(self._folder, ["pairs/**/*"]) if status == "done" else None
+        self._put(status=status, finished_at=now_utc(), files=files)
 
     def _pair(self, model: str, launch: int, private: Path) -> None:
         folder = self._folder / "pairs" / model / f"launch-{launch}"
@@ -340,6 +342,6 @@ def run_solo(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
             process.kill()
             process.wait(STOP_GRACE_S)
     if process.returncode and not signals.number:
-        last = (text.strip().splitlines() or ["it said nothing"])[-1].removeprefix("moeprof: ")
+        last = (text.strip().splitlines() or ["it printed nothing"])[-1].removeprefix("moeprof: ")
         kind = InputError if process.returncode == InputError.exit_code else EngineError
-        raise kind(f"--base-python {python}: the lone run of base failed: {last}")
+        raise kind(f"--base-python {python}: the single run of base failed: {last}")

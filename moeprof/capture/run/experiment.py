@@ -65,7 +65,7 @@ class Experiment:
     def _owes(self, name: str) -> bool:
         """Whether a model has rounds that did not end."""
         workload, folder = self._setup.workload, self._setup.folder / name
-        names = self._pass_names(name, range(workload.rounds))
+        names = self._pass_names(name, range(workload.num_rounds))
         launches = [folder / f"launch-{launch}" for launch in range(workload.launches)]
         return not all(has_ended(launch / passed) for launch in launches for passed in names)
 
@@ -85,11 +85,11 @@ class Experiment:
         workers: dict[str, Worker] = {}
         try:
             for spec in models:
-                if self._is_missing(spec.name, launch, range(self._setup.workload.rounds)):
+                if self._is_missing(spec.name, launch, range(self._setup.workload.num_rounds)):
                     workers[spec.name] = start_worker(self._plan(spec, launch), self._setup.workload.watchdog_s)
             for name in list(workers):
                 self._try(workers, name, Order(command="prepare"))
-            for number in range(self._setup.workload.rounds):
+            for number in range(self._setup.workload.num_rounds):
                 for name in list(workers)[:: -1 if number % 2 else 1]:
                     self._round(workers, name, number)
             self._measure(workers, launch)
@@ -98,7 +98,7 @@ class Experiment:
 
     def _reloading(self, models: list[ModelSpec], launch: int) -> None:
         """One model at a time; each round loads it again."""
-        for number in range(self._setup.workload.rounds):
+        for number in range(self._setup.workload.num_rounds):
             for spec in models[:: -1 if number % 2 else 1]:
                 if spec.name in self._failures.names or self._over or not self._is_missing(spec.name, launch, [number]):
                     continue
@@ -109,7 +109,7 @@ class Experiment:
                 try:
                     self._try(workers, spec.name, Order(command="prepare"))
                     self._round(workers, spec.name, number)
-                    if number == self._setup.workload.rounds - 1:
+                    if number == self._setup.workload.num_rounds - 1:
                         self._measure(workers, launch)
                 finally:
                     self._close(workers)
@@ -142,7 +142,7 @@ class Experiment:
         if resume is None:
             return True
         names = self._pass_names(name, rounds)
-        if setup.workload.rounds - 1 in rounds:
+        if setup.workload.num_rounds - 1 in rounds:
             names += sweep_pass_names(setup.workload.sweep)
             if not all(self._is_known(name, launch, row.key) for row in owed(setup.workload.instruments, launch)):
                 return True

@@ -6,6 +6,8 @@ Settings that cannot work, refused before a folder is made or a worker starts. N
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +19,16 @@ from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
 from moeprof.capture.engines import chosen
+from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
 from moeprof.capture.memory.shape import DeviceMemory
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.protocol import Slowdown
-from moeprof.capture.routing.popularity import read_counts
+from moeprof.capture.routing.popularity import load_popularity, read_counts
 from moeprof.capture.run.context import ProgressListener, Setup
+from moeprof.capture.run.examine import Answer, Examination, Examined, Question
 from moeprof.capture.run.experiment import Experiment
 from moeprof.capture.run.lockstep import check_workload, run_ladder_only
 from moeprof.capture.run.ranks import check_parallel, choose_devices, memory_of_all
@@ -37,7 +41,7 @@ from moeprof.capture.run.schedules import (
     save_schedules,
 )
 from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
-from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.errors import InputError, ModelError, WorkloadError
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
@@ -73,10 +77,34 @@ def check_early(workload: Workload, device: str) -> None:
         if not Path(policy.path).exists():
             raise WorkloadError(f"model {spec.name}: routing.path: {policy.path} is not there; give a file or a record")
         if policy.policy == "profile":
-            try:
+            with _named(spec.name):
                 read_counts(Path(policy.path), policy.select)
-            except WorkloadError as error:
-                raise WorkloadError(f"model {spec.name}: {error}") from error
+
+
+def check_examined(workload: Workload, answers: Mapping[str, Answer]) -> None:
+    """Refuse models that no worker could run, and routing that does not fit the layers they have.
+
+    Raises:
+        ModelError: a model, and why.
+        WorkloadError: counts of a routing file that are not of this model.
+    """
+    refused = next((answer.refusal for answer in answers.values() if answer.refusal is not None), None)
+    if refused is not None:
+        raise ModelError(refused)
+    for spec in workload.models:
+        shapes = answers.get(spec.name, Answer()).shapes
+        if spec.routing.policy == "profile" and shapes:
+            with _named(spec.name):
+                load_popularity(spec.routing, shapes)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which model a wrong setting belongs to."""
+    try:
+        yield
+    except WorkloadError as error:
+        raise WorkloadError(f"model {name}: {error}") from error
 
 
 def _check_engine(engine: TransformersSettings, device: str) -> None:
@@ -159,17 +187,44 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
+    examination = Examination(_questions(workload, sources), workload.threads)
+    try:
+        return _prepared(workload, sources, examination, must_fit=must_fit)
+    finally:
+        examination.close()
+
+
+def _questions(workload: Workload, sources: dict[str, ModelSource]) -> list[Question]:
+    """One a model that a worker will load; none where they run elsewhere."""
+    if not workload.engine.in_worker:
+        return []
+    by_name, settings = {spec.name: spec for spec in workload.models}, ours(workload.engine)
+    return [
+        Question(spec=spec, base=by_name.get(spec.twin_of or ""), source=sources[spec.name], settings=settings)
+        for spec in workload.models
+    ]
+
+
+def _prepared(
+    workload: Workload, sources: dict[str, ModelSource], examination: Examination, *, must_fit: bool
+) -> Prepared:
     schedules = make_schedules(workload, sources)
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
     choice, other_gpus = choose_devices(workload)
     gpu, device = choice.gpu, choice.device
     check_early(workload, device)
+    if workload.outputs == "free" and workload.engine.in_worker:
+        for question in _questions(workload, sources):
+            end_ids(question.base or question.spec, question.source)  # a damaged file would stop the run
+    examined = examination.result()
+    check_examined(workload, examined.answers)
     memory = memory_of_all(fitting.device_memory(device, gpu), other_gpus)
-    fit = _fit(workload, sources, schedules, memory)
+    fit = _fit(workload, sources, schedules, memory, examined)
     if must_fit:
         fit.require()
     if workload.engine.in_worker:
         workload = replace(workload, engine=replace(ours(workload.engine), kv_tokens=fit.kv_tokens))
+    workload = workload.with_rounds(device, _round_s(workload, schedules), reloads=not fit.together)
     machine = environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus))
     return Prepared(
         workload=replace(workload, device=device),
@@ -191,18 +246,40 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
 
 
 def _fit(
-    workload: Workload, sources: dict[str, ModelSource], schedules: dict[str, Scheduled], memory: DeviceMemory
+    workload: Workload,
+    sources: dict[str, ModelSource],
+    schedules: dict[str, Scheduled],
+    memory: DeviceMemory,
+    examined: Examined,
 ) -> fitting.Fit:
     """The memory prediction; of models that run elsewhere there is none."""
     every = [s for scheduled in schedules.values() for s in all_schedules(scheduled.measured, scheduled.points)]
     if not workload.engine.in_worker:
         return fitting.elsewhere(memory, every)
     settings = ours(workload.engine)
-    weights = estimate_weights_bytes(workload.models, sources, settings, is_host=memory.is_host)
-    fit = fitting.predict(workload.models, sources, every, settings=settings, memory=memory, weights_bytes=weights)
+    params = {name: answer.params for name, answer in examined.answers.items()}
+    weights = estimate_weights_bytes(workload.models, sources, settings, params, is_host=memory.is_host)
+    fit = fitting.predict(
+        workload.models,
+        sources,
+        every,
+        settings=settings,
+        memory=memory,
+        weights_bytes=weights,
+        host_base_bytes=examined.base_bytes,
+        profiles=workload.instruments.wants("gap"),
+    )
     if workload.lockstep is not None:
         fit = fitting.in_one_process(fit, workload.lockstep.models or [s.name for s in workload.models], "lockstep")
     return fit
+
+
+def _round_s(workload: Workload, schedules: dict[str, Scheduled]) -> float | None:
+    """What a round of all models lasts by its arrivals, capacity pass included; None where no clock paces it."""
+    spans = [s.measured.arrival_s.max() for s in schedules.values() if s.measured.pattern == "open" and s.measured]
+    if len(spans) < len(schedules):
+        return None
+    return float(sum(spans)) * (2 if workload.instruments.capacity else 1) * workload.launches
 
 
 def _refuse_silent_warmup(workload: Workload) -> None:

@@ -88,8 +88,10 @@ class Resume:
             resumed=(*old.resumed, Resumption(at=now_utc(), process=self.process, set_aside=set_aside)),
         )
 
-    def with_kv_tokens(self, workload: Workload) -> Workload:
-        """The workload with the KV space of the record where it names none: free memory may be another by now."""
+    def as_settled(self, workload: Workload) -> Workload:
+        """The workload with rounds and KV space of the record where it names none: memory may be another by now."""
+        if workload.rounds is None:
+            workload = replace(workload, rounds=self.experiment.workload.get("rounds"))
         recorded = (self.experiment.workload.get("engine") or {}).get("kv_tokens")
         if not workload.engine.in_worker or recorded is None or ours(workload.engine).kv_tokens is not None:
             return workload

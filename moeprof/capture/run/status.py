@@ -25,6 +25,7 @@ from moeprof.core.errors import RecordError
 from moeprof.core.record.experiment import ExperimentHeader
 from moeprof.core.record.headers import read_header_if_there, write_header
 from moeprof.core.record.passes import PassEnd, PassHeader
+from moeprof.core.record.whole import list_files
 
 BEAT_EVERY_S = 1.0
 
@@ -66,13 +67,14 @@ class RunStatus:
         self.put(notes=tuple(dict.fromkeys((*self._experiment.notes, text))))
 
     def finish(self, status: str, failed: set[str]) -> None:
-        """Close the record."""
+        """Close the record: its workers have ended, so what they wrote can be listed."""
         self._done.set()
         self._thread.join()
         for model in self._experiment.models:
             if model.name not in failed:
                 self._change(model.name, status="interrupted" if status == "interrupted" else "done")
-        self.put(status=status, finished_at=now_utc())
+        files = None if status == "interrupted" else list_files(self._folder)
+        self.put(status=status, finished_at=now_utc(), files=files)
 
     def _change(self, name: str, **known: Any) -> None:
         models = self._experiment.models

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 
+from moeprof.capture.devices.peaks import cache_bytes
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.engines.faults import slowed
@@ -185,7 +186,7 @@ class LockstepOrders:
         if len(self._models.lanes) < 2:
             raise EngineError(f"{self._plan.label}: fewer than two lanes fit into memory; nothing to compare")
         launch = self._session.launch
-        launch |= {"threads": torch.get_num_threads()}
+        launch |= {"threads": torch.get_num_threads(), "cache_bytes": cache_bytes(self._session.device)}
         self._session.write()
         return {"lanes": [lane.name for lane in self._models.lanes], "notes": launch["notes"]}
 

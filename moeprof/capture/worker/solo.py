@@ -13,7 +13,7 @@ import torch
 from moeprof.capture.devices.peaks import measure_peaks
 from moeprof.capture.instrumented import InstrumentedModel, Launched
 from moeprof.capture.kernels.modules import cpu_kernel_facts
-from moeprof.capture.measure import measurement, saturation
+from moeprof.capture.measure import measurement
 from moeprof.capture.measure.invariants import check_pass
 from moeprof.capture.measure.warmup import calibrate, warm_up
 from moeprof.capture.memory.measure import Watch
@@ -26,8 +26,10 @@ from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.worker.session import Session
 from moeprof.core.jsonfile import read_json
-from moeprof.core.record.headers import part_of, write_header
+from moeprof.core.record.headers import part_of, to_json, write_header
 from moeprof.core.record.passes import PassHeader
+from moeprof.core.record.saturation import judge_requests
+from moeprof.core.record.tables import read_table
 from moeprof.core.trace import Schedule
 
 CALIBRATION_S = 6.0
@@ -129,7 +131,8 @@ class SoloModel:
         if result.status == "cut":
             info["cut_by"] = cut_by
         if "sweep" in order.extra:
-            info["saturation"] = saturation.judge_pass(folder, schedule, info["duration_s"]).to_json()
+            told = judge_requests(read_table(folder, "requests"), schedule.pattern, info["duration_s"])
+            info["saturation"] = to_json(told)
         write_header(folder / "pass.json", part_of(PassHeader, info))
         return info
 
@@ -188,6 +191,8 @@ class SoloModel:
                     max_seconds=CALIBRATION_S,
                     should_stop=session.should_stop,
                 )
+        if self._memory is not None:
+            self._memory.warmed_up()
         session.launch["engine"] = asdict(self._model.engine.facts)  # a model that could not be captured says so now
         asked = getattr(plan.engine, "cpu_kernels", "off")
         if asked != "off":

@@ -86,6 +86,8 @@ class ModelFit(Facts, frozen=True, kw_only=True):
     activation_bytes: int | None = None
     workspace_bytes: int | None = None
     base_bytes: int | None = None
+    kept_bytes: int | None = None
+    instruments_bytes: int | None = None
     layers_to_cut: int | None = None
     needed_bytes: int | None = None
 
@@ -216,6 +218,7 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
         resumed: once for each time the run was gone on with.
         lockstep, ladder: how they ended.
         notes: what readers should know.
+        files: path -> bytes of what the run wrote, once it has ended; see whole.py.
         models: in the workload's order.
     """
 
@@ -239,4 +242,5 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     device_at_end: DeviceAtEnd | UnsetType | None = UNSET
     finished_at: str | None = None
+    files: dict[str, int] | None = None
     models: tuple[ModelHeader, ...]

@@ -96,7 +96,10 @@ class LaneModel(Facts, frozen=True, kw_only=True):
 
 
 class LanesHeader(Header, frozen=True, kw_only=True):
-    """launch.json of a lock-step measurement: its models, and by lane the engine (and machine, of two processes)."""
+    """launch.json of a lock-step measurement: its models, and by lane the engine (and machine, of two processes).
+
+    ``cache_bytes`` is the last-level cache of one device, None where it is not known.
+    """
 
     kind: str
     lanes: dict[str, EngineHeader] = field(default_factory=lambda: dict[str, EngineHeader]())
@@ -104,6 +107,7 @@ class LanesHeader(Header, frozen=True, kw_only=True):
     notes: tuple[str, ...] = field(default_factory=written(()))
     environments: dict[str, dict[str, Any]] | None = None
     threads: int | None = None
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,12 @@ class LanePass:
     def info(self) -> LanePassHeader:
         """pass.json; empty when the measurement was killed before it could be written."""
         return read_header_if_there(self.path / "pass.json", LanePassHeader, self.version) or LanePassHeader()
+
+    @cached_property
+    def loaded(self) -> LanesHeader:
+        """launch.json: what was loaded for the lanes, and where; empty when it was not written."""
+        found = read_header_if_there(self.path.parent / "launch.json", LanesHeader, self.version)
+        return found or LanesHeader(kind=self.info.kind or "")
 
     @cached_property
     def table(self) -> pd.DataFrame:

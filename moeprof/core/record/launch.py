@@ -109,6 +109,7 @@ class MemoryHeader(Header, frozen=True, kw_only=True):
 
     after_load_bytes: int | None = None
     load_peak_bytes: int | None = None
+    after_warmup_bytes: int | None = None
     kv_cache_bytes: int | UnsetType | None = UNSET
     host_rss_peak_bytes: int | None = None
     host_rss_start_bytes: int | None = None
@@ -196,6 +197,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
         engine: what ran.
         dtype_reason: why in this dtype.
         load_s: seconds to load.
+        end_ids: ids that end an output, where the model may end it; empty: the checkpoint names none.
         threads: of the CPU.
         reloaded: the model was loaded once more for later rounds.
         self_check: of the routing tap.
@@ -215,6 +217,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     engine: EngineHeader = EngineHeader()
     dtype_reason: str | None = None
     load_s: float | None = None
+    end_ids: tuple[int, ...] | None = None
     threads: int | None = None
     reloaded: bool | None = None
     self_check: SelfCheckHeader = SelfCheckHeader()

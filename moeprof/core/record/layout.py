@@ -31,7 +31,8 @@ name, its unit or its meaning; ``UPGRADERS[n]`` of headers.py then makes the JSO
 
 format 1 (0.1.0), current. Came to it, in this order: launch.json ``peaks``, ``kv_space``, ``forced_picks``, ``gap``,
 ``ranks``; pass.json ``reference_kernel_s``, ``process``, ``sweep``, ``saturation``, ``captured_steps``, ``decode``;
-experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resumed``, ``lockstep``, ``ladder``; the
+experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resumed``, ``lockstep``, ``ladder``,
+``files`` (what the run wrote, see whole.py); launch.json ``end_ids``, of lanes ``cache_bytes``; the
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
 ``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
 ``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``.
@@ -57,6 +58,7 @@ from moeprof.core.record.picks import FILE_NAME as FORCED_PICKS
 from moeprof.core.record.picks import ForcedPicks, load_forced_picks
 from moeprof.core.record.routing import Routing, merge_routing, routing_parts
 from moeprof.core.record.tables import read_table
+from moeprof.core.record.whole import check_whole
 from moeprof.core.workload.workload import Slo
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def open_record(path: Path) -> Record:
     """Open a run folder.
 
     Raises:
-        RecordError: no such folder, no or damaged experiment.json, or a newer format.
+        RecordError: no such folder, no or damaged experiment.json, a newer format, or a run that ended lacks a file.
     """
     if not path.is_dir():
         raise RecordError(f"{path}: no such run folder; `moeprof run` prints the folder it writes")
@@ -250,6 +252,7 @@ def open_record(path: Path) -> Record:
     version = check_version(file, value)
     experiment = header_of(ExperimentHeader, upgraded(file.name, value, version), file)
     workload = header_of(WorkloadHeader, experiment.workload, file, "workload")
+    check_whole(path, experiment)
     return Record(path, experiment, workload, _status(path, experiment.status), version)
 
 

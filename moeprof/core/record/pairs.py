@@ -21,6 +21,7 @@ from moeprof.core.jsonfile import read_json
 from moeprof.core.record.headers import FORMAT_VERSION, Header, check_version, header_of, upgraded, written
 from moeprof.core.record.lanes import LanePass, lane_passes
 from moeprof.core.record.layout import Record, open_record
+from moeprof.core.record.whole import check_listed
 
 BASE, NEW = "base", "new"
 
@@ -34,10 +35,11 @@ class PairsHeader(Header, frozen=True, kw_only=True):
         models: their names in the new run.
         base_models: name in the new run -> name in the base run.
         base, new: what each side is.
-        settings: what was asked for.
+        settings: of the command line.
         started_at, finished_at: UTC.
         launches: pairs that were measured.
         status: ``started``, ``done``, ``failed`` or ``interrupted``.
+        files: path -> bytes of what lies below pairs/, once it has ended.
     """
 
     format_version: int = field(default_factory=written(FORMAT_VERSION))
@@ -51,6 +53,7 @@ class PairsHeader(Header, frozen=True, kw_only=True):
     launches: int = field(default_factory=written(0))
     status: str | None = None
     finished_at: str | None = None
+    files: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,12 @@ def open_pairs(path: Path) -> PairsRecord:
     """Open it.
 
     Raises:
-        RecordError: damaged, or of a newer format.
+        RecordError: damaged, of a newer format, or without a file that it wrote.
     """
     file = path / "ab.json"
     value = read_json(file)
     value = upgraded(file.name, value, check_version(file, value))
-    return PairsRecord(path, header_of(PairsHeader, value, file))
+    info = header_of(PairsHeader, value, file)
+    if info.status == "done":
+        check_listed(path, info.files or {})
+    return PairsRecord(path, info)

@@ -1,12 +1,13 @@
 """Routing counts of one pass, on disk as ``routing.npz``; while the pass runs as parts of a second or so.
 
-Legend: W windows, P phases, C request classes, L MoE layers, E experts, S steps.
+Legend: W windows, P phases, C request classes, L MoE layers, E experts, S steps, U groups of requests.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from moeprof.core.errors import RecordError
 
 MAX_WINDOWS = 256
+MAX_REQUEST_GROUPS = 64  # of all classes together
+GROUPS_OF_A_CLASS = 8  # that many for each class at least, where there are many classes
 _NAMES = ("layer_names", "class_names")
 _STEP_COUNTS = "step_counts_SPLE"
 _ARRAYS = (
@@ -31,6 +34,77 @@ _ARRAYS = (
     "dropped_PL",
     "identity_PL",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCounts:
+    """Routing counts by group of neighbouring requests of one class: what may be shuffled and drawn anew.
+
+    The i-th request of a class, in the order of the schedule, belongs to the class's group ``i // requests_per_group``:
+    one request each as long as there are few, then 2, 4, 8, so that no more than ``MAX_REQUEST_GROUPS`` are kept.
+
+    Attributes:
+        request_counts_UPLE: executed (token, expert) assignments of real tokens.
+        request_class_U: index into ``class_names``.
+        request_group_U: number of the group within its class.
+        request_first_U: row in the schedule of the first request of the group that was routed.
+        requests_per_group: a power of two.
+    """
+
+    request_counts_UPLE: npt.NDArray[np.integer[Any]]
+    request_class_U: npt.NDArray[np.int64]
+    request_group_U: npt.NDArray[np.int64]
+    request_first_U: npt.NDArray[np.int64]
+    requests_per_group: int
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """As npz holds them; the counts in the smallest type that holds them."""
+        found: dict[str, npt.NDArray[Any]] = {name: np.asarray(getattr(self, name)) for name in _REQUEST_ARRAYS}
+        counts = found["request_counts_UPLE"]
+        return found | {"request_counts_UPLE": counts.astype(np.min_scalar_type(int(counts.max(initial=0))))}
+
+    @staticmethod
+    def of(arrays: dict[str, npt.NDArray[Any]]) -> RequestCounts | None:
+        """Take them out of what an npz holds; None where a record of an older version has none."""
+        found = {name: arrays.pop(name) for name in _REQUEST_ARRAYS if name in arrays}
+        if len(found) < len(_REQUEST_ARRAYS):
+            return None
+        size = int(found.pop("requests_per_group"))
+        return RequestCounts(**{k: v.astype(np.int64) for k, v in found.items()}, requests_per_group=size)
+
+
+_REQUEST_ARRAYS = (
+    "request_counts_UPLE",
+    "request_class_U",
+    "request_group_U",
+    "request_first_U",
+    "requests_per_group",
+)
+
+
+def merge_requests(parts: Sequence[RequestCounts], most: int = MAX_REQUEST_GROUPS) -> RequestCounts | None:
+    """Counts added up by group; neighbours become one until at most ``most`` are left, or 8 times the classes."""
+    if not parts:
+        return None
+    size = max(part.requests_per_group for part in parts)
+    class_U = np.concatenate([part.request_class_U for part in parts])
+    group_U = np.concatenate([part.request_group_U * part.requests_per_group for part in parts]) // size
+    limit = max(GROUPS_OF_A_CLASS * len(np.unique(class_U)), most)
+    while True:
+        pairs, row_U = np.unique(np.stack([class_U, group_U]), axis=1, return_inverse=True)
+        if pairs.shape[1] <= limit:
+            break
+        size, group_U = 2 * size, group_U // 2
+    order = np.argsort(row_U.reshape(-1), kind="stable")
+    starts = np.searchsorted(row_U.reshape(-1)[order], np.arange(pairs.shape[1]))
+    counts = np.concatenate([part.request_counts_UPLE for part in parts])[order]
+    return RequestCounts(
+        request_counts_UPLE=np.add.reduceat(counts, starts, axis=0, dtype=np.int64),
+        request_class_U=pairs[0],
+        request_group_U=pairs[1],
+        request_first_U=np.minimum.reduceat(np.concatenate([p.request_first_U for p in parts])[order], starts),
+        requests_per_group=size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +124,7 @@ class Routing:
         top_k_L: picks per token and layer.
         dropped_PL: assignments routed but not executed (capacity drops, zero-weight picks).
         identity_PL: picks of zero-computation (identity) experts, counted apart.
+        requests: the same assignments by group of requests; None in records of versions that did not count them.
     """
 
     counts_WPCLE: npt.NDArray[np.int64]
@@ -64,6 +139,7 @@ class Routing:
     top_k_L: npt.NDArray[np.int64]
     dropped_PL: npt.NDArray[np.int64]
     identity_PL: npt.NDArray[np.int64]
+    requests: RequestCounts | None = None
 
     @property
     def num_experts(self) -> int:
@@ -75,6 +151,8 @@ class Routing:
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         if self.step_counts_SPLE is not None:
             arrays["step_counts_SPLE"] = self.step_counts_SPLE
+        if self.requests is not None:
+            arrays |= self.requests.arrays()
         arrays["layer_names"] = np.array(self.layer_names, dtype=np.str_)
         arrays["class_names"] = np.array(self.class_names, dtype=np.str_)
         temporary = path.with_name("tmp-" + path.name)
@@ -90,7 +168,8 @@ class Routing:
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in (*_ARRAYS, *_NAMES, *(set(data.files) & {_STEP_COUNTS}))}
+                optional = set(data.files) & {_STEP_COUNTS, *_REQUEST_ARRAYS}
+                arrays = {name: data[name] for name in (*_ARRAYS, *_NAMES, *optional)}
         except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RecordError(
                 f"{path}: damaged routing counts ({error}); the rest of the record may be fine"
@@ -98,7 +177,10 @@ class Routing:
         layer_names = tuple(str(x) for x in arrays.pop("layer_names"))
         class_names = tuple(str(x) for x in arrays.pop("class_names"))
         step_counts = arrays.pop("step_counts_SPLE", None)
-        return Routing(layer_names=layer_names, class_names=class_names, step_counts_SPLE=step_counts, **arrays)
+        requests = RequestCounts.of(arrays)
+        return Routing(
+            layer_names=layer_names, class_names=class_names, step_counts_SPLE=step_counts, requests=requests, **arrays
+        )
 
 
 def merge_routing(parts: list[Routing], max_windows: int = MAX_WINDOWS) -> Routing:
@@ -122,6 +204,7 @@ def merge_routing(parts: list[Routing], max_windows: int = MAX_WINDOWS) -> Routi
         top_k_L=parts[0].top_k_L,
         dropped_PL=np.sum([p.dropped_PL for p in parts], axis=0),
         identity_PL=np.sum([p.identity_PL for p in parts], axis=0),
+        requests=merge_requests([p.requests for p in parts if p.requests is not None]),
     )
 
 

@@ -118,7 +118,7 @@ class Sweep:
     input_tokens: tuple[int, ...] = ()
     max_batch_tokens: tuple[int, ...] = ()
     num_requests: int | None = None
-    rounds: int = 2
+    rounds: int = 3
     max_seconds: float = 60.0
 
     def __post_init__(self) -> None:

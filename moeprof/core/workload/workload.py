@@ -22,6 +22,7 @@ from moeprof.core.workload.traffic import Traffic
 from moeprof.core.yamlfile import at_least, more_than_zero
 
 Outputs = Literal["forced", "forced_length", "free"]
+FEWEST_ROUNDS, ROUNDS_ON_CPU = 3, 5  # fewer know their own spread too badly for an interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,25 @@ class Capital:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiPrices:
+    """What an API asks for the same tokens, in USD per 1M, to break even with.
+
+    Attributes:
+        input: prompt tokens that the API has to compute.
+        output: output tokens.
+        cached_input: prompt tokens that it has in its cache; without it a run that took prompt tokens from a cache has
+            no break-even.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+    def __post_init__(self) -> None:
+        more_than_zero(input=self.input, output=self.output, cached_input=self.cached_input)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """What the machine costs; without ``usd_per_device_hour`` or ``capital`` the price book is asked.
 
@@ -72,8 +92,9 @@ class Prices:
         usd_per_kwh: power price, added when power is not included.
         pue: power usage effectiveness.
         capital: owned hardware.
-        api_usd_per_1m_output_tokens: an API price to break even with.
-        api_usd_per_1m_input_tokens: likewise for input.
+        api: an API's prices to break even with.
+        api_usd_per_1m_output_tokens: older spelling of ``api: {output: ...}``.
+        api_usd_per_1m_input_tokens: older spelling of ``api: {input: ...}``.
         source: where the price comes from, for the report.
         applies_to: the kind of device that rent or capital are meant for; another kind asks the price book.
     """
@@ -83,6 +104,7 @@ class Prices:
     usd_per_kwh: float | None = None
     pue: float = 1.0
     capital: Capital | None = None
+    api: ApiPrices | None = None
     api_usd_per_1m_output_tokens: float | None = None
     api_usd_per_1m_input_tokens: float | None = None
     source: str | None = None
@@ -95,7 +117,14 @@ class Prices:
         return replace(self, usd_per_device_hour=None, capital=None, source=None)
 
     def __post_init__(self) -> None:
-        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh)
+        older = {
+            "api_usd_per_1m_output_tokens": self.api_usd_per_1m_output_tokens,
+            "api_usd_per_1m_input_tokens": self.api_usd_per_1m_input_tokens,
+        }
+        more_than_zero(usd_per_device_hour=self.usd_per_device_hour, usd_per_kwh=self.usd_per_kwh, **older)
+        given = [name for name, price in older.items() if price is not None]
+        if self.api is not None and given:
+            raise WorkloadError(f"{given[0]}: give it or api, not both")
         at_least(1, pue=self.pue)
         if self.usd_per_device_hour is not None and self.capital is not None:
             raise WorkloadError("capital: give rent (usd_per_device_hour) or capital, not both")
@@ -169,7 +198,7 @@ class Workload:
         traffic: what is sent.
         models: what is measured, each on the same requests.
         engine: how models are run.
-        rounds: passes over the schedule in one launch.
+        rounds: passes over the schedule in one launch; not stated: 3, or 5 on a CPU where ``max_minutes`` leaves time.
         launches: fresh processes per model, which make the launch the unit of intervals.
         seed: of every random stream.
         outputs: ``forced`` feeds the text's own continuation, so that every model runs the same tokens (without such
@@ -196,7 +225,7 @@ class Workload:
     traffic: Traffic
     models: tuple[ModelSpec, ...]
     engine: EngineSettings = field(default_factory=TransformersSettings)
-    rounds: int = 3
+    rounds: int | None = None
     launches: int = 1
     seed: int = 0
     outputs: Outputs = "forced"
@@ -245,6 +274,46 @@ class Workload:
                 )
             if 0 < len(chosen) < least:
                 raise WorkloadError(f"{key}.models: found {chosen[0]!r} alone; at least {least} models are needed")
+
+    @property
+    def num_rounds(self) -> int:
+        """Of a prepared workload."""
+        assert self.rounds is not None, "with_rounds came before"
+        return self.rounds
+
+    def with_rounds(self, device: str, round_s: float | None = None, *, reloads: bool = False) -> Workload:
+        """Rounds settled: those that are stated, else FEWEST_ROUNDS, or ROUNDS_ON_CPU where time allows.
+
+        The rounds of a CPU differ more, and some are disturbed and set aside. Time does not allow more where
+        ``max_minutes`` would end the run before, or may do so, and where each round would load the models again.
+
+        Args:
+            device: ``cpu`` or ``cuda:N``.
+            round_s: what a round of all models in all launches lasts by its arrivals; None: as long as they take.
+            reloads: the models do not fit in memory together.
+        """
+        if self.rounds is not None:
+            return self
+        most = ROUNDS_ON_CPU if device == "cpu" and not reloads else FEWEST_ROUNDS
+        if self.max_minutes is not None:
+            fit = 0 if round_s is None else int(60 * self.max_minutes / max(round_s, 1e-9))
+            most = min(most, max(fit, FEWEST_ROUNDS))
+        return replace(self, rounds=most)
+
+    @property
+    def few_repeats(self) -> tuple[str, ...]:
+        """What to say before a run whose figures will have no interval and no verdict."""
+        said = []
+        if self.launches > 1 and self.launches < FEWEST_ROUNDS:
+            said.append(f"launches: {self.launches}: figures will have no interval and no verdict; say {FEWEST_ROUNDS} "
+                        "or more (6 for claims), or 1")  # fmt: skip
+        elif self.launches == 1 and self.rounds is not None and self.rounds < FEWEST_ROUNDS:
+            said.append(f"rounds: {self.rounds}: figures will have no interval and no verdict; say {FEWEST_ROUNDS} "
+                        "or more")  # fmt: skip
+        if self.launches == 1 and self.sweep is not None and self.sweep.rounds < FEWEST_ROUNDS:
+            said.append(f"sweep.rounds: {self.sweep.rounds}: values of a load will have no interval; say "
+                        f"{FEWEST_ROUNDS} or more")  # fmt: skip
+        return tuple(said)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, for the record."""

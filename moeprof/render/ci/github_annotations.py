@@ -59,7 +59,7 @@ def escape_property(text: str) -> str:
 def _level(verdict: str, regression: Regression) -> str | None:
     if verdict == "cannot tell":
         return "notice" if regression.allow_undecided else "warning"
-    return {"worse": "error", "incomparable": "error", "better": "notice"}.get(verdict)
+    return {"worse": "error", "better": "notice"}.get(verdict)
 
 
 def _of_gate(gate: GateResult, name: str, level: str) -> _Annotation:

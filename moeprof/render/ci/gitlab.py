@@ -30,7 +30,7 @@ PREFIX = "moeprof_"
 
 
 def render_code_quality(regression: Regression) -> str:
-    """gl-code-quality-report.json as text: a finding per gate that is worse, undecided or incomparable."""
+    """gl-code-quality-report.json as text: a finding per gate that is worse or undecided."""
     found = []
     for gate, name in zip(regression.gates, case_names(regression.gates), strict=True):
         severity = _severity(gate.verdict, regression)
@@ -73,7 +73,7 @@ def render_metrics(regression: Regression) -> str:
 def _severity(verdict: str, regression: Regression) -> str | None:
     if verdict == "cannot tell":
         return "info" if regression.allow_undecided else "minor"
-    return {"worse": "major", "incomparable": "minor"}.get(verdict)
+    return "major" if verdict == "worse" else None
 
 
 def _finding(regression: Regression, gate: GateResult, name: str, severity: str) -> dict[str, Any]:

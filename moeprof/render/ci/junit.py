@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
-from junitparser import Attr, Error, Failure, JUnitXml, Skipped, SystemErr, SystemOut, TestCase, TestSuite
+from junitparser import Attr, Failure, JUnitXml, Skipped, SystemErr, SystemOut, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
 import moeprof
@@ -88,7 +88,7 @@ def _outcome(gate: GateResult, regression: Regression) -> type[FinalResult] | No
     """The element that says so; None for a case that passed."""
     if gate.verdict == "cannot tell":
         return Skipped if regression.allow_undecided else Failure
-    return {"worse": Failure, "incomparable": Error}.get(gate.verdict)
+    return {"worse": Failure, "incomparable": Skipped}.get(gate.verdict)
 
 
 def _system_out(regression: Regression, cases: Sequence[Case]) -> str:

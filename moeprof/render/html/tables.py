@@ -20,6 +20,7 @@ from moeprof.render.cells import (
     shown_ratio,
     step_interval,
     step_text,
+    table_notes,
     tone,
 )
 
@@ -193,7 +194,13 @@ def drawn(tables: Sequence[Table], subtitles: Mapping[str, str], colours: Mappin
         )
         for i, name in enumerate(first.columns)
     )
-    return Grid(kind="metrics ratios" if first.compares else "metrics", head="Metric", heads=heads, groups=tuple(lines))
+    return Grid(
+        kind="metrics ratios" if first.compares else "metrics",
+        head="Metric",
+        heads=heads,
+        groups=tuple(lines),
+        notes=tuple(dict.fromkeys(note for table in tables for note in table_notes(table))),
+    )
 
 
 def _side_cells(table: Table, row: Row) -> Iterator[Drawn]:
@@ -234,7 +241,7 @@ def ratio_cell(ratio: Ratio | None, words: DocumentCell | None = None) -> RatioC
     return RatioCell(
         text=ratio_text(ratio) if words is None else words.text or "",
         interval=interval[1:-1],
-        verdict=ratio.verdict or (ABSENT if words else ""),
+        verdict=ratio.verdict_text or (ABSENT if words else ""),
         tone="na" if ratio.value is None and words is None else tone(ratio),
         detail=ratio.reason or "",
     )

@@ -175,15 +175,15 @@ def measured(compared: Compared) -> bool:
 def test_pairs_are_made_by_number_and_need_both_sides() -> None:
     assert paired_logs({0: 2.0, 1: 4.0, 3: 1.0}, {1: 2.0, 0: 1.0, 2: 5.0}) == [math.log(2), math.log(2)]
     assert paired_logs({0: 0.0}, {0: 1.0}) == []
-    ratio = ratio_of_pairs([math.log(2)] * 3)
+    ratio = ratio_of_pairs([math.log(2)] * 3, "round")
     assert (ratio.low, ratio.value, ratio.high, ratio.n) == pytest.approx((2, 2, 2, 3))
-    assert ratio_of_pairs([]).value is None
+    assert ratio_of_pairs([], "round").value is None
 
 
 def test_noise_shared_by_a_pair_cancels() -> None:
     generator = np.random.default_rng(0)
     machine = generator.lognormal(0, 0.5, 6)
-    ratio = ratio_of_pairs(paired_logs(dict(enumerate(1.1 * machine)), dict(enumerate(machine))))
+    ratio = ratio_of_pairs(paired_logs(dict(enumerate(1.1 * machine)), dict(enumerate(machine))), "round")
     assert ratio.value == pytest.approx(1.1) and ratio.excludes(1.0)
 
 

@@ -150,10 +150,16 @@ def test_several_launches_are_the_unit_of_repetition(tmp_path: Path) -> None:
 
 
 def test_a_figure_of_either_sign_takes_no_logarithm_over_launches() -> None:
-    told = launch_estimate([0.1, 3.0], signed=True)
-    assert told.low is not None and told.low < 0 < 1.55 == told.value
-    positive = launch_estimate([0.1, 3.0])
+    told = launch_estimate([0.1, 0.5, 3.0], signed=True)
+    assert told.low is not None and told.low < 0 < 1.2 == told.value
+    positive = launch_estimate([1.0, 1.5, 2.0])
     assert positive.low is not None and positive.low > 0
+
+
+def test_two_launches_have_no_interval() -> None:
+    told = launch_estimate([1.0, 2.0])
+    assert (told.value, told.low, told.high) == (1.5, None, None)
+    assert told.reason == "no interval: two launches that differ by 100 %; about 4 launches needed"
 
 
 def test_a_figure_that_does_not_exist_says_so(tmp_path: Path) -> None:
@@ -166,8 +172,8 @@ def test_two_means_of_three_rounds_differ_by_welch() -> None:
     told = linear_estimate([(1.0, [9.0, 10.0, 11.0]), (-1.0, [4.0, 5.0, 6.0])])
     half = 2.7764 * np.sqrt(2 / 3)  # four degrees of freedom
     assert (told.value, told.low, told.high) == pytest.approx((5, 5 - half, 5 + half), rel=1e-4)
-    assert linear_estimate([(1.0, [1.0]), (-1.0, [2.0])]).reason == "one round: no interval"
-    assert linear_estimate([(1.0, [1.0, 1.0])]) == Estimate(value=1.0, low=1.0, high=1.0, n=2)
+    assert linear_estimate([(1.0, [1.0]), (-1.0, [2.0])]).reason == "no interval: one round; 3 or more rounds needed"
+    assert linear_estimate([(1.0, [1.0, 1.0, 1.0])]) == Estimate(value=1.0, low=1.0, high=1.0, n=3)
 
 
 def test_lanes_keep_the_order_of_their_description(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from moeprof.analysis.metrics.attribution import attribute, attribution_metrics, placebo_metrics
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.variance import slow_steps, variance_metrics
+from moeprof.core.metric import MetricValue
 from tests.helpers.records import make_pass, make_requests, make_routing, make_steps
 
 NOISE_S = 0.001
@@ -64,12 +65,13 @@ def test_pure_noise_is_seldom_called_routing_even_when_both_sides_drift() -> Non
 
 
 def test_what_cannot_be_told_is_shown_as_not_valid_with_the_detectable_share() -> None:
-    values = {v.name: v for v in attribution_metrics([planted(3)]) if v.labels["phase"] == "decode"}
+    values = {v.name: v for v in attribution_metrics([planted(4)]) if v.labels["phase"] == "decode"}
     share = values["variance_explained_by_routing_ratio"]
     assert not share.valid
     assert share.reasons[0].startswith("cannot tell: share ")
-    assert "the smallest share this run could show is" in share.reasons[0]
-    prefill = [v for v in attribution_metrics([planted(3)]) if v.labels["phase"] == "prefill"]
+    assert "a run like this one shows a share of" in share.reasons[0]
+    assert "in four runs of five" in share.reasons[0]
+    prefill = [v for v in attribution_metrics([planted(4)]) if v.labels["phase"] == "prefill"]
     assert all(v.value is None and "0 prefill steps" in v.reasons[0] for v in prefill)
 
 
@@ -93,21 +95,67 @@ def test_the_same_record_gives_the_same_numbers() -> None:
     assert attribution_metrics(rounds) == attribution_metrics(rounds)
 
 
+def test_the_share_that_is_told_as_detectable_is_found_in_four_runs_of_five() -> None:
+    told = [attribute([planted(1_000 + seed, num=600)], "decode").min_detectable for seed in range(15)]
+    share = float(np.median([one for one in told if one is not None]))
+    assert 0.015 < share < 0.04  # about 9.6 / 400, as 600 steps that remember by half are worth about 400
+    # variance of 4 experts of expert_s each over that and the noise's is the share
+    expert_s = NOISE_S * np.sqrt(share / (1 - share)) / SPREAD_EXPERTS
+    found = [attribute([planted(2_000 + seed, num=600, expert_s=expert_s)], "decode") for seed in range(80)]
+    assert 0.68 < np.mean([one.cannot_tell is None for one in found]) < 0.92
+    # p alone decides: a share below the detectable one is claimed where p is small
+    assert all((one.cannot_tell is None) == (one.p_value is not None and one.p_value <= 0.05) for one in found)
+    assert any(one.cannot_tell is None and (one.share or 0) < (one.min_detectable or 0) for one in found)
+
+
+def dense_pass(moe: PassTables, seed: int, *, per_expert_s: float = 0.0) -> PassTables:
+    """The MoE's batches in another model's time: noise, and where wanted the MoE's distinct experts."""
+    assert moe.routing is not None
+    num = len(moe.steps)
+    step_s = 0.02 + 0.001 * np.random.default_rng(seed).random(num)
+    step_s += per_expert_s * moe.routing.distinct_SL[:, 0]
+    steps = make_steps(num, step_s=step_s, decode_tokens=moe.steps["decode_tokens"])
+    return make_pass(requests=make_requests(2), steps=steps, traffic="offline")
+
+
+def placebo_p(values: list[MetricValue]) -> float | None:
+    return next(v.value for v in values if v.name.endswith("routing_p") and v.labels["phase"] == "decode")
+
+
 def test_the_moes_routing_explains_nothing_of_the_dense_model() -> None:
     moe = planted(0, expert_s=0.0003)
-    rng = np.random.default_rng(99)
-    dense = make_pass(
-        requests=make_requests(2),
-        steps=make_steps(1_000, step_s=0.02 + 0.001 * rng.random(1_000), decode_tokens=moe.steps["decode_tokens"]),
-    )
-    values, results = placebo_metrics([dense], [moe])
-    assert [r.cannot_tell is None for r in results] == [False, False]
+    values = placebo_metrics({"dense": [dense_pass(moe, 98)]}, [moe])["dense"]
+    assert not any(v.valid and v.value is not None for v in values if v.name.endswith("routing_ratio"))
     assert {v.name for v in values} == {
         "placebo_variance_explained_by_routing_ratio",
         "placebo_variance_explained_by_routing_p",
     }
     other = make_pass(requests=make_requests(2), steps=make_steps(1_000, decode_tokens=3))
     assert "did not run the same batches" in (attribute([other], "decode", routed=[moe]).cannot_tell or "")
+
+
+def test_placebos_of_five_dense_models_are_one_family() -> None:
+    moe = planted(0, num=400)
+    # one placebo in twenty is below 5 % by chance: this is one
+    seed = next(
+        s for s in range(200) if 0.02 < (attribute([dense_pass(moe, s)], "decode", routed=[moe]).p_value or 1) < 0.05
+    )
+    alone = placebo_metrics({"a": [dense_pass(moe, seed)]}, [moe])["a"]
+    raw = placebo_p(alone)
+    assert raw is not None and 0.01 < raw < 0.07
+    rest = {name: [dense_pass(moe, 1_000 + i)] for i, name in enumerate("bcde")}
+    five = placebo_metrics({"a": [dense_pass(moe, seed)], **rest}, [moe])
+    assert placebo_p(five["a"]) == pytest.approx(5 * raw)  # the smallest of five: Holm's first step
+    share = next(v for v in five["a"] if v.name.endswith("ratio") and v.labels["phase"] == "decode")
+    assert not share.valid and "by Holm over 5 placebos" in share.reasons[0]
+
+
+def test_a_placebo_that_does_explain_is_still_found_among_five() -> None:
+    moe = planted(0, num=400)
+    guilty = dense_pass(moe, 0, per_expert_s=0.0001)
+    rest = {name: [dense_pass(moe, 1_000 + i)] for i, name in enumerate("bcde")}
+    found = placebo_metrics({"a": [guilty], **rest}, [moe])["a"]
+    assert placebo_p(found) == pytest.approx(5 / 2_000)  # 1,999 shuffles: 199 could not get below 5 / 200
 
 
 def test_experts_that_never_vary_are_refused() -> None:

@@ -24,7 +24,11 @@ def test_every_metric_that_is_reported_has_a_card() -> None:
     facts, slo = make_facts(num_experts=8), Slo(ttft_s=1.0)
     for rounds in ([one], [one, one], [empty]):
         values = [*latency_metrics(rounds, slo), *throughput_metrics(rounds, slo), *variance_metrics(rounds)]
-        values += [*attribution_metrics(rounds), *placebo_metrics(rounds, rounds)[0], *routing_metrics(rounds, facts)]
+        values += [
+            *attribution_metrics(rounds),
+            *placebo_metrics({"dense": rounds}, rounds)["dense"],
+            *routing_metrics(rounds, facts),
+        ]
         for value in values:
             assert card_for(value.name).formula, value.name
             assert value.value is not None or value.reasons, value.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.metrics.cost import CARDS, cost_metrics
 from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
+from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.tables import PassTables
+from moeprof.cli.options import parse_api
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.headers import part_of, to_json
-from moeprof.core.workload.workload import Capital, Prices
+from moeprof.core.workload.workload import ApiPrices, Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 
 CENT_A_SECOND = Pricing(usd_per_device_hour=36.0)
@@ -221,17 +224,117 @@ def test_power_that_was_not_measured_makes_dollars_invalid_and_says_so() -> None
     assert found["busy_ratio"].valid
 
 
+def offline_pass(**columns: Any) -> PassTables:
+    """As :func:`one_request_pass`, offline and with four idle seconds."""
+    tables = one_request_pass(**columns)
+    return make_pass(traffic="offline", requests=tables.requests, steps=tables.steps, window_s=(0.0, 8.0))
+
+
 def test_break_even_compares_busy_cost_with_an_api() -> None:
-    pricing = Pricing(
-        usd_per_device_hour=36.0, api_usd_per_1m_input_tokens=400.0, api_usd_per_1m_output_tokens=10_000.0
-    )
-    tables = one_request_pass()
-    offline = make_pass(traffic="offline", requests=tables.requests, steps=tables.steps, window_s=(0.0, 8.0))
-    found = by_name(cost_metrics([offline], pricing, DENSE))
+    pricing = CENT_A_SECOND.with_api(ApiPrices(input=400.0, output=10_000.0))
+    found = by_name(cost_metrics([offline_pass()], pricing, DENSE))
     assert found["break_even_utilisation_ratio"].value == pytest.approx(0.04 / (0.04 + 0.04))
-    waiting = by_name(cost_metrics([tables], pricing, DENSE))["break_even_utilisation_ratio"]
+    waiting = by_name(cost_metrics([one_request_pass()], pricing, DENSE))["break_even_utilisation_ratio"]
     assert waiting.value is None
     assert "open-loop" in waiting.reasons[0]
+
+
+def test_prompt_tokens_from_the_cache_are_not_free_at_an_api() -> None:
+    tables = offline_pass(cached_tokens=300)  # beside the 100 that were computed; 4 output tokens, 4 cents of busy time
+    three = CENT_A_SECOND.with_api(ApiPrices(input=400.0, output=10_000.0, cached_input=100.0))
+    found = by_name(cost_metrics([tables], three, DENSE))["break_even_utilisation_ratio"]
+    assert found.value == pytest.approx(0.04 / (0.04 + 0.03 + 0.04))
+    two = CENT_A_SECOND.with_api(ApiPrices(input=400.0, output=10_000.0))
+    without = by_name(cost_metrics([tables], two, DENSE))["break_even_utilisation_ratio"]
+    assert without.value is None
+    assert "no API price of these was given" in without.reasons[0]
+    older = replace(CENT_A_SECOND, api_usd_per_1m_input_tokens=-1.0, api_usd_per_1m_output_tokens=4.0)
+    refused = by_name(cost_metrics([tables], older, DENSE))["break_even_utilisation_ratio"]
+    assert (refused.value, refused.reasons) == (None, ("the API's price is not above 0",))
+
+
+def test_a_prompt_token_has_a_price_with_and_without_those_from_the_cache() -> None:
+    found = by_name(cost_metrics([offline_pass(cached_tokens=300)], CENT_A_SECOND, DENSE))
+    # 8 s at one cent, a quarter of the busy time in prefill: 2 cents for 100 tokens computed, 400 served.
+    assert found["usd_per_1m_input_tokens"].value == pytest.approx(200)
+    assert found["usd_per_1m_input_tokens_with_cached"].value == pytest.approx(50)
+    assert (found["cost_input_tokens"].value, found["cost_cached_tokens"].value) == (100, 300)
+    without = by_name(cost_metrics([offline_pass()], CENT_A_SECOND, DENSE))
+    assert without["usd_per_1m_input_tokens_with_cached"].value == without["usd_per_1m_input_tokens"].value
+
+
+def test_where_no_decode_ran_an_output_token_has_no_price_and_prompts_carry_the_bill() -> None:
+    requests = make_requests(16, input_tokens=10, output_tokens=1)
+    tables = make_pass(requests=requests, steps=steps_of(*[("prefill", 0.5, 80, 0)] * 2, new_tokens=8))
+    found = by_name(cost_metrics([tables, tables], CENT_A_SECOND, DENSE))
+    assert found["cost_output_tokens"].value == 16
+    for name in ("", "_busy", "_low", "_high"):
+        assert found[f"usd_per_1m_output_tokens{name}"].value is None
+    assert found["usd_per_1m_output_tokens"].reasons[0].startswith("no decode step ran: every output token is a first")
+    assert found["usd_per_1m_input_tokens"].value == pytest.approx(0.01 / 160 * 1e6)  # one cent, 160 prompt tokens
+
+
+def test_a_split_that_leaves_a_side_nothing_prices_it_at_nothing_known() -> None:
+    # f_p(60) = 0.6 s, f_d(1) = 0.11 s, the step took 0.2 s: all of it falls to the prompt.
+    tables = make_pass(steps=steps_of(("mixed", 0.2, 60, 1)))
+    found = by_name(cost_metrics([tables], CENT_A_SECOND, DENSE, calibration_steps()))
+    assert found["usd_per_1m_output_tokens"].value is None
+    assert found["usd_per_1m_output_tokens"].reasons[0] == (
+        "the split left no second of the bill to outputs: the input price carries it"
+    )
+    assert found["usd_per_1m_input_tokens"].value == pytest.approx(0.002 / 60 * 1e6)
+
+
+def test_the_interval_of_a_price_of_one_side_holds_the_bounds_of_the_split() -> None:
+    # 20 prompt tokens, f_p = f_d = 0.2 s of a step of 0.3 s: the prompt's share is 0.15 s, and 0.1 to 0.2 s bound it.
+    rounds = [
+        make_pass(name=f"round-{i}", steps=steps_of(("mixed", t, 20, 10))) for i, t in enumerate((0.3, 0.3, 0.301))
+    ]
+    found = by_name(cost_metrics(rounds, CENT_A_SECOND, DENSE, calibration_steps()))
+    price = found["usd_per_1m_input_tokens"]
+    assert price.value == pytest.approx(0.0015 / 20 * 1e6, rel=0.01)
+    assert price.ci_low == pytest.approx(0.0010 / 20 * 1e6, rel=0.01)
+    assert price.ci_high == pytest.approx(0.0020 / 20 * 1e6, rel=0.01)
+    total = found["usd_per_1m_total_tokens"]  # nothing of it is split
+    assert total.ci_low is not None and total.ci_high is not None
+    assert total.ci_high / total.ci_low < 1.02
+    one = by_name(cost_metrics(rounds[:1], CENT_A_SECOND, DENSE, calibration_steps()))["usd_per_1m_input_tokens"]
+    assert (one.ci_low, one.ci_high) == (None, None)  # the spread of rounds is not known
+
+
+def test_launches_together_keep_the_bounds_of_the_split() -> None:
+    launches = [
+        cost_metrics([make_pass(steps=steps_of(("mixed", t, 20, 10)))], CENT_A_SECOND, DENSE, calibration_steps())
+        for t in (0.3, 0.3003, 0.3001)
+    ]
+    together = by_name([value for value in over_launches(launches) if "launch" not in value.labels])
+    price = together["usd_per_1m_output_tokens"]
+    assert price.ci_low == pytest.approx(0.001 / 10 * 1e6, rel=0.01)
+    assert price.ci_high == pytest.approx(0.002 / 10 * 1e6, rel=0.01)
+
+
+def test_splits_of_other_tools_stand_under_their_own_names() -> None:
+    # Two requests at a time: a second of prefill each, then three of decode, so request-seconds are 2 and 6.
+    times = {"first_scheduled_s": 0.0, "first_token_s": 1.0, "last_token_s": 4.0}
+    requests = make_requests(2, input_tokens=50, output_tokens=2).assign(**times)
+    tables = make_pass(requests=requests, steps=steps_of(("prefill", 2.0, 100, 0), ("decode", 2.0, 0, 2), new_tokens=2))
+    found = by_name(cost_metrics([tables], CENT_A_SECOND, DENSE))
+    assert found["usd_per_1m_input_tokens_request_seconds"].value == pytest.approx(0.04 * 2 / 8 / 100 * 1e6)
+    assert found["usd_per_1m_output_tokens_request_seconds"].value == pytest.approx(0.04 * 6 / 8 / 4 * 1e6)
+    assert found["usd_per_1m_input_tokens_all_in"].value == pytest.approx(0.04 / 100 * 1e6)
+    assert found["usd_per_1m_input_tokens"].value == pytest.approx(0.02 / 100 * 1e6)  # ours: half of the busy time
+    unknown = make_pass(requests=requests.assign(first_scheduled_s=np.nan), steps=tables.steps)
+    name = "usd_per_1m_input_tokens_request_seconds"
+    assert by_name(cost_metrics([unknown], CENT_A_SECOND, DENSE))[name].value is None
+
+
+def test_prices_of_too_few_finished_requests_are_not_to_be_trusted_and_the_bill_is() -> None:
+    found = by_name(cost_metrics([make_pass(requests=make_requests(10))], CENT_A_SECOND, DENSE))
+    assert not found["usd_per_1m_total_tokens"].valid
+    assert "10 requests finished" in found["usd_per_1m_total_tokens"].reasons[-1]
+    assert found["run_cost_usd"].valid
+    enough = by_name(cost_metrics([make_pass(requests=make_requests(11))], CENT_A_SECOND, DENSE))
+    assert enough["usd_per_1m_total_tokens"].valid
 
 
 def test_half_a_price_of_an_api_is_no_price() -> None:
@@ -276,6 +379,20 @@ def test_a_price_comes_from_the_workload_before_the_book() -> None:
     assert part_of(Pricing, to_json(booked)) == booked
     with pytest.raises(PriceError, match="--usd-per-device-hour"):
         resolve_pricing(Prices(), "Intel(R) Xeon(R) Processor", num_vcpus=2)
+
+
+def test_prices_of_an_api_are_read_in_both_spellings() -> None:
+    asked = ApiPrices(input=0.15, output=0.6, cached_input=0.02)
+    new = resolve_pricing(Prices(usd_per_device_hour=1.0, api=asked), "x")
+    old = resolve_pricing(
+        Prices(usd_per_device_hour=1.0, api_usd_per_1m_input_tokens=0.15, api_usd_per_1m_output_tokens=0.6), "x"
+    )
+    names = [f"api_usd_per_1m_{kind}_tokens" for kind in ("input", "output", "cached_input")]
+    assert [getattr(new, name) for name in names] == [0.15, 0.6, 0.02]
+    assert [getattr(old, name) for name in names] == [0.15, 0.6, None]
+    assert old.with_api(asked) == new
+    assert parse_api("0.15/0.60/0.02") == asked
+    assert parse_api("0.15/0.60") == ApiPrices(input=0.15, output=0.6)
 
 
 def test_power_apart_needs_a_power_price() -> None:

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from moeprof.analysis.metrics.latency import latency_metrics, schedule_lag_flag
-from moeprof.analysis.metrics.samples import itl_samples, tpot_samples
+from moeprof.analysis.metrics.samples import itl_samples, of_enough_requests, tpot_samples
 from moeprof.analysis.metrics.throughput import throughput_metrics
+from moeprof.analysis.stats.intervals import binomial_interval
 from moeprof.core.metric import MetricValue
 from tests.helpers.records import make_pass, make_requests, make_steps
 
@@ -73,14 +74,23 @@ def test_itl_percentiles_weigh_every_gap() -> None:
 
 
 def test_rounds_add_no_requests_to_the_sample_but_give_the_mean_its_interval() -> None:
-    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.1))]
+    rounds = [make_pass(name=f"round-{i}", requests=make_requests(11, ttft_s=t)) for i, t in enumerate((0.9, 1.0, 1.1))]
     values = latency_metrics(rounds, None)
     mean = one(values, "ttft_mean_s")
     assert (mean.value, mean.n) == (pytest.approx(1.0), 11)
-    assert mean.ci_low == pytest.approx(np.exp(-12.706 * 0.1), abs=1e-3)  # t of 1 degree; the standard error is 0.1
+    assert mean.ci_low == pytest.approx(np.exp(-4.3027 * 0.1 / np.sqrt(3)), abs=1e-3)  # t of 2 degrees
     assert one(values, "ttft_p50_s").n == 11
     assert one(values, "ttft_p50_s").value == pytest.approx(1.0)
     assert one(values, "ttft_p90_s").value is None
+
+
+def test_a_price_of_one_finished_request_stays_but_is_not_valid() -> None:
+    price = MetricValue(name="usd_per_1m_total_tokens", value=0.5)
+    rounds = [make_pass(requests=make_requests(12, status=["done"] + ["unfinished"] * 11))] * 3
+    found = of_enough_requests(price, rounds)  # three rounds of one request are one request
+    assert (found.value, found.valid) == (0.5, False)
+    assert found.reasons == ("1 request finished, a price or a rate needs 11 different ones (as a median does)",)
+    assert of_enough_requests(price, [make_pass(requests=make_requests(11))]) == price
 
 
 def test_requests_that_failed_have_no_latency_and_are_named() -> None:
@@ -133,7 +143,7 @@ def test_only_open_traffic_has_a_schedule_to_be_late_for(traffic: Any) -> None:
 def test_rates_count_tokens_over_the_window_with_idle_time() -> None:
     tables = make_pass(requests=make_requests(4, input_tokens=8, output_tokens=5), window_s=(0.0, 10.0))
     values = throughput_metrics([tables], None)
-    assert one(values, "request_rate_requested_per_s").value == pytest.approx(4 / 3)
+    assert one(values, "request_rate_requested_per_s").value == 1.0  # four arrivals a second apart span three gaps
     assert one(values, "request_rate_achieved_per_s").value == pytest.approx(0.4)
     assert one(values, "output_tokens_per_s").value == pytest.approx(2.0)
     assert one(values, "input_tokens_per_s").value == pytest.approx(3.2)
@@ -151,20 +161,46 @@ def test_failures_stay_in_the_denominator_of_goodput() -> None:
     assert [one(values, f"num_requests_{s}").value for s in ("done", "refused", "failed")] == [3, 1, 0]
 
 
-def test_shares_have_intervals_within_zero_and_one() -> None:
-    rounds = [
-        make_pass(
-            name=f"round-{i}", requests=make_requests(4, ttft_s=[0.1, 0.1, 0.1, last], agreed_tokens=[4, 4, 4, 3])
+def test_a_share_of_requests_speaks_of_distinct_requests_however_many_rounds_repeat_them() -> None:
+    """72 of 72 in three rounds is [0.950, 1]: 0.95^72 = 0.025."""
+    rounds = [make_pass(name=f"round-{i}", requests=make_requests(72, agreed_tokens=4)) for i in range(3)]
+    limits = slo(ttft_s=0.5, tpot_s=0.5, e2e_s=5.0)
+    values = [*throughput_metrics(rounds, limits), *latency_metrics(rounds, limits)]
+    names = ("goodput_ratio", "slo_ttft_met_ratio", "slo_tpot_met_ratio", "slo_e2e_met_ratio", "forced_agreement_ratio")
+    for name in (*names, "output_length_ratio"):
+        found = one(values, name)
+        assert (found.value, found.n, found.ci_high) == (1.0, 72, 1.0)
+        assert found.ci_low == pytest.approx(0.950, abs=5e-4)
+
+
+def test_rounds_that_differ_widen_a_share_and_it_stays_within_zero_and_one() -> None:
+    """3 of 4, 3 of 4 and 2 of 4: mean 2/3; below the binomial interval is wider, above 2/3 + 4.3 x 0.083 > 1."""
+    slow = ((0.1, 0.1, 0.1, 0.9), (0.1, 0.1, 0.1, 0.9), (0.1, 0.1, 0.9, 0.9))
+    rounds = [make_pass(name=f"round-{i}", requests=make_requests(4, ttft_s=ttft)) for i, ttft in enumerate(slow)]
+    found = one(throughput_metrics(rounds, slo(ttft_s=0.5)), "goodput_ratio")
+    assert found.value == pytest.approx(2 / 3)
+    assert (found.ci_low, found.ci_high) == (pytest.approx(binomial_interval(8 / 3, 4)[0]), 1.0)
+    many = [make_pass(name=f"round-{i}", requests=make_requests(400, ttft_s=np.tile(ttft, 100)))
+            for i, ttft in enumerate(slow)]  # fmt: skip
+    wide = one(throughput_metrics(many, slo(ttft_s=0.5)), "goodput_ratio")
+    half = 4.303 * np.std([0.75, 0.75, 0.5], ddof=1) / np.sqrt(3)  # 400 requests a round: rounds differ by more
+    assert (wide.ci_low, wide.ci_high) == pytest.approx((2 / 3 - half, 1.0), abs=1e-3)
+
+
+def test_an_objective_that_no_request_can_meet_or_miss_is_null_with_its_reason() -> None:
+    """Outputs of one token have no time between tokens: their tpot is neither met nor missed."""
+    rounds = [make_pass(requests=make_requests(72, output_tokens=1))]
+    values = [*throughput_metrics(rounds, slo(tpot_s=0.1)), *latency_metrics(rounds, slo(tpot_s=0.1))]
+    for name in ("slo_tpot_met_ratio", "goodput_ratio", "goodput_requests_per_s"):
+        assert one(values, name).value is None
+        assert one(values, name).reasons == (
+            "no request has two output tokens, so there is no time between tokens to judge",
         )
-        for i, last in enumerate((0.1, 0.1, 0.9))
-    ]
-    values = [*throughput_metrics(rounds, slo(ttft_s=0.5)), *latency_metrics(rounds, slo(ttft_s=0.5))]
-    for name in ("goodput_ratio", "slo_ttft_met_ratio"):
-        found = one(values, name)  # 1, 1 and 0.75
-        assert found.value == pytest.approx(11 / 12)
-        assert found.ci_low is not None and found.ci_high is not None
-        assert 0 < found.ci_low < 11 / 12 < found.ci_high < 1
-    assert one(values, "forced_agreement_ratio").ci_high == pytest.approx(15 / 16)
+    both = one(throughput_metrics(rounds, slo(tpot_s=0.1, ttft_s=0.5)), "goodput_ratio")
+    assert both.value == 1.0
+    assert both.reasons[0].startswith("the tpot objective judges nothing")
+    failed = [make_pass(requests=make_requests(72, output_tokens=1, asked_output_tokens=8, status="failed"))]
+    assert one(latency_metrics(failed, slo(tpot_s=0.1)), "slo_tpot_met_ratio").value == 0.0  # they missed it
 
 
 def test_an_empty_pass_gives_nulls_with_reasons_and_never_numbers() -> None:

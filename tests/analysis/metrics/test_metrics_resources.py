@@ -16,6 +16,7 @@ from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.work import StepWork, limits_of, peaks_of, step_work, work_metrics
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.record.experiment import ModelFit
 from moeprof.core.record.launch import EngineHeader
 from tests.helpers.records import launch_header, make_facts, make_pass, make_routing, make_steps, make_telemetry
 
@@ -175,7 +176,7 @@ MEMORY = {
     "peak_reserved_bytes": 8 * GIB,
     "activation_peak_bytes": None,
     "host_rss_peak_bytes": GIB,
-    "device_total_bytes": 2_160_000 + 12 * 800 * 10 + 799,
+    "device_total_bytes": 2_510_000,
     "reasons": {"activation_peak_bytes": "the engine hides it"},
 }
 
@@ -189,7 +190,7 @@ def test_memory_is_what_the_launch_measured_and_null_with_its_reason() -> None:
     assert get(values, "peak_memory_bytes").labels == {"memory": "device"}
     assert get(values, "activation_peak_bytes").reasons == ("the engine hides it",)
     assert get(values, "kv_cache_peak_used_bytes").value == 400 * 800
-    # Requests of 8 + 4 tokens at 800 bytes: room for exactly ten.
+    # 0.9 * 2,510,000 - 2,160,000 = 99,000 bytes for requests of (8 + 4) * 800: room for ten.
     assert get(values, "max_concurrent_sequences").value == 10
 
 
@@ -208,6 +209,21 @@ def test_a_cpu_run_needs_what_is_resident() -> None:
     values = memory_metrics(launch_header({"memory": {**MEMORY, "kind": "host"}}), make_facts(), [routed_pass()])
     assert get(values, "peak_memory_bytes").value == GIB
     assert get(values, "peak_memory_bytes").labels == {"memory": "host"}
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    """9 GB predicted, 0.6 of it a context that torch does not see: 8.4; the run took 8 GiB, 2.2 % more."""
+    fit = ModelFit(needed_bytes=9 * 10**9, base_bytes=6 * 10**8)
+    values = memory_metrics(launch_header({"memory": MEMORY}), make_facts(), [routed_pass()], fit)
+    assert get(values, "predicted_memory_bytes").value == 8.4e9
+    assert get(values, "predicted_memory_error_ratio").value == pytest.approx(8.4e9 / (8 * GIB) - 1)
+    host = {"memory": MEMORY | {"kind": "host", "after_warmup_bytes": 10**7, "kv_cache_bytes": 40_000}}
+    values = memory_metrics(launch_header(host), make_facts(), [routed_pass()], ModelFit(needed_bytes=2 * GIB))
+    assert get(values, "predicted_memory_error_ratio").value == 1.0
+    assert get(values, "process_base_bytes").value == 10**7 - 2_160_000 - 40_000
+    values = memory_metrics(launch_header({"memory": {**MEMORY, "kind": "host"}}), make_facts(), [routed_pass()])
+    for name in ("predicted_memory_bytes", "predicted_memory_error_ratio", "process_base_bytes"):
+        assert get(values, name).value is None and get(values, name).reasons
 
 
 def test_a_launch_without_memory_figures_gives_reasons_only() -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.routing import measures as load
 from moeprof.analysis.metrics.routing import nulls
-from moeprof.analysis.metrics.routing.metrics import NAMES, routing_metrics
+from moeprof.analysis.metrics.routing.metrics import NAMES, load_interval, routing_metrics
 from moeprof.analysis.metrics.routing.picks import consecutive_overlap
 from moeprof.analysis.metrics.routing.shift import (
     drift,
@@ -22,8 +23,10 @@ from moeprof.analysis.metrics.routing.shift import (
     specialisation,
     total_variation,
 )
+from moeprof.analysis.metrics.routing.units import REQUESTS, Units, exchangeable_units
 from moeprof.analysis.stats.intervals import block_mean_interval
 from moeprof.core.metric import MetricValue
+from tests.helpers.planted_traffic import planted_traffic, popularity
 from tests.helpers.records import draw_step_counts, make_facts, make_pass, make_requests, make_routing, make_steps
 from tests.helpers.shared_data import shared
 
@@ -170,34 +173,161 @@ def _windows(seed: int, num: int = 12, tilt: float = 0.0) -> Any:
     return np.stack([np.stack([rng.multinomial(2_000, q) for _ in range(2)]) for q in shares])
 
 
+def _units(counts: Any, classes: Any = None) -> Units:
+    zeros = np.zeros(len(counts), dtype=np.int64)
+    class_G = zeros if classes is None else np.asarray(classes)
+    why = None if len(counts) >= 12 else "few"
+    return Units(counts_GLE=counts, class_G=class_G, block_G=zeros, what=REQUESTS, why_not=why)
+
+
 def test_a_moving_router_drifts_and_a_steady_one_does_not() -> None:
-    moving = drift("decode", _windows(0, tilt=1.0), np.arange(12.0))
+    moving = drift("decode", _units(_windows(0, tilt=1.0)))
     assert moving.p_value is not None and moving.p_value < 0.05
     assert moving.halves_js is not None and moving.halves_js > 3 * moving.null_js["multinomial"]
-    alarms = [drift("decode", _windows(seed), np.arange(12.0)).p_value or 0 for seed in range(40)]
+    alarms = [drift("decode", _units(_windows(seed))).p_value or 0 for seed in range(40)]
     assert sum(p <= 0.05 for p in alarms) <= 4
 
 
 def test_classes_with_their_own_experts_are_specialised_and_equal_ones_are_not() -> None:
     code, prose = _windows(0), _windows(1)
+    classes = np.repeat([0, 1], 12)
     favoured = code.copy()
     favoured[..., :4] *= 3
-    found = specialisation("decode", ("code", "prose"), np.stack([favoured, prose], axis=1))
-    assert found is not None and found.p_between < 0.05
+    found = specialisation("decode", ("code", "prose"), _units(np.concatenate([favoured, prose]), classes))
+    assert found is not None and found.p_between is not None and found.p_between < 0.05
     assert found.between_CC[0, 1] == pytest.approx(0.25, abs=0.03)  # 12/24 against 4/16 of the picks
     alarms = 0
     for seed in range(30):
-        same = specialisation("decode", ("a", "b"), np.stack([_windows(seed), _windows(seed + 100)], axis=1))
-        alarms += same is not None and same.p_between <= 0.05
+        both = np.concatenate([_windows(seed), _windows(seed + 100)])
+        same = specialisation("decode", ("a", "b"), _units(both, classes))
+        alarms += same is not None and (same.p_between or 0) <= 0.05
     assert alarms <= 4
-    assert specialisation("decode", ("a", "b"), np.stack([code, 0 * code], axis=1)) is None
+    assert specialisation("decode", ("a", "b"), _units(code)) is None
 
 
-def test_two_stretches_of_time_claim_no_drift_and_no_specialisation() -> None:
-    moved = drift("decode", _windows(0, tilt=1.0)[[0, 11]], np.arange(2.0))
+def test_fewer_than_twelve_requests_claim_no_drift_and_no_specialisation() -> None:
+    moved = drift("decode", _units(_windows(0, tilt=1.0)[:11]))
     assert moved.halves_js is not None and moved.p_value is None  # one request's tokens are alike: no evidence
-    found = specialisation("decode", ("a", "b"), np.stack([_windows(0)[:2], _windows(1)[:2]], axis=1))
+    found = specialisation("decode", ("a", "b"), _units(_windows(0)[:11], [0] * 5 + [1] * 6))
     assert found is not None and found.p_between is None
+
+
+def _judged(tables: Any, classes: tuple[str, ...] = ("a", "b")) -> tuple[float | None, float | None]:
+    """P-values of drift and of specialisation in decode."""
+    routing = tables.routing
+    moved = drift("decode", exchangeable_units(tables, routing, "decode"))
+    found = specialisation("decode", classes, exchangeable_units(tables, routing, "decode", by_class=True))
+    return moved.p_value, None if found is None else found.p_between
+
+
+def test_stationary_requests_that_last_many_steps_raise_few_alarms() -> None:
+    """64 requests of 64 tokens, 8 in flight, each with its own taste, labels at random: 5 % of runs may alarm.
+
+    P(more than 8 of 60 at 5 %) = 0.3 %. Shuffled stretches of time gave 85 to 100 %.
+    """
+    found = [_judged(planted_traffic(seed, class_names=("a", "b"))) for seed in range(60)]
+    for p_values in zip(*found, strict=True):
+        assert all(p is not None for p in p_values)
+        assert sum(p <= 0.05 for p in p_values if p is not None) <= 8
+
+
+def test_planted_drift_and_planted_classes_are_found() -> None:
+    assert all((_judged(planted_traffic(seed, moved=0.8))[0] or 1) < 0.05 for seed in range(5))
+    late = np.repeat([0, 1], 32)  # the second class comes later, when other experts are liked
+    moved = _judged(planted_traffic(1, moved=0.8, class_names=("a", "b"), classes=late))
+    assert moved[1] is not None and moved[1] < 0.05
+
+
+def test_a_record_without_counts_per_request_judges_by_blocks_longer_than_a_request() -> None:
+    # 64 requests of about 64 steps, 8 in flight: some 520 steps, seven blocks
+    old = planted_traffic(0, class_names=("a", "b"), by_request=False)
+    assert _judged(old) == (None, None)
+    values = routing_metrics([old], FACTS)
+    for name in ("router_drift_js_p", "domain_total_variation_p"):
+        (reason,) = one(values, name, phase="decode").reasons
+        assert reason == (
+            "cannot tell: the record has no counts per request, and 6 blocks of time longer than a request, "
+            "12 are needed"
+        )
+    assert one(values, "router_load_cv", phase="decode").ci_low is None
+    # of 4 steps each, 8 in flight: some 120 steps after which 12 blocks stand
+    short = planted_traffic(0, num_requests=240, output_tokens=4, by_request=False)
+    assert _judged(short)[0] is not None
+    assert one(routing_metrics([short], FACTS), "router_load_cv", phase="decode").ci_low is not None
+
+
+def test_intervals_of_load_cover_the_router_that_the_requests_were_drawn_from() -> None:
+    """Requests that differ much: the CV of one run lies above the router's, its interval holds it all the same."""
+    truth = {name: float(load.MEASURES[name](1e9 * popularity(16, 0.5))) for name in ("router_load_cv", "router_gini")}
+    truth["router_entropy_ratio"] = float(load.entropy_ratio(1e9 * popularity(16, 0.5)))
+    inside, above, runs = dict.fromkeys(truth, 0), 0, 40
+    for seed in range(runs):
+        tables = planted_traffic(seed, slope=0.5, alike=3.0, num_requests=48, output_tokens=24)
+        units = exchangeable_units(tables, tables.routing, "decode")
+        whole = units.counts_GLE.sum(axis=0)
+        for name, true in truth.items():
+            value = float(load.MEASURES[name](whole).mean())
+            left = load.MEASURES[name](whole - units.counts_GLE).mean(axis=-1)
+            low, high = load_interval(name, value, left, units) or (math.nan, math.nan)
+            inside[name] += low <= true <= high
+            assert low <= value <= high
+            above += name == "router_load_cv" and value > true
+    assert above >= 0.8 * runs  # few requests look less even than their router
+    assert all(num >= 34 for num in inside.values()), inside  # P(fewer than 34 of 40 at 95 %) = 0.3 %
+
+
+def _mixed(num_pure: int, *, keep: bool = True) -> Any:
+    """60 steps with 4 decode tokens each: ``num_pure`` hold nothing else, the others 32 prompt tokens too."""
+    prefill = np.where(np.arange(60) < num_pure, 0, 32)
+    tokens = np.stack([prefill, np.full(60, 4)], axis=1)
+    counts = draw_step_counts(tokens, num_layers=2, num_experts=16, top_k=2, seed=0)
+    steps = make_steps(
+        60, phase=np.where(prefill > 0, "mixed", "decode"), prefill_tokens=prefill, decode_tokens=np.full(60, 4)
+    )
+    routing = make_routing(counts, keep_step_counts=keep)
+    return make_pass(requests=make_requests(2), steps=steps, routing=routing), counts
+
+
+def test_a_phase_says_which_share_of_its_tokens_its_steps_speak_for() -> None:
+    tables, counts = _mixed(30)
+    values = routing_metrics([tables], FACTS)
+    assert one(values, "pure_step_tokens_ratio", phase="decode").value == 0.5
+    touched = one(values, "distinct_experts_per_step", phase="decode")
+    assert touched.n == 30
+    assert touched.reasons[0] == "speaks for 50 % of the decode tokens: 30 of 60 steps hold nothing else"
+    # below a fifth the decode tokens of mixed steps count too, and they alone
+    tables, counts = _mixed(6)
+    values = routing_metrics([tables], FACTS)
+    assert one(values, "pure_step_tokens_ratio", phase="decode").value == pytest.approx(0.1)
+    assert one(values, "step_figures_tokens_ratio", phase="decode").value == 1
+    touched = one(values, "distinct_experts_per_step", phase="decode")
+    assert (touched.n, touched.value) == (60, pytest.approx((counts[:, 1] > 0).sum(axis=2).mean()))
+    assert touched.reasons[0].startswith("decode tokens of mixed steps too, 60 of 60 steps; pure decode steps hold 10")
+    tables, _ = _mixed(6, keep=False)
+    values = routing_metrics([tables], FACTS)
+    assert one(values, "step_figures_tokens_ratio", phase="decode").value == pytest.approx(0.1)
+    assert one(values, "distinct_experts_per_step", phase="decode").n == 6
+
+
+def test_nothing_gets_better_because_experts_died() -> None:
+    """Half of the experts get no token any more: what falls or rises then with a direction must call it worse."""
+    even = draw_step_counts(np.tile([0, 8], (60, 1)), num_layers=2, num_experts=16, top_k=2, seed=0)
+    dying = np.zeros_like(even)
+    dying[..., :8] = draw_step_counts(np.tile([0, 8], (60, 1)), num_layers=2, num_experts=8, top_k=2, seed=0)
+    both = []
+    for counts in (even, dying):
+        steps = make_steps(60, decode_tokens=np.full(60, 8))
+        tables = make_pass(requests=make_requests(2), steps=steps, routing=make_routing(counts))
+        both.append([v for v in routing_metrics([tables], FACTS) if "layer" not in v.labels and v.value is not None])
+    moved = 0
+    for before, after in zip(*both, strict=True):
+        assert (before.name, before.labels) == (after.name, after.labels)
+        better = card_for(before.name).better
+        change = float(after.value or 0) - float(before.value or 0)
+        if better != "neither" and abs(change) > 1e-9:
+            moved += 1
+            assert (change < 0) == (better == "higher"), before.name
+    assert moved >= 8
 
 
 def test_consecutive_figures_stay_inside_sequences_and_beside_their_nulls() -> None:
@@ -224,7 +354,7 @@ def _routed_pass(seed: int = 0, *, num: int = 120, skew: float = 0.0, experts: i
     routing = make_routing(counts, class_names=("code", "prose"), class_of_step=classes)
     phase = np.where(prefill > 0, "prefill", "decode")
     steps = make_steps(num, phase=phase, prefill_tokens=prefill, decode_tokens=tokens[:, 1])
-    return make_pass(requests=make_requests(2), steps=steps, routing=routing), counts
+    return make_pass(requests=make_requests(2, ttft_s=0.02), steps=steps, routing=routing), counts
 
 
 FACTS = make_facts(num_layers=2, num_experts=16, top_k=2)
@@ -266,7 +396,8 @@ def test_a_uniform_router_lies_at_its_nulls_and_a_skewed_one_does_not() -> None:
 def test_extremes_of_a_router_have_no_interval_but_a_null_and_shares_stay_below_one() -> None:
     values = routing_metrics([_routed_pass(1)[0]], FACTS)
     extremes = [v for v in values if v.name.startswith("router_load_max_over_mean") or v.name == "dead_experts"]
-    assert len(extremes) == 3 * 3 + 2 * 2 * 2 + 2 * 2 * 2  # phases; two layers and two classes in two phases
+    extremes += [v for v in values if v.name == "top_decile_load_ratio"]
+    assert len(extremes) == 3 + 3 * 3 + 2 * 2 * 2 + 2 * 2 * 2  # phases; two layers and two classes in two phases
     for value in extremes:
         assert (value.ci_low, value.ci_high) == (None, None)
         assert value.reasons == (
@@ -275,7 +406,7 @@ def test_extremes_of_a_router_have_no_interval_but_a_null_and_shares_stay_below_
         assert "uniform" in value.null
     entropy = one(values, "router_entropy_ratio", phase="decode")
     assert entropy.ci_low is not None and entropy.ci_high is not None
-    assert 0 < entropy.ci_low < entropy.ci_high < 1
+    assert 0 < entropy.ci_low < entropy.ci_high <= 1
     touched = one(values, "experts_touched_ratio", phase="prefill")
     assert touched.ci_high is not None and touched.ci_high <= 1
 
@@ -304,15 +435,19 @@ def test_figures_are_split_by_class_and_judged_for_specialisation() -> None:
 
 
 def test_a_short_pass_of_one_window_still_has_intervals_from_its_steps() -> None:
+    """Requests last six steps: 120 steps make 17 blocks of seven; without counts per step there is one window."""
     tables, counts = _routed_pass()
+    requests = make_requests(2, ttft_s=0.02)
     one_window = make_routing(counts, steps_per_window=1_000)
-    values = routing_metrics([make_pass(requests=make_requests(2), steps=tables.steps, routing=one_window)], FACTS)
+    values = routing_metrics([make_pass(requests=requests, steps=tables.steps, routing=one_window)], FACTS)
     found = one(values, "router_load_cv", phase="decode")
-    assert (found.n, found.ci_low is None) == (24, False)
+    assert (found.n, found.ci_low is None) == (17, False)
     assert one(values, "router_drift_js", phase="decode").null.keys() == {"multinomial", "permutation"}
     bare = make_routing(counts, steps_per_window=1_000, keep_step_counts=False)
-    values = routing_metrics([make_pass(requests=make_requests(2), steps=tables.steps, routing=bare)], FACTS)
-    assert one(values, "router_load_cv", phase="decode").reasons == ("no interval: 1 stretches of time, 5 are needed",)
+    values = routing_metrics([make_pass(requests=requests, steps=tables.steps, routing=bare)], FACTS)
+    assert one(values, "router_load_cv", phase="decode").reasons == (
+        "no interval: the record has no counts per request, and 1 blocks of time longer than a request, 12 are needed",
+    )
 
 
 def test_a_dense_model_and_a_run_without_a_tap_say_why_there_is_nothing() -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.lanes import LaneTimes
+from moeprof.analysis.regress.check import Stopping
 from moeprof.analysis.regress.judge import judge_pairs, pairs_are_enough
 from moeprof.analysis.regress.pairs import phase_pairs, turns_of
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.verdict import judge_gates
-from moeprof.analysis.stats.power import enough, half_width, needed_pairs
+from moeprof.analysis.stats.power import enough, half_width, lag_1_correlation, needed_pairs
 from moeprof.analysis.stats.verdicts import Sample
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
@@ -223,6 +224,91 @@ def test_measuring_more_stops_when_every_gate_is_precise(tmp_path: Path) -> None
     assert not pairs_are_enough(*sides, {"moe": quiet[:5]}, "pairs")
     assert not pairs_are_enough(*sides, {"moe": wild}, "pairs")
     assert pairs_are_enough(*sides, {"moe": wild}, "pairs", [parse_gate(f"{STEP}:20%")])
+
+
+def stopped_on_precision(generator: np.random.Generator, noise: float, mean: float) -> list[float]:
+    """Log ratios of pairs, measured until they look precise, and one more."""
+    logs = generator.normal(mean, noise, 61).tolist()
+    stopping = Stopping(launches=6, until_precise=True, max_minutes=None)
+    done = 0
+    while stopping.wants_more(done, 0.0, lambda num: enough(logs[:num], 0.015)):
+        done += 1
+    return list(logs[:done])
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.015])
+def test_a_change_of_exactly_the_floor_is_called_none_in_at_most_1_of_100_stopped_checks(noise: float) -> None:
+    """The nominal error is 1 %; stopping on precision and judging as usual errs in about 1.5 %."""
+    generator, floor = np.random.default_rng(8), 0.015
+    stopped = [stopped_on_precision(generator, noise, math.log1p(floor)) for _ in range(4_000)]
+    samples = {i: sample(logs, floor) for i, logs in enumerate(stopped)}
+    usual, careful = (
+        sum(ratio.verdict == "no difference shown" for ratio in judge_gates(samples, until_precise=asked).values())
+        for asked in (False, True)
+    )
+    assert careful <= 40 < usual
+    assert min(map(len, stopped)) >= 7 and np.mean([len(logs) for logs in stopped]) < 30
+
+
+def test_one_more_pair_is_measured_after_the_intervals_are_narrow_enough() -> None:
+    stopping = Stopping(launches=6, until_precise=True, max_minutes=None)
+
+    def precise_from(least: int) -> int:
+        done = 0
+        while stopping.wants_more(done, 0.0, lambda num: num >= least):
+            done += 1
+        return done
+
+    assert precise_from(0) == 7 and precise_from(6) == 7 and precise_from(9) == 10
+    assert precise_from(1_000) == 60
+    assert not Stopping(launches=6, until_precise=False, max_minutes=None).wants_more(6, 0.0, lambda num: False)
+    assert not Stopping(launches=6, until_precise=True, max_minutes=1).wants_more(6, 60.0, lambda num: False)
+
+
+def test_a_page_says_that_pairs_were_added_until_they_were_precise(tmp_path: Path) -> None:
+    passes = pairs(tmp_path, QUIET)
+    sides = lone("base"), lone("new")
+    assert not any("one more" in note for note in judge_pairs(*sides, {"moe": passes}, "pairs").notes)
+    said = judge_pairs(*sides, {"moe": passes}, "pairs", until_precise=True).notes
+    assert any("at an error of 0.5 % instead of 1 %" in note for note in said)
+
+
+# -- pairs that remember each other ------------------------------------------------------------------------------------
+
+
+def test_the_correlation_of_neighbouring_pairs_by_hand() -> None:
+    """Deviations -3, -1, 1, 3, 1, -1 of mean 0: products 3 - 1 + 3 + 3 - 1 = 7, squares 22; 7 / 22 + 1 / 6 = 0.485."""
+    assert lag_1_correlation([-0.03, -0.01, 0.01, 0.03, 0.01, -0.01]) == pytest.approx(7 / 22 + 1 / 6)
+    assert lag_1_correlation([0.01, -0.01] * 3) == pytest.approx(-5 / 6 + 1 / 6)
+    assert lag_1_correlation([0.0, 0.01, 0.02]) is None  # fewer than six
+    assert lag_1_correlation([0.01] * 6) is None  # no spread
+
+
+def test_pairs_that_resemble_their_neighbours_are_a_reason_to_doubt(tmp_path: Path) -> None:
+    wave = np.exp(0.01 * np.sin(np.linspace(0, 2 * np.pi, 12)))
+    found = check(pairs(tmp_path / "wave", list(wave)), f"{STEP}:1.5%")
+    gate = only(found)
+    assert gate.lag_1_correlation is not None and gate.lag_1_correlation > 0.8
+    (doubt,) = [doubt for doubt in found.doubts if doubt.code == "pairs_correlated"]
+    assert doubt.severity == "warning" and "over 12 pairs" in doubt.text and "--launches 20" in doubt.text
+    quiet = check(pairs(tmp_path / "quiet", QUIET), f"{STEP}:1.5%")
+    assert not [doubt for doubt in quiet.doubts if doubt.code == "pairs_correlated"]
+
+
+def test_independent_pairs_are_seldom_called_correlated() -> None:
+    generator = np.random.default_rng(9)
+
+    def share(num: int, memory: float) -> float:
+        found = 0
+        for _ in range(500):
+            noise = generator.normal(size=num)
+            for i in range(1, num):
+                noise[i] = memory * noise[i - 1] + math.sqrt(1 - memory**2) * noise[i]
+            found += (lag_1_correlation(noise.tolist()) or 0.0) > 0.5
+        return found / 500
+
+    assert share(6, 0.0) < 0.08 and share(12, 0.0) < 0.05 and share(20, 0.0) < 0.03
+    assert share(6, 0.9) > 0.2 and share(20, 0.9) > 0.75
 
 
 # -- waiting looks like an interruption --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError, InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.gates import parse_gate
-from tests.helpers.planted_sides import DECODE, STEADY, exact, launches, model, side, stepped, value
+from tests.helpers.planted_sides import DECODE, STEADY, exact, launches, model, priced, side, stepped, value
 
 STEP = "step_mean_s{phase=decode}"
 PARAMS = exact("total_params", 1000)
@@ -46,6 +46,26 @@ def noisy(noise: float, num: int = 6) -> list[float]:
     """Launches with exactly this standard deviation of their logarithms."""
     logs = np.linspace(-1, 1, num)
     return list(np.exp(noise * logs / logs.std(ddof=1)))
+
+
+@pytest.mark.parametrize(
+    ("method", "times", "verdict"),
+    [("calibration", 1.25, "worse"), ("roofline", 1.25, "cannot tell"), ("roofline", 1.8, "worse")],
+)
+def test_prices_split_by_different_methods_are_no_verdict_inside_the_bounds(
+    method: str, times: float, verdict: str
+) -> None:
+    gate = only(
+        check(
+            side(model(*priced(1.0, "calibration"))),
+            side(model(*priced(times, method)), run="new"),
+            "usd_per_1m_output_tokens:10%",
+        )
+    )
+    assert gate.ratio.verdict == verdict
+    assert gate.ratio.value == pytest.approx(times)
+    if verdict == "cannot tell":  # 1.25 * 0.8 / 1.2 to 1.25 * 1.2 / 0.8
+        assert (gate.ratio.low, gate.ratio.high) == pytest.approx((0.8333, 1.875), rel=1e-3)
 
 
 # -- counted facts -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from moeprof.analysis.report.document import Chart, Table
 from moeprof.analysis.report.sections.trend import trend_section
 from tests.helpers.documents import facts_in
 from tests.helpers.planted_regression import planted
+from tests.helpers.planted_sides import model, priced, side
 from tests.helpers.planted_trend import DECODE, MODEL, PREFILL, STEP_AT, WANTED, WEIGHTS_AT, baselines
 
 
@@ -23,6 +24,17 @@ def test_a_step_is_found_and_the_driver_that_came_with_it_is_named() -> None:
     assert prefill.sentence == "no change of level in 20 points."
     assert [weights.points[change.index].number for change in weights.changes] == [WEIGHTS_AT]
     assert weights.is_counted and not decode.is_counted
+
+
+def test_a_price_whose_split_changed_with_it_says_so() -> None:
+    some = [
+        side(model(*priced(1.0 if i < 10 else 2.0, "calibration" if i < 10 else "roofline")), run=f"b{i:02d}")
+        for i in range(20)
+    ]
+    key = ("usd_per_1m_output_tokens", (("traffic", "offline"),))
+    (price,) = trend(some, [("moe", key)]).series
+    assert price.sentence.startswith("worse: $1 \u2192 $2 (2.000x) since b10")
+    assert price.sentence.endswith("meanwhile mixed steps split by calibration \u2192 roofline.")
 
 
 def test_baselines_stand_in_the_order_of_their_times() -> None:

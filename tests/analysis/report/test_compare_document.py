@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.metrics.summary import Summary, summarise
+from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.report.compare import compare_document
 from moeprof.analysis.report.data import comparison_json, comparison_rows
 from moeprof.analysis.report.document import Table, Waterfall
@@ -21,7 +22,7 @@ from moeprof.core.model_facts import ModelFacts, TwinFacts
 from moeprof.core.record.layout import open_record
 from tests.helpers.lane_records import lane, write_lanes
 from tests.helpers.planted_runs import PRICING, launch, planted_run
-from tests.helpers.records import make_facts, write_record
+from tests.helpers.records import make_facts, make_pass, make_requests, make_steps, write_record
 
 # name -> width and how long a step takes beside the total-matched twin's; the active width is 100 units, the total 800
 TWINS = {"dense-1x": (100, 0.2), "dense-2x": (200, 0.4), "dense-4x": (400, 0.6), "dense-8x": (800, 1.0)}
@@ -63,8 +64,9 @@ def test_the_headline_answers_the_question(summary: Summary) -> None:
     headline = compare_document([summary], reference=None).document.headline
     found = re.fullmatch(
         r"On this traffic moe costs ([\d.]+)x \[.+?\] of the total-matched dense model and ([\d.]+)x \[.+?\] of the "
-        r"active-matched one: (\d+) % \[.+?\] of the promised saving is realised; "
-        r"it behaves like a dense model of ([\d.]+) M parameters \[.+?\]\.",
+        r"active-matched one: of the saving between the two dense twins, (\d+) % \[.+?\] is realised "
+        r"\(all steps, all at once\); it costs as much as a dense model of ([\d.]+) M parameters \[.+?\] "
+        r"\(this launch\)\.",
         headline,
     )
     assert found is not None, headline
@@ -77,7 +79,7 @@ def test_the_headline_answers_the_question(summary: Summary) -> None:
 
 def test_an_moe_dearer_than_its_total_matched_twin_realised_nothing(tmp_path: Path) -> None:
     headline = compare_document([run_with_twins(tmp_path / "run", moe_slow=1.6)], reference=None).document.headline
-    assert "none of the promised saving is realised (-" in headline
+    assert "of the saving between the two dense twins none is realised (-" in headline
     assert "it costs more than the largest dense size tried (8 M parameters)" in headline
 
 
@@ -96,6 +98,7 @@ def test_json_and_csv_carry_the_same_figures(summary: Summary) -> None:
     data = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
     assert data["verdict"] == comparison.document.headline
     realised = next(m for m in data["metrics"] if m["name"] == "sparsity_realised_ratio")
+    assert realised["labels"] == {"phase": "all", "concurrency": "all at once", "measured": "alone"}
     assert realised["of"] == "moe" and realised["ci_low"] < realised["value"] < realised["ci_high"]
     header, *rows = comparison_rows(comparison)
     assert all(len(row) == len(header) for row in rows)
@@ -198,3 +201,26 @@ def test_two_runs_of_a_ladder_are_set_beside_each_other(tmp_path: Path) -> None:
     other = compare_document([summaries[0], summaries[2]], reference=None).document
     assert any("apart are dispatch" in note for note in other.notes)
     assert "ladders-run-2" in [section.name for section in other.sections]
+
+
+def test_outputs_that_models_end_themselves_are_a_reason_to_doubt_where_their_lengths_differ(tmp_path: Path) -> None:
+    """moe ends its answers after 2 of 8 tokens, dense never: 2 and 8 tokens a request."""
+
+    def ending(tokens: int) -> list[list[PassTables]]:
+        times = [np.arange(1, tokens + 1) / 10] * 4
+        requests = make_requests(4, token_times_s=times, output_tokens=8)
+        return [[make_pass(name="round-0", traffic="offline", steps=make_steps(4), requests=requests)]]
+
+    models = {
+        "moe": (make_facts(num_experts=0), ending(2)),
+        "dense": (make_facts(num_experts=0, name="dense"), ending(8)),
+    }
+    for outputs, codes in (("free", {"output_lengths_differ", "outputs_never_ended"}), ("forced_length", set())):
+        path = write_record(tmp_path / outputs, models, workload={"outputs": outputs})
+        doubts = find_doubts(summarise(open_record(path), PRICING))
+        found = {d.code: d for d in doubts if d.code in ("output_lengths_differ", "outputs_never_ended")}
+        assert found.keys() == codes
+        if codes:
+            assert "moe 2, dense 8 tokens a request" in found["output_lengths_differ"].text
+            assert "cost per request" in found["output_lengths_differ"].text
+            assert found["outputs_never_ended"].model == "dense"

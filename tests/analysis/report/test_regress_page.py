@@ -82,7 +82,7 @@ def test_a_check_without_gates_claims_nothing() -> None:
 
 def test_the_sentence_names_three_gates_and_counts_the_rest() -> None:
     text = headline(planted())
-    assert "; 2 more; 2 gates cannot be told, 2 are better, 4 show no difference." in text
+    assert "; 2 more; 2 gates are undecided, 2 are better, 4 show no difference." in text
     assert "dead experts, decode 0 \u2192 1 expert (2,048 tokens)" in text, "a count has no ratio to 0"
     assert text.count("moe-demo:") == 1, "a model is named once for the gates that follow each other"
 

@@ -19,7 +19,9 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.lookup import highest_percentile, number
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.analysis.report.document import Document, Table
+from moeprof.analysis.report.data import summary_json
+from moeprof.analysis.report.document import Document, Paragraph, Table
+from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
 from moeprof.core.jsonfile import write_json
 from moeprof.core.model_facts import ModelFacts
@@ -53,10 +55,10 @@ Models = Mapping[str, tuple[ModelFacts, Sequence[Sequence[PassTables]]]]
 
 
 def offline(name: str = "round-0", traffic: Traffic = "offline", **steps: Any) -> PassTables:
-    """Four requests in a hundred steps of 0.01 s: one second, 16 output tokens."""
+    """Twelve requests in a hundred steps of 0.01 s: one second, 48 output tokens."""
     counts = np.ones((100, 2, 2, 4), dtype=np.int64)
     table = make_steps(100, **{"decode_tokens": 4, **steps})
-    requests = make_requests(4, arrival_s=np.zeros(4))
+    requests = make_requests(12, arrival_s=np.zeros(12))
     return make_pass(name=name, traffic=traffic, steps=table, requests=requests, routing=make_routing(counts))
 
 
@@ -92,12 +94,12 @@ def test_the_headline_sets_the_moe_against_the_dense_model_on_the_same_work(tmp_
     slow = [offline(f"round-{i}", step_s=0.02) for i in range(3)]
     models = {**moe(), "dense": (make_facts(num_experts=0, name="dense"), [slow])}
     document = document_of(tmp_path, models)
-    assert "moe costs 0.50x" in document.headline
+    assert "moe costs 0.5x [" in document.headline
     assert "dense" in document.headline
 
 
 def test_models_that_did_other_work_are_not_set_against_each_other(tmp_path: Path) -> None:
-    more = [replace(offline(f"round-{i}"), requests=make_requests(5, arrival_s=np.zeros(5))) for i in range(3)]
+    more = [replace(offline(f"round-{i}"), requests=make_requests(13, arrival_s=np.zeros(13))) for i in range(3)]
     models = {**moe(), "dense": (make_facts(num_experts=0, name="dense"), [more])}
     assert "x" not in document_of(tmp_path, models).headline.partition("costs")[2][:8]
 
@@ -202,7 +204,7 @@ def test_dollars_come_from_the_capacity_pass_and_latency_from_the_traffic(tmp_pa
 
 
 def with_requests(traffic: Traffic = "offline", **columns: Any) -> Models:
-    table = make_requests(4, arrival_s=np.zeros(4), **columns)
+    table = make_requests(12, arrival_s=np.zeros(12), **columns)
     return moe(*(replace(offline(f"round-{i}", traffic), requests=table) for i in range(3)))
 
 
@@ -240,8 +242,8 @@ PLANTS: dict[str, tuple[Callable[[], Models], dict[str, Any]]] = {
     "random_weights": (lambda: moe(weights="random"), {}),
     "model_note": (lambda: moe(notes=("executed is not routed",)), {}),
     "schedule_lag": (lambda: with_requests("open", send_slack_s=0.02), {}),
-    "refused": (lambda: with_requests(status=["done", "done", "done", "refused"]), {}),
-    "unfinished": (lambda: with_requests(status=["done", "done", "done", "unfinished"]), {}),
+    "refused": (lambda: with_requests(status=["done"] * 11 + ["refused"]), {}),
+    "unfinished": (lambda: with_requests(status=["done"] * 11 + ["unfinished"]), {}),
     "recomputed": (lambda: with_requests(recomputed_tokens=5), {}),
     "no_steady_state": (moe, {}),
     "overhead_unknown": (moe, {}),
@@ -262,7 +264,11 @@ PLANTS: dict[str, tuple[Callable[[], Models], dict[str, Any]]] = {
     "device_busy_at_start": (moe, {"device_at_start": {"utilisation_ratio": 0.06}}),
     "power_limit_lowered": (moe, {"device_at_start": {"power_limit_w": 500.0, "power_limit_default_w": 700.0}}),
 }
-ALWAYS = {"no_steady_state", "overhead_unknown", "energy_unknown"}  # such a small record has no better
+ALWAYS = {
+    "no_steady_state",
+    "overhead_unknown",
+    "energy_unknown",
+}  # such a small record has no better
 
 
 @pytest.mark.parametrize("code", PLANTS)
@@ -272,6 +278,36 @@ def test_a_planted_reason_to_doubt_is_found(tmp_path: Path, code: str) -> None:
     assert code in found, sorted(found)
     doubt = found[code]
     assert doubt.text and "None" not in doubt.text and "nan" not in doubt.text
+
+
+def prefill_only(cached: int = 0) -> PassTables:
+    """Twelve requests of ten prompt tokens and one output token each, all in two steps of half a second."""
+    phases = {"phase": "prefill", "step_s": 0.5, "prefill_tokens": 60, "decode_tokens": 0, "new_tokens": 6}
+    requests = make_requests(12, input_tokens=10 + cached, output_tokens=1, cached_tokens=cached)
+    return make_pass(traffic="offline", steps=make_steps(2, **phases), requests=requests)
+
+
+def test_the_sentence_of_a_run_without_decode_prices_prompts_and_no_output(tmp_path: Path) -> None:
+    said = document_of(tmp_path, moe(prefill_only())).headline
+    # one second at the rent of a second, 120 prompt tokens
+    assert "per 1M input tokens at 12 output tokens/s, and no price of an output token." in said
+    assert "$0 " not in said
+
+
+def test_a_cached_prompt_is_told_beside_the_price_of_one_that_was_computed(tmp_path: Path) -> None:
+    document = document_of(tmp_path, moe(prefill_only(cached=30)))
+    assert " per 1M input tokens computed (" in document.headline
+    assert " with those from the cache)" in document.headline
+    assert codes(document)["cached_prompts"].text.startswith("75 % of prompt tokens came from the cache")
+
+
+def test_how_other_tools_split_the_bill_is_said_once_each(tmp_path: Path) -> None:
+    cost = next(section for section in document_of(tmp_path, moe()).sections if section.name == "cost")
+    lines = [block.text for block in cost.blocks if isinstance(block, Paragraph)]
+    assert [line.partition(":")[0] for line in lines] == [
+        "By request-seconds (as OpenCost does)",
+        "All in (as InferenceX and inference-perf do)",
+    ]
 
 
 def test_a_clean_record_has_none_of_them(tmp_path: Path) -> None:
@@ -309,3 +345,25 @@ def test_the_same_record_gives_the_same_document(tmp_path: Path) -> None:
     one, two = (build_document(summarise(open_record(path), PRICING)) for _ in range(2))
     pd.testing.assert_index_equal(pd.Index([d.text for d in one.doubts]), pd.Index([d.text for d in two.doubts]))
     assert repr(one) == repr(two)
+
+
+@pytest.mark.parametrize(
+    ("models", "flag", "code", "valid"),
+    [
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.012)), "isolation", "rounds_differ", True),
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.0266)), "isolation", "rounds_differ", False),
+        (lambda: moe(*(offline(f"round-{i}", cpu_s=0.005) for i in range(3))), "isolation", "stolen_time", False),
+        (lambda: with_requests("open", send_slack_s=0.02), "schedule", "schedule_lag", False),
+    ],
+    ids=["rounds 20 % apart", "rounds 166 % apart", "every step interrupted", "schedule not kept"],
+)
+def test_validity_in_the_data_agrees_with_the_doubts_of_the_page(
+    tmp_path: Path, models: Callable[[], Models], flag: str, code: str, valid: bool
+) -> None:
+    """Weakened is valid, with its reason; what the doubt says is not to be used is not."""
+    summary = summary_of(tmp_path, models())
+    document = build_document(summary)
+    said = summary_json(RunReport(summary=summary, document=document))["validity"][flag]
+    doubt = codes(document)[code]
+    assert (said["valid"], said["severity"]) == (valid, doubt.severity)
+    assert code in said["reasons"] and ("not to be used" in doubt.text or "not the traffic" in doubt.text) is not valid

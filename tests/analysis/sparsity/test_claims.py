@@ -23,7 +23,15 @@ from moeprof.core.record.tables import arrow_schema
 from moeprof.core.workload.studies import MEASURES, Claim
 from moeprof.core.workload.workload import Workload, load_workload
 from tests.helpers.planted_runs import PRICING
-from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, write_record
+from tests.helpers.records import (
+    make_facts,
+    make_pass,
+    make_requests,
+    make_routing,
+    make_steps,
+    requests_of_steps,
+    write_record,
+)
 
 CLAIMS = Path(__file__).parents[3] / "workloads" / "claims"
 ENGINE = {"engine": {"experts": "grouped_mm", "dtype": "float32"}}
@@ -44,7 +52,9 @@ def passes(step_s: Sequence[float], *, moe: bool = False, counts: Any = None) ->
                 traffic="offline",
                 steps=make_steps(100, step_s=seconds),
                 requests=make_requests(12, arrival_s=np.zeros(12), token_times_s=[np.array([100 * seconds])] * 12),
-                routing=make_routing(tables, steps_per_window=10) if moe else None,
+                routing=make_routing(tables, steps_per_window=10, requests=requests_of_steps(tables, 20))
+                if moe
+                else None,
             )
         )
     return made
@@ -92,7 +102,7 @@ def test_without_an_interval_a_claim_cannot_be_told_and_the_sentence_says_why(tm
     assert found.verdict == "cannot tell"
     assert found.sentence == (
         'Claim: "so it is" (somebody). Measured: speed on the same requests, moe (1.08 M parameters) against dense '
-        "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: no interval: one round of one launch "
+        "(1 M parameters): 3; the claim needs at least 2. Verdict: cannot tell: one round; 3 or more rounds needed "
         "(on a processor, 1 thread)."
     )
 
@@ -225,6 +235,9 @@ def test_the_realised_share_from_rounds_alone(tmp_path: Path) -> None:
     summary = twins(tmp_path)
     assert measured(summary, "sparsity_realised_ratio") == pytest.approx(0.3)
     assert measured(summary, "dispatch_share_ratio") == pytest.approx(0.7)
+    said = judge(claim("sparsity_realised_ratio"), summary).sentence
+    assert "share of the saving between the two dense twins that is realised, moe" in said
+    assert "] (all steps, each model alone, all at once); the claim needs" in said
 
 
 def test_lock_step_lanes_are_preferred_where_the_run_has_them(tmp_path: Path) -> None:
@@ -236,6 +249,7 @@ def test_lock_step_lanes_are_preferred_where_the_run_has_them(tmp_path: Path) ->
     speed = judge(claim("speed_ratio", of="moe", against="total"), summary)
     assert speed.measured.value == pytest.approx(1.25) and speed.measured.n == 80
     assert measured(summary, "sparsity_realised_ratio") == pytest.approx(0.3)
+    assert "(all steps, stepped in turn, 4 in flight)" in judge(claim("sparsity_realised_ratio"), summary).sentence
 
 
 def test_the_ladder_tells_what_dispatch_coverage_and_imbalance_take(tmp_path: Path) -> None:
@@ -254,6 +268,7 @@ def test_the_ladder_tells_what_dispatch_coverage_and_imbalance_take(tmp_path: Pa
     write_lanes(summary.record.path / "ladder" / "launch-0" / "c4", lanes)
     found = judge(claim("dispatch_share_ratio", at_least=1.0), summary)
     assert found.measured.value == pytest.approx(0.7) and found.verdict == "disagrees"
+    assert "(all steps, stepped in turn, 4 in flight)" in found.sentence
 
 
 # -- workloads ---------------------------------------------------------------------------------------------------------

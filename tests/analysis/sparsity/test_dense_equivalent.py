@@ -1,4 +1,4 @@
-"""The realised share of sparsity's promise, and the dense size that an MoE equals: from lanes and from lone rounds."""
+"""The realised share of the saving between two dense twins, and the dense size an MoE costs as much as."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIZES = (1_000_000, 4_000_000, 16_000_000)
 
 
 def equivalent(moe: float, d4: float = 2.0, sizes: Sequence[int] = SIZES) -> DenseEquivalent:
-    """Cost grows with the root of the size: 1, 2 and 4 dollars for 1, 4 and 16 million; two rounds without noise."""
-    return equivalent_of_rounds([(n, [c, c]) for n, c in zip(sizes, (1.0, d4, 4.0), strict=False)], [moe, moe])
+    """Cost grows with the root of the size: 1, 2 and 4 dollars for 1, 4 and 16 million; three rounds without noise."""
+    return equivalent_of_rounds([(n, [c] * 3) for n, c in zip(sizes, (1.0, d4, 4.0), strict=False)], [moe] * 3)
 
 
 def test_the_share_of_the_promise() -> None:
@@ -42,13 +42,16 @@ def test_the_share_from_lanes_has_an_interval(tmp_path: Path) -> None:
     assert 0.73 < told.low < 0.75 < told.high < 0.77
 
 
-def test_without_a_promise_no_share_of_it(tmp_path: Path) -> None:
+def test_without_a_saving_between_the_twins_no_share_of_it(tmp_path: Path) -> None:
     draws = [lane_times(write_lanes(tmp_path, {"t": 0.0102, "m": 0.0101, "a": 0.0100})).draws(None)]
     told = realised_of_lanes(draws, "t", "m", "a")
     assert told.value is None
-    assert told.reason == "the twins are within 5% of each other, or the wrong way round: too small a promise"
+    assert told.reason == "the twins are within 5% of each other, or the wrong way round: too small a saving"
     wide = realised_of_rounds([9.0, 10.0, 11.0], [5.0, 5.0, 5.0], [8.0, 9.0, 10.0])
-    assert (wide.value, wide.reason) == (None, "the two twins cannot be told apart, so nothing was promised")
+    assert (wide.value, wide.reason) == (
+        None,
+        "the two dense twins cannot be told apart, so there is no saving between them",
+    )
 
 
 def test_the_share_from_lone_rounds() -> None:
@@ -59,7 +62,10 @@ def test_the_share_from_lone_rounds() -> None:
     assert told.low is not None and told.high is not None
     assert 2.3 * error < told.high - 0.75 < 3.2 * error  # Student's t of three to six degrees
     one = realised_of_rounds([10.0], [4.0], [2.0])
-    assert (one.value, one.reason) == (None, "the promise has no interval (one round: no interval)")
+    assert (one.value, one.reason) == (
+        None,
+        "the saving between the two dense twins has no interval (no interval: one round; 3 or more rounds needed)",
+    )
 
 
 def test_a_power_law_is_inverted_exactly() -> None:

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.compare.lanes import LockstepPair
+from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
+from moeprof.analysis.metrics.work import Limits
 from moeprof.analysis.report.document import Paragraph, Table
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
 from moeprof.analysis.report.sections.theory import theory_section
 from moeprof.analysis.sparsity.theory import (
     Speedup,
     in_turn,
+    one_token_steps,
     paired_times,
     theoretical_speedups,
     theory_metrics,
@@ -58,7 +61,9 @@ def sparse(*, num_experts: int = 8, top_k: int = 2, shared: int = 0) -> ModelFac
     )
 
 
-def decode(step_s: float, *, distinct: int = 4, traffic: Traffic = "closed", name: str = "round-0") -> PassTables:
+def decode(
+    step_s: float, *, distinct: int = 4, traffic: Traffic = "closed", name: str = "round-0", **columns: Any
+) -> PassTables:
     """Twenty decode steps of four tokens that touch ``distinct`` of eight experts."""
     counts = np.zeros((NUM_STEPS, 2, 1, 8), dtype=np.int64)
     counts[:, 1, 0, :distinct] = 8 // distinct
@@ -66,7 +71,7 @@ def decode(step_s: float, *, distinct: int = 4, traffic: Traffic = "closed", nam
         name=name,
         traffic=traffic,
         requests=make_requests(4, arrival_s=np.zeros(4)),
-        steps=make_steps(NUM_STEPS, step_s=step_s),
+        steps=make_steps(NUM_STEPS, step_s=step_s, **columns),
         routing=make_routing(counts),
     )
 
@@ -100,9 +105,9 @@ def rounds(*step_s: float, **options: Any) -> list[PassTables]:
 def ran(folder: Path, **options: Any) -> Summary:
     """An MoE at 10 ms per step, its total-matched twin at 20 ms, its active-matched one at 5 ms."""
     measured = {
-        "moe": (sparse(), rounds(0.010, 0.010)),
-        "total": (dense("total"), [replace(t, routing=None) for t in rounds(0.020, 0.020)]),
-        "active": (dense("active"), [replace(t, routing=None) for t in rounds(0.005, 0.005)]),
+        "moe": (sparse(), rounds(0.010, 0.010, 0.010)),
+        "total": (dense("total"), [replace(t, routing=None) for t in rounds(0.020, 0.020, 0.020)]),
+        "active": (dense("active"), [replace(t, routing=None) for t in rounds(0.005, 0.005, 0.005)]),
     }
     return summary_of(folder, measured, **options)
 
@@ -126,7 +131,72 @@ def test_the_active_matched_twin_does_the_same_work_and_reads_less(tmp_path: Pat
     found = against(ran(tmp_path), "active")
     assert (found.flops.value, found.num_bytes.value) == pytest.approx((1, 0.5))
     assert found.measured.value == pytest.approx(0.5)
-    assert found.text.startswith("speedup promised by FLOPs 1x, by bytes 0.5x, by the roofline 0.5x, measured 0.5x")
+    assert found.text.startswith("speedup bound by counting FLOPs 1x, bytes 0.5x, least time 0.5x; measured 0.5x")
+
+
+def test_each_side_is_told_its_distance_from_its_own_least_time(tmp_path: Path) -> None:
+    """A step of the MoE moves 4 experts of 2 MB at 1 GB/s in 10 ms, one of the total-matched twin 16 MB in 20 ms."""
+    found = against(ran(tmp_path), "total")
+    assert found.limits == (
+        "A ratio of least times is no limit: total takes 1.2 times its own; moe takes 1.2 times its own"
+    )
+    section = theory_section(ran(tmp_path / "b"))
+    assert section is not None
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    row = next(row for row in table.rows if row.label == "measured over its own least time")
+    over = [value.value for value in row.values if value is not None]
+    assert over == pytest.approx([10 / 8, 20 / 16, 5 / 4])
+
+
+def test_an_moe_whose_step_fits_the_cache_has_no_least_time_although_its_weights_do_not_fit(tmp_path: Path) -> None:
+    """Cache of 10 MB: the MoE holds 16 MB and moves 8 a step; its total-matched twin moves 16 MB every step."""
+    info = {"peaks": {**PEAKS["peaks"], "cache_bytes": 10_000_000}}
+    summary = ran(tmp_path, info=info)
+    found, why = against(summary, "total"), "the bytes of a step (7.63 MiB) fit the last-level cache (9.54 MiB)"
+    assert (found.roofline.value, found.roofline.reason) == (None, why)
+    assert found.num_bytes.value == pytest.approx(2)  # bytes are counted all the same
+    assert found.limits == (
+        "A ratio of least times is no limit: total takes 1.2 times its own; moe 1.2 times if all its bytes came from "
+        f"memory, but {why}"
+    )
+    assert against(summary, "active").limits.startswith("No least time is known: the bytes of a step (3.81 MiB) fit")
+    moe, total, _ = summary.models
+    used = {m.name: pick(m, "mbu_ratio", phase="decode") for m in (moe, total)}
+    assert used["moe"] is not None and (used["moe"].value, used["moe"].reasons) == (None, (why,))
+    assert used["total"] is not None and used["total"].value == pytest.approx(16 / 20)
+
+
+def test_where_some_steps_fit_the_cache_it_is_the_bytes_of_those_that_count() -> None:
+    """4 of 100 bytes are moved by steps that fit a cache of 10, less than a twentieth; then 4 of 40."""
+    limits = Limits(bandwidth_bytes_per_s=1.0, flops_per_s=1.0, cache_bytes=10.0)
+    assert limits.cached(np.array([48.0, 48.0, 4.0])) is None
+    assert (
+        limits.cached(np.array([36.0, 4.0]))
+        == "10% of the bytes are moved by steps that fit the last-level cache (10 B)"
+    )
+    assert replace(limits, cache_bytes=None).cached(np.array([1.0])) is None
+
+
+def test_steps_of_one_token_are_compared_where_both_models_had_enough(tmp_path: Path) -> None:
+    """Twenty a round: 10 ms and 14 ms against 10 ms: 1.18 in the geometric mean; open loops may be compared in this."""
+    one = {"decode_tokens": 1, "traffic": "open"}
+    measured = {
+        "moe": (sparse(), rounds(0.010, 0.014, **one)),
+        "active": (dense("active"), [replace(t, routing=None) for t in rounds(0.010, 0.010, **one)]),
+    }
+    (found,) = one_token_steps(summary_of(tmp_path, measured))
+    assert found.ratio.value == pytest.approx(1.4**0.5)
+    assert (found.num_moe, found.num_dense) == (40, 40)
+    assert (found.moe_params, found.dense_params) == (2 * EXPERT, 2 * EXPERT)
+    assert found.text.startswith("At one token a decode step of moe takes 1.18x")
+    assert "(40 and 40 steps of the workload's own rounds; one token uses 2 M and 2 M parameters)" in found.text
+    assert one_token_steps(ran(tmp_path / "four")) == ()  # four tokens a step
+
+
+def test_the_published_quickstart_takes_1_42_times_as_long_at_one_token() -> None:
+    record = open_record(Path(__file__).resolve().parents[3] / "reports" / "published" / "quickstart-cpu")
+    (found,) = one_token_steps(summarise(record, Pricing(usd_per_device_hour=0.1)))
+    assert found.ratio.value == pytest.approx(1.42, abs=0.005)
 
 
 def test_twins_that_did_not_run_are_computed(tmp_path: Path) -> None:
@@ -217,7 +287,7 @@ def test_the_section_says_it_in_a_sentence_and_a_table(tmp_path: Path) -> None:
     section = theory_section(ran(tmp_path))
     assert section is not None
     texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
-    assert any("moe against total in decode: speedup promised by FLOPs 4x, by bytes 2x" in text for text in texts)
+    assert any("moe against total in decode: speedup bound by counting FLOPs 4x, bytes 2x" in text for text in texts)
     table = next(block for block in section.blocks if isinstance(block, Table) and block.compares)
     assert table.columns == ("moe", "total", "active")
     assert [row.ratios[1].value for row in table.rows if row.ratios[1]] == pytest.approx([4, 2, 2, 2])

@@ -8,6 +8,7 @@ import pytest
 from moeprof.analysis.metrics.steady import Steady, find_steady
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.stats.trend import mann_kendall, mser_cut, thin
+from tests.helpers.queues import CAPACITY_PER_S, open_queue
 from tests.helpers.records import make_pass, make_requests, make_steps
 
 STEPS = 1_200
@@ -114,3 +115,35 @@ def test_mser_cuts_where_the_level_changes_and_refuses_what_never_settles() -> N
     step = np.concatenate([np.zeros(100), np.full(400, 10.0)]) + rng.normal(scale=0.1, size=500)
     assert mser_cut(step) == 100
     assert mser_cut(np.arange(500.0)) is None
+
+
+@pytest.mark.parametrize(("rate_per_s", "num"), [(320, 400), (300, 1_500), (200, 400)])
+def test_an_open_loop_that_brings_more_than_150_a_second_to_an_engine_of_150_has_no_steady_state(
+    rate_per_s: float, num: int
+) -> None:
+    for seed in range(8):
+        steady = find_steady(open_queue(rate_per_s, num, seed))
+        assert steady.window_s is None
+        assert "requests arrived faster than they were served" in (steady.reason or "")
+
+
+@pytest.mark.parametrize("num", [400, 1_500])
+def test_seven_per_cent_too_much_is_mostly_refused(num: int) -> None:
+    refused = [find_steady(open_queue(160, num, seed)).window_s is None for seed in range(16)]
+    assert sum(refused) >= 13
+
+
+@pytest.mark.parametrize("load", [0.3, 0.5, 0.8])
+def test_queues_that_are_stable_keep_their_steady_state(load: float) -> None:
+    found = [find_steady(open_queue(load * CAPACITY_PER_S, 400, seed)) for seed in range(24)]
+    assert sum(steady.window_s is not None for steady in found) >= 19, [steady.reason for steady in found]
+
+
+def test_the_steady_window_of_an_open_loop_ends_at_the_last_arrival() -> None:
+    """One request a second until 9 s, the last three wait for a place until 12 s; 10 ms steps all along."""
+    arrival_s = np.minimum(np.arange(13.0), 9.0)
+    waits = make_requests(13, arrival_s=arrival_s, queue_s=np.arange(13.0) - arrival_s, ttft_s=3.1, itl_s=0.0)
+    for traffic, end_s in (("open", 9.0), ("closed", 12.0)):
+        tables = make_pass(requests=waits, steps=make_steps(1_400), traffic=traffic)  # type: ignore[arg-type]
+        window_s = find_steady(tables).window_s
+        assert window_s is not None and window_s[1] == pytest.approx(end_s, abs=0.011)

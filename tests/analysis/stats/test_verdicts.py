@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.stats.estimate import Estimate, Ratio
-from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, OF_PAIRS, Sample, holm, judge, judge_interval
+from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, Sample, holm, judge, judge_interval
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def judged(**logs: list[float]) -> dict[str, Ratio]:
         name: Sample(logs=tuple(own), floor_ratio=LOCKSTEP_FLOOR_RATIO, n=f"{len(own)} launch pairs")
         for name, own in logs.items()
     }
-    return judge(samples, OF_PAIRS)
+    return judge(samples)
 
 
 def test_six_launch_pairs_show_ten_percent() -> None:

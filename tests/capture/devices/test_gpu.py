@@ -12,9 +12,11 @@ import psutil
 import pynvml
 import pytest
 
+from moeprof.capture.devices.choose import choose_device
 from moeprof.capture.devices.cpu_energy import CpuEnergy
 from moeprof.capture.devices.gpu import REASONS, find_gpu
 from moeprof.capture.devices.meters import GpuMeter, device_is_lost
+from moeprof.core.errors import InputError
 
 
 def fake_nvml(**failures: int) -> Any:
@@ -70,6 +72,46 @@ def test_without_a_uuid_the_visible_devices_decide(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,GPU-8")
     find_gpu(None, nvml)
     nvml.nvmlDeviceGetHandleByUUID.assert_called_once_with("GPU-7")
+
+
+UUIDS = ("GPU-af7b61d8-21af-baea", "GPU-af7b0000-77aa-0000", "GPU-1c5e0000-0000-0000")
+
+
+def three_gpus() -> Any:
+    """NVML with three equal GPUs, whose handles hold their UUIDs."""
+    nvml = fake_nvml()
+
+    def by_uuid(uuid: str) -> SimpleNamespace:
+        if uuid not in UUIDS:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return SimpleNamespace(uuid=uuid)
+
+    nvml.nvmlDeviceGetCount.return_value = 3
+    nvml.nvmlDeviceGetHandleByIndex.side_effect = lambda i: SimpleNamespace(uuid=UUIDS[i])
+    nvml.nvmlDeviceGetUUID.side_effect = lambda handle: handle.uuid
+    nvml.nvmlDeviceGetHandleByUUID.side_effect = by_uuid
+    return nvml
+
+
+@pytest.mark.parametrize(("shown", "found"), [("GPU-af7b6", 0), ("GPU-af7b0000", 1), ("GPU-1", 2), (UUIDS[1], 1)])
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_the_beginning_of_a_uuid_is_that_gpu(
+    shown: str, found: int, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    choice = choose_device(asked, three_gpus(), has_cuda_build=True)
+    assert choice.device == "cuda:0" and choice.gpu is not None and choice.gpu.uuid == UUIDS[found]
+
+
+def test_a_beginning_of_two_uuids_is_refused_and_one_of_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1c5e,GPU-af7b")
+    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES: GPU-af7b is the beginning of the UUIDs of several"):
+        choose_device("auto", three_gpus(), has_cuda_build=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ffff")
+    choice = choose_device("auto", three_gpus(), has_cuda_build=True)
+    assert choice.device == "cpu" and "GPU-ffff, which is no GPU of this machine" in str(choice.why)
+    with pytest.raises(InputError, match="no NVIDIA driver or GPU was found"):
+        choose_device("cuda", three_gpus(), has_cuda_build=True)
 
 
 def test_an_index_is_used_only_where_both_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:

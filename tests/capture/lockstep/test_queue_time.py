@@ -53,7 +53,7 @@ def test_waiting_that_one_side_brought_about_counts(tmp_path: Path) -> None:
     found = phase_pairs(turns_of(passes), "decode")
 
     assert found.queue.is_one_sided and not found.queue.is_off
-    assert "no chance, so it counts" in found.note
+    assert "more uneven than by chance, so it counts" in found.note
     assert min(found.logs) > math.log(1.5)
 
 

@@ -159,7 +159,7 @@ def test_on_a_host_a_worker_counts_its_libraries_and_a_small_model_is_not_free()
         settings=TransformersSettings(dtype="float32"), memory=HOST, weights_bytes={"m": 1000},
     )  # fmt: skip
     needed = fit.needed_bytes("m")
-    assert needed is not None and 700 * 2**20 < needed < 720 * 2**20
+    assert needed is not None and 720 * 2**20 < needed < 740 * 2**20  # and 20 MiB of recorders
 
 
 @pytest.mark.parametrize(("match", "weights"), [("active", 25_757_753_344), ("total", 93_403_488_256)])

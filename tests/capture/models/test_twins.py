@@ -21,6 +21,7 @@ from moeprof.capture.models.open import OpenModel, facts_of, open_model
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.twins import TwinMlp, draw_weights, read_layers, replace_experts, twin_mlps
 from moeprof.capture.models.twins_popular import popular_twin
+from moeprof.capture.run.examine import Answer, Question, answer
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
@@ -237,22 +238,28 @@ def test_a_twin_runs_in_the_engine_of_its_moe(model_type: str, tmp_path: Path) -
 
 
 def test_bytes_of_a_twin_are_known_before_it_loads_and_a_twin_of_a_dense_model_is_refused_there(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
 ) -> None:
-    # In this process: the run below starts the real one.
-    monkeypatch.setattr(estimating, "_count_in_process", lambda asked: [estimating._count(*one) for one in asked])
+    settings = TransformersSettings(dtype="float32")
 
-    def estimate(base: ModelSpec, twin: ModelSpec) -> dict[str, int | None]:
-        models = (base, twin)
-        sources = {spec.name: find_model(spec, base if spec is twin else None) for spec in models}
+    def answers(base: ModelSpec, twin: ModelSpec) -> dict[str, Answer]:
+        sources = {spec.name: find_model(spec, base if spec is twin else None) for spec in (base, twin)}
         assert sources["twin"].description == f"dense twin of moe ({twin.match})"
-        return estimating.estimate_weights_bytes(models, sources, TransformersSettings(dtype="float32"))
+        # In this process: the run below starts the real one.
+        found = {
+            name: answer(Question(spec=spec, base=of, source=sources[name], settings=settings))
+            for name, spec, of in (("moe", base, None), ("twin", twin, base))
+        }
+        params = {name: one.params for name, one in found.items()}
+        sizes.update(estimating.estimate_weights_bytes((base, twin), sources, settings, params))
+        return found
 
-    moe = ModelSpec(name="moe", path=str(tiny / "moe"))
+    sizes: dict[str, int | None] = {}
+    answers(ModelSpec(name="moe", path=str(tiny / "moe")), twin_spec())
     # 38,112 parameters of 4 bytes: see the end-to-end test for the count
-    assert estimate(moe, twin_spec())["twin"] == 4 * 38112
-    with pytest.raises(ModelError, match="twin_of moe, but that is a dense model"):
-        estimate(ModelSpec(name="moe", path=str(tiny / "dense")), twin_spec())
+    assert sizes["twin"] == 4 * 38112
+    refused = answers(ModelSpec(name="moe", path=str(tiny / "dense")), twin_spec())["twin"].refusal
+    assert refused is not None and "twin_of moe, but that is a dense model" in refused
 
 
 def test_a_run_measures_an_moe_and_its_twins_on_one_schedule(tiny: Path, tmp_path: Path) -> None:

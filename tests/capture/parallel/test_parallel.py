@@ -196,10 +196,10 @@ def test_two_gpus_cost_twice_and_have_twice_the_bandwidth() -> None:
     facts = make_facts()
     peaks = {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {"float32": 1e12}}
     on_gpus = {"peaks": peaks, "engine": {"ranks": 2, "device": "cuda:0", "dtype": "float32"}}
-    assert limits_of(launch_header(on_gpus), facts).measured_bandwidth_bytes_per_s == 2e9
+    assert limits_of(launch_header(on_gpus), facts).bandwidth_bytes_per_s == 2e9
     assert limits_of(launch_header(on_gpus), facts).flops_per_s == 2e12
     on_cpu = {"peaks": peaks, "engine": {"ranks": 2, "device": "cpu", "dtype": "float32"}}
-    assert limits_of(launch_header(on_cpu), facts).measured_bandwidth_bytes_per_s == 1e9
+    assert limits_of(launch_header(on_cpu), facts).bandwidth_bytes_per_s == 1e9
 
 
 def outline(model_type: str, **changes: Any) -> Any:

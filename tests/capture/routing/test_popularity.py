@@ -86,7 +86,52 @@ def test_a_choice_that_is_open_or_wrong_is_told_with_what_can_be_chosen(
 def test_a_model_that_was_cut_takes_the_first_layers_of_a_longer_file(tmp_path: Path) -> None:
     counts = [[layer + 1, 1, 1, 1] for layer in range(5)]
     found = load_popularity(policy(written(tmp_path / "long.json", counts)), SHAPES)
-    assert found.counts_LE[:, 0].tolist() == [1, 2, 3] and "the first 3 of its 5 layers" in found.words
+    assert found.counts_LE[:, 0].tolist() == [1, 2, 3] and "3 of its 5 layers, those that this" in found.words
+
+
+DEEPSEEK = [LayerShape(num_experts=4, top_k=2, number=number) for number in (1, 2, 3)]  # layer 0 is dense
+ROWS = [[10, 1, 1, 1], [1, 10, 1, 1], [1, 1, 10, 1]]  # of its three MoE layers
+
+
+def csv_of(rows: list[list[int]], first: int, columns: str = "layer,expert,count") -> str:
+    lines = [f"{i},{e},{n}" for i, row in enumerate(rows, start=first) for e, n in enumerate(row)]
+    return "\n".join([columns, *lines])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        csv_of(ROWS, 1),  # as the model counts
+        csv_of(ROWS, 0),  # layer 0 has counts and no experts: the MoE layers are counted alone
+        csv_of([[0, 0, 0, 0], *ROWS], 0),  # as the model counts, the dense layer with zeros
+        csv_of(ROWS, 1, "layer_id,expert_id,count"),
+        json.dumps(ROWS),
+        json.dumps([[0, 0, 0, 0], *ROWS]),  # a row for each layer of the model
+        json.dumps([*ROWS, [7, 7, 7, 7]]),  # MoE layers of a longer model
+        json.dumps([dict(enumerate(row)) for row in ROWS]),
+    ],
+)
+def test_layers_are_counted_as_the_model_does(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path / ("p.csv" if text.startswith("layer") else "p.json"), text)
+    assert load_popularity(policy(path), DEEPSEEK).counts_LE.tolist() == ROWS
+
+
+def test_layers_that_the_workload_names_are_the_models_own_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.json", ROWS[1:])
+    assert load_popularity(policy(path, layers=(2, 3)), DEEPSEEK).counts_LE.tolist() == [ROWS[1], ROWS[1], ROWS[2]]
+    with pytest.raises(WorkloadError, match=r"found 0; this model has 3 MoE layers, 1 to 3 as it counts them"):
+        load_popularity(policy(path, layers=(0, 2)), DEEPSEEK)
+
+
+def test_experts_that_a_file_of_named_experts_lacks_count_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.csv", csv_of([[5, 6]] * 3, 0))
+    found = load_popularity(policy(path), SHAPES)
+    assert found.counts_LE.tolist() == [[5, 6, 0, 0]] * 3
+    assert "experts 2 to 3 are not named and count 0" in found.words
+    tables = written(tmp_path / "p.json", [{"0": 5, "1": 6}, {"0": 5, "2": 6}, {"0": 5, "1": 6}])
+    assert load_popularity(policy(tables), SHAPES).counts_LE.tolist() == [[5, 6, 0, 0], [5, 0, 6, 0], [5, 6, 0, 0]]
+    with pytest.raises(WorkloadError, match=r"counts of shape \[3, 5\].* this model has 4 experts"):
+        load_popularity(policy(written(tmp_path / "more.csv", csv_of([[1] * 5] * 3, 0))), SHAPES)
 
 
 def routing_npz(folder: Path, scale: int) -> None:

@@ -1,54 +1,60 @@
 """The router: load, distinct experts, drift, specialisation, by phase, layer and request class.
 
 Rounds replay the same tokens, so they add nothing to what is known about the router: figures come from the first round
-that has routing counts. The record holds counts per step and window, not per request; intervals leave out one stretch
-of time (neighbouring steps or windows) at a time (jackknife), and n is the number of stretches. Extremes have none.
-Legend: W windows, P phases, C classes, G stretches, L layers, E experts.
+that has routing counts. Intervals speak of more requests like these: groups of requests are left out one at a time
+(jackknife; see :mod:`moeprof.analysis.metrics.routing.units`), and n is the number of groups. Few requests look less
+even than their router is, so the jackknife's estimate of that bias is taken off the middle of the interval; the value
+stays what these requests did, and the interval is widened to hold it. Extremes have none.
+Legend: W windows, P phases, C classes, G units, L layers, E experts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.routing.measures import MEASURES, hot_set_experts, max_over_mean
 from moeprof.analysis.metrics.routing.nulls import uniform_cv, uniform_dead, uniform_expectation, uniform_worst
 from moeprof.analysis.metrics.routing.picks import PICK_NAMES, pick_metrics
-from moeprof.analysis.metrics.routing.shift import SHIFT_CARDS, Cell, cell, first_with_routing, shift_metrics
+from moeprof.analysis.metrics.routing.shift import SHIFT_CARDS, first_with_routing, shift_metrics
 from moeprof.analysis.metrics.routing.steps import (
+    SHARE_CARDS,
+    SHARE_NAMES,
     STEP_CARDS,
     STEP_NAMES,
     layer_step_metrics,
     routed_steps,
+    share_metrics,
     step_metrics,
 )
+from moeprof.analysis.metrics.routing.units import Cell, Units, cell, exchangeable_units
 from moeprof.analysis.metrics.tables import ALL, PassTables
-from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
+from moeprof.analysis.stats.intervals import Interval, corrected_jackknife_interval
 from moeprof.core.metric import Card, MetricValue, Place, estimated, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.picks import Picks, load_picks
 from moeprof.core.record.routing import Routing
 
-MINIMUM_GROUPS = 5
 LAYER_MEASURES = ("router_load_max_over_mean", "router_load_cv", "router_entropy_ratio", "dead_experts")
 WORST = "router_load_max_over_mean_worst"
 # Intervals by resampling do not cover these: a balanced router's true maximum (1) lies below every resampled one (the
-# jackknife covers it in 5 % of simulated runs, the basic bootstrap in 60 %), and no stretch left out revives an expert.
-EXTREMES = ("router_load_max_over_mean", WORST, "dead_experts")
-NO_INTERVAL = "no interval: no resampling covers an extreme of counts; compare with the uniform expectation"
+# jackknife covers it in 5 % of simulated runs, the basic bootstrap in 60 %), and no request left out revives an expert.
+# The share of the busiest tenth is one too: its interval covers an even router's share in 45 % of runs.
+EXTREMES = ("router_load_max_over_mean", WORST, "dead_experts", "top_decile_load_ratio")
+NO_EXTREME = "no interval: no resampling covers an extreme of counts; compare with the uniform expectation"
 OTHER_RUNS = {
     "routing_agreement_ratio": "compares two runs on the same tokens, with every pick recorded (--save-detailed)",
 }
 COUNTED = ("realised_drop_ratio", "identity_pick_ratio", "hot_set_experts_90", "hot_set_experts_99")
 SHIFT = ("router_drift_js", "router_drift_js_p")
-NAMES = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *SHIFT, *PICK_NAMES, *OTHER_RUNS)
+NAMES = (*MEASURES, WORST, *STEP_NAMES, *SHARE_NAMES, *COUNTED, *SHIFT, *PICK_NAMES, *OTHER_RUNS)
 
 _card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
 _LOAD: tuple[Card, ...] = (
@@ -80,12 +86,12 @@ _LOAD: tuple[Card, ...] = (
 _COUNTED: tuple[Card, ...] = (
     _card("realised_drop_ratio", "Dropped picks", "ratio", "lower", "picks routed but not executed / all picks"),
     _card("identity_pick_ratio", "Identity picks", "ratio", "neither", "picks of zero-computation experts / all picks"),
-    _card("hot_set_experts_90", "Experts that serve 90 %", "experts", "lower",
-          "fewest experts of all layers that take 90 % of assignments"),
-    _card("hot_set_experts_99", "Experts that serve 99 %", "experts", "lower",
+    _card("hot_set_experts_90", "Experts that serve 90 %", "experts", "neither",
+          "fewest experts of all layers that take 90 % of assignments; fewer where experts die, so neither is better"),
+    _card("hot_set_experts_99", "Experts that serve 99 %", "experts", "neither",
           "fewest experts of all layers that take 99 % of assignments"),
 )  # fmt: skip
-CARDS: tuple[Card, ...] = (*_LOAD, *STEP_CARDS, *_COUNTED, *SHIFT_CARDS)
+CARDS: tuple[Card, ...] = (*_LOAD, *STEP_CARDS, *SHARE_CARDS, *_COUNTED, *SHIFT_CARDS)
 
 
 def compute(context: Context) -> list[MetricValue]:
@@ -112,7 +118,7 @@ def routing_metrics(rounds: Sequence[PassTables], facts: ModelFacts, picks: Pick
     values: list[MetricValue] = []
     for phase in (ALL, *PHASES):
         values += _phase_metrics(tables, routing, phase, {**labels, "phase": phase})
-    values += _class_metrics(routing, labels) + shift_metrics(tables, routing, labels)
+    values += _class_metrics(tables, routing, labels) + shift_metrics(tables, routing, labels)
     values += pick_metrics(picks, facts, {**labels, "phase": ALL})
     values += [missing(name, why, **labels, phase=ALL) for name, why in OTHER_RUNS.items()]
     notes = _notes(facts)
@@ -140,53 +146,48 @@ def _phase_metrics(tables: PassTables, routing: Routing, phase: str, labels: dic
     own = cell(routing, phase)
     steps = routed_steps(tables, routing, phase)
     if not own.tokens:
-        names = (*MEASURES, WORST, *STEP_NAMES, *COUNTED)
+        names = (*MEASURES, WORST, *STEP_NAMES, *COUNTED, *(() if phase == ALL else SHARE_NAMES))
         return [missing(name, f"no {phase} tokens were routed", **labels) for name in names]
-    values = load_values(own, routing.top_k_L, labels, tuple(MEASURES))
+    units = exchangeable_units(tables, routing, phase)
+    values = _load_values(own, units, routing.top_k_L, labels, tuple(MEASURES))
     worst = float(max_over_mean(own.counts_LE).max())
     null = {"uniform": uniform_worst(max_over_mean, routing.num_experts, routing.top_k_L.tolist(), own.tokens)}
-    values.append(_jackknifed(WORST, worst, np.empty(0), own, labels, null))
-    values += step_metrics(steps, own.counts_LE, own.tokens, _kept(routing, steps.rows), labels)
+    values.append(_jackknifed(WORST, worst, np.empty(0), units, labels, null))
+    values += step_metrics(steps, own.counts_LE, own.tokens, steps.kept_counts(routing), labels)
     values += _counted(routing, own, phase, labels)
     if phase != ALL:
-        values += _layer_metrics(routing, own, labels)
+        values += share_metrics(steps, labels)
+        values += _layer_metrics(routing, own, units, labels)
         values += layer_step_metrics(steps, own.counts_LE, own.tokens, routing.layer_names, labels)
     return values
 
 
-def _kept(routing: Routing, rows: IntArray) -> IntArray | None:
-    """Kept per-step counts of these steps, both phases together, shape [S', L, E]."""
-    if routing.step_counts_SPLE is None:
-        return None
-    rows = rows[rows < len(routing.step_counts_SPLE)]
-    kept: IntArray = routing.step_counts_SPLE[rows].sum(axis=1, dtype=np.int64)
-    return kept
-
-
-def load_values(own: Cell, top_k_L: IntArray, labels: dict[str, str], names: tuple[str, ...]) -> list[MetricValue]:
+def _load_values(
+    own: Cell, units: Units, top_k_L: IntArray, labels: dict[str, str], names: tuple[str, ...]
+) -> list[MetricValue]:
     """Load measures, mean over layers, each with its uniform expectation and jackknife interval."""
     values = []
-    rest = own.counts_LE - own.counts_GLE
+    rest = units.counts_GLE.sum(axis=0) - units.counts_GLE
     for name in names:
         measure = MEASURES[name]
         value, left = float(measure(own.counts_LE).mean()), measure(rest).mean(axis=-1)
-        values.append(_jackknifed(name, value, left, own, labels, _load_null(name, own, top_k_L)))
+        values.append(_jackknifed(name, value, left, units, labels, _load_null(name, own, top_k_L)))
     return values
 
 
-def _layer_metrics(routing: Routing, own: Cell, labels: dict[str, str]) -> list[MetricValue]:
+def _layer_metrics(routing: Routing, own: Cell, units: Units, labels: dict[str, str]) -> list[MetricValue]:
     values = []
-    rest = own.counts_LE - own.counts_GLE
+    rest = units.counts_GLE.sum(axis=0) - units.counts_GLE
     for name in LAYER_MEASURES:
         per_layer, left = MEASURES[name](own.counts_LE), MEASURES[name](rest)
         for layer, layer_name in enumerate(routing.layer_names):
             null = _load_null(name, own, routing.top_k_L[layer : layer + 1])
             where = {**labels, "layer": layer_name}
-            values.append(_jackknifed(name, float(per_layer[layer]), left[:, layer], own, where, null))
+            values.append(_jackknifed(name, float(per_layer[layer]), left[:, layer], units, where, null))
     return values
 
 
-def _class_metrics(routing: Routing, labels: dict[str, str]) -> list[MetricValue]:
+def _class_metrics(tables: PassTables, routing: Routing, labels: dict[str, str]) -> list[MetricValue]:
     values: list[MetricValue] = []
     if len(routing.class_names) < 2:
         return values
@@ -195,12 +196,13 @@ def _class_metrics(routing: Routing, labels: dict[str, str]) -> list[MetricValue
             own = cell(routing, phase, name)
             if own.tokens:
                 where = {**labels, "phase": phase, "request_class": name}
-                values += load_values(own, routing.top_k_L, where, (*LAYER_MEASURES, "effective_experts"))
+                units = exchangeable_units(tables, routing, phase, name)
+                values += _load_values(own, units, routing.top_k_L, where, (*LAYER_MEASURES, "effective_experts"))
     return values
 
 
 def _load_null(name: str, own: Cell, top_k_L: IntArray) -> dict[str, float]:
-    num_experts, found = own.counts_GLE.shape[-1], []
+    num_experts, found = own.counts_LE.shape[-1], []
     for top_k in top_k_L.tolist():
         if name == "router_load_cv":
             found.append(uniform_cv(num_experts, top_k, own.tokens))
@@ -212,17 +214,23 @@ def _load_null(name: str, own: Cell, top_k_L: IntArray) -> dict[str, float]:
 
 
 def _jackknifed(
-    name: str, value: float, left: FloatArray, own: Cell, labels: dict[str, str], null: dict[str, float]
+    name: str, value: float, left: FloatArray, units: Units, labels: dict[str, str], null: dict[str, float]
 ) -> MetricValue:
     if not np.isfinite(value):
         return missing(name, "a layer routed nothing", **labels)
-    few = len(left) < MINIMUM_GROUPS
-    interval = (
-        None if name in EXTREMES or few else intervals.jackknife_interval(value, left, bounded=card_for(name).bounded)
+    otherwise = (
+        NO_EXTREME if name in EXTREMES else f"no interval: {units.why_not or 'a layer routed nothing elsewhere'}"
     )
-    why = f"no interval: {len(own.counts_GLE)} stretches of time, {MINIMUM_GROUPS} are needed"
-    otherwise = NO_INTERVAL if name in EXTREMES else why
-    return estimated(name, value, interval, otherwise, n=len(own.counts_GLE), labels=labels, null=null)
+    interval = None if name in EXTREMES or units.why_not else load_interval(name, value, left, units)
+    return estimated(name, value, interval, otherwise, n=units.num, labels=labels, null=null)
+
+
+def load_interval(name: str, value: float, left: FloatArray, units: Units) -> Interval | None:
+    """Of a load measure of these requests, for more requests like them; ``left``: without each unit."""
+    experts = units.counts_GLE.shape[-1]
+    most = {"effective_experts": float(experts), "router_load_cv": math.inf}.get(name, 1.0)
+    power = 2 if name in ("router_load_cv", "router_gini") else 1  # their squares are smooth at an even load
+    return corrected_jackknife_interval(value, left, low=0.0, high=most, power=power)
 
 
 def _counted(routing: Routing, own: Cell, phase: str, labels: dict[str, str]) -> list[MetricValue]:

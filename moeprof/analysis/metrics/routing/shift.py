@@ -1,14 +1,9 @@
-"""Picking a phase and a request class out of the routing counts of a pass.
-
-Legend: W windows, P phases, C classes, G groups of neighbouring windows, L layers, E experts.
-
-Does routing move: over time (drift), and between request classes (specialisation)? docs/metrics.md#nulls.
+"""Does routing move: over time (drift), and between request classes (specialisation)? docs/metrics.md#nulls.
 
 Distances between two samples are never zero by chance (JS of 64 tokens over 128 experts is about 0.1), so each stands
-beside what shuffled windows or shuffled class labels give, and beside the multinomial law of as many picks.
-Legend: G groups of consecutive windows, C classes, L layers, E experts.
-
-Drift and specialisation as metrics, and the load shares that a heat map draws.
+beside what shuffled requests or shuffled class labels give, and beside the multinomial law of as many picks. What is
+shuffled are the units of :mod:`moeprof.analysis.metrics.routing.units`.
+Legend: P phases, C classes, G units, L layers, E experts.
 """
 
 from __future__ import annotations
@@ -19,38 +14,36 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from moeprof.analysis.metrics.routing.measures import Counts, max_over_mean, shares
 from moeprof.analysis.metrics.routing.nulls import uniform_expectation
-from moeprof.analysis.metrics.tables import ALL, PassTables, column
+from moeprof.analysis.metrics.routing.units import LEAST_UNITS, Units, cell, exchangeable_units, too_few
+from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, missing
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing
 
-MAX_GROUPS = 24
-MINIMUM_GROUPS = 6
 PERMUTATIONS = 199
 DRAWS = 50
-WINDOW_DRAWS = 5  # per group of windows: the mean over layers averages further
 
+_LARGER_P = "larger p of the two nulls; requests are shuffled, 12 groups of them at least"
 _NULLS = "beside permutation and multinomial nulls"
 _card = partial(Card, section="routing", source="docs/metrics.md#router", kind="routing", from_routing=True)
 SHIFT_CARDS: tuple[Card, ...] = (
     _card("router_drift_js", "Router drift", "ratio", "neither",
-          "Jensen-Shannon divergence (base 2) of q, first against second half of a run, or one run against another, "
-          f"mean over layers; {_NULLS}",
+          "Jensen-Shannon divergence (base 2) of q, first against second half of a run's requests, or one run against "
+          f"another, mean over layers; {_NULLS}",
           source="Lin 1991", of_batches=True),
-    _card("router_drift_js_p", "Router drift, p", "ratio", "neither", "larger p of the two nulls",
+    _card("router_drift_js_p", "Router drift, p", "ratio", "neither", _LARGER_P,
           source="docs/metrics.md#nulls"),
     _card("domain_specialisation", "Specialisation of a class", "ratio", "neither",
           f"total variation of the class's q against all classes together, mean over layers; {_NULLS}"),
-    _card("domain_specialisation_p", "Specialisation, p", "ratio", "neither", "larger p of the two nulls",
+    _card("domain_specialisation_p", "Specialisation, p", "ratio", "neither", _LARGER_P,
           source="docs/metrics.md#nulls"),
     _card("domain_total_variation", "Distance between classes", "ratio", "neither",
           f"total variation of q between two classes, mean over pairs and layers; {_NULLS}"),
-    _card("domain_total_variation_p", "Distance between classes, p", "ratio", "neither", "larger p of the two nulls",
+    _card("domain_total_variation_p", "Distance between classes, p", "ratio", "neither", _LARGER_P,
           source="docs/metrics.md#nulls"),
 )  # fmt: skip
 
@@ -75,13 +68,6 @@ def total_variation(first: Counts, second: Counts) -> FloatArray:
     return cast(FloatArray, np.abs(shares(first) - shares(second)).sum(axis=-1) / 2)
 
 
-def group_windows(counts_W: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], IntArray]:
-    """Neighbouring windows added up to at most MAX_GROUPS groups, and the first window of each. Axis 0 is windows."""
-    num = len(counts_W)
-    first = np.unique(np.linspace(0, num, min(num, MAX_GROUPS), endpoint=False).astype(np.int64))
-    return np.add.reduceat(counts_W, first, axis=0), first
-
-
 def _p_value(observed: float, chance: FloatArray) -> float:
     return (1 + int((chance >= observed).sum())) / (1 + len(chance))
 
@@ -92,34 +78,24 @@ class Drift:
 
     Attributes:
         phase: ``all``, ``prefill`` or ``decode``.
-        halves_js: JS between the first and the second half of the windows; None with fewer than two windows.
+        num_units: units with tokens in every layer.
+        halves_js: JS between the first and the second half of the units; None with fewer than two.
         null_js: what it is by chance: random halves (``permutation``), random picks (``multinomial``).
-        p_value: the larger of the two tests' p-values; None with fewer than six stretches, since picks of one request
+        p_value: the larger of the two tests' p-values; None with fewer than twelve units, since picks of one request
             are alike and the multinomial law alone would call that drift.
-        window_start_s: start of each group of windows, shape [G].
-        window_js: JS of each group against all others, shape [G].
-        window_null_js: the same for random picks, shape [G].
     """
 
     phase: str
+    num_units: int
     halves_js: float | None
     null_js: dict[str, float]
     p_value: float | None
-    window_start_s: FloatArray
-    window_js: FloatArray
-    window_null_js: FloatArray
 
 
-def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, seed: int = 0) -> Drift:
-    """Measure drift over groups of windows. Groups in which a layer routed nothing are left out."""
-    used = (counts_GLE.sum(axis=2) > 0).all(axis=1)
-    groups, start_s = counts_GLE[used].astype(np.float64), start_s[used]
+def drift(phase: str, units: Units, seed: int = 0) -> Drift:
+    """Measure drift over units in time order. Units in which a layer routed nothing are left out."""
+    groups = units.counts_GLE[(units.counts_GLE.sum(axis=2) > 0).all(axis=1)].astype(np.float64)
     rng = np.random.default_rng(seed)
-    rest = groups.sum(axis=0) - groups
-    window_js = _over_layers(js_divergence(groups, rest))
-    window_null = np.array(
-        [_chance_js(own, other, rng, WINDOW_DRAWS).mean() for own, other in zip(groups, rest, strict=True)]
-    )
     halves, p_value = None, None
     null_js: dict[str, float] = {}
     if len(groups) >= 2:
@@ -128,19 +104,11 @@ def drift(phase: str, counts_GLE: npt.NDArray[np.int64], start_s: FloatArray, se
         halves = float(_over_layers(js_divergence(first, second)))
         chance = _chance_js(first, second, rng)
         null_js["multinomial"] = float(chance.mean())
-        if len(groups) >= MINIMUM_GROUPS:
+        if units.why_not is None and len(groups) >= LEAST_UNITS:
             shuffled = _shuffled_halves(groups, rng)
             null_js["permutation"] = float(shuffled.mean())
             p_value = max(_p_value(halves, chance), _p_value(halves, shuffled))
-    return Drift(
-        phase=phase,
-        halves_js=halves,
-        null_js=null_js,
-        p_value=p_value,
-        window_start_s=start_s,
-        window_js=window_js,
-        window_null_js=window_null,
-    )
+    return Drift(phase=phase, num_units=len(groups), halves_js=halves, null_js=null_js, p_value=p_value)
 
 
 def _over_layers(values_xL: FloatArray) -> FloatArray:
@@ -178,10 +146,12 @@ class Specialisation:
         between_CC: total variation between each two classes.
         null_against_pool_C, null_between_CC: name of the null -> the same by chance.
         p_against_pool_C, p_between: larger p-value of the nulls, per class, and of the mean over pairs; None with
-            fewer than six stretches, where labels cannot be shuffled.
+            fewer than twelve units, where labels cannot be shuffled.
+        num_units: units whose labels are shuffled.
     """
 
     phase: str
+    num_units: int
     class_names: tuple[str, ...]
     against_pool_C: FloatArray
     between_CC: FloatArray
@@ -191,23 +161,22 @@ class Specialisation:
     p_between: float | None
 
 
-def specialisation(
-    phase: str, class_names: tuple[str, ...], counts_GCLE: npt.NDArray[np.int64], seed: int = 0
-) -> Specialisation | None:
+def specialisation(phase: str, class_names: tuple[str, ...], units: Units, seed: int = 0) -> Specialisation | None:
     """Measure specialisation; None when fewer than two classes have tokens.
 
-    The permutation swaps class labels within each group of windows, so tokens that belong together stay together; the
-    multinomial law keeps each class's number of picks. Both must be beaten.
+    The permutation swaps class labels between units (requests; where blocks of time stand in, within each block), so
+    tokens that belong together stay together; the multinomial law keeps each class's number of picks. Both must be
+    beaten.
     """
-    used = np.flatnonzero((counts_GCLE.sum(axis=(0, 3)) > 0).all(axis=1))
+    counts_CLE = _by_class(units.counts_GLE, units.class_G, len(class_names))
+    used = np.flatnonzero((counts_CLE.sum(axis=2) > 0).all(axis=1))
     if len(used) < 2:
         return None
-    groups = counts_GCLE[:, used].astype(np.float64)
     rng = np.random.default_rng(seed)
-    pool, between = _distances(groups.sum(axis=0))
-    chances = {"multinomial": _multinomial_classes(groups.sum(axis=0), rng)}
-    if len(groups) >= MINIMUM_GROUPS:
-        chances["permutation"] = _shuffled_classes(groups, rng)
+    pool, between = _distances(counts_CLE[used])
+    chances = {"multinomial": _multinomial_classes(counts_CLE[used], rng)}
+    if units.why_not is None:
+        chances["permutation"] = _shuffled_classes(units, len(class_names), rng)[:, used]
     found = {name: _distances(counts) for name, counts in chances.items()}
     pairs = np.triu_indices(len(used), k=1)
     observed = float(between[pairs].mean())
@@ -218,6 +187,7 @@ def specialisation(
         p_between = max(_p_value(observed, two[:, pairs[0], pairs[1]].mean(axis=1)) for _, two in found.values())
     return Specialisation(
         phase=phase,
+        num_units=units.num,
         class_names=tuple(class_names[i] for i in used),
         against_pool_C=pool,
         between_CC=between,
@@ -243,64 +213,19 @@ def _multinomial_classes(counts_CLE: FloatArray, rng: np.random.Generator) -> Fl
     return np.stack(drawn, axis=1)
 
 
-def _shuffled_classes(groups_GCLE: FloatArray, rng: np.random.Generator) -> FloatArray:
-    num_groups, num_classes = groups_GCLE.shape[:2]
-    rows = np.arange(num_groups)[:, None]
-    return np.stack(
-        [
-            groups_GCLE[rows, np.argsort(rng.random((num_groups, num_classes)), axis=1)].sum(axis=0)
-            for _ in range(PERMUTATIONS)
-        ]
-    )
+def _by_class(counts_GLE: FloatArray | IntArray, class_G: IntArray, num: int) -> FloatArray:
+    is_of_CG = class_G == np.arange(num)[:, None]
+    return np.tensordot(is_of_CG.astype(np.float64), counts_GLE.astype(np.float64), axes=1)
 
 
-STEPS_PER_GROUP = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """Counts of one phase and class (either may be ``all``).
-
-    Attributes:
-        counts_LE: assignments over the whole pass.
-        counts_GLE: the same per stretch of time (neighbouring steps or windows) that has any.
-        tokens: real tokens behind them.
-    """
-
-    counts_LE: IntArray
-    counts_GLE: npt.NDArray[np.int64]
-    tokens: int
-
-
-def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
-    """Pick a phase and a class out of the counts."""
-    phases = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
-    names = routing.class_names
-    classes = list(range(len(names))) if request_class == ALL else [names.index(request_class)]
-    counts = routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=(1, 2))
-    groups, _ = time_groups(routing, phase) if request_class == ALL else group_windows(counts)
-    return Cell(
-        counts_LE=counts.sum(axis=0),
-        counts_GLE=groups[groups.sum(axis=(1, 2)) > 0],
-        tokens=int(routing.real_tokens_WPC[:, phases][:, :, classes].sum()),
-    )
-
-
-def time_groups(routing: Routing, phase: str = ALL) -> tuple[npt.NDArray[np.int64], IntArray]:
-    """Counts of a phase over stretches of time, shape [G, L, E], and the first step of each stretch.
-
-    Stretches are runs of steps where every step's counts were kept (a short pass may have one window only), else
-    windows. A few steps belong to each stretch, so that it holds more than one batch.
-    """
-    phases = list(range(len(PHASES))) if phase == ALL else [PHASES.index(phase)]
-    kept = routing.step_counts_SPLE
-    if kept is None or len(kept) < max(len(routing.distinct_SL), 2 * STEPS_PER_GROUP):
-        groups, first = group_windows(routing.counts_WPCLE[:, phases].sum(axis=(1, 2)))
-        return groups, routing.window_first_step[first]
-    num = min(MAX_GROUPS, len(kept) // STEPS_PER_GROUP)
-    edges = np.unique(np.linspace(0, len(kept), num, endpoint=False).astype(np.int64))
-    by_step = kept[:, phases[0]].astype(np.int64) if len(phases) == 1 else kept.sum(axis=1, dtype=np.int64)
-    return np.add.reduceat(by_step, edges, axis=0), edges
+def _shuffled_classes(units: Units, num_classes: int, rng: np.random.Generator) -> FloatArray:
+    """Counts by class, shape [PERMUTATIONS, C, L, E], after class labels changed places within each block."""
+    labels = units.class_G[np.argsort(units.block_G, kind="stable")]
+    found = []
+    for _ in range(PERMUTATIONS):
+        order = np.lexsort((rng.random(len(labels)), units.block_G))
+        found.append(_by_class(units.counts_GLE[order], labels, num_classes))
+    return np.stack(found)
 
 
 def first_with_routing(rounds: Sequence[PassTables]) -> tuple[PassTables, Routing] | None:
@@ -312,63 +237,59 @@ def first_with_routing(rounds: Sequence[PassTables]) -> tuple[PassTables, Routin
 
 
 NO_INTERVAL = "no interval: judged against its nulls, see its p"
-CANNOT_JUDGE = f"cannot tell: fewer than {MINIMUM_GROUPS} stretches of time to shuffle"
 
 
-def drift_by_phase(tables: PassTables, routing: Routing, seed: int = 0) -> tuple[Drift, ...]:
-    """Drift of all tokens, of prefill, and of decode."""
-    starts, found = column(tables.steps, "start_s"), []
-    for phase in (ALL, *PHASES):
-        groups, first_step = time_groups(routing, phase)
-        known = first_step < len(starts)  # a killed pass may have lost its last steps
-        found.append(drift(phase, groups[known], starts[first_step[known]], seed))
-    return tuple(found)
+def drift_by_phase(tables: PassTables, routing: Routing, seed: int = 0) -> tuple[tuple[Drift, Units], ...]:
+    """Drift of all tokens, of prefill, and of decode, each with the units that it is judged by."""
+    units = {phase: exchangeable_units(tables, routing, phase) for phase in (ALL, *PHASES)}
+    return tuple((drift(phase, of, seed), of) for phase, of in units.items())
 
 
-def specialisation_by_phase(routing: Routing, seed: int = 0) -> tuple[Specialisation, ...]:
+def specialisation_by_phase(
+    tables: PassTables, routing: Routing, seed: int = 0
+) -> tuple[tuple[Specialisation, Units], ...]:
     """Specialisation in prefill and in decode, where at least two classes have tokens."""
     found = []
-    for row, phase in enumerate(PHASES):
-        groups, _ = group_windows(routing.counts_WPCLE[:, row])
-        result = specialisation(phase, routing.class_names, groups, seed)
+    for phase in PHASES:
+        units = exchangeable_units(tables, routing, phase, by_class=True)
+        result = specialisation(phase, routing.class_names, units, seed)
         if result is not None:
-            found.append(result)
+            found.append((result, units))
     return tuple(found)
 
 
 def shift_metrics(tables: PassTables, routing: Routing, labels: dict[str, str], seed: int = 0) -> list[MetricValue]:
     """``router_drift_js``, ``domain_specialisation`` and ``domain_total_variation``, each with its p."""
     values: list[MetricValue] = []
-    for moved in drift_by_phase(tables, routing, seed):
-        where, num = {**labels, "phase": moved.phase}, len(moved.window_js)
+    for moved, units in drift_by_phase(tables, routing, seed):
+        where, num = {**labels, "phase": moved.phase}, moved.num_units
         if moved.halves_js is None:
             names = ("router_drift_js", "router_drift_js_p")
-            values += [
-                missing(name, f"{num} stretches of time with tokens; drift needs two", **where) for name in names
-            ]
+            values += [missing(name, f"{num} {units.what} with tokens; drift needs two", **where) for name in names]
             continue
-        values += _pair("router_drift_js", moved.halves_js, moved.p_value, moved.null_js, num, where)
-    for found in specialisation_by_phase(routing, seed):
-        where = {**labels, "phase": found.phase}
+        why = units.why_not or too_few(num, units.what)
+        values += _pair("router_drift_js", moved.halves_js, moved.p_value, moved.null_js, num, where, why)
+    for found, units in specialisation_by_phase(tables, routing, seed):
+        where, num, why = {**labels, "phase": found.phase}, found.num_units, units.why_not or ""
         for i, name in enumerate(found.class_names):
             null = {key: float(chance[i]) for key, chance in found.null_against_pool_C.items()}
             value = float(found.against_pool_C[i])
             p_value = None if found.p_against_pool_C is None else float(found.p_against_pool_C[i])
-            values += _pair("domain_specialisation", value, p_value, null, None, {**where, "request_class": name})
+            values += _pair("domain_specialisation", value, p_value, null, num, {**where, "request_class": name}, why)
         pairs = np.triu_indices(len(found.class_names), k=1)
         null = {key: float(chance[pairs].mean()) for key, chance in found.null_between_CC.items()}
         mean = float(found.between_CC[pairs].mean())
-        values += _pair("domain_total_variation", mean, found.p_between, null, None, where)
+        values += _pair("domain_total_variation", mean, found.p_between, null, num, where, why)
     return values
 
 
 def _pair(
-    name: str, value: float, p_value: float | None, null: dict[str, float], n: int | None, labels: dict[str, str]
+    name: str, value: float, p_value: float | None, null: dict[str, float], n: int, labels: dict[str, str], why: str
 ) -> list[MetricValue]:
-    """A distance and its p; without a p the distance stands, and says that nothing can be claimed from it."""
+    """A distance and its p; without a p the distance stands, and says why nothing can be claimed from it."""
     if p_value is None:
-        alone = MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(CANNOT_JUDGE,))
-        return [alone, missing(f"{name}_p", CANNOT_JUDGE, **labels)]
+        alone = MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(f"cannot tell: {why}",))
+        return [alone, missing(f"{name}_p", f"cannot tell: {why}", **labels)]
     return [
         MetricValue(name=name, value=value, n=n, labels=labels, null=null, reasons=(NO_INTERVAL,)),
         MetricValue(name=f"{name}_p", value=p_value, n=n, exact=True, labels=labels),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.metrics.routing.picks import ExpertIds
 from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
@@ -28,7 +29,7 @@ class LayerPair:
 
     Attributes:
         name: module path.
-        num_experts: E, of the side with more.
+        num_experts: E.
         top_k: k, of the side with more.
         counts_BE: tokens of each block that took each expert, (reference, other).
         agreed_B: sum over the block's tokens of |S & S'| / k; None without picks.
@@ -70,12 +71,40 @@ class RoutingPair:
     no_picks: str | None = None
 
 
+def experts_difference(reference: BaselineModel, other: BaselineModel) -> Difference | None:
+    """A layer that both have holds another number of experts; None where all are alike.
+
+    Then no expert of one side is one of the other, and no figure of routing is set against the other's, whatever is
+    allowed.
+    """
+    sides = [_experts_by_layer(model) for model in (reference, other)]
+    both = [name for name in sides[0] if sides[0][name] != sides[1].get(name, sides[0][name])]
+    if not both:
+        return None
+    texts = [", ".join(str(num) for num in dict.fromkeys(side[name] for name in both)) for side in sides]
+    return Difference(
+        name="experts_per_layer", first=texts[0], second=texts[1], forbids=frozenset({"routing"}), model=other.name
+    )
+
+
+def _experts_by_layer(model: BaselineModel) -> dict[str, int]:
+    """E of each layer that has picks or loads; from the loads where a baseline does not say."""
+    found: dict[str, int] = {}
+    if model.routing is not None:
+        loads = next(iter(model.routing.counts.values()), ())
+        found |= {name: len(row) for name, row in zip(model.routing.layers, loads, strict=False)}
+    names = model.picks.layers if model.picks is not None else tuple(found)
+    return found | dict(zip(names, model.num_experts, strict=False))
+
+
 def pair_routing(reference: BaselineModel, other: BaselineModel) -> RoutingPair | None:
-    """Bring two sides together; None where they share no routed layer.
+    """Bring two sides together; None where they share no routed layer, or a layer has experts that are not the same.
 
     Picks are set against each other where both sides have them of one text (equal ``tokens_sha256``); a side with fewer
     tokens of it is met at the tokens that both have, by request and position.
     """
+    if experts_difference(reference, other) is not None:
+        return None
     first, second = reference.picks, other.picks
     if first is None or second is None:
         side = "neither side has" if first is second else "one side has no"
@@ -203,7 +232,7 @@ def _pair_loads(reference: BaselineModel, other: BaselineModel, reason: str) -> 
         if name not in second.layers or not phases:
             continue
         where = second.layers.index(name)
-        by_phase = {phase: _padded(first.counts[phase][index], second.counts[phase][where]) for phase in phases}
+        by_phase = {phase: _one_block(first.counts[phase][index], second.counts[phase][where]) for phase in phases}
         both = np.sum(list(by_phase.values()), axis=0)  # [sides, 1, E]
         found.append(
             LayerPair(
@@ -227,8 +256,7 @@ def _pair_loads(reference: BaselineModel, other: BaselineModel, reason: str) -> 
     )  # fmt: skip
 
 
-def _padded(first: Sequence[int], second: Sequence[int]) -> tuple[IntArray, IntArray]:
-    """Two rows of counts, as one block each, the shorter filled with experts that have no token."""
-    experts = max(len(first), len(second))
-    one, two = (np.pad(np.array(row, dtype=np.int64), (0, experts - len(row)))[None] for row in (first, second))
+def _one_block(first: Sequence[int], second: Sequence[int]) -> tuple[IntArray, IntArray]:
+    """Two rows of counts, as one block each."""
+    one, two = (np.array(row, dtype=np.int64)[None] for row in (first, second))
     return one, two

@@ -22,16 +22,18 @@ from moeprof.analysis.report.document import (
     Waterfall,
     WaterfallStep,
 )
+from moeprof.analysis.report.sections.lockstep import NO_OFFSET, offset_text
 from moeprof.analysis.report.tables import compared, facts, metric_row
 from moeprof.analysis.sparsity.ladder import (
     Agreement,
     LadderResult,
     Rung,
-    control,
+    ladder_cache_note,
     ladder_metrics,
     ladder_results,
     same_taxes,
 )
+from moeprof.analysis.sparsity.roles import load_text
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.pricing import Pricing
@@ -47,11 +49,6 @@ ROLES = {
 }
 
 
-def load_text(result: LadderResult) -> str:
-    """The load, for people."""
-    return "all at once" if result.concurrency is None else f"{result.concurrency} in flight"
-
-
 def coverage_blocks(results: Sequence[LadderResult]) -> list[Block]:
     """Step time against distinct experts, where rungs set their number."""
     drawn = [r for r in results if r.phase == "decode" and len(r.coverage.points) > 2]
@@ -59,7 +56,7 @@ def coverage_blocks(results: Sequence[LadderResult]) -> list[Block]:
         return []
     series = tuple(
         Series(
-            name=load_text(result),
+            name=load_text(result.concurrency),
             x=tuple(point.distinct_per_layer for point in result.coverage.points),
             y=tuple(point.seconds.value or 0.0 for point in result.coverage.points),
         )
@@ -72,7 +69,7 @@ def coverage_blocks(results: Sequence[LadderResult]) -> list[Block]:
             continue
         grows = "so coverage costs time" if slope.low > 0 else "so no cost of coverage is shown"
         text = (
-            f"decode, {load_text(result)}: one more distinct expert in every layer takes "
+            f"decode, {load_text(result.concurrency)}: one more distinct expert in every layer takes "
             f"{units.display(slope.value, 's')} a step [{units.interval(slope.low, slope.high, 's')}], {grows}."
         )
         blocks.append(Paragraph(text=text))
@@ -89,12 +86,12 @@ def coverage_blocks(results: Sequence[LadderResult]) -> list[Block]:
     return [*blocks, chart]
 
 
-def ladder_tables(results: Sequence[LadderResult], pricing: Pricing) -> list[Block]:
-    """Seconds of every rung, and every tax, one column per load and phase."""
-    columns = tuple(f"{result.phase}, {load_text(result)}" for result in results)
+def ladder_tables(results: Sequence[LadderResult], pricing: Pricing, note: str | None = None) -> list[Block]:
+    """Seconds of every rung, and every tax, one column per load and phase; ``note``: on realised shares."""
+    columns = tuple(f"{result.phase}, {load_text(result.concurrency)}" for result in results)
     rungs = [_rung_row(role, title, [result.rung(role) for result in results]) for role, title in ROLES.items()]
     rungs += _set_by_hand(results)
-    metrics = [{value.name: value for value in ladder_metrics([result], pricing)} for result in results]
+    metrics = [{value.name: value for value in ladder_metrics([result], pricing, note)} for result in results]
     rows = [metric_row(card_for(name).title, name, [one.get(name) for one in metrics]) for name in metrics[0]]
     return [
         compared(title, columns, [row for row in found if row is not None], folded=folded)
@@ -137,17 +134,24 @@ CHANGES = (
 )
 
 
+NOTHING_BELOW = (
+    "No tax is claimed whose interval holds 0 with that. More launches and more rungs (`distinct`) narrow it."
+)
+
+
 def ladder_section(record: Record, pricing: Pricing) -> Section | None:
     """The sparsity ladder; None for a run without one."""
     results = ladder_results(record)
     if not results:
         return None
     blocks: list[Block] = [Paragraph(text=HOW)]
-    blocks += [Paragraph(text=text) for text in (*sentences(results), *controls(results))]
+    offset, note = results[0].offset, ladder_cache_note(record)
+    offsets = f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}. {NOTHING_BELOW}"
+    blocks += [Paragraph(text=text) for text in (*sentences(results), *realised_sentences(results, note), offsets)]
     blocks += [Paragraph(text=note) for note in (*_disturbed(results), *_notes(record))]
     blocks += [chart for result in results if result.phase in ("decode", "prefill") for chart in _waterfall(result)]
     blocks += coverage_blocks(results)
-    blocks += ladder_tables(results, pricing)
+    blocks += ladder_tables(results, pricing, note)
     return Section(name="ladder", title="The sparsity ladder", blocks=tuple(blocks))
 
 
@@ -171,25 +175,24 @@ def _sentence(result: LadderResult) -> str | None:
             text = f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}"
             parts.append(text + _of_which(result) if name == "dispatch_tax_s" else text)
     saved = result.tax("sparsity_saved_s")
-    if saved.share.value is not None:
+    if saved.share.value is not None and not saved.told:
+        parts.append("the total-matched dense model cannot be told from it")
+    elif saved.share.value is not None:
         parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
-    where = f"{result.phase}, {load_text(result)}"
+    where = f"{result.phase}, {load_text(result.concurrency)}"
     if result.phase == "decode" and result.concurrency is not None and result.tokens_per_step < result.concurrency:
         where += f" ({result.tokens_per_step:.1f} tokens a step)"
     return f"{where}: of a step of {units.display(base.seconds.value, 's')} {'; '.join(parts)}." if parts else None
 
 
-def controls(results: Sequence[LadderResult]) -> list[str]:
-    """Where two rungs do the same work, at one token a step, and were nevertheless measured apart."""
+def realised_sentences(results: Sequence[LadderResult], note: str | None) -> list[str]:
+    """One line per load in all steps: which share of the saving between the two dense twins is realised."""
     found = []
     for result in results:
-        tax = control(result)
-        if tax is not None and tax.share.value is not None:
-            found.append(
-                f"Control, {result.phase}, {load_text(result)}: the balanced and the recorded rung do the same work "
-                f"there and were measured {_share(tax.share)} of a step apart. Lanes differ in where their memory "
-                "lies, which no interval of one launch holds: no tax of that size is claimed."
-            )
+        if result.phase == "all" and result.realised.value is not None:
+            text = f"all steps, {load_text(result.concurrency)}, stepped in turn: of the saving between the two dense "
+            text += f"twins {_text(result.realised)} is realised"
+            found.append(f"{text}; {note}." if note else f"{text}.")
     return found
 
 
@@ -234,11 +237,11 @@ def _waterfall(result: LadderResult) -> list[Block]:
     if levels["total"] is not None:
         steps += [*_change(result, "sparsity_saved_s", "saved"), _level(levels["total"])]
     caption = (
-        f"Seconds of one {result.phase} step, {load_text(result)}, {result.tokens_per_step:.1f} tokens a step; "
-        f"{result.num_steps:,} turns. Pale changes cannot be told from 0."
+        f"Seconds of one {result.phase} step, {load_text(result.concurrency)}, {result.tokens_per_step:.1f} tokens a "
+        f"step; {result.num_steps:,} turns. Pale changes cannot be told from 0."
     )
     name = f"ladder-{result.phase}-{result.concurrency or 'offline'}"
-    title = f"Where the step time goes: {result.phase}, {load_text(result)}"
+    title = f"Where the step time goes: {result.phase}, {load_text(result.concurrency)}"
     return [Waterfall(name=name, title=title, caption=caption, unit="s", steps=tuple(steps))]
 
 
@@ -273,7 +276,7 @@ def _change(result: LadderResult, name: str, label: str) -> list[WaterfallStep]:
 
 def _disturbed(results: Sequence[LadderResult]) -> list[str]:
     """What the machine took away; a phase counts the turns of its whole load, so each load is said once."""
-    set_aside = {load_text(result): result.set_aside for result in results if result.set_aside}
+    set_aside = {load_text(result.concurrency): result.set_aside for result in results if result.set_aside}
     return [
         f"{load}: {number} turns were set aside, because the machine took the processor away in one of their lanes."
         for load, number in set_aside.items()
@@ -294,7 +297,7 @@ def _notes(record: Record) -> list[str]:
 
 HOW_AGREEMENT = (
     "Taxes as shares of the step with recorded routing, reference first. They agree where the interval of their "
-    "difference holds 0; intervals speak for one launch each."
+    "difference holds 0; intervals hold steps and lane offsets of one launch each."
 )
 
 
@@ -329,7 +332,7 @@ def agreement_section(other: str, found: dict[str, tuple[Agreement, ...]]) -> Se
 
 
 def _title(result: LadderResult) -> str:
-    return f"{result.phase}, {load_text(result)}"
+    return f"{result.phase}, {load_text(result.concurrency)}"
 
 
 def _agreement_row(one: Agreement) -> tuple[str, str]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import (
     PHASES,
+    LaneOffset,
     LockstepPair,
     lockstep_pairs,
 )
-from moeprof.analysis.compare.ratios import cost_ratio
+from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.sweep import to_metric
@@ -24,6 +25,10 @@ HOW = (
     "noise of the machine hits all alike. Below 1 the first-named is the faster one. Absolute figures come from models "
     "that ran alone."
 )
+NO_OFFSET = (
+    "No lanes of this run did the same work, so how much lanes differ for no reason of theirs (where their memory "
+    "lies) is not known and not in these intervals; a ladder with one request in flight measures it"
+)
 
 
 def lockstep_section(summary: Summary) -> Section | None:
@@ -31,10 +36,27 @@ def lockstep_section(summary: Summary) -> Section | None:
     pairs = lockstep_pairs(summary.record)
     if not pairs:
         return None
-    texts = [HOW, *(text for pair in pairs if (text := _checked(summary, pair)[0]))]
+    texts = [HOW, _offset(pairs[0].offset), *(text for pair in pairs if (text := _checked(summary, pair)[0]))]
     tables = [_table(moe, [pair for pair in pairs if pair.moe == moe]) for moe in dict.fromkeys(p.moe for p in pairs)]
     return Section(
         name="lockstep", title="Stepped in turn", blocks=(*(Paragraph(text=text) for text in texts), *tables)
+    )
+
+
+def _offset(offset: LaneOffset | None) -> str:
+    return f"{NO_OFFSET}." if offset is None else f"{offset_text(offset)}."
+
+
+def offset_text(offset: LaneOffset) -> str:
+    """``7 rungs of the ladder did the same work with 1 in flight ... and differ by 0.94 % of a step ...``."""
+    load = "all at once" if offset.concurrency is None else f"{offset.concurrency} in flight"
+    launches = f" of {offset.num_launches} launches" if offset.num_launches > 1 else ""
+    return (
+        f"{len(offset.lanes)} rungs of the ladder did the same work with {load} ({offset.num_turns:,} turns{launches}; "
+        f"all tokens on the same experts) and differ by {units.significant(100 * offset.sd, 2)} % of a step (standard "
+        f"deviation): lanes differ in where their memory lies, which no number of turns tells. Two lanes of the same "
+        f"length differ by up to {units.significant(100 * offset.half_width, 2)} % of a step (95 %) for that reason "
+        "alone, and every interval here holds it"
     )
 
 
@@ -58,14 +80,11 @@ def _checked(summary: Summary, pair: LockstepPair) -> tuple[str, bool | None]:
         return "", None
     if not _same_load(summary, moe, pair.concurrency) or why_incomparable(moe, dense) is not None:
         return "", None
-    alone, interval = cost_ratio(moe, dense)
-    text = (
-        f"{pair.moe} against {pair.dense}: {ratio_text(told)} stepped in turn, "
-        f"{ratio_text(Estimate(value=alone, low=interval and interval[0], high=interval and interval[1]))} alone"
-    )
-    if interval is None or told.low is None or told.high is None:
+    alone = cost_ratio(summary, moe, dense)
+    text = f"{pair.moe} against {pair.dense}: {ratio_text(told)} stepped in turn, {ratio_text(alone)} alone"
+    if alone.low is None or alone.high is None or told.low is None or told.high is None:
         return f"{text}.", None
-    agrees = told.low <= interval[1] and interval[0] <= told.high
+    agrees = told.low <= alone.high and alone.low <= told.high
     return f"{text}; {'they agree' if agrees else _differ(summary, moe, pair)}.", agrees
 
 
@@ -83,11 +102,15 @@ def _same_load(summary: Summary, moe: ModelSummary, concurrency: int | None) -> 
 
 
 def ratio_text(ratio: Estimate) -> str:
-    """``0.61x [0.58, 0.64]``."""
+    """``0.612x [0.581, 0.643]``, with the digits of the tables."""
     if ratio.value is None:
         return f"n/a ({ratio.reason})"
-    between = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.value:.2f}x{between}"
+    ends = "" if ratio.low is None or ratio.high is None else f" [{_bare(ratio.low)}, {_bare(ratio.high)}]"
+    return f"{units.times(ratio.value)}{ends}"
+
+
+def _bare(ratio: float) -> str:
+    return units.times(ratio).removesuffix("x")
 
 
 def _table(moe: str, pairs: Sequence[LockstepPair]) -> Table:

@@ -35,6 +35,8 @@ ROWS = (
     ("cold experts (not one token)", "cold_expert_bytes"),
     ("rent of cold experts per hour", "cold_expert_usd_per_hour"),
     ("peak memory", "peak_memory_bytes"),
+    ("memory, predicted before loading", "predicted_memory_bytes"),
+    ("predicted over measured, less 1", "predicted_memory_error_ratio"),
 )
 
 
@@ -104,6 +106,19 @@ def sentence(model: ModelSummary) -> str | None:
     if rent is not None and rent.value is not None:
         text += f", which rent for at most {units.usd(float(rent.value))} per hour"
     return f"{text}."
+
+
+def forecast_words(model: ModelSummary) -> str | None:
+    """``634 MiB predicted before loading, 655 MiB taken at its worst: 3 % too little``; None without a forecast."""
+    predicted, error = pick(model, "predicted_memory_bytes"), pick(model, "predicted_memory_error_ratio")
+    if predicted is None or predicted.value is None:
+        return None
+    told = f"{units.num_bytes(float(predicted.value))} predicted before loading"
+    if error is None or error.value is None:
+        return f"{told}; what was taken is not known"
+    taken, apart = float(predicted.value) / (1 + float(error.value)), round(100 * abs(float(error.value)))
+    how = f"{apart} % too {'little' if error.value < 0 else 'much'}" if apart else "as predicted"
+    return f"{told}, {units.num_bytes(taken)} taken at its worst: {how}"
 
 
 def _bars(models: list[ModelSummary]) -> StackedBars:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from moeprof.analysis.metrics import sweep as figures
+from moeprof.analysis.metrics.samples import of_enough_requests
 from moeprof.analysis.metrics.slo import NAME as AT_SLO
 from moeprof.analysis.metrics.sweep import to_metric
 from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series, Table
@@ -234,9 +235,8 @@ def sweep_section(summary: Summary, reference: str | None = None) -> Section | N
     if result is None:
         return None
     index = reference_of(summary, result, reference)
-    blocks: list[Block] = [
-        Paragraph(text=text) for text in [*answers(result), *prices_at_slo(summary), *sent(summary), *notes(result)]
-    ]
+    texts = [*answers(result), *prices_at_slo(summary), *sent(summary, result), *notes(result)]
+    blocks: list[Block] = [Paragraph(text=text) for text in texts]
     blocks += sweep_charts(result)
     blocks += [table for row in result.rows for table in _tables(result, row, index)]
     return Section(name="sweep", title="Against load", blocks=tuple(blocks))
@@ -268,8 +268,8 @@ def prices_at_slo(summary: Summary) -> list[str]:
     return lines
 
 
-def sent(summary: Summary) -> list[str]:
-    """How many requests the points sent: figures of a few requests are not those of the run's own rounds."""
+def sent(summary: Summary, result: SweepResult) -> list[str]:
+    """How many requests the points sent, and where the run's own rounds stand among them."""
     schedules = summary.record.experiment.schedules.values()
     points = next((schedule.sweep for schedule in schedules if schedule.sweep), ())
     numbers = sorted({point.num_requests for point in points if point.num_requests is not None})
@@ -277,7 +277,11 @@ def sent(summary: Summary) -> list[str]:
         return []
     each = f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
     told = dict.fromkeys(n.text for p in points for n in p.notes if n.code == "few_requests")
-    return [f"Each load sent {each} requests, apart from the run's rounds{''.join(f'; {text}' for text in told)}."]
+    lines = [f"Each load sent {each} requests{''.join(f'; {text}' for text in told)}."]
+    own = result.own
+    if own is not None:
+        lines.append(f"Figures at {own.point.label} are of the run's own rounds: {own.num_requests:,} requests.")
+    return lines
 
 
 def notes(result: SweepResult) -> list[str]:
@@ -287,10 +291,14 @@ def notes(result: SweepResult) -> list[str]:
         for point in model.points:
             lost, asked = lost_requests(point)
             if lost:
-                lines.append(f"{model.model} at {point.point.label}: {lost} of {asked} requests did not end well.")
+                lines.append(f"{model.model} at {point.swept.label}: {lost} of {asked} requests did not end well.")
+            if point.swept.set_aside:
+                total = len(point.swept.rounds) + point.swept.set_aside
+                aside = f"{point.swept.set_aside} of {total} rounds set aside, something else took the processor"
+                lines.append(f"{model.model} at {point.swept.label}: {aside}.")
             if point.saturated:
                 why = f": {point.saturation_reason}" if point.saturation_reason else ""
-                lines.append(f"{model.model} is saturated at {point.point.label}{why}.")
+                lines.append(f"{model.model} is saturated at {point.swept.label}{why}.")
         if model.stopped:
             lines.append(f"The sweep of {model.model} stopped early: {model.stopped}.")
     return lines
@@ -328,6 +336,8 @@ def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if point is None:
         return missing(metric, "this load did not run")
     value = to_metric(metric, of(point), **({"phase": "decode"} if metric == "step_mean_s" else {}))
+    if metric.startswith("usd_"):
+        value = of_enough_requests(value, [one.tables for one in point.swept.rounds])
     if metric == EXPERTS and value.value is not None:
         return replace(value, null=dict(point.distinct_nulls))
     return value

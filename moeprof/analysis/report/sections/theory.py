@@ -15,6 +15,7 @@ from moeprof.analysis.sparsity.theory import (
     Speedup,
     computed_work,
     missing_twins,
+    one_token_steps,
     pairs,
     phase_work,
     theoretical_speedups,
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from moeprof.analysis.metrics.summary import ModelSummary, Summary
 
 HOW = (
-    "Promised is what counting says: FLOPs and bytes of the steps that ran, and the least time that the device's "
+    "Bound by counting is what FLOPs and bytes of the steps that ran say, and the least time that the device's "
     "measured peaks allow for them. Measured is the time of the same steps. Ratios are to the MoE; above 1 the MoE "
-    "should be, or was, the faster one."
+    "should be, or was, the faster one. A least time is a limit for its own model alone: the ratio of two of them is "
+    "none for the measured ratio, because one model may run further from its limit than the other."
 )
 ROWS = (
     ("FLOPs per token", "flops_per_token", "flops"),
@@ -36,13 +38,15 @@ ROWS = (
     ("roofline time per token", "roofline_s_per_token", "roofline"),
     ("measured time per token", "step_s_per_token", "measured"),
 )
+OVER_LEAST = "measured over its own least time"
 PARAMETERS = (("active parameters", "active_params"), ("total parameters", "total_params"))
 
 
 def theory_section(summary: Summary) -> Section | None:
-    """What sparsity promised and what was measured; None without a measured MoE."""
+    """What counting says and what was measured; None without a measured MoE."""
     speedups = theoretical_speedups(summary)
     blocks: list[Block] = [Paragraph(text=text) for text in sentences(speedups)]
+    blocks += [Paragraph(text=f"{one.text}.") for one in one_token_steps(summary)]
     for moe, others in pairs(summary):
         for phase in PHASES:
             table = _table(moe, others, phase, [s for s in speedups if s.moe == moe.name and s.phase == phase])
@@ -76,6 +80,8 @@ def _table(
     columns += [work for work in computed if work is not None]
     ratios = {one.dense: one for one in speedups}
     rows = [_row(label, name, field, columns, ratios) for label, name, field in ROWS]
+    over = [to_metric("time_over_roofline_ratio", column.over_least) for column in columns]
+    rows.append(metric_row(OVER_LEAST, "time_over_roofline_ratio", over))
     rows += _in_turn(columns, ratios)
     if phase == ALL:
         rows += [_parameters(label, name, columns, ratios) for label, name in PARAMETERS]

@@ -89,7 +89,12 @@ class Part:
 
 
 class Scheduler:
-    """Plans steps; what it plans counts as done."""
+    """Plans steps; what it plans counts as done.
+
+    Attributes:
+        may_stop_early: True from the first request on that may end before its length: the next step cannot be planned
+            before the tokens of the one before are known.
+    """
 
     def __init__(
         self,
@@ -103,23 +108,20 @@ class Scheduler:
         self._pages = Pages(num_pages)
         self._free_seats = list(range(max_sequences - 1, -1, -1))
         self._max_batch_tokens, self._stops_early = max_batch_tokens, stops_early
+        self.may_stop_early = False
         self._shares_prefixes = shares_prefixes
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
     def add(self, request: Request) -> None:
         """It waits for pages and a seat."""
+        self.may_stop_early |= self._stops_early and request.stop_at_eos
         self._waiting.append(Sequence(request))
 
     @property
     def kv_tokens(self) -> int:
         """Tokens in the cache, of sequences that run; a shared page counts once."""
         return sum(sequence.computed for sequence in self._running) - PAGE_TOKENS * self._pages.num_repeats
-
-    @property
-    def may_stop_early(self) -> bool:
-        """True when a sequence may end before its length: the next step cannot be planned before its token is known."""
-        return self._stops_early and any(s.request.stop_at_eos for s in (*self._running, *self._waiting))
 
     def decoding(self) -> list[Sequence]:
         """The sequences of the next step if all of them decode, else nothing."""

@@ -1,5 +1,7 @@
 """Does the queue of an open loop grow without bound? Decided from one pass, by a rule that can be checked by hand.
 
+The wing that measures asks it while a sweep runs, the wing that reads asks it of every open pass of a record.
+
 A queue is stable when work arrives more slowly than it can be served (Loynes 1962); above that the number of requests
 in the system grows by (arrival rate - service rate) per second, for ever. A pass is short, so growth has to be told
 from the start (an empty system fills up to rate x latency, Little's law) and from bursts (which pass).
@@ -20,14 +22,15 @@ without the first: the queue is long, and whether it goes on growing the pass do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeprof.core.record.tables import read_table
-from moeprof.core.trace import FloatArray, Schedule
+from moeprof.core.record.passes import Saturation
+from moeprof.core.trace import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WINDOWS = 8
 T_99 = 3.143  # Student's t, one-sided 1 %, WINDOWS - 2 degrees of freedom
@@ -35,35 +38,27 @@ ENOUGH = 0.9  # of the arriving requests are served: also the load of the server
 MIN_REQUESTS = 16
 START_SHARE = 1 / 3
 FIRST = 5  # requests whose median latency says how long an empty system takes to fill
+NO_RATE = {"closed": "closed loop: requests wait for a place", "offline": "all requests were sent at once"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saturation:
-    """The answer.
-
-    Attributes:
-        saturated: True, False, or None when the pass cannot tell.
-        reason: a sentence with the figures behind it.
-    """
-
-    saturated: bool | None
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For pass.json."""
-        return {"saturated": self.saturated, "reason": self.reason}
+def judge_requests(requests: pd.DataFrame, traffic: str, end_s: float) -> Saturation:
+    """The rule on table ``requests`` of a pass; ``end_s`` is when the pass ended, seconds from its start."""
+    if traffic != "open":
+        return Saturation(saturated=False, reason=f"{NO_RATE[traffic]}, so there is no rate to keep up with")
+    return judge(*open_times(requests), end_s)
 
 
-def judge_pass(folder: Path, schedule: Schedule, end_s: float) -> Saturation:
-    """The rule on a finished pass folder; ``end_s`` is when the pass ended, seconds from its start."""
-    if schedule.pattern != "open":
-        closed = schedule.pattern == "closed"
-        reason = "closed loop: requests wait for a place" if closed else "all requests were sent at once"
-        return Saturation(saturated=False, reason=f"{reason}, so there is no rate to keep up with")
-    requests = read_table(folder, "requests")
-    ran = requests[requests["status"].isin(["done", "unfinished"])]
+def open_times(requests: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """When each request that was let in arrived, ascending, and was finished; NaN where the pass ended first."""
+    ran = requests[requests["status"].isin(["done", "unfinished"])].sort_values("arrival_s", kind="stable")
     finished = ran["last_token_s"].where(ran["status"] == "done")
-    return judge(ran["arrival_s"].to_numpy(dtype=float), finished.to_numpy(dtype=float, na_value=np.nan), end_s)
+    return ran["arrival_s"].to_numpy(dtype=float), finished.to_numpy(dtype=float, na_value=np.nan)
+
+
+def settled_from_s(arrival_s: FloatArray, finished_s: FloatArray, horizon_s: float) -> float:
+    """t0 of the rule: from when on an engine that started empty is full; infinite where nothing ended."""
+    first = np.median(np.where(np.isnan(finished_s), np.inf, finished_s - arrival_s)[:FIRST])
+    return max(horizon_s * START_SHARE, float(first))
 
 
 def judge(arrival_s: FloatArray, finished_s: FloatArray, end_s: float) -> Saturation:
@@ -78,11 +73,10 @@ def judge(arrival_s: FloatArray, finished_s: FloatArray, end_s: float) -> Satura
     if number < MIN_REQUESTS:
         return Saturation(saturated=None, reason=f"cannot tell: {number} requests, the rule needs {MIN_REQUESTS}")
     horizon_s = min(float(arrival_s[-1]), end_s)
+    start_s = settled_from_s(arrival_s, finished_s, horizon_s)
     finished_s = np.where(np.isnan(finished_s), np.inf, finished_s)
-    first = np.median((finished_s - arrival_s)[:FIRST])
-    start_s = max(horizon_s * START_SHARE, float(first))
     if not start_s <= horizon_s / 2:
-        taking = "does not end" if np.isinf(first) else f"takes {first:.3g} s"
+        taking = "does not end" if np.isinf(start_s) else f"takes {start_s:.3g} s"
         return Saturation(
             saturated=None,
             reason=f"cannot tell: requests arrive within {horizon_s:.3g} s and one of them {taking}, so the system is "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from moeprof.capture.measure.saturation import judge, judge_pass, longest_queue
-from moeprof.core.trace import FloatArray, Schedule
+from moeprof.core.record.saturation import judge, judge_requests, longest_queue
+from moeprof.core.trace import FloatArray
+from tests.helpers.records import make_requests
 
 
 def fifo(arrival_s: FloatArray, service_s: float) -> FloatArray:
@@ -141,12 +140,18 @@ def test_what_bursts_explain_can_be_counted_by_hand() -> None:
 
 
 def test_only_an_open_loop_can_saturate() -> None:
-    closed = Schedule(
-        pattern="closed", concurrency=2, request_id=(), arrival_s=np.zeros(0), input_ids=(),
-        output_tokens=np.zeros(0, dtype=np.int64), output_ids=None, request_class=(), session=(), prefix_blocks=(),
-        outputs="forced", num_characters=np.zeros(0, dtype=np.int64),
-    )  # fmt: skip
-    for schedule, words in ((closed, "wait for a place"), (closed.as_offline(), "sent at once")):
-        found = judge_pass(Path("nowhere"), schedule, 1.0)
+    for traffic, words in (("closed", "wait for a place"), ("offline", "sent at once")):
+        found = judge_requests(make_requests(60), traffic, 1.0)
         assert found.saturated is False
-        assert words in found.reason
+        assert words in str(found.reason)
+
+
+def test_the_table_of_a_pass_is_judged_by_what_was_let_in() -> None:
+    """60 requests, two a second; one a second is served. What was refused was never in the queue."""
+    arrival_s = np.arange(60.0) / 2
+    ttft_s = fifo(arrival_s, 1.0) - arrival_s
+    requests = make_requests(60, arrival_s=arrival_s, ttft_s=ttft_s, output_tokens=1)
+    assert judge_requests(requests, "open", 60.0).saturated is True
+    mixed = ["refused" if number % 2 else "done" for number in range(60)]
+    served = make_requests(60, arrival_s=arrival_s, ttft_s=0.5, output_tokens=1, status=mixed)
+    assert judge_requests(served, "open", 60.0).saturated is False
