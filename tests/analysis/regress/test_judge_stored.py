@@ -536,7 +536,7 @@ def test_what_depends_on_which_requests_met_is_no_counted_fact() -> None:
 
     def steps(number: float, traffic: str) -> MetricValue:
         labels = {"phase": "decode", "traffic": traffic, "window": "total"}
-        return MetricValue(name="distinct_experts_per_step", value=number, exact=True, labels=labels)
+        return MetricValue(name="step_load_max_over_mean", value=number, exact=True, labels=labels)
 
     sides = [side(model(steps(n, "open"), steps(n, "offline"), PARAMS), run=str(n)) for n in (4.0, 5.0)]
     changes = {dict(one.key[1]).get("traffic"): one for one in check(sides[0], sides[1], "exact").changes}
