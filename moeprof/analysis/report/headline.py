@@ -50,16 +50,16 @@ def _each(*models: ModelSummary) -> str:
     return f"{each} per 1M tokens, input and output together"
 
 
-def overloads(summary: Summary) -> tuple[str, ...]:
-    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
-    found = []
+def with_overloads(sentence: str, summary: Summary) -> str:
+    """The answer, and a sentence for each model that had more traffic than it could serve, or was left with much."""
+    found = [sentence]
     for model in summary.models:
         told, behind = overload_of(model.rounds), fell_behind(model.rounds)
         if told is not None and told.told:
             found.append(f"{told.sentence(model.name)}.")
         elif behind is not None:
             found.append(f"{model.name} fell behind its traffic: {behind}.")
-    return tuple(found)
+    return " ".join(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
