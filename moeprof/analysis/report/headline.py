@@ -95,8 +95,7 @@ def _router(model: ModelSummary) -> str:
     busiest = f"busiest expert carries {units.significant(worst)} times the mean (means over layers)."
     text = _touched(model, model.facts, busiest)
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
-    pure = number(model, PURE, own_traffic=False, phase="decode")
-    if not model.capacity or read is None or pure is None or pure < LEAST_SHARE:
+    if not model.capacity or read is None:  # null where pure decode steps hold too few of the decode tokens
         return text
     times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
