@@ -150,10 +150,8 @@ def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit
         TraceError: the first row that is no time, or stamps whose unit is anyone's guess.
     """
     said = file.how.timestamp_unit
-    column = _as_text(values)
-    if said == "iso" or (said is None and column is not None and not _is_number(column[0].as_py())):
-        if column is None:
-            column = _only_text(file, name, values, row_of)
+    column = _text_column(file, name, values, row_of, needed=said == "iso")
+    if column is not None and (said == "iso" or (said is None and not _is_number(column[0].as_py()))):
         return iso_seconds(file, name, column, row_of)
     stamps = (
         values_to_floats(file, name, values, row_of) if column is None else text_to_floats(file, name, column, row_of)
@@ -165,20 +163,20 @@ def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit
     return checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
 
 
-def _as_text(values: Any) -> pa.ChunkedArray | None:
+def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, needed: bool) -> pa.ChunkedArray | None:
     """The column as text, when it is one or its first value is text."""
     import pyarrow as pa
 
     if isinstance(values, pa.ChunkedArray):
         return values
-    if values and isinstance(values[0], str) and all(isinstance(value, str) for value in values):
-        return pa.chunked_array([pa.array(values, type=pa.string())])
-    return None
-
-
-def _only_text(file: SourceFile, name: str, values: Sequence[Any], row_of: RowOf) -> pa.ChunkedArray:
-    i = next(i for i, value in enumerate(values) if not isinstance(value, str))
-    raise file.error(row_of(i), f"{name} is {shown(values[i])}; a time like 2024-05-10T00:00:00.5Z is expected")
+    if not needed and not isinstance(values[0], str):
+        return None
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            if value is None:
+                raise file.error(row_of(i), f"{name} is missing")
+            raise file.error(row_of(i), f"{name} is {shown(value)}; a time like 2024-05-10T00:00:00.5Z is expected")
+    return pa.chunked_array([pa.array(values, type=pa.string())])
 
 
 def _is_number(text: str | None) -> bool:
@@ -513,16 +511,25 @@ def assemble(
             keep = keep & ~empty
     if not keep.any():
         raise file.error(None, f"none of its {number} rows is a request that can be replayed")
+    said += [*file.notes, *_unused_words(file, arrival_s, columns), *unused_keys(file, number)]
     if arrival_s is None:
         said.append(
             Note(code="no_times", count=int(keep.sum()), text="the file has no times: all requests are due at 0")
         )
         arrival_s = np.zeros(number, dtype=np.float64)
-    said += [*file.notes, *unused_keys(file, number)]
     trace = Trace(source=source, arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens, **columns)
     if not keep.all():
         trace = trace.select(keep)
     return _in_order(trace).with_notes(*said)
+
+
+def _unused_words(file: SourceFile, arrival_s: FloatArray | None, columns: dict[str, Any]) -> Iterator[Note]:
+    if file.how.timestamp_unit is not None and arrival_s is None:
+        yield Note(
+            code="timestamp_unit", count=0, text="timestamp_unit was given, but no times are read here"
+        )
+    if file.how.block_tokens is not None and columns.get("prefix_block_tokens") != file.how.block_tokens:
+        yield Note(code="block_tokens", count=0, text="block_tokens was given, but the file has no ids to apply it to")
 
 
 def unused_keys(file: SourceFile, num_rows: int) -> tuple[Note, ...]:

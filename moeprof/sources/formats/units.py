@@ -24,6 +24,7 @@ NAMED_UNITS: dict[str, Unit] = {"s": "s", "sec": "s", "secs": "s", "seconds": "s
 NAMED_UNITS |= {"ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms"}
 NAMED_UNITS |= {"us": "us", "usec": "us", "micros": "us", "microseconds": "us"}
 NAMED_UNITS |= {"ns": "ns", "nsec": "ns", "nanos": "ns", "nanoseconds": "ns"}
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # startTimeMs
 UNIT_IN_NAME = re.compile(rf"(?:_|\b)({'|'.join(NAMED_UNITS)})\W*$", re.IGNORECASE)
 MAX_BLOCK_EXPONENT = 16
 
@@ -73,7 +74,7 @@ def inferred_unit(file: SourceFile, name: str, stamps: FloatArray, unit: Unit | 
 
 
 def _unit_of_unknown(file: SourceFile, name: str, num_rows: int, rates: dict[Unit, float], fractions: bool) -> Unit:
-    in_name = UNIT_IN_NAME.search(name)
+    in_name = UNIT_IN_NAME.search(HUMP.sub("_", name))
     if in_name is not None:
         named = NAMED_UNITS[in_name[1].lower()]
         return _told(file, name, named, None, num_rows, rates, "its name says so")
@@ -137,6 +138,6 @@ def tokens_per_block(file: SourceFile, name: str, input_tokens: IntArray, num_id
             "block_tokens",
             max(fits),
             f"{name} are read as blocks of {size} tokens: the prompt lengths fit it in {max(fits)} of {len(lengths)} "
-            f"rows, the format's {default} in {fits[0]}; block_tokens says otherwise",
+            f"rows, the format's {default} in {fits[0]}; if that is wrong, say block_tokens",
         )
     return int(size)
