@@ -525,9 +525,7 @@ def assemble(
 
 def _unused_words(file: SourceFile, arrival_s: FloatArray | None, columns: dict[str, Any]) -> Iterator[Note]:
     if file.how.timestamp_unit is not None and arrival_s is None:
-        yield Note(
-            code="timestamp_unit", count=0, text="timestamp_unit was given, but no times are read here"
-        )
+        yield Note(code="timestamp_unit", count=0, text="timestamp_unit was given, but no times are read here")
     if file.how.block_tokens is not None and columns.get("prefix_block_tokens") != file.how.block_tokens:
         yield Note(code="block_tokens", count=0, text="block_tokens was given, but the file has no ids to apply it to")
 
