@@ -116,6 +116,9 @@ def test_what_is_no_trace_is_called_by_its_name(tmp_path: Path, data: bytes, tex
 
 def test_a_file_of_no_known_format_is_refused_with_the_flags_that_read_it(tmp_path: Path) -> None:
     assert "--column arrival=NAME --column input=NAME" in refusal(write_text(tmp_path, "a,b\n1,2\n"))
+    log = write_text(tmp_path, "id,started at,tokens_in,completion_tokens\n1,2,3,4\n")
+    hint = "--column 'arrival=started at' --column input=tokens_in --column output=completion_tokens"
+    assert hint in refusal(log)
 
 
 def test_objects_over_several_lines_are_rows_with_the_line_they_begin_in(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ or the keys of the first row) and ``read(file) -> Trace``; it is imported only w
 from __future__ import annotations
 
 import importlib
+import re
+import shlex
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,12 @@ READERS = {
     "mooncake": "moeprof.sources.formats.mooncake",
     "sharegpt": "moeprof.sources.formats.sharegpt",
     "jsonl": "moeprof.sources.formats.jsonl",
+}
+# What the names of columns look like, for the hint about a file of no known format.
+LIKELY = {
+    "arrival": r"arriv|start|time|created|_at$|^(at|ts|when)$",
+    "input": r"(prompt|input|context|request).*(tok|len|size)|tok\w*_(in|prompt)|^(in|input)$",
+    "output": r"(complet|output|respon|generat|answer).*(tok|len|size)|tok\w*_(out|gen)|^(out|output)$",
 }
 # A key that tells that a JSON or CSV file, which no reader knows, is something else.
 OTHER_THINGS = {
@@ -84,9 +92,17 @@ def sniff(file: SourceFile) -> str:
     kind = "one JSON object, not lines; " if over_lines else "a parquet file; " if file.table is not None else ""
     raise TraceError(
         f"{file.path}: not a known trace ({kind}found {found[:240]}); name its format, one of {', '.join(READERS)}, or "
-        "say which columns it has, as in --column arrival=NAME --column input=NAME --column output=NAME "
-        "(traffic.trace.columns)"
+        f"say which columns it has, as in {_likely_columns(names)} (traffic.trace.columns)"
     )
+
+
+def _likely_columns(names: list[str]) -> str:
+    """The options that would name the columns; NAME where none looks like it."""
+    options = []
+    for role, pattern in LIKELY.items():
+        found = next((name for name in names if re.search(pattern, name, re.IGNORECASE)), "NAME")
+        options.append(f"--column {shlex.quote(f'{role}={found}')}")
+    return " ".join(options)
 
 
 def read_trace(path: Path | str, format: str | None = None, how: Reading | None = None) -> Trace:
