@@ -138,6 +138,16 @@ def test_requests_with_the_same_blocks_start_with_the_same_tokens(tokenizer: Tex
     assert not np.array_equal(first[:512], third[:512])
 
 
+def test_blocks_of_16_tokens_give_prompts_that_share_48_of_64_and_then_differ(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    base = {"input_length": 64, "output_length": 8}
+    rows = [base | {"timestamp": 1000 * i, "hash_ids": [0, 1, 2, 10 + i]} for i in range(10)]
+    prompts = build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0).measured.input_ids
+    assert len({tuple(ids[:48].tolist()) for ids in prompts}) == 1
+    assert len({tuple(ids.tolist()) for ids in prompts}) == 10
+
+
 def test_a_synthetic_prefix_is_shared_and_the_rest_is_not(tokenizer: TextTokenizer) -> None:
     lengths = LengthPair(input=Lengths(value=50), output=Lengths(value=4))
     traffic = synthetic(10, lengths=lengths, prefix=Prefix(count=1, tokens=30))

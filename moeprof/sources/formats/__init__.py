@@ -7,13 +7,17 @@ or the keys of the first row) and ``read(file) -> Trace``; it is imported only w
 from __future__ import annotations
 
 import importlib
+import re
+import shlex
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import Trace
-from moeprof.sources.formats.file import SourceFile, open_source
+from moeprof.core.trace import Note, Trace
+from moeprof.core.workload.traffic import TraceSource
+from moeprof.sources.formats.file import Reading, SourceFile, open_source
 
 # Order matters for sniffing: the formats with the most telling keys come first, the widest one last.
 READERS = {
@@ -24,6 +28,22 @@ READERS = {
     "mooncake": "moeprof.sources.formats.mooncake",
     "sharegpt": "moeprof.sources.formats.sharegpt",
     "jsonl": "moeprof.sources.formats.jsonl",
+}
+# What the names of columns look like, for the hint about a file of no known format.
+LIKELY = {
+    "arrival": r"arriv|start|time|created|_at$|^(at|ts|when)$",
+    "input": r"(prompt|input|context|request).*(tok|len|size)|tok\w*_(in|prompt)|^(in|input)$",
+    "output": r"(complet|output|respon|generat|answer).*(tok|len|size)|tok\w*_(out|gen)|^(out|output)$",
+}
+# A key that tells that a JSON or CSV file, which no reader knows, is something else.
+OTHER_THINGS = {
+    "logical_count": "an SGLang expert dump: counts of routed experts",
+    "physical_count": "an SGLang expert dump: counts of routed experts",
+    "gating_probs": "a list of routed experts",
+    "expert_ids": "a list of routed experts",
+    "architectures": "a model's config (`moeprof params` reads it)",
+    "weight_map": "an index of a model's weights",
+    "traceEvents": "a timeline of a profiler",
 }
 
 
@@ -63,22 +83,64 @@ def sniff(file: SourceFile) -> str:
     for name in READERS:
         if reader(name).matches(file):
             return name
-    found = f"columns {', '.join(file.header[:8])}" if file.header else f"keys {', '.join(sorted(file.keys)[:8])}"
+    names = list(file.header or sorted(file.keys))
+    for key, what in OTHER_THINGS.items():
+        if key in names:
+            raise TraceError(f"{file.path}: this is {what}, not a trace of requests (found {key})")
+    found = f"{'columns' if file.header else 'keys'} {', '.join(names[:12])}"
+    over_lines = file.single and b"\n" in file.data.strip()
+    kind = "one JSON object, not lines; " if over_lines else "a parquet file; " if file.table is not None else ""
     raise TraceError(
-        f"{file.path}: not a known trace (found {found[:160]}); name its format, one of {', '.join(READERS)}, "
-        "or convert it to moeprof's JSONL with the keys arrival_s, input_tokens, output_tokens"
+        f"{file.path}: not a known trace ({kind}found {found[:240]}); name its format, one of {', '.join(READERS)}, or "
+        f"say which columns it has, as in {_likely_columns(names)} (traffic.trace.columns)"
     )
 
 
-def read_trace(path: Path | str, format: str | None = None) -> Trace:
-    """Read a recorded trace; the format is sniffed from the content unless named.
+def _likely_columns(names: list[str]) -> str:
+    """The options that would name the columns; NAME where none looks like it."""
+    options = []
+    for role, pattern in LIKELY.items():
+        found = next((name for name in names if re.search(pattern, name, re.IGNORECASE)), "NAME")
+        options.append(f"--column {shlex.quote(f'{role}={found}')}")
+    return " ".join(options)
+
+
+def read_trace(path: Path | str, format: str | None = None, how: Reading | None = None) -> Trace:
+    """Read a recorded trace; the format is sniffed from the content unless named, or its columns are.
 
     Raises:
         TraceError: unreadable, empty, of no known format, or a row that cannot be understood (file and row named).
     """
+    how = how or Reading()
+    if how.columns and format is not None:
+        raise TraceError(f"{path}: give the format ({format}) or the columns, one of them")
     known = None if format is None else reader(format)  # a misspelt name is reported before the file is opened
-    file = open_source(Path(path))
-    return (known or reader(sniff(file))).read(file)
+    file = open_source(Path(path), how)
+    notes: tuple[Note, ...] = ()
+    if how.columns:
+        named = importlib.import_module("moeprof.sources.formats.named")
+        read = named.read
+        file, notes = named.unwrapped(file)
+    else:
+        read = (known or reader(sniff(file))).read
+    if how.skip_bad_rows:
+        read = partial(importlib.import_module("moeprof.sources.formats.skipping").read_good_rows, read)
+    return cast(Trace, read(file)).with_notes(*notes)
+
+
+def read_source(source: TraceSource) -> Trace:
+    """Read what a workload's ``traffic.trace`` names, before any transform.
+
+    Raises:
+        TraceError: as :func:`read_trace`.
+    """
+    how = Reading(
+        timestamp_unit=source.timestamp_unit,
+        block_tokens=source.block_tokens,
+        columns=source.columns,
+        skip_bad_rows=source.skip_bad_rows,
+    )
+    return read_trace(source.path, source.format, how)
 
 
 def write_trace(trace: Trace, path: Path, *, force: bool = False) -> None:

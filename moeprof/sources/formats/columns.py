@@ -2,7 +2,7 @@
 
 CSV files as text columns, with the line of every row. pyarrow parses; only errors are looked for slowly.
 
-From text and JSON values to checked columns: finite seconds, whole non-negative token counts.
+From text and JSON values to checked columns: times in any unit as seconds, whole non-negative token counts.
 
 Every check works on the whole column at once; only when it fails is the first offending row looked for, so that a
 million good rows cost nothing and a bad one is named.
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
+from moeprof.core.workload.traffic import TimestampUnit as Unit
 from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.units import PER_SECOND, inferred_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +36,15 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2**31 - 1
 MAX_SECONDS = 1e12  # about 30,000 years: beyond it a double no longer resolves a tenth of a millisecond
 SHOWN_CHARS = 40
+ZONE_PATTERN = r"(Z|[+-]\d\d:?\d\d)$"
+MESSAGE_KEYS = frozenset({"role", "content"})
+NAMED_UNUSED = 20
+# What the names of keys that matter to a replay are made of; these stand first in the note about unused ones.
+TELLING = re.compile(
+    r"time|date|start|end|arriv|delay|token|len|input|output|prompt|complet|text|messag|content|session|conv|chat|"
+    r"thread|user|turn|parent|hash|prefix|block|cache|image|audio|video|tool|function|error|status|fail|code",
+    re.IGNORECASE,
+)
 
 RowOf = Callable[[int], int]
 
@@ -68,6 +80,8 @@ def checked_tokens(file: SourceFile, name: str, values: FloatArray, row_of: RowO
 def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
     """A CSV column as float64 (NaN and infinities pass here; the checks above catch them).
 
+    Where cells stand between semicolons, a comma is the decimal sign, as spreadsheets of many countries write it.
+
     Raises:
         TraceError: the first cell that is no number.
     """
@@ -75,6 +89,8 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(column)
+    if file.delimiter == ";":
+        trimmed = pc.replace_substring_regex(trimmed, r"^([+-]?\d+),(\d+)$", r"\1.\2")
 
     def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
         return part.cast(pa.float64())
@@ -120,11 +136,95 @@ def values_to_floats(file: SourceFile, name: str, values: Sequence[Any], row_of:
         raise file.error(row_of(i), f"{name} is a number of more than 300 digits") from error
 
 
+def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit | None) -> FloatArray:
+    """A column of times as seconds, from any origin.
+
+    Args:
+        file: for messages, the user's word, and notes.
+        name: of the column.
+        values: JSON values, or a CSV column.
+        row_of: row number of a position.
+        unit: the format's own; None: the format has none, so the file must prove one.
+
+    Raises:
+        TraceError: the first row that is no time, or stamps whose unit is anyone's guess.
+    """
+    said = file.how.timestamp_unit
+    column = _text_column(file, name, values, row_of, needed=said == "iso")
+    if column is not None and (said == "iso" or (said is None and not _is_number(column[0].as_py()))):
+        return iso_seconds(file, name, column, row_of)
+    stamps = (
+        values_to_floats(file, name, values, row_of) if column is None else text_to_floats(file, name, column, row_of)
+    )
+    if not np.isfinite(stamps).all():
+        i = int(np.argmin(np.isfinite(stamps)))
+        raise file.error(row_of(i), f"{name} is {stamps[i]:g}; a finite time is expected")
+    found = said or inferred_unit(file, name, stamps, None if unit == "iso" else unit)
+    checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
+    seconds: FloatArray = (stamps - stamps.min()) / PER_SECOND[found]  # in this order: clocks since 1970 are large
+    return seconds
+
+
+def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, needed: bool) -> pa.ChunkedArray | None:
+    """The column as text, when it is one or its first value is text."""
+    import pyarrow as pa
+
+    if isinstance(values, pa.ChunkedArray):
+        return values
+    if not needed and not isinstance(values[0], str):
+        return None
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            if value is None:
+                raise file.error(row_of(i), f"{name} is missing")
+            raise file.error(row_of(i), f"{name} is {shown(value)}; a time like 2024-05-10T00:00:00.5Z is expected")
+    return pa.chunked_array([pa.array(values, type=pa.string())])
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float((text or "").replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
+    """ISO 8601 time stamps as seconds from the earliest; all with a zone, or all without.
+
+    Arrow reads up to nine digits exactly, as integer nanoseconds, so differences are exact before they become seconds.
+
+    Raises:
+        TraceError: the first row that is no time stamp, or has a zone where others have none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pc.utf8_trim_whitespace(column)
+    has_zone = bool(pc.match_substring_regex(text.slice(0, 1), ZONE_PATTERN)[0].as_py())
+    kind = pa.timestamp("ns", "UTC") if has_zone else pa.timestamp("ns")
+
+    def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
+        return part.cast(kind)
+
+    try:
+        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
+    except pa.ArrowInvalid as error:
+        row = first_failure(text, cast)
+        expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
+        found = shown(text[row].as_py())
+        raise file.error(
+            row_of(row), f"{name} is {found}; a time like {expected} is expected (as in the first row)"
+        ) from error
+    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
+    return seconds
+
+
 def shown(value: object) -> str:
     """A found value as it stands in a message: quoted, cut, control characters escaped."""
-    text = ascii(value)
-    if value == "":
+    if isinstance(value, str) and not value:
         return "empty"
+    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
@@ -162,6 +262,9 @@ def checked_messages(file: SourceFile, row: int, value: Any) -> tuple[tuple[str,
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise file.error(row, f'messages is {shown(value)}; a list of {{"role", "content"}} objects is expected')
+    for message in value:
+        if len(message) > len(MESSAGE_KEYS & message.keys()):
+            file.seen.update(f"messages.{key}" for key in message.keys() - MESSAGE_KEYS if message[key])
     return tuple(
         (
             checked_text(file, row, "messages.role", message.get("role")),
@@ -192,6 +295,12 @@ class Table:
 
     def line_of(self, row: int) -> int:
         """Line in the file (from 1) of a data row (from 0); blank lines are skipped by the parser, not by people."""
+        if self.file.table is not None:
+            return row + 1 if self.file.numbers is None else self.file.numbers[row]
+        if b'"' in self.file.data:  # a quoted cell may hold line ends
+            cells = csv.reader(io.StringIO(self.file.data.decode("utf-8"), newline=""), delimiter=self.file.delimiter)
+            lines = [start for start, _ in numbered(cells)]
+            return lines[row + 1] if row + 1 < len(lines) else lines[-1]
         seen = -2  # the header is row -1
         for number, line in enumerate(self.file.data.splitlines(), start=1):
             if line.strip():
@@ -200,15 +309,13 @@ class Table:
                     return number
         raise AssertionError(f"row {row} of {self.file.path} has no line")
 
-    def seconds(self, name: str) -> FloatArray:
-        """A column of times.
+    def seconds(self, name: str, unit: Unit = "s") -> FloatArray:
+        """A column of times that the format has in ``unit``; see units.py.
 
         Raises:
-            TraceError: the first bad row.
+            TraceError: the first bad row, or a unit that is not to be told.
         """
-        return checked_seconds(
-            self.file, name, text_to_floats(self.file, name, self.columns[name], self.line_of), self.line_of
-        )
+        return times(self.file, name, self.columns[name], self.line_of, unit=unit)
 
     def tokens(self, name: str) -> IntArray:
         """A column of token counts.
@@ -225,32 +332,64 @@ class Table:
         return tuple(self.columns[name].to_pylist())
 
 
+def numbered(cells: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a ``csv.reader`` with the line each starts in; lines of spaces alone are no rows."""
+    start = 1
+    for row in cells:
+        if any(cell.strip() for cell in row) or len(row) > 1:
+            yield start, row
+        start = cells.line_num + 1
+
+
 def read_table(file: SourceFile, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
     """Read the named columns of a CSV file.
 
     Raises:
         TraceError: a column is missing, a row has too few or too many cells, or there is no row.
     """
-    import pyarrow as pa
-    import pyarrow.csv as pa_csv
-
     if file.is_json:
         raise file.error(None, f"this is JSON; a CSV file with the columns {', '.join(required)} is expected")
     _check_header(file, required)
     wanted = [*required, *(name for name in optional if name in file.header)]
+    file.use(*wanted)
+    columns = _csv_columns(file, wanted) if file.table is None else _table_columns(file, wanted)
+    if not len(columns[wanted[0]]):
+        raise file.error(None, "no rows after the header; a trace has at least one request")
+    return Table(file=file, columns=columns)
+
+
+def _table_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns of a table in memory as text, as if they had stood in a CSV file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    assert file.table is not None
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name in wanted:
+        try:
+            columns[name] = pc.fill_null(file.table[name].cast(pa.string()), "")
+        except pa.ArrowException as error:
+            kind = file.table[name].type
+            raise file.error(None, f"column {name} holds {kind} values; numbers or text are expected") from error
+    return columns
+
+
+def _csv_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
     try:
         table = pa_csv.read_csv(
             io.BytesIO(_without_blank_lines(file.data)),
             read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
+            parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=b'"' in file.data),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in wanted}, include_columns=wanted, strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
         raise _shape_error(file, error) from error
-    if not len(table):
-        raise file.error(None, "no rows after the header; a trace has at least one request")
-    return Table(file=file, columns={name: table[name] for name in wanted})
+    return {name: table[name] for name in wanted}
 
 
 def _without_blank_lines(data: bytes) -> bytes:
@@ -266,9 +405,9 @@ def _check_header(file: SourceFile, required: tuple[str, ...]) -> None:
         if name not in file.header:
             near = get_close_matches(name, file.header, n=1)
             hint = f" (nearest: {near[0]!r})" if near else ""
-            raise file.error(1, f"no column {name!r}{hint}; found {', '.join(file.header)[:160]}")
+            raise file.error(None, f"no column {name!r}{hint}; found {', '.join(file.header)[:160]}")
         if file.header.count(name) > 1:
-            raise file.error(1, f"column {name!r} stands there twice")
+            raise file.error(None, f"column {name!r} stands there twice")
 
 
 def _shape_error(file: SourceFile, error: Exception) -> TraceError:
@@ -276,7 +415,7 @@ def _shape_error(file: SourceFile, error: Exception) -> TraceError:
     expected = len(file.header)
     try:
         for number, line in enumerate(file.data.splitlines(), start=1):
-            cells = next(csv.reader([line.decode("utf-8")])) if line.strip() else []
+            cells = next(csv.reader([line.decode("utf-8")], delimiter=file.delimiter)) if line.strip() else []
             if cells and len(cells) != expected:
                 return file.error(number, f"{len(cells)} cells in this row, {expected} are expected")
     except csv.Error as csv_error:
@@ -374,6 +513,7 @@ def assemble(
             keep = keep & ~empty
     if not keep.any():
         raise file.error(None, f"none of its {number} rows is a request that can be replayed")
+    said += [*file.notes, *_unused_words(file, arrival_s, columns), *unused_keys(file, number)]
     if arrival_s is None:
         said.append(
             Note(code="no_times", count=int(keep.sum()), text="the file has no times: all requests are due at 0")
@@ -383,6 +523,33 @@ def assemble(
     if not keep.all():
         trace = trace.select(keep)
     return _in_order(trace).with_notes(*said)
+
+
+def _unused_words(file: SourceFile, arrival_s: FloatArray | None, columns: dict[str, Any]) -> Iterator[Note]:
+    if file.how.timestamp_unit is not None and arrival_s is None:
+        yield Note(code="timestamp_unit", count=0, text="timestamp_unit was given, but no times are read here")
+    if file.how.block_tokens is not None and columns.get("prefix_block_tokens") != file.how.block_tokens:
+        yield Note(code="block_tokens", count=0, text="block_tokens was given, but the file has no ids to apply it to")
+
+
+def unused_keys(file: SourceFile, num_rows: int) -> tuple[Note, ...]:
+    """A note that names every key or column that holds something and that the reader has not used.
+
+    A reader says what it uses by ``file.use`` (``read_table`` does so itself); one that says nothing gets no note.
+    """
+    if not file.used:
+        return ()
+    by_object = file.has_objects and bool(file.seen)
+    held = file.seen if by_object else dict.fromkeys([*filter(None, file.header), *file.seen])
+    unused = [name for name in held if name not in file.used]
+    if not unused:
+        return ()
+    unused.sort(key=lambda name: TELLING.search(name) is None)  # stable: otherwise in the file's order
+    more = f" and {len(unused) - NAMED_UNUSED} more" if len(unused) > NAMED_UNUSED else ""
+    count = num_rows if not by_object else max(file.seen[name] for name in unused)
+    named = ", ".join(unused[:NAMED_UNUSED])
+    what = "columns" if file.header else "keys"
+    return (Note(code="unused_keys", count=count, text=f"{what} of the file that are not used: {named}{more}"),)
 
 
 def _in_order(trace: Trace) -> Trace:
