@@ -21,10 +21,30 @@ if TYPE_CHECKING:
 
 trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
 
-SourceArgument = Annotated[Path, typer.Argument(help="Trace file (.gz is read as well).", show_default=False)]
+SourceArgument = Annotated[
+    Path, typer.Argument(help="Trace file: CSV, JSON or parquet, packed or not.", show_default=False)
+]
 InputFormat = Annotated[
     str | None, typer.Option("--from", help="Format of the trace; by default its content tells.", show_default=False)
 ]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="ROLE=NAME of a column or key (a.b.c goes into nested ones), for files of no known format; repeat it. "
+        "Roles: arrival, input, output, session, text, class, blocks.",
+        show_default=False,
+    ),
+]
+TimestampUnit = Annotated[
+    Literal["s", "ms", "us", "ns", "iso"] | None,
+    typer.Option(help="Unit of the file's times; by default its format and content tell.", show_default=False),
+]
+BlockTokens = Annotated[
+    int | None,
+    typer.Option(help="Prompt tokens of one prefix id; by default format and lengths tell.", show_default=False),
+]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Count rows that do not fit, leave them out.")]
 NEEDS_PROMPT = "needs the text's tokenizer"
 PLOT_WIDTH = 60
 
@@ -33,15 +53,28 @@ PLOT_WIDTH = 60
 def inspect(
     path: SourceArgument,
     input_format: InputFormat = None,
+    column: Columns = None,
+    timestamp_unit: TimestampUnit = None,
+    block_tokens: BlockTokens = None,
+    skip_bad_rows: SkipBadRows = False,
     format: ListFormat = TABLE,
 ) -> None:
     """Show a trace's rate, burstiness, lengths, classes, sessions and prefix reuse, with a plot."""
     from moeprof.analysis.report.result import Listing
     from moeprof.cli.output import print_result
+    from moeprof.core.workload.traffic import TraceSource
     from moeprof.sources.describe import describe, flat_values
-    from moeprof.sources.formats import read_trace
+    from moeprof.sources.formats import read_source
 
-    trace = read_trace(path, input_format)
+    source = TraceSource(
+        path=str(path),
+        format=input_format,
+        columns=_columns(column),
+        timestamp_unit=timestamp_unit,
+        block_tokens=block_tokens,
+        skip_bad_rows=skip_bad_rows,
+    )
+    trace = read_source(source)
     stats = describe(trace)
     if format == TABLE:
         _print_table(path, trace, stats)
@@ -57,6 +90,10 @@ def convert(
     path: SourceArgument,
     output: Annotated[Path, typer.Argument(help="JSONL file to write.", show_default=False)],
     input_format: InputFormat = None,
+    column: Columns = None,
+    timestamp_unit: TimestampUnit = None,
+    block_tokens: BlockTokens = None,
+    skip_bad_rows: SkipBadRows = False,
     start_s: Annotated[float, typer.Option(help="Start of the time window, seconds.")] = 0.0,
     duration_s: Annotated[float | None, typer.Option(help="Length of the time window, seconds.")] = None,
     time_scale: Annotated[float, typer.Option(help="Multiply times: 0.5 is twice as fast.")] = 1.0,
@@ -73,13 +110,17 @@ def convert(
 ) -> None:
     """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
     from moeprof.core.workload.traffic import TraceSource
-    from moeprof.sources.formats import read_trace, write_trace
+    from moeprof.sources.formats import read_source, write_trace
     from moeprof.sources.synthetic import streams
     from moeprof.sources.transforms import first_requests, rescale_rate, transform
 
     source = TraceSource(
         path=str(path),
         format=input_format,
+        columns=_columns(column),
+        timestamp_unit=timestamp_unit,
+        block_tokens=block_tokens,
+        skip_bad_rows=skip_bad_rows,
         start_s=start_s,
         duration_s=duration_s,
         time_scale=time_scale,
@@ -92,7 +133,7 @@ def convert(
     )
     _above_zero("--request-rate", request_rate)
     _above_zero("--num-prompts", num_prompts)
-    trace = transform(read_trace(path, input_format), source, rng=streams(seed).arrivals)
+    trace = transform(read_source(source), source, rng=streams(seed).arrivals)
     trace = first_requests(trace, num_prompts)
     if request_rate is not None:
         trace = rescale_rate(trace, request_rate)
@@ -191,6 +232,18 @@ def _request_class(text: str) -> RequestClass:
         return RequestClass(name=name, weight=float(weight or 1))
     except ValueError as error:
         raise WorkloadError(f"--request-class: found {text!r}; NAME=WEIGHT is allowed, as in code=0.5") from error
+
+
+def _columns(given: list[str] | None) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for text in given or ():
+        role, equals, name = text.partition("=")
+        if not equals or not name or role in columns:
+            raise WorkloadError(
+                f"--column: found {text!r}; ROLE=NAME is allowed, once for each role, as in arrival=started"
+            )
+        columns[role] = name
+    return columns
 
 
 def _above_zero(option: str, value: float | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -109,12 +108,12 @@ def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
     Raises:
         TraceError: the trace cannot be read or changed so.
     """
-    from moeprof.sources.formats import read_trace
+    from moeprof.sources.formats import read_source
 
     if traffic.trace is None:
         return synthesise(traffic, seed=seed)
     rng = streams(seed).arrivals
-    recorded = transform(read_trace(Path(traffic.trace.path), traffic.trace.format), traffic.trace, rng=rng)
+    recorded = transform(read_source(traffic.trace), traffic.trace, rng=rng)
     trace = first_requests(recorded, traffic.num_requests)
     if traffic.arrivals is None:
         return trace

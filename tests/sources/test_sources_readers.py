@@ -64,7 +64,8 @@ def test_burstgpt_is_read_by_column_name_and_failed_requests_are_counted(tmp_pat
     assert trace.input_tokens.tolist() == [10, 30]
     assert trace.output_tokens.tolist() == [20, 40]
     assert trace.request_class == ("API log", "Conversation log")
-    assert codes(trace) == {"dropped_failed": 1}
+    assert codes(trace) == {"dropped_failed": 1, "unused_keys": 3}
+    assert trace.notes[-1].text == "columns of the file that are not used: Model"
 
 
 def test_vidur_files_with_and_without_times_are_read(tmp_path: Path) -> None:
@@ -185,9 +186,9 @@ def test_a_bad_azure_file_is_refused_in_one_line_with_the_row(tmp_path: Path, te
         ('{"timestamp": 0, "input_length": 1, "output_length": 1}\n{"timestamp": 0', ":2: broken JSON"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1}\n[1]', ":2: a JSON object is expected"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1}\n\n{"timestamp": 0}', ":3: input_length is missing"),
-        ('{"timestamp": NaN, "input_length": 1, "output_length": 1}', ":1: timestamp / 1000 is nan"),
+        ('{"timestamp": NaN, "input_length": 1, "output_length": 1}', ":1: timestamp is nan"),
         ('{"timestamp": 0, "input_length": "9", "output_length": 1}', ":1: input_length is '9'"),
-        ('{"timestamp": 0, "input_length": true, "output_length": 1}', ":1: input_length is True"),
+        ('{"timestamp": 0, "input_length": true, "output_length": 1}', ":1: input_length is true"),
         ('{"timestamp": 0, "input_length": -1, "output_length": 1}', ":1: input_length is -1"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ["a"]}', ":1: hash_ids is"),
         ('{"prompt": "a", "output_tokens": 1}\n{"output_tokens": 1}', ":2: prompt is missing"),
@@ -198,7 +199,7 @@ def test_a_bad_azure_file_is_refused_in_one_line_with_the_row(tmp_path: Path, te
             ":2: output_tokens is -2",
         ),
         ('{"conversations": 3}', ":1: conversations must be"),
-        ('{"colour": "red"}', ": not a known trace (found keys colour)"),
+        ('{"colour": "red"}', ": not a known trace (one JSON object, not lines; found keys colour)"),
     ],
 )
 def test_a_bad_json_file_is_refused_in_one_line_with_the_row(tmp_path: Path, text: str, said: str) -> None:

@@ -15,12 +15,15 @@ from moeprof.core.errors import WorkloadError
 ArrivalPattern = Literal["poisson", "gamma", "constant", "burst", "concurrency", "offline"]
 Distribution = Literal["fixed", "uniform", "lognormal", "empirical"]
 TooLong = Literal["drop", "truncate", "scale"]
+TimestampUnit = Literal["s", "ms", "us", "ns", "iso"]
 PromptSource = Literal["packaged", "stdlib", "file", "random_ids"]
 
 PATTERNS = ("poisson", "gamma", "constant", "burst", "concurrency", "offline")
 DISTRIBUTIONS = ("fixed", "uniform", "lognormal", "empirical")
+TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso")
 TOO_LONG = ("drop", "truncate", "scale")
 PROMPT_SOURCES = ("packaged", "stdlib", "file", "random_ids")
+COLUMN_ROLES = ("arrival", "input", "output", "session", "text", "class", "blocks")
 DEFAULT_NUM_REQUESTS = 64
 NEEDED = {"fixed": ("value",), "uniform": ("low", "high"), "lognormal": ("median", "p99"), "empirical": ("path",)}
 
@@ -32,6 +35,13 @@ class TraceSource:
     Attributes:
         path: the file.
         format: name of the format, or None to look at the content.
+        columns: role to the file's own column or key, for files of no known format: arrival, input and output
+            (tokens; text is a recorded answer), text (a prompt, or chat messages), session, class, blocks (prefix
+            ids). A dot goes into nested keys and into JSON inside a string.
+        timestamp_unit: of the file's times, or None: as the format has it, or as the file proves, which is told.
+        block_tokens: prompt tokens that one prefix id stands for, or None: as the format has it, or as the prompt
+            lengths prove, which is told.
+        skip_bad_rows: rows that do not fit are counted and left out; otherwise the first one is refused.
         start_s: start of the window, seconds from the trace's first request.
         duration_s: length of the window, or None for all; the window is [start_s, start_s + duration_s).
         time_scale: times are multiplied by this: 0.5 is twice as fast.
@@ -45,6 +55,10 @@ class TraceSource:
 
     path: str
     format: str | None = None
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
+    timestamp_unit: TimestampUnit | None = None
+    block_tokens: int | None = None
+    skip_bad_rows: bool = False
     start_s: float = 0.0
     duration_s: float | None = None
     time_scale: float = 1.0
@@ -56,6 +70,17 @@ class TraceSource:
     too_long: TooLong = "drop"
 
     def __post_init__(self) -> None:
+        for role, name in self.columns.items():
+            _one_of("columns", role, COLUMN_ROLES)
+            if not name:
+                raise WorkloadError(f"columns.{role}: is empty; the name of a column or key is needed")
+        if self.columns and not {"input", "text"} & self.columns.keys():
+            raise WorkloadError("columns: input (prompt lengths) or text (prompts) is needed")
+        if self.columns and self.format is not None:
+            raise WorkloadError("columns: are for files of no known format; leave format out, or columns")
+        if self.timestamp_unit is not None:
+            _one_of("timestamp_unit", self.timestamp_unit, TIMESTAMP_UNITS)
+        _at_least("block_tokens", self.block_tokens, 1)
         _at_least("start_s", self.start_s, 0)
         _positive("duration_s", self.duration_s)
         _positive("time_scale", self.time_scale)

@@ -13,7 +13,8 @@ from typing import Protocol, cast
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Trace
-from moeprof.sources.formats.file import SourceFile, open_source
+from moeprof.core.workload.traffic import TraceSource
+from moeprof.sources.formats.file import Reading, SourceFile, open_source
 
 # Order matters for sniffing: the formats with the most telling keys come first, the widest one last.
 READERS = {
@@ -63,22 +64,49 @@ def sniff(file: SourceFile) -> str:
     for name in READERS:
         if reader(name).matches(file):
             return name
-    found = f"columns {', '.join(file.header[:8])}" if file.header else f"keys {', '.join(sorted(file.keys)[:8])}"
+    names = list(file.header or sorted(file.keys))
+    found = f"{'columns' if file.header else 'keys'} {', '.join(names[:12])}"
+    kind = "one JSON object, not lines; " if file.single else "a parquet file; " if file.table is not None else ""
     raise TraceError(
-        f"{file.path}: not a known trace (found {found[:160]}); name its format, one of {', '.join(READERS)}, "
-        "or convert it to moeprof's JSONL with the keys arrival_s, input_tokens, output_tokens"
+        f"{file.path}: not a known trace ({kind}found {found[:240]}); name its format, one of {', '.join(READERS)}, or "
+        "say which columns it has, as in --column arrival=NAME --column input=NAME --column output=NAME "
+        "(traffic.trace.columns)"
     )
 
 
-def read_trace(path: Path | str, format: str | None = None) -> Trace:
-    """Read a recorded trace; the format is sniffed from the content unless named.
+def read_trace(path: Path | str, format: str | None = None, how: Reading | None = None) -> Trace:
+    """Read a recorded trace; the format is sniffed from the content unless named, or its columns are.
 
     Raises:
         TraceError: unreadable, empty, of no known format, or a row that cannot be understood (file and row named).
     """
+    how = how or Reading()
+    if how.columns and format is not None:
+        raise TraceError(f"{path}: give the format ({format}) or the columns, one of them")
     known = None if format is None else reader(format)  # a misspelt name is reported before the file is opened
-    file = open_source(Path(path))
-    return (known or reader(sniff(file))).read(file)
+    file = open_source(Path(path), how)
+    if how.columns:
+        read = importlib.import_module("moeprof.sources.formats.named").read
+    else:
+        read = (known or reader(sniff(file))).read
+    if not how.skip_bad_rows:
+        return cast(Trace, read(file))
+    return cast(Trace, importlib.import_module("moeprof.sources.formats.skipping").read_good_rows(read, file))
+
+
+def read_source(source: TraceSource) -> Trace:
+    """Read what a workload's ``traffic.trace`` names, before any transform.
+
+    Raises:
+        TraceError: as :func:`read_trace`.
+    """
+    how = Reading(
+        timestamp_unit=source.timestamp_unit,
+        block_tokens=source.block_tokens,
+        columns=source.columns,
+        skip_bad_rows=source.skip_bad_rows,
+    )
+    return read_trace(source.path, source.format, how)
 
 
 def write_trace(trace: Trace, path: Path, *, force: bool = False) -> None:

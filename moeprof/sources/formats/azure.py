@@ -1,25 +1,16 @@
 """Azure LLM inference traces: ``TIMESTAMP,ContextTokens,GeneratedTokens``.
 
-The 2023 files have seven fractional digits and no zone; the 2024 files may end in ``+00:00``. Arrow reads up to nine
-digits exactly, as integer nanoseconds, so differences are exact before they become seconds.
+The multimodal files also have ``NumImages``. The 2023 files have seven fractional digits and no zone; the 2024 files may end in ``+00:00``.
 Source: https://github.com/Azure/AzurePublicDataset
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from moeprof.core.trace import FloatArray, Trace
-from moeprof.sources.formats.columns import Table, assemble, first_failure, read_table, shown
+from moeprof.core.trace import Trace
+from moeprof.sources.formats.columns import assemble, read_table
 from moeprof.sources.formats.file import SourceFile
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-ZONE_PATTERN = r"(Z|[+-]\d\d:?\d\d)$"
 
 
 def matches(file: SourceFile) -> bool:
@@ -33,40 +24,16 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see columns.py; or a time stamp that is none.
     """
-    table = read_table(file, COLUMNS)
+    table = read_table(file, COLUMNS, optional=("NumImages",))
+    if table.has("NumImages"):
+        images = table.tokens("NumImages")
+        text = f"requests had {int(images.sum())} images (NumImages), which are left out; their text is kept"
+        if images.any():
+            file.note("images_left_out", int((images > 0).sum()), text)
     return assemble(
         "azure",
         file,
-        arrival_s=timestamps(table, "TIMESTAMP"),
+        arrival_s=table.seconds("TIMESTAMP", unit="iso"),
         input_tokens=table.tokens("ContextTokens"),
         output_tokens=table.tokens("GeneratedTokens"),
     )
-
-
-def timestamps(table: Table, name: str) -> FloatArray:
-    """ISO 8601 time stamps as seconds from the earliest; all with a zone, or all without.
-
-    Raises:
-        TraceError: the first row that is no time stamp, or has a zone where others have none.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    text = pc.utf8_trim_whitespace(table.columns[name])
-    has_zone = bool(pc.match_substring_regex(text.slice(0, 1), ZONE_PATTERN)[0].as_py())
-    kind = pa.timestamp("ns", "UTC") if has_zone else pa.timestamp("ns")
-
-    def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
-        return part.cast(kind)
-
-    try:
-        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
-    except pa.ArrowInvalid as error:
-        row = first_failure(text, cast)
-        expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
-        found = shown(text[row].as_py())
-        raise table.file.error(
-            table.line_of(row), f"{name} is {found}; a time like {expected} is expected (as in the first row)"
-        ) from error
-    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
-    return seconds

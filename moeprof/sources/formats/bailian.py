@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from moeprof.core.trace import Trace
-from moeprof.sources.formats.columns import assemble, checked_seconds, lines_of, values_to_floats
+from moeprof.sources.formats.columns import assemble, lines_of
 from moeprof.sources.formats.file import SourceFile
 from moeprof.sources.formats.mooncake import KEYS, lengths_and_blocks, rows_of
+from moeprof.sources.formats.units import times
 
 BLOCK_TOKENS = 16
 
@@ -30,11 +31,11 @@ def read(file: SourceFile) -> Trace:
     """
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)
-    timestamp_s = values_to_floats(file, "timestamp", [r.get("timestamp") for r in rows], row_of)
+    file.use("chat_id", "parent_chat_id", "timestamp", "type", "turn")
     return assemble(
         "bailian",
         file,
-        arrival_s=checked_seconds(file, "timestamp", timestamp_s, row_of),
+        arrival_s=times(file, "timestamp", [r.get("timestamp") for r in rows], row_of, unit="s"),
         session=_sessions(rows),
         request_class=tuple(str(row.get("type", "all")) for row in rows),
         **lengths_and_blocks(file, rows, row_of, BLOCK_TOKENS),

@@ -25,6 +25,7 @@ def read(file: SourceFile) -> Trace:
         TraceError: see columns.py.
     """
     table = read_table(file, COLUMNS, optional=("Session ID", "Log Type"))
+    file.use("Total tokens")  # their sum
     output_tokens = table.tokens("Response tokens")
     failed = output_tokens == 0
     notes: tuple[Note, ...] = ()

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
+from moeprof.core.workload.traffic import TimestampUnit as Unit
 from moeprof.sources.formats.file import SourceFile
 
 if TYPE_CHECKING:
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2**31 - 1
 MAX_SECONDS = 1e12  # about 30,000 years: beyond it a double no longer resolves a tenth of a millisecond
 SHOWN_CHARS = 40
+MESSAGE_KEYS = frozenset({"role", "content"})
+NAMED_UNUSED = 20
+# What the names of keys that matter to a replay are made of; these stand first in the note about unused ones.
+TELLING = re.compile(
+    r"time|date|start|end|arriv|delay|token|len|input|output|prompt|complet|text|messag|content|session|conv|chat|"
+    r"thread|user|turn|parent|hash|prefix|block|cache|image|audio|video|tool|function|error|status|fail|code",
+    re.IGNORECASE,
+)
 
 RowOf = Callable[[int], int]
 
@@ -68,6 +78,8 @@ def checked_tokens(file: SourceFile, name: str, values: FloatArray, row_of: RowO
 def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
     """A CSV column as float64 (NaN and infinities pass here; the checks above catch them).
 
+    Where cells stand between semicolons, a comma is the decimal sign, as spreadsheets of many countries write it.
+
     Raises:
         TraceError: the first cell that is no number.
     """
@@ -75,6 +87,8 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(column)
+    if file.delimiter == ";":
+        trimmed = pc.replace_substring_regex(trimmed, r"^([+-]?\d+),(\d+)$", r"\1.\2")
 
     def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
         return part.cast(pa.float64())
@@ -122,9 +136,9 @@ def values_to_floats(file: SourceFile, name: str, values: Sequence[Any], row_of:
 
 def shown(value: object) -> str:
     """A found value as it stands in a message: quoted, cut, control characters escaped."""
-    text = ascii(value)
-    if value == "":
+    if isinstance(value, str) and not value:
         return "empty"
+    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
@@ -162,6 +176,9 @@ def checked_messages(file: SourceFile, row: int, value: Any) -> tuple[tuple[str,
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise file.error(row, f'messages is {shown(value)}; a list of {{"role", "content"}} objects is expected')
+    for message in value:
+        if len(message) > len(MESSAGE_KEYS & message.keys()):
+            file.seen.update(f"messages.{key}" for key in message.keys() - MESSAGE_KEYS if message[key])
     return tuple(
         (
             checked_text(file, row, "messages.role", message.get("role")),
@@ -192,6 +209,12 @@ class Table:
 
     def line_of(self, row: int) -> int:
         """Line in the file (from 1) of a data row (from 0); blank lines are skipped by the parser, not by people."""
+        if self.file.table is not None:
+            return row + 1 if self.file.numbers is None else self.file.numbers[row]
+        if b'"' in self.file.data:  # a quoted cell may hold line ends
+            cells = csv.reader(io.StringIO(self.file.data.decode("utf-8"), newline=""), delimiter=self.file.delimiter)
+            lines = [start for start, _ in numbered(cells)]
+            return lines[row + 1] if row + 1 < len(lines) else lines[-1]
         seen = -2  # the header is row -1
         for number, line in enumerate(self.file.data.splitlines(), start=1):
             if line.strip():
@@ -200,15 +223,15 @@ class Table:
                     return number
         raise AssertionError(f"row {row} of {self.file.path} has no line")
 
-    def seconds(self, name: str) -> FloatArray:
-        """A column of times.
+    def seconds(self, name: str, unit: Unit = "s") -> FloatArray:
+        """A column of times that the format has in ``unit``; see units.py.
 
         Raises:
-            TraceError: the first bad row.
+            TraceError: the first bad row, or a unit that is not to be told.
         """
-        return checked_seconds(
-            self.file, name, text_to_floats(self.file, name, self.columns[name], self.line_of), self.line_of
-        )
+        from moeprof.sources.formats.units import times
+
+        return times(self.file, name, self.columns[name], self.line_of, unit=unit)
 
     def tokens(self, name: str) -> IntArray:
         """A column of token counts.
@@ -225,32 +248,64 @@ class Table:
         return tuple(self.columns[name].to_pylist())
 
 
+def numbered(cells: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a ``csv.reader`` with the line each starts in; lines of spaces alone are no rows."""
+    start = 1
+    for row in cells:
+        if any(cell.strip() for cell in row) or len(row) > 1:
+            yield start, row
+        start = cells.line_num + 1
+
+
 def read_table(file: SourceFile, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
     """Read the named columns of a CSV file.
 
     Raises:
         TraceError: a column is missing, a row has too few or too many cells, or there is no row.
     """
-    import pyarrow as pa
-    import pyarrow.csv as pa_csv
-
     if file.is_json:
         raise file.error(None, f"this is JSON; a CSV file with the columns {', '.join(required)} is expected")
     _check_header(file, required)
     wanted = [*required, *(name for name in optional if name in file.header)]
+    file.use(*wanted)
+    columns = _csv_columns(file, wanted) if file.table is None else _table_columns(file, wanted)
+    if not len(columns[wanted[0]]):
+        raise file.error(None, "no rows after the header; a trace has at least one request")
+    return Table(file=file, columns=columns)
+
+
+def _table_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns of a table in memory as text, as if they had stood in a CSV file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    assert file.table is not None
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name in wanted:
+        try:
+            columns[name] = pc.fill_null(file.table[name].cast(pa.string()), "")
+        except pa.ArrowException as error:
+            kind = file.table[name].type
+            raise file.error(None, f"column {name} holds {kind} values; numbers or text are expected") from error
+    return columns
+
+
+def _csv_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
     try:
         table = pa_csv.read_csv(
             io.BytesIO(_without_blank_lines(file.data)),
             read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
+            parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=b'"' in file.data),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in wanted}, include_columns=wanted, strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
         raise _shape_error(file, error) from error
-    if not len(table):
-        raise file.error(None, "no rows after the header; a trace has at least one request")
-    return Table(file=file, columns={name: table[name] for name in wanted})
+    return {name: table[name] for name in wanted}
 
 
 def _without_blank_lines(data: bytes) -> bytes:
@@ -276,7 +331,7 @@ def _shape_error(file: SourceFile, error: Exception) -> TraceError:
     expected = len(file.header)
     try:
         for number, line in enumerate(file.data.splitlines(), start=1):
-            cells = next(csv.reader([line.decode("utf-8")])) if line.strip() else []
+            cells = next(csv.reader([line.decode("utf-8")], delimiter=file.delimiter)) if line.strip() else []
             if cells and len(cells) != expected:
                 return file.error(number, f"{len(cells)} cells in this row, {expected} are expected")
     except csv.Error as csv_error:
@@ -379,10 +434,30 @@ def assemble(
             Note(code="no_times", count=int(keep.sum()), text="the file has no times: all requests are due at 0")
         )
         arrival_s = np.zeros(number, dtype=np.float64)
+    said += [*file.notes, *unused_keys(file, number)]
     trace = Trace(source=source, arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens, **columns)
     if not keep.all():
         trace = trace.select(keep)
     return _in_order(trace).with_notes(*said)
+
+
+def unused_keys(file: SourceFile, num_rows: int) -> tuple[Note, ...]:
+    """A note that names every key or column that holds something and that the reader has not used.
+
+    A reader says what it uses by ``file.use`` (``read_table`` does so itself); one that says nothing gets no note.
+    """
+    if not file.used:
+        return ()
+    held = dict.fromkeys(name for name in file.header if name) if file.header else file.seen
+    unused = [name for name in held if name not in file.used]
+    if not unused:
+        return ()
+    unused.sort(key=lambda name: TELLING.search(name) is None)  # stable: otherwise in the file's order
+    more = f" and {len(unused) - NAMED_UNUSED} more" if len(unused) > NAMED_UNUSED else ""
+    count = num_rows if file.header else max(file.seen[name] for name in unused)
+    named = ", ".join(unused[:NAMED_UNUSED])
+    what = "columns" if file.header else "keys"
+    return (Note(code="unused_keys", count=count, text=f"{what} of the file that are not used: {named}{more}"),)
 
 
 def _in_order(trace: Trace) -> Trace:

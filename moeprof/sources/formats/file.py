@@ -1,19 +1,60 @@
-"""A trace file, opened: its text, and enough of its head to tell the format. Plain or gzip, UTF-8, CSV or JSON."""
+"""A trace file, opened: its rows, and enough of its head to tell the format. CSV, JSON or parquet, packed or not.
+
+``SourceFile`` also keeps what the user said about the file (``how``) and what a reader has to say about it: which keys
+it used, which stood there, and notes; ``assemble`` turns these into the notes of the trace.
+"""
 
 from __future__ import annotations
 
-import gzip
+import csv
 import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import TraceError
+from moeprof.core.trace import Note
+from moeprof.core.workload.traffic import TimestampUnit
+from moeprof.sources.formats.packing import PARQUET_MAGIC, as_text, read_packed
 
-GZIP_MAGIC = b"\x1f\x8b"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DELIMITERS = ",;\t"
+TYPE_NAMES = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
+
+
+class RowError(TraceError):
+    """A row that does not fit.
+
+    Attributes:
+        row: its line, or its item number.
+        reason: what is wrong with it, without file and row.
+    """
+
+    def __init__(self, path: Path, row: int, reason: str) -> None:
+        super().__init__(f"{path}:{row}: {reason}")
+        self.row = row
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the user says about a file.
+
+    Attributes:
+        timestamp_unit: of its times; None: as the format has it, or as the file proves.
+        block_tokens: prompt tokens that one prefix id stands for; None: as the format has it, or as the file proves.
+        columns: role (arrival, input, ...) to the name of a column or key; empty: the format knows them.
+        skip_bad_rows: rows that do not fit are counted and left out, instead of refused.
+    """
+
+    timestamp_unit: TimestampUnit | None = None
+    block_tokens: int | None = None
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
+    skip_bad_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,92 +63,180 @@ class SourceFile:
 
     Attributes:
         path: for messages.
-        data: the content, unpacked, known to be UTF-8, without a byte order mark.
-        header: the CSV column names, empty for JSON.
-        keys: the keys of the first JSON object, empty for CSV.
+        data: the content, unpacked, known to be UTF-8, without a byte order mark; empty for parquet.
+        header: the CSV or parquet column names, empty for JSON.
+        keys: the keys of the first JSON object, or the parquet column names; empty for CSV.
+        delimiter: of CSV cells.
+        single: True for one JSON object that is the whole file.
+        how: what the user said.
+        table: the columns of a parquet file, or of a CSV file of which some rows were left out; else None.
+        rows: (number, object) of a JSON file of which some rows were left out, or of a single object; else None.
+        numbers: line of each row of ``table``; None: rows count from 1.
+        seen: how many rows have a value under a key; filled while JSON rows are read.
+        used: the keys and columns that the reader takes.
+        notes: what the shared checks have to say.
     """
 
     path: Path
-    data: bytes
+    data: bytes = b""
     header: tuple[str, ...] = ()
     keys: frozenset[str] = frozenset()
+    delimiter: str = ","
+    single: bool = False
+    how: Reading = Reading()
+    table: pa.Table | None = None
+    rows: Sequence[tuple[int, dict[str, Any]]] | None = None
+    numbers: Sequence[int] | None = None
+    seen: Counter[str] = field(default_factory=Counter)
+    used: set[str] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def is_json(self) -> bool:
-        """True for JSON lines or a JSON array."""
+        """True for JSON lines, a JSON array or one JSON object."""
         return self.data.lstrip()[:1] in (b"{", b"[")
 
+    @property
+    def has_objects(self) -> bool:
+        """True when the rows can be read as objects (parquet rows can)."""
+        return self.is_json or self.table is not None
+
     def error(self, row: int | None, text: str) -> TraceError:
-        """A TraceError that names the file and the row (1-based line, or item of a JSON array)."""
-        return TraceError(f"{self.path}: {text}" if row is None else f"{self.path}:{row}: {text}")
+        """An error that names the file and the row (1-based line, or item of a JSON array)."""
+        return TraceError(f"{self.path}: {text}") if row is None else RowError(self.path, row, text)
+
+    def use(self, *names: str) -> None:
+        """Say that these keys are used; once a reader has said so, all others that hold a value are named in a note."""
+        self.used.update(names)
+
+    def note(self, code: str, count: int, text: str) -> None:
+        """Say something about the file, once."""
+        self.notes.append(Note(code=code, count=count, text=text))
+
+    def part(self, **changes: Any) -> SourceFile:
+        """The same file with other rows, of which nothing has been said yet."""
+        return replace(self, seen=Counter(), used=set(), notes=[], **changes)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file, unpacked if it is gzip.
+    """The content of a text file, unpacked.
 
     Raises:
-        TraceError: missing, a folder, unreadable, damaged gzip, not UTF-8, or empty.
+        TraceError: missing, a folder, unreadable, damaged, no text, or empty.
     """
-    try:
-        data = path.read_bytes()
-        if data.startswith(GZIP_MAGIC):
-            data = gzip.decompress(data)
-    except FileNotFoundError as error:
-        raise TraceError(f"{path}: no such file") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TraceError(f"{path}: damaged gzip file ({error})") from error
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    data = data.removeprefix(BYTE_ORDER_MARK)
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise TraceError(
-            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from error
-    if not data.strip():
-        raise TraceError(f"{path}: empty; a trace has at least one request")
-    return data
+    data = read_packed(path)
+    if data.startswith(PARQUET_MAGIC):
+        raise TraceError(f"{path}: this is a parquet file; text is expected here")
+    return as_text(path, data)
 
 
-def open_source(path: Path) -> SourceFile:
+def open_source(path: Path, how: Reading | None = None) -> SourceFile:
     """Open a trace file and look at its head.
 
     Raises:
         TraceError: as :func:`read_bytes`, or the first row is broken JSON.
     """
-    file = SourceFile(path=path, data=read_bytes(path))
+    how = how or Reading()
+    data = read_packed(path)
+    if data.startswith(PARQUET_MAGIC):
+        return _open_parquet(path, data, how)
+    file = SourceFile(path=path, data=as_text(path, data), how=how)
     if not file.is_json:
-        first = next(line for line in file.data.splitlines() if line.strip())
-        names = tuple(name.strip().strip('"') for name in first.decode("utf-8").split(","))
-        return SourceFile(path=path, data=file.data, header=names)
-    _, first_object = next(json_rows(file, only_first=True))
-    return SourceFile(path=path, data=file.data, keys=frozenset(first_object))
+        first = next(line for line in file.data.splitlines() if line.strip()).decode("utf-8")
+        delimiter = max(DELIMITERS, key=first.count)
+        return replace(file, header=tuple(_cells(file, first, delimiter)), delimiter=delimiter)
+    if file.data.lstrip().startswith(b"{"):
+        whole = _single_object(file)
+        if whole is not None:
+            return replace(file, keys=frozenset(whole), rows=((1, whole),), single=True)
+    _, first_object = next(_items(file, only_first=True))
+    return replace(file, keys=frozenset(first_object))
 
 
-def json_rows(file: SourceFile, *, only_first: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with their line number (JSON lines) or item number from 1 (JSON array).
+def _cells(file: SourceFile, line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip().strip('"') for cell in next(csv.reader([line], delimiter=delimiter))]
+    except csv.Error as error:
+        raise file.error(1, f"broken CSV header ({error})") from error
+
+
+def _single_object(file: SourceFile) -> dict[str, Any] | None:
+    """The object, when the file is one object over several lines (or one line alone); None: objects line by line."""
+    first, _, rest = file.data.strip().partition(b"\n")
+    if rest.strip():
+        try:
+            json.loads(first)
+            return None  # a whole object in the first line, and more below it
+        except (ValueError, RecursionError):
+            pass
+    try:
+        whole = json.loads(file.data)
+    except (ValueError, RecursionError):
+        return None  # the rows say where it is broken
+    return whole if isinstance(whole, dict) else None
+
+
+def _open_parquet(path: Path, data: bytes, how: Reading) -> SourceFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        # Times become text, so that times of CSV, JSON and parquet are read in one way.
+        for i, kind in enumerate(table.schema.types):
+            if pa.types.is_temporal(kind):
+                table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.string()))
+    except (OSError, pa.ArrowException) as error:
+        raise TraceError(f"{path}: damaged parquet file; its columns cannot be read") from error
+    if not len(table):
+        raise TraceError(f"{path}: a parquet file without rows; a trace has at least one request")
+    names = tuple(table.schema.names)
+    return SourceFile(path=path, header=names, keys=frozenset(names), how=how, table=table)
+
+
+def json_rows(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with their line number (JSON lines) or item number from 1 (JSON array, parquet).
 
     Raises:
         TraceError: broken JSON, or a row that is no object; the row is named.
     """
-    if file.data.lstrip()[:1] == b"[":
+    for number, row in _items(file):
+        file.seen.update([key for key, value in row.items() if value or value == 0])
+        yield number, row
+
+
+def _items(file: SourceFile, *, only_first: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    if file.rows is not None:
+        yield from file.rows
+    elif file.table is not None:
+        numbers = file.numbers or range(1, len(file.table) + 1)
+        yield from zip(numbers, file.table.to_pylist(), strict=True)
+    elif file.data.lstrip()[:1] == b"[":
         yield from _array_items(file, only_first=only_first)
-        return
-    for number, line in enumerate(file.data.split(b"\n"), start=1):
-        if line.strip():
-            value = _parse(file, number, line.decode("utf-8"))
-            yield number, _checked_object(file, number, value)
+    else:
+        for number, line in enumerate(file.data.split(b"\n"), start=1):
+            if line.strip():
+                yield number, parsed_object(file, number, line)
+
+
+def parsed_object(file: SourceFile, number: int, line: bytes) -> dict[str, Any]:
+    """One line of JSON lines.
+
+    Raises:
+        TraceError: it is broken, or no object.
+    """
+    return _checked_object(file, number, _parse(file, number, line.decode("utf-8")))
 
 
 def _array_items(file: SourceFile, *, only_first: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     text = file.data.decode("utf-8").strip()
     if only_first:
+        if not text[1:].lstrip(" \t\r\n]"):
+            raise file.error(None, "an empty JSON list; a trace has at least one request")
         try:
             first, _ = json.JSONDecoder().raw_decode(text[1:].lstrip())
         except (ValueError, RecursionError) as error:
-            raise file.error(1, f"broken JSON, or an empty array ({error})") from error
+            raise file.error(1, _broken(error)) from error
         yield 1, _checked_object(file, 1, first)
         return
     items = _parse(file, None, text)
@@ -119,10 +248,20 @@ def _parse(file: SourceFile, row: int | None, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise file.error(row, f"broken JSON ({error})") from error
+        raise file.error(row, _broken(error)) from error
+
+
+def _broken(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        where = f"character {error.colno}" if error.lineno == 1 else f"line {error.lineno}, character {error.colno}"
+        return f"broken JSON at {where} ({error.msg})"
+    if isinstance(error, RecursionError):
+        return "broken JSON (nested too deeply)"
+    return "broken JSON (a number of more than 4,300 digits)"
 
 
 def _checked_object(file: SourceFile, row: int, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise file.error(row, f"a JSON object is expected, found {type(value).__name__}")
+        found = TYPE_NAMES.get(type(value).__name__, "null")
+        raise file.error(row, f"a JSON object is expected, found {found}")
     return value

@@ -9,8 +9,8 @@ Keys of a row (one kind of prompt per file):
     request_class, session, prefix_blocks, prefix_block_tokens
 
 vLLM's custom form (``prompt``, ``output_tokens``) is this form. AIPerf's is read as well: ``text``, ``output_length``,
-``input_length``, ``timestamp`` and ``delay`` in milliseconds, ``session_id``; a turn without a time stands ``delay``
-after its session's previous one.
+``input_length``, ``timestamp`` and ``delay`` in milliseconds (see units.py), ``session_id``, ``hash_ids``; a turn
+without a time stands ``delay`` after its session's previous one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from moeprof.sources.formats.columns import (
     values_to_floats,
 )
 from moeprof.sources.formats.file import SourceFile
-from moeprof.sources.formats.mooncake import block_ids, rows_of
+from moeprof.sources.formats.mooncake import block_ids, checked_blocks, rows_of, turn_times
 
 ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "input_tokens", "session_id": "session"}
 TEXT_KEYS = ("prompt", "messages")
@@ -57,7 +57,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: the first row that cannot be understood.
     """
-    if file.keys and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
+    if file.rows is None and file.is_json and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
         columns = _read_fast(file)
         if columns is not None:
             return assemble("jsonl", file, **columns)
@@ -99,6 +99,7 @@ def _read_fast(file: SourceFile) -> dict[str, Any] | None:
 
 def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
     kind = next((key for key in TEXT_KEYS if key in rows[0]), None)
+    _say_used(file, kind)
     columns: dict[str, Any] = {
         "arrival_s": _arrivals(file, rows, row_of),
         "input_tokens": _lengths(file, rows, row_of, "input_tokens", needed=kind is None),
@@ -118,7 +119,17 @@ def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) ->
             checked_text(file, row_of(i), "output", row["output"]) or None if "output" in row else None
             for i, row in enumerate(rows)
         )
+    if kind is None and any("hash_ids" in row for row in rows):
+        file.use("hash_ids")
+        columns |= checked_blocks(file, "hash_ids", rows, row_of, columns["input_tokens"], DEFAULT_BLOCK_TOKENS)
     return columns | _tags(file, rows, row_of)
+
+
+def _say_used(file: SourceFile, kind: str | None) -> None:
+    """The keys that this kind of prompt needs: text is counted, so lengths stated beside it are not used."""
+    used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens"}
+    used |= {"input_tokens"} if kind is None else {kind, "output"}
+    file.use(*used, *(key for key, name in ALIASES.items() if name in used))
 
 
 def _tags(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
@@ -156,27 +167,13 @@ def _lengths(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, ke
 
 
 def _arrivals(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> FloatArray | None:
-    if "arrival_s" in rows[0]:
-        values = values_to_floats(file, "arrival_s", [row.get("arrival_s") for row in rows], row_of)
-        return checked_seconds(file, "arrival_s", values, row_of)
-    if not any("timestamp" in row or "delay" in row for row in rows):
-        return None
-    now_ms: dict[str, float] = {}
-    times: list[Any] = []
-    for i, row in enumerate(rows):
-        name = str(row.get("session", i))
-        if "timestamp" in row:
-            time = row["timestamp"]
-        else:
-            delay = row.get("delay", 0)
-            if type(delay) not in (int, float):
-                raise file.error(row_of(i), "delay must be a number of milliseconds")
-            time = now_ms.get(name, 0.0) + delay
-        times.append(time)
-        if type(time) in (int, float):
-            now_ms[name] = time
-    values = values_to_floats(file, "timestamp", times, row_of) / 1000
-    return checked_seconds(file, "timestamp / 1000", values, row_of)
+    if "arrival_s" not in rows[0]:
+        return turn_times(file, rows, row_of, session="session")
+    file.use("arrival_s")
+    if file.how.timestamp_unit not in (None, "s"):
+        raise file.error(None, "arrival_s is in seconds; timestamp_unit belongs to files with other times")
+    values = values_to_floats(file, "arrival_s", [row.get("arrival_s") for row in rows], row_of)
+    return checked_seconds(file, "arrival_s", values, row_of)
 
 
 def write(trace: Trace, path: Path, *, force: bool = False) -> None:

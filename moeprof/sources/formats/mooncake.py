@@ -1,7 +1,9 @@
 """Mooncake: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length`` and chained ``hash_ids``.
 
 One id stands for 512 prompt tokens; the same id means the same text, and because the ids are chained it also means the
-same text before it. ``len(hash_ids) = ceil(input_length / 512)``.
+same text before it. ``len(hash_ids) = ceil(input_length / 512)``. Others write the same keys with seconds or with
+blocks of another size, without times, or with ``session_id`` and a ``delay`` instead of later turns' times: see
+units.py, and :func:`turn_times`.
 Source: https://github.com/kvcache-ai/Mooncake
 """
 
@@ -12,25 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import Note, Trace
+from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
 from moeprof.sources.formats.columns import (
     RowOf,
     assemble,
-    checked_seconds,
     checked_tokens,
     lines_of,
     shown,
     values_to_floats,
 )
 from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.units import times, tokens_per_block
 
 BLOCK_TOKENS = 512
-KEYS = frozenset({"timestamp", "input_length", "output_length"})
+LENGTHS = frozenset({"input_length", "output_length"})
+KEYS = LENGTHS | {"timestamp"}
+OTHER_KEYS = frozenset({"chat_id", "text", "prompt", "messages"})
 
 
 def matches(file: SourceFile) -> bool:
-    """True when times and lengths stand there under Mooncake's names and no chat ids beside them."""
-    return file.keys >= KEYS and "chat_id" not in file.keys
+    """True when lengths stand there under Mooncake's names, with times or block ids, and no chat ids or text."""
+    return file.keys >= LENGTHS and bool(file.keys & {"timestamp", "hash_ids"}) and not file.keys & OTHER_KEYS
 
 
 def read(file: SourceFile) -> Trace:
@@ -41,13 +45,54 @@ def read(file: SourceFile) -> Trace:
     """
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)
-    timestamp_ms = values_to_floats(file, "timestamp", [r.get("timestamp") for r in rows], row_of)
     return assemble(
         "mooncake",
         file,
-        arrival_s=checked_seconds(file, "timestamp / 1000", timestamp_ms / 1000, row_of),
+        arrival_s=turn_times(file, rows, row_of, session="session_id"),
+        **sessions(file, rows, "session_id"),
         **lengths_and_blocks(file, rows, row_of, BLOCK_TOKENS),
     )
+
+
+def sessions(file: SourceFile, rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The session column, as an argument of ``assemble``; nothing when no row names one."""
+    file.use(key)
+    if not any(row.get(key) is not None for row in rows):
+        return {}
+    return {"session": tuple(NO_SESSION if row.get(key) is None else str(row[key]) for row in rows)}
+
+
+def turn_times(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, *, session: str) -> FloatArray | None:
+    """Arrivals from ``timestamp``, in milliseconds unless the file or the user says otherwise.
+
+    A row without one whose session was seen before stands ``delay`` (the same unit) after its session's previous turn.
+    None when no row has either.
+
+    Raises:
+        TraceError: the first row that has no time, or none that is one.
+    """
+    file.use("timestamp", "delay")
+    if not any(row.get("timestamp") is not None or "delay" in row for row in rows):
+        return None
+    last: dict[str, float] = {}
+    stamps: list[Any] = []
+    num_delayed = 0
+    for i, row in enumerate(rows):
+        name = str(row.get(session, i))
+        stamp = row.get("timestamp")
+        if stamp is None and "delay" in row:
+            delay = row["delay"]
+            if type(delay) not in (int, float):
+                raise file.error(row_of(i), f"delay is {shown(delay)}; a number is expected")
+            stamp = last.get(name, 0.0) + delay
+            num_delayed += name in last
+        stamps.append(stamp)
+        if type(stamp) in (int, float):
+            last[name] = stamp
+    if num_delayed:
+        text = "turns without a time stand their delay after the time of their session's previous turn"
+        file.note("delayed_turns", num_delayed, text)
+    return times(file, "timestamp", stamps, row_of, unit="ms")
 
 
 def rows_of(file: SourceFile) -> tuple[list[int], list[dict[str, Any]]]:
@@ -56,7 +101,7 @@ def rows_of(file: SourceFile) -> tuple[list[int], list[dict[str, Any]]]:
     Raises:
         TraceError: it is no JSON, or a row is broken.
     """
-    if not file.is_json:
+    if not file.has_objects:
         raise file.error(None, "JSON lines are expected, one object for each request")
     pairs = list(json_rows(file))
     return [number for number, _ in pairs], [row for _, row in pairs]
@@ -70,6 +115,7 @@ def lengths_and_blocks(
     Raises:
         TraceError: the first bad row.
     """
+    file.use(*LENGTHS, "hash_ids")
     input_tokens, output_tokens = (
         checked_tokens(file, key, values_to_floats(file, key, [r.get(key) for r in rows], row_of), row_of)
         for key in ("input_length", "output_length")
@@ -77,13 +123,30 @@ def lengths_and_blocks(
     columns: dict[str, Any] = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     if not any("hash_ids" in row for row in rows):
         return columns
-    blocks = tuple(block_ids(file, "hash_ids", row.get("hash_ids", []), row_of(i)) for i, row in enumerate(rows))
-    expected = -(-input_tokens // block_tokens)
-    odd = int((np.array([len(b) for b in blocks]) != expected).sum())
+    return columns | checked_blocks(file, "hash_ids", rows, row_of, input_tokens, block_tokens)
+
+
+def checked_blocks(
+    file: SourceFile,
+    key: str,
+    rows: Sequence[dict[str, Any]],
+    row_of: RowOf,
+    input_tokens: IntArray,
+    block_tokens: int,
+) -> dict[str, Any]:
+    """Prefix blocks and their size, as arguments of ``assemble``; rows whose ids do not fit their length are counted.
+
+    Raises:
+        TraceError: the first row without a list of whole numbers, or a size that cannot be so.
+    """
+    blocks = tuple(block_ids(file, key, row.get(key) or [], row_of(i)) for i, row in enumerate(rows))
+    num_ids = np.array([len(ids) for ids in blocks], dtype=np.int64)
+    size = tokens_per_block(file, key, input_tokens, num_ids, default=block_tokens)
+    odd = int((num_ids != -(-input_tokens // size)).sum())
     if odd:
-        text = f"requests whose number of hash_ids is not ceil(input_length / {block_tokens}); surplus ids are ignored"
-        columns["notes"] = (Note(code="prefix_blocks_mismatch", count=odd, text=text),)
-    return columns | {"prefix_blocks": blocks, "prefix_block_tokens": block_tokens}
+        text = f"requests whose number of {key} is not ceil(input length / {size}); surplus ids are ignored"
+        file.note("prefix_blocks_mismatch", odd, text)
+    return {"prefix_blocks": blocks, "prefix_block_tokens": size}
 
 
 def block_ids(file: SourceFile, key: str, value: Any, row: int) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ def read(file: SourceFile) -> Trace:
     outputs: list[str] = []
     sessions: list[str] = []
     num_odd = num_turns = 0
+    file.use("id", "conversations")
     for number, row in json_rows(file):
         turns = _turns(file, number, row)
         num_turns += len(turns)

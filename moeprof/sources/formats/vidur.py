@@ -24,6 +24,7 @@ def read(file: SourceFile) -> Trace:
         TraceError: see columns.py.
     """
     table = read_table(file, COLUMNS, optional=("arrived_at",))
+    file.use("num_total_tokens", "pd_ratio")  # sum and ratio of the two lengths
     return assemble(
         "vidur",
         file,

@@ -1,0 +1,95 @@
+"""What a file is by its first bytes: compressed text is unpacked, other things are called by their name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from moeprof.core.errors import TraceError
+
+PARQUET_MAGIC = b"PAR1"
+
+
+def _zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
+        unpacked: bytes = stream.read()
+        return unpacked
+
+
+# first bytes -> (name, how it is unpacked)
+PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"\xfd7zXZ\x00": ("xz", lzma.decompress),
+    b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
+    b"BZh": ("bzip2", bz2.decompress),
+}
+# first bytes -> what it is, for what is no trace
+NAMED = {
+    b"PK\x03\x04": "a zip archive (Excel and PyTorch files are such archives, too); unpack it, or save it as CSV",
+    b"ARROW1": "an Arrow (Feather) file; save it as parquet",
+    b"SQLite format 3\x00": "an SQLite database; export the table as CSV",
+    b"\x93NUMPY": "a NumPy array; save it as CSV",
+    b"\x89HDF": "an HDF5 file; export the table as CSV",
+    b"GGUF": "a GGUF model, not a trace",
+    b"%PDF": "a PDF document, not a trace",
+    b"Obj\x01": "an Avro file; save it as parquet or JSON lines",
+    b"ORC": "an ORC file; save it as parquet",
+    b"\x80\x04": "a Python pickle, which is not opened; save it as JSON lines",
+    b"\x80\x02": "a Python pickle, which is not opened; save it as JSON lines",
+}
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_packed(path: Path) -> bytes:
+    """The bytes of a file, unpacked if it is gzip, xz, zstd or bzip2.
+
+    Raises:
+        TraceError: missing, a folder, unreadable, damaged, or a thing of another kind, which is named.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise TraceError(f"{path}: no such file") from error
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for magic, (name, unpack) in PACKED.items():
+        if data.startswith(magic):
+            try:
+                data = unpack(data)
+            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise TraceError(f"{path}: damaged {name} file; it cannot be unpacked") from error
+            break
+    for magic, what in NAMED.items():
+        if data.startswith(magic):
+            raise TraceError(f"{path}: this is {what}")
+    return data
+
+
+def as_text(path: Path, data: bytes) -> bytes:
+    """UTF-8 without a byte order mark; UTF-16 with its mark, as Windows tools write it, is translated.
+
+    Raises:
+        TraceError: not text, or empty.
+    """
+    try:
+        if data.startswith(UTF16_MARKS):
+            data = data.decode("utf-16").encode("utf-8")
+        data = data.removeprefix(BYTE_ORDER_MARK)
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise TraceError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise TraceError(f"{path}: broken UTF-16 text; save the file as UTF-8") from error
+    if not data.strip():
+        raise TraceError(f"{path}: empty; a trace has at least one request")
+    return data

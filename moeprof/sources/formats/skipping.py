@@ -1,0 +1,128 @@
+"""``skip_bad_rows``: the rows of a file that a reader takes; the others are counted and the first one is named.
+
+Readers check whole columns and name the first bad row. Halves of the file are read until each bad row is found: with b
+bad rows of n that is about n log b rows read, and no reader knows of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moeprof.core.errors import TraceError
+from moeprof.core.trace import Note, Trace
+from moeprof.sources.formats.columns import numbered
+from moeprof.sources.formats.file import RowError, SourceFile, json_rows, parsed_object
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FEW_ROWS = 16
+
+
+def read_good_rows(read: Callable[[SourceFile], Trace], file: SourceFile) -> Trace:
+    """Read a file without the rows that do not fit.
+
+    Raises:
+        TraceError: the file as a whole cannot be read, or no row fits.
+    """
+    try:
+        return read(file)
+    except RowError:
+        pass  # the careful way finds it again, and all others
+    loaded, bad = _loaded(file.part())
+    rows = list(range(_num_rows(loaded)))
+    good = _sifted(read, loaded, rows, bad)
+    if not good:
+        first = min(bad, key=lambda error: error.row)
+        raise file.error(None, f"none of its {len(bad)} rows fits; the first: row {first.row}, {first.reason}")
+    first = min(bad, key=lambda error: error.row)
+    text = f"rows that do not fit were skipped; the first is row {first.row}: {first.reason}"
+    note = Note(code="skipped_bad_rows", count=len(bad), text=text)
+    return read(_selected(loaded, good)).with_notes(note)
+
+
+def _sifted(read: Callable[[SourceFile], Trace], file: SourceFile, rows: list[int], bad: list[RowError]) -> list[int]:
+    """The positions of the rows that fit; errors of the others go to ``bad``."""
+    while rows:
+        part = _selected(file, rows)
+        try:
+            read(part)
+        except RowError as error:
+            wrong = [i for i in rows if _number(file, i) == error.row]
+            if not wrong:
+                raise  # the header, say
+            if len(rows) > FEW_ROWS:
+                middle = len(rows) // 2
+                return _sifted(read, file, rows[:middle], bad) + _sifted(read, file, rows[middle:], bad)
+            bad.append(error)
+            rows = [i for i in rows if i not in wrong]
+        except TraceError:
+            return rows  # nothing against one row; the whole decides
+        else:
+            return rows
+    return []
+
+
+def _num_rows(file: SourceFile) -> int:
+    return len(file.rows) if file.rows is not None else len(_table(file))
+
+
+def _table(file: SourceFile) -> pa.Table:
+    assert file.table is not None
+    return file.table
+
+
+def _number(file: SourceFile, row: int) -> int:
+    if file.rows is not None:
+        return file.rows[row][0]
+    assert file.numbers is not None
+    return file.numbers[row]
+
+
+def _selected(file: SourceFile, rows: Sequence[int]) -> SourceFile:
+    if file.rows is not None:
+        return file.part(rows=tuple(file.rows[i] for i in rows))
+    assert file.numbers is not None
+    return file.part(table=_table(file).take(list(rows)), numbers=tuple(file.numbers[i] for i in rows))
+
+
+def _loaded(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
+    """The file with its rows in memory, and the rows that cannot even be taken apart."""
+    bad: list[RowError] = []
+    if file.table is not None:
+        return file.part(numbers=tuple(range(1, len(file.table) + 1))), bad
+    if not file.is_json:
+        return _loaded_csv(file)
+    if file.rows is not None or file.data.lstrip().startswith(b"["):
+        return file.part(rows=tuple(json_rows(file))), bad
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(file.data.split(b"\n"), start=1):
+        try:
+            if line.strip():
+                rows.append((number, parsed_object(file, number, line)))
+        except RowError as error:
+            bad.append(error)
+    return file.part(rows=tuple(rows)), bad
+
+
+def _loaded_csv(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
+    import pyarrow as pa
+
+    bad: list[RowError] = []
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    cells = csv.reader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter)
+    lines = numbered(cells)
+    next(lines)
+    for number, row in lines:
+        if len(row) == len(file.header):
+            rows.append(row)
+            numbers.append(number)
+        else:
+            reason = f"{len(row)} cells in this row, {len(file.header)} are expected"
+            bad.append(RowError(file.path, number, reason))
+    columns = [pa.array([row[i] for row in rows], type=pa.string()) for i in range(len(file.header))]
+    return file.part(table=pa.table(columns, names=list(file.header)), numbers=tuple(numbers)), bad
