@@ -8,8 +8,8 @@ Inputs, times in milliseconds::
 
 Rows of one ``session_id`` are the turns of a conversation. Lengths and texts of later turns are additions to the
 context, and ``delay`` counts from the end of the previous answer; but where the ids of later turns begin as the
-previous turn's do, lengths are whole prompts. ``messages`` are whole prompts. An answer without ``output_length`` gets its
-length from ``lengths.output``.
+previous turn's do, lengths are whole prompts. ``messages`` are whole prompts. An answer without ``output_length`` gets
+its length from ``lengths.output``.
 
 ``profile_export.jsonl`` is what AIPerf measured: lengths and start of every request. Failed, cancelled and warm-up
 requests are counted and not replayed.
@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import NO_SESSION, Note, Trace
+from moeprof.core.trace import NO_SESSION, FloatArray, Note, Trace
 from moeprof.sources.formats import turns as conversations
 from moeprof.sources.formats.calls import NS_PER_S, Call, count_of, inner, instant_ns, name_of, trace_of
 from moeprof.sources.formats.chat import MEDIUM_OF, ChatReader, Messages, split_answer
 from moeprof.sources.formats.columns import assemble, checked_seconds, lines_of, shown, values_to_floats
 from moeprof.sources.formats.file import SourceFile, json_rows
-from moeprof.sources.formats.mooncake import KEYS as MOONCAKE_KEYS
 from moeprof.sources.formats.mooncake import block_ids
+from moeprof.sources.formats.units import PER_SECOND, inferred_unit, tokens_per_block
 
 BLOCK_TOKENS = 512
 EXPORT_KEYS = {"metadata", "metrics"}
@@ -52,7 +52,7 @@ def matches(file: SourceFile) -> bool:
         return False
     more = keys & {"session_id", "delay"}
     if "input_length" in keys:
-        return bool(more) or not keys >= MOONCAKE_KEYS
+        return bool(more) or "output_length" not in keys
     return "text" in keys or ("messages" in keys and bool(more or keys & {"timestamp", "output_length"}))
 
 
@@ -72,8 +72,10 @@ def read(file: SourceFile) -> Trace:
         raise file.error(None, "none of its conversations has a turn")
     before = conversations.predecessors([turn.session for turn in rows])
     row_of = lines_of([turn.line for turn in rows])
-    delays_s = np.array([np.nan if turn.delay_ms is None else turn.delay_ms for turn in rows]) / 1000
-    times_s = np.array([np.nan if turn.time_ms is None else turn.time_ms for turn in rows]) / 1000
+    stamps = np.array([np.nan if turn.time is None else turn.time for turn in rows])
+    per_second = _units_per_s(file, stamps[~np.isnan(stamps)])
+    times_s = stamps / per_second
+    delays_s = np.array([np.nan if turn.delay is None else turn.delay for turn in rows]) / per_second
     arrival_s = conversations.turn_times(file, times_s, delays_s, before, row_of)
     columns = _texts(file, rows, before) if any(turn.has_text for turn in rows) else _lengths(file, rows, before)
     delayed = np.where([previous is not None for previous in before], delays_s, np.nan)
@@ -84,7 +86,7 @@ def read(file: SourceFile) -> Trace:
     return assemble(
         "aiperf",
         file,
-        arrival_s=None if arrival_s is None else checked_seconds(file, "timestamp / 1000", arrival_s, row_of),
+        arrival_s=None if arrival_s is None else checked_seconds(file, "timestamp", arrival_s, row_of),
         notes=(*columns.pop("notes"), *chat.notes()),
         **columns,
     )
@@ -102,8 +104,8 @@ class _Turn:
     length: int | None
     output: int | None
     ids: tuple[int, ...]
-    time_ms: float | None
-    delay_ms: float | None
+    time: float | None
+    delay: float | None
 
     @property
     def has_text(self) -> bool:
@@ -144,8 +146,8 @@ def _turn(chat: ChatReader, number: int, row: Mapping[str, Any], session: str) -
         length=length,
         output=count_of(file, number, "output_length", row.get("output_length")),
         ids=block_ids(file, "hash_ids", row.get("hash_ids") or [], number),
-        time_ms=_milliseconds(file, number, row, "timestamp"),
-        delay_ms=_milliseconds(file, number, row, "delay"),
+        time=_stamp(file, number, row, "timestamp"),
+        delay=_stamp(file, number, row, "delay"),
     )
 
 
@@ -157,13 +159,12 @@ def _text(chat: ChatReader, number: int, key: str, value: Any) -> str:
     return chat.text(number, key, value)
 
 
-def _milliseconds(file: SourceFile, number: int, row: Mapping[str, Any], key: str) -> float | None:
+def _stamp(file: SourceFile, number: int, row: Mapping[str, Any], key: str) -> float | None:
     if row.get(key) is None:
         return None
     value = float(values_to_floats(file, key, [row[key]], lambda _: number)[0])
-    checked_seconds(file, f"{key} / 1000", np.array([value / 1000]), lambda _: number)
-    if key == "delay" and value < 0:
-        raise file.error(number, f"delay is {value:g}; at least 0 is expected")
+    if not np.isfinite(value) or (key == "delay" and value < 0):
+        raise file.error(number, f"{key} is {value:g}; a finite {'pause' if key == 'delay' else 'time'} is expected")
     return value
 
 
@@ -196,7 +197,9 @@ def _lengths(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | Non
     has_ids, has_turns = any(ids), any(previous is not None for previous in before)
     columns: dict[str, Any] = {"input_tokens": added, "output_tokens": outputs, "notes": ()}
     if has_ids:
-        columns |= {"prefix_blocks": tuple(ids), "prefix_block_tokens": _block_tokens(file, rows)}
+        num_ids = np.array([len(blocks) for blocks in ids], dtype=np.int64)
+        size = tokens_per_block(file, "hash_ids", added, num_ids, default=BLOCK_TOKENS)
+        columns |= {"prefix_blocks": tuple(ids), "prefix_block_tokens": size}
     if not has_turns or _are_whole(ids, before):
         return columns
     inputs = conversations.whole_lengths(added, outputs, before)
@@ -216,8 +219,13 @@ def _are_whole(ids: Sequence[tuple[int, ...]], before: Sequence[int | None]) -> 
     return bool(known) and sum(now[0] == then[0] for now, then in known) * 2 > len(known)
 
 
-def _block_tokens(file: SourceFile, rows: Sequence[_Turn]) -> int:
-    return BLOCK_TOKENS
+def _units_per_s(file: SourceFile, stamps: FloatArray) -> float:
+    """The unit of times and delays: milliseconds, unless the user says or the stamps prove another."""
+    if file.how.timestamp_unit == "iso":
+        raise file.error(None, "timestamp and delay of this format are numbers; give timestamp_unit as s, ms, us or ns")
+    if file.how.timestamp_unit is not None:
+        return PER_SECOND[file.how.timestamp_unit]
+    return PER_SECOND[inferred_unit(file, "timestamp", stamps, "ms") if len(stamps) else "ms"]
 
 
 def _export(file: SourceFile) -> Trace:

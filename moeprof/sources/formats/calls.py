@@ -7,6 +7,7 @@ is what is replayed and counted anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from moeprof.sources.formats.file import SourceFile
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NS_PER_S = 1_000_000_000
 UNKNOWN = -1
+UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,7 @@ def instant_ns(file: SourceFile, row: int, name: str, value: Any, *, units_per_s
         row: for messages.
         name: for messages.
         value: what stands there.
-        units_per_s: unit of a number: 1 for seconds, 1,000,000,000 for nanoseconds.
+        units_per_s: of a number, unless the user says another: 1 for seconds, 1,000,000,000 for nanoseconds.
 
     Raises:
         TraceError: neither of these, or out of range.
@@ -170,9 +172,11 @@ def instant_ns(file: SourceFile, row: int, name: str, value: Any, *, units_per_s
         raise file.error(row, f"{name} is missing")
     number = _number(value)
     if number is not None:
+        units_per_s = UNITS_PER_S.get(file.how.timestamp_unit or "", units_per_s)
         if not abs(number) <= MAX_SECONDS * units_per_s:
             raise file.error(row, f"{name} is {shown(value)}; a finite time is expected")
-        return number * (NS_PER_S // units_per_s) if isinstance(number, int) else round(number * NS_PER_S / units_per_s)
+        whole = math.floor(number)  # apart from the fraction: seconds since 1970 in nanoseconds do not fit a double
+        return whole * (NS_PER_S // units_per_s) + round((number - whole) * NS_PER_S / units_per_s)
     try:
         moment = datetime.fromisoformat(value.strip())
     except (ValueError, AttributeError) as error:

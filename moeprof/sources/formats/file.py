@@ -205,6 +205,15 @@ def json_rows(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def first_row(file: SourceFile) -> dict[str, Any]:
+    """The first object, for a look at more than its keys; nothing counts as read.
+
+    Raises:
+        TraceError: as :func:`json_rows`.
+    """
+    return next(_items(file, only_first=True))[1]
+
+
 def _items(file: SourceFile, *, only_first: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.rows is not None:
         yield from file.rows

@@ -77,16 +77,14 @@ def read(file: SourceFile) -> Trace:
             columns["prefix_blocks"] = conversations.whole_blocks([()] * len(whole), whole, before, size)
             columns["prefix_block_tokens"] = size
     notes = conversations.additions_note(before, with_answers=not any(with_text))
-    return assemble(
-        "guidellm", file, arrival_s=None, input_tokens=whole, output_tokens=asked, notes=notes, **columns
-    )
+    return assemble("guidellm", file, arrival_s=None, input_tokens=whole, output_tokens=asked, notes=notes, **columns)
 
 
 def _rows(file: SourceFile) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not file.header or not file.data:
         yield from json_rows(file)
         return
-    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8"), newline=""))
+    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter)
     try:
         for row in reader:
             yield reader.line_num, row

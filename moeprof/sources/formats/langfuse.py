@@ -14,13 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from moeprof.core.trace import Note, Trace
-from moeprof.sources.formats.calls import Call, count_of, inner, instant_ns, name_of, trace_of
+from moeprof.sources.formats.calls import Call, count_of, instant_ns, name_of, trace_of
 from moeprof.sources.formats.chat import ChatReader, answer_of, parsed
 from moeprof.sources.formats.columns import shown
 from moeprof.sources.formats.file import SourceFile, json_rows
 from moeprof.sources.formats.openai import usage_of
 
 OBSERVATION_KEYS = {"traceId", "type", "startTime"}
+USED = ("id", "sessionId", "level", "input", "output", "usage", "usageDetails", "promptTokens", "completionTokens")
 GENERATION_EVENTS = ("generation-create", "generation-update")
 
 
@@ -35,6 +36,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see calls.py; or a batch that is no list of events.
     """
+    file.use("batch", "metadata", *OBSERVATION_KEYS, *USED)
     generations: dict[str, tuple[int, dict[str, Any]]] = {}
     sessions: dict[str, str] = {}
     num_other = 0
@@ -109,9 +111,7 @@ def _usage(file: SourceFile, number: int, body: Mapping[str, Any]) -> tuple[int 
         given if given is not None else next((usage[key] for key in keys if usage.get(key) is not None), None)
         for given, keys in zip(stated, pairs, strict=True)
     ]
-    num_input, num_output = (
-        count_of(file, number, keys[0], value) for keys, value in zip(pairs, found, strict=True)
-    )
+    num_input, num_output = (count_of(file, number, keys[0], value) for keys, value in zip(pairs, found, strict=True))
     return num_input, num_output
 
 

@@ -20,6 +20,7 @@ from moeprof.sources.formats.chat import ChatReader, answer_of, parsed
 from moeprof.sources.formats.file import SourceFile, json_rows
 
 KEYS = {"call_type", "startTime", "prompt_tokens", "completion_tokens"}
+USED = ("id", "request_id", "session_id", "trace_id", "messages", "response", "status", "cache_hit", "total_tokens")
 WRITES = ("completion", "responses", "anthropic_messages", "generate_content")
 
 
@@ -34,10 +35,11 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see calls.py.
     """
+    file.use(*KEYS, *USED)
     chat = ChatReader(file=file)
     calls: list[Call] = []
     num_cached = num_other = 0
-    for number, row in json_rows(file) if file.is_json else _csv_rows(file):
+    for number, row in json_rows(file) if file.has_objects else _csv_rows(file):
         if not str(row.get("call_type") or "completion").endswith(WRITES):
             num_other += 1
         elif str(row.get("cache_hit")).lower() == "true":
@@ -55,7 +57,7 @@ def read(file: SourceFile) -> Trace:
 
 
 def _csv_rows(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8")))
+    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter)
     try:
         for row in reader:
             yield reader.line_num, row

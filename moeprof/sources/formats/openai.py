@@ -21,6 +21,7 @@ from moeprof.sources.formats.columns import checked_text, shown
 from moeprof.sources.formats.file import SourceFile, json_rows
 
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens")
+USED = ("messages", "prompt", "input", "instructions", "system", "tools", "functions", "n", "model", *LIMITS)
 WRITES = ("chat/completions", "completions", "responses", "messages")
 # moeprof's and AIPerf's own rows have messages too, and these keys beside them.
 OTHERS = {"arrival_s", "input_tokens", "output_tokens", "output", "request_class", "session", "prefix_blocks"}
@@ -113,6 +114,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see calls.py and chat.py.
     """
+    file.use("custom_id", "method", "url", "body", "response", "error", "id", *USED)
     bodies = BodyReader(chat=ChatReader(file=file))
     calls: list[Call] = []
     num_other = 0

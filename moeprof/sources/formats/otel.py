@@ -5,8 +5,8 @@ that is missing, when it has a usage or input messages; agents' and tools' spans
 Times are ``startTimeUnixNano`` or ``start_time`` (ISO). The session is ``gen_ai.conversation.id``, any other attribute
 that ends in ``session.id``, else the trace's id.
 Sources: https://github.com/open-telemetry/semantic-conventions/blob/main/docs/gen-ai/gen-ai-spans.md,
-https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto, and the file of
-spans that https://github.com/kubernetes-sigs/inference-perf reads
+https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto, and the
+file of spans that https://github.com/kubernetes-sigs/inference-perf reads
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see calls.py; or a body that cannot be read.
     """
+    file.use("captureData", "eventMetadata", "eventVersion")
     bodies = BodyReader(chat=ChatReader(file=file))
     calls = [_call(bodies, number, row) for number, row in json_rows(file)]
     return trace_of("sagemaker", file, calls, bodies.notes())

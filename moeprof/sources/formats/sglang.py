@@ -1,11 +1,11 @@
 """SGLang's benchmark files: custom conversations, agentic conversations, and token traces.
 
-* custom: ``{"conversations": [{"role", "content"}, ...]}`` (or ``conversation``) a line. The first message is the prompt,
-  the second its answer; SGLang sends no more of them, and neither does this.
-* agentic: one object ``{"metadata", "conversations": [[{"messages", "prompt_tokens"}, ...], ...]}``. A turn holds the new
-  messages only, ``prompt_tokens`` counts its whole prompt.
-* token trace: ``{"input_tokens": [ids], "output_tokens": [ids] | "num_output_tokens", "ts"}`` a line, ``ts`` in seconds.
-  The ids are another tokenizer's: lengths stay, and what prompts share at their start stays shared.
+* custom: ``{"conversations": [{"role", "content"}, ...]}`` (or ``conversation``) a line. The first message is the
+  prompt, the second its answer; SGLang sends no more of them, and neither does this.
+* agentic: one object ``{"metadata", "conversations": [[{"messages", "prompt_tokens"}, ...], ...]}``. A turn holds the
+  new messages only, ``prompt_tokens`` counts its whole prompt.
+* token trace: ``{"input_tokens": [ids], "output_tokens": [ids] | "num_output_tokens", "ts"}`` a line, ``ts`` in
+  seconds. The ids are another tokenizer's: lengths stay, and what prompts share at their start stays shared.
 
 Source: https://github.com/sgl-project/sglang/tree/main/python/sglang/benchmark/datasets (custom.py, agentic.py,
 token_trace.py)
@@ -22,7 +22,7 @@ from moeprof.core.trace import Note, Trace
 from moeprof.sources.formats.calls import NS_PER_S, Call, count_of, instant_ns, trace_of
 from moeprof.sources.formats.chat import ChatReader, Messages
 from moeprof.sources.formats.columns import assemble, shown
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile, first_row, json_rows
 from moeprof.sources.formats.mooncake import block_ids
 
 BLOCK_TOKENS = 16
@@ -33,7 +33,7 @@ def matches(file: SourceFile) -> bool:
     """True for conversations of messages or of turns, and for rows of token ids."""
     if not file.keys & {"conversation", "conversations", "input_tokens"}:
         return False
-    _, first = next(json_rows(file))
+    first = first_row(file)
     if isinstance(first.get("input_tokens"), list):
         return True
     inside = first.get("conversations", first.get("conversation"))
@@ -48,7 +48,7 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see columns.py and chat.py.
     """
-    _, first = next(json_rows(file))
+    first = first_row(file)
     if "input_tokens" in first:
         return _token_trace(file)
     inside = first.get("conversations")

@@ -1,4 +1,4 @@
-"""splitwise-sim's traces: ``request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size``.
+"""splitwise-sim's traces: ``arrival_timestamp,prompt_size,token_size``, beside ``application_id`` and ``batch_size``.
 
 Times are seconds. ``prompt_size`` and ``token_size`` are tokens of one request; a row of ``batch_size`` above 1 is that
 many requests sent together.

@@ -1,7 +1,7 @@
 """Conversations whose rows state what a turn adds: whole prompts, their shared blocks, and when turns are due.
 
-In such files (AIPerf's, GuideLLM's) turn k's prompt is turn k-1's prompt, its answer, and the addition. Its delay counts
-from the end of the previous answer.
+In such files (AIPerf's, GuideLLM's) turn k's prompt is turn k-1's prompt, its answer, and the addition. Its delay
+counts from the end of the previous answer.
 """
 
 from __future__ import annotations

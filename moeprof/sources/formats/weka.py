@@ -1,10 +1,10 @@
-"""Weka's agent traces: one conversation an object, ``{"id", "block_size", "requests": [{"t", "in", "out", "hash_ids"}]}``.
+"""Weka's agent traces: ``{"id", "block_size", "requests": [{"t", "in", "out", "hash_ids"}]}``, a conversation each.
 
 ``t`` is seconds from the start of the conversation, ``in`` the whole prompt. A hash id stands for ``block_size`` tokens
 (64 where the file does not say), means the same text and the same text before it, and counts inside its conversation
-only, unless ``hash_id_scope`` is global. Partly filled blocks have no id. ``think_time`` is the pause since the previous
-answer ended. A request of type ``subagent`` holds a conversation of its own, whose ``t`` counts from its own start.
-Files say nothing about when conversations start: here all start at 0, which a Note says.
+only, unless ``hash_id_scope`` is global. Partly filled blocks have no id. ``think_time`` is the pause since the
+previous answer ended. A request of type ``subagent`` holds a conversation of its own, whose ``t`` counts from its own
+start. Files say nothing about when conversations start: here all start at 0, which a Note says.
 Sources: https://github.com/callanjfox/agentic-coding-analysis/blob/master/docs/TRACE_FORMAT.md,
 https://github.com/vllm-project/guidellm/blob/main/docs/guides/trace_replay.md
 """
@@ -61,7 +61,7 @@ def read(file: SourceFile) -> Trace:
     requests: list[_Request] = []
     sizes: dict[int, int] = {}
     scopes: set[str] = set()
-    num_conversations = num_agents = 0
+    num_agents = 0
     for number, row in json_rows(file):
         name = name_of(row.get("id")) or str(number)
         size = row.get("block_size", BLOCK_TOKENS)
@@ -73,12 +73,12 @@ def read(file: SourceFile) -> Trace:
         if row.get("hash_id_scope") == "global":
             scopes.add(name)
         found = list(_requests(file, number, row, name)) if "requests" in row else [_flat(number, row, name)]
-        num_conversations += 1
         num_agents += len({request.session for request in found} - {name})
         requests += found
     if not requests:
         raise file.error(None, "none of its conversations has a request")
-    return _assembled(file, requests, next(iter(sizes)), scopes, _notes(requests, num_agents))
+    block_tokens = file.how.block_tokens or next(iter(sizes))
+    return _assembled(file, requests, block_tokens, scopes, _notes(requests, num_agents))
 
 
 def _flat(number: int, row: Mapping[str, Any], name: str) -> _Request:
