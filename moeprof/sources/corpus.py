@@ -131,11 +131,11 @@ def _docstrings(path: Path) -> str:
 
 
 def _from_file(path: Path) -> Corpus:
-    if path.suffix not in (".jsonl", ".json", ".gz"):
+    if path.suffix not in (".jsonl", ".json", ".gz", ".xz", ".zst", ".parquet"):
         text = read_bytes(path).decode("utf-8")
         return {path.stem: _passages(path.name, text)}
     file = open_source(path)
-    if not file.is_json:
+    if not file.has_objects:
         raise file.error(
             None, "JSON lines with prompt, text or messages are expected; plain text needs the ending .txt"
         )

@@ -166,6 +166,7 @@ def test_litellm_spend_logs_are_lengths_even_where_cells_hold_json(tmp_path: Pat
 def test_langfuse_updates_complete_their_generation(tmp_path: Path) -> None:
     start = {"id": "g", "traceId": "t", "startTime": "2025-01-16T11:28:54.5-08:00", "input": [USER]}
     late = {"id": "h", "traceId": "t", "startTime": "2025-01-16T19:28:56Z", "input": "Go", "level": "DEFAULT"}
+    usage = {"input": 4, "input_cached": 6, "output": 2}
     batch = [
         {"type": "trace-create", "body": {"id": "t", "sessionId": "s"}},
         {"type": "generation-create", "body": start},
@@ -175,7 +176,7 @@ def test_langfuse_updates_complete_their_generation(tmp_path: Path) -> None:
             "body": {
                 "id": "g",
                 "output": {"content": "Yes"},
-                "usageDetails": {"input": 4, "input_cached": 6, "output": 2},
+                "usageDetails": usage,
             },
         },
         {"type": "generation-create", "body": late | {"usage": {"promptTokens": 3, "completionTokens": 1}}},
@@ -397,7 +398,7 @@ def test_weka_conversations_keep_their_ids_to_themselves_and_agents_are_sessions
     assert not set(blocks[0]) & set(blocks[1])
     assert trace.delay_s is not None
     assert trace.delay_s[3] == 2.5
-    assert codes(trace) == {"conversation_starts": 2, "agents": 1}
+    assert codes(trace) == {"conversation_starts": 2, "agents": 1, "sorted": 1}
     shared_ids = read(tmp_path, lines(*(row | {"hash_id_scope": "global"} for row in rows)))
     assert shared_ids.prefix_blocks is not None
     assert shared_ids.prefix_blocks[0] == shared_ids.prefix_blocks[1]

@@ -38,6 +38,16 @@ READERS = {
     "openai": "moeprof.sources.formats.openai",
     "jsonl": "moeprof.sources.formats.jsonl",
 }
+# A key that tells that a JSON or CSV file, which no reader knows, is something else.
+OTHER_THINGS = {
+    "logical_count": "an SGLang expert dump: counts of routed experts",
+    "physical_count": "an SGLang expert dump: counts of routed experts",
+    "gating_probs": "a list of routed experts",
+    "expert_ids": "a list of routed experts",
+    "architectures": "a model's config (`moeprof params` reads it)",
+    "weight_map": "an index of a model's weights",
+    "traceEvents": "a timeline of a profiler",
+}
 
 
 class Reader(Protocol):
@@ -77,6 +87,9 @@ def sniff(file: SourceFile) -> str:
         if reader(name).matches(file):
             return name
     names = list(file.header or sorted(file.keys))
+    for key, what in OTHER_THINGS.items():
+        if key in names:
+            raise TraceError(f"{file.path}: this is {what}, not a trace of requests (found {key})")
     found = f"{'columns' if file.header else 'keys'} {', '.join(names[:12])}"
     kind = "one JSON object, not lines; " if file.single else "a parquet file; " if file.table is not None else ""
     raise TraceError(

@@ -127,8 +127,8 @@ def _turn(chat: ChatReader, number: int, row: Mapping[str, Any], session: str) -
     for key in MEDIA_KEYS:
         if row.get(key):
             chat.left_out(number, MEDIUM_OF[key], len(row[key]) if isinstance(row[key], list) else 1)
-    key = next((key for key in TEXT_KEYS if row.get(key) is not None), None)
-    text = None if key is None else _text(chat, number, key, row[key])
+    name = next((name for name in TEXT_KEYS if row.get(name) is not None), None)
+    text = None if name is None else _text(chat, number, name, row[name])
     messages, answer = None, None
     if text is None and "messages" in row:
         messages, answer = split_answer(chat.messages(number, row["messages"], tools=row.get("tools")))

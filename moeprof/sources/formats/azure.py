@@ -1,6 +1,7 @@
 """Azure LLM inference traces: ``TIMESTAMP,ContextTokens,GeneratedTokens``.
 
-The multimodal files also have ``NumImages``. The 2023 files have seven fractional digits and no zone; the 2024 files may end in ``+00:00``.
+The 2023 files have seven fractional digits and no zone; the 2024 files may end in ``+00:00``. The multimodal ones also
+have ``NumImages``: counted and told, the text is kept.
 Source: https://github.com/Azure/AzurePublicDataset
 """
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from moeprof.core.trace import Trace
-from moeprof.sources.formats.columns import assemble, lines_of
+from moeprof.sources.formats.columns import assemble, lines_of, times
 from moeprof.sources.formats.file import SourceFile
 from moeprof.sources.formats.mooncake import KEYS, lengths_and_blocks, rows_of
-from moeprof.sources.formats.units import times
 
 BLOCK_TOKENS = 16
 

@@ -2,7 +2,7 @@
 
 CSV files as text columns, with the line of every row. pyarrow parses; only errors are looked for slowly.
 
-From text and JSON values to checked columns: finite seconds, whole non-negative token counts.
+From text and JSON values to checked columns: times in any unit as seconds, whole non-negative token counts.
 
 Every check works on the whole column at once; only when it fails is the first offending row looked for, so that a
 million good rows cost nothing and a bad one is named.
@@ -28,6 +28,7 @@ from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.core.workload.traffic import TimestampUnit as Unit
 from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.units import PER_SECOND, inferred_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2**31 - 1
 MAX_SECONDS = 1e12  # about 30,000 years: beyond it a double no longer resolves a tenth of a millisecond
 SHOWN_CHARS = 40
+ZONE_PATTERN = r"(Z|[+-]\d\d:?\d\d)$"
 MESSAGE_KEYS = frozenset({"role", "content"})
 NAMED_UNUSED = 20
 # What the names of keys that matter to a replay are made of; these stand first in the note about unused ones.
@@ -134,6 +136,88 @@ def values_to_floats(file: SourceFile, name: str, values: Sequence[Any], row_of:
         raise file.error(row_of(i), f"{name} is a number of more than 300 digits") from error
 
 
+def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit | None) -> FloatArray:
+    """A column of times as seconds, from any origin.
+
+    Args:
+        file: for messages, the user's word, and notes.
+        name: of the column.
+        values: JSON values, or a CSV column.
+        row_of: row number of a position.
+        unit: the format's own; None: the format has none, so the file must prove one.
+
+    Raises:
+        TraceError: the first row that is no time, or stamps whose unit is anyone's guess.
+    """
+    said = file.how.timestamp_unit
+    column = _text_column(file, name, values, row_of, needed=said == "iso")
+    if column is not None and (said == "iso" or (said is None and not _is_number(column[0].as_py()))):
+        return iso_seconds(file, name, column, row_of)
+    stamps = (
+        values_to_floats(file, name, values, row_of) if column is None else text_to_floats(file, name, column, row_of)
+    )
+    if not np.isfinite(stamps).all():
+        i = int(np.argmin(np.isfinite(stamps)))
+        raise file.error(row_of(i), f"{name} is {stamps[i]:g}; a finite time is expected")
+    found = said or inferred_unit(file, name, stamps, None if unit == "iso" else unit)
+    return checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
+
+
+def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, needed: bool) -> pa.ChunkedArray | None:
+    """The column as text, when it is one or its first value is text."""
+    import pyarrow as pa
+
+    if isinstance(values, pa.ChunkedArray):
+        return values
+    if not needed and not isinstance(values[0], str):
+        return None
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            if value is None:
+                raise file.error(row_of(i), f"{name} is missing")
+            raise file.error(row_of(i), f"{name} is {shown(value)}; a time like 2024-05-10T00:00:00.5Z is expected")
+    return pa.chunked_array([pa.array(values, type=pa.string())])
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float((text or "").replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
+    """ISO 8601 time stamps as seconds from the earliest; all with a zone, or all without.
+
+    Arrow reads up to nine digits exactly, as integer nanoseconds, so differences are exact before they become seconds.
+
+    Raises:
+        TraceError: the first row that is no time stamp, or has a zone where others have none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pc.utf8_trim_whitespace(column)
+    has_zone = bool(pc.match_substring_regex(text.slice(0, 1), ZONE_PATTERN)[0].as_py())
+    kind = pa.timestamp("ns", "UTC") if has_zone else pa.timestamp("ns")
+
+    def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
+        return part.cast(kind)
+
+    try:
+        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
+    except pa.ArrowInvalid as error:
+        row = first_failure(text, cast)
+        expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
+        found = shown(text[row].as_py())
+        raise file.error(
+            row_of(row), f"{name} is {found}; a time like {expected} is expected (as in the first row)"
+        ) from error
+    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
+    return seconds
+
+
 def shown(value: object) -> str:
     """A found value as it stands in a message: quoted, cut, control characters escaped."""
     if isinstance(value, str) and not value:
@@ -229,8 +313,6 @@ class Table:
         Raises:
             TraceError: the first bad row, or a unit that is not to be told.
         """
-        from moeprof.sources.formats.units import times
-
         return times(self.file, name, self.columns[name], self.line_of, unit=unit)
 
     def tokens(self, name: str) -> IntArray:
@@ -429,16 +511,23 @@ def assemble(
             keep = keep & ~empty
     if not keep.any():
         raise file.error(None, f"none of its {number} rows is a request that can be replayed")
+    said += [*file.notes, *_unused_words(file, arrival_s, columns), *unused_keys(file, number)]
     if arrival_s is None:
         said.append(
             Note(code="no_times", count=int(keep.sum()), text="the file has no times: all requests are due at 0")
         )
         arrival_s = np.zeros(number, dtype=np.float64)
-    said += [*file.notes, *unused_keys(file, number)]
     trace = Trace(source=source, arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens, **columns)
     if not keep.all():
         trace = trace.select(keep)
     return _in_order(trace).with_notes(*said)
+
+
+def _unused_words(file: SourceFile, arrival_s: FloatArray | None, columns: dict[str, Any]) -> Iterator[Note]:
+    if file.how.timestamp_unit is not None and arrival_s is None:
+        yield Note(code="timestamp_unit", count=0, text="timestamp_unit was given, but no times are read here")
+    if file.how.block_tokens is not None and columns.get("prefix_block_tokens") != file.how.block_tokens:
+        yield Note(code="block_tokens", count=0, text="block_tokens was given, but the file has no ids to apply it to")
 
 
 def unused_keys(file: SourceFile, num_rows: int) -> tuple[Note, ...]:

@@ -146,11 +146,10 @@ def open_source(path: Path, how: Reading | None = None) -> SourceFile:
         delimiter = max(DELIMITERS, key=first.count)
         return replace(file, header=tuple(_cells(file, first, delimiter)), delimiter=delimiter)
     if file.data.lstrip().startswith(b"{"):
-        whole = _single_object(file)
-        if whole is not None:
-            return replace(file, keys=frozenset(whole), rows=((1, whole),), single=True)
-    _, first_object = next(_items(file, only_first=True))
-    return replace(file, keys=frozenset(first_object))
+        rows = _objects_over_lines(file)
+        if rows:
+            return replace(file, keys=frozenset(rows[0][1]), rows=rows, single=len(rows) == 1)
+    return replace(file, keys=frozenset(_first_object(file)))
 
 
 def _cells(file: SourceFile, line: str, delimiter: str) -> list[str]:
@@ -160,20 +159,40 @@ def _cells(file: SourceFile, line: str, delimiter: str) -> list[str]:
         raise file.error(1, f"broken CSV header ({error})") from error
 
 
-def _single_object(file: SourceFile) -> dict[str, Any] | None:
-    """The object, when the file is one object over several lines (or one line alone); None: objects line by line."""
+def _objects_over_lines(file: SourceFile) -> tuple[tuple[int, dict[str, Any]], ...]:
+    """The objects, with the lines they begin in, of a file that is one object, or objects over several lines each.
+
+    Nothing for JSON lines, broken or not: the first line is whole, or the second begins an object of its own.
+
+    Raises:
+        TraceError: broken JSON.
+    """
     first, _, rest = file.data.strip().partition(b"\n")
-    if rest.strip():
+    if rest.lstrip().startswith(b"{") or (rest.strip() and _is_json(first)):
+        return ()
+    text = file.data.decode("utf-8")
+    rows: list[tuple[int, dict[str, Any]]] = []
+    end = 0
+    while end < len(text):
+        begin = end + len(text[end:]) - len(text[end:].lstrip())
+        if begin == len(text):
+            break
+        line = text.count("\n", 0, begin) + 1
         try:
-            json.loads(first)
-            return None  # a whole object in the first line, and more below it
-        except (ValueError, RecursionError):
-            pass
+            value, end = json.JSONDecoder().raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            line = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise file.error(line, _broken(error)) from error
+        rows.append((line, _checked_object(file, line, value)))
+    return tuple(rows)
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        whole = json.loads(file.data)
+        json.loads(line)
     except (ValueError, RecursionError):
-        return None  # the rows say where it is broken
-    return whole if isinstance(whole, dict) else None
+        return False
+    return True
 
 
 def _open_parquet(path: Path, data: bytes, how: Reading) -> SourceFile:
@@ -194,13 +213,17 @@ def _open_parquet(path: Path, data: bytes, how: Reading) -> SourceFile:
     return SourceFile(path=path, header=names, keys=frozenset(names), how=how, table=table)
 
 
-def json_rows(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(file: SourceFile, bad: list[RowError] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file with their line number (JSON lines) or item number from 1 (JSON array, parquet).
+
+    Args:
+        file: what is read.
+        bad: takes the errors of broken rows, which are then left out; None: the first is raised.
 
     Raises:
         TraceError: broken JSON, or a row that is no object; the row is named.
     """
-    for number, row in _items(file):
+    for number, row in _items(file, bad):
         file.seen.update([key for key, value in row.items() if value or value == 0])
         yield number, row
 
@@ -211,46 +234,51 @@ def first_row(file: SourceFile) -> dict[str, Any]:
     Raises:
         TraceError: as :func:`json_rows`.
     """
-    return next(_items(file, only_first=True))[1]
+    if file.rows:
+        return file.rows[0][1]
+    if file.table is not None:
+        return _checked_object(file, 1, file.table.slice(0, 1).to_pylist()[0])
+    return _first_object(file)
 
 
-def _items(file: SourceFile, *, only_first: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def _items(file: SourceFile, bad: list[RowError] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.rows is not None:
         yield from file.rows
     elif file.table is not None:
         numbers = file.numbers or range(1, len(file.table) + 1)
         yield from zip(numbers, file.table.to_pylist(), strict=True)
-    elif file.data.lstrip()[:1] == b"[":
-        yield from _array_items(file, only_first=only_first)
     else:
-        for number, line in enumerate(file.data.split(b"\n"), start=1):
-            if line.strip():
-                yield number, parsed_object(file, number, line)
+        for number, value in _values(file):
+            try:
+                value = _parse(file, number, value.decode("utf-8")) if isinstance(value, bytes) else value
+                yield number, _checked_object(file, number, value)
+            except RowError as error:
+                if bad is None:
+                    raise
+                bad.append(error)
 
 
-def parsed_object(file: SourceFile, number: int, line: bytes) -> dict[str, Any]:
-    """One line of JSON lines.
+def _values(file: SourceFile) -> Iterator[tuple[int, Any]]:
+    """Items of a JSON array, or lines still to be parsed."""
+    if file.data.lstrip()[:1] == b"[":
+        yield from enumerate(_parse(file, None, file.data.decode("utf-8")), start=1)
+    else:
+        yield from ((n, line) for n, line in enumerate(file.data.split(b"\n"), start=1) if line.strip())
 
-    Raises:
-        TraceError: it is broken, or no object.
-    """
-    return _checked_object(file, number, _parse(file, number, line.decode("utf-8")))
 
-
-def _array_items(file: SourceFile, *, only_first: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def _first_object(file: SourceFile) -> dict[str, Any]:
     text = file.data.decode("utf-8").strip()
-    if only_first:
-        if not text[1:].lstrip(" \t\r\n]"):
-            raise file.error(None, "an empty JSON list; a trace has at least one request")
-        try:
-            first, _ = json.JSONDecoder().raw_decode(text[1:].lstrip())
-        except (ValueError, RecursionError) as error:
-            raise file.error(1, _broken(error)) from error
-        yield 1, _checked_object(file, 1, first)
-        return
-    items = _parse(file, None, text)
-    for number, value in enumerate(items, start=1):
-        yield number, _checked_object(file, number, value)
+    if not text.startswith("["):
+        number, line = next(_values(file))
+        return _checked_object(file, number, _parse(file, number, line.decode("utf-8")))
+    inner = text[1:].lstrip()
+    if inner in ("", "]"):
+        raise file.error(None, "an empty JSON list; a trace has at least one request")
+    try:
+        first, _ = json.JSONDecoder().raw_decode(inner)
+    except (ValueError, RecursionError) as error:
+        raise file.error(1, _broken(error)) from error
+    return _checked_object(file, 1, first)
 
 
 def _parse(file: SourceFile, row: int | None, text: str) -> Any:

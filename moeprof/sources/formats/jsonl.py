@@ -146,7 +146,7 @@ def _tags(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> di
         tags["prefix_blocks"] = tuple(
             block_ids(file, "prefix_blocks", row.get("prefix_blocks", []), row_of(i)) for i, row in enumerate(rows)
         )
-        sizes = [row.get("prefix_block_tokens", DEFAULT_BLOCK_TOKENS) for row in rows]
+        sizes = [row.get("prefix_block_tokens", file.how.block_tokens or DEFAULT_BLOCK_TOKENS) for row in rows]
         if type(sizes[0]) is not int or sizes[0] < 1 or any(size != sizes[0] for size in sizes):
             raise file.error(None, "prefix_block_tokens must be one whole number of at least 1, the same in every row")
         tags["prefix_block_tokens"] = sizes[0]

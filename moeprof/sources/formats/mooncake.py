@@ -21,10 +21,11 @@ from moeprof.sources.formats.columns import (
     checked_tokens,
     lines_of,
     shown,
+    times,
     values_to_floats,
 )
 from moeprof.sources.formats.file import SourceFile, json_rows
-from moeprof.sources.formats.units import times, tokens_per_block
+from moeprof.sources.formats.units import tokens_per_block
 
 BLOCK_TOKENS = 512
 LENGTHS = frozenset({"input_length", "output_length"})
@@ -74,7 +75,7 @@ def turn_times(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, 
     file.use("timestamp", "delay")
     if not any(row.get("timestamp") is not None or "delay" in row for row in rows):
         return None
-    last: dict[str, float] = {}
+    last: dict[str, Any] = {}
     stamps: list[Any] = []
     num_delayed = 0
     for i, row in enumerate(rows):

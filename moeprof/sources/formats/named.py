@@ -25,11 +25,11 @@ from moeprof.sources.formats.columns import (
     read_table,
     shown,
     text_to_floats,
+    times,
     values_to_floats,
 )
 from moeprof.sources.formats.file import SourceFile, json_rows
 from moeprof.sources.formats.mooncake import checked_blocks
-from moeprof.sources.formats.units import times
 
 DEFAULT_BLOCK_TOKENS = 512
 MAX_NESTED = 8  # objects within objects that are looked into for names

@@ -12,6 +12,8 @@ from pathlib import Path
 from moeprof.core.errors import TraceError
 
 PARQUET_MAGIC = b"PAR1"
+ZIP_MAGIC = b"PK\x03\x04"
+ZIP_HEAD_BYTES = 512
 
 
 def _zstd(data: bytes) -> bytes:
@@ -31,10 +33,10 @@ PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
 }
 # first bytes -> what it is, for what is no trace
 NAMED = {
-    b"PK\x03\x04": "a zip archive (Excel and PyTorch files are such archives, too); unpack it, or save it as CSV",
+    ZIP_MAGIC: "a zip archive (Excel files are such archives, too); unpack it, or save it as CSV",
     b"ARROW1": "an Arrow (Feather) file; save it as parquet",
     b"SQLite format 3\x00": "an SQLite database; export the table as CSV",
-    b"\x93NUMPY": "a NumPy array; save it as CSV",
+    b"\x93NUMPY": "a NumPy array, not a trace; requests can be saved as CSV",
     b"\x89HDF": "an HDF5 file; export the table as CSV",
     b"GGUF": "a GGUF model, not a trace",
     b"%PDF": "a PDF document, not a trace",
@@ -66,10 +68,19 @@ def read_packed(path: Path) -> bytes:
             except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise TraceError(f"{path}: damaged {name} file; it cannot be unpacked") from error
             break
-    for magic, what in NAMED.items():
-        if data.startswith(magic):
-            raise TraceError(f"{path}: this is {what}")
+    what = _other_thing(data)
+    if what is not None:
+        raise TraceError(f"{path}: this is {what}")
     return data
+
+
+def _other_thing(data: bytes) -> str | None:
+    """What binary data is that is certainly no trace; None where it may be one."""
+    if data.startswith(ZIP_MAGIC) and b"data.pkl" in data[:ZIP_HEAD_BYTES]:
+        return "a PyTorch file, not a trace (engines dump counts of routed experts in such files)"
+    if data[8:10] == b'{"' and int.from_bytes(data[:8], "little") < len(data):
+        return "a safetensors file: weights or arrays, not a trace"
+    return next((what for magic, what in NAMED.items() if data.startswith(magic)), None)
 
 
 def as_text(path: Path, data: bytes) -> bytes:

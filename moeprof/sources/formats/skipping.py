@@ -9,17 +9,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Note, Trace
 from moeprof.sources.formats.columns import numbered
-from moeprof.sources.formats.file import RowError, SourceFile, json_rows, parsed_object
+from moeprof.sources.formats.file import RowError, SourceFile, json_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FEW_ROWS = 16
+MAX_TRIES = 100
 
 
 def read_good_rows(read: Callable[[SourceFile], Trace], file: SourceFile) -> Trace:
@@ -33,15 +34,23 @@ def read_good_rows(read: Callable[[SourceFile], Trace], file: SourceFile) -> Tra
     except RowError:
         pass  # the careful way finds it again, and all others
     loaded, bad = _loaded(file.part())
-    rows = list(range(_num_rows(loaded)))
-    good = _sifted(read, loaded, rows, bad)
-    if not good:
-        first = min(bad, key=lambda error: error.row)
-        raise file.error(None, f"none of its {len(bad)} rows fits; the first: row {first.row}, {first.reason}")
+    good = _sifted(read, loaded, list(range(_num_rows(loaded))), bad)
+    for _ in range(MAX_TRIES):  # rows that fit, but not beside the first: a time without a zone, say
+        if not good:
+            break
+        try:
+            return read(_selected(loaded, good)).with_notes(_skipped(bad))
+        except RowError as error:
+            bad.append(error)
+            good = [i for i in good if _number(loaded, i) != error.row]
+    first = min(bad, key=lambda error: error.row)
+    raise file.error(None, f"{len(bad)} of its rows do not fit; the first: row {first.row}, {first.reason}")
+
+
+def _skipped(bad: list[RowError]) -> Note:
     first = min(bad, key=lambda error: error.row)
     text = f"rows that do not fit were skipped; the first is row {first.row}: {first.reason}"
-    note = Note(code="skipped_bad_rows", count=len(bad), text=text)
-    return read(_selected(loaded, good)).with_notes(note)
+    return Note(code="skipped_bad_rows", count=len(bad), text=text)
 
 
 def _sifted(read: Callable[[SourceFile], Trace], file: SourceFile, rows: list[int], bad: list[RowError]) -> list[int]:
@@ -96,16 +105,7 @@ def _loaded(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
         return file.part(numbers=tuple(range(1, len(file.table) + 1))), bad
     if not file.is_json:
         return _loaded_csv(file)
-    if file.rows is not None or file.data.lstrip().startswith(b"["):
-        return file.part(rows=tuple(json_rows(file))), bad
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(file.data.split(b"\n"), start=1):
-        try:
-            if line.strip():
-                rows.append((number, parsed_object(file, number, line)))
-        except RowError as error:
-            bad.append(error)
-    return file.part(rows=tuple(rows)), bad
+    return file.part(rows=tuple(json_rows(file, bad))), bad
 
 
 def _loaded_csv(file: SourceFile) -> tuple[SourceFile, list[RowError]]:

@@ -8,25 +8,12 @@ What was concluded is told in a note; what cannot be so is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moeprof.core.trace import FloatArray, IntArray
 from moeprof.core.workload.traffic import TimestampUnit as Unit
-from moeprof.sources.formats.columns import (
-    RowOf,
-    checked_seconds,
-    first_failure,
-    shown,
-    text_to_floats,
-    values_to_floats,
-)
 from moeprof.sources.formats.file import SourceFile
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 PER_SECOND: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 UNIT_WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -37,93 +24,9 @@ NAMED_UNITS: dict[str, Unit] = {"s": "s", "sec": "s", "secs": "s", "seconds": "s
 NAMED_UNITS |= {"ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms"}
 NAMED_UNITS |= {"us": "us", "usec": "us", "micros": "us", "microseconds": "us"}
 NAMED_UNITS |= {"ns": "ns", "nsec": "ns", "nanos": "ns", "nanoseconds": "ns"}
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # startTimeMs
 UNIT_IN_NAME = re.compile(rf"(?:_|\b)({'|'.join(NAMED_UNITS)})\W*$", re.IGNORECASE)
-ZONE_PATTERN = r"(Z|[+-]\d\d:?\d\d)$"
 MAX_BLOCK_EXPONENT = 16
-
-
-def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit | None) -> FloatArray:
-    """A column of times as seconds, from any origin.
-
-    Args:
-        file: for messages, the user's word, and notes.
-        name: of the column.
-        values: JSON values, or a CSV column.
-        row_of: row number of a position.
-        unit: the format's own; None: the format has none, so the file must prove one.
-
-    Raises:
-        TraceError: the first row that is no time, or stamps whose unit is anyone's guess.
-    """
-    said = file.how.timestamp_unit
-    column = _as_text(values)
-    if said == "iso" or (said is None and column is not None and not _is_number(column[0].as_py())):
-        if column is None:
-            column = _only_text(file, name, values, row_of)
-        return iso_seconds(file, name, column, row_of)
-    stamps = (
-        values_to_floats(file, name, values, row_of) if column is None else text_to_floats(file, name, column, row_of)
-    )
-    if not np.isfinite(stamps).all():
-        i = int(np.argmin(np.isfinite(stamps)))
-        raise file.error(row_of(i), f"{name} is {stamps[i]:g}; a finite time is expected")
-    found = said or inferred_unit(file, name, stamps, None if unit == "iso" else unit)
-    return checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
-
-
-def _as_text(values: Any) -> pa.ChunkedArray | None:
-    """The column as text, when it is one or its first value is text."""
-    import pyarrow as pa
-
-    if isinstance(values, pa.ChunkedArray):
-        return values
-    if values and isinstance(values[0], str) and all(isinstance(value, str) for value in values):
-        return pa.chunked_array([pa.array(values, type=pa.string())])
-    return None
-
-
-def _only_text(file: SourceFile, name: str, values: Sequence[Any], row_of: RowOf) -> pa.ChunkedArray:
-    i = next(i for i, value in enumerate(values) if not isinstance(value, str))
-    raise file.error(row_of(i), f"{name} is {shown(values[i])}; a time like 2024-05-10T00:00:00.5Z is expected")
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float((text or "").replace(",", "."))
-    except ValueError:
-        return False
-    return True
-
-
-def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: RowOf) -> FloatArray:
-    """ISO 8601 time stamps as seconds from the earliest; all with a zone, or all without.
-
-    Arrow reads up to nine digits exactly, as integer nanoseconds, so differences are exact before they become seconds.
-
-    Raises:
-        TraceError: the first row that is no time stamp, or has a zone where others have none.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    text = pc.utf8_trim_whitespace(column)
-    has_zone = bool(pc.match_substring_regex(text.slice(0, 1), ZONE_PATTERN)[0].as_py())
-    kind = pa.timestamp("ns", "UTC") if has_zone else pa.timestamp("ns")
-
-    def cast(part: pa.ChunkedArray) -> pa.ChunkedArray:
-        return part.cast(kind)
-
-    try:
-        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
-    except pa.ArrowInvalid as error:
-        row = first_failure(text, cast)
-        expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
-        found = shown(text[row].as_py())
-        raise file.error(
-            row_of(row), f"{name} is {found}; a time like {expected} is expected (as in the first row)"
-        ) from error
-    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
-    return seconds
 
 
 def inferred_unit(file: SourceFile, name: str, stamps: FloatArray, unit: Unit | None) -> Unit:
@@ -171,7 +74,7 @@ def inferred_unit(file: SourceFile, name: str, stamps: FloatArray, unit: Unit | 
 
 
 def _unit_of_unknown(file: SourceFile, name: str, num_rows: int, rates: dict[Unit, float], fractions: bool) -> Unit:
-    in_name = UNIT_IN_NAME.search(name)
+    in_name = UNIT_IN_NAME.search(HUMP.sub("_", name))
     if in_name is not None:
         named = NAMED_UNITS[in_name[1].lower()]
         return _told(file, name, named, None, num_rows, rates, "its name says so")
@@ -235,6 +138,6 @@ def tokens_per_block(file: SourceFile, name: str, input_tokens: IntArray, num_id
             "block_tokens",
             max(fits),
             f"{name} are read as blocks of {size} tokens: the prompt lengths fit it in {max(fits)} of {len(lengths)} "
-            f"rows, the format's {default} in {fits[0]}; block_tokens says otherwise",
+            f"rows, the format's {default} in {fits[0]}; if that is wrong, say block_tokens",
         )
-    return size
+    return int(size)
