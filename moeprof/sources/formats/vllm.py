@@ -13,10 +13,9 @@ from __future__ import annotations
 from moeprof.core.trace import Trace
 from moeprof.sources.formats.calls import Call, count_of, trace_of
 from moeprof.sources.formats.chat import ChatReader
-from moeprof.sources.formats.columns import assemble, checked_text, lines_of
+from moeprof.sources.formats.columns import assemble, checked_text, lines_of, times
 from moeprof.sources.formats.file import SourceFile, json_rows
 from moeprof.sources.formats.mooncake import lengths_and_blocks, rows_of
-from moeprof.sources.formats.units import times
 
 CHUNK_TOKENS = 16
 MEDIA = {
