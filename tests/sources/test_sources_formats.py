@@ -155,10 +155,10 @@ def test_litellm_payloads_keep_text_and_counts_and_sort_by_start(tmp_path: Path)
 def test_litellm_spend_logs_are_lengths_even_where_cells_hold_json(tmp_path: Path) -> None:
     text = (
         "request_id,call_type,startTime,prompt_tokens,completion_tokens,messages,status\n"
-        'a,acompletion,2025-01-24 09:20:46,7,8,"{""a"": [1,\n2]}",success\n'
+        'a,acompletion,2025-01-24 09:20:46,7,8,"{""a"": [1,\nMORE",success\n'
         "b,acompletion,2025-01-24 09:20:48.5,9,1,{},success\n"
     )
-    trace = read(tmp_path, text.replace('"{""a"": [1,\n2]}"', "{}"), "spend.csv")
+    trace = read(tmp_path, text.replace("MORE", "9" * 200_000), "spend.csv")
     assert trace.source == "litellm"
     assert (trace.arrival_s.tolist(), trace.input_tokens.tolist()) == ([0.0, 2.5], [7, 9])
 

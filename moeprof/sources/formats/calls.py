@@ -7,8 +7,10 @@ is what is replayed and counted anew.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,12 +19,13 @@ import numpy as np
 
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.sources.formats.chat import Messages
-from moeprof.sources.formats.columns import MAX_SECONDS, MAX_TOKENS, assemble, shown
-from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.columns import MAX_SECONDS, MAX_TOKENS, assemble, numbered, shown
+from moeprof.sources.formats.file import SourceFile, json_rows
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NS_PER_S = 1_000_000_000
 UNKNOWN = -1
+MAX_CELL_CHARS = 2**31 - 1
 UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -198,6 +201,27 @@ def _number(value: Any) -> int | float | None:
         return None
 
 
+def row_objects(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSON, parquet or CSV file as objects, with their line; cells of CSV are text, however long.
+
+    Raises:
+        TraceError: as ``json_rows``; or a row of CSV with too few or too many cells.
+    """
+    if file.has_objects:
+        yield from json_rows(file)
+        return
+    csv.field_size_limit(MAX_CELL_CHARS)
+    cells = numbered(csv.reader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter))
+    try:
+        next(cells)  # the header
+        for number, row in cells:
+            if len(row) != len(file.header):
+                raise file.error(number, f"{len(row)} cells in this row, {len(file.header)} are expected")
+            yield number, dict(zip(file.header, row, strict=True))
+    except csv.Error as error:
+        raise file.error(None, f"broken CSV ({error})") from error
+
+
 def inner(row: Mapping[str, Any], *path: str) -> Any:
     """The value under nested keys, None where one is missing."""
     value: Any = row
@@ -209,5 +233,7 @@ def inner(row: Mapping[str, Any], *path: str) -> Any:
 
 
 def name_of(value: Any) -> str:
-    """An id of a session as text; "" for none."""
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else NO_SESSION
+    """An id of a session as text that can be written as UTF-8; "" for none."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return NO_SESSION
+    return str(value).encode("utf-8", "replace").decode("utf-8")

@@ -70,7 +70,7 @@ class ChatReader:
         return tuple(read)
 
     def _message(self, row: int, name: str, message: Mapping[str, Any]) -> tuple[str, str]:
-        kind = message.get("type")
+        kind = str(message.get("type"))
         if kind in TOOL_PARTS and "role" not in message:  # the responses API's items
             return "assistant", self._part(row, name, message)
         if kind in TOOL_ANSWERS and "role" not in message:
@@ -102,7 +102,7 @@ class ChatReader:
             return checked_text(self.file, row, name, part)
         if not isinstance(part, dict):
             raise self.file.error(row, f"{name} is {shown(part)}; text or a list of parts is expected")
-        kind = part.get("type", "text")
+        kind = str(part.get("type", "text"))
         if kind in TEXT_PARTS:
             text = next((part[key] for key in ("text", "content", "refusal", "thinking", "summary") if key in part), "")
             return self.text(row, name, text) if isinstance(text, list) else checked_text(self.file, row, name, text)

@@ -8,19 +8,17 @@ Source: https://github.com/vllm-project/guidellm/blob/main/docs/guides/datasets.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from moeprof.core.trace import NO_SESSION, Trace
 from moeprof.sources.formats import turns as conversations
-from moeprof.sources.formats.calls import count_of
+from moeprof.sources.formats.calls import count_of, row_objects
 from moeprof.sources.formats.columns import assemble, checked_text
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile
 
 OUTPUTS = ("output_tokens_count", "completion_tokens_count")
 INPUTS = ("prompt_tokens_count", "input_tokens_count")
@@ -46,7 +44,7 @@ def read(file: SourceFile) -> Trace:
     outputs: list[int] = []
     sessions: list[str] = []
     lines: list[int] = []
-    for number, row in _rows(file):
+    for number, row in row_objects(file):
         turns = sorted({int(match[1]) for key in row if (match := TURN.match(key))})
         for i, turn in enumerate([f"_{turn}" for turn in turns] or [""]):
             text = _text(file, number, row, turn, with_prefix=i == 0)
@@ -78,18 +76,6 @@ def read(file: SourceFile) -> Trace:
             columns["prefix_block_tokens"] = size
     notes = conversations.additions_note(before, with_answers=not any(with_text))
     return assemble("guidellm", file, arrival_s=None, input_tokens=whole, output_tokens=asked, notes=notes, **columns)
-
-
-def _rows(file: SourceFile) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if not file.header or not file.data:
-        yield from json_rows(file)
-        return
-    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter)
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise file.error(reader.line_num, f"broken CSV ({error})") from error
 
 
 def _text(file: SourceFile, number: int, row: Mapping[str, Any], turn: str, *, with_prefix: bool) -> str | None:

@@ -8,16 +8,14 @@ https://github.com/BerriAI/litellm/blob/main/schema.prisma
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from moeprof.core.trace import Note, Trace
-from moeprof.sources.formats.calls import Call, count_of, instant_ns, name_of, trace_of
+from moeprof.sources.formats.calls import Call, count_of, instant_ns, name_of, row_objects, trace_of
 from moeprof.sources.formats.chat import ChatReader, answer_of, parsed
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile
 
 KEYS = {"call_type", "startTime", "prompt_tokens", "completion_tokens"}
 USED = ("id", "request_id", "session_id", "trace_id", "messages", "response", "status", "cache_hit", "total_tokens")
@@ -39,7 +37,7 @@ def read(file: SourceFile) -> Trace:
     chat = ChatReader(file=file)
     calls: list[Call] = []
     num_cached = num_other = 0
-    for number, row in json_rows(file) if file.has_objects else _csv_rows(file):
+    for number, row in row_objects(file):
         if not str(row.get("call_type") or "completion").endswith(WRITES):
             num_other += 1
         elif str(row.get("cache_hit")).lower() == "true":
@@ -54,15 +52,6 @@ def read(file: SourceFile) -> Trace:
         if number:
             notes.append(Note(code=code, count=number, text=text))
     return trace_of("litellm", file, calls, notes)
-
-
-def _csv_rows(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter)
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise file.error(reader.line_num, f"broken CSV ({error})") from error
 
 
 def _call(chat: ChatReader, number: int, row: Mapping[str, Any]) -> Call:
