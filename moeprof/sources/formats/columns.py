@@ -160,7 +160,9 @@ def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit
         i = int(np.argmin(np.isfinite(stamps)))
         raise file.error(row_of(i), f"{name} is {stamps[i]:g}; a finite time is expected")
     found = said or inferred_unit(file, name, stamps, None if unit == "iso" else unit)
-    return checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
+    checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
+    seconds: FloatArray = (stamps - stamps.min()) / PER_SECOND[found]  # in this order: clocks since 1970 are large
+    return seconds
 
 
 def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, needed: bool) -> pa.ChunkedArray | None:
@@ -403,9 +405,9 @@ def _check_header(file: SourceFile, required: tuple[str, ...]) -> None:
         if name not in file.header:
             near = get_close_matches(name, file.header, n=1)
             hint = f" (nearest: {near[0]!r})" if near else ""
-            raise file.error(1, f"no column {name!r}{hint}; found {', '.join(file.header)[:160]}")
+            raise file.error(None, f"no column {name!r}{hint}; found {', '.join(file.header)[:160]}")
         if file.header.count(name) > 1:
-            raise file.error(1, f"column {name!r} stands there twice")
+            raise file.error(None, f"column {name!r} stands there twice")
 
 
 def _shape_error(file: SourceFile, error: Exception) -> TraceError:
@@ -537,13 +539,14 @@ def unused_keys(file: SourceFile, num_rows: int) -> tuple[Note, ...]:
     """
     if not file.used:
         return ()
-    held = dict.fromkeys(name for name in file.header if name) if file.header else file.seen
+    by_object = file.has_objects and bool(file.seen)
+    held = file.seen if by_object else dict.fromkeys([*filter(None, file.header), *file.seen])
     unused = [name for name in held if name not in file.used]
     if not unused:
         return ()
     unused.sort(key=lambda name: TELLING.search(name) is None)  # stable: otherwise in the file's order
     more = f" and {len(unused) - NAMED_UNUSED} more" if len(unused) > NAMED_UNUSED else ""
-    count = num_rows if file.header else max(file.seen[name] for name in unused)
+    count = num_rows if not by_object else max(file.seen[name] for name in unused)
     named = ", ".join(unused[:NAMED_UNUSED])
     what = "columns" if file.header else "keys"
     return (Note(code="unused_keys", count=count, text=f"{what} of the file that are not used: {named}{more}"),)

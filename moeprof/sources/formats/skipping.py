@@ -1,7 +1,8 @@
 """``skip_bad_rows``: the rows of a file that a reader takes; the others are counted and the first one is named.
 
 Readers check whole columns and name the first bad row. Halves of the file are read until each bad row is found: with b
-bad rows of n that is about n log b rows read, and no reader knows of it.
+bad rows of n that is about n log b rows read, and no reader knows of it. Each part is read behind the first row that
+fits alone, since readers take the kind of a column from the first row.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ def read_good_rows(read: Callable[[SourceFile], Trace], file: SourceFile) -> Tra
     except RowError:
         pass  # the careful way finds it again, and all others
     loaded, bad = _loaded(file.part())
-    good = _sifted(read, loaded, list(range(_num_rows(loaded))), bad)
+    rows = list(range(_num_rows(loaded)))
+    while rows and (wrong := _row_error(read, loaded, rows[:1])) is not None:
+        bad.append(wrong)
+        del rows[0]
+    good = rows[:1] + _sifted(read, loaded, rows[:1], rows[1:], bad)
     for _ in range(MAX_TRIES):  # rows that fit, but not beside the first: a time without a zone, say
         if not good:
             break
@@ -53,26 +58,35 @@ def _skipped(bad: list[RowError]) -> Note:
     return Note(code="skipped_bad_rows", count=len(bad), text=text)
 
 
-def _sifted(read: Callable[[SourceFile], Trace], file: SourceFile, rows: list[int], bad: list[RowError]) -> list[int]:
-    """The positions of the rows that fit; errors of the others go to ``bad``."""
+def _sifted(
+    read: Callable[[SourceFile], Trace], file: SourceFile, first: list[int], rows: list[int], bad: list[RowError]
+) -> list[int]:
+    """The positions of the rows that fit behind the first; errors of the others go to ``bad``."""
     while rows:
-        part = _selected(file, rows)
-        try:
-            read(part)
-        except RowError as error:
-            wrong = [i for i in rows if _number(file, i) == error.row]
-            if not wrong:
-                raise  # the header, say
-            if len(rows) > FEW_ROWS:
-                middle = len(rows) // 2
-                return _sifted(read, file, rows[:middle], bad) + _sifted(read, file, rows[middle:], bad)
-            bad.append(error)
-            rows = [i for i in rows if i not in wrong]
-        except TraceError:
-            return rows  # nothing against one row; the whole decides
-        else:
+        error = _row_error(read, file, first + rows)
+        if error is None:
             return rows
+        wrong = [i for i in rows if _number(file, i) == error.row]
+        if not wrong:
+            raise error  # the header, say
+        if len(rows) > FEW_ROWS:
+            middle = len(rows) // 2
+            halves = rows[:middle], rows[middle:]
+            return [i for half in halves for i in _sifted(read, file, first, half, bad)]
+        bad.append(error)
+        rows = [i for i in rows if i not in wrong]
     return []
+
+
+def _row_error(read: Callable[[SourceFile], Trace], file: SourceFile, rows: list[int]) -> RowError | None:
+    """What is wrong with one of these rows; errors that name no row are for the whole file to raise."""
+    try:
+        read(_selected(file, rows))
+    except RowError as error:
+        return error
+    except TraceError:
+        return None
+    return None
 
 
 def _num_rows(file: SourceFile) -> int:

@@ -122,7 +122,10 @@ def tokens_per_block(file: SourceFile, name: str, input_tokens: IntArray, num_id
     if not rows.any():
         return default
     lengths, ids = input_tokens[rows], num_ids[rows]
-    sizes = [default, *(2**i for i in range(MAX_BLOCK_EXPONENT + 1)), int((-(-lengths // ids)).max())]
+    sizes = [default, *(2**i for i in range(MAX_BLOCK_EXPONENT + 1))]
+    least = int((-(-lengths // ids)).max())
+    if (-(-lengths // least) == ids).all():
+        sizes.append(least)
     fits = [int((-(-lengths // size) == ids).sum()) for size in sizes]
     if max(fits) * 2 < len(lengths):  # some recorders leave out the id of a last block that is not full
         fits = [int((abs(lengths - ids * size) < size).sum()) for size in sizes]
