@@ -92,6 +92,7 @@ def build_schedule(
     if input_tokens is not None:
         content, trace = None, with_input_length(trace if content is None else content.trace, input_tokens)
     if content is None:
+        trace = with_output_lengths(trace, traffic, rngs.output_lengths)
         content = deal_windows(trace, source, tokenizer, class_rng)
     realism, notes = _realism(source, len(trace))
     measured = _schedule(content, traffic.arrivals, outputs, "request")
@@ -139,7 +140,7 @@ def with_input_length(trace: Trace, input_tokens: int) -> Trace:
 
 
 def with_output_lengths(trace: Trace, traffic: Traffic, rng: np.random.Generator) -> Trace:
-    """A text trace whose rows without output text and length get one from ``lengths.output``.
+    """A trace whose rows without output text and length get one from ``lengths.output``.
 
     Raises:
         TraceError: there are such rows and no distribution.
@@ -212,6 +213,7 @@ def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, nam
         notes = (*notes, Note(code="no_output_text", count=len(trace) - len(given), text=text))
     forced = outputs == "forced"
     pattern = _pattern(trace, arrivals)
+    notes = (*notes, *_open_sessions(trace, pattern))
     unknown = np.full(len(trace), -1, dtype=np.int64)
     width = len(str(len(trace) - 1))
     return Schedule(
@@ -237,6 +239,17 @@ def _pattern(trace: Trace, arrivals: Arrivals | None) -> Pattern:
             return "closed"
         return "open" if arrivals.is_open else "offline"
     return "offline" if any(note.code == "no_times" for note in trace.notes) else "open"
+
+
+def _open_sessions(trace: Trace, pattern: Pattern) -> tuple[Note, ...]:
+    """Says how many turns are sent without waiting for the answer to the turn before them."""
+    sessions = [name for name in trace.session or () if name != NO_SESSION]
+    later = len(sessions) - len(set(sessions))
+    if not later:
+        return ()
+    when = "when they are due" if pattern == "open" else "as soon as there is room"
+    text = f"turns that follow another of their session are sent {when}, even before the answer to it has ended"
+    return (Note(code="sessions_open", count=later, text=text),)
 
 
 def _warmup(

@@ -24,6 +24,8 @@ def transform(trace: Trace, source: TraceSource, *, rng: np.random.Generator) ->
     trace = time_window(trace, source.start_s, source.duration_s)
     trace = scale_times(trace, source.time_scale)
     trace = scale_lengths(trace, source.length_scale)
+    if trace.prompt_text is not None or trace.messages is not None:
+        return trace  # lengths that a log states beside text are another tokenizer's; the schedule counts and limits
     return limit_lengths(
         trace,
         max_input_tokens=source.max_input_tokens,

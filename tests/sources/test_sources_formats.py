@@ -551,6 +551,13 @@ def test_every_format_has_a_sample() -> None:
     assert set(SAMPLES) == set(READERS)
 
 
+def test_images_of_sharegpt_conversations_go_with_their_marks(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    trace = read(tmp_path, json.dumps([{"id": "a", "image": "x.jpg", "conversations": said}]), "s.json")
+    assert trace.messages == ((("user", "What is it?"),),)
+    assert codes(trace) == {"media_left_out": 1, "no_times": 1}
+
+
 # The cases beside the repository
 
 
