@@ -16,7 +16,7 @@ from moeprof.render import TABLE
 
 if TYPE_CHECKING:
     from moeprof.core.trace import Trace
-    from moeprof.core.workload.traffic import Lengths, RequestClass
+    from moeprof.core.workload.traffic import Lengths, RequestClass, TraceSource
     from moeprof.sources.describe import LengthStats, TraceStats
 
 trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
@@ -110,9 +110,7 @@ def convert(
 ) -> None:
     """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
     from moeprof.core.workload.traffic import TraceSource
-    from moeprof.sources.formats import read_source, write_trace
-    from moeprof.sources.synthetic import streams
-    from moeprof.sources.transforms import first_requests, rescale_rate, transform
+    from moeprof.sources.formats import write_trace
 
     source = TraceSource(
         path=str(path),
@@ -131,12 +129,7 @@ def convert(
         max_total_tokens=max_total_tokens,
         too_long=too_long,
     )
-    _above_zero("--request-rate", request_rate)
-    _above_zero("--num-prompts", num_prompts)
-    trace = transform(read_source(source), source, rng=streams(seed).arrivals)
-    trace = first_requests(trace, num_prompts)
-    if request_rate is not None:
-        trace = rescale_rate(trace, request_rate)
+    trace = _transformed(source, num_prompts=num_prompts, request_rate=request_rate, seed=seed)
     write_trace(trace, output, force=force)
     _say_notes(trace)
     typer.echo(f"Wrote {output} ({len(trace)} requests)", err=True)
@@ -232,6 +225,17 @@ def _request_class(text: str) -> RequestClass:
         return RequestClass(name=name, weight=float(weight or 1))
     except ValueError as error:
         raise WorkloadError(f"--request-class: found {text!r}; NAME=WEIGHT is allowed, as in code=0.5") from error
+
+
+def _transformed(source: TraceSource, *, num_prompts: int | None, request_rate: float | None, seed: int) -> Trace:
+    from moeprof.sources.formats import read_source
+    from moeprof.sources.synthetic import streams
+    from moeprof.sources.transforms import first_requests, rescale_rate, transform
+
+    _above_zero("--request-rate", request_rate)
+    _above_zero("--num-prompts", num_prompts)
+    trace = first_requests(transform(read_source(source), source, rng=streams(seed).arrivals), num_prompts)
+    return trace if request_rate is None else rescale_rate(trace, request_rate)
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:

@@ -152,3 +152,31 @@ def test_bad_options_are_refused_in_one_line(arguments: tuple[object, ...], said
     text = refused(*arguments)
     assert said in text
     assert "\n" not in text
+
+
+def test_named_columns_units_and_skipped_rows_are_said_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("began;took in;took out;who\n0;10;1;a\n500;20;2;b\n700;many;2;b\n")
+    names = ("arrival=began", "input=took in", "output=took out", "class=who")
+    options = [part for name in names for part in ("--column", name)] + ["--timestamp-unit", "ms"]
+    assert str(path) + ":4: took in is 'many'; a number is expected" == refused("inspect", path, *options)
+    found = json.loads(run("inspect", path, *options, "--skip-bad-rows", "--format", "json").stdout)
+    assert (found["source"], found["num_requests"], found["span_s"]) == ("columns", 2, 0.5)
+    assert found["classes"] == {"a": 1, "b": 1}
+    out = tmp_path / "out.jsonl"
+    done = run("convert", path, out, *options, "--skip-bad-rows")
+    assert "note: rows that do not fit were skipped; the first is row 4" in done.stderr
+    assert read_trace(out).input_tokens.tolist() == [10, 20]
+
+
+def test_the_block_size_is_said_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    row = {"input_length": 100, "output_length": 1, "hash_ids": [1]}
+    path.write_text("\n".join(map(json.dumps, [row, row])))
+    found = json.loads(run("inspect", path, "--block-tokens", 64, "--format", "json").stdout)
+    assert found["reused_prefix_ratio"] == 0.32  # 64 of 200 tokens
+
+
+def test_a_column_without_a_role_is_refused(trace_file: Path) -> None:
+    assert "--column: found 'began'; ROLE=NAME is allowed" in refused("inspect", trace_file, "--column", "began")
+    assert "columns: found 'start'; allowed: arrival" in refused("inspect", trace_file, "--column", "start=began")

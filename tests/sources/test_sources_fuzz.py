@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Trace
 from moeprof.sources.formats import READERS, read_trace
+from moeprof.sources.formats.file import Reading
 
 HEADERS = [
     "TIMESTAMP,ContextTokens,GeneratedTokens",
@@ -74,15 +80,47 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 ROWS = st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8), min_size=1, max_size=4)
+
+
+def packed_files() -> dict[str, bytes]:
+    """One small trace in each packing."""
+    text = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00,5,1\n2024-05-10 00:00:01,6,2\n"
+    packed = {"gzip": gzip.compress(text), "xz": lzma.compress(text), "bz2": bz2.compress(text)}
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(text)
+    packed["zstd"] = sink.getvalue().to_pybytes()
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.table({"num_prefill_tokens": [1, 2], "num_decode_tokens": [3, 4]}), out)
+    packed["parquet"] = out.getvalue().to_pybytes()
+    return packed
+
+
+PACKED_FILES = packed_files()
 FORMATS = st.sampled_from([None, *READERS])
+NAMES = st.sampled_from([*KEYS, "messages.0.content", "output.value", "prompt.from", "TIMESTAMP", "ContextTokens"])
+HOW = st.builds(
+    Reading,
+    timestamp_unit=st.sampled_from([None, "s", "ms", "us", "ns", "iso"]),
+    block_tokens=st.sampled_from([None, 1, 16]),
+    skip_bad_rows=st.booleans(),
+)
+NAMED = st.builds(
+    Reading,
+    columns=st.fixed_dictionaries(
+        {"input": NAMES},
+        optional={role: NAMES for role in ("arrival", "output", "text", "session", "class", "blocks")},
+    ),
+    skip_bad_rows=st.booleans(),
+)
 
 
-def check(data: bytes, format: str | None) -> Trace | None:
+def check(data: bytes, format: str | None, how: Reading | None = None) -> Trace | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         path.write_bytes(data)
         try:
-            trace = read_trace(path, format)
+            trace = read_trace(path, format, how)
         except TraceError as error:
             assert "\n" not in str(error)
             return None
@@ -117,6 +155,47 @@ def test_random_json_rows_are_a_trace_or_an_error(
 ) -> None:
     text = json.dumps(rows) if as_array else "\n".join(map(json.dumps, rows))
     check(text.encode(), format)
+
+
+@settings(max_examples=250, deadline=None)
+@given(rows=ROWS, format=FORMATS, as_array=st.booleans(), how=HOW)
+def test_whatever_the_user_says_random_json_rows_are_a_trace_or_an_error(
+    rows: list[dict[str, Any]], format: str | None, as_array: bool, how: Reading
+) -> None:
+    text = json.dumps(rows) if as_array else "\n".join(map(json.dumps, rows))
+    check(text.encode(), format, how)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    header=st.sampled_from(HEADERS),
+    rows=st.lists(st.lists(CELLS, min_size=2, max_size=4), max_size=4),
+    delimiter=st.sampled_from(",;\t"),
+    how=st.one_of(HOW, NAMED),
+)
+def test_whatever_the_user_says_random_cells_are_a_trace_or_an_error(
+    header: str, rows: list[list[str]], delimiter: str, how: Reading
+) -> None:
+    text = "\n".join([header.replace(",", delimiter), *(delimiter.join(row) for row in rows)])
+    check(text.encode("utf-8", errors="surrogatepass"), None, how)
+
+
+@settings(max_examples=400, deadline=None)
+@given(rows=ROWS, indent=st.sampled_from([None, 1]), how=NAMED)
+def test_named_columns_of_random_objects_are_a_trace_or_an_error(
+    rows: list[dict[str, Any]], indent: int | None, how: Reading
+) -> None:
+    check("\n".join(json.dumps(row, indent=indent) for row in rows).encode(), None, how)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cut=st.integers(0, 400), flip=st.integers(0, 399), name=st.sampled_from(["gzip", "xz", "zstd", "bz2", "parquet"])
+)
+def test_damaged_packed_files_are_a_trace_or_an_error(cut: int, flip: int, name: str) -> None:
+    data = bytearray(PACKED_FILES[name])
+    data[flip % len(data)] ^= 0x41
+    check(bytes(data[: cut or None]), None)
 
 
 @settings(max_examples=50, deadline=None)
