@@ -13,7 +13,7 @@ its length from ``lengths.output``.
 
 ``profile_export.jsonl`` is what AIPerf measured: lengths and start of every request. Failed, cancelled and warm-up
 requests are counted and not replayed.
-Sources: https://github.com/ai-dynamo/aiperf (src/aiperf/dataset/loader/models.py, docs/benchmark-modes/trace-replay.md,
+Sources: https://github.com/ai-dynamo/aiperf (the models of its dataset loader, docs/benchmark-modes/trace-replay.md,
 docs/reference/conversation-context-mode.md, docs/tutorials/working-with-profile-exports.md)
 """
 

@@ -2,7 +2,7 @@
 
 ``body`` is a whole request (an object, or its JSON as text), ``timestamp`` seconds or ISO 8601, ``completion_tokens``
 what the answer had, which is replayed.
-Source: https://github.com/modelscope/evalscope/blob/main/evalscope/perf/plugin/datasets/workload_trace.py
+Source: https://github.com/modelscope/evalscope/blob/main/evalscope/perf/plugin/datasets (workload_trace)
 """
 
 from __future__ import annotations

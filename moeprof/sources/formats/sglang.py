@@ -7,8 +7,8 @@
 * token trace: ``{"input_tokens": [ids], "output_tokens": [ids] | "num_output_tokens", "ts"}`` a line, ``ts`` in
   seconds. The ids are another tokenizer's: lengths stay, and what prompts share at their start stays shared.
 
-Source: https://github.com/sgl-project/sglang/tree/main/python/sglang/benchmark/datasets (custom.py, agentic.py,
-token_trace.py)
+Source: https://github.com/sgl-project/sglang/tree/main/python/sglang/benchmark/datasets (custom, agentic,
+token_trace)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Times are seconds. ``prompt_size`` and ``token_size`` are tokens of one request; a row of ``batch_size`` above 1 is that
 many requests sent together.
-Source: https://github.com/Mutinifni/splitwise-sim (generate_trace.py, traces/test_trace.csv)
+Source: https://github.com/Mutinifni/splitwise-sim (generate_trace, traces/test_trace.csv)
 """
 
 from __future__ import annotations
