@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.coverage.cells import Cell, Reached, run
 
-FIGURES = ("times", "prices", "sparsity", "variance", "verdicts")
+FIGURES = ("times", "prices", "sparsity", "routers", "variance", "verdicts")
 TRIALS = 1_000
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
 BEGIN, END = "<!-- generated: coverage -->", "<!-- end: coverage -->"

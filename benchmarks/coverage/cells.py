@@ -69,7 +69,9 @@ class Reached:
     @property
     def error(self) -> float | None:
         """Monte Carlo standard error of the share."""
-        return None if self.share is None else math.sqrt(max(self.share * (1 - self.share), 1e-9) / self.answered)
+        if self.share is None:
+            return None
+        return math.sqrt(max(self.share * (1 - self.share), 1 / self.answered) / self.answered)
 
     @property
     def outcome(self) -> str:

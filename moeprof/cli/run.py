@@ -286,9 +286,6 @@ def run(
         show_plan(prepared, format)
         prepared.fit.require()
         return
-    if not quiet:
-        for said in prepared.workload.few_repeats:
-            print(f"warning: {said}", file=sys.stderr)
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, place, printing, text=text)
 
@@ -315,6 +312,8 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
     folder = place.output_dir
     if folder is None or place.resume is None:
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
+        for said in () if printing.quiet else prepared.workload.few_repeats:
+            print(f"warning: {said}", file=sys.stderr)
     with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=printing.quiet) as listener:
         status = execute(
             prepared,

@@ -55,6 +55,18 @@ traffic:
 models: [{name: moe, path: ./moe}]
 """
 
+NAMED = """\
+name: named
+traffic:
+  trace:
+    path: log.jsonl
+    columns: {arrival: started_at, input: usage.in, output: usage.out, class: team}
+    timestamp_unit: ms
+    block_tokens: 16
+    skip_bad_rows: true
+models: [{name: moe, path: ./moe}]
+"""
+
 
 def parse(text: str) -> Workload:
     return yamlfile.loads(text, Workload, "w.yaml", {EngineSettings: OWN_KINDS})
@@ -281,3 +293,17 @@ def test_few_repeats_are_warned_of() -> None:
     assert said == "rounds: 2: figures will have no interval and no verdict; say 3 or more"
     assert replace(parse(TRACE), rounds=1, launches=6).few_repeats == ()  # launches are the unit then
     assert replace(parse(TRACE), rounds=5, launches=2).few_repeats[0].startswith("launches: 2")
+
+
+def test_a_workload_names_the_columns_of_its_trace_and_says_its_units() -> None:
+    trace = parse(NAMED).traffic.trace
+    assert trace is not None
+    assert trace.columns == {"arrival": "started_at", "input": "usage.in", "output": "usage.out", "class": "team"}
+    assert (trace.timestamp_unit, trace.block_tokens, trace.skip_bad_rows) == ("ms", 16, True)
+    for wrong, said in (
+        (("class: team", "klass: team"), "columns: found 'klass'; allowed: arrival"),
+        (("timestamp_unit: ms", "timestamp_unit: min"), "found 'min'; allowed: s, ms, us, ns, iso"),
+        (("block_tokens: 16", "block_tokens: 0"), "block_tokens: found 0; 1 or more"),
+    ):
+        with pytest.raises(WorkloadError, match=said):
+            parse(NAMED.replace(*wrong))

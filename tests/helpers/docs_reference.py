@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards
 from moeprof.core.record import layout, pairs, tables
 from moeprof.core.record.picks import ForcedPicks, Picks
-from moeprof.core.record.routing import Routing
+from moeprof.core.record.routing import RequestCounts, Routing
 from moeprof.core.workload.workload import Workload
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -137,7 +137,11 @@ def arrays() -> str:
     """Arrays of the npz files."""
     parts = []
     for title, kind in (("routing.npz", Routing), ("forced.npz", ForcedPicks), ("picks/part-n.npz", Picks)):
-        lines = [f"| `{name}` | {text} |" for name, text in explained(kind).items()]
+        fields = explained(kind)
+        if kind is Routing:
+            fields.pop("requests")
+            fields |= explained(RequestCounts)
+        lines = [f"| `{name}` | {text} |" for name, text in fields.items()]
         parts.append("\n".join([f"### `{title}`", "", "| array | |", "|:--|:--|", *lines, ""]))
     return "\n".join(parts)
 

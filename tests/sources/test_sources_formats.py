@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Trace
-from moeprof.sources.formats import READERS, read_trace, sniff
+from moeprof.sources.formats import READERS, read_trace, sniff, write_trace
 from moeprof.sources.formats.file import Reading, open_source
 from tests.helpers.shared_data import shared
 
@@ -545,6 +546,59 @@ def test_no_format_is_taken_for_another(tmp_path: Path, format: str, text: str) 
     path = tmp_path / "sample"
     path.write_text(text, encoding="utf-8")
     assert sniff(open_source(path)) == format
+
+
+def _spoilt(rng: random.Random, value: Any) -> Any:
+    """A sample with values left out, doubled, or changed for odd ones."""
+    if rng.random() < 0.12:
+        return rng.choice(ODD)
+    if isinstance(value, dict):
+        return {key: _spoilt(rng, inside) for key, inside in value.items() if rng.random() > 0.04}
+    if isinstance(value, list):
+        return [_spoilt(rng, inside) for inside in value] * rng.choice([1, 1, 1, 2])
+    return value
+
+
+ODD = [None, True, -1, 0, 2.5, 1e400, 10**30, "", "x", "9" * 50, "0001-01-01T00:00:00+23:59", "\ud800", "[", "{}"]
+ODD += [[], [[]], {}, [{}], [None], [1, 2], ["a"], USER, [USER], {"content": [{}]}, [{"role": "user", "content": None}]]
+WHOLE = [
+    _captured(0, {"messages": [USER]}, {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1}}),
+    {"resourceSpans": [{"scopeSpans": [{"spans": [_otlp("chat", 5, {"gen_ai.usage.output_tokens": 3})]}]}]},
+    {"batch": [{"type": "generation-create", "body": {"startTime": "2025-01-01", "input": [USER], "output": "x"}}]},
+    {"id": "a", "requests": [{"t": 0, "in": 3, "out": 2, "hash_ids": [1]}, {"t": 1, "requests": []}]},
+    {"session_id": "a", "turns": [{"text": "x"}, {"texts": ["y"], "image": "z", "delay": 3}]},
+    {"metadata": {"request_start_ns": 5}, "metrics": {"input_sequence_length": {"value": 3}}},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}], "tools": [{}]},
+    {"prompt_0": "a", "output_tokens_count_0": 3, "prompt_1": "b", "prefix": "q"},
+]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_spoilt_samples_are_a_trace_or_an_error_in_one_line(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    whole = [json.loads(text) for texts in SAMPLES.values() for text in texts if text.startswith("{")]
+    path = tmp_path / "trace"
+    for sample in [*whole, *WHOLE]:
+        rows = [_spoilt(rng, sample) for _ in range(rng.randint(1, 3))]
+        path.write_text(lines(*(row if isinstance(row, dict) else sample for row in rows)))
+        for format in (None, rng.choice(list(READERS))):
+            try:
+                trace = read_trace(path, format)
+            except TraceError as error:
+                assert "\n" not in str(error)
+            else:
+                assert len(trace) > 0
+                assert trace.arrival_s[0] == 0
+
+
+def test_delays_are_written_and_read_back(tmp_path: Path) -> None:
+    turns = [{"text": "One"}, {"text": "Two", "delay": 1500}]
+    trace = read(tmp_path, lines({"session_id": "c", "turns": turns}))
+    write_trace(trace, tmp_path / "own.jsonl")
+    again = read_trace(tmp_path / "own.jsonl")
+    assert again.delay_s is not None
+    assert math.isnan(again.delay_s[0])
+    assert (again.delay_s[1], again.session, again.arrival_s.tolist()) == (1.5, ("c", "c"), [0.0, 1.5])
 
 
 def test_every_format_has_a_sample() -> None:

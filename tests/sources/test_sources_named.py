@@ -50,6 +50,14 @@ def test_one_object_that_holds_a_list_gives_the_lists_rows_and_says_so(tmp_path:
     trace = read(write_text(tmp_path, json.dumps({"version": 3, "calls": ROWS}, indent=1)), columns=PLAIN)
     assert trace.input_tokens.tolist() == [10, 20]
     assert "the list calls" in said(trace, "rows_of_list")
+    assert said(trace, "beside_the_list") == "keys beside the list calls that are not used: version"
+
+
+def test_one_object_that_has_the_named_keys_itself_is_one_row(tmp_path: Path) -> None:
+    path = write_text(tmp_path, json.dumps({"usage": {"in": 3, "out": 4}, "choices": [{"in": 9}]}, indent=1))
+    trace = read(path, columns={"input": "usage.in", "output": "usage.out"})
+    assert trace.input_tokens.tolist() == [3]
+    assert said(trace, "unused_keys") == "keys of the file that are not used: choices"
 
 
 def test_parquet_is_read(tmp_path: Path) -> None:

@@ -17,16 +17,18 @@ runs all experts fetches all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.routing.steps import LEAST_SHARE
 from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
+from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import OTHER_MODALITIES, ModelFacts
 from moeprof.core.record.breakdown import GapPoint
@@ -374,7 +376,7 @@ def work_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassT
             for work, tables in zip(works, rounds, strict=True)
             if isinstance(work, StepWork)
         ]
-        values += _of_phase(parts, labels, limits, phase)
+        values += _with_share(_of_phase(parts, labels, limits, phase), rounds, phase)
     return values
 
 
@@ -407,6 +409,31 @@ def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N8
         return None
     roofline: FloatArray = np.maximum(work.bytes_S / limits.bandwidth_bytes_per_s, work.flops_S / limits.flops_per_s)
     return roofline
+
+
+def _with_share(values: list[MetricValue], rounds: Sequence[PassTables], phase: str) -> list[MetricValue]:
+    """Figures per step of a phase say which share of its tokens pure steps hold; one of the first screen needs a fifth.
+
+    A step's work is not known by phase, so that mixed steps cannot stand in, as they do for experts touched.
+    """
+    if phase == ALL:
+        return values
+    pure, total = 0.0, 0.0
+    for tables in rounds:
+        tokens = np.nan_to_num(column(tables.steps, f"{phase}_tokens"))
+        pure, total = pure + float(tokens[is_phase(tables.steps, phase)].sum()), total + float(tokens.sum())
+    if pure in (0, total):
+        return values
+    note = f"steps that hold nothing else have {units.percent(pure / total)} of the {phase} tokens"
+    too_few = f"{note}: too few to speak for it"
+    return [
+        missing(value.name, too_few, **value.labels)
+        if value.name == "touched_params_per_step" and pure < LEAST_SHARE * total
+        else replace(value, reasons=(*value.reasons, note))
+        if value.name in PER_STEP and value.value is not None
+        else value
+        for value in values
+    ]
 
 
 def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:

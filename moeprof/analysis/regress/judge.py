@@ -37,7 +37,7 @@ from moeprof.analysis.regress.refusal import (
 from moeprof.analysis.regress.result import ChosenGate, GateResult, Mode, Noise, Regression
 from moeprof.analysis.regress.routing.change import RoutingChange
 from moeprof.analysis.regress.routing.health import routing_change
-from moeprof.analysis.regress.routing.pairs import experts_difference
+from moeprof.analysis.regress.routing.pairs import EXPERTS, experts_difference
 from moeprof.analysis.regress.verdict import in_order, overall
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline, BaselineModel
@@ -270,8 +270,11 @@ def _case(
         reference=reference,
         other=other,
         models=models,
-        gates=without_agreement_between_checkpoints(
-            resolve(gates, models, floor_ratio=floor_ratio, routing=routing), found
+        gates=_without_other_experts(
+            without_agreement_between_checkpoints(
+                resolve(gates, models, floor_ratio=floor_ratio, routing=routing), found
+            ),
+            found if is_one_workload else (),
         ),
         found=(*found, *([price] if price else [])),
         alike=frozenset(name for name, same in alike.items() if same),
@@ -279,6 +282,12 @@ def _case(
         routing={change.model: change for change in routing},
         notes=tuple(note for note in (lost, lost_too) if note),
     )
+
+
+def _without_other_experts(gates: Iterable[ChosenGate], found: Sequence[Difference]) -> tuple[ChosenGate, ...]:
+    """The gates without default ones on routing where a layer has another number of experts: a note says so instead."""
+    other = {one.model for one in found if one.name == EXPERTS}
+    return tuple(one for one in gates if not (one.is_default and one.model in other and "routing" in one.card.classes))
 
 
 def _is_cut(model: BaselineModel) -> bool:
@@ -372,6 +381,12 @@ def _untimed(case: _Case, chosen: ChosenGate) -> GateResult:
 def _notes(case: _Case) -> tuple[str, ...]:
     held = {pair[1].name for pair in case.models}
     notes = [*case.notes]
+    notes += [
+        f"{one.model} has {one.first} experts per layer in the reference and {one.second} in the new run: they are not "
+        "the same experts, and no figure of routing is compared."
+        for one in case.found
+        if one.name == EXPERTS
+    ]
     for side, which in ((case.reference, "reference"), (case.other, "new run")):
         alone = [model.name for model in side.models if model.name not in held]
         if alone:

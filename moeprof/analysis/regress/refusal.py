@@ -122,7 +122,7 @@ def judged_all_the_same(
     stopped = tuple(
         replace(chosen, reference=None, other=None, figure=None).judged(
             Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
-            decide=f"{facts[0].flag_to_allow}",
+            decide=facts[0].flag_to_allow or "nothing: they are other experts",
         )
         for chosen, facts in zip(gates, against, strict=True)
         if facts
@@ -199,4 +199,5 @@ def _line(difference: Difference, kinds: Sequence[str], groups: Sequence[str]) -
     gates = f"{', '.join(others)} and {last}" if others else last
     other = "".join(f" --fail-on {group}" for group in groups)
     rest = f", or gate what can be compared:{other}" if groups else ""
-    return f"{_what(difference)}: forbids the {gates} gates; {difference.flag_to_allow}{rest}"
+    cure = difference.flag_to_allow or "nothing allows it"
+    return f"{_what(difference)}: forbids the {gates} gates; {cure}{rest}"

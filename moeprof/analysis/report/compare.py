@@ -21,7 +21,7 @@ from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.report.answer import Answer, answer
 from moeprof.analysis.report.document import Document, ModelColumn, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
-from moeprof.analysis.report.headline import banners, headline, subtitle
+from moeprof.analysis.report.headline import banners, headline, subtitle, with_overloads
 from moeprof.analysis.report.headline import banners as run_banners
 from moeprof.analysis.report.result import Comparison
 from moeprof.analysis.report.run import machine_section, model_column
@@ -94,7 +94,7 @@ def models_page(summary: Summary, reference: str | None) -> Comparison:
         run=record.run,
         status=record.status,
         started_at=record.experiment.started_at or "",
-        headline=_headline(summary, found),
+        headline=with_overloads(_headline(summary, found), summary),
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
         banners=banners(summary),

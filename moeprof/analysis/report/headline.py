@@ -50,16 +50,16 @@ def _each(*models: ModelSummary) -> str:
     return f"{each} per 1M tokens, input and output together"
 
 
-def overloads(summary: Summary) -> tuple[str, ...]:
-    """A sentence for each model that had more traffic than it could serve, or was left with much of it."""
-    found = []
+def with_overloads(sentence: str, summary: Summary) -> str:
+    """The answer, and a sentence for each model that had more traffic than it could serve, or was left with much."""
+    found = [sentence]
     for model in summary.models:
         told, behind = overload_of(model.rounds), fell_behind(model.rounds)
         if told is not None and told.told:
             found.append(f"{told.sentence(model.name)}.")
         elif behind is not None:
             found.append(f"{model.name} fell behind its traffic: {behind}.")
-    return tuple(found)
+    return " ".join(found)
 
 
 def findings(summary: Summary) -> tuple[str, ...]:
@@ -95,8 +95,7 @@ def _router(model: ModelSummary) -> str:
     busiest = f"busiest expert carries {units.significant(worst)} times the mean (means over layers)."
     text = _touched(model, model.facts, busiest)
     read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
-    pure = number(model, PURE, own_traffic=False, phase="decode")
-    if not model.capacity or read is None or pure is None or pure < LEAST_SHARE:
+    if not model.capacity or read is None:  # null where pure decode steps hold too few of the decode tokens
         return text
     times = units.significant(read / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."

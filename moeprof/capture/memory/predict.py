@@ -182,21 +182,13 @@ def predict(
         host_base_bytes: what a process of this machine takes before it loads anything; None where it was not measured.
         profiles: steps will be profiled after the rounds.
     """
-
-    def host_of(source: ModelSource, spec: ModelSpec) -> HostMemory:
-        reads = spec.initialise == "popular_experts" or source.twin is None
-        return HostMemory(
-            base_bytes=host_base_bytes or HOST_BASE_BYTES,
-            file_bytes=(source.weights_bytes or 0) if reads else 0,
-            profiles=profiles,
-        )
-
     chosen = list(specs)
     by_name = {spec.name: spec for spec in chosen}
     models = {
         spec.name: model_memory(
             spec, sources[spec.name].config, weights_bytes[spec.name], settings,
-            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""), host=host_of(sources[spec.name], spec),
+            is_host=memory.is_host, base=by_name.get(spec.twin_of or ""),
+            host=_host(sources[spec.name], spec, host_base_bytes, profiles=profiles),
         )
         for spec in chosen
     }  # fmt: skip
@@ -220,6 +212,12 @@ def predict(
     if tight is None:
         return fit
     return replace(fit, refusal=refusal(tight.name, models[tight.name], fit, settings))
+
+
+def _host(source: ModelSource, spec: ModelSpec, base_bytes: int | None, *, profiles: bool) -> HostMemory:
+    reads = source.twin is None or spec.initialise == "popular_experts"
+    files = (source.weights_bytes or 0) if reads else 0
+    return HostMemory(base_bytes=base_bytes or HOST_BASE_BYTES, file_bytes=files, profiles=profiles)
 
 
 def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule]) -> Fit:

@@ -136,7 +136,8 @@ def _shapes(
 def _shape_in(path: str, module: nn.Module, declared: str, config: Any, width: int) -> _Shape | None:
     """What one module adds to its layer; None where it is no attention and keeps no state."""
     if "hybrid" in declared:  # both in one layer, in modules of their own
-        own = _convolution_bytes(module, width) if isinstance(module, nn.Conv1d) else _recurrence_bytes(module, width)
+        is_convolution = isinstance(module, nn.Conv1d) or hasattr(module, "static_weight")
+        own = _convolution_bytes(module, width) if is_convolution else _recurrence_bytes(module, width)
         return (_attention_shape(module, config) or _Shape()) + _Shape(state_bytes=own or 0)
     if _is_stateful(path, module, declared):
         recurrence = _recurrence_bytes(module, width)
@@ -230,6 +231,9 @@ def _words(layer: LayerAttention) -> str:
 def _convolution_bytes(module: nn.Module, width: int) -> int:
     """Channels times kernel of every convolution over time, which keeps its inputs in the model's dtype."""
     convolutions = [m for m in module.modules() if isinstance(m, nn.Conv1d)]
+    own = getattr(module, "static_weight", None)  # [kernel, channels] of one that makes the rest of its weights itself
+    if not convolutions and isinstance(own, torch.Tensor):
+        return own.numel() * width
     if any(m.groups not in (1, m.out_channels) for m in convolutions):
         raise _NotUnderstoodError("a convolution keeps a state whose size is not understood")
     return sum(m.out_channels * m.kernel_size[0] for m in convolutions) * width

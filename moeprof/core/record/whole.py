@@ -63,10 +63,11 @@ def check_whole(folder: Path, experiment: ExperimentHeader) -> None:
 
 
 def _needs_folders(folder: Path, experiment: ExperimentHeader) -> bool:
-    """Not where time ran out before a model's turn, nor where the ladder alone was measured."""
+    """Not where time ran out before a model's turn, nor where lanes alone were measured."""
     if experiment.workload.get("max_minutes") is not None:
         return False
-    return experiment.ladder is None or any(folder.glob("*/launch-*/round-*"))
+    lanes = any((folder / kind).is_dir() for kind in ("ladder", "lockstep"))
+    return not lanes or any(folder.glob("*/launch-*/round-*"))
 
 
 def _check_tables(header: Path) -> None:

@@ -193,7 +193,7 @@ def instant_ns(file: SourceFile, row: int, name: str, value: Any, *, units_per_s
 def _number(value: Any) -> int | float | None:
     if type(value) in (int, float):
         return value  # type: ignore[no-any-return]
-    if not isinstance(value, str) or len(value) > 40:
+    if not isinstance(value, str) or len(value) > 40 or value[4:5] == "-":  # 2025-...
         return None
     try:
         return int(value) if value.strip().lstrip("-").isdigit() else float(value)
@@ -236,4 +236,5 @@ def name_of(value: Any) -> str:
     """An id of a session as text that can be written as UTF-8; "" for none."""
     if not isinstance(value, str | int) or isinstance(value, bool):
         return NO_SESSION
-    return str(value).encode("utf-8", "replace").decode("utf-8")
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -8,7 +8,7 @@ found first. ``text`` holds a prompt or chat messages; ``output`` a number of to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -63,7 +63,7 @@ def read(file: SourceFile) -> Trace:
 def _columns(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, list[Any]], RowOf]:
     """The values of each role, with the row numbers."""
     if file.has_objects:
-        pairs = [(number, row) for number, row in _objects(file)]
+        pairs = _objects(file, names)
         file.use(*names.values())
         rows = [row for _, row in pairs]
         for role, name in names.items():
@@ -86,23 +86,46 @@ def _found(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     return [find(row, name) for row in rows]
 
 
-def _objects(file: SourceFile) -> list[tuple[int, dict[str, Any]]]:
+def _objects(file: SourceFile, names: dict[str, str]) -> list[tuple[int, dict[str, Any]]]:
     """The rows; of one object that holds one list of objects, that list. What they hold is counted by dotted name."""
-    pairs = list(json_rows(file))
+    others: list[str] = []
+    if file.table is not None:  # other columns may be large: images, say
+        heads = list(dict.fromkeys(_head(file, role, name) for role, name in names.items()))
+        others = [name for name in file.header if name not in heads]
+        numbers = file.numbers or range(1, len(file.table) + 1)
+        pairs = list(zip(numbers, file.table.select(heads).to_pylist(), strict=True))
+    else:
+        pairs = list(json_rows(file))
     if file.single:
-        lists = {k: v for k, v in pairs[0][1].items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-        if len(lists) == 1:
-            ((key, items),) = lists.items()
-            file.note("rows_of_list", len(items), f"the rows are the objects of the list {key} of one JSON object")
-            pairs = [(i, item) for i, item in enumerate(items, start=1) if isinstance(item, dict)]
+        pairs = _rows_of_list(file, names, pairs[0][1]) or pairs
     file.seen.clear()
-    names = file.how.columns.values()
     for _, row in pairs:
-        file.seen.update(_leaves(row, names, "", MAX_NESTED))
+        file.seen.update(_leaves(row, names.values(), "", MAX_NESTED))
+    file.seen.update(dict.fromkeys(others, len(pairs)))
     return pairs
 
 
-def _leaves(row: dict[str, Any], wanted: Any, prefix: str, depth: int) -> list[str]:
+def _rows_of_list(file: SourceFile, names: dict[str, str], whole: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of the list that holds the names, unless the object itself has them all."""
+    if all(find(whole, name) is not None for name in names.values()):
+        return []
+    for key, items in whole.items():
+        if not isinstance(items, list) or not items or all(find(items[0], name) is None for name in names.values()):
+            continue
+        for i, item in enumerate(items, start=1):
+            if not isinstance(item, dict):
+                raise file.error(i, f"item {i} of {key} is {shown(item)}; an object is expected")
+        file.note("rows_of_list", len(items), f"the rows are the objects of the list {key} of one JSON object")
+        others = [name for name, value in whole.items() if name != key and (value or value == 0)]
+        if others:
+            file.note(
+                "beside_the_list", len(items), f"keys beside the list {key} that are not used: {', '.join(others)}"
+            )
+        return list(enumerate(items, start=1))
+    return []
+
+
+def _leaves(row: dict[str, Any], wanted: Collection[str], prefix: str, depth: int) -> list[str]:
     """Dotted names of the values that an object holds; a value that is wanted as a whole is one."""
     names: list[str] = []
     for key, value in row.items():

@@ -25,7 +25,7 @@ USED = ("messages", "prompt", "input", "instructions", "system", "tools", "funct
 WRITES = ("chat/completions", "completions", "responses", "messages")
 # moeprof's and AIPerf's own rows have messages too, and these keys beside them.
 OTHERS = {"arrival_s", "input_tokens", "output_tokens", "output", "request_class", "session", "prefix_blocks"}
-OTHERS |= {"output_length", "input_length", "timestamp", "delay", "session_id", "hash_ids"}
+OTHERS |= {"delay_s", "output_length", "input_length", "timestamp", "delay", "session_id", "hash_ids"}
 
 
 def matches(file: SourceFile) -> bool:

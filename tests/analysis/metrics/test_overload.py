@@ -11,6 +11,7 @@ from moeprof.analysis.metrics.overload import backlog, capacity_per_s, fell_behi
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
+from moeprof.analysis.report.compare import compare_document
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.run import build_document
 from moeprof.core.pricing import Pricing
@@ -40,6 +41,17 @@ def test_an_engine_of_150_a_second_under_320_says_both_figures_in_the_headline(t
     assert headline.endswith("; its latencies only say how long the schedule was.")
     (doubt,) = [doubt for doubt in find_doubts(summary) if doubt.code == "overloaded"]
     assert (doubt.flag, doubt.severity) == ("latency", "error")
+
+
+def test_a_comparison_of_overloaded_models_says_so_of_each(tmp_path: Path) -> None:
+    facts = make_facts(num_experts=0)
+    path = write_record(
+        tmp_path / "run", {name: (facts, [[named(open_queue(320, 400, 0), 0)]]) for name in ("one", "two")}
+    )
+    summary = summarise(open_record(path), Pricing(usd_per_device_hour=3.6))
+    headline = compare_document([summary], reference=None).document.headline
+    assert "more than one could serve: requests arrived at 320/s" in headline
+    assert "more than two could serve: requests arrived at 320/s" in headline
 
 
 def test_half_of_what_it_can_serve_is_no_overload(tmp_path: Path) -> None:

@@ -14,15 +14,18 @@ from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.regress.judge import judge_stored
 from moeprof.analysis.regress.noise import taken_back
 from moeprof.analysis.regress.result import GateResult, Regression
+from moeprof.analysis.regress.routing.health import routing_change
+from moeprof.analysis.regress.routing.pairs import experts_difference
 from moeprof.analysis.regress.verdict import judge_gates
 from moeprof.analysis.stats import power
 from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.analysis.stats.verdicts import sample_of
 from moeprof.cli import main as cli
-from moeprof.core.baseline.baseline import Baseline
+from moeprof.core.baseline.baseline import Baseline, RoutingLoad
 from moeprof.core.errors import IncomparableError, InputError
 from moeprof.core.metric import MetricValue
 from moeprof.core.workload.gates import parse_gate
+from tests.helpers.baselines import LAYERS, make_baseline, make_model, make_picks
 from tests.helpers.planted_sides import DECODE, STEADY, exact, launches, model, priced, side, stepped, value
 
 STEP = "step_mean_s{phase=decode}"
@@ -533,7 +536,7 @@ def test_what_depends_on_which_requests_met_is_no_counted_fact() -> None:
 
     def steps(number: float, traffic: str) -> MetricValue:
         labels = {"phase": "decode", "traffic": traffic, "window": "total"}
-        return MetricValue(name="distinct_experts_per_step", value=number, exact=True, labels=labels)
+        return MetricValue(name="step_load_max_over_mean", value=number, exact=True, labels=labels)
 
     sides = [side(model(steps(n, "open"), steps(n, "offline"), PARAMS), run=str(n)) for n in (4.0, 5.0)]
     changes = {dict(one.key[1]).get("traffic"): one for one in check(sides[0], sides[1], "exact").changes}
@@ -543,3 +546,21 @@ def test_what_depends_on_which_requests_met_is_no_counted_fact() -> None:
 def test_launches_are_counted_whatever_is_gated() -> None:
     sides = side(model(PARAMS, *launches("step_mean_s", STEADY, **DECODE))), side(model(PARAMS), run="new")
     assert check(*sides, "exact").launches == {"reference": 6, "other": 1}
+
+
+def test_experts_of_two_models_of_unequal_number_are_never_set_against_each_other() -> None:
+    """4 experts a layer against 5, and nothing else that differs: the fifth is no expert that died or came to life."""
+    none_dead = MetricValue(name="dead_experts", value=0, n=12, labels={"phase": "all", "window": "total"})
+    reference = make_baseline(models=(make_model(metrics=(none_dead,)),))
+    loads = RoutingLoad(
+        layers=LAYERS, counts={"decode": ((24, 24, 24, 24, 24),) * 2}, tokens={"decode": 60}
+    )  # fmt: skip
+    five = make_model(metrics=(none_dead,), num_experts=(5, 5), routing=loads, picks=make_picks(num_experts=5))
+    other = replace(reference, models=(five,))
+    assert routing_change(reference.models[0], other.models[0], exact=False) is None
+    with pytest.raises(IncomparableError) as refused:
+        check(reference, other, "dead_experts:0")
+    assert "experts per layer of moe: 4 against 5: forbids the routing gates; nothing allows it" in str(refused.value)
+    found = experts_difference(reference.models[0], other.models[0])
+    assert found is not None and (found.flag_to_allow, found.forbids) == (None, {"routing"})
+    assert experts_difference(reference.models[0], reference.models[0]) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from moeprof.analysis.stats.estimate import Estimate, Ratio
+from moeprof.analysis.stats.estimate import ROUNDS, Estimate, Ratio, ratio_of_logs
 from moeprof.analysis.stats.verdicts import LOCKSTEP_FLOOR_RATIO, Sample, holm, judge, judge_interval
 
 
@@ -71,3 +74,33 @@ def test_false_alarms_of_a_family_stay_rare() -> None:
         told = judged(**{name: rng.normal(0, 0.05, 6).tolist() for name in ("decode", "prefill", "energy")})
         alarms += any(verdict.verdict == "worse" for verdict in told.values())
     assert alarms <= 20  # 1 % of a thousand, and what chance adds
+
+
+def test_reasons_say_the_floor_and_the_evidence_in_plain_words() -> None:
+    found = judged(
+        worse=np.log([1.09, 1.10, 1.11, 1.10, 1.09, 1.11]).tolist(),
+        equal=[0.0] * 6,
+        wild=[0.3, -0.3, 0.2, -0.2, 0.1, 0.1],
+    )
+    assert re.fullmatch(r"differs by more than 1\.5 % \(p = \S+, over 6 launch pairs\)", found["worse"].reason or "")
+    assert (found["equal"].reason or "").startswith("the interval lies within 1.5 % (p = ")
+    assert (found["wild"].reason or "").startswith(
+        "more than 1.5 % apart, but no more than repeats differ by chance (p"
+    )
+    by_interval = judge_interval(Estimate(value=1.1, low=1.05, high=1.15), better="lower", floor_ratio=0.05)
+    assert by_interval.reason == "differs by more than 5 % (the interval excludes 1)"
+
+
+def test_a_verdict_of_rounds_says_so_and_one_of_launches_does_not() -> None:
+    ratio = Ratio(value=1.1, low=1.05, high=1.15, verdict="worse")
+    assert ratio.verdict_text == "worse"
+    assert replace(ratio, by=ROUNDS).verdict_text == "worse (rounds)"
+    assert replace(ratio, by=ROUNDS, verdict="cannot tell").verdict_text == "cannot tell"
+
+
+def test_a_ratio_of_two_rounds_has_no_interval_and_says_how_many_would_decide() -> None:
+    """Mean log 0.259, standard deviation 0.109: t * sd / sqrt(n) is 0.271 with three rounds and 0.173 with four."""
+    found = ratio_of_logs(np.log([1.2, 1.4]).tolist(), "round")
+    assert (found.low, found.high) == (None, None)
+    assert found.reason == "two rounds that differ by 17 %; about 4 rounds needed"
+    assert ratio_of_logs(np.log([1.29, 1.30, 1.31]).tolist(), "round").excludes(1.0)

@@ -15,10 +15,9 @@ from moeprof.core.errors import ModelError
 from moeprof.core.model_facts import KV_UNKNOWN, LayerAttention
 
 TOKENS = 20  # more than the tiny models' windows of 8
-# Classes whose caches are said to be unknown; inkling2 keeps states of projections that are no convolution modules.
+# Classes whose caches are said to be unknown.
 UNKNOWN = {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text",
            "qwen4_exp_text", "zaya"}  # fmt: skip
-OTHER = {"inkling2_text"}
 
 
 def bytes_in_cache(model: Any) -> int:
@@ -44,8 +43,6 @@ def bytes_described(layers: tuple[LayerAttention, ...]) -> int:
 
 @pytest.mark.parametrize("model_type", moe_causal_lm_types())
 def test_what_is_described_is_what_a_class_caches_to_the_byte(model_type: str) -> None:
-    if model_type in OTHER:
-        pytest.skip("its states are not all found")
     try:
         model = tiny_model(model_type)
     except ModelError as error:

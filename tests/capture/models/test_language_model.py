@@ -10,12 +10,12 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from moeprof.capture.memory.predict import estimate_weights_bytes
 from moeprof.capture.models.find import find_model
 from moeprof.capture.models.language_model import language_model_config, other_parts, why_not_continued
 from moeprof.capture.models.meta import facts_from_config
 from moeprof.capture.models.open import facts_of, open_model
-from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.capture.run.examine import Answer, Question, answer
+from moeprof.core.errors import UnsupportedModelError
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -69,12 +69,15 @@ def test_a_checkpoint_that_sees_is_loaded_without_its_tower_and_continues_text_a
     assert any(note.startswith("the language model alone") for note in facts.notes)
 
 
-def test_a_dry_run_predicts_the_weights_that_a_run_loads(tmp_path: Path) -> None:
+def examined(spec: ModelSpec) -> Answer:
+    return answer(Question(spec=spec, base=None, source=find_model(spec), settings=SETTINGS))
+
+
+def test_a_dry_run_counts_the_parameters_that_a_run_loads(tmp_path: Path) -> None:
     qwen3_vl_moe().save_pretrained(tmp_path)
     spec = ModelSpec(name="m", path=str(tmp_path), weights="random", dtype="float32")
-    predicted = estimate_weights_bytes([spec], {"m": find_model(spec)}, SETTINGS)["m"]
     opened = open_model(spec, None, SETTINGS, CPU)
-    assert predicted == sum(p.numel() * 4 for p in opened.model.parameters())
+    assert examined(spec).params == sum(p.numel() for p in opened.model.parameters())
     assert other_parts(opened.model) == {}
 
 
@@ -82,11 +85,11 @@ def test_a_model_that_continues_no_text_is_refused_by_dry_run_and_run_in_the_sam
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     transformers.Siglip2VisionConfig(**sizes).save_pretrained(tmp_path)
     spec = ModelSpec(name="m", path=str(tmp_path), weights="random")
-    reason = r"model m: .*no class that continues a text for model_type 'siglip2_vision_model'"
-    with pytest.raises(ModelError, match=reason):
-        estimate_weights_bytes([spec], {"m": find_model(spec)}, SETTINGS)
-    with pytest.raises(UnsupportedModelError, match=reason):
+    with pytest.raises(
+        UnsupportedModelError, match=r"no class that continues a text .* 'siglip2_vision_model'"
+    ) as said:
         open_model(spec, None, SETTINGS, CPU)
+    assert examined(spec).refusal == str(said.value)
 
 
 def test_a_text_token_passes_no_tower() -> None:

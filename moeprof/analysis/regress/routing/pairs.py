@@ -21,6 +21,7 @@ from moeprof.core.record.picks import ForcedPicks
 
 MINIMUM_REQUESTS = 20  # fewer are cut into stretches, so that sides can be swapped in enough ways
 STRETCHES = 40
+EXPERTS = "experts_per_layer"  # the fact that differs where no expert has a counterpart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,7 @@ def experts_difference(reference: BaselineModel, other: BaselineModel) -> Differ
     if not both:
         return None
     texts = [", ".join(str(num) for num in dict.fromkeys(side[name] for name in both)) for side in sides]
-    return Difference(
-        name="experts_per_layer", first=texts[0], second=texts[1], forbids=frozenset({"routing"}), model=other.name
-    )
+    return Difference(name=EXPERTS, first=texts[0], second=texts[1], forbids=frozenset({"routing"}), model=other.name)
 
 
 def _experts_by_layer(model: BaselineModel) -> dict[str, int]:
