@@ -400,6 +400,7 @@ def test_weka_conversations_keep_their_ids_to_themselves_and_agents_are_sessions
     assert trace.delay_s is not None
     assert trace.delay_s[3] == 2.5
     assert codes(trace) == {"conversation_starts": 2, "agents": 1, "sorted": 1}
+    assert read(tmp_path, lines(*rows), timestamp_unit="ms").arrival_s.tolist() == [0.0, 0.001, 0.0035, 0.009]
     shared_ids = read(tmp_path, lines(*(row | {"hash_id_scope": "global"} for row in rows)))
     assert shared_ids.prefix_blocks is not None
     assert shared_ids.prefix_blocks[0] == shared_ids.prefix_blocks[1]

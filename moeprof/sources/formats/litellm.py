@@ -19,7 +19,7 @@ from moeprof.sources.formats.file import SourceFile
 
 KEYS = {"call_type", "startTime", "prompt_tokens", "completion_tokens"}
 USED = ("id", "request_id", "session_id", "trace_id", "messages", "response", "status", "cache_hit", "total_tokens")
-WRITES = ("completion", "responses", "anthropic_messages", "generate_content")
+WRITES = ("completion", "responses", "anthropic_messages", "generate_content", "generate_content_stream")
 
 
 def matches(file: SourceFile) -> bool:

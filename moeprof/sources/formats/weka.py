@@ -29,6 +29,7 @@ from moeprof.sources.formats.columns import (
 )
 from moeprof.sources.formats.file import SourceFile, json_rows
 from moeprof.sources.formats.mooncake import block_ids
+from moeprof.sources.formats.units import PER_SECOND
 
 BLOCK_TOKENS = 64
 REQUEST_KEYS = {"t", "in", "out"}
@@ -47,7 +48,7 @@ class _Request:
     line: int
     conversation: str
     session: str
-    start_s: float
+    start: float
     row: Mapping[str, Any]
 
 
@@ -82,11 +83,11 @@ def read(file: SourceFile) -> Trace:
 
 
 def _flat(number: int, row: Mapping[str, Any], name: str) -> _Request:
-    return _Request(line=number, conversation=name, session=name, start_s=0.0, row=row)
+    return _Request(line=number, conversation=name, session=name, start=0.0, row=row)
 
 
 def _requests(
-    file: SourceFile, number: int, row: Mapping[str, Any], conversation: str, agent: str = "", start_s: float = 0.0
+    file: SourceFile, number: int, row: Mapping[str, Any], conversation: str, agent: str = "", start: float = 0.0
 ) -> Iterator[_Request]:
     """The requests of a conversation, and of the agents that it started, in file order."""
     inside = row["requests"]
@@ -97,12 +98,12 @@ def _requests(
     for i, request in enumerate(inside):
         if "requests" not in request:
             yield _Request(
-                line=number, conversation=conversation, session=conversation + agent, start_s=start_s, row=request
+                line=number, conversation=conversation, session=conversation + agent, start=start, row=request
             )
             continue
         began = values_to_floats(file, "t", [request.get("t", 0)], lambda _: number)
         below = f"{agent}/{name_of(request.get('agent_id')) or i}"
-        yield from _requests(file, number, request, conversation, below, start_s + float(began[0]))
+        yield from _requests(file, number, request, conversation, below, start + float(began[0]))
 
 
 def _assembled(
@@ -118,7 +119,8 @@ def _assembled(
         )
         for request in requests
     )
-    relative_s = values_to_floats(file, "t", [row.get("t") for row in rows], row_of)
+    relative = values_to_floats(file, "t", [row.get("t") for row in rows], row_of)
+    due_s = (relative + np.array([request.start for request in requests])) / _units_per_s(file)
     inputs, outputs = (
         checked_tokens(file, key, values_to_floats(file, key, [row.get(key) for row in rows], row_of), row_of)
         for key in ("in", "out")
@@ -126,7 +128,7 @@ def _assembled(
     return assemble(
         "weka",
         file,
-        arrival_s=checked_seconds(file, "t", relative_s + np.array([request.start_s for request in requests]), row_of),
+        arrival_s=checked_seconds(file, "t", due_s, row_of),
         input_tokens=inputs,
         output_tokens=outputs,
         notes=notes,
@@ -143,7 +145,14 @@ def _think_times(file: SourceFile, requests: list[_Request]) -> Any:
     given = [request.row.get("think_time") for request in requests]
     values = [np.nan if value is None else value for value in given]
     times = values_to_floats(file, "think_time", values, lines_of([request.line for request in requests]))
-    return np.where(np.isfinite(times) & (times >= 0), times, np.nan)
+    return np.where(np.isfinite(times) & (times >= 0), times / _units_per_s(file), np.nan)
+
+
+def _units_per_s(file: SourceFile) -> float:
+    """Seconds, unless the user says otherwise."""
+    if file.how.timestamp_unit == "iso":
+        raise file.error(None, "t is a number of seconds since the conversation began, no ISO time")
+    return PER_SECOND[file.how.timestamp_unit or "s"]
 
 
 def _notes(requests: list[_Request], num_agents: int) -> tuple[Note, ...]:
