@@ -53,7 +53,7 @@ class Trace:
         session: session id per request ("" = none), or None.
         prefix_blocks: ids of the prompt's prefix blocks per request, or None. Same id = same text.
         prefix_block_tokens: tokens per prefix block, or None.
-        prompt_text: prompt text per request, or None for length-only traces.
+        prompt_text: prompt text per request, or None for length-only traces; "" where only the length is known.
         messages: chat messages per request (role, content), or None; the chat template is applied when tokenising.
         output_text: the true continuation per request, or None.
         delay_s: seconds from the end of the answer to the session's previous request, NaN where it is not known, shape

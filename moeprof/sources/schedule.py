@@ -10,11 +10,11 @@ import numpy as np
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
 from moeprof.core.workload.traffic import Arrivals, Traffic
-from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, prompt_ids, tokenise_text
+from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, merge, prompt_ids, tokenise_text
 from moeprof.sources.corpus import WindowSource, window_source
 from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
 from moeprof.sources.tokenizer import TextTokenizer
-from moeprof.sources.transforms import first_requests, transform
+from moeprof.sources.transforms import first_requests, limit_lengths, transform
 
 Outputs = Literal["forced", "forced_length", "free"]
 DEFAULT_NUM_WARMUPS = 8
@@ -86,9 +86,9 @@ def build_schedule(
     source = window_source(traffic.prompts, tokenizer, source_rng)
     content = None
     if trace.prompt_text is not None or trace.messages is not None:
-        content = tokenise_text(with_output_lengths(trace, traffic, rngs.output_lengths), tokenizer)
-        if traffic.trace is not None:
-            content = limit_text(content, traffic.trace, tokenizer)
+        content = _text_content(
+            with_output_lengths(trace, traffic, rngs.output_lengths), traffic, source, tokenizer, class_rng
+        )
     if input_tokens is not None:
         content, trace = None, with_input_length(trace if content is None else content.trace, input_tokens)
     if content is None:
@@ -101,6 +101,30 @@ def build_schedule(
     return BuiltSchedule(
         measured=measured, warmup=_schedule_like(warmup, measured), text=content.text, warmup_text=warmup.text
     )
+
+
+def _text_content(
+    trace: Trace, traffic: Traffic, source: WindowSource, tokenizer: TextTokenizer, rng: np.random.Generator
+) -> Content:
+    """A trace's own text as ids, within the limits; rows that state a length alone get windows of other text."""
+    alone = np.zeros(len(trace), dtype=np.bool_)
+    if trace.prompt_text is not None:
+        alone = np.array([not text for text in trace.prompt_text]) & (trace.input_tokens > 0)
+    content = tokenise_text(trace.select(~alone) if alone.any() else trace, tokenizer)
+    if traffic.trace is not None:
+        content = limit_text(content, traffic.trace, tokenizer)
+    if not alone.any():
+        return content
+    lengths = replace(trace.select(alone), prompt_text=None, output_text=None)
+    if traffic.trace is not None:
+        lengths = limit_lengths(
+            lengths,
+            max_input_tokens=traffic.trace.max_input_tokens,
+            max_output_tokens=traffic.trace.max_output_tokens,
+            max_total_tokens=traffic.trace.max_total_tokens,
+            too_long=traffic.trace.too_long,
+        )
+    return merge(content, deal_windows(lengths, source, tokenizer, rng))
 
 
 def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:

@@ -636,6 +636,7 @@ def test_images_of_sharegpt_conversations_go_with_their_marks(tmp_path: Path) ->
         ("session-dropped/all_stamps.jsonl", "aiperf", [0, 0.2, 0.5], [100, 80, 160], [10, 20, 10]),
         ("session-dropped/with_delay.jsonl", "aiperf", [0, 0.2, 0.5], [100, 80, 160], [10, 20, 10]),
         ("aiperf-text/aiperf_text_input.jsonl", "aiperf", [0, 1], [-1, -1], [-1, -1]),
+        ("aiperf-text/aiperf_mixed.jsonl", "aiperf", [0, 1, 2], [100, -1, -1], [-1, -1, -1]),
         ("aiperf-text/aiperf_multi_turn.jsonl", "aiperf", [0, 1], [-1, -1], [-1, -1]),
     ],
 )

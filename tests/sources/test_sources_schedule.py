@@ -354,3 +354,20 @@ def test_a_log_of_text_and_counts_replays_the_text(tmp_path: Path, tokenizer: Te
     schedule = build_schedule(trace_of(tmp_path, [row], trace=limits), tokenizer=tokenizer, seed=0).measured
     assert 1 < len(schedule.input_ids[0]) < 100
     assert schedule.output_tokens.tolist() == [2]
+
+
+def test_rows_of_lengths_among_rows_of_text_have_exactly_their_length(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [
+        {"text_input": "First of all", "timestamp": 1000, "output_length": 4},
+        {"input_length": 50, "timestamp": 1500, "output_length": 5},
+        {"text_input": "Last", "input_length": 99, "timestamp": 2000, "output_length": 6},
+    ]
+    built = build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0)
+    schedule = built.measured
+    assert schedule.arrival_s.tolist() == [0.0, 0.5, 1.0]
+    assert len(schedule.input_ids[1]) == 50
+    assert [tokenizer.decode([ids])[0] for ids in schedule.input_ids[::2]] == ["First of all", "Last"]
+    assert schedule.output_tokens.tolist() == [4, 5, 6]
+    assert built.text is not None
+    assert built.text.prompts[0] == "First of all"
+    assert codes(schedule) == {"lengths_among_text": 1, "no_output_text": 2}

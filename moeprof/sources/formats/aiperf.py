@@ -169,10 +169,10 @@ def _stamp(file: SourceFile, number: int, row: Mapping[str, Any], key: str) -> f
 
 
 def _texts(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]) -> dict[str, Any]:
-    lost = next((turn for turn in rows if not turn.has_text), None)
-    if lost is not None:
+    alone = [turn for turn in rows if not turn.has_text]
+    if alone and (any(previous is not None for previous in before) or any(turn.messages for turn in rows)):
         raise file.error(
-            lost.line, "only input_length is there, other rows have text; split the file into texts and lengths"
+            alone[0].line, "only input_length is there, other rows have text; split the file into texts and lengths"
         )
     outputs = np.array([UNKNOWN if turn.output is None else turn.output for turn in rows], dtype=np.int64)
     columns: dict[str, Any] = {"output_tokens": outputs, "notes": ()}
@@ -186,7 +186,14 @@ def _texts(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]
         empty = [not text for text in texts]
         columns["prompt_text"] = conversations.whole_texts(texts, before)
         columns["notes"] = conversations.additions_note(before, with_answers=False)
-    columns["input_tokens"] = np.where(empty, 0, UNKNOWN).astype(np.int64)
+    lengths = [turn.length or 0 if not turn.has_text else UNKNOWN for turn in rows]
+    columns["input_tokens"] = np.where(np.array(empty) & (np.array(lengths) < 0), 0, lengths).astype(np.int64)
+    if alone:
+        text = "requests state a length alone; they get text from prompts, the others keep their own"
+        columns["notes"] += (Note(code="lengths_among_text", count=len(alone), text=text),)
+        if any(turn.ids for turn in alone):
+            ids = tuple(() if turn.has_text else turn.ids for turn in rows)
+            columns |= {"prefix_blocks": ids, "prefix_block_tokens": file.how.block_tokens or BLOCK_TOKENS}
     return columns
 
 
