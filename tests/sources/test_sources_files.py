@@ -220,7 +220,7 @@ def test_a_time_without_a_zone_among_times_with_one_is_skipped_although_it_is_a_
 
 
 def test_a_file_of_bad_rows_alone_and_a_wrong_header_are_refused_although_bad_rows_are_skipped(tmp_path: Path) -> None:
-    assert "2 of its rows do not fit; the first: row 2, num" in refusal(
+    assert "none of its first 2 rows fits; row 2: num" in refusal(
         write_text(tmp_path, csv_of("1,x,1", "2,y,1")), skip_bad_rows=True
     )
     assert ": no column 'num_decode_tokens'" in refusal(

@@ -53,6 +53,14 @@ def test_one_object_that_holds_a_list_gives_the_lists_rows_and_says_so(tmp_path:
     assert said(trace, "beside_the_list") == "keys beside the list calls that are not used: version"
 
 
+def test_items_of_other_kinds_in_the_list_are_rows_that_do_not_fit(tmp_path: Path) -> None:
+    path = write_text(tmp_path, json.dumps({"batch": [{"kind": "start"}, *ROWS]}))
+    assert refusal(path, columns=PLAIN) == ":1: started_at is missing"
+    plain = read(path, columns=PLAIN, skip_bad_rows=True)
+    assert plain.input_tokens.tolist() == [10, 20]
+    assert counts(plain)["skipped_bad_rows"] == 1
+
+
 def test_one_object_that_has_the_named_keys_itself_is_one_row(tmp_path: Path) -> None:
     path = write_text(tmp_path, json.dumps({"usage": {"in": 3, "out": 4}, "choices": [{"in": 9}]}, indent=1))
     trace = read(path, columns={"input": "usage.in", "output": "usage.out"})

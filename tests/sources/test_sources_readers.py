@@ -199,7 +199,7 @@ def test_a_bad_azure_file_is_refused_in_one_line_with_the_row(tmp_path: Path, te
             ":2: output_tokens is -2",
         ),
         ('{"conversations": 3}', ":1: conversations must be"),
-        ('{"colour": "red"}', ": not a known trace (one JSON object, not lines; found keys colour)"),
+        ('{"colour": "red"}', ": not a known trace (found keys colour)"),
     ],
 )
 def test_a_bad_json_file_is_refused_in_one_line_with_the_row(tmp_path: Path, text: str, said: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import Trace
+from moeprof.core.trace import Note, Trace
 from moeprof.core.workload.traffic import TraceSource
 from moeprof.sources.formats.file import Reading, SourceFile, open_source
 
@@ -91,7 +92,8 @@ def sniff(file: SourceFile) -> str:
         if key in names:
             raise TraceError(f"{file.path}: this is {what}, not a trace of requests (found {key})")
     found = f"{'columns' if file.header else 'keys'} {', '.join(names[:12])}"
-    kind = "one JSON object, not lines; " if file.single else "a parquet file; " if file.table is not None else ""
+    over_lines = file.single and b"\n" in file.data.strip()
+    kind = "one JSON object, not lines; " if over_lines else "a parquet file; " if file.table is not None else ""
     raise TraceError(
         f"{file.path}: not a known trace ({kind}found {found[:240]}); name its format, one of {', '.join(READERS)}, or "
         "say which columns it has, as in --column arrival=NAME --column input=NAME --column output=NAME "
@@ -110,13 +112,16 @@ def read_trace(path: Path | str, format: str | None = None, how: Reading | None 
         raise TraceError(f"{path}: give the format ({format}) or the columns, one of them")
     known = None if format is None else reader(format)  # a misspelt name is reported before the file is opened
     file = open_source(Path(path), how)
+    notes: tuple[Note, ...] = ()
     if how.columns:
-        read = importlib.import_module("moeprof.sources.formats.named").read
+        named = importlib.import_module("moeprof.sources.formats.named")
+        read = named.read
+        file, notes = named.unwrapped(file)
     else:
         read = (known or reader(sniff(file))).read
-    if not how.skip_bad_rows:
-        return cast(Trace, read(file))
-    return cast(Trace, importlib.import_module("moeprof.sources.formats.skipping").read_good_rows(read, file))
+    if how.skip_bad_rows:
+        read = partial(importlib.import_module("moeprof.sources.formats.skipping").read_good_rows, read)
+    return cast(Trace, read(file)).with_notes(*notes)
 
 
 def read_source(source: TraceSource) -> Trace:

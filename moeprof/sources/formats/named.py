@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import NO_SESSION, IntArray, Trace
+from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
 from moeprof.sources.formats.columns import (
     RowOf,
     assemble,
@@ -60,6 +60,30 @@ def read(file: SourceFile) -> Trace:
     return assemble("columns", file, **columns)
 
 
+def unwrapped(file: SourceFile) -> tuple[SourceFile, tuple[Note, ...]]:
+    """One JSON object whose rows are in a list, as these rows; the list is the first that holds a named value.
+
+    Raises:
+        TraceError: an item of the list that is no object.
+    """
+    names = file.how.columns.values()
+    whole = file.rows[0][1] if file.single and file.rows else {}
+    if all(find(whole, name) is not None for name in names):
+        return file, ()
+    for key, items in whole.items():
+        if not isinstance(items, list) or not any(find(i, name) is not None for i in items for name in names):
+            continue
+        for i, item in enumerate(items, start=1):
+            if not isinstance(item, dict):
+                raise file.error(i, f"item {i} of {key} is {shown(item)}; an object is expected")
+        notes = [(f"the rows are the objects of the list {key} of one JSON object", "rows_of_list")]
+        if others := [name for name, value in whole.items() if name != key and (value or value == 0)]:
+            notes.append((f"keys beside the list {key} that are not used: {', '.join(others)}", "beside_the_list"))
+        said = tuple(Note(code=code, count=len(items), text=text) for text, code in notes)
+        return file.part(rows=tuple(enumerate(items, start=1)), single=False), said
+    return file, ()
+
+
 def _columns(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, list[Any]], RowOf]:
     """The values of each role, with the row numbers."""
     if file.has_objects:
@@ -87,7 +111,7 @@ def _found(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
 
 
 def _objects(file: SourceFile, names: dict[str, str]) -> list[tuple[int, dict[str, Any]]]:
-    """The rows; of one object that holds one list of objects, that list. What they hold is counted by dotted name."""
+    """The rows; what they hold is counted by dotted name."""
     others: list[str] = []
     if file.table is not None:  # other columns may be large: images, say
         heads = list(dict.fromkeys(_head(file, role, name) for role, name in names.items()))
@@ -96,33 +120,11 @@ def _objects(file: SourceFile, names: dict[str, str]) -> list[tuple[int, dict[st
         pairs = list(zip(numbers, file.table.select(heads).to_pylist(), strict=True))
     else:
         pairs = list(json_rows(file))
-    if file.single:
-        pairs = _rows_of_list(file, names, pairs[0][1]) or pairs
     file.seen.clear()
     for _, row in pairs:
         file.seen.update(_leaves(row, names.values(), "", MAX_NESTED))
     file.seen.update(dict.fromkeys(others, len(pairs)))
     return pairs
-
-
-def _rows_of_list(file: SourceFile, names: dict[str, str], whole: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of the list that holds the names, unless the object itself has them all."""
-    if all(find(whole, name) is not None for name in names.values()):
-        return []
-    for key, items in whole.items():
-        if not isinstance(items, list) or not items or all(find(items[0], name) is None for name in names.values()):
-            continue
-        for i, item in enumerate(items, start=1):
-            if not isinstance(item, dict):
-                raise file.error(i, f"item {i} of {key} is {shown(item)}; an object is expected")
-        file.note("rows_of_list", len(items), f"the rows are the objects of the list {key} of one JSON object")
-        others = [name for name, value in whole.items() if name != key and (value or value == 0)]
-        if others:
-            file.note(
-                "beside_the_list", len(items), f"keys beside the list {key} that are not used: {', '.join(others)}"
-            )
-        return list(enumerate(items, start=1))
-    return []
 
 
 def _leaves(row: dict[str, Any], wanted: Collection[str], prefix: str, depth: int) -> list[str]:

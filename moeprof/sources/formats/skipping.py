@@ -32,24 +32,25 @@ def read_good_rows(read: Callable[[SourceFile], Trace], file: SourceFile) -> Tra
     """
     try:
         return read(file)
-    except RowError:
-        pass  # the careful way finds it again, and all others
+    except RowError as error:
+        refused = error  # the careful way finds it again, and all others
     loaded, bad = _loaded(file.part())
     rows = list(range(_num_rows(loaded)))
-    while rows and (wrong := _row_error(read, loaded, rows[:1])) is not None:
-        bad.append(wrong)
-        del rows[0]
-    good = rows[:1] + _sifted(read, loaded, rows[:1], rows[1:], bad)
-    for _ in range(MAX_TRIES):  # rows that fit, but not beside the first: a time without a zone, say
-        if not good:
-            break
+    first = next((i for i in rows[:MAX_TRIES] if _fits_alone(read, loaded, i)), None)
+    if first is None:
+        tried = min(len(rows), MAX_TRIES) + len(bad)
+        raise file.error(None, f"none of its first {tried} rows fits; row {refused.row}: {refused.reason}")
+    others = rows[:first] + rows[first + 1 :]
+    good = sorted([first, *_sifted(read, loaded, [first], others, bad)])
+    while True:
         try:
             return read(_selected(loaded, good)).with_notes(_skipped(bad))
-        except RowError as error:
+        except RowError as error:  # it fits, but not beside its neighbours
+            others = [i for i in good if _number(loaded, i) != error.row]
+            if not others or len(others) == len(good):
+                raise
             bad.append(error)
-            good = [i for i in good if _number(loaded, i) != error.row]
-    first = min(bad, key=lambda error: error.row)
-    raise file.error(None, f"{len(bad)} of its rows do not fit; the first: row {first.row}, {first.reason}")
+            good = others
 
 
 def _skipped(bad: list[RowError]) -> Note:
@@ -68,7 +69,7 @@ def _sifted(
             return rows
         wrong = [i for i in rows if _number(file, i) == error.row]
         if not wrong:
-            raise error  # the header, say
+            raise error  # the first row: none fits alone
         if len(rows) > FEW_ROWS:
             middle = len(rows) // 2
             halves = rows[:middle], rows[middle:]
@@ -76,6 +77,14 @@ def _sifted(
         bad.append(error)
         rows = [i for i in rows if i not in wrong]
     return []
+
+
+def _fits_alone(read: Callable[[SourceFile], Trace], file: SourceFile, row: int) -> bool:
+    try:
+        read(_selected(file, [row]))
+    except TraceError:
+        return False
+    return True
 
 
 def _row_error(read: Callable[[SourceFile], Trace], file: SourceFile, rows: list[int]) -> RowError | None:
