@@ -53,9 +53,11 @@ class Trace:
         session: session id per request ("" = none), or None.
         prefix_blocks: ids of the prompt's prefix blocks per request, or None. Same id = same text.
         prefix_block_tokens: tokens per prefix block, or None.
-        prompt_text: prompt text per request, or None for length-only traces.
+        prompt_text: prompt text per request, or None for length-only traces; "" where only the length is known.
         messages: chat messages per request (role, content), or None; the chat template is applied when tokenising.
         output_text: the true continuation per request, or None.
+        delay_s: seconds from the end of the answer to the session's previous request, NaN where it is not known, shape
+            [N]; None when no request has one.
         notes: what was dropped, changed or noticed while reading.
     """
 
@@ -70,6 +72,7 @@ class Trace:
     prompt_text: tuple[str, ...] | None = None
     messages: tuple[tuple[tuple[str, str], ...], ...] | None = None
     output_text: tuple[str | None, ...] | None = None
+    delay_s: FloatArray | None = None
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
@@ -97,6 +100,7 @@ class Trace:
             prompt_text=pick(self.prompt_text),
             messages=pick(self.messages),
             output_text=pick(self.output_text),
+            delay_s=None if self.delay_s is None else self.delay_s[rows],
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import IntArray, Note, Trace
+from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
 from moeprof.core.workload.traffic import TraceSource
 from moeprof.sources.corpus import WindowSource
 from moeprof.sources.tokenizer import Ids, TextTokenizer, render_chat
@@ -207,6 +209,52 @@ def select(content: Content, keep: npt.NDArray[np.bool_], note: Note) -> Content
             messages=tuple(text.messages[i] for i in rows),
             outputs=tuple(text.outputs[i] for i in rows),
         ),
+    )
+
+
+def merge(text: Content, made: Content) -> Content:
+    """Requests with a text of their own and requests of lengths alone, as one content in order of arrival."""
+
+    def both(name: str, default: Any) -> Any:
+        columns = [getattr(part.trace, name) for part in (text, made)]
+        if columns == [None, None]:
+            return None
+        filled = zip(columns, (text, made), strict=True)
+        return tuple(item for column, part in filled for item in column or (default,) * len(part.trace))
+
+    trace = replace(
+        text.trace,
+        arrival_s=np.concatenate([text.trace.arrival_s, made.trace.arrival_s]),
+        input_tokens=np.concatenate([text.trace.input_tokens, made.trace.input_tokens]),
+        output_tokens=np.concatenate([text.trace.output_tokens, made.trace.output_tokens]),
+        request_class=both("request_class", "all"),
+        session=both("session", NO_SESSION),
+        prefix_blocks=both("prefix_blocks", ()),
+        prompt_text=both("prompt_text", ""),
+        messages=None,
+        output_text=both("output_text", None),
+        delay_s=None,
+        notes=tuple(dict.fromkeys((*text.trace.notes, *made.trace.notes))),
+    )
+    order = np.argsort(trace.arrival_s, kind="stable")
+
+    def sorted_rows(first: Sequence[Any], second: Sequence[Any]) -> tuple[Any, ...]:
+        rows = (*first, *second)
+        return tuple(rows[i] for i in order.tolist())
+
+    joined = None
+    if text.text is not None and made.text is not None:
+        joined = ScheduleText(
+            prompts=sorted_rows(text.text.prompts, made.text.prompts),
+            messages=sorted_rows(text.text.messages, made.text.messages),
+            outputs=sorted_rows(text.text.outputs, made.text.outputs),
+        )
+    return Content(
+        trace=trace.select(order),
+        input_ids=sorted_rows(text.input_ids, made.input_ids),
+        output_ids=sorted_rows(text.output_ids, made.output_ids),
+        text_class=sorted_rows(text.text_class, ("",) * len(made.text_class)),
+        text=joined,
     )
 
 

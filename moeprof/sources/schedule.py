@@ -10,11 +10,11 @@ import numpy as np
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
 from moeprof.core.workload.traffic import Arrivals, Traffic
-from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, prompt_ids, tokenise_text
+from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, merge, prompt_ids, tokenise_text
 from moeprof.sources.corpus import WindowSource, window_source
 from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
 from moeprof.sources.tokenizer import TextTokenizer
-from moeprof.sources.transforms import first_requests, transform
+from moeprof.sources.transforms import first_requests, limit_lengths, transform
 
 Outputs = Literal["forced", "forced_length", "free"]
 DEFAULT_NUM_WARMUPS = 8
@@ -86,12 +86,13 @@ def build_schedule(
     source = window_source(traffic.prompts, tokenizer, source_rng)
     content = None
     if trace.prompt_text is not None or trace.messages is not None:
-        content = tokenise_text(with_output_lengths(trace, traffic, rngs.output_lengths), tokenizer)
-        if traffic.trace is not None:
-            content = limit_text(content, traffic.trace, tokenizer)
+        content = _text_content(
+            with_output_lengths(trace, traffic, rngs.output_lengths), traffic, source, tokenizer, class_rng
+        )
     if input_tokens is not None:
         content, trace = None, with_input_length(trace if content is None else content.trace, input_tokens)
     if content is None:
+        trace = with_output_lengths(trace, traffic, rngs.output_lengths)
         content = deal_windows(trace, source, tokenizer, class_rng)
     realism, notes = _realism(source, len(trace))
     measured = _schedule(content, traffic.arrivals, outputs, "request")
@@ -100,6 +101,30 @@ def build_schedule(
     return BuiltSchedule(
         measured=measured, warmup=_schedule_like(warmup, measured), text=content.text, warmup_text=warmup.text
     )
+
+
+def _text_content(
+    trace: Trace, traffic: Traffic, source: WindowSource, tokenizer: TextTokenizer, rng: np.random.Generator
+) -> Content:
+    """A trace's own text as ids, within the limits; rows that state a length alone get windows of other text."""
+    alone = np.zeros(len(trace), dtype=np.bool_)
+    if trace.prompt_text is not None:
+        alone = np.array([not text for text in trace.prompt_text]) & (trace.input_tokens > 0)
+    content = tokenise_text(trace.select(~alone) if alone.any() else trace, tokenizer)
+    if traffic.trace is not None:
+        content = limit_text(content, traffic.trace, tokenizer)
+    if not alone.any():
+        return content
+    lengths = replace(trace.select(alone), prompt_text=None, output_text=None)
+    if traffic.trace is not None:
+        lengths = limit_lengths(
+            lengths,
+            max_input_tokens=traffic.trace.max_input_tokens,
+            max_output_tokens=traffic.trace.max_output_tokens,
+            max_total_tokens=traffic.trace.max_total_tokens,
+            too_long=traffic.trace.too_long,
+        )
+    return merge(content, deal_windows(lengths, source, tokenizer, rng))
 
 
 def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
@@ -139,7 +164,7 @@ def with_input_length(trace: Trace, input_tokens: int) -> Trace:
 
 
 def with_output_lengths(trace: Trace, traffic: Traffic, rng: np.random.Generator) -> Trace:
-    """A text trace whose rows without output text and length get one from ``lengths.output``.
+    """A trace whose rows without output text and length get one from ``lengths.output``.
 
     Raises:
         TraceError: there are such rows and no distribution.
@@ -212,6 +237,7 @@ def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, nam
         notes = (*notes, Note(code="no_output_text", count=len(trace) - len(given), text=text))
     forced = outputs == "forced"
     pattern = _pattern(trace, arrivals)
+    notes = (*notes, *_open_sessions(trace, pattern))
     unknown = np.full(len(trace), -1, dtype=np.int64)
     width = len(str(len(trace) - 1))
     return Schedule(
@@ -237,6 +263,17 @@ def _pattern(trace: Trace, arrivals: Arrivals | None) -> Pattern:
             return "closed"
         return "open" if arrivals.is_open else "offline"
     return "offline" if any(note.code == "no_times" for note in trace.notes) else "open"
+
+
+def _open_sessions(trace: Trace, pattern: Pattern) -> tuple[Note, ...]:
+    """Says how many turns are sent without waiting for the answer to the turn before them."""
+    sessions = [name for name in trace.session or () if name != NO_SESSION]
+    later = len(sessions) - len(set(sessions))
+    if not later:
+        return ()
+    when = "when they are due" if pattern == "open" else "as soon as there is room"
+    text = f"turns that follow another of their session are sent {when}, even before the answer to it has ended"
+    return (Note(code="sessions_open", count=later, text=text),)
 
 
 def _warmup(

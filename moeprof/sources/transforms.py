@@ -24,6 +24,8 @@ def transform(trace: Trace, source: TraceSource, *, rng: np.random.Generator) ->
     trace = time_window(trace, source.start_s, source.duration_s)
     trace = scale_times(trace, source.time_scale)
     trace = scale_lengths(trace, source.length_scale)
+    if trace.prompt_text is not None or trace.messages is not None:
+        return trace  # lengths that a log states beside text are another tokenizer's; the schedule counts and limits
     return limit_lengths(
         trace,
         max_input_tokens=source.max_input_tokens,
@@ -69,7 +71,8 @@ def scale_times(trace: Trace, time_scale: float) -> Trace:
     if time_scale == 1:
         return trace
     note = Note(code="time_scaled", count=len(trace), text=f"times were multiplied by {time_scale:g}")
-    return replace(trace, arrival_s=trace.arrival_s * time_scale).with_notes(note)
+    delay_s = None if trace.delay_s is None else trace.delay_s * time_scale
+    return replace(trace, arrival_s=trace.arrival_s * time_scale, delay_s=delay_s).with_notes(note)
 
 
 def rescale_rate(trace: Trace, rate: float) -> Trace:
@@ -92,7 +95,8 @@ def scale_lengths(trace: Trace, length_scale: float) -> Trace:
     """
     if length_scale == 1:
         return trace
-    if (trace.input_tokens < 0).any() or (trace.output_tokens < 0).any():
+    has_text = trace.prompt_text is not None or trace.messages is not None
+    if has_text or (trace.input_tokens < 0).any() or (trace.output_tokens < 0).any():
         raise TraceError("length_scale needs a trace of lengths; this one carries text (use max_input_tokens instead)")
     scaled = replace(
         trace,

@@ -71,4 +71,6 @@ def test_one_object_over_several_lines_is_read_by_its_named_columns() -> None:
 
 def test_images_are_counted_or_named() -> None:
     assert counts(read(shared("cases/images-dropped/multimodal.csv")))["images_left_out"] == 1
-    assert "image" in said(read(shared("cases/images-dropped/image.json")), "unused_keys")
+    trace = read(shared("cases/images-dropped/image.json"))
+    assert "1 image items" in said(trace, "media_left_out")
+    assert trace.messages == ((("user", "What is it?"),),)

@@ -98,7 +98,7 @@ def a_zip(name: str) -> bytes:
         (len(b'{"a": {}}').to_bytes(8, "little") + b'{"a": {}}\x00', ": this is a safetensors file"),
         (b'{"logical_count": [[1, 2]]}', ": this is an SGLang expert dump"),
         (b'{"architectures": ["x"], "model_type": "y"}', ": this is a model's config (`moeprof params` reads it)"),
-        (b'{\n "spans": [{"a": 1}]\n}', ": not a known trace (one JSON object, not lines; found keys spans)"),
+        (b'{\n "colours": [{"a": 1}]\n}', ": not a known trace (one JSON object, not lines; found keys colours)"),
         (b'{\n "a": 1,\n "b": }\n', ":3: broken JSON at line 3, character 7 (Expecting value)"),
         (b"[]", ": an empty JSON list"),
         (
@@ -146,11 +146,14 @@ def test_unused_keys_are_named_those_that_tell_something_first(tmp_path: Path) -
     [
         ({"input_tokens": 1, "output_tokens": 2, "started": 5}, "started"),
         ({"prompt": "a", "input_tokens": 1, "hash_ids": [3]}, "input_tokens, hash_ids"),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": [1], "name": ""}]}, "messages.tool_calls"),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": [1], "name": ""}], "session": "s"},
+            "messages.tool_calls",
+        ),
         (MOONCAKE | {"chat_id": 1, "parent_chat_id": -1, "type": "a", "turn": 1, "tools": [1]}, "tools"),
         (
-            {"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "image": "i"},
-            "image",
+            {"id": 1, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "lang": "en"},
+            "lang",
         ),
     ],
 )

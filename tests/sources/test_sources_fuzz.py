@@ -26,9 +26,27 @@ HEADERS = [
     "TIMESTAMP,ContextTokens,GeneratedTokens",
     "Timestamp,Request tokens,Response tokens",
     "arrived_at,num_prefill_tokens,num_decode_tokens",
+    "arrival_timestamp,prompt_size,token_size",
+    "prompt,output_tokens_count,prompt_tokens_count",
 ]
 KEYS = [
     *("timestamp", "input_length", "output_length", "hash_ids", "chat_id", "parent_chat_id", "type", "conversations"),
+    *(
+        "body",
+        "custom_id",
+        "url",
+        "response",
+        "error",
+        "tools",
+        "max_tokens",
+        "call_type",
+        "startTime",
+        "prompt_tokens",
+    ),
+    *("completion_tokens", "status", "cache_hit", "session_id", "batch", "traceId", "usage", "usageDetails", "level"),
+    *("captureData", "eventMetadata", "resourceSpans", "spans", "attributes", "startTimeUnixNano", "start_time", "id"),
+    *("requests", "t", "in", "out", "think_time", "block_size", "text", "texts", "text_input", "turns", "image"),
+    *("metadata", "metrics", "conversation", "ts", "output_tokens_count", "prompt_0", "image_files"),
     *(
         "arrival_s",
         "input_tokens",
@@ -41,6 +59,10 @@ KEYS = [
         "delay",
     ),
 ]
+INNER_KEYS = ["from", "value", "role", "content", "type", "text", "parts", "messages", "key", "data", "encoding"]
+INNER_KEYS += ["endpointInput", "inferenceTime", "scopeSpans", "spans", "attributes", "gen_ai.input.messages", "body"]
+INNER_KEYS += ["gen_ai.usage.input_tokens", "gen_ai.operation.name", "t", "in", "out", "requests", "usage", "startTime"]
+INNER_KEYS += ["timestamp_ns", "input_sequence_length", "input", "output", "prompt_tokens", "choices", "message"]
 CELLS = st.one_of(
     st.integers(-3, 10**20).map(str),
     st.floats().map(str),
@@ -53,7 +75,7 @@ VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(10**25), 10**25), st.floats(), st.text(max_size=4)),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), inner, max_size=3),
+        st.dictionaries(st.sampled_from(INNER_KEYS), inner, max_size=4),
     ),
     max_leaves=6,
 )

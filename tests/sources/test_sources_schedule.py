@@ -331,3 +331,53 @@ def test_the_real_mooncake_trace_keeps_its_prefix_sharing(tokenizer: TextTokeniz
             piece = tuple(ids[16 * i : 16 * (i + 1)].tolist())
             if len(piece) == 16:
                 assert text_of.setdefault(block, piece) == piece
+
+
+def test_turns_of_added_lengths_begin_with_the_whole_prompt_before_them(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    rows = [
+        {"session_id": "a", "timestamp": 0, "input_length": 130, "output_length": 10},
+        {"session_id": "a", "delay": 50, "input_length": 20, "output_length": 10},
+    ]
+    schedule = build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0).measured
+    first, second = schedule.input_ids
+    assert (len(first), len(second)) == (130, 130 + 10 + 20)
+    assert first[:128].tolist() == second[:128].tolist()  # two blocks of 64 tokens
+    assert codes(schedule) == {"sessions_open": 1, "turns_add_up": 1}
+
+
+def test_lengths_without_an_output_get_one_from_the_workload(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [{"input_length": 20, "timestamp": 0}, {"input_length": 20, "output_length": 3, "timestamp": 100}]
+    with pytest.raises(TraceError, match="neither an output nor output_tokens"):
+        build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0)
+    lengths = LengthPair(output=Lengths(value=7))
+    schedule = build_schedule(trace_of(tmp_path, rows, lengths=lengths), tokenizer=tokenizer, seed=0).measured
+    assert schedule.output_tokens.tolist() == [7, 3]
+    assert codes(schedule) == {"output_lengths_drawn": 1}
+
+
+def test_a_log_of_text_and_counts_replays_the_text(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    row = {"call_type": "completion", "startTime": 5.0, "prompt_tokens": 999, "completion_tokens": 2}
+    row |= {"messages": [{"role": "user", "content": "Hi"}], "response": "One two three four five six"}
+    limits = {"max_input_tokens": 100}  # of the text's own tokens, not of the 999 that another tokenizer counted
+    schedule = build_schedule(trace_of(tmp_path, [row], trace=limits), tokenizer=tokenizer, seed=0).measured
+    assert 1 < len(schedule.input_ids[0]) < 100
+    assert schedule.output_tokens.tolist() == [2]
+
+
+def test_rows_of_lengths_among_rows_of_text_have_exactly_their_length(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    rows = [
+        {"text_input": "First of all", "timestamp": 1000, "output_length": 4},
+        {"input_length": 50, "timestamp": 1500, "output_length": 5},
+        {"text_input": "Last", "input_length": 99, "timestamp": 2000, "output_length": 6},
+    ]
+    built = build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0)
+    schedule = built.measured
+    assert schedule.arrival_s.tolist() == [0.0, 0.5, 1.0]
+    assert len(schedule.input_ids[1]) == 50
+    assert [tokenizer.decode([ids])[0] for ids in schedule.input_ids[::2]] == ["First of all", "Last"]
+    assert schedule.output_tokens.tolist() == [4, 5, 6]
+    assert built.text is not None
+    assert built.text.prompts[0] == "First of all"
+    assert codes(schedule) == {"lengths_among_text": 1, "no_output_text": 2}

@@ -178,6 +178,7 @@ def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, nee
             if value is None:
                 raise file.error(row_of(i), f"{name} is missing")
             raise file.error(row_of(i), f"{name} is {shown(value)}; a time like 2024-05-10T00:00:00.5Z is expected")
+        checked_text(file, row_of(i), name, value)
     return pa.chunked_array([pa.array(values, type=pa.string())])
 
 

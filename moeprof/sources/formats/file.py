@@ -228,6 +228,19 @@ def json_rows(file: SourceFile, bad: list[RowError] | None = None) -> Iterator[t
         yield number, row
 
 
+def first_row(file: SourceFile) -> dict[str, Any]:
+    """The first object, for a look at more than its keys; nothing counts as read.
+
+    Raises:
+        TraceError: as :func:`json_rows`.
+    """
+    if file.rows:
+        return file.rows[0][1]
+    if file.table is not None:
+        return _checked_object(file, 1, file.table.slice(0, 1).to_pylist()[0])
+    return _first_object(file)
+
+
 def _items(file: SourceFile, bad: list[RowError] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.rows is not None:
         yield from file.rows

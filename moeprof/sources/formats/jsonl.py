@@ -7,6 +7,7 @@ Keys of a row (one kind of prompt per file):
     prompt | messages  text, or [{"role", "content"}]; then the lengths are counted by the tokenizer
     output             the true continuation
     request_class, session, prefix_blocks, prefix_block_tokens
+    delay_s            from the end of the answer to the session's previous request
 
 vLLM's custom form (``prompt``, ``output_tokens``) is this form. AIPerf's is read as well: ``text``, ``output_length``,
 ``input_length``, ``timestamp`` and ``delay`` in milliseconds (see units.py), ``session_id``, ``hash_ids``; a turn
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
 from moeprof.sources.formats.columns import (
+    MAX_SECONDS,
     RowOf,
     assemble,
     checked_messages,
@@ -127,7 +130,7 @@ def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) ->
 
 def _say_used(file: SourceFile, kind: str | None) -> None:
     """The keys that this kind of prompt needs: text is counted, so lengths stated beside it are not used."""
-    used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens"}
+    used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens", "delay_s"}
     used |= {"input_tokens"} if kind is None else {kind, "output"}
     file.use(*used, *(key for key, name in ALIASES.items() if name in used))
 
@@ -142,6 +145,11 @@ def _tags(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> di
                 )
                 for i, row in enumerate(rows)
             )
+    if any("delay_s" in row for row in rows):
+        values = [math.nan if row.get("delay_s") is None else row["delay_s"] for row in rows]
+        tags["delay_s"] = values_to_floats(file, "delay_s", values, row_of)
+        if not (np.isnan(tags["delay_s"]) | ((tags["delay_s"] >= 0) & (tags["delay_s"] <= MAX_SECONDS))).all():
+            raise file.error(None, "delay_s must be seconds, at least 0")
     if any("prefix_blocks" in row for row in rows):
         tags["prefix_blocks"] = tuple(
             block_ids(file, "prefix_blocks", row.get("prefix_blocks", []), row_of(i)) for i, row in enumerate(rows)
@@ -209,6 +217,8 @@ def lines(trace: Trace) -> Iterator[str]:
             row["request_class"] = trace.request_class[i]
         if trace.session is not None and trace.session[i] != NO_SESSION:
             row["session"] = trace.session[i]
+        if trace.delay_s is not None and not math.isnan(trace.delay_s[i]):
+            row["delay_s"] = float(trace.delay_s[i])
         if trace.prefix_blocks is not None:
             row["prefix_blocks"] = list(trace.prefix_blocks[i])
             row["prefix_block_tokens"] = trace.prefix_block_tokens

@@ -1,16 +1,19 @@
 """ShareGPT conversations: ``[{"id", "conversations": [{"from": "human" | "gpt", "value"}]}]``.
 
 Every assistant turn is one request: the turns before it are the messages, its own text is the true continuation. The
-file has no times; the requests of a conversation share a session.
+file has no times; the requests of a conversation share a session. Images of a conversation (``image``, a name or a
+list; ``<image>`` marks their places, as LLaVA's files have it) are left out and counted, with their marks.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from moeprof.core.trace import Note, Trace
+from moeprof.sources.formats.chat import ChatReader, Messages
 from moeprof.sources.formats.columns import assemble, checked_text
 from moeprof.sources.formats.file import SourceFile, json_rows
 
@@ -24,7 +27,8 @@ ROLES = {
     "bard": "assistant",
     "system": "system",
 }
-Messages = tuple[tuple[str, str], ...]
+IMAGE_KEYS = ("image", "images")
+IMAGE_MARK = re.compile(r"<image>\n?|\n?<image>")
 
 
 def matches(file: SourceFile) -> bool:
@@ -42,9 +46,14 @@ def read(file: SourceFile) -> Trace:
     outputs: list[str] = []
     sessions: list[str] = []
     num_odd = num_turns = 0
-    file.use("id", "conversations")
+    file.use("id", "conversations", *IMAGE_KEYS)
+    chat = ChatReader(file=file)
     for number, row in json_rows(file):
         turns = _turns(file, number, row)
+        images = [row[key] for key in IMAGE_KEYS if row.get(key)]
+        if images:
+            chat.left_out(number, "image", sum(len(image) if isinstance(image, list) else 1 for image in images))
+            turns = [(role, IMAGE_MARK.sub("", value)) for role, value in turns]
         num_turns += len(turns)
         requests = requests_of(turns)
         num_odd += not requests
@@ -65,7 +74,7 @@ def read(file: SourceFile) -> Trace:
         arrival_s=None,
         input_tokens=unknown,
         output_tokens=unknown,
-        notes=notes,
+        notes=(*notes, *chat.notes()),
         messages=tuple(messages),
         output_text=tuple(outputs),
         session=tuple(sessions),
