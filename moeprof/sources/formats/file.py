@@ -13,6 +13,7 @@ from typing import Any
 from moeprof.core.errors import TraceError
 
 GZIP_MAGIC = b"\x1f\x8b"
+PARTS = "part-*.jsonl*"  # of what `moeprof trace record` writes into a folder
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -43,11 +44,14 @@ class SourceFile:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file, unpacked if it is gzip.
+    """The content of a text file, unpacked if it is gzip; of a recording's folder, that of its parts in turn.
 
     Raises:
-        TraceError: missing, a folder, unreadable, damaged gzip, not UTF-8, or empty.
+        TraceError: missing, a folder of something else, unreadable, damaged gzip, not UTF-8, or empty.
     """
+    parts = sorted(path.glob(PARTS)) if path.is_dir() else []
+    if parts:
+        return b"\n".join(read_bytes(part) for part in parts)
     try:
         data = path.read_bytes()
         if data.startswith(GZIP_MAGIC):
