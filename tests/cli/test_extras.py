@@ -119,7 +119,9 @@ def test_the_table_of_extras_is_that_of_the_package() -> None:
     assert "moeprof[run,serve]" in PROJECT["optional-dependencies"]["dev"]
 
 
-@pytest.mark.parametrize(("file", "extras"), [("constraints.txt", ("run", "serve", "dev")), ("constraints-517.txt", ("run",))])
+@pytest.mark.parametrize(
+    ("file", "extras"), [("constraints.txt", ("run", "serve", "dev")), ("constraints-517.txt", ("run",))]
+)
 def test_every_package_that_is_named_is_pinned(file: str, extras: tuple[str, ...]) -> None:
     pinned = names([line for line in (ROOT / file).read_text().splitlines() if "==" in line])
     wanted = names(PROJECT["dependencies"]).union(*(names(PROJECT["optional-dependencies"][extra]) for extra in extras))

@@ -38,6 +38,8 @@ class Exchange:
         client_first, client_last: when it had been handed to the client's socket.
         first_output: when the first chunk with output was read (a chat's first chunk often names the role only).
         answer: the answer as far as it came.
+        body_left: bytes of the answer's body that are still to come, where its head said how many there are.
+        whole: all of the answer passed.
         ended: why it ended, where it is known to be broken.
     """
 
@@ -52,6 +54,8 @@ class Exchange:
     client_last: float | None = None
     first_output: float | None = None
     answer: Answer | None = None
+    body_left: int | None = None
+    whole: bool = False
     ended: str | None = None
     _body: bytearray = field(default_factory=bytearray)
     _unread: list[tuple[bytes, float]] = field(default_factory=list)
@@ -67,6 +71,9 @@ class Exchange:
         if self.upstream_first is None:
             self.upstream_first, self.client_first = read, sent
         self.upstream_last, self.client_last = read, sent
+        if self.body_left is not None:  # a client that counts may go when it has the last byte
+            self.body_left -= len(piece)
+            self.whole = self.whole or self.body_left <= 0
         self._unread.append((piece, read))
         return len(self._unread) == 1
 
@@ -82,7 +89,8 @@ class Exchange:
         """It was broken off; the first reason counts, and none after the whole answer had passed."""
         if self.answer is not None:
             self.look()
-        if self.ended is None and (self.answer is None or not self.answer.finished):
+            self.whole = self.whole or self.answer.finished
+        if self.ended is None and not self.whole:
             self.ended = ended
 
     def row(self, start: float, salt: Salt) -> dict[str, Any]:

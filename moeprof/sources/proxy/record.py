@@ -123,14 +123,10 @@ def _summary(proxy: RecordingProxy, writer: RecordingWriter, span_s: float) -> I
             "stream_options.include_usage)"
         )
     if proxy.held_s:
-        yield (
-            f"Added latency: the proxy held a chunk for {_two(proxy.held_s)} ({len(proxy.held_s):,} chunks); its "
-            f"event loop was late by {_two(proxy.late_s)}"
-        )
+        late = f"; its event loop was late by {_two(proxy.late_s)}" if proxy.late_s else ""
+        yield f"Added latency: the proxy held a chunk for {_two(proxy.held_s)} ({len(proxy.held_s):,} chunks){late}"
 
 
 def _two(samples: array[float]) -> str:
-    if not samples:
-        return units.NOT_AVAILABLE
     median, p99 = np.percentile(np.frombuffer(samples), [50, 99]).tolist()
     return f"{median * 1e3:.3f} ms at the median, {p99 * 1e3:.3f} ms at p99"

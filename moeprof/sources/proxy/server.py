@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
+import ssl
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -190,6 +193,7 @@ class RecordingProxy:
         if exchange is not None:
             content_type = upstream.headers.get("Content-Type", "")
             exchange.answer = Answer(upstream.status, content_type.lower(), keep_text=exchange.keep_text)
+            exchange.body_left = upstream.content_length
         pieces = upstream.content.iter_any().__aiter__()
         loop = asyncio.get_running_loop()
         try:
@@ -212,6 +216,8 @@ class RecordingProxy:
                 _sample(self.held_s, sent - read)
                 if exchange is not None and exchange.on_answer(piece, read, sent):
                     loop.call_soon(exchange.look)  # not now: other streams' pieces may be waiting
+            if exchange is not None:
+                exchange.whole = True
             await response.write_eof()
         except ConnectionError:
             if exchange is not None:
@@ -278,7 +284,9 @@ def reason(error: BaseException) -> str:
         return f"no answer within {CONNECT_S:g} s"
     if isinstance(error, socket.gaierror):
         return "no such host"
-    return str(getattr(error, "strerror", None) or error)
+    number = getattr(error, "errno", None)
+    known = isinstance(number, int) and number in errno.errorcode and not isinstance(error, ssl.SSLError)
+    return os.strerror(number) if known else str(error)
 
 
 def parse_upstream(text: str) -> URL:
@@ -298,7 +306,7 @@ def parse_upstream(text: str) -> URL:
     if url.user is not None or url.password is not None:
         raise InputError("--upstream: credentials do not belong in the URL; the clients send their own")
     if url.raw_query_string or url.raw_fragment:
-        raise InputError(f"--upstream: {text!r} has a query or fragment; give the address alone")
+        raise InputError("--upstream: the URL has a query or fragment; give the address alone")
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.origin().with_path(path, encoded=True) if path else url.origin()
 
