@@ -193,7 +193,7 @@ def record(
     from moeprof.sources.proxy import null_test as against_nothing
     from moeprof.sources.proxy.record import Stop
     from moeprof.sources.proxy.record import record as record_until
-    from moeprof.sources.proxy.server import ProxySettings, parse_listen, parse_upstream
+    from moeprof.sources.proxy.server import ProxySettings, is_loopback, parse_listen, parse_upstream
     from moeprof.sources.proxy.writer import default_output
 
     if null_test:
@@ -206,6 +206,9 @@ def record(
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
+
+    if not is_loopback(address[0]):
+        say(f"note: whoever reaches {address[0]} can use the server through this proxy")
 
     async def until_stopped() -> Recorded:
         place = output or default_output()

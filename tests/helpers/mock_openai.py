@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,14 @@ class MockServer:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         self.requests.append((request.raw_path, dict(request.headers), body))
+        if request.method == "HEAD":
+            return web.Response(headers={"Content-Length": "1234"})
+        if request.method == "DELETE":
+            return web.Response(status=204)
+        if request.path == "/moved":
+            return web.Response(status=307, headers={"Location": "/v1/models", "Set-Cookie": "a=b"})
+        if request.path == "/packed":
+            return web.Response(body=gzip.compress(b"packed"), headers={"Content-Encoding": "gzip"})
         if request.method == "GET":
             return web.Response(body=b'{"data": []}', headers={"X-Extra": "kept", "Content-Type": "application/json"})
         asked = json.loads(body)

@@ -87,6 +87,34 @@ def test_what_is_no_completion_passes_and_is_not_recorded(output: Path) -> None:
     assert recorded(output, talk) == []
 
 
+def test_heads_redirects_cookies_and_compressed_bodies_pass_as_they_are(output: Path) -> None:
+    async def talk(proxy: Recording, mock: MockServer) -> None:
+        async with proxy.client.head(f"{proxy.url}/health") as answer:
+            assert (answer.status, answer.headers["Content-Length"]) == (200, "1234")
+        async with proxy.client.delete(f"{proxy.url}/v1/files/1") as answer:
+            assert (answer.status, await answer.read()) == (204, b"")
+        async with proxy.client.get(f"{proxy.url}/moved", allow_redirects=False) as answer:
+            moved = (answer.status, answer.headers["Location"], answer.headers["Set-Cookie"])
+            assert moved == (307, "/v1/models", "a=b")
+        async with aiohttp.ClientSession(auto_decompress=False) as raw, raw.get(f"{proxy.url}/packed") as answer:
+            assert gzip.decompress(await answer.read()) == b"packed"
+        assert all("Cookie" not in headers for _, headers, _ in mock.requests)
+
+    assert recorded(output, talk) == []
+
+
+def test_many_streams_at_once_are_told_apart(output: Path) -> None:
+    async def talk(proxy: Recording, mock: MockServer) -> None:
+        mock.gap_s = 0.005
+        asks = (proxy.complete(prompt="w " * n, max_tokens=n, stream=True, **USAGE) for n in range(1, 65))
+        bodies = await asyncio.gather(*asks)
+        assert [body.count(b" tok") for body in bodies] == list(range(1, 65))
+
+    rows = recorded(output, talk)
+    assert sorted((row["input_tokens"], row["output_tokens"]) for row in rows) == [(n, n) for n in range(1, 65)]
+    assert all(row["output_chunks"] == row["output_tokens"] for row in rows)
+
+
 def test_an_upstream_with_v1_at_its_end_is_the_same_upstream(output: Path) -> None:
     async def run() -> list[str]:
         async with mock_server() as mock, recording(f"{mock.url}/v1/", output) as proxy:
@@ -378,7 +406,7 @@ def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
     async def run() -> None:
         server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        with pytest.raises(InputError, match="cannot be reached .*certificate verify failed"):
+        with pytest.raises(InputError, match=r"cannot be reached .*certificate verify failed"):
             async with recording(url, tmp_path / "tls.jsonl"):
                 pass
         server.close()

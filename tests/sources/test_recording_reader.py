@@ -1,4 +1,4 @@
-"""Recordings as traces: order, estimates, what is dropped, damaged files; and from a recording to a schedule and back."""
+"""Recordings as traces: order, estimates, what is dropped, damaged files; from a recording to a schedule and back."""
 
 from __future__ import annotations
 
@@ -196,6 +196,7 @@ async def replay(schedule: Schedule, url: str, output: Path) -> None:
         await asyncio.gather(*(one(s, *pair) for s, pair in zip(schedule.arrival_s.tolist(), lengths, strict=True)))
 
 
+@pytest.mark.process
 def test_a_replay_of_a_recording_has_its_arrivals_and_lengths(tmp_path: Path) -> None:
     """Arrivals 0, 0.11, ... with gaps of 70 to 150 ms; recorded, read as a schedule, sent again, recorded again."""
     planted = file(tmp_path, HEADER, *(row(0.1 * i + 0.01 * (i % 3), input_tokens=5 + i, output_tokens=1 + i)

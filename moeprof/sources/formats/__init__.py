@@ -17,13 +17,13 @@ from moeprof.sources.formats.file import SourceFile, open_source
 
 # Order matters for sniffing: the formats with the most telling keys come first, the widest one last.
 READERS = {
-    "recording": "moeprof.sources.formats.recording",
     "azure": "moeprof.sources.formats.azure",
     "burstgpt": "moeprof.sources.formats.burstgpt",
     "vidur": "moeprof.sources.formats.vidur",
     "bailian": "moeprof.sources.formats.bailian",
     "mooncake": "moeprof.sources.formats.mooncake",
     "sharegpt": "moeprof.sources.formats.sharegpt",
+    "recording": "moeprof.sources.formats.recording",
     "jsonl": "moeprof.sources.formats.jsonl",
 }
 

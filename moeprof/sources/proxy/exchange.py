@@ -10,7 +10,8 @@ from moeprof.sources.formats.recording import CLIENT_LEFT
 from moeprof.sources.proxy.answers import MAX_KEPT, Answer
 from moeprof.sources.proxy.prompts import Salt, prompt_columns
 
-UNREACHABLE, BROKEN, STOPPED = "upstream_unreachable", "upstream_disconnect", "proxy_stopped"
+UNREACHABLE, BROKEN = "upstream_unreachable", "upstream_disconnect"
+STOPPED, OUR_FAULT = "proxy_stopped", "proxy_error"
 ENDPOINTS = ("chat/completions", "completions")
 DIGITS = 6  # of seconds: microseconds
 clock = time.monotonic
@@ -99,7 +100,7 @@ class Exchange:
         if self.answer is not None:
             self.look()
             self.answer.close()
-        row["status"] = self.ended or (UNREACHABLE if self.answer is None else self.answer.status())
+        row["status"] = self.ended or (OUR_FAULT if self.answer is None else self.answer.status())
         row |= prompt_columns(bytes(self._body), salt, session=self.session, keep_text=self.keep_text)
         if self.answer is not None:
             row |= self.answer.columns()

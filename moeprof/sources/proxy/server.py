@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import ssl
@@ -284,9 +285,10 @@ def reason(error: BaseException) -> str:
         return f"no answer within {CONNECT_S:g} s"
     if isinstance(error, socket.gaierror):
         return "no such host"
-    number = getattr(error, "errno", None)
-    known = isinstance(number, int) and number in errno.errorcode and not isinstance(error, ssl.SSLError)
-    return os.strerror(number) if known else str(error)
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    if number is not None and number in errno.errorcode:
+        return os.strerror(number)
+    return str(error)
 
 
 def parse_upstream(text: str) -> URL:
@@ -322,3 +324,11 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise InputError(f"--listen: {text!r} is no address; 127.0.0.1:8080 is one")
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
