@@ -55,7 +55,8 @@ class NullTest:
         return (
             f"Null test: the proxy adds {self.added_median_s * 1e3:.3f} ms per chunk at the median "
             f"({proxied * 1e3:.3f} ms through it, {direct * 1e3:.3f} ms directly; p99 {proxied_99 * 1e3:.3f} and "
-            f"{direct_99 * 1e3:.3f} ms), {STREAMS} + {STREAMS} streams of {CHUNKS} chunks, one each {GAP_S * 1e3:g} ms"
+            f"{direct_99 * 1e3:.3f} ms), {STREAMS} + {STREAMS} streams in step, {CHUNKS} chunks each, "
+            f"one every {GAP_S * 1e3:g} ms"
         )
 
 
