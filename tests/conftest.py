@@ -27,7 +27,7 @@ PROCESS_ROOMS = ("capture", "cli", "recipes", "benchmarks")
 PROCESS_FILES = {
     "test_golden_outputs.py", "test_compare_models.py", "test_compare_document.py", "test_compare_runs.py",
     "test_house.py", "test_judge_stored.py", "test_judge_pairs.py", "test_attribution.py", "test_claims.py",
-    "test_baseline_store.py",
+    "test_baseline_store.py", "test_recording_proxy.py",
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ HOMES = {
     "huggingface_hub": ("capture/",),
     "pynvml": ("capture/devices/gpu.py",),
     "triton": ("capture/kernels/",),
+    "aiohttp": ("sources/proxy/",),
     "yaml": ("core/yamlfile.py",),
     "typer": ("cli/",),
     "rich": ("cli/", "render/terminal.py"),

@@ -1,7 +1,8 @@
-"""``moeprof trace``: look at a trace, translate it, make one."""
+"""``moeprof trace``: look at a trace, translate it, make one, record one."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from moeprof.core.trace import Trace
     from moeprof.core.workload.traffic import Lengths, RequestClass, TraceSource
     from moeprof.sources.describe import LengthStats, TraceStats
+    from moeprof.sources.proxy.record import Recorded
 
-trace_app = typer.Typer(help="Look at recorded traces, translate them, make synthetic ones.", no_args_is_help=True)
+trace_app = typer.Typer(
+    help="Look at recorded traces, translate them, make synthetic ones, record traffic.", no_args_is_help=True
+)
 
 SourceArgument = Annotated[
     Path, typer.Argument(help="Trace file: CSV, JSON or parquet, packed or not.", show_default=False)
@@ -188,6 +192,68 @@ def synth(
         return
     write_trace(made, output, force=force)
     typer.echo(f"Wrote {output} ({len(made)} requests)", err=True)
+
+
+@trace_app.command()
+def record(
+    upstream: Annotated[
+        str | None, typer.Option(help="URL of the server, as http://127.0.0.1:8000.", show_default=False)
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT for the clients; port 0: any free one.")] = "127.0.0.1:8080",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for parts, or one file NAME.jsonl; by default recordings/TIME.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Write prompts and outputs too.")] = False,
+    session_header: Annotated[
+        str, typer.Option(help="Header that tells the session; without it the body's `user` does.")
+    ] = "X-Session-Id",
+    part_mib: Annotated[int, typer.Option(help="Size of a part in MiB, then the next begins.", min=1)] = 256,
+    null_test: Annotated[
+        bool, typer.Option("--null-test", help="Only measure what the proxy adds, on this machine, and end.")
+    ] = False,
+) -> int:
+    """Record the traffic of an OpenAI-compatible server: a proxy that forwards at once and writes a trace.
+
+    Lengths, times, and salted hashes of sessions and prompts are written, no text, and never a header. Ctrl-C ends it.
+    """
+    import asyncio
+
+    from moeprof.sources.proxy import null_test as against_nothing
+    from moeprof.sources.proxy.record import Stop
+    from moeprof.sources.proxy.record import record as record_until
+    from moeprof.sources.proxy.server import ProxySettings, is_loopback, parse_listen, parse_upstream
+    from moeprof.sources.proxy.writer import default_output
+
+    if null_test:
+        typer.echo(asyncio.run(against_nothing.null_test()).line())
+        return 0
+    if upstream is None:
+        raise WorkloadError("--upstream: is missing; http://127.0.0.1:8000 is one")
+    settings = ProxySettings(upstream=parse_upstream(upstream), keep_text=keep_text, session_header=session_header)
+    address = parse_listen(listen)
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if not is_loopback(address[0]):
+        say(f"note: whoever reaches {address[0]} can use the server through this proxy")
+
+    async def until_stopped() -> Recorded:
+        place = output or default_output()
+        return await record_until(settings, place, listen=address, part_bytes=part_mib * 2**20, say=say, stop=Stop())
+
+    recorded = asyncio.run(until_stopped())
+    for line in recorded.lines:
+        say(line)
+    if recorded.signal_number == signal.SIGINT:  # who sent another signal may not wait
+        say(asyncio.run(against_nothing.null_test()).line())
+    return 1 if recorded.lost else 0
 
 
 def _pattern(burstiness: float, max_concurrency: int | None, request_rate: float | None) -> Any:

@@ -44,6 +44,7 @@ FROZEN = {
     "trace inspect": "PATH --format --from",
     "trace convert": "PATH OUTPUT --duration-s --force --from --jitter --length-scale --max-input-tokens "
     "--max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --start-s --time-scale --too-long",
+    "trace record": "--keep-text --listen --null-test --output --part-mib --session-header --upstream -o",
     "trace synth": "OUTPUT --burst-size --burstiness --force --input-len --max-concurrency --num-prefixes "
     "--num-prompts --output-len --pattern --prefix-len --prefix-ratio --request-class --request-rate --seed",
 }

@@ -23,7 +23,7 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS["run"]!r}:
+        if name.partition(".")[0] in {(*EXTRAS["run"], *EXTRAS["serve"])!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Refuse())
@@ -83,15 +83,23 @@ def test_what_runs_a_model_names_the_extra_in_one_line_and_leaves_nothing(argume
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_talks_to_servers_names_its_own_extra(tmp_path: Path) -> None:
+    ran = light(["trace", "record", "--upstream", "http://127.0.0.1:9"], tmp_path)
+    line = "moeprof: aiohttp is not installed, and this command needs it: pip install 'moeprof[serve]'\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", line)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_loads_nothing_that_reads_tables() -> None:
     """It is what people type first, and each of these takes longer than all the rest."""
-    program = "import sys, moeprof.cli.main; print([n for n in ('pandas', 'pyarrow', 'scipy') if n in sys.modules])"
+    heavy = ("pandas", "pyarrow", "scipy", "aiohttp")
+    program = f"import sys, moeprof.cli.main; print([n for n in {heavy} if n in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
 
 
 def test_a_missing_module_of_no_extra_is_our_mistake(tmp_path: Path) -> None:
-    program = BLOCKED.replace(repr(EXTRAS["run"]), repr(("rich",)))
+    program = BLOCKED.replace(repr((*EXTRAS["run"], *EXTRAS["serve"])), repr(("rich",)))
     ran = subprocess.run(
         [sys.executable, "-c", program, "params", "--list"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -109,10 +117,12 @@ def test_the_table_of_extras_is_that_of_the_package() -> None:
         installed = {MODULES.get(name, name) for name in names(PROJECT["optional-dependencies"][extra])}
         assert installed <= set(libraries)
         assert not set(libraries) & names(PROJECT["dependencies"])
-    assert "moeprof[run]" in PROJECT["optional-dependencies"]["dev"]
+    assert "moeprof[run,serve]" in PROJECT["optional-dependencies"]["dev"]
 
 
-@pytest.mark.parametrize(("file", "extras"), [("constraints.txt", ("run", "dev")), ("constraints-517.txt", ("run",))])
+@pytest.mark.parametrize(
+    ("file", "extras"), [("constraints.txt", ("run", "serve", "dev")), ("constraints-517.txt", ("run",))]
+)
 def test_every_package_that_is_named_is_pinned(file: str, extras: tuple[str, ...]) -> None:
     pinned = names([line for line in (ROOT / file).read_text().splitlines() if "==" in line])
     wanted = names(PROJECT["dependencies"]).union(*(names(PROJECT["optional-dependencies"][extra]) for extra in extras))

@@ -39,6 +39,7 @@ READERS = {
     "mooncake": "moeprof.sources.formats.mooncake",
     "sharegpt": "moeprof.sources.formats.sharegpt",
     "openai": "moeprof.sources.formats.openai",
+    "recording": "moeprof.sources.formats.recording",
     "jsonl": "moeprof.sources.formats.jsonl",
 }
 # What the names of columns look like, for the hint about a file of no known format.

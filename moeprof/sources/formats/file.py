@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DELIMITERS = ",;\t"
+PARTS = "part-*.jsonl*"  # of what `moeprof trace record` writes into a folder
 TYPE_NAMES = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
 
 
@@ -122,12 +123,18 @@ def read_bytes(path: Path) -> bytes:
     """The content of a text file, unpacked.
 
     Raises:
-        TraceError: missing, a folder, unreadable, damaged, no text, or empty.
+        TraceError: missing, a folder of something else, unreadable, damaged, no text, or empty.
     """
-    data = read_packed(path)
+    data = _content(path)
     if data.startswith(PARQUET_MAGIC):
         raise TraceError(f"{path}: this is a parquet file; text is expected here")
     return as_text(path, data)
+
+
+def _content(path: Path) -> bytes:
+    """Of a file; of a recording's folder, that of its parts in turn."""
+    parts = sorted(path.glob(PARTS)) if path.is_dir() else []
+    return b"\n".join(map(read_packed, parts)) if parts else read_packed(path)
 
 
 def open_source(path: Path, how: Reading | None = None) -> SourceFile:
@@ -137,7 +144,7 @@ def open_source(path: Path, how: Reading | None = None) -> SourceFile:
         TraceError: as :func:`read_bytes`, or the first row is broken JSON.
     """
     how = how or Reading()
-    data = read_packed(path)
+    data = _content(path)
     if data.startswith(PARQUET_MAGIC):
         return _open_parquet(path, data, how)
     file = SourceFile(path=path, data=as_text(path, data), how=how)

@@ -61,12 +61,12 @@ def read(file: SourceFile) -> Trace:
         TraceError: the first row that cannot be understood.
     """
     if file.rows is None and file.is_json and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
-        columns = _read_fast(file)
-        if columns is not None:
-            return assemble("jsonl", file, **columns)
+        fast = _read_fast(file)
+        if fast is not None:
+            return assemble("jsonl", file, **fast)
     numbers, rows = rows_of(file)
     rows = [_renamed(row) if ALIASES.keys() & row.keys() else row for row in rows]
-    return assemble("jsonl", file, **_columns(file, rows, lines_of(numbers)))
+    return assemble("jsonl", file, **columns(file, rows, lines_of(numbers)))
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,32 +100,37 @@ def _read_fast(file: SourceFile) -> dict[str, Any] | None:
     return {"arrival_s": None} | columns | texts
 
 
-def _columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
+def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
+    """The columns of a Trace, as arguments of ``assemble``.
+
+    Raises:
+        TraceError: the first row that cannot be understood.
+    """
     kind = next((key for key in TEXT_KEYS if key in rows[0]), None)
     _say_used(file, kind)
-    columns: dict[str, Any] = {
+    found: dict[str, Any] = {
         "arrival_s": _arrivals(file, rows, row_of),
         "input_tokens": _lengths(file, rows, row_of, "input_tokens", needed=kind is None),
         "output_tokens": _lengths(file, rows, row_of, "output_tokens", needed=kind is None),
     }
     if kind == "prompt":
-        columns["prompt_text"] = tuple(
+        found["prompt_text"] = tuple(
             checked_text(file, row_of(i), "prompt", r.get("prompt")) for i, r in enumerate(rows)
         )
         # An empty prompt has length 0: assemble drops and counts it.
-        columns["input_tokens"] = np.where([bool(text) for text in columns["prompt_text"]], -1, 0)
+        found["input_tokens"] = np.where([bool(text) for text in found["prompt_text"]], -1, 0)
     if kind == "messages":
-        columns["messages"] = tuple(checked_messages(file, row_of(i), r.get("messages")) for i, r in enumerate(rows))
-        columns["input_tokens"] = np.full(len(rows), -1, dtype=np.int64)
+        found["messages"] = tuple(checked_messages(file, row_of(i), r.get("messages")) for i, r in enumerate(rows))
+        found["input_tokens"] = np.full(len(rows), -1, dtype=np.int64)
     if kind is not None and any("output" in row for row in rows):
-        columns["output_text"] = tuple(
+        found["output_text"] = tuple(
             checked_text(file, row_of(i), "output", row["output"]) or None if "output" in row else None
             for i, row in enumerate(rows)
         )
     if kind is None and any("hash_ids" in row for row in rows):
         file.use("hash_ids")
-        columns |= checked_blocks(file, "hash_ids", rows, row_of, columns["input_tokens"], DEFAULT_BLOCK_TOKENS)
-    return columns | _tags(file, rows, row_of)
+        found |= checked_blocks(file, "hash_ids", rows, row_of, found["input_tokens"], DEFAULT_BLOCK_TOKENS)
+    return found | _tags(file, rows, row_of)
 
 
 def _say_used(file: SourceFile, kind: str | None) -> None:
