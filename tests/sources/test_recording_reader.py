@@ -90,11 +90,11 @@ def test_half_a_row_at_the_end_is_left_out_and_told(tmp_path: Path) -> None:
         ([HEADER | {"prefix_block_characters": 0}, row(0.0)], "", "prefix_block_characters is 0"),
         ([HEADER, row(0.0), HEADER | {"recording": "b"}, row(1.0)], "", ":3: a second recording begins here"),
         ([HEADER, row(0.0, output_tokens=-1)], "", ":2: output_tokens is -1"),
-        ([HEADER, row(0.0), row(float("inf"))], "", ":3: arrival_s is inf"),
+        ([HEADER, row(0.0), row(float("inf"))], "", ":3: arrival_s is Infinity"),
         ([HEADER, row(0.0, output_tokens=None, output_chunks="x")], "", ":2: output_chunks is 'x'"),
         ([HEADER, row(0.0, prompts=[])], "", ":2: prompts is []"),
         ([HEADER, row(0.0, input_tokens="x")], "", ":2: input_tokens is 'x'"),
-        ([HEADER, row(0.0, prefix_blocks=["x"])], "", ":2: prefix_blocks is ['x']"),
+        ([HEADER, row(0.0, prefix_blocks=["x"])], "", ':2: prefix_blocks is ["x"]'),
     ],
 )
 def test_a_damaged_recording_is_refused_by_row(tmp_path: Path, rows: list[dict[str, Any]], end: str, said: str) -> None:

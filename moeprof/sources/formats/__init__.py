@@ -21,6 +21,7 @@ from moeprof.sources.formats.file import Reading, SourceFile, open_source
 
 # Order matters for sniffing: the formats with the most telling keys come first, the widest one last.
 READERS = {
+    "recording": "moeprof.sources.formats.recording",
     "azure": "moeprof.sources.formats.azure",
     "burstgpt": "moeprof.sources.formats.burstgpt",
     "vidur": "moeprof.sources.formats.vidur",
@@ -39,7 +40,6 @@ READERS = {
     "mooncake": "moeprof.sources.formats.mooncake",
     "sharegpt": "moeprof.sources.formats.sharegpt",
     "openai": "moeprof.sources.formats.openai",
-    "recording": "moeprof.sources.formats.recording",
     "jsonl": "moeprof.sources.formats.jsonl",
 }
 # What the names of columns look like, for the hint about a file of no known format.
