@@ -112,7 +112,7 @@ def footnotes(table: Table) -> tuple[str, ...]:
     """What stands under a table: its own notes, or what its ratios are and why figures are missing or undecided."""
     if table.notes is not None:
         return table.notes
-    return (*table_notes(table), *reasons(table.rows), *bare_values(table.rows))
+    return (*table_notes(table), *reasons(table.rows, table.columns), *bare_values(table.rows))
 
 
 def table_notes(table: Table) -> tuple[str, ...]:
@@ -138,16 +138,19 @@ def bare_values(rows: Sequence[Row]) -> tuple[str, ...]:
     return (f"{label} has no interval ({why}){others}",)
 
 
-def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
+def reasons(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, ...]:
     """Why values or ratios of these rows are missing or undecided, each reason once, in order.
 
-    Why a difference was shown, or that a figure is counted, stays in the page's tooltips.
+    Values of one row that are missing for different reasons are told apart by their columns. Why a difference was
+    shown, or that a figure is counted, stays in the page's tooltips.
     """
     notes: dict[str, list[str]] = {}
     for row in rows:
-        for value, ratio in zip(row.values, row.ratios, strict=True):
+        differ = len({why_text(value) for value in row.values if value is not None and value.value is None}) > 1
+        for column, value, ratio in zip(columns, row.values, row.ratios, strict=True):
             if value is not None and value.value is None:
-                notes.setdefault(f"n/a ({why_text(value)})", []).append(row.label)
+                label = f"{row.label} of {column}" if differ else row.label
+                notes.setdefault(f"n/a ({why_text(value)})", []).append(label)
             elif ratio is not None and ratio.reason and not _is_settled(value, ratio):
                 verdict = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
                 notes.setdefault(f"{verdict} ({ratio.reason})" if verdict else ratio.reason, []).append(row.label)

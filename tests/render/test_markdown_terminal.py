@@ -131,7 +131,15 @@ def test_what_was_not_measured_is_n_a_with_its_reason_and_what_does_not_exist_is
 def test_a_reason_is_said_once_for_all_rows_that_have_it() -> None:
     missing = MetricValue(name=TTFT.name, value=None, reasons=("too few requests",))
     rows = tuple(make_row(TTFT, TTFT.name, label, missing, missing) for label in ("TTFT p90", "TTFT p99"))
-    assert reasons(rows) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
+    assert reasons(rows, ("moe", "dense")) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
+
+
+def test_values_of_a_row_that_miss_for_different_reasons_are_told_apart_by_model() -> None:
+    fits = [MetricValue(name=TTFT.name, value=None, reasons=(f"{size} MiB fit the cache",)) for size in (8, 16)]
+    assert reasons((make_row(TTFT, TTFT.name, "MBU", *fits),), ("moe", "dense")) == (
+        "MBU of moe: n/a (8 MiB fit the cache)",
+        "MBU of dense: n/a (16 MiB fit the cache)",
+    )
 
 
 def test_zero_is_a_value() -> None:
