@@ -173,7 +173,7 @@ def _steady(model: ModelSummary) -> Iterator[Doubt]:
         and model.rounds
         and model.rounds[0].traffic == values[0].labels.get("traffic")
     ):
-        yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
+        yield _doubt(model, "no_steady_state", "steady_state", "note", values[0].reasons[0])
 
 
 def _overload(model: ModelSummary) -> Iterator[Doubt]:
