@@ -146,19 +146,29 @@ def reasons(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, ...]:
     """
     notes: dict[str, list[str]] = {}
     for row in rows:
-        differ = len({why_text(value) for value in row.values if value is not None and value.value is None}) > 1
-        for column, value, ratio in zip(columns, row.values, row.ratios, strict=True):
-            if value is not None and value.value is None:
-                label = f"{row.label} of {column}" if differ else row.label
-                notes.setdefault(f"n/a ({why_text(value)})", []).append(label)
-            elif ratio is not None and ratio.reason and not _is_settled(value, ratio):
-                verdict = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
-                notes.setdefault(f"{verdict} ({ratio.reason})" if verdict else ratio.reason, []).append(row.label)
+        found = [(column, why) for column, cell in zip(columns, row.cells, strict=True) if (why := _why_open(cell))]
+        differ = len({why for _, why in found}) > 1
+        for column, why in found:
+            notes.setdefault(why, []).append(f"{row.label} of {column}" if differ else row.label)
     return tuple(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in notes.items())
 
 
+def _why_open(cell: Cell) -> str | None:
+    """Why the cell has no value, or nothing is decided by its ratio; None where it is whole."""
+    value, ratio = cell.value, cell.ratio
+    if value is not None and value.value is None:
+        return f"n/a ({why_text(value)})"
+    if ratio is None or not ratio.reason or _is_settled(value, ratio):
+        return None
+    verdict = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
+    return f"{verdict} ({ratio.reason})" if verdict else ratio.reason
+
+
 def _is_settled(value: MetricValue | None, ratio: Ratio) -> bool:
-    return ratio.verdict in TOLD or (value is not None and value.exact and ratio.value is not None)
+    """A verdict that is told, a counted value, or a figure without a better side whose ratio has its interval."""
+    if ratio.verdict in TOLD or (not ratio.verdict and ratio.low is not None):
+        return True
+    return value is not None and value.exact and ratio.value is not None
 
 
 def step_text(step: WaterfallStep, unit: str) -> str:

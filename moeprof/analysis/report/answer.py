@@ -83,7 +83,10 @@ def _costs(moe: str, rivals: Sequence[tuple[str, Ratio]], launch: str) -> list[s
     """Clauses: the ratios that say something in one, then one for each that does not."""
     told = [f"{ratio_text(ratio)} of {dense}" for dense, ratio in rivals if ratio.verdict not in UNSETTLED]
     first = [f"{moe} costs {' and '.join(told)}"] if told else []
-    return first + [unsettled(moe, dense, ratio, launch) for dense, ratio in rivals if ratio.verdict in UNSETTLED]
+    rest = [unsettled(moe, dense, ratio, launch) for dense, ratio in rivals if ratio.verdict in UNSETTLED]
+    again = f"it cannot be said whether {moe} costs more or less than "
+    both = len(rest) > 1 and all(text.startswith(again) for text in rest)
+    return [*first, ", or than ".join([rest[0], rest[1].removeprefix(again)])] if both else [*first, *rest]
 
 
 def unsettled(moe: str, dense: str, ratio: Ratio, launch: str = "") -> str:
