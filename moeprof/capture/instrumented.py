@@ -158,7 +158,10 @@ class RoutingInstrument:
     def self_check(self, engine: Engine, listeners: ListenerSet, schedule: Schedule) -> dict[str, Any]:
         """Run two warm-up requests and check every claim the tap makes; the answer goes into the record."""
         if self._tap is None:
-            return {"passed": None, "notes": ["no routed experts" if not self.layers else "the tap is off"]}
+            return {
+                "passed": None,
+                "notes": ["no routed experts" if not self.layers else "routing was not recorded (instruments.routing)"],
+            }
         few = first_requests(schedule, SELF_CHECK_REQUESTS, engine.facts.max_sequence_tokens).as_offline()
         self._tap.bind(few.request_class)
         with self.watching(listeners):

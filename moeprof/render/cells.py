@@ -112,7 +112,7 @@ def footnotes(table: Table) -> tuple[str, ...]:
     """What stands under a table: its own notes, or what its ratios are and why figures are missing or undecided."""
     if table.notes is not None:
         return table.notes
-    return (*table_notes(table), *reasons(table.rows), *bare_values(table.rows))
+    return (*table_notes(table), *reasons(table.rows, table.columns), *bare_values(table.rows))
 
 
 def table_notes(table: Table) -> tuple[str, ...]:
@@ -138,24 +138,37 @@ def bare_values(rows: Sequence[Row]) -> tuple[str, ...]:
     return (f"{label} has no interval ({why}){others}",)
 
 
-def reasons(rows: Sequence[Row]) -> tuple[str, ...]:
+def reasons(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, ...]:
     """Why values or ratios of these rows are missing or undecided, each reason once, in order.
 
-    Why a difference was shown, or that a figure is counted, stays in the page's tooltips.
+    Values of one row that are missing for different reasons are told apart by their columns. Why a difference was
+    shown, or that a figure is counted, stays in the page's tooltips.
     """
     notes: dict[str, list[str]] = {}
     for row in rows:
-        for value, ratio in zip(row.values, row.ratios, strict=True):
-            if value is not None and value.value is None:
-                notes.setdefault(f"n/a ({why_text(value)})", []).append(row.label)
-            elif ratio is not None and ratio.reason and not _is_settled(value, ratio):
-                verdict = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
-                notes.setdefault(f"{verdict} ({ratio.reason})" if verdict else ratio.reason, []).append(row.label)
+        found = [(column, why) for column, cell in zip(columns, row.cells, strict=True) if (why := _why_open(cell))]
+        differ = len({why for _, why in found}) > 1
+        for column, why in found:
+            notes.setdefault(why, []).append(f"{row.label} of {column}" if differ else row.label)
     return tuple(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in notes.items())
 
 
+def _why_open(cell: Cell) -> str | None:
+    """Why the cell has no value, or nothing is decided by its ratio; None where it is whole."""
+    value, ratio = cell.value, cell.ratio
+    if value is not None and value.value is None:
+        return f"n/a ({why_text(value)})"
+    if ratio is None or not ratio.reason or _is_settled(value, ratio):
+        return None
+    verdict = ratio.verdict or (units.NOT_AVAILABLE if ratio.value is None else "")
+    return f"{verdict} ({ratio.reason})" if verdict else ratio.reason
+
+
 def _is_settled(value: MetricValue | None, ratio: Ratio) -> bool:
-    return ratio.verdict in TOLD or (value is not None and value.exact and ratio.value is not None)
+    """A verdict that is told, a counted value, or a figure without a better side whose ratio has its interval."""
+    if ratio.verdict in TOLD or (not ratio.verdict and ratio.low is not None):
+        return True
+    return value is not None and value.exact and ratio.value is not None
 
 
 def step_text(step: WaterfallStep, unit: str) -> str:

@@ -177,7 +177,8 @@ def _first_table(document: Document) -> list[str]:
     lines = [_line([" ", *heads]), _line([":--", *("--:" for _ in heads)])]
     for row in document.first_screen:
         lines.append(_line([escape(row.label), *(side_cell(cell, row.unit) for cell in row.cells)]))
-    return lines + [f"\n{_small(note)}" for note in reasons(document.first_screen)]
+    notes = reasons(document.first_screen, [model.name for model in document.models])
+    return lines + [f"\n{_small(note)}" for note in notes]
 
 
 def _paragraph(block: Paragraph) -> list[str]:

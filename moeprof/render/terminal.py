@@ -396,7 +396,7 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
-    for note in reasons(document.first_screen):
+    for note in reasons(document.first_screen, [model.name for model in document.models]):
         console.print(Text(printable(note), style="dim"))
     if sections:
         print_sections(document, console, folded=folded)

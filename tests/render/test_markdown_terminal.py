@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from moeprof.analysis.report.document import Document, ModelColumn
+from moeprof.analysis.report.document import Cell, Document, ModelColumn
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 from moeprof.core.text import one_line, printable
 from moeprof.render.cells import full_text, reasons, short_text
@@ -131,7 +132,26 @@ def test_what_was_not_measured_is_n_a_with_its_reason_and_what_does_not_exist_is
 def test_a_reason_is_said_once_for_all_rows_that_have_it() -> None:
     missing = MetricValue(name=TTFT.name, value=None, reasons=("too few requests",))
     rows = tuple(make_row(TTFT, TTFT.name, label, missing, missing) for label in ("TTFT p90", "TTFT p99"))
-    assert reasons(rows) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
+    assert reasons(rows, ("moe", "dense")) == ("TTFT p90, TTFT p99: n/a (too few requests)",)
+
+
+def test_values_of_a_row_that_miss_for_different_reasons_are_told_apart_by_model() -> None:
+    fits = [MetricValue(name=TTFT.name, value=None, reasons=(f"{size} MiB fit the cache",)) for size in (8, 16)]
+    assert reasons((make_row(TTFT, TTFT.name, "MBU", *fits),), ("moe", "dense")) == (
+        "MBU of moe: n/a (8 MiB fit the cache)",
+        "MBU of dense: n/a (16 MiB fit the cache)",
+    )
+
+
+def test_a_figure_without_a_better_side_needs_no_footnote_when_its_ratio_has_an_interval() -> None:
+    value = MetricValue(name=TTFT.name, value=0.1)
+    told, bare = (
+        Cell(value=value, ratio=Ratio(value=2.0, low=low, high=high, reason=why))
+        for low, high, why in ((1.9, 2.1, "speaks for this launch"), (None, None, "one round"))
+    )
+    row = make_row(TTFT, TTFT.name, "busy", value, value)
+    assert reasons((replace(row, cells=(told, told)),), ("a", "b")) == ()
+    assert reasons((replace(row, cells=(told, bare)),), ("a", "b")) == ("busy: one round",)
 
 
 def test_zero_is_a_value() -> None:

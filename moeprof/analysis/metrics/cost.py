@@ -48,7 +48,7 @@ CARDS: tuple[Card, ...] = (
     _of_tokens("usd_per_1m_input_tokens_with_cached", "$ / 1M input tokens, cached ones too", "USD / 1M tokens",
           "lower", "C * prefill s / busy s / (prompt tokens computed + taken from the cache): the price of a prompt "
           "token that was served", source="docs/metrics.md#cached-prompt-tokens", needs="steps"),
-    _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens, all", "USD / 1M tokens", "lower",
+    _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens computed, in and out", "USD / 1M tokens", "lower",
           "C / (prompt tokens computed + output tokens)", screen=(Place(30, "price of 1M tokens"),)),
     _of_tokens("usd_per_1m_output_tokens_all_in", "$ / 1M output tokens, all in", "USD / 1M tokens", "lower",
           "C / output tokens; prompts are free in this figure, so never add it to an input price",

@@ -179,7 +179,7 @@ def too_few_requests(rounds: Sequence[PassTables]) -> str | None:
     if num >= FEWEST_REQUESTS:
         return None
     finished = f"{num} request{'s' * (num != 1)} finished"
-    return f"{finished}, a price or a rate needs {FEWEST_REQUESTS} different ones (as a median does)"
+    return f"{finished}, and a price or a rate needs {FEWEST_REQUESTS} different ones, as a median does"
 
 
 def of_enough_requests(value: MetricValue, rounds: Sequence[PassTables]) -> MetricValue:

@@ -119,15 +119,19 @@ def judged_all_the_same(
     is_another = any(one.name == "workload" for facts in against for one in facts)
     if is_another or not any(chosen.kind == "exact" and exact_gate(chosen).verdict == "worse" for chosen in free):
         refuse_incomparable(gates, found, allow)
-    stopped = tuple(
-        replace(chosen, reference=None, other=None, figure=None).judged(
-            Ratio(value=None, verdict="incomparable", reason=facts[0].text), n="not compared",
-            decide=facts[0].flag_to_allow or "nothing: they are other experts",
-        )
-        for chosen, facts in zip(gates, against, strict=True)
-        if facts
-    )  # fmt: skip
+    stopped = tuple(_stopped(chosen, facts) for chosen, facts in zip(gates, against, strict=True) if facts)
     return free, stopped
+
+
+def _stopped(chosen: ChosenGate, facts: Sequence[Difference]) -> GateResult:
+    """The gate as incomparable, for the fact that nothing allows, or for the first; all flags together decide it."""
+    final = next((one for one in facts if one.flag_to_allow is None), None)
+    names = ",".join(dict.fromkeys(one.name for one in facts))
+    return replace(chosen, reference=None, other=None, figure=None).judged(
+        Ratio(value=None, verdict="incomparable", reason=(final or facts[0]).text),
+        n="not compared",
+        decide=f"--allow {names}" if final is None else None,
+    )
 
 
 def without_agreement_between_checkpoints(

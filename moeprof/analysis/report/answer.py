@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.models import cost_ratio
@@ -13,6 +14,7 @@ from moeprof.analysis.sparsity.roles import Roles
 from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.metric import MetricValue, missing
 
+UNSETTLED = ("no difference shown", "cannot tell")
 NO_TWINS = "needs an active- and a total-matched twin in the workload (`twin_of: <moe>, match: active` and `total`)"
 NO_LADDER = "needs dense twins of at least 3 sizes in the workload (`twin_of: <moe>, ladder: [0.5, 1, 2, 4]`)"
 
@@ -56,12 +58,15 @@ def answer(summary: Summary, parts: Roles) -> Answer | None:
     rivals = [m for m in asked if ratios[m.name].verdict != "incomparable"][:2]
     if not rivals:
         return None
-    costs = [f"{_cost(ratios[dense.name])} of {parts.called(dense)}" for dense in rivals]
+    launch = " (this launch)" if any(ratios[dense.name].by for dense in rivals) else ""
+    settled = any(ratios[dense.name].verdict not in UNSETTLED for dense in rivals)
+    costs = _costs(moe.name, [(parts.called(d), ratios[d.name]) for d in rivals], "" if settled else launch)
     realised, equivalent = _realised(parts), _equivalent(parts)
     tail = [text for text in (_realised_text(realised, parts), _equivalent_text(equivalent)) if text]
     where = "On this traffic" if not moe.capacity else "On the same requests, sent all at once,"
-    launch = " (this launch)" if any(ratios[dense.name].by for dense in rivals) else ""
-    sentence = f"{where} {moe.name} costs {' and '.join(costs)}{': ' if tail else ''}{'; '.join(tail)}{launch}."
+    between = ": " if tail and all(ratios[dense.name].verdict not in UNSETTLED for dense in rivals) else "; "
+    clauses = between.join(text for text in ("; ".join(costs), "; ".join(tail)) if text)
+    sentence = f"{where} {clauses}{launch * settled}."
     if realised.value is not None and parts.cache_note is not None:
         sentence += f" {parts.cache_note}."
     return Answer(sentence=sentence, realised=realised, equivalent=equivalent, load=parts.load)
@@ -74,11 +79,22 @@ def unit_costs(model: ModelSummary) -> list[float]:
     return [sum(bill) / len(bill) for bill in bills] if len(bills) > 1 else [cost for bill in bills for cost in bill]
 
 
-def _cost(ratio: Ratio) -> str:
-    text = ratio_text(ratio)
-    if ratio.verdict == "cannot tell":
-        return f"{text} (cannot tell: {ratio.reason})" if ratio.low is None else f"{text} (cannot tell)"
-    return f"{text} (no difference shown)" if ratio.verdict == "no difference shown" else text
+def _costs(moe: str, rivals: Sequence[tuple[str, Ratio]], launch: str) -> list[str]:
+    """Clauses: the ratios that say something in one, then one for each that does not."""
+    told = [f"{ratio_text(ratio)} of {dense}" for dense, ratio in rivals if ratio.verdict not in UNSETTLED]
+    first = [f"{moe} costs {' and '.join(told)}"] if told else []
+    rest = [unsettled(moe, dense, ratio, launch) for dense, ratio in rivals if ratio.verdict in UNSETTLED]
+    again = f"it cannot be said whether {moe} costs more or less than "
+    both = len(rest) > 1 and all(text.startswith(again) for text in rest)
+    return [*first, ", or than ".join([rest[0], rest[1].removeprefix(again)])] if both else [*first, *rest]
+
+
+def unsettled(moe: str, dense: str, ratio: Ratio, launch: str = "") -> str:
+    """The clause on a cost ratio of which no direction can be said."""
+    if ratio.verdict == "no difference shown":
+        return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
+    why = f" ({ratio.reason})" if ratio.reason else ""
+    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
 
 
 def _realised(parts: Roles) -> Estimate:

@@ -20,8 +20,8 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import Summary
 from moeprof.analysis.report.answer import Answer, answer
 from moeprof.analysis.report.document import Document, ModelColumn, Section, Table
-from moeprof.analysis.report.doubts import find_doubts
-from moeprof.analysis.report.headline import banners, headline, subtitle, with_overloads
+from moeprof.analysis.report.doubts import disturbed, find_doubts
+from moeprof.analysis.report.headline import banners, headline, subtitle, with_reservations
 from moeprof.analysis.report.headline import banners as run_banners
 from moeprof.analysis.report.result import Comparison
 from moeprof.analysis.report.run import machine_section, model_column
@@ -94,7 +94,7 @@ def models_page(summary: Summary, reference: str | None) -> Comparison:
         run=record.run,
         status=record.status,
         started_at=record.experiment.started_at or "",
-        headline=with_overloads(_headline(summary, found), summary),
+        headline=with_reservations(_headline(summary, found), summary),
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
         banners=banners(summary),
@@ -292,7 +292,8 @@ def _said(name: str, gate: MetricComparison) -> str:
 def _banners(summaries: Sequence[Summary], found: Sequence[RunsComparison]) -> list[str]:
     said = [text for one in found for text in difference_banners(one.differences, one.allow)]
     for summary in summaries:
-        said += [f"{summary.record.run}: {text}" for text in run_banners(summary)]
+        about = (*run_banners(summary), *filter(None, [disturbed(summary)]))
+        said += [f"{summary.record.run}: {text}" for text in about]
     for one in found:
         for run, names in ((one.reference, one.only_in_reference), (one.other, one.only_in_other)):
             if names:

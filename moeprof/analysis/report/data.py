@@ -19,7 +19,7 @@ from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.document import Row, Table
-from moeprof.analysis.report.doubts import SEVERITIES
+from moeprof.analysis.report.doubts import SEVERITIES, VOIDS
 from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
@@ -50,6 +50,7 @@ FLAGS = (
     "overhead",
     "cost",
 )
+NOTHING = ("no_steady_state",)  # doubts after which the flag's figures are n/a: neither valid nor not
 RUN_COLUMNS = (
     "model", "name", "labels", "value", "unit", "better", "n", "ci_low", "ci_high", "exact", "valid", "reasons"
 )  # fmt: skip
@@ -84,14 +85,18 @@ def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
     """
     flags = {}
     for flag in FLAGS:
-        own = [doubt for doubt in doubts if doubt.flag == flag]
-        unknown = bool(own) and all(doubt.code.endswith("_unknown") for doubt in own)
+        own = [doubt for doubt in doubts if doubt.flag == flag or _voids(doubt, flag)]
+        unknown = bool(own) and all(doubt.code.endswith("_unknown") or doubt.code in NOTHING for doubt in own)
         flags[flag] = {
             "valid": None if unknown else not any(doubt.severity == "error" for doubt in own),
             "severity": min((doubt.severity for doubt in own), key=SEVERITIES.index, default=None),
             "reasons": sorted({doubt.code for doubt in own}),
         }
     return flags
+
+
+def _voids(doubt: Doubt, flag: str) -> bool:
+    return doubt.severity == "error" and flag in VOIDS.get(doubt.code, ())
 
 
 def summary_rows(report: RunReport) -> list[list[Any]]:

@@ -7,7 +7,7 @@ Reasons to doubt that come from the device: neighbours, throttling, clocks, limi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -82,6 +82,7 @@ SPREAD = 1.10  # rounds of the same schedule further apart than this are worth a
 STOLEN = 1.3  # wall time over processor time of a step on a CPU
 STOLEN_SHARE = 0.05
 USELESS_SPREAD, USELESS_STOLEN_SHARE = 1.5, 0.5  # beyond these, times tell of the machine and not of the model
+USELESS = "; times of this run are not to be used"
 BUSY = 0.95
 SHORT_PASS_S = 0.5
 FORECAST_ERROR = 0.10
@@ -93,7 +94,7 @@ def _doubt(model: ModelSummary, code: str, flag: str, severity: Severity, text: 
 
 def _by_size(text: str, is_useless: bool) -> tuple[Severity, str]:
     """How grave a disturbance of the machine is, and the sentence that says so."""
-    return ("error", f"{text}; times of this run are not to be used") if is_useless else ("warning", text)
+    return ("error", f"{text}{USELESS}") if is_useless else ("warning", text)
 
 
 def _failed(model: ModelSummary) -> Iterator[Doubt]:
@@ -172,7 +173,7 @@ def _steady(model: ModelSummary) -> Iterator[Doubt]:
         and model.rounds
         and model.rounds[0].traffic == values[0].labels.get("traffic")
     ):
-        yield _doubt(model, "no_steady_state", "steady_state", "note", f"no steady window: {values[0].reasons[0]}")
+        yield _doubt(model, "no_steady_state", "steady_state", "note", values[0].reasons[0])
 
 
 def _overload(model: ModelSummary) -> Iterator[Doubt]:
@@ -180,7 +181,8 @@ def _overload(model: ModelSummary) -> Iterator[Doubt]:
     found, behind = overload_of(model.rounds), fell_behind(model.rounds)
     if found is not None:
         severity: Severity = "error" if found.told else "warning"
-        text = f"{found.sentence('it')}: lower the rate, or judge it by what it could serve"
+        said = found.sentence("it")
+        text = f"{said[:1].lower()}{said[1:]}: lower the rate, or judge it by what it could serve"
         yield _doubt(model, "overloaded", "latency", severity, text)
     elif behind is not None:
         yield _doubt(model, "fell_behind", "schedule", "warning", behind)
@@ -244,7 +246,7 @@ def _warmup(model: ModelSummary) -> Iterator[Doubt]:
 def _forecast(model: ModelSummary) -> Iterator[Doubt]:
     error, said = pick(model, "predicted_memory_error_ratio"), forecast_words(model)
     if error is not None and error.value is not None and abs(error.value) > FORECAST_ERROR:
-        yield _doubt(model, "memory_forecast", "isolation", "note", f"memory: {said}")
+        yield _doubt(model, "memory_forecast", "memory", "note", f"memory: {said}")
 
 
 def _engine(model: ModelSummary) -> Iterator[Doubt]:
@@ -310,8 +312,8 @@ def _cached(model: ModelSummary) -> Iterator[Doubt]:
     if not cached or computed is None:
         return
     text = (
-        f"{100 * cached / (cached + computed):.0f} % of prompt tokens came from the cache: the price of input tokens "
-        "is per token computed; usd_per_1m_input_tokens_with_cached is per token served"
+        f"{100 * cached / (cached + computed):.0f} % of prompt tokens came from the cache: prices of input tokens and "
+        "of all tokens are per token computed; usd_per_1m_input_tokens_with_cached is per prompt token served"
     )
     yield _doubt(model, "cached_prompts", "cost", "note", text)
 
@@ -320,7 +322,7 @@ def _few_priced(model: ModelSummary) -> Iterator[Doubt]:
     """A price is a mean over requests."""
     reason = too_few_requests(model.priced) if model.priced else None
     if reason is not None:
-        yield _doubt(model, "few_priced_requests", "cost", "warning", f"dollars per token are not valid: {reason}")
+        yield _doubt(model, "few_priced_requests", "cost", "error", f"dollars per token are not valid: {reason}")
 
 
 def _energy(model: ModelSummary) -> Iterator[Doubt]:
@@ -368,6 +370,20 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
 
 
 SEVERITIES = ("error", "warning", "note")
+# Errors of the machine or the instruments void other flags too: what their sentence says is not to be used.
+VOIDS: Mapping[str, tuple[str, ...]] = {
+    "rounds_differ": ("latency", "cost"),
+    "stolen_time": ("latency", "cost"),
+    "overhead_high": ("latency",),
+}
+
+
+def disturbed(summary: Summary) -> str | None:
+    """That the machine left no time, and so no dollar, to be used, and what it did to which model; else None."""
+    found = [doubt for model in summary.models for check in (_spread, _stolen) for doubt in check(model)]
+    grave = _merged([doubt for doubt in found if doubt.severity == "error"])
+    did = "; ".join(f"{doubt.model}: {doubt.text.removesuffix(USELESS)}" for doubt in grave)
+    return f"Times of this run are not to be used ({did})." if did else None
 
 
 def find_doubts(summary: Summary) -> tuple[Doubt, ...]:

@@ -9,6 +9,8 @@ from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
+from moeprof.analysis.report.answer import unsettled
+from moeprof.analysis.report.doubts import disturbed
 from moeprof.analysis.report.sections.lockstep import ratio_text
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units
@@ -38,10 +40,7 @@ def _compared(moe: str, dense: str, ratio: Ratio) -> str:
     launch = " (this launch)" if ratio.by else ""
     if ratio.verdict in ("better", "worse"):
         return f"{moe} costs {ratio_text(ratio)} what {dense} costs{launch}"
-    if ratio.verdict == "no difference shown":
-        return f"no difference in cost is shown between {moe} and {dense}{launch}: {ratio_text(ratio)}"
-    why = f" ({ratio.reason})" if ratio.reason else ""
-    return f"it cannot be said whether {moe} costs more or less than {dense}{launch}: {ratio_text(ratio)}{why}"
+    return unsettled(moe, dense, ratio, launch)
 
 
 def _each(*models: ModelSummary) -> str:
@@ -50,9 +49,14 @@ def _each(*models: ModelSummary) -> str:
     return f"{each} per 1M tokens, input and output together"
 
 
-def with_overloads(sentence: str, summary: Summary) -> str:
-    """The answer, and a sentence for each model that had more traffic than it could serve, or was left with much."""
-    found = [sentence]
+def with_reservations(sentence: str, summary: Summary) -> str:
+    """The answer, and what takes it back.
+
+    What the machine did to its times, and a sentence for each model that had more traffic than it could serve, or
+    was left with much.
+    """
+    taken_back = disturbed(summary)
+    found = [sentence] if taken_back is None else [sentence, taken_back]
     for model in summary.models:
         told, behind = overload_of(model.rounds), fell_behind(model.rounds)
         if told is not None and told.told:

@@ -16,7 +16,7 @@ from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer
 from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
-from moeprof.analysis.report.headline import banners, findings, headline, subtitle, with_overloads
+from moeprof.analysis.report.headline import banners, findings, headline, subtitle, with_reservations
 from moeprof.analysis.report.sections import breakdown
 from moeprof.analysis.report.sections.cost import other_splits
 from moeprof.analysis.report.sections.ladder import ladder_section
@@ -189,7 +189,7 @@ def _headline(summary: Summary) -> str:
     """Against its twins where the run has them: they are what sparsity is measured by. Overload stands beside."""
     parts = roles(summary)
     told = answer(summary, parts) if parts.active is not None or parts.total is not None else None
-    return with_overloads(headline(summary) if told is None else told.sentence, summary)
+    return with_reservations(headline(summary) if told is None else told.sentence, summary)
 
 
 def model_column(model: ModelSummary) -> ModelColumn:

@@ -116,6 +116,8 @@ def _answer_all(questions: list[Question], threads: int | None, connection: Conn
 
 def _warm_bytes(threads: int | None) -> int:
     """Resident set once everything that a worker needs is imported, and has run once."""
+    import os
+
     import pandas  # noqa: F401 - what tables are read with
     import psutil
     import pyarrow.parquet  # noqa: F401
@@ -132,6 +134,7 @@ def _warm_bytes(threads: int | None) -> int:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for dtype in (torch.float32, torch.bfloat16):
             square, heads = torch.ones(256, 256, dtype=dtype), torch.ones(1, 4, 64, 64, dtype=dtype)

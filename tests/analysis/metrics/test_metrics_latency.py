@@ -89,7 +89,7 @@ def test_a_price_of_one_finished_request_stays_but_is_not_valid() -> None:
     rounds = [make_pass(requests=make_requests(12, status=["done"] + ["unfinished"] * 11))] * 3
     found = of_enough_requests(price, rounds)  # three rounds of one request are one request
     assert (found.value, found.valid) == (0.5, False)
-    assert found.reasons == ("1 request finished, a price or a rate needs 11 different ones (as a median does)",)
+    assert found.reasons == ("1 request finished, and a price or a rate needs 11 different ones, as a median does",)
     assert of_enough_requests(price, [make_pass(requests=make_requests(11))]) == price
 
 

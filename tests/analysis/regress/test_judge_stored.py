@@ -564,3 +564,18 @@ def test_experts_of_two_models_of_unequal_number_are_never_set_against_each_othe
     found = experts_difference(reference.models[0], other.models[0])
     assert found is not None and (found.flag_to_allow, found.forbids) == (None, {"routing"})
     assert experts_difference(reference.models[0], reference.models[0]) is None
+
+
+def test_a_gate_on_other_experts_says_that_and_names_no_flag_for_it() -> None:
+    """The model grew, which is worse for certain; no flag would make its 5 experts a layer the old 4."""
+    none_dead = MetricValue(name="dead_experts", value=0, n=12, labels={"phase": "all", "window": "total"})
+    reference = make_baseline(models=(make_model(metrics=(none_dead, PARAMS)),))
+    grown = exact("total_params", 1250)
+    five = make_model(metrics=(none_dead, grown), num_experts=(5, 5), picks=make_picks(num_experts=5))
+    other = replace(reference, models=(five,), run="new")
+    gates = {one.gate.metric: one for one in check(reference, other, "total_params:+0%", "dead_experts:0").gates}
+    assert gates["total_params"].verdict == "worse"
+    dead = gates["dead_experts"]
+    said = (dead.verdict, dead.ratio.reason, dead.decide)
+    assert said == ("incomparable", "experts per layer of moe: 4 against 5", None)
+    assert (dead.reference, dead.other, dead.ratio.value) == (None, None, None)

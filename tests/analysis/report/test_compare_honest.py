@@ -12,7 +12,7 @@ from moeprof.analysis.compare.lanes import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.metrics.lookup import key_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary, summarise
-from moeprof.analysis.report.answer import unit_costs
+from moeprof.analysis.report.answer import _costs, unit_costs
 from moeprof.analysis.report.compare import compare_document
 from moeprof.analysis.report.data import comparison_json, comparison_rows
 from moeprof.analysis.report.document import Paragraph, Section, Table
@@ -25,6 +25,7 @@ from moeprof.analysis.sparsity.ladder import ladders
 from moeprof.analysis.sparsity.realised import equivalent_of_rounds
 from moeprof.analysis.sparsity.sweeps import sweep_results
 from moeprof.analysis.sparsity.theory import theoretical_speedups
+from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue, missing
 from moeprof.core.record.layout import open_record
 from tests.helpers.lane_records import lane, write_lanes
@@ -247,4 +248,17 @@ def test_a_ladder_of_another_routing_than_the_rounds_says_so(tmp_path: Path) -> 
 
 def test_a_run_of_one_pass_says_that_its_ratio_has_no_interval(tmp_path: Path) -> None:
     headline = compare_document([planted_run(tmp_path / "run", launches=1, rounds=1)], reference=None).document.headline
-    assert "x (cannot tell: one round; 3 or more rounds needed) of dense (this launch)." in headline
+    assert "it cannot be said whether moe costs more or less than dense (this launch): " in headline
+    assert headline.endswith("x (one round; 3 or more rounds needed).")
+
+
+def test_two_ratios_that_say_nothing_share_one_clause() -> None:
+    one, two = (Ratio(value=x, verdict="cannot tell", reason="two rounds") for x in (1.11, 1.02))
+    assert _costs("moe", [("the large twin", one), ("the small twin", two)], "") == [
+        "it cannot be said whether moe costs more or less than the large twin: 1.11x (two rounds), or than the small "
+        "twin: 1.02x (two rounds)"
+    ]
+    told = Ratio(value=0.5, low=0.4, high=0.6, verdict="better")
+    assert _costs("moe", [("the large twin", told), ("the small twin", two)], "")[0] == (
+        "moe costs 0.5x [0.4, 0.6] of the large twin"
+    )

@@ -367,3 +367,36 @@ def test_validity_in_the_data_agrees_with_the_doubts_of_the_page(
     doubt = codes(document)[code]
     assert (said["valid"], said["severity"]) == (valid, doubt.severity)
     assert code in said["reasons"] and ("not to be used" in doubt.text or "not the traffic" in doubt.text) is not valid
+
+
+@pytest.mark.parametrize(
+    ("models", "void"),
+    [
+        (lambda: moe(*(offline(f"round-{i}", cpu_s=0.005) for i in range(3))), {"isolation", "latency", "cost"}),
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.0266)), {"isolation", "latency", "cost"}),
+        (lambda: moe(offline("round-0"), offline("round-1", step_s=0.012)), set()),
+    ],
+    ids=["every step interrupted", "rounds 166 % apart", "rounds 20 % apart"],
+)
+def test_where_times_are_not_to_be_used_latency_and_cost_are_invalid_and_the_headline_says_so(
+    tmp_path: Path, models: Callable[[], Models], void: set[str]
+) -> None:
+    summary = summary_of(tmp_path, models())
+    document = build_document(summary)
+    flags = summary_json(RunReport(summary=summary, document=document))["validity"]
+    assert {name for name, said in flags.items() if said["valid"] is False} == void
+    assert ("Times of this run are not to be used (moe: " in document.headline) is bool(void)
+
+
+def test_a_price_of_too_few_requests_is_invalid_in_the_data_too(tmp_path: Path) -> None:
+    few = replace(offline(), requests=make_requests(4, arrival_s=np.zeros(4)))
+    summary = summary_of(tmp_path, moe(few))
+    document = build_document(summary)
+    assert "are not valid" in codes(document)["few_priced_requests"].text
+    assert summary_json(RunReport(summary=summary, document=document))["validity"]["cost"]["valid"] is False
+
+
+def test_without_a_steady_state_its_flag_is_neither_valid_nor_invalid(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path, moe())
+    flag = summary_json(RunReport(summary=summary, document=build_document(summary)))["validity"]["steady_state"]
+    assert (flag["valid"], flag["reasons"]) == (None, ["no_steady_state"])
