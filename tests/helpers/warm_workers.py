@@ -1,8 +1,8 @@
 """Worker processes that are forks of one that has imported torch and transformers: without four seconds each.
 
 Every run that a test makes through ``main`` in its own process starts one process to examine models, and one for each
-model and launch. They stay processes of their own, with their own memory, pipes, signals and exit codes; only their imports are
-done already. How workers start for a user (``spawn``) is held by tests that start ``python -m moeprof run``
+model and launch. They stay processes of their own, with their own memory, pipes, signals and exit codes; only their
+imports are done already. How workers start for a user (``spawn``) is held by tests that start ``python -m moeprof run``
 (test_run_stopped.py), and by those that ask for the fixture ``spawned_workers``.
 
 The process they are forked from imports this file, and does first what each of them would do.
