@@ -36,6 +36,12 @@ PROCESS_FILES = {
 
 # The longest files, longest first: two processes that take whole files in this order end at about the same time.
 LONGEST = (
+    "test_regress_cli.py", "test_run_stopped.py", "test_forecast.py", "test_gpu_evidence.py", "test_golden_outputs.py",
+    "test_run_end_to_end.py", "test_twins.py", "test_two_processes.py",
+    "test_paged_engine.py", "test_extras.py", "test_attribution.py", "test_broken_models.py", "test_perturb.py",
+    "test_sweep_capture.py", "test_claims.py", "test_routing_graphs.py", "test_routing_replay.py", "test_lockstep.py",
+    "test_parallel_ranks.py", "test_cli.py", "test_compare_cli.py", "test_bad_input.py", "test_override_graphs.py",
+    "test_routing_check.py", "test_prefix_sharing.py",
 )  # fmt: skip
 
 
