@@ -23,13 +23,14 @@ example: .venv/ready ## dense against sparse: an MoE, its twins, lock-step, ladd
 	$(BIN)/moeprof run workloads/dense-vs-sparse.yaml --output-dir reports/example
 	$(BIN)/moeprof compare reports/example --write md,html,json --output-dir reports/example-compare
 
-# Two processes, whole files in each: what tests time, they time against each other or by planted clocks.
+# Two processes, whole files in each, the longest first (tests/conftest.py): what tests time, they time against each other
+# or by planted clocks.
 JOBS ?= 2
 test: .venv/ready ## set up and pass the tests
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/ready ## the quick part: nothing that runs a model or starts a process (about a minute on two cores)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not process and not browser" tests/core tests/sources tests/analysis tests/render
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not process and not browser" tests/core tests/sources tests/analysis tests/render
 
 test-517: ## the engine's tests under the oldest supported transformers
 	bash .ci/transformers-517

@@ -295,6 +295,7 @@ def test_a_hub_model_of_the_cache_is_found_without_a_network(here: Path, monkeyp
     (here / "cache" / "models--some--body" / "refs").mkdir()
     (here / "cache" / "models--some--body" / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(here / "cache"))  # of the process that looks at the model
     (here / "w.yaml").write_text(PRICED.replace("path: dense", "path: some/body"))
     ran = run_main(["run", "w.yaml", "--dry-run"])
     assert (ran.code, ran.stderr) == (0, "")
@@ -354,7 +355,7 @@ def test_out_of_memory_is_predicted_with_what_is_needed_and_what_is_there(
 ) -> None:
     monkeypatch.setattr("moeprof.capture.memory.predict.free_memory_bytes", lambda device, gpu: 100 * 2**20)
     said = refused(here, PRICED)
-    assert said.startswith("model dense: needs about 7") and " KiB weights" in said
+    assert said.startswith("model dense: needs about ") and " KiB weights" in said
     assert "100 MiB of " in said and "stays as margin (engine.memory_margin_ratio 0.05)" in said
     assert "its weights leave no room for a step" in said
 
@@ -386,6 +387,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "config and weights do not match",
     ),
     "mismatching shapes": (lambda here: change_config(here, intermediate_size=64), "cannot be loaded"),
+}
+# What is refused before anything starts.
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown architecture": (
         lambda here: change_config(here, model_type="no_such_thing"),
         "cannot build model_type 'no_such_thing'",
@@ -438,8 +442,13 @@ def test_a_run_of_broken_models_only_is_bad_input(broken: tuple[dict[str, str], 
     assert "No model produced tokens" in ran.stdout
 
 
-def test_remote_code_does_not_run_without_the_flag(broken: tuple[dict[str, str], Ran, Path]) -> None:
-    assert not (broken[2] / "ran").exists()
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_class_builds_is_refused_before_the_run_and_its_code_is_not_run(here: Path, case: str) -> None:
+    REFUSED[case][0](here)
+    (here / "dense" / "code.py").write_text(f"open({str(here / 'ran')!r}, 'w').close()\n")
+    said = refused(here, PRICED)
+    assert said.startswith("model dense: ") and REFUSED[case][1] in said and "\n" not in said
+    assert not (here / "ran").exists()
 
 
 # -- output folders ----------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def a_zip(name: str) -> bytes:
             b'[{"timestamp": 0, "input_length": 1, "output_length": 1}, 3]',
             ":2: a JSON object is expected, found a number",
         ),
-        (b"a,b\n1,2\n", ": not a known trace (found columns a, b); name its format, one of azure"),
+        (b"a,b\n1,2\n", ": not a known trace (found columns a, b); name its format, one of recording"),
     ],
 )
 def test_what_is_no_trace_is_called_by_its_name(tmp_path: Path, data: bytes, text: str) -> None:

@@ -488,6 +488,10 @@ def test_a_bad_row_is_refused_in_one_line(tmp_path: Path, row: Row, said: str) -
 
 LENGTHS = {"input_length": 32, "output_length": 5}
 SAMPLES: dict[str, tuple[str, ...]] = {
+    "recording": (
+        '{"moeprof_recording": 1, "recording": "r", "prefix_block_characters": 512, "prefix_block_ids": 128}\n'
+        '{"arrival_s": 0.0, "input_tokens": 4, "output_tokens": 2, "status": "ok"}',
+    ),
     "azure": ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n"),
     "burstgpt": ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n",),
     "vidur": ("arrived_at,num_prefill_tokens,num_decode_tokens\n",),

@@ -44,7 +44,9 @@ def read(file: SourceFile) -> Trace:
         TraceError: a header of a newer version, files of two recordings, or a row that cannot be understood.
     """
     header, rows, notes = _rows(file)
-    file.use(*header, *{key for _, row in rows for key in row})  # they are ours: what is not replayed describes the rest
+    file.use(
+        *header, *{key for _, row in rows for key in row}
+    )  # they are ours: what is not replayed describes the rest
     rows, dropped = _usable(file, rows)
     if not rows:
         said = "; ".join(f"{note.count} {note.text}" for note in dropped)

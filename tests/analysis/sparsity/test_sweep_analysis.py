@@ -160,7 +160,7 @@ def test_a_sweep_in_which_no_load_meets_the_slo_has_no_price(tmp_path: Path) -> 
 def test_met_and_missed_are_said_by_the_binomial_interval(
     tmp_path: Path, met: int, of: int, concurrency: int, words: str | None
 ) -> None:
-    swept = {"moe": [at(concurrency, 1.0, 1.0, ttft_s=met_by(met, of), num=of)]}
+    swept = {"moe": [at(concurrency, 1.0, 1.0, 1.0, ttft_s=met_by(met, of), num=of)]}
     value = at_slo(sweep_summary(tmp_path, swept, slo={"ttft_s": 0.5}))
     assert (value.value is None) is (words is not None)
     at_it = f"at concurrency {concurrency}"
@@ -218,7 +218,7 @@ def test_the_runs_own_rounds_miss_what_eight_requests_in_eight_places_met(tmp_pa
 
 
 def test_points_of_one_load_that_contradict_each_other_tell_nothing(tmp_path: Path) -> None:
-    swept = {"dense": [at(1, 1.0, 1.0, num=72), at(8, 1.0, 1.0, num=72)]}
+    swept = {"dense": [at(1, 1.0, 1.0, 1.0, num=72), at(8, 1.0, 1.0, 1.0, num=72)]}
     summary = sweep_summary(tmp_path, swept, slo={"ttft_s": 0.5}, own={"dense": own_rounds(10, 13, 17)}, own_load=OWN)
     assert at_slo(summary, "dense").reasons == (
         "at concurrency 1",

@@ -43,6 +43,7 @@ MODELS: list[tuple[str, list[dict[str, str]], dict[str, bool]]] = [
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("spawned_workers")
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a resident set is reset on Linux alone")
 @pytest.mark.parametrize(("models", "instruments"), [row[1:] for row in MODELS], ids=[row[0] for row in MODELS])
 def test_the_forecast_is_within_a_tenth_of_what_was_taken(

@@ -268,7 +268,8 @@ def test_a_run_measures_an_moe_and_its_twins_on_one_schedule(tiny: Path, tmp_pat
         "{name: popular, twin_of: moe, match: active, initialise: popular_experts}"
     )
     workload = tmp_path / "twins.yaml"
-    workload.write_text(SHORT.format(rate=50, num_requests=4, models=models), encoding="utf-8")
+    text = SHORT.format(rate=50, num_requests=4, models=models).replace("max_seconds: 0.2", "max_seconds: 5")
+    workload.write_text(text, encoding="utf-8")
     ran = run_main(["run", workload, "--output-dir", tmp_path / "run"])
     assert ran.code == 0, ran.stderr
 

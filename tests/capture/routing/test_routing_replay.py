@@ -226,7 +226,7 @@ def test_a_run_that_replays_a_run_routes_alike_and_its_lock_step_shows_the_cost(
     assert run_main(["run", tmp_path / "a.yaml", "--output-dir", first, "--save-detailed", "-q"]).code == 0
     recorded = first / "moe" / "launch-0" / "round-0"
     models = f"{{name: moe, path: {tiny / 'moe'}}}, {{name: again, path: {tiny / 'moe'}, routing: {{policy: replay, path: {recorded}}}}}"  # noqa: E501
-    more = "lockstep: {max_seconds: 0.5, concurrency: [4]}"
+    more = "lockstep: {max_seconds: 2, concurrency: [4]}"
     (tmp_path / "b.yaml").write_text(RUN.format(models=models, more=more))
     ran = run_main(["run", tmp_path / "b.yaml", "--output-dir", second, "--save-detailed", "-q"])
     assert ran.code == 0, ran.stderr

@@ -172,7 +172,7 @@ def test_max_minutes_cuts_cleanly_and_the_report_says_so(
 
     def minutes_end_soon(self: Experiment, workers: Any, model: str, name: str, *, offline: bool) -> None:
         if name == "round-0":  # however long loading took
-            self._setup = replace(self._setup, deadline_s=time.perf_counter() + 2.5)
+            self._setup = replace(self._setup, deadline_s=time.perf_counter() + 3.5)
         whole(self, workers, model, name, offline=offline)
 
     monkeypatch.setattr(Experiment, "_pass", minutes_end_soon)
@@ -180,7 +180,7 @@ def test_max_minutes_cuts_cleanly_and_the_report_says_so(
     assert ran.code == 0, ran.stderr
     launch = tmp_path / "run" / "dense" / "launch-0"
     assert read(launch / "round-0" / "pass.json")["status"] == "cut"
-    assert 1 < read(launch / "round-0" / "pass.json")["duration_s"] < 3.5
+    assert 1 < read(launch / "round-0" / "pass.json")["duration_s"] < 4.5
     assert [path.name for path in launch.iterdir() if path.is_dir()] == ["round-0"]
     said = " ".join(ran.stdout.split())
     assert "max_minutes (9.0) ended the run early: round-0 sent" in said

@@ -153,7 +153,7 @@ class Machine:
 
 
 def test_models_take_turns_and_the_turn_goes_around(tokenizer: TextTokenizer) -> None:
-    machine = Machine(tokenizer, Sweep(concurrency=(1, 2)), {"a": 9, "b": 9})
+    machine = Machine(tokenizer, Sweep(rounds=2, concurrency=(1, 2)), {"a": 9, "b": 9})
     assert machine.asked == [
         "a sweep-0-0", "b sweep-0-0", "b sweep-0-1", "a sweep-0-1",
         "a sweep-1-0", "b sweep-1-0", "b sweep-1-1", "a sweep-1-1",
@@ -212,7 +212,7 @@ def swept(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, R
     """Two models under a sweep over concurrency and step size; token ids stay out of the record."""
     folder = tmp_path_factory.mktemp("swept")
     models = ", ".join(f"{{name: {name}, path: {tiny / name}}}" for name in ("moe", "dense"))
-    sweep = "sweep: {concurrency: [1, 4], max_batch_tokens: [16, 64], num_requests: 10}\n"
+    sweep = "sweep: {concurrency: [1, 4], max_batch_tokens: [16, 64], num_requests: 10, rounds: 2}\n"
     (folder / "w.yaml").write_text(SHORT.format(rate=50, num_requests=10, models=models) + sweep)
     options = ["--max-concurrency", 2, "--no-content", "--quiet"]
     return folder / "run", run_main(["run", folder / "w.yaml", "--output-dir", folder / "run", *options])
@@ -267,7 +267,7 @@ def test_each_points_schedule_is_in_the_record_without_its_text(swept: tuple[Pat
 
 def test_the_dry_run_counts_points_and_passes(tiny: Path, tmp_path: Path) -> None:
     models = f"{{name: moe, path: {tiny / 'moe'}}}"
-    sweep = "sweep: {concurrency: [1, 8], max_seconds: 5}\n"
+    sweep = "sweep: {concurrency: [1, 8], max_seconds: 5, rounds: 2}\n"
     (tmp_path / "w.yaml").write_text(SHORT.format(rate=50, num_requests=20, models=models) + sweep)
     ran = run_main(["run", tmp_path / "w.yaml", "--dry-run", "--format", "json"])
     assert ran.code == 0, ran.stderr
