@@ -581,7 +581,9 @@ WHOLE = [
 @pytest.mark.parametrize("seed", range(10))
 def test_spoilt_samples_are_a_trace_or_an_error_in_one_line(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    whole = [json.loads(text) for texts in SAMPLES.values() for text in texts if text.startswith("{")]
+    whole = [
+        json.loads(text) for texts in SAMPLES.values() for text in texts if text.startswith("{") and "\n" not in text
+    ]
     path = tmp_path / "trace"
     for sample in [*whole, *WHOLE]:
         rows = [_spoilt(rng, sample) for _ in range(rng.randint(1, 3))]
