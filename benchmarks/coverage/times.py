@@ -58,6 +58,7 @@ def _intervals() -> Iterator[Cell]:
             world="requests differ: some nearly always meet it, some hardly ever",
             kind="interval",
             trial=partial(_share, rounds),
+            note="some requests nearly always meet it: less is left to chance than a binomial allows",
         )
     yield Cell(
         figure="mean over 5 rounds, disturbed ones set aside",

@@ -92,7 +92,11 @@ def _missed(spread: float, rng: np.random.Generator) -> bool:
 def _missed_until_precise(spread: float, rng: np.random.Generator) -> bool | None:
     logs = np.log1p(LOCKSTEP_FLOOR_RATIO) + _noise(rng, MOST_PAIRS + 1, spread, "normal")
     stop = next((n for n in range(6, MOST_PAIRS) if power.enough(logs[:n].tolist(), LOCKSTEP_FLOOR_RATIO)), None)
-    return None if stop is None else judge_gates({0: _sample(logs[: stop + 1])})[0].verdict == "no difference shown"
+    return (
+        None
+        if stop is None
+        else judge_gates({0: _sample(logs[: stop + 1])}, until_precise=True)[0].verdict == "no difference shown"
+    )
 
 
 def _found(change: float, spread: float, rng: np.random.Generator) -> bool:

@@ -8,9 +8,8 @@ Statistics of samples: mean and percentiles of one quantity over the rounds of a
 The mean is the mean of the rounds' means with a 95 % interval over rounds, a t-interval on a scale that the quantity
 cannot leave: see stats.intervals. A percentile is taken over all rounds together. Two kinds of chance are in it: rounds
 differ, so a t-interval over each round's own percentile, on the log scale; requests (steps) are a sample, so a
-bootstrap of blocks of neighbouring ones, the same blocks in every round. Its interval holds both. By simulation,
-nominal 95 % cover 93-98 % with 3 and 5 rounds that differ by sd 0, 2, 5, 10 %, and with AR 0.9 within a round; the
-bootstrap alone covers 25-90 % there. With fewer than three rounds there is no interval. All speak for this launch only.
+bootstrap of blocks of neighbouring ones, the same blocks in every round. Its interval holds both; docs/limits.md says
+how often it holds the truth. With fewer than three rounds there is no interval. All speak for this launch only.
 """
 
 from __future__ import annotations
