@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,6 +11,8 @@ import numpy as np
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import SPREAD, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, lane_offset, lanes_estimate
+from moeprof.analysis.metrics.sweep import log_ratio_estimate
+from moeprof.analysis.sparsity.crossover import crossover_point, find_crossover, pooled_spread
 from moeprof.analysis.sparsity.realised import equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.record.lanes import LaneHeader
@@ -34,6 +37,13 @@ def cells() -> Iterator[Cell]:
         trial=partial(_realised, 0.02, together=0.05),
         note="rounds of different models are taken as independent, the safe side where they drift together",
     )
+    for spread in (0.02, 0.05):
+        yield Cell(
+            figure="load at which the MoE stops being cheaper",
+            world=f"5 loads, 3 paired rounds that differ by {100 * spread:g} %",
+            kind="interval",
+            trial=partial(_crossing, spread),
+        )
     for offset_sd in (0.0, 0.005, 0.01):
         for num, memory in ((120, 0.0), (18, 0.5)):
             noise = f"AR {memory:g}" if memory else "independent"
@@ -44,6 +54,19 @@ def cells() -> Iterator[Cell]:
                 trial=partial(_tax, offset_sd, num, memory),
                 note="the noise of turns is counted twice, in the turns and in the offset of lanes",
             )
+
+
+def _crossing(spread: float, rng: np.random.Generator) -> bool | None:
+    """Half the price at 1, twice at 36: on a line of logarithms equal at 6."""
+    loads = (1.0, 2.0, 8.0, 16.0, 36.0)
+    ratios = [
+        np.exp(math.log(load / 6) * math.log(2) / math.log(6) + spread * rng.standard_normal(3)).tolist()
+        for load in loads
+    ]
+    known = pooled_spread(ratios)
+    points = [crossover_point(load, log_ratio_estimate(logs, known)) for load, logs in zip(loads, ratios, strict=True)]
+    found = find_crossover(points, "concurrency")[1]
+    return holds((found.low, found.high), 6.0)
 
 
 def _ladder(rng: np.random.Generator, offsets: FloatArray, lanes: tuple[str, ...], tokens: float, num: int,

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import HEAVY, IID, INTERRUPTED, MEMORY, ROUNDS, SPREAD, World, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, pair_median
 from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.objectives import goodput
+from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.samples import Samples, step_samples, summarise
 from moeprof.analysis.stats import bootstrap, change_points, intervals
 from moeprof.analysis.stats.arrays import FloatArray
@@ -66,6 +68,13 @@ def _intervals() -> Iterator[Cell]:
         kind="interval",
         trial=partial(_interrupted, 5),
     )
+    for world in (IID, MEMORY):
+        yield Cell(
+            figure="what the instruments cost, 300 pairs of steps",
+            world=world.name,
+            kind="interval",
+            trial=partial(_overhead, world),
+        )
     for between in (0.005, 0.02):
         yield Cell(
             figure="ratio of summed steps, in turn, 6 launches",
@@ -135,6 +144,22 @@ def _interrupted(rounds: int, rng: np.random.Generator) -> bool | None:
     samples = [step_samples(tables, None, "decode") for tables in kept]
     found = summarise("step", samples, {}, missing_reason="", percentiles=(50.0,))[0]
     return holds((found.ci_low, found.ci_high), 0.01 * INTERRUPTED.mean)
+
+
+def _overhead(world: World, rng: np.random.Generator) -> bool | None:
+    """Instruments that cost nothing."""
+    (bare, watched), _ = world.factors(rng, 2, STEPS)
+    table = pd.DataFrame(
+        {
+            "phase": "decode",
+            "bare_s": bare,
+            "instrumented_s": watched,
+            "bare_cpu_s": bare,
+            "instrumented_cpu_s": watched,
+        }
+    )
+    found = overhead_metrics([table])[0]
+    return holds((found.ci_low, found.ci_high), 1.0)
 
 
 def _lanes(world: World, statistic: Callable[[FloatArray], Estimate], rng: np.random.Generator) -> bool | None:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.coverage.cells import Cell
+from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import SPREAD, autoregressive
 from moeprof.analysis.metrics.attribution import ALPHA, Attribution, attribute
 from moeprof.analysis.stats.arrays import FloatArray
@@ -16,6 +16,7 @@ from tests.helpers.records import draw_step_counts, make_pass, make_routing, mak
 STEPS, TOKENS, LAYERS, EXPERTS = 200, 8, 2, 16
 PHASES = 2
 DECODE = 1
+PER_EXPERT_S = 20e-6
 
 
 def cells() -> Iterator[Cell]:
@@ -24,6 +25,12 @@ def cells() -> Iterator[Cell]:
         world = f"{STEPS} decode steps, " + (f"AR {rho:g}" if rho else "independent")
         trial = partial(_alarm, rho)
         yield Cell(figure="variance by routing where there is none", world=world, kind="p-value", trial=trial)
+        yield Cell(
+            figure="step time per distinct expert",
+            world=world,
+            kind="interval",
+            trial=partial(_slope, rho),
+        )
         if rho < 0.8:
             trial = partial(_found, rho)
             yield Cell(figure="variance by routing of the smallest share shown", world=world, kind="power", trial=trial)
@@ -40,6 +47,14 @@ def _judged(counts: FloatArray, step_s: FloatArray) -> Attribution:
         STEPS, step_s=step_s, phase=["decode"] * STEPS, prefill_tokens=[0] * STEPS, decode_tokens=[TOKENS] * STEPS
     )
     return attribute([make_pass(traffic="offline", steps=steps, routing=make_routing(counts))], "decode")
+
+
+def _slope(rho: float, rng: np.random.Generator) -> bool | None:
+    """20 us for each expert that a step touches, summed over layers."""
+    counts = _routing(rng)
+    distinct = (counts > 0).sum(axis=(1, 2, 3))
+    found = _judged(counts, 0.01 * (1 + SPREAD * autoregressive(rng, (STEPS,), rho)) + PER_EXPERT_S * distinct)
+    return holds(found.intervals.get("distinct_expert"), PER_EXPERT_S)
 
 
 def _alarm(rho: float, rng: np.random.Generator) -> bool | None:

@@ -22,15 +22,12 @@ from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.analysis.stats.bootstrap import (
-    FEW_STEPS,
     MIN_BLOCKS,
     Draws,
     draw_means,
     estimate_of,
     launch_estimate,
-    memory_stretch,
-    run_blocks,
-    widened_interval,
+    median_estimate,
 )
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.errors import RecordError
@@ -313,16 +310,7 @@ def _median_of_steps(times: Sequence[LaneTimes], of: str, against: str, phase: s
         return Estimate(value=None, reason="no steps were measured")
     if len(medians) > 1:
         return launch_estimate(medians)
-    (ratios,), num = launches, len(launches[0])
-    blocks = run_blocks(num)
-    sample = intervals.BlockSample(values=ratios, weights=np.ones(num), blocks=blocks)
-    drawn = intervals.bootstrap_percentiles(sample, (50.0,))
-    if drawn is None:
-        return Estimate(value=medians[0], n=num, reason=FEW_STEPS.format(n=num))
-    sums = np.bincount(blocks, weights=np.log(ratios / medians[0])) / np.bincount(blocks)
-    stretch = memory_stretch(sums[:, None])
-    low, high = widened_interval(medians[0], drawn[:, 0], int(blocks.max()), signed=False, stretch=stretch)
-    return Estimate(value=medians[0], low=low, high=high, n=num)
+    return median_estimate(launches[0])
 
 
 def _at_one_load(times: Sequence[LaneTimes], phase: str | None) -> list[LaneTimes]:

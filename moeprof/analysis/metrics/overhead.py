@@ -11,9 +11,9 @@ import numpy as np
 
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.tables import BoolArray, column, is_phase
-from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core.metric import Card, MetricValue, estimated, missing
+from moeprof.analysis.stats.bootstrap import draw_means, estimate_of, median_estimate
+from moeprof.core.metric import Card, MetricValue, missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,21 +74,13 @@ def _values(bare: FloatArray, watched: FloatArray, kept: BoolArray, labels: dict
         return [*(missing(name, reason, **labels) for name in NAMES[:2]), aside]
     bare, watched = bare[kept], watched[kept]
     note = (f"{num_aside} of {len(kept)} pairs set aside",)
-    blocks = intervals.blocks_of(len(bare))
-    # A ratio of sums is a mean of the pairs' ratios, weighted by their bare time.
-    summed = intervals.bootstrap_mean(intervals.BlockSample(values=watched / bare, weights=bare, blocks=blocks))
-    ratios = intervals.BlockSample(values=watched / bare, weights=np.ones(len(bare)), blocks=blocks)
-    medians = intervals.bootstrap_percentiles(ratios, (50.0,))
-    assert summed is not None and medians is not None, "a hundred pairs make at least ten blocks"
-    ratio, median = float(watched.sum() / bare.sum()), float(np.median(watched / bare))
+    draws = draw_means(("bare", "watched"), np.stack([bare, watched], axis=1), np.arange(len(bare), dtype=np.int64))
+    summed = estimate_of([draws], lambda seconds: seconds["watched"] / seconds["bare"])
     found = [
-        estimated(name, value, interval, "", n=len(bare), labels=labels, notes=note)
-        for name, value, interval in (
-            (NAMES[0], ratio, summed),
-            (NAMES[1], median, intervals.percentile_interval(medians[:, 0])),
-        )
+        MetricValue(name=name, value=one.value, n=one.n, ci_low=one.low, ci_high=one.high, labels=labels, reasons=note)
+        for name, one in ((NAMES[0], summed), (NAMES[1], median_estimate(watched / bare)))
     ]
-    if summed[0] > LIMIT:
+    if summed.low is not None and summed.low > LIMIT:
         costly = f"lower bound above {LIMIT}: latencies of the instrumented passes are not to be used"
         found[0] = replace(found[0], valid=False, reasons=(costly, *note))
     return [*found, aside]

@@ -144,6 +144,20 @@ def _named(draws: Draws, seconds_L: FloatArray) -> dict[str, float]:
     return dict(zip(draws.lanes, seconds_L.tolist(), strict=True))
 
 
+def median_estimate(ratios_S: FloatArray) -> Estimate:
+    """Median of the ratios of consecutive steps; its interval resamples runs of steps with their content."""
+    num, median = len(ratios_S), float(np.median(ratios_S))
+    blocks = run_blocks(num)
+    sample = intervals.BlockSample(values=ratios_S, weights=np.ones(num), blocks=blocks)
+    drawn = intervals.bootstrap_percentiles(sample, (50.0,))
+    if drawn is None:
+        return Estimate(value=median, n=num, reason=FEW_STEPS.format(n=num))
+    means = np.bincount(blocks, weights=np.log(ratios_S / median)) / np.bincount(blocks)
+    stretch = memory_stretch(means[:, None])
+    low, high = widened_interval(median, drawn[:, 0], int(blocks.max()), signed=False, stretch=stretch)
+    return Estimate(value=median, low=low, high=high, n=num)
+
+
 def widened_interval(
     value: float, samples: FloatArray, degrees: float, *, signed: bool, stretch: float = 1.0
 ) -> intervals.Interval:
