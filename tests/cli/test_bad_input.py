@@ -287,6 +287,7 @@ def test_an_unknown_hub_id_fails_at_once_without_a_network(here: Path, monkeypat
     assert said.startswith("model dense: nobody/nothing is no local folder, not in the hub's cache, and the hub cannot")
 
 
+@pytest.mark.usefixtures("spawned_workers")  # what a process reads of its environment when it begins
 def test_a_hub_model_of_the_cache_is_found_without_a_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 

@@ -41,9 +41,10 @@ FROZEN = {
     "baseline list": "--folder --format",
     "baseline show": "NAME --device --folder --format --workload",
     "baseline rm": "NAMES --device --folder --workload",
-    "trace inspect": "PATH --format --from",
-    "trace convert": "PATH OUTPUT --duration-s --force --from --jitter --length-scale --max-input-tokens "
-    "--max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --start-s --time-scale --too-long",
+    "trace inspect": "PATH --block-tokens --column --format --from --skip-bad-rows --timestamp-unit",
+    "trace convert": "PATH OUTPUT --block-tokens --column --duration-s --force --from --jitter --length-scale "
+    "--max-input-tokens --max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --skip-bad-rows "
+    "--start-s --time-scale --timestamp-unit --too-long",
     "trace record": "--keep-text --listen --null-test --output --part-mib --session-header --upstream -o",
     "trace synth": "OUTPUT --burst-size --burstiness --force --input-len --max-concurrency --num-prefixes "
     "--num-prompts --output-len --pattern --prefix-len --prefix-ratio --request-class --request-rate --seed",

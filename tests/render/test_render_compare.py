@@ -78,7 +78,8 @@ def test_each_reason_stands_once_with_all_its_rows() -> None:
     table = headline_table()
     doubled = replace(table, rows=(*table.rows, replace(table.rows[3], label="ITL p999")))
     notes = [note for note in footnotes(doubled) if "6 launches" in note]
-    assert notes == ["ITL p99, ITL p999: cannot tell (needs 6 launches a side, 3 were run)"]
+    said = "ITL p99 of moe-16x2, ITL p999 of moe-16x2: cannot tell (needs 6 launches a side, 3 were run)"
+    assert notes == [said]
 
 
 def test_changes_of_a_waterfall_hang_between_their_levels() -> None:
