@@ -90,7 +90,7 @@ def _truth(world: World) -> dict[str, float]:
     saved = float((SHARED_S * is_mixed).sum()) / 2
     usd = 0.001 * world.mean
     sides = usd * (float(prefill.sum()) - saved), usd * (float(decode.sum()) - saved)
-    tokens = float(REQUESTS * PROMPT), float(REQUESTS * (OUTPUTS - 1))  # first tokens are made in prefill
+    tokens = float(REQUESTS * PROMPT), float(np.maximum(outputs, 1).sum())  # new tokens of the planted steps
     per_token = sides[0] / tokens[0], sides[1] / tokens[1], sum(sides) / sum(tokens)
     return dict(zip(NAMES, (1e6 * x for x in per_token), strict=True))
 
