@@ -166,7 +166,9 @@ def _answer(document: Document) -> list[str]:
     if answer is None:
         return [f"**{escape(document.headline)}**"]
     rows = [_line([escape(found.question), f"**{found.outcome}**", escape(found.text)]) for found in answer.findings]
-    return [f"**{escape(answer.paragraph)}**", "", "| | | |", "|:--|:--|:--|", *rows, "", escape(document.headline)]
+    first = f"**{escape(answer.advice)}** " if answer.advice else ""
+    rest = " ".join(part for part in (answer.facts, answer.why, answer.change) if part)
+    return [first + escape(rest), "", "| | | |", "|:--|:--|:--|", *rows, "", escape(document.headline)]
 
 
 def _section(section: Section) -> list[str]:

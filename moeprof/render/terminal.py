@@ -419,7 +419,8 @@ def _first_screen(document: Document) -> Document:
     names = [model.name for model in document.models]
     spoken = document.answer.models if document.answer is not None and len(names) > FEW_MODELS else names
     kept = [i for i, name in enumerate(names) if name in spoken]
-    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in document.first_screen[:SCREEN_ROWS]]
+    told = [row for row in document.first_screen if any(v is not None and v.value is not None for v in row.values)]
+    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in told[:SCREEN_ROWS]]
     models = tuple(replace(document.models[i], subtitle="") for i in kept)
     return replace(document, models=models, first_screen=tuple(rows))
 
@@ -428,7 +429,8 @@ def _print_answer(document: Document, console: Console, *, whole: bool) -> None:
     """The answer in plain words; with ``whole`` its evidence, question by question, and the notes."""
     answer = document.answer
     if answer is not None:
-        console.print(Text(printable(answer.paragraph), style="bold"))
+        rest = " ".join(part for part in (answer.facts, answer.why, answer.change) if part)
+        console.print(_joined(" ", Text(printable(answer.advice), style="bold"), Text(printable(rest))))
     if answer is not None and whole:
         asked = _grid(head=False)
         for found in answer.findings:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from moeprof.analysis.compare.models import cost_ratio
-from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.lookup import pick
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.report.answer.sides import Sides
-from moeprof.analysis.report.answer.words import SETTLED, as_much, pair, why
+from moeprof.analysis.report.answer.words import SETTLED, as_much, why
 from moeprof.analysis.report.document import Finding, Outcome
 from moeprof.analysis.report.sections.lockstep import ratio_text
 from moeprof.analysis.stats.estimate import Ratio
@@ -59,10 +58,11 @@ def _unsettled(sides: Sides, rival: ModelSummary, ratio: Ratio) -> str:
 
 
 def _evidence(model: ModelSummary, rival: ModelSummary, ratio: Ratio) -> str:
-    prices = pair(pick(model, NAME), pick(rival, NAME), card_for(NAME))
+    prices = [units.usd(float(v.value)) for m in (model, rival) if (v := pick(m, NAME)) is not None and v.value]
     if ratio.value is None:
         return f"{rival.name}: {why(ratio)}"
-    return f"{prices}, input and output together: {ratio_text(ratio)} of {rival.name}"
+    each = f"{' against '.join(prices)} per 1M tokens, input and output together: " if len(prices) > 1 else ""
+    return f"{each}{ratio_text(ratio)} of {rival.name}"
 
 
 def _alone(model: ModelSummary) -> Finding:
