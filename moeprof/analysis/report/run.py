@@ -180,7 +180,7 @@ def build_document(summary: Summary) -> Document:
         subtitle=subtitle(summary),
         banners=banners(summary),
         models=tuple(model_column(model) for model in models),
-        first_screen=tuple(_first_rows(models)),
+        first_screen=tuple(first_rows(models)),
         sections=(*(s for s in sections if s.blocks), machine_section(summary)),
         doubts=find_doubts(summary),
         workload_text=record.experiment.workload_text or "",
@@ -221,7 +221,7 @@ def _width(twin: TwinFacts) -> str:
     return f"width {twin.width} ({twin.width / twin.active_width:.3g}x the active one)"
 
 
-def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+def first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
     rows = []
     for label, name, labels in FIRST_SCREEN:
         if name.endswith("+"):
