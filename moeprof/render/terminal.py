@@ -45,6 +45,7 @@ from moeprof.render.cells import (
     ratio_interval,
     ratio_text,
     reasons,
+    shares,
     short_text,
     shown_ratio,
     step_interval,
@@ -396,7 +397,8 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
-    for note in reasons(document.first_screen, [model.name for model in document.models]):
+    names = [model.name for model in document.models]
+    for note in (*reasons(document.first_screen, names), *shares(document.first_screen, names)):
         console.print(Text(printable(note), style="dim"))
     if sections:
         print_sections(document, console, folded=folded)

@@ -17,6 +17,7 @@ import numpy as np
 from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.objectives import QUANTITIES as OBJECTIVES
 from moeprof.analysis.metrics.objectives import meets, objectives, share_of_requests, why_unjudged
+from moeprof.analysis.metrics.phase_share import with_phase_share
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -157,7 +158,7 @@ def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:
         if scope.parts and device and not any(len(part.values) for part in samples):
             reason = "no device times were recorded for such steps"
         values += summarise(quantity, samples, labels, missing_reason=reason)
-    return values
+    return with_phase_share(values, phase, scope.parts)
 
 
 def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:
