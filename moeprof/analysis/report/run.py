@@ -222,6 +222,7 @@ def _width(twin: TwinFacts) -> str:
 
 
 def first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+    """The table everybody sees: what some model has of the first screen's figures."""
     rows = []
     for label, name, labels in FIRST_SCREEN:
         if name.endswith("+"):
@@ -245,7 +246,8 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
     """A row, or None when no model has such a metric."""
     own = True if labels.get("own") else None
     rest = {key: value for key, value in labels.items() if key != "own"}
-    values = tuple(pick(model, name, own_traffic=own, **rest) for model in models)
+    found = (pick(model, name, own_traffic=own, **rest) for model in models)
+    values = tuple(None if value is None else value.as_headline for value in found)
     if all(value is None for value in values):
         return None
     return metric_row(label, name, values)

@@ -27,7 +27,8 @@ def test_every_question_has_an_outcome_and_a_line(tmp_path: Path) -> None:
     assert document.answer is not None
     outcomes = {found.question: found.outcome for found in document.answer.findings}
     assert list(outcomes) == [
-        "cheaper?", "faster?", "fits?", "better text?", "from which load on?", "price at other loads?", "reads its active parameters only?",
+        "cheaper?", "faster?", "fits?", "better text?", "from which load on?",
+        "price at other loads?", "reads its active parameters only?",
         "meets its objectives?", "router healthy?", "sure enough to decide?",
     ]  # fmt: skip
     assert outcomes["router healthy?"] == "yes"  # every expert had the same tokens
