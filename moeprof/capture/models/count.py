@@ -17,12 +17,11 @@ from moeprof.capture.models.files import ADAPTER_CONFIG, CONFIG, INDEX, is_adapt
 from moeprof.capture.models.find import read_config
 from moeprof.capture.models.shapes import text_values
 from moeprof.core import yamlfile
+from moeprof.core.description import LayerDescription, described_facts
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
     CountedModel,
-    LayerDescription,
     System,
-    described_facts,
     find_system,
     nearest_names,
     system_facts,

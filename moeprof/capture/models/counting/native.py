@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from moeprof.capture.models.files import read_object, weight_files
+from moeprof.core.description import LayerDescription, described_facts
 from moeprof.core.errors import ModelError
-from moeprof.core.known_models import CountedModel, LayerDescription, described_facts
+from moeprof.core.known_models import CountedModel
 
 NATIVE = "params.json"
 _TOWERS = ("vision_encoder", "audio_encoder", "whisper_model_args", "multimodal")
