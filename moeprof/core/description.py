@@ -219,6 +219,7 @@ class LayerDescription(LookingBack):
         expert_width: of one expert.
         expert_matrices: 3 with a gate, 2 without; shared experts alike.
         shared_width: of all shared experts of a layer together.
+        shared_gate: True where a product of d weights gates what they give.
         residual_width: of a dense MLP beside the experts, with ``dense_matrices``.
         first_moe_layer: layers before this one are dense.
         moe_every: from there on, the n-th, 2n-th... layer has experts.
@@ -239,6 +240,7 @@ class LayerDescription(LookingBack):
     expert_width: int = 0
     expert_matrices: int = 3
     shared_width: int = 0
+    shared_gate: bool = False
     residual_width: int = 0
     first_moe_layer: int = 0
     moe_every: int = 1
@@ -316,12 +318,13 @@ def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, s
     d, layers = description, description.moe_layers
     dense_unit, expert_unit = d.dense_matrices * d.hidden_size, d.expert_matrices * d.hidden_size
     table = d.vocab_size * d.hidden_size
+    shared = d.shared_width * expert_unit + d.shared_gate * d.hidden_size
     params = dict.fromkeys(GROUPS, 0) | {
         "embedding": table,
         "attention": d.attention_params,
         "dense_mlp": dense_unit * ((d.num_layers - len(layers)) * d.dense_width + len(layers) * d.residual_width),
         "router": len(layers) * d.num_experts * d.hidden_size,
-        "shared_experts": len(layers) * d.shared_width * expert_unit,
+        "shared_experts": len(layers) * shared,
         "routed_experts": len(layers) * d.num_experts * d.expert_width * expert_unit,
         "norm": (d.num_layers * d.norms_per_layer + (d.norms_per_layer > 0)) * d.hidden_size,
         "lm_head": 0 if d.tied_embeddings else table,
@@ -329,7 +332,7 @@ def described_facts(description: LayerDescription | ExpertsOnly, *, name: str, s
     one = d.expert_width * expert_unit
     moe = MoeLayerFacts(
         name="", num_experts=d.num_experts, top_k=d.top_k, expert_params=one, expert_bytes=one * BYTES_PER_PARAM,
-        shared_params=d.shared_width * expert_unit, router_params=d.num_experts * d.hidden_size,
+        shared_params=shared, router_params=d.num_experts * d.hidden_size,
     )  # fmt: skip
     attention = d.layers_by_attention
     return _facts(
