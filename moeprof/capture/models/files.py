@@ -36,7 +36,8 @@ def read_object(model: str, file: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ModelError(f"model {model}: {file} cannot be read as JSON (nested too deeply)") from error
     except (OSError, ValueError) as error:
-        first = " ".join(str(error).split())[:200]
+        is_number = "integer string conversion" in str(error)
+        first = "a number of thousands of digits" if is_number else " ".join(str(error).split())[:200]
         raise ModelError(f"model {model}: {file} cannot be read as JSON ({first})") from error
     if not isinstance(found, dict):
         raise ModelError(f"model {model}: {file} holds a JSON {type(found).__name__}; an object is expected")

@@ -104,8 +104,11 @@ def stand_in_notes(values: dict[str, Any], built: Any) -> tuple[str, ...]:
     what = f"model_type {known!r} is not known" if known else "its config names no model_type"
     if part is values:
         return (f"{what}: counted as {class_named_by(values).__name__}, which `architectures` names",)
-    key = nested_key(values)
-    own = f"{what}: the language model alone, of its {key} ({built.model_type}); other parts are not counted"
+    path, inner = [], values
+    while inner is not part:
+        path.append(str(nested_key(inner)))
+        inner = inner[path[-1]]
+    own = f"{what}: the language model alone, of its {'.'.join(path)} ({built.model_type}); other parts are not counted"
     return (own, *stand_in_notes(part, built))
 
 

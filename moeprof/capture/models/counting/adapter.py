@@ -70,12 +70,15 @@ def count_adapter(text: str, folder: Path, count_base: Callable[[str], CountedMo
     """
     config = _read_config(text, folder)
     base_text = _base_of(text, folder, config)
-    base = count_base(base_text)
+    try:
+        base = count_base(base_text)
+    except ModelError as error:
+        raise ModelError(f"{text}: its base cannot be counted: {error}") from error
     if base.facts is None:
         raise ModelError(f"{text}: its base {base_text} is a routing scheme, not a model")
     weights = folder / ADAPTER_WEIGHTS
     own = _of_weights(weights) if weights.is_file() else _of_config(text, config, base_text)
-    facts = _with_adapter(text, base.facts, own, _words(config, base_text))
+    facts = _with_adapter(text, base.facts, own, _words(config))
     stored = base.stored_bytes + own.size if base.stored_bytes is not None and own.size is not None else None
     reason = f"base: {base.stored_reason}; adapter: " + (f"{own.size} bytes" if own.size is not None else "not there")
     name = folder.resolve().name
@@ -112,11 +115,11 @@ def _base_of(text: str, folder: Path, config: _Config) -> str:
     return named
 
 
-def _words(config: _Config, base: str) -> str:
+def _words(config: _Config) -> str:
     targets = config.target_modules
     on = ", ".join(sorted(targets)[:8]) if isinstance(targets, list) else targets
     rank = f", rank {config.r}" if config.peft_type == "LORA" else ""
-    return f"{config.peft_type}{rank}{f' on {on}' if on else ''}, of base {base}"
+    return f"{config.peft_type}{rank}{f' on {on}' if on else ''}, of base {config.base_model_name_or_path}"
 
 
 def _of_weights(file: Path) -> _Tensors:
@@ -148,7 +151,7 @@ def _of_config(text: str, config: _Config, base: str) -> _Tensors:
     head = model.get_output_embeddings()
     for path, module in model.named_modules():
         shape = _in_out(module)
-        target = None if shape is None else _target(config, path, module is head)
+        target = None if shape is None else _target(config, path, module is head or hasattr(module, "num_embeddings"))
         if shape is None or target is None:
             continue
         matched.add(target)
@@ -193,13 +196,13 @@ def _in_out(module: Any) -> tuple[int, int] | None:
     return None
 
 
-def _target(config: _Config, path: str, is_head: bool) -> str | None:
+def _target(config: _Config, path: str, is_end: bool) -> str | None:
     """What of target_modules names a module, by PEFT's rules; None where nothing does, or its layer is left out."""
     if _is_named(config.exclude_modules, path) or not _is_layer(config.layers_to_transform, path):
         return None
     wanted = config.target_modules
     if wanted == "all-linear":
-        return None if is_head else wanted
+        return None if is_end else wanted  # neither the table of tokens nor the head
     return _is_named(wanted, path)
 
 

@@ -211,9 +211,11 @@ class _Reader:
         return struct.unpack(f"{self._order}{code}", raw)[0]
 
     def _at_most(self, found: int, most: int, what: str, *, least_bytes: int) -> None:
-        if found > most or found * least_bytes > self._size - self._at:
-            fitting = min(most, max(0, self._size - self._at) // least_bytes)
-            raise self._error(f"it speaks of {found} {what} at byte {self._at}; at most {fitting} are allowed there")
+        if found > most:
+            raise self._error(f"it speaks of {found} {what} at byte {self._at}; at most {most} are allowed")
+        if found * least_bytes > self._size - self._at:
+            left = self._size - self._at
+            raise self._error(f"it speaks of {found} {what} and {left} bytes follow: damaged or cut short")
 
     def _take(self, count: int) -> bytes:
         found = self._stream.read(count)
