@@ -25,7 +25,7 @@ def gguf_bytes(values: dict[str, Any], tensors: Tensors, order: str = "<", versi
         if isinstance(value, str):
             return struct.pack(f"{order}I", 8) + text(value)
         if isinstance(value, list):
-            number, code = (8, "") if value and isinstance(value[0], str) else _CODES[type(value[0])]
+            number, code = (8, "") if value and isinstance(value[0], str) else _CODES[type(value[0]) if value else int]
             items = b"".join(text(v) if number == 8 else struct.pack(f"{order}{code}", v) for v in value)
             return struct.pack(f"{order}IIQ", 9, number, len(value)) + items
         number, code = _CODES[type(value)]

@@ -6,6 +6,7 @@ where the hub has no answer, and says so.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,11 @@ def count_model(text: str) -> CountedModel:
     path = Path(text)
     if not text.strip():
         raise ModelError(f"no model given{_hint(text)}")
-    if path.is_dir():
+    if os.path.isdir(text):
         return _from_folder(text, path)
     if path.suffix in (".yaml", ".yml"):
         return _described(path)
-    if path.is_file():
+    if os.path.isfile(text):
         return _from_file(text, path)
     if path.suffix in (".json", ".gguf"):
         raise ModelError(f"{text}: no such file; give a folder with {CONFIG}, or the path of one")

@@ -229,10 +229,10 @@ def _without_weights(spec: ModelSpec, folder: Path, missing: tuple[str, ...], th
 def _refused_adapter(spec: ModelSpec, adapter: dict[str, Any]) -> UnsupportedModelError:
     """An adapter is not run: what its matrices add to a step depends on how an engine applies them."""
     base = adapter.get("base_model_name_or_path")
-    of = f" of {base}" if isinstance(base, str) and base else ""
+    of = f" of {base[:100]!r}" if isinstance(base, str) and base else ""
     kind = adapter.get("peft_type")
     return UnsupportedModelError(
-        f"model {spec.name}: {spec.path} is an adapter ({kind if isinstance(kind, str) else 'PEFT'}){of}, not a model; "
+        f"model {spec.name}: {spec.path} is an adapter ({kind if isinstance(kind, str) and kind.isprintable() else 'PEFT'}){of}, not a model; "
         "merge it (peft's merge_and_unload, then save_pretrained) and give that folder. `moeprof params` counts both"
     )
 

@@ -143,7 +143,7 @@ def why_unknown(values: dict[str, Any], *, to_run: bool = False) -> str:
 
 
 def _unknown(values: dict[str, Any]) -> str:
-    named = ", ".join(str(a) for a in values.get("architectures") or ())
+    named = " ".join(", ".join(str(a) for a in values.get("architectures") or ()).split())
     wanted = f"model_type {values.get('model_type')!r}" + (f" ({named})" if named else "")
     return f"transformers {transformers.__version__} has no class for {wanted}"
 

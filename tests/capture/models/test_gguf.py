@@ -75,7 +75,7 @@ def test_a_moe_is_counted_tensor_by_tensor(order: str, tmp_path: Path) -> None:
 
 
 def test_the_sizes_of_blocks_are_those_that_tests_know() -> None:
-    """Written down twice, from the C structs and from gguf-py; 4.5 bits of Q4_K are scales and minima of 8 sub-blocks."""
+    """Written down twice, from the C structs and from gguf-py; Q4_K has scales and minima of 8 sub-blocks."""
     for name, (number, block, size) in KINDS.items():
         assert TYPES[number] == (name, block, size)
     assert TYPES[12][2] == 2 + 2 + 12 + 256 // 2 and TYPES[14][2] == 256 // 2 + 256 // 4 + 256 // 16 + 2
@@ -112,8 +112,12 @@ def test_windows_latents_and_states_are_kept_by_block(tmp_path: Path) -> None:
     key = "deepseek2.attention"
     latent = {"general.architecture": "deepseek2", f"{key}.head_count": 4, f"{key}.kv_lora_rank": 32,
               f"{key}.key_length_mla": 24, f"{key}.value_length_mla": 16}  # fmt: skip
-    mla: Tensors = {"blk.0.attn_kv_a_mqa.weight": ((256, 40), "F16"), "blk.0.attn_k_b.weight": ((16, 32, 4), "F16"),
-                    "blk.0.attn_v_b.weight": ((32, 16, 4), "F16"), "blk.0.attn_output.weight": ((64, 256), "F16")}  # fmt: skip
+    mla: Tensors = {
+        "blk.0.attn_kv_a_mqa.weight": ((256, 40), "F16"),
+        "blk.0.attn_k_b.weight": ((16, 32, 4), "F16"),
+        "blk.0.attn_v_b.weight": ((32, 16, 4), "F16"),
+        "blk.0.attn_output.weight": ((64, 256), "F16"),
+    }
     absorbed = counted(tmp_path, latent, mla).attention[0]
     assert (absorbed.kind, absorbed.kv_bytes_per_token) == ("latent", 2 * 40)
     assert (absorbed.flops_per_pair, absorbed.decode_flops_per_pair) == (2 * 4 * 40, 2 * 4 * (2 * 32 + 8))
@@ -144,7 +148,7 @@ def test_layers_that_predict_further_tokens_are_stored_and_not_counted(tmp_path:
      ({"general.architecture": "llama"}, {}, "no language model (only a vocabulary?)"),
      ({"general.architecture": "qwen3moe", "qwen3moe.expert_count": 4}, moe_tensors(),
       "blk.0 has experts and no qwen3moe.expert_used_count"),
-     (BASE | {"qwen3moe.expert_count": 8}, moe_tensors(), "the experts of blk.0 have shape [256, 512, 4], not that of 8"),
+     (BASE | {"qwen3moe.expert_count": 8}, moe_tensors(), "experts of blk.0 have shape [256, 512, 4], not that of 8"),
      ({"general.architecture": "llama", "general.alignment": 3}, attention(0), "general.alignment: found 3; a power")],
 )  # fmt: skip
 def test_what_is_no_whole_language_model_is_refused(

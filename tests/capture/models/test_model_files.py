@@ -1,4 +1,4 @@
-"""Configs of every kind that people have: nested, of a class's name alone, index-only; every refusal is what the file says."""
+"""Configs of every kind that people have: nested, of a class's name alone, index-only; and refusals that are true."""
 
 from __future__ import annotations
 

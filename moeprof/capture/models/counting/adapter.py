@@ -7,6 +7,7 @@ follow from the modules that it names: a module of n inputs and m outputs gets r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,17 +102,16 @@ def _base_of(text: str, folder: Path, config: _Config) -> str:
     named = config.base_model_name_or_path
     if not named:
         raise ModelError(f"{text}: {ADAPTER_CONFIG} names no base_model_name_or_path, so its base is not known")
-    if Path(named).is_absolute() or "\0" in named:
-        places = [Path(named)] if "\0" not in named else []
-    else:
-        places = [Path(named), folder / named, folder.parent / named]
-    found = next((place for place in places if place.is_dir() and place.resolve() != folder.resolve()), None)
+    places = (Path(named), folder / named, folder.parent / named)  # the first alone where it is absolute
+    there = (place for place in places if os.path.isdir(place))
+    found = next((place for place in there if place.resolve() != folder.resolve()), None)
     if found is not None and is_adapter(found):
-        raise ModelError(f"{text}: its base {named} is an adapter too; merge that one first")
+        raise ModelError(f"{text}: its base {named!r} is an adapter too; merge that one first")
     if found is not None:
         return str(found)
     if find_system(named) is None and (named.count("/") != 1 or named.startswith((".", "/", "~"))):
-        raise ModelError(f"{text}: its base {named} is no folder here, no hub id and not in `moeprof params --list`")
+        told = f"{named[:100]!r} is no folder here, no hub id and not in `moeprof params --list`"
+        raise ModelError(f"{text}: its base {told}")
     return named
 
 
@@ -119,7 +119,8 @@ def _words(config: _Config) -> str:
     targets = config.target_modules
     on = ", ".join(sorted(targets)[:8]) if isinstance(targets, list) else targets
     rank = f", rank {config.r}" if config.peft_type == "LORA" else ""
-    return f"{config.peft_type}{rank}{f' on {on}' if on else ''}, of base {config.base_model_name_or_path}"
+    words = f"{config.peft_type}{rank}{f' on {on}' if on else ''}, of base {config.base_model_name_or_path}"
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def _of_weights(file: Path) -> _Tensors:
@@ -140,9 +141,8 @@ def _of_weights(file: Path) -> _Tensors:
 def _of_config(text: str, config: _Config, base: str) -> _Tensors:
     """LoRA's matrices, from the modules of the base that the config names."""
     if config.peft_type != "LORA":
-        raise ModelError(
-            f"{text}: {ADAPTER_WEIGHTS} is not there, and the size of {config.peft_type} stands only there"
-        )
+        kind = f"the size of {config.peft_type[:40]!r}"
+        raise ModelError(f"{text}: {ADAPTER_WEIGHTS} is not there, and {kind} stands only there")
     if config.target_parameters:
         raise ModelError(f"{text}: {ADAPTER_WEIGHTS} is not there, and its target_parameters do not say their shapes")
     model = _base_on_meta(text, base)
@@ -160,7 +160,7 @@ def _of_config(text: str, config: _Config, base: str) -> _Tensors:
     wanted = config.target_modules
     unmatched = [one for one in wanted if one not in matched] if isinstance(wanted, list) else []
     if unmatched or not params:
-        what = ", ".join(unmatched) or f"of target_modules {wanted!r}"
+        what = ", ".join(map(repr, unmatched[:4])) or f"of target_modules {wanted!r}"
         raise ModelError(f"{text}: {what}: no linear module of its base, so {ADAPTER_WEIGHTS} is needed to count it")
     saved = config.modules_to_save or ()
     copies = sum(

@@ -104,6 +104,10 @@ def _refuse_other_kinds(file: Path, values: Mapping[str, Any], tensors: tuple[Te
         raise ModelError(f"{file}: a GGUF file of type {kind!r}, not a model by itself")
     if not isinstance(architecture, str):
         raise ModelError(f"{file}: it names no general.architecture, so nobody can say what its tensors do")
+    if not re.fullmatch(r"[\w.-]{1,64}", architecture):
+        raise ModelError(
+            f"{file}: general.architecture: found {architecture[:64]!r}; letters, digits, . _ - are allowed"
+        )
     if architecture == "clip":
         raise ModelError(f"{file}: the vision or sound part of a model (clip); give the file of its language model")
     if not any(_BLOCK.match(t.name) or t.name.startswith(("enc.blk.", "dec.blk.")) for t in tensors):
