@@ -231,9 +231,10 @@ def _refused_adapter(spec: ModelSpec, adapter: dict[str, Any]) -> UnsupportedMod
     base = adapter.get("base_model_name_or_path")
     of = f" of {base[:100]!r}" if isinstance(base, str) and base else ""
     kind = adapter.get("peft_type")
+    named = kind if isinstance(kind, str) and kind.isprintable() else "PEFT"
     return UnsupportedModelError(
-        f"model {spec.name}: {spec.path} is an adapter ({kind if isinstance(kind, str) and kind.isprintable() else 'PEFT'}){of}, not a model; "
-        "merge it (peft's merge_and_unload, then save_pretrained) and give that folder. `moeprof params` counts both"
+        f"model {spec.name}: {spec.path} is an adapter ({named}){of}, not a model; merge it (peft's merge_and_unload, "
+        "then save_pretrained) and give that folder. `moeprof params` counts both"
     )
 
 

@@ -92,7 +92,7 @@ def test_a_base_of_the_built_in_list_will_do(tmp_path: Path, monkeypatch: pytest
     ("adapter", "told"),
     [({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
      ({"base_model_name_or_path": "nowhere"}, "its base 'nowhere' is no folder here, no hub id"),
-     ({"target_modules": ["q_proj", "gate_up"]}, "'gate_up': no linear module of its base, so adapter_model.safetensors"),
+     ({"target_modules": ["q_proj", "gate_up"]}, "'gate_up': no linear module of its base, so adapter_model"),
      ({"peft_type": "IA3"}, "the size of 'IA3' stands only there"),
      ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "its target_parameters do not say their shapes"),
      ({"r": 0}, "r: found 0; 1 or more"),
