@@ -200,3 +200,17 @@ def test_layers_that_do_not_look_back_are_counted_without_attention(tmp_path: Pa
     assert model.facts.params_by_group["attention"] == 4 * 64
     assert model.facts.kv_bytes_per_token == 2 * 2 * 4 * 2
     assert "2 without attention" in model.facts.notes[1]
+
+
+def test_the_example_of_the_docs_is_kimi_linear(tmp_path: Path) -> None:
+    """Published as 48B in all and 3B active (its card)."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    facts = described(tmp_path, page.partition("```yaml\n")[2].partition("```")[0]).facts
+    kinds = ["linear_attention"] * 20 + ["full_attention"] * 7
+    config = config_object({"model_type": "kimi_linear", "layer_types": kinds}, name="x")
+    counted = facts_from_config(config, name="x", source="")
+    assert facts is not None
+    assert facts.total_params == counted.total_params
+    assert facts.active_params == counted.active_params
+    assert facts.total_params == pytest.approx(48e9, rel=0.025)
+    assert facts.active_params_no_embedding_no_head == pytest.approx(3e9, rel=0.02)

@@ -34,6 +34,7 @@ _BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
+_KERNELS = {"_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "use_flash_attention_2"}
 _AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModel")
 
 
@@ -54,15 +55,22 @@ def config_object(values: dict[str, Any], *, name: str) -> Any:
     part = part_with_class(values)
     if not has_class(part):
         raise UnsupportedModelError(f"model {name}: {why_unknown(values)}")
-    rest = _with_ties(values, part)
+    rest = _without_kernels(_with_ties(values, part))
     model_type = rest.pop("model_type", None)
     try:
         if model_type not in transformers.CONFIG_MAPPING:
             return class_named_by(part).config_class(**rest)
         return transformers.AutoConfig.for_model(model_type, **rest)
     except (*_BUILD_ERRORS, StrictDataclassError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise ModelError(f"model {name}: the config cannot be used ({type(error).__name__}: {first})") from error
+        told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        first = " ".join(str(told).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be used ({type(told).__name__}: {first})") from error
+
+
+def _without_kernels(values: dict[str, Any]) -> dict[str, Any]:
+    """A config without the attention kernel that it asks for, which may not be installed and computes the same."""
+    kept = {key: value for key, value in values.items() if key not in _KERNELS}
+    return {key: _without_kernels(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def has_class(values: dict[str, Any]) -> bool:
@@ -235,6 +243,8 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: A
     try:
         with torch.device("meta"):
             model: Any = build(config, dtype=getattr(torch, dtype))
+    except KeyError as error:  # most often the name of an activation
+        raise ModelError(f"model {name}: the config cannot be built: its class knows no {error}") from error
     except _BUILD_ERRORS as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(f"model {name}: the config cannot be built ({type(error).__name__}: {first})") from error
