@@ -29,7 +29,7 @@ def params(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Hub id, folder, config.json, params.json, .gguf, YAML of layers, or a name of --list; several are allowed.",
+            help="Hub id, folder, config.json, params.json, .gguf, YAML of layers, a name of --list; several are allowed.",
             show_default=False,
         ),
     ] = None,

@@ -213,4 +213,4 @@ def test_the_example_of_the_docs_is_kimi_linear(tmp_path: Path) -> None:
     assert facts.total_params == counted.total_params
     assert facts.active_params == counted.active_params
     assert facts.total_params == pytest.approx(48e9, rel=0.025)
-    assert facts.active_params_no_embedding_no_head == pytest.approx(3e9, rel=0.02)
+    assert facts.active_params_no_embedding == pytest.approx(3e9, rel=0.04)
