@@ -29,7 +29,7 @@ def params(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Hub id, folder, config.json, params.json, .gguf, YAML of layers, a name of --list; several are allowed.",
+            help="Hub id, folder, config.json, params.json, .gguf, layers as YAML, name of --list; several at once.",
             show_default=False,
         ),
     ] = None,
