@@ -29,7 +29,7 @@ def params(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Hub id, folder, config.json, params.json, YAML of layers, or a name of --list; several are allowed.",
+            help="Hub id, folder, config.json, params.json, .gguf, layers as YAML, name of --list; several at once.",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +50,10 @@ def params(
 
     A model that transformers has no class for can be described: a YAML file with the key layers and below it
     hidden_size, num_layers, vocab_size, num_heads, head_dim, dense_width; for experts num_experts, top_k, expert_width,
-    moe_every; for a window of keys and values window, for latents kv_lora_rank, qk_rope_head_dim, v_head_dim.
+    moe_every; for a window of keys and values window, for latents kv_lora_rank, qk_rope_head_dim, v_head_dim, for
+    sparse attention index_topk, index_heads, index_head_dim, for linear attention linear and conv_kernel; where layers
+    differ, attention: a list of these keys with layers, how many each. docs/models.md has all
+    of them.
     """
     if list_all:
         if models:

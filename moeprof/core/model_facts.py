@@ -8,8 +8,11 @@ bytes of keys and values or FLOPs of attention sums over them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from moeprof.core.units import num_bytes
 
 GROUPS = (
     "embedding",
@@ -66,6 +69,10 @@ class LayerAttention:
         decode_flops_per_pair: likewise in a decode step; more than ``flops_per_pair`` where it works on latents as they
             lie: 2 * heads * (2 * latent width + rotary width), DeepSeek-V2 (arXiv 2405.04434) section 2.1.2.
         window: tokens in reach, or None for all.
+        picks: tokens that a query attends to, chosen by an index among those in reach, or None for all; all are kept.
+        index_bytes_per_token: that the index of one layer keeps of each token, and reads of each in reach.
+        index_flops_per_pair: of the index of one layer per query and token in reach: 2 * heads * (width + 1), a score
+            per head and their weighted sum, DeepSeek-V3.2 (arXiv 2512.02556) section 2.1.
         state_bytes: of one layer and sequence, whatever its length; read and written in every step.
         state_flops: of one layer and token, prompt or output, on its state: see STATE_FLOPS in
             moeprof/capture/models/attention.py. None in records made before this was kept.
@@ -77,6 +84,9 @@ class LayerAttention:
     flops_per_pair: int = 0
     decode_flops_per_pair: int = 0
     window: int | None = None
+    picks: int | None = None
+    index_bytes_per_token: int = 0
+    index_flops_per_pair: int = 0
     state_bytes: int = 0
     state_flops: int | None = None
 
@@ -84,10 +94,24 @@ class LayerAttention:
         """Tokens of a text of so many that its last one sees."""
         return tokens if self.window is None else min(tokens, self.window)
 
+    def attended(self, tokens: int) -> int:
+        """Of a text of so many tokens those that its last one attends to."""
+        return self.in_reach(tokens) if self.picks is None else min(self.in_reach(tokens), self.picks)
+
     @property
     def keeps_bytes_per_token(self) -> int:
         """All these layers keep of one token in reach."""
-        return 0 if self.kind == "shared" else self.layers * self.kv_bytes_per_token
+        return 0 if self.kind == "shared" else self.layers * (self.kv_bytes_per_token + self.index_bytes_per_token)
+
+    def decode_bytes(self, past: int) -> int:
+        """All these layers move for one decoded token after ``past`` others."""
+        keys = self.kv_bytes_per_token * self.attended(past + 1) + self.index_bytes_per_token * self.in_reach(past + 1)
+        return self.layers * (keys + 2 * self.state_bytes)
+
+    def decode_flops(self, past: int) -> int:
+        """FLOPs of all these layers for one decoded token's attention over ``past`` others, and on their states."""
+        attention = self.decode_flops_per_pair * self.attended(past) + self.index_flops_per_pair * self.in_reach(past)
+        return self.layers * (attention + (self.state_flops or 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,17 +267,41 @@ class ModelFacts:
         layers = self.layers_of_attention
         if isinstance(layers, str):
             return None
-        return sum(x.layers * (x.kv_bytes_per_token * x.in_reach(past + 1) + 2 * x.state_bytes) for x in layers)
+        return sum(x.decode_bytes(past) for x in layers)
 
     def decode_attention_flops(self, past: int) -> int | None:
         """FLOPs of one decoded token's attention over ``past`` others, and on states of constant size."""
-        layers, states = self.layers_of_attention, self.state_flops_per_token
-        if isinstance(layers, str) or states is None:
+        layers = self.layers_of_attention
+        if isinstance(layers, str) or self.state_flops_per_token is None:
             return None
-        return states + sum(x.layers * x.decode_flops_per_pair * x.in_reach(past) for x in layers)
+        return sum(x.decode_flops(past) for x in layers)
 
 
 KV_UNKNOWN = "KV bytes unknown"
 NO_STATE_FLOPS = "a record of an older version, which does not say what layers compute on their states"
 # What notes of older records say where layers are not alike.
 _OLD_NOTES = ("keep only a window of keys and values", "keep a state of constant size, not counted")
+
+
+def layers_in_words(layers: Sequence[LayerAttention]) -> tuple[str, ...]:
+    """How layers differ in what they see, in one sentence; nothing where all see all tokens."""
+    if all(layer.kind in ("full", "latent") and not layer.state_bytes and layer.picks is None for layer in layers):
+        return ()
+    counts: dict[str, int] = {}
+    for layer in layers:
+        words = _words(layer)
+        counts[words] = counts.get(words, 0) + layer.layers
+    return (f"layers by what they see: {'; '.join(f'{count} {words}' for words, count in counts.items())}",)
+
+
+def _words(layer: LayerAttention) -> str:
+    if layer.kind == "none":
+        return "without attention"
+    state = f"a state of {num_bytes(layer.state_bytes)} each a sequence, read and written in every step"
+    if layer.kind == "state":
+        return state
+    reach = "all tokens" if layer.window is None else f"the last {layer.window} tokens"
+    if layer.picks is not None:
+        reach = f"{layer.picks} of {reach}, chosen by an index"
+    shared = ", in keys and values that another layer keeps" if layer.kind == "shared" else ""
+    return f"{reach}{shared}{f' and {state}' if layer.state_bytes else ''}"

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.params import Figure, Question, figures, flops_per_token, notes_of, weights_bytes_per_step
 from moeprof.capture.models.count import count_model
+from moeprof.core.description import LayerDescription, described_facts
 from moeprof.core.hardware import Datasheet
-from moeprof.core.known_models import CountedModel, LayerDescription, described_facts
+from moeprof.core.known_models import CountedModel
 from tests.helpers.tiny_run import Ran, run_main
 
 # d = 8, 2 layers with 4 experts of 3*8*5 = 120 parameters, top-2; attention 4 * 64 a layer, vocabulary 10.

@@ -11,14 +11,12 @@ import yaml
 
 from moeprof.capture.models.count import count_system
 from moeprof.capture.models.find import find_model, named_configs
+from moeprof.core.description import ExpertsOnly, LayerDescription, described_facts
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
     FACTS,
-    ExpertsOnly,
-    LayerDescription,
     System,
     convention_of,
-    described_facts,
     find_system,
     nearest_names,
     systems,

@@ -12,12 +12,13 @@ import inspect
 import re
 import tomllib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards
+from moeprof.core.description import LayerDescription, LayersAlike, LookingBack
 from moeprof.core.record import layout, pairs, tables
 from moeprof.core.record.picks import ForcedPicks, Picks
 from moeprof.core.record.routing import RequestCounts, Routing
@@ -43,6 +44,15 @@ def workload_keys() -> str:
     return "\n".join(f"### {path}\n\n{_key_table(kind, path)}" for kind, path in _sections(Workload, "").items())
 
 
+def layer_keys() -> str:
+    """Keys of a description of layers: those of the model, and those of how a layer looks back."""
+    said = {**explained(LookingBack), **explained(LayersAlike)}
+    own = {field.name for field in dataclasses.fields(LookingBack)}
+    model = _key_table(LayerDescription, "layers", {**said, **explained(LayerDescription)}, leave_out=own)
+    back = _key_table(LayersAlike, "layers.attention", said)
+    return f"### `layers`\n\n{model}\n### `layers`, or each of `layers.attention`\n\n{back}"
+
+
 def _sections(kind: type, path: str) -> dict[type, str]:
     """Every class that a workload is read into -> where it stands first."""
     found = {kind: f"`{path}`" if path else "The whole file"}
@@ -60,11 +70,12 @@ def _classes(hint: Any) -> Iterator[type]:
         yield from _classes(inner)
 
 
-def _key_table(kind: type, path: str) -> str:
-    hints, said = get_type_hints(kind), explained(kind)
+def _key_table(kind: type, path: str, said: dict[str, str] | None = None, leave_out: Collection[str] = ()) -> str:
+    hints, said = get_type_hints(kind), said or explained(kind)
     rows = [
         f"| `{field.name}` | {_allowed(hints[field.name])} | {_default(field)} | {said[field.name]} |"
         for field in dataclasses.fields(kind)
+        if field.name not in leave_out
     ]
     return "\n".join(["| key | what | default | |", "|:--|:--|:--|:--|", *rows, ""])
 
@@ -213,6 +224,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "folders": folders,
     "floors": floors,
     "workload-keys": workload_keys,
+    "layer-keys": layer_keys,
     "record-layout": record_files,
     "record-pairs": pairs_layout,
     "record-columns": columns,

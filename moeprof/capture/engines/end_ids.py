@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moeprof.capture.models.find import ModelSource, hub_file
+from moeprof.capture.models.shapes import text_values
 from moeprof.core.errors import ModelError
 from moeprof.core.workload.models import ModelSpec
 
@@ -28,8 +28,7 @@ def end_ids(spec: ModelSpec, source: ModelSource) -> tuple[int, ...]:
         ModelError: generation_config.json is damaged.
     """
     config, generation = source.config, {} if KEY in spec.override else _generation_config(spec, source)
-    text = config.get("text_config")
-    for values in (generation, config, text if isinstance(text, Mapping) else {}):
+    for values in (generation, config, text_values(config)):
         found = _ids(values.get(KEY))
         if found:
             return found

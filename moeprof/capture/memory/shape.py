@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeprof.capture.devices.environment import cpu_flags
-from moeprof.capture.models.shapes import DTYPE_BYTES, Widths, kv_bytes_per_token, read_widths, stored_bytes
+from moeprof.capture.models.shapes import (
+    DTYPE_BYTES,
+    Widths,
+    kv_bytes_per_token,
+    read_widths,
+    stored_bytes,
+    text_values,
+)
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -209,7 +216,7 @@ def dtype_bytes(
     asked = spec.dtype or (base.dtype if base is not None else None) or settings.dtype
     if asked != "auto":
         return DTYPE_BYTES[asked]
-    text = config.get("text_config") or config
+    text = text_values(config)
     own = next((str(c[key]) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
     if not is_host or own == "float32" or (own == "bfloat16" and "avx512_bf16" in cpu_flags()):
         return stored_bytes(config)

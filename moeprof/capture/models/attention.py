@@ -19,8 +19,7 @@ from torch import nn
 from moeprof.capture import compat
 from moeprof.capture.models.groups import is_under
 from moeprof.capture.models.language_model import other_parts
-from moeprof.core.model_facts import KV_UNKNOWN, AttentionKind, LayerAttention
-from moeprof.core.units import num_bytes
+from moeprof.core.model_facts import KV_UNKNOWN, AttentionKind, LayerAttention, layers_in_words
 
 _STATE = re.compile(
     r"Mamba|DeltaNet|DeltaAttention|Lightning|LinearAttention|ShortConv|Recurrent|Kda|Rwkv", re.IGNORECASE
@@ -110,7 +109,7 @@ def model_attention(model: nn.Module, towers: Sequence[str] = ()) -> ModelAttent
         return _unknown("no attention module understood")
     own_kinds = [str(kind) for kind in getattr(config, "layer_types", None) or ()]
     layers = _by_kind(_described(shapes, cached, own_kinds, width))
-    return ModelAttention(layers=layers, notes=_notes(layers))
+    return ModelAttention(layers=layers, notes=layers_in_words(layers))
 
 
 def windows_of(model: nn.Module) -> tuple[int, ...]:
@@ -215,28 +214,6 @@ def _described(
 def _by_kind(layers: Sequence[LayerAttention]) -> tuple[LayerAttention, ...]:
     """Equal layers once, with their number, in the order in which they first come."""
     return tuple(replace(one, layers=one.layers * count) for one, count in Counter(layers).items())
-
-
-def _notes(layers: Sequence[LayerAttention]) -> tuple[str, ...]:
-    """How layers differ, in one sentence; nothing where all see all tokens."""
-    if all(layer.kind in ("full", "latent") and not layer.state_bytes for layer in layers):
-        return ()
-    counts: dict[str, int] = {}
-    for layer in layers:
-        words = _words(layer)
-        counts[words] = counts.get(words, 0) + layer.layers
-    return (f"layers by what they see: {'; '.join(f'{count} {words}' for words, count in counts.items())}",)
-
-
-def _words(layer: LayerAttention) -> str:
-    if layer.kind == "none":
-        return "without attention"
-    state = f"a state of {num_bytes(layer.state_bytes)} each a sequence, read and written in every step"
-    if layer.kind == "state":
-        return state
-    reach = "all tokens" if layer.window is None else f"the last {layer.window} tokens"
-    shared = ", in keys and values that another layer keeps" if layer.kind == "shared" else ""
-    return f"{reach}{shared}{f' and {state}' if layer.state_bytes else ''}"
 
 
 def _convolution_bytes(module: nn.Module, width: int) -> int:

@@ -6,27 +6,28 @@ where the hub has no answer, and says so.
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.models.counting.native import NATIVE, read_native
+from moeprof.capture.models.counting.gguf import is_gguf
+from moeprof.capture.models.counting.gguf_model import count_gguf, gguf_in
+from moeprof.capture.models.counting.native import NATIVE, is_native, read_native
+from moeprof.capture.models.files import ADAPTER_CONFIG, CONFIG, INDEX, is_adapter, read_index, weight_files
 from moeprof.capture.models.find import read_config
+from moeprof.capture.models.shapes import text_values
 from moeprof.core import yamlfile
+from moeprof.core.description import LayerDescription, described_facts
 from moeprof.core.errors import ModelError
 from moeprof.core.known_models import (
     CountedModel,
-    LayerDescription,
     System,
-    described_facts,
     find_system,
     nearest_names,
     system_facts,
 )
 from moeprof.core.model_facts import ModelFacts
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,8 @@ def count_model(text: str) -> CountedModel:
     """Count a model.
 
     Args:
-        text: a name of the built-in list, a local folder with config.json or Mistral's params.json, the path of either,
-            the path of a YAML file with ``layers`` (a description), or a hub id.
+        text: a name of the built-in list; a local folder with config.json, an adapter, Mistral's params.json or a GGUF
+            file, or the path of one of them; the path of a YAML file with ``layers`` (a description); or a hub id.
 
     Raises:
         ModelError: nothing of that name, no config there, or transformers cannot build it.
@@ -48,23 +49,14 @@ def count_model(text: str) -> CountedModel:
     path = Path(text)
     if not text.strip():
         raise ModelError(f"no model given{_hint(text)}")
-    if path.is_dir() and not (path / "config.json").is_file() and (path / NATIVE).is_file():
-        path = path / NATIVE
-    if path.is_dir():
-        return _from_file(text, path / "config.json")
-    if path.name == NATIVE and path.is_file() and (native := read_native(path)) is not None:
-        return replace(native, name=path.parent.resolve().name)
+    if os.path.isdir(text):
+        return _from_folder(text, path)
     if path.suffix in (".yaml", ".yml"):
-        described = yamlfile.load(path, _DescriptionFile).layers
-        return CountedModel(
-            name=path.stem,
-            facts=described_facts(described, name=path.stem, source=path.name),
-            stored_reason="a description has no checkpoint",
-        )
-    if path.is_file():
+        return _described(path)
+    if os.path.isfile(text):
         return _from_file(text, path)
-    if path.suffix == ".json":
-        raise ModelError(f"{text}: no such file; give a folder with config.json, or the path of one")
+    if path.suffix in (".json", ".gguf"):
+        raise ModelError(f"{text}: no such file; give a folder with {CONFIG}, or the path of one")
     system = find_system(text)
     if system is not None and text.count("/") == 1:
         return _from_hub(text, system)
@@ -75,10 +67,48 @@ def count_model(text: str) -> CountedModel:
     raise ModelError(f"no model, folder or config called {text!r}{_hint(text)}")
 
 
+def _described(path: Path) -> CountedModel:
+    layers = yamlfile.load(path, _DescriptionFile).layers
+    facts = described_facts(layers, name=path.stem, source=path.name)
+    return CountedModel(name=path.stem, facts=facts, stored_reason="a description has no checkpoint")
+
+
+def _from_folder(text: str, folder: Path) -> CountedModel:
+    """What a folder holds: an adapter, a config.json, Mistral's params.json, or a GGUF file, in this order."""
+    if is_adapter(folder):
+        from moeprof.capture.models.counting.adapter import count_adapter
+
+        return count_adapter(text, folder, count_model)
+    if (folder / CONFIG).is_file():
+        return _from_config(text, folder / CONFIG)
+    if (folder / NATIVE).is_file():
+        return replace(read_native(folder / NATIVE), name=folder.resolve().name)
+    if (gguf := gguf_in(folder)) is not None:
+        return count_gguf(gguf)
+    if (folder / INDEX).is_file():
+        raise ModelError(
+            f"{text}: its {INDEX} names tensors and not their shapes, and there is no {CONFIG}; add that of the model"
+        )
+    raise ModelError(f"model {text}: no {CONFIG} in {folder}; is this a model folder?")
+
+
+def _from_file(text: str, path: Path) -> CountedModel:
+    """A file by what it is: GGUF by its first bytes, others by name; any other name is that of a config."""
+    if is_gguf(path) or path.suffix == ".gguf":
+        return count_gguf(path)
+    if path.name == NATIVE and is_native(path):
+        return replace(read_native(path), name=path.parent.resolve().name)
+    if path.name in (ADAPTER_CONFIG, INDEX):
+        return _from_folder(text, path.parent)
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+        raise ModelError(f"{text}: weights alone do not say what they are of; give the folder with the {CONFIG}")
+    return _from_config(text, path)
+
+
 def _hint(text: str) -> str:
     close = nearest_names(text)
     mean = f"; did you mean {' or '.join(close)}?" if close else ";"
-    return f"{mean} `moeprof params --list` names the built-in ones; a folder, a config.json or org/name will do too"
+    return f"{mean} `moeprof params --list` names the built-in ones; a folder, a file or org/name will do too"
 
 
 def count_system(system: System) -> CountedModel:
@@ -108,26 +138,27 @@ def _listed(name: str, facts: ModelFacts, system: System) -> CountedModel:
     )
 
 
-def _from_file(text: str, file: Path) -> CountedModel:
+def _from_config(text: str, file: Path) -> CountedModel:
     config = read_config(text, file)
-    name = file.parent.resolve().name if file.name == "config.json" else file.stem
+    name = file.parent.resolve().name if file.name == CONFIG else file.stem
     facts = facts_of_config(config, name=name, source=file.name)
-    weights = sorted(file.parent.glob("*.safetensors")) if file.name == "config.json" else []
-    if weights:
+    weights, missing = weight_files(text, file.parent) if file.name == CONFIG else ((), ())
+    if weights and not missing:
         from moeprof.capture.models.counting.stored_size import by_headers
 
         size, reason = by_headers(weights)
         return CountedModel(name=name, facts=facts, stored_bytes=size, stored_reason=reason)
-    return _stored(CountedModel(name=name, facts=facts), config, file.parent / INDEX)
+    index = file.parent / INDEX
+    return _stored(CountedModel(name=name, facts=facts), config, index if file.name == CONFIG else None)
 
 
 def _from_hub(text: str, system: System | None) -> CountedModel:
     from moeprof.capture.models.find import hub_file
 
     try:
-        file = hub_file(text, text, "config.json", None)
+        file = hub_file(text, text, CONFIG, None)
         if file is None:
-            raise ModelError(f"model {text}: no config.json on the hub; is it a transformers model?")
+            return _from_hub_without_config(text)
         config = read_config(text, file)
         facts = facts_of_config(config, name=text, source=text)
     except ModelError as error:
@@ -135,6 +166,24 @@ def _from_hub(text: str, system: System | None) -> CountedModel:
             raise
         return _instead_of_hub(text, system, str(error))
     return _stored(CountedModel(name=text, facts=facts, system=system), config, hub_file(text, text, INDEX, None))
+
+
+def _from_hub_without_config(text: str) -> CountedModel:
+    """An adapter's repository, or Mistral's own form."""
+    from moeprof.capture.models.find import hub_file
+
+    adapter = hub_file(text, text, ADAPTER_CONFIG, None)
+    if adapter is not None:
+        from moeprof.capture.models.counting.adapter import count_adapter
+
+        return replace(count_adapter(text, adapter.parent, count_model), name=text)
+    native = hub_file(text, text, NATIVE, None)
+    if native is not None:
+        return replace(read_native(native), name=text)
+    raise ModelError(
+        f"model {text}: the hub has it without {CONFIG}, {ADAPTER_CONFIG} and {NATIVE}; of a GGUF repository fetch a "
+        "file and give its path"
+    )
 
 
 def _instead_of_hub(text: str, system: System, why: str) -> CountedModel:
@@ -149,12 +198,12 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
     """Bytes of the checkpoint: from the index of its files, else from the dtype that the config names."""
     assert counted.facts is not None
     if index is not None and index.is_file():
-        try:
-            size = int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
-            return replace(counted, stored_bytes=size, stored_reason=f"total_size of {INDEX}")
-        except (ValueError, KeyError, TypeError):
-            pass  # an index without a total says nothing about bytes; the config may
-    quantization = config.get("quantization_config") or {}
+        named = read_index(counted.name, index)
+        counted = _compared(counted, named.total_params)
+        if named.total_bytes is not None:  # without a total the index says nothing about bytes; the config may
+            return replace(counted, stored_bytes=named.total_bytes, stored_reason=f"total_size of {INDEX}")
+    found = config.get("quantization_config")
+    quantization = found if isinstance(found, dict) else {}
     method = quantization.get("quant_method")
     if method is not None:
         from moeprof.capture.models.counting.stored_size import by_rule
@@ -166,9 +215,21 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
             return replace(counted, stored_bytes=ruled[0], stored_reason=ruled[1])
         reason = f"quantised ({method}): the sizes of packed weights stand in the weight files only"
         return replace(counted, stored_reason=reason)
-    return replace(
-        counted, stored_bytes=sum(counted.facts.bytes_by_group.values()), stored_reason=f"all in {counted.facts.dtype}"
-    )
+    assert counted.facts is not None
+    said = _named_dtype(config)
+    reason = f"all in {counted.facts.dtype}"
+    if said != counted.facts.dtype:
+        reason += f", assumed: the config says {said}" if said else ", assumed: the config names no dtype"
+    return replace(counted, stored_bytes=sum(counted.facts.bytes_by_group.values()), stored_reason=reason)
+
+
+def _compared(counted: CountedModel, total: int | None) -> CountedModel:
+    """With a note where the writer of an index counted another number of parameters."""
+    assert counted.facts is not None
+    if total is None or total == counted.facts.total_params:
+        return counted
+    note = f"{INDEX} says {total} parameters, the class has {counted.facts.total_params}"
+    return replace(counted, facts=replace(counted.facts, notes=(*counted.facts.notes, note)))
 
 
 def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelFacts:
@@ -185,13 +246,19 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
     """
     from moeprof.capture.models.counting.ignored_keys import ignored_keys
     from moeprof.capture.models.language_model import language_model_config
-    from moeprof.capture.models.meta import config_object, facts_from_config, total_with_other_parts
+    from moeprof.capture.models.meta import (
+        config_object,
+        facts_from_config,
+        part_with_class,
+        stand_in_notes,
+        total_with_other_parts,
+    )
 
     built = config_object(config, name=name)
     alone = language_model_config(built)
     counted = built if alone is None else alone
     facts = facts_from_config(counted, name=name, source=source, dtype=_dtype(config), allocated=False)
-    notes = [*_stand_in(config, built), *ignored_keys(config, built)]
+    notes = [*stand_in_notes(config, built), *ignored_keys(part_with_class(config), built)]
     whole = None if facts.other_parts else total_with_other_parts(built, name=name)
     if whole is not None and whole > facts.total_params:
         notes.insert(
@@ -200,16 +267,14 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
     return replace(facts, notes=(*notes, *facts.notes))
 
 
-def _stand_in(config: dict[str, Any], built: Any) -> list[str]:
-    """That a class of another model_type was taken."""
-    if config.get("model_type") == built.model_type:
-        return []
-    named = ", ".join(config.get("architectures") or ())
-    return [f"model_type {config.get('model_type')!r} is not known: counted as {named}, which `architectures` names"]
-
-
 def _dtype(config: dict[str, Any]) -> str:
     """The dtype that a config names, of the nested language model where it stands there; bfloat16 without one."""
-    nested = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    found = config.get("dtype") or config.get("torch_dtype") or (nested or {}).get("dtype") or "bfloat16"
-    return str(found) if found in ("float32", "float16", "bfloat16") else "bfloat16"
+    found = _named_dtype(config)
+    return found if found in ("float32", "float16", "bfloat16") else "bfloat16"
+
+
+def _named_dtype(config: dict[str, Any]) -> str:
+    holders = (config, text_values(config))
+    return next((str(c[key]) for c in holders for key in ("dtype", "torch_dtype") if c.get(key)), "").removeprefix(
+        "torch."
+    )

@@ -9,7 +9,6 @@ at once, and workers then load from the cache too.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 import socket
@@ -20,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
-from moeprof.core.errors import ModelError
-from moeprof.core.known_models import systems
+from moeprof.capture.models.files import ADAPTER_CONFIG, CONFIG, is_adapter, read_object, weight_files
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, text_values
+from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.known_models import System, systems
 from moeprof.core.workload.models import ModelSpec
 
 RESOLVE_S = 3.0
@@ -162,21 +162,24 @@ def _find(spec: ModelSpec) -> ModelSource:
     folder = Path(spec.path)
     if folder.is_dir():
         return _from_folder(spec, folder)
+    if folder.suffix == ".gguf":
+        raise UnsupportedModelError(f"model {spec.name}: {_why_gguf_is_not_run(spec.path)}")
+    if folder.is_file():
+        raise ModelError(f"model {spec.name}: {spec.path} is a file; path is a folder or a hub id like org/name")
     if folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") != 1:
         raise ModelError(f"model {spec.name}: no folder {spec.path}; give a local folder or a hub id like org/name")
     return _from_hub(spec)
 
 
 def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
-    config = read_config(spec.name, folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if spec.weights == "checkpoint" and not weights:
-        unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
-        found = f"found {unsafe[0]}, which may hold code" if unsafe else "found none"
-        raise ModelError(
-            f"model {spec.name}: no *.safetensors weights in {folder} ({found}); "
-            "add them, or say `weights: random` to measure the shape alone"
-        )
+    if is_adapter(folder):
+        raise _refused_adapter(spec, read_object(spec.name, folder / ADAPTER_CONFIG))
+    if not (folder / CONFIG).is_file():
+        raise _without_config(spec, folder)
+    config = read_config(spec.name, folder / CONFIG)
+    weights, missing = weight_files(spec.name, folder)
+    if spec.weights == "checkpoint" and (missing or not weights):
+        raise _without_weights(spec, folder, missing, len(weights))
     tokenizer = folder / "tokenizer.json"
     return ModelSource(
         folder=folder,
@@ -187,11 +190,62 @@ def _from_folder(spec: ModelSpec, folder: Path) -> ModelSource:
     )
 
 
+def _why_gguf_is_not_run(file: str) -> str:
+    """Why a GGUF file is counted and not run, and what runs it."""
+    return (
+        f"{file} is GGUF, which llama.cpp and what is built on it (Ollama, LM Studio) run; moeprof runs safetensors "
+        f"with transformers: give the checkpoint that it was made of. `moeprof params {file}` counts it"
+    )
+
+
+def _without_config(spec: ModelSpec, folder: Path) -> ModelError:
+    """What lies in a folder instead of a config.json that transformers could build a model from."""
+    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if gguf is not None:
+        return UnsupportedModelError(f"model {spec.name}: {_why_gguf_is_not_run(str(gguf))}")
+    if (folder / "params.json").is_file():
+        return ModelError(
+            f"model {spec.name}: {folder} has Mistral's params.json and no {CONFIG}, which transformers builds models "
+            f"from; `moeprof params {folder}` counts it"
+        )
+    return ModelError(f"model {spec.name}: no {CONFIG} in {folder}; is this a model folder?")
+
+
+def _without_weights(spec: ModelSpec, folder: Path, missing: tuple[str, ...], there: int) -> ModelError:
+    if missing:
+        named = f"{missing[0]}{', ...' if len(missing) > 1 else ''}"
+        return ModelError(
+            f"model {spec.name}: {len(missing)} of the {len(missing) + there} files of weights that the index in "
+            f"{folder} names are not there ({named}); fetch them, or say `weights: random` to measure the shape alone"
+        )
+    unsafe = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
+    found = f"found {unsafe[0]}, which may hold code" if unsafe else "found none"
+    return ModelError(
+        f"model {spec.name}: no *.safetensors weights in {folder} ({found}); "
+        "add them, or say `weights: random` to measure the shape alone"
+    )
+
+
+def _refused_adapter(spec: ModelSpec, adapter: dict[str, Any]) -> UnsupportedModelError:
+    """An adapter is not run: what its matrices add to a step depends on how an engine applies them."""
+    base = adapter.get("base_model_name_or_path")
+    of = f" of {base[:100]!r}" if isinstance(base, str) and base else ""
+    kind = adapter.get("peft_type")
+    named = kind if isinstance(kind, str) and kind.isprintable() else "PEFT"
+    return UnsupportedModelError(
+        f"model {spec.name}: {spec.path} is an adapter ({named}){of}, not a model; merge it (peft's merge_and_unload, "
+        "then save_pretrained) and give that folder. `moeprof params` counts both"
+    )
+
+
 def _from_hub(spec: ModelSpec) -> ModelSource:
     assert spec.path is not None
-    config = hub_file(spec.name, spec.path, "config.json", spec.revision)
+    config = hub_file(spec.name, spec.path, CONFIG, spec.revision)
     if config is None:
-        raise ModelError(f"model {spec.name}: {spec.path} on the hub has no config.json; is it a transformers model?")
+        adapter = hub_file(spec.name, spec.path, ADAPTER_CONFIG, spec.revision)
+        if adapter is not None:
+            raise _refused_adapter(spec, read_object(spec.name, adapter))
+        raise ModelError(f"model {spec.name}: {spec.path} on the hub has no {CONFIG}, which transformers needs")
     return ModelSource(
         folder=None,
         hub_id=spec.path,
@@ -215,11 +269,9 @@ def _from_config(spec: ModelSpec) -> ModelSource:
         )
     configs = named_configs()
     if spec.config not in configs:
-        if any(row.name == spec.config for row in systems()):
-            raise ModelError(
-                f"model {spec.name}: {spec.config} can be counted (`moeprof params {spec.config}`) and not run: "
-                "transformers has no class that builds it"
-            )
+        row = next((row for row in systems() if row.name == spec.config), None)
+        if row is not None:
+            raise ModelError(f"model {spec.name}: {spec.config} {_why_not_run(row)}")
         close = difflib.get_close_matches(spec.config, configs, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ModelError(
@@ -227,6 +279,16 @@ def _from_config(spec: ModelSpec) -> ModelSource:
             "ones; or give the path of a config.json"
         )
     return ModelSource(folder=None, hub_id=None, config=configs[spec.config], tokenizer_file=None, weights_bytes=None)
+
+
+def _why_not_run(row: System) -> str:
+    """Why a row of the built-in list without a config is not run."""
+    if row.kind == "scheme":
+        return "is a routing scheme, not a model"
+    counted = f"can be counted (`moeprof params {row.name}`) and not run"
+    if row.kind == "rumour":
+        return f"{counted}: it is an unconfirmed rumour that says nothing but the size of its experts"
+    return f"{counted}: the list has a description of its layers and no config of a transformers class"
 
 
 def _overridden(source: ModelSource, spec: ModelSpec) -> ModelSource:
@@ -293,14 +355,26 @@ def read_config(name: str, file: Path) -> dict[str, Any]:
         file: the file.
 
     Raises:
-        ModelError: no such file, no JSON, or no ``model_type``.
+        ModelError: no such file, no JSON, or neither ``model_type`` nor ``architectures``.
     """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"model {name}: no {file.name} in {file.parent}; is this a model folder?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model {name}: {file} cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"model {name}: {file} names no model_type, so no architecture can be chosen")
+    config = read_object(name, file)
+    kind, named = config.get("model_type"), config.get("architectures")
+    if kind is not None and not isinstance(kind, str):
+        raise ModelError(f"model {name}: {file}: model_type: found {type(kind).__name__}; a text is allowed")
+    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        raise ModelError(f"model {name}: {file}: architectures: a list of texts is allowed")
+    if not kind and not named and text_values(config) is config:
+        shaped = "hidden_size" in config or "num_hidden_layers" in config
+        what = None if shaped else next((words for key, words in _OTHER_FILES.items() if key in config), None)
+        reason = f"is {what}" if what else "names no model_type and no architectures, so no class can be chosen"
+        raise ModelError(f"model {name}: {file} {reason}; a model's {CONFIG} is needed")
     return config
+
+
+# What a JSON file is that has this key and speaks of no model.
+_OTHER_FILES = {
+    "weight_map": "an index of files of weights",
+    "peft_type": "the config of an adapter (give its folder)",
+    "tokenizer_class": "the config of a tokenizer",
+    "eos_token_id": "a config of generation",
+}

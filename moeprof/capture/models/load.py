@@ -34,6 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from moeprof.capture import compat
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.language_model import continuing_classes, leave_out_other_parts, left_out, why_not_continued
+from moeprof.capture.models.meta import config_object, has_class, part_with_class, why_unknown
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
@@ -200,20 +201,31 @@ def _needs_library(spec: ModelSpec, error: ImportError) -> UnsupportedModelError
 
 
 def _config(spec: ModelSpec, source: ModelSource) -> Any:
-    where = source.hub_id or source.folder
+    where = None if spec.override else source.hub_id or source.folder
+    known = source.config.get("model_type") in transformers.CONFIG_MAPPING
+    own_code = spec.trust_remote_code and where is not None and bool(source.config.get("auto_map"))
+    if not own_code and (not known or where is None):
+        return _of_values(spec, source)
     try:
-        if where is not None and not spec.override:
-            return AutoConfig.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
-        values = dict(source.config)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, KeyError, OSError, StrictDataclassError) as error:
+        return AutoConfig.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError, StrictDataclassError) as error:
         first = " ".join(str(error).split())[:300] or type(error).__name__
-        if "trust_remote_code" in str(error):
-            first = "its code comes with the checkpoint; read it, then set `trust_remote_code: true` to run it"
         raise UnsupportedModelError(
             f"model {spec.name}: transformers {transformers.__version__} cannot build "
             f"model_type {source.config.get('model_type')!r}: {first}"
         ) from error
+
+
+def _of_values(spec: ModelSpec, source: ModelSource) -> Any:
+    """The config of its values alone: of a class that they name, for random weights of a nested language model too.
+
+    A checkpoint's tensors are those of the whole model, so a nested language model does not take them.
+    """
+    values, has_files = source.config, source.hub_id is not None or source.folder is not None
+    part = part_with_class(values)
+    if not has_class(part) or (part is not values and spec.weights == "checkpoint"):
+        raise UnsupportedModelError(f"model {spec.name}: {why_unknown(values, to_run=has_files)}")
+    return config_object(values, name=spec.name)
 
 
 def _build_random(
@@ -260,6 +272,7 @@ def _build(spec: ModelSpec, source: ModelSource, config: Any, device: torch.devi
         spec,
         lambda: AutoModelForCausalLM.from_pretrained(
             source.hub_id or source.folder,
+            config=config,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             use_safetensors=True,

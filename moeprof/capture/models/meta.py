@@ -16,7 +16,7 @@ from torch import nn
 from moeprof.capture import compat
 from moeprof.capture.models.find import find_model
 from moeprof.capture.models.parameters import model_facts
-from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS
+from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, nested_key
 from moeprof.core.errors import ModelError, UnsupportedModelError
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
 from moeprof.core.workload.models import ModelSpec
@@ -34,35 +34,65 @@ _BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
+_KERNELS = {"_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "use_flash_attention_2"}
 _AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModel")
 
 
 def config_object(values: dict[str, Any], *, name: str) -> Any:
     """The transformers config object of the values of a config.json.
 
-    A ``model_type`` that transformers does not know is built as the class that ``architectures`` names, if it has that.
+    A ``model_type`` that transformers does not know is built as the class that ``architectures`` names, if it has that,
+    else as the language model whose config is nested in it (``stand_in_notes`` tells which).
 
     Args:
-        values: with ``model_type``.
+        values: of config.json.
         name: what to call the model in messages.
 
     Raises:
-        UnsupportedModelError: transformers knows neither the model_type nor the class.
+        UnsupportedModelError: transformers knows neither the model_type nor the class, nor those of a nested config.
         ModelError: its class refuses the values.
     """
-    rest = dict(values)
+    part = part_with_class(values)
+    if not has_class(part):
+        raise UnsupportedModelError(f"model {name}: {why_unknown(values)}")
+    rest = _without_kernels(_with_ties(values, part))
     model_type = rest.pop("model_type", None)
-    stand_in = None if model_type in transformers.CONFIG_MAPPING else class_named_by(values)
-    # Code that comes with a checkpoint is never run here, so a type that only such code knows is unknown.
-    if model_type not in transformers.CONFIG_MAPPING and stand_in is None:
-        raise UnsupportedModelError(f"model {name}: {_why_unknown(values)}")
     try:
-        if stand_in is not None:
-            return stand_in.config_class(**rest)
+        if model_type not in transformers.CONFIG_MAPPING:
+            return class_named_by(part).config_class(**rest)
         return transformers.AutoConfig.for_model(model_type, **rest)
     except (*_BUILD_ERRORS, StrictDataclassError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise ModelError(f"model {name}: the config cannot be used ({type(error).__name__}: {first})") from error
+        told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        first = " ".join(str(told).split())[:200]
+        raise ModelError(f"model {name}: the config cannot be used ({type(told).__name__}: {first})") from error
+
+
+def _without_kernels(values: dict[str, Any]) -> dict[str, Any]:
+    """A config without the attention kernel that it asks for, which may not be installed and computes the same."""
+    kept = {key: value for key, value in values.items() if key not in _KERNELS}
+    return {key: _without_kernels(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def has_class(values: dict[str, Any]) -> bool:
+    """Whether transformers has a class for a config: of its model_type, or one that its ``architectures`` name.
+
+    Code that comes with a checkpoint is never run to count it, so a type that only such code knows has none.
+    """
+    return values.get("model_type") in transformers.CONFIG_MAPPING or class_named_by(values) is not None
+
+
+def part_with_class(values: dict[str, Any]) -> dict[str, Any]:
+    """The outermost part of a config.json that transformers has a class for: the whole, or a nested language model."""
+    part = values
+    while not has_class(part) and (key := nested_key(part)) is not None:
+        part = part[key]
+    return part if has_class(part) else values
+
+
+def _with_ties(whole: dict[str, Any], nested: dict[str, Any]) -> dict[str, Any]:
+    """A part of a config, embeddings tied as the whole says where it does not say it itself."""
+    key = "tie_word_embeddings"
+    return {key: whole[key], **nested} if key in whole else dict(nested)
 
 
 def class_named_by(values: dict[str, Any]) -> Any:
@@ -74,24 +104,61 @@ def class_named_by(values: dict[str, Any]) -> Any:
     return None
 
 
-def _why_unknown(values: dict[str, Any]) -> str:
-    """Why no class is there for a config.json, and what helps: a newer transformers where one wrote the file."""
-    named = ", ".join(str(a) for a in values.get("architectures") or ())
-    wanted = f"model_type {values.get('model_type')!r}" + (f" ({named})" if named else "")
-    unknown = f"transformers {transformers.__version__} has no class for {wanted}"
-    described = "describe its layers (`moeprof params --help` says how)"
+def stand_in_notes(values: dict[str, Any], built: Any) -> tuple[str, ...]:
+    """That another class than that of its model_type was taken, and which; empty where transformers knows the type."""
+    known, part = values.get("model_type"), part_with_class(values)
+    if known in transformers.CONFIG_MAPPING or not has_class(part):
+        return ()
+    what = f"model_type {known!r} is not known" if known else "its config names no model_type"
+    if part is values:
+        return (f"{what}: counted as {class_named_by(values).__name__}, which `architectures` names",)
+    path, inner = [], values
+    while inner is not part:
+        path.append(str(nested_key(inner)))
+        inner = inner[path[-1]]
+    own = f"{what}: the language model alone, of its {'.'.join(path)} ({built.model_type}); other parts are not counted"
+    return (own, *stand_in_notes(part, built))
+
+
+def why_unknown(values: dict[str, Any], *, to_run: bool = False) -> str:
+    """Why no class is there for a config.json, and what helps; only what the file itself says.
+
+    Args:
+        values: of config.json.
+        to_run: True where the model was to be run, not counted.
+    """
+    unknown, described = _unknown(values), "describe its layers (`moeprof params --help` says how)"
     written_by = str(values.get("transformers_version") or "")
+    if values.get("auto_map") and to_run:
+        return (
+            f"{unknown}: its code comes with the checkpoint (`auto_map`); read it, then set `trust_remote_code: true`"
+        )
+    if nested_key(values) is not None and to_run:
+        return f"{unknown}; its language model ({nested_key(values)}) can be run alone, with `weights: random`"
     if values.get("auto_map"):
         why = "its code comes with the checkpoint (`auto_map`), and moeprof runs no such code to count a model"
-    elif written_by and _version(written_by) <= _version(transformers.__version__):
-        why = f"transformers {written_by}, which wrote the config, is older, so its code comes with the checkpoint"
+    elif _version(written_by) > _version(transformers.__version__):
+        newer = f"transformers {written_by}, which wrote the config, is newer"
+        return f"{unknown}: {newer}; upgrade transformers, or {described}"
+    elif _version(written_by):
+        why = (
+            f"transformers {written_by}, which wrote the config, is no newer, so a newer one need not have it, and the "
+            "file names no code of its own (`auto_map`)"
+        )
     else:
-        return f"{unknown}; upgrade transformers, or {described}"
+        why = "the file says neither which transformers wrote it nor that its code comes with it (`auto_map`)"
     return f"{unknown}: {why}; {described}"
 
 
+def _unknown(values: dict[str, Any]) -> str:
+    named = " ".join(", ".join(str(a) for a in values.get("architectures") or ()).split())
+    wanted = f"model_type {values.get('model_type')!r}" + (f" ({named})" if named else "")
+    return f"transformers {transformers.__version__} has no class for {wanted}"
+
+
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+    """The first three numbers of a version; empty where there are none."""
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", text)[:3])
 
 
 def facts_from_config(
@@ -128,7 +195,9 @@ def facts_from_config(
 def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
     """A model that another process holds, counted from its config; for engines that load no weights here."""
     source = find_model(spec, None)
-    facts = facts_from_config(config_object(source.config, name=spec.name), name=spec.name, source=source.description)
+    config = config_object(source.config, name=spec.name)
+    notes = stand_in_notes(source.config, config)
+    facts = facts_from_config(config, name=spec.name, source=source.description, notes=notes)
     return replace(facts, tokenizer_hash=tokenizer_hash, weights=spec.weights)
 
 
@@ -174,6 +243,8 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: A
     try:
         with torch.device("meta"):
             model: Any = build(config, dtype=getattr(torch, dtype))
+    except KeyError as error:  # most often the name of an activation
+        raise ModelError(f"model {name}: the config cannot be built: its class knows no {error}") from error
     except _BUILD_ERRORS as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(f"model {name}: the config cannot be built ({type(error).__name__}: {first})") from error
@@ -194,8 +265,9 @@ def _builder(config: Any, name: str) -> Any:
     if compat.mapped_classes(transformers.AutoModel, config):
         return transformers.AutoModel.from_config
     raise UnsupportedModelError(
-        f"model {name}: transformers {transformers.__version__} has no class for model_type "
-        f"{getattr(config, 'model_type', '?')!r}; upgrade transformers, or describe its layers"
+        f"model {name}: transformers {transformers.__version__} reads configs of model_type "
+        f"{getattr(config, 'model_type', '?')!r} and builds no model of them; describe its layers "
+        "(`moeprof params --help` says how)"
     )
 
 

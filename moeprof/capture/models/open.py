@@ -16,6 +16,7 @@ from moeprof.capture.models.attention import expanded
 from moeprof.capture.models.find import ModelSource, find_model
 from moeprof.capture.models.language_model import left_out
 from moeprof.capture.models.load import Blueprint, LoadPart, load_model, read_blueprint, revision_of
+from moeprof.capture.models.meta import stand_in_notes
 from moeprof.capture.models.parameters import model_facts
 from moeprof.capture.models.random_weights import residual_scale
 from moeprof.capture.models.twins import (
@@ -113,7 +114,12 @@ def open_model(
         load_s=time.perf_counter() - start,
         weights="random" if spec.twin_of is not None and spec.initialise == "random" else weights.weights,
         twin=None if twin is None else twin.facts,
-        notes=(*_changed(source), *_without(model), *(twin.notes if twin else ())),
+        notes=(
+            *_changed(source),
+            *stand_in_notes(source.config, blueprint.config),
+            *_without(model),
+            *(twin.notes if twin else ()),
+        ),
     )
 
 

@@ -374,6 +374,9 @@ def _refuse_unknown_experts(config: Any, layers: Sequence[ExpertLayer], name: st
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if layers or getattr(text, "is_moe", None) is False or getattr(text, "enable_moe_block", None) is False:
         return
+    kinds = getattr(text, "layers_block_type", None) or getattr(text, "mlp_layer_types", None)
+    if kinds and not {"moe", "sparse"} & {str(kind) for kind in kinds}:  # the count is then a default of the class
+        return
     named = {key: getattr(text, key, None) for key in EXPERT_COUNT_KEYS}
     declared = next(((k, v) for k, v in named.items() if isinstance(v, int) and v > 1), None)
     if declared is not None:

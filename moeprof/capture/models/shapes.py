@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,32 @@ _WIDTHS_OF_KINDS = {
 EXPERT_COUNT_KEYS = ("num_experts", "n_routed_experts", "num_routed_experts", "num_local_experts", "moe_num_experts")
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k",
               "num_selected_experts")  # fmt: skip
+
+# Under which of its keys a config of several parts holds that of its language model.
+NESTED = (
+    "text_config",
+    "llm_config",
+    "language_config",
+    "thinker_config",
+    "language_model_config",
+    "text_cfg",
+    "llm_cfg",
+)
+
+
+def nested_key(config: Mapping[str, Any]) -> str | None:
+    """The key that holds the config of the language model; None where it is not nested."""
+    return next((key for key in NESTED if isinstance(config.get(key), dict) and config[key]), None)
+
+
+def text_values(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of its language model: its nested config, of several inside each other the last."""
+    for _ in range(len(NESTED)):
+        key = nested_key(config)
+        if key is None:
+            break
+        config = config[key]
+    return config
 
 
 def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None, paged: bool = True) -> int | None:
@@ -33,7 +60,7 @@ def kv_bytes_per_token(config: dict[str, Any], *, width_bytes: int | None = None
         None for caches of another kind (states of constant size, an index beside keys and values), and where layers
         differ in width and the config does not say which is which.
     """
-    text = config.get("text_config") or config
+    text = text_values(config)
     widths = read_widths(config)
     if widths is None or any(key in text for key in _OTHER_CACHES):
         return None
@@ -57,7 +84,7 @@ def _elements(text: dict[str, Any], widths: Widths, kind: str) -> int:
 
 def read_widths(config: dict[str, Any]) -> Widths | None:
     """The sizes that a config.json names; None where it does not speak of a plain decoder."""
-    config = config.get("text_config") or config
+    config = text_values(config)
 
     def number(*names: str) -> int:
         return next((int(config[n]) for n in names if isinstance(config.get(n), int | float) and config[n]), 0)
@@ -92,7 +119,7 @@ def read_widths(config: dict[str, Any]) -> Widths | None:
 
 def stored_bytes(config: dict[str, Any]) -> int:
     """Bytes of an element in the dtype that the config names; 4 where it names none."""
-    text = config.get("text_config") or config
+    text = text_values(config)
     named = next((c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "float32")
     return DTYPE_BYTES.get(str(named), 4)
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from moeprof.capture.models.find import ModelSource
+from moeprof.capture.models.shapes import text_values
 from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.record.experiment import PointHeader, ScheduleNote
 from moeprof.core.record.headers import part_of
@@ -263,7 +264,7 @@ def _tokenizer(source: ModelSource) -> tuple[Path, bool]:
 
 
 def _check_vocabulary(spec: ModelSpec, config: dict[str, Any], schedule: Schedule) -> None:
-    vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    vocabulary = config.get("vocab_size") or text_values(config).get("vocab_size")
     largest = max((int(ids.max()) for ids in schedule.input_ids if len(ids)), default=0)
     if vocabulary is not None and largest >= vocabulary:
         raise ModelError(
@@ -274,7 +275,7 @@ def _check_vocabulary(spec: ModelSpec, config: dict[str, Any], schedule: Schedul
 
 def _check_positions(spec: ModelSpec, config: dict[str, Any], points: tuple[PointSchedule, ...]) -> None:
     """A point of which the model would refuse every request is a mistake in the workload."""
-    limit = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    limit = config.get("max_position_embeddings") or text_values(config).get("max_position_embeddings")
     for point in points:
         shortest = int((point.measured.input_tokens + point.measured.output_tokens).min())
         if isinstance(limit, int) and shortest > limit:

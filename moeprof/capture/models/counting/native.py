@@ -2,69 +2,120 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from moeprof.capture.models.files import read_object, weight_files
+from moeprof.core.description import LayerDescription, described_facts
 from moeprof.core.errors import ModelError
-from moeprof.core.known_models import CountedModel, LayerDescription, described_facts
+from moeprof.core.known_models import CountedModel
 
 NATIVE = "params.json"
-_NEEDED = ("dim", "n_layers", "n_heads", "hidden_dim", "vocab_size")
+_TOWERS = ("vision_encoder", "audio_encoder", "whisper_model_args", "multimodal")
 
 
-def read_native(file: Path) -> CountedModel | None:
-    """The model that a params.json describes, counted from its shape; None for a file of another kind.
+class _Experts(msgspec.Struct, kw_only=True):
+    """Its key ``moe``."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    expert_hidden_dim: int | None = None
+    num_shared_experts: int | None = None
+    first_k_dense_replace: int | None = None
+    route_every_n: int | None = None
+
+
+class _Params(msgspec.Struct, kw_only=True):
+    """The keys that are read; others are of no weight, but for towers."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    hidden_dim: int
+    vocab_size: int
+    head_dim: int | None = None
+    n_kv_heads: int | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
+    qk_nope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    tied_embeddings: bool | None = None
+    sliding_window: int | list[int | None] | None = None
+    moe: _Experts | None = None
+
+
+def is_native(file: Path) -> bool:
+    """True for a params.json that is not a transformers config under that name.
 
     Raises:
-        ModelError: sizes that do not go together, or no JSON.
+        ModelError: no JSON object.
     """
+    values = read_object(str(file), file)
+    return "model_type" not in values or "dim" in values
+
+
+def read_native(file: Path) -> CountedModel:
+    """The model that a params.json describes, counted from its shape.
+
+    Raises:
+        ModelError: a key is missing or of the wrong type, sizes do not go together, or no JSON.
+    """
+    values = read_object(str(file), file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model {file}: {file.name} cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict) or any(not isinstance(values.get(key), int) for key in _NEEDED):
-        return None
-    facts = described_facts(_description(values), name=file.stem, source=file.name)
+        read = msgspec.convert(values, _Params)
+        facts = described_facts(_description(read), name=file.stem, source=file.name)
+    except (msgspec.ValidationError, ModelError) as error:
+        raise ModelError(f"{file}: no params.json as Mistral writes it: {error}") from error
     notes = [f"counted from Mistral's {NATIVE}", *facts.notes]
-    towers = [key for key in values if key.endswith(("vision_encoder", "audio_encoder", "whisper_model_args"))]
-    if any(values[key] for key in towers):
+    towers = [key for key in _TOWERS if values.get(key)]
+    if towers:
         notes.append(f"the language model alone: {', '.join(towers)} is not counted")
-    stored = sum(path.stat().st_size for path in sorted(file.parent.glob("*.safetensors")))
+    weights, _ = weight_files(str(file), file.parent)
+    stored = sum(path.stat().st_size for path in weights)
     reason = "weight files beside it" if stored else "no weight files beside it"
-    if isinstance(values.get("sliding_window"), list):
+    if isinstance(read.sliding_window, list):
         notes.append("windows that differ by layer are left out: keys and values are an upper bound")
     facts = replace(facts, notes=tuple(notes))
     return CountedModel(name=file.stem, facts=facts, stored_bytes=stored or None, stored_reason=reason)
 
 
-def _description(values: dict[str, Any]) -> LayerDescription:
-    moe: dict[str, Any] = values.get("moe") or {}
-    expert = moe.get("expert_hidden_dim") or values["hidden_dim"]
-    latent = values.get("kv_lora_rank") or 0
-    head_dim = values.get("head_dim") or values["dim"] // values["n_heads"]
-    rotary = values.get("qk_rope_head_dim") or 0
+def _description(read: _Params) -> LayerDescription:
+    latent = read.kv_lora_rank or 0
+    head_dim = read.head_dim or read.dim // max(1, read.n_heads)
+    rotary = read.qk_rope_head_dim or 0
     if latent:
-        head_dim = (values.get("qk_nope_head_dim") or head_dim - rotary) + rotary
+        head_dim = (read.qk_nope_head_dim or head_dim - rotary) + rotary
     return LayerDescription(
-        hidden_size=values["dim"],
-        num_layers=values["n_layers"],
-        vocab_size=values["vocab_size"],
-        num_heads=values["n_heads"],
+        hidden_size=read.dim,
+        num_layers=read.n_layers,
+        vocab_size=read.vocab_size,
+        num_heads=read.n_heads,
         head_dim=head_dim,
-        num_kv_heads=values.get("n_kv_heads"),
-        dense_width=values["hidden_dim"],
-        num_experts=moe.get("num_experts", 0),
-        top_k=moe.get("num_experts_per_tok", 0),
-        expert_width=expert if moe else 0,
-        shared_width=(moe.get("num_shared_experts") or 0) * expert,
-        first_moe_layer=moe.get("first_k_dense_replace") or 0,
-        moe_every=moe.get("route_every_n") or 1,
-        tied_embeddings=bool(values.get("tied_embeddings")),
-        window=window if isinstance(window := values.get("sliding_window"), int) else 0,
+        num_kv_heads=read.n_kv_heads,
+        dense_width=read.hidden_dim,
+        tied_embeddings=bool(read.tied_embeddings),
+        window=read.sliding_window if isinstance(read.sliding_window, int) else 0,
         kv_lora_rank=latent,
-        q_lora_rank=values.get("q_lora_rank") or 0,
+        q_lora_rank=read.q_lora_rank or 0,
         qk_rope_head_dim=rotary,
-        v_head_dim=(values.get("v_head_dim") or head_dim) if latent else 0,
+        v_head_dim=(read.v_head_dim or head_dim) if latent else 0,
+        **_experts(read),
     )
+
+
+def _experts(read: _Params) -> dict[str, Any]:
+    if read.moe is None:
+        return {}
+    width = read.moe.expert_hidden_dim or read.hidden_dim
+    return {
+        "num_experts": read.moe.num_experts,
+        "top_k": read.moe.num_experts_per_tok,
+        "expert_width": width,
+        "shared_width": (read.moe.num_shared_experts or 0) * width,
+        "first_moe_layer": read.moe.first_k_dense_replace or 0,
+        "moe_every": read.moe.route_every_n or 1,
+    }

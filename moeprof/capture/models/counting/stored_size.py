@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,27 @@ Rule = Callable[[int, int, dict[str, Any]], int | None]  # rows, columns, quanti
 _MOST_HEADER_BYTES = 100 * 2**20  # what the format allows
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a safetensors file."""
+
+    dtype: str
+    params: int
+    size: int
+
+
 def by_headers(files: Iterable[Path]) -> tuple[int, str]:
     """Bytes of all tensors of safetensors files, and how they were found; of a file without a header its size."""
     total, num_tensors, dtypes, unread = 0, 0, Counter[str](), 0
     paths = tuple(files)
     for path in paths:
-        header = _header(path)
+        header = safetensors_header(path)
         if header is None:
             total, unread = total + path.stat().st_size, unread + 1
             continue
         for tensor in header.values():
-            begin, end = tensor["data_offsets"]
-            total += end - begin
-            dtypes[tensor["dtype"]] += end - begin
+            total += tensor.size
+            dtypes[tensor.dtype] += tensor.size
             num_tensors += 1
     if unread:
         return total, f"{len(paths)} files of weights"
@@ -46,16 +55,25 @@ def by_headers(files: Iterable[Path]) -> tuple[int, str]:
     return total, f"{num_tensors} tensors in {len(paths)} files of weights ({parts})"
 
 
-def _header(path: Path) -> dict[str, Any] | None:
+def safetensors_header(path: Path) -> dict[str, StoredTensor] | None:
+    """The tensors that a safetensors file describes; None where it has no such header, or one that cannot be."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= _MOST_HEADER_BYTES:
+        room = path.stat().st_size - 8 - size
+        if not 2 <= size <= _MOST_HEADER_BYTES or room < 0:
             return None
         try:
             found = json.loads(file.read(size))
-        except (UnicodeDecodeError, json.JSONDecodeError):
+            return {name: _stored(tensor, room) for name, tensor in found.items() if name != "__metadata__"}
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-    return {name: tensor for name, tensor in found.items() if name != "__metadata__"}
+
+
+def _stored(tensor: dict[str, Any], room: int) -> StoredTensor:
+    begin, end = tensor["data_offsets"]
+    if not (all(type(x) is int and x >= 0 for x in (begin, end, *tensor["shape"])) and begin <= end <= room):
+        raise ValueError(tensor)
+    return StoredTensor(str(tensor["dtype"]), math.prod(tensor["shape"]), end - begin)
 
 
 def by_rule(config: Any, quantization: dict[str, Any], *, name: str, dtype: str) -> tuple[int, str] | None:
