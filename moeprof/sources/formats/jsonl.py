@@ -16,7 +16,6 @@ without a time stands ``delay`` after its session's previous one.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from moeprof.sources.formats.columns import (
     lines_of,
     values_to_floats,
 )
+from moeprof.sources.formats.fast import are_tokens, json_columns
 from moeprof.sources.formats.file import SourceFile
 from moeprof.sources.formats.mooncake import block_ids, checked_blocks, rows_of, turn_times
 
@@ -45,6 +45,20 @@ ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "
 TEXT_KEYS = ("prompt", "messages")
 NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
 FAST_TEXT_KEYS = ("request_class", "session")
+# Keys of rows that hold more than one kind of prompt, block or time.
+CAREFUL_KEYS = frozenset(
+    {
+        *ALIASES,
+        *TEXT_KEYS,
+        "output",
+        "delay_s",
+        "delay",
+        "timestamp",
+        "hash_ids",
+        "prefix_blocks",
+        "prefix_block_tokens",
+    }
+)
 DEFAULT_BLOCK_TOKENS = 512
 
 
@@ -60,10 +74,9 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: the first row that cannot be understood.
     """
-    if file.rows is None and file.is_json and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
-        fast = _read_fast(file)
-        if fast is not None:
-            return assemble("jsonl", file, **fast)
+    fast = None if file.keys & CAREFUL_KEYS else _read_fast(file)
+    if fast is not None:
+        return assemble("jsonl", file, **fast)
     numbers, rows = rows_of(file)
     rows = [_renamed(row) if ALIASES.keys() & row.keys() else row for row in rows]
     return assemble("jsonl", file, **columns(file, rows, lines_of(numbers)))
@@ -74,30 +87,22 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_fast(file: SourceFile) -> dict[str, Any] | None:
-    """Length-only files by pyarrow; None when anything is unusual: then the careful way decides and names the row."""
-    import pyarrow as pa
-    import pyarrow.json as pa_json
-
-    kinds = {"arrival_s": pa.float64(), "input_tokens": pa.int64(), "output_tokens": pa.int64()}
-    kinds |= dict.fromkeys(FAST_TEXT_KEYS, pa.string())
-    names = [name for name in kinds if name in file.keys]
-    options = pa_json.ParseOptions(
-        explicit_schema=pa.schema([(name, kinds[name]) for name in names]), unexpected_field_behavior="error"
-    )
-    try:
-        table = pa_json.read_json(io.BytesIO(file.data), parse_options=options)
-    except pa.ArrowInvalid:
+    """Files of lengths by pyarrow; None when anything is unusual: then the careful way decides and names the row."""
+    if file.how.timestamp_unit not in (None, "s") or not {"input_tokens", "output_tokens"} <= file.keys:
         return None
-    arrays = {name: table[name].combine_chunks() for name in names}
-    if {"input_tokens", "output_tokens"} - set(names) or any(array.null_count for array in arrays.values()):
+    found = json_columns(file, numbers=NUMBER_KEYS, texts=FAST_TEXT_KEYS)
+    if found is None or file.seen.keys() & (CAREFUL_KEYS | {*NUMBER_KEYS, *FAST_TEXT_KEYS}):
+        file.seen.clear()
         return None
-    columns = {name: np.asarray(array) for name, array in arrays.items() if name in NUMBER_KEYS}
-    if not all(np.isfinite(column).all() and (np.abs(column) < 2**31).all() for column in columns.values()):
+    _say_used(file, None)
+    file.use("arrival_s")
+    if not are_tokens(found["input_tokens"]) or not are_tokens(found["output_tokens"]):
         return None
-    if min(columns["input_tokens"].min(), columns["output_tokens"].min()) < 0:
+    if "arrival_s" in found and not (np.abs(found["arrival_s"]) <= MAX_SECONDS).all():
         return None
-    texts = {name: tuple(array.to_pylist()) for name, array in arrays.items() if name in FAST_TEXT_KEYS}
-    return {"arrival_s": None} | columns | texts
+    for name in ("input_tokens", "output_tokens"):
+        found[name] = found[name].astype(np.int64)
+    return {"arrival_s": None} | found
 
 
 def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
