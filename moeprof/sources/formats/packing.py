@@ -11,7 +11,7 @@ import stat
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from moeprof.core.errors import TraceError
 
@@ -26,18 +26,18 @@ MAX_PIPED_BYTES = 2**30
 MAX_RATIO = 32  # logs of requests are packed 3 to 20 times smaller
 
 
-def _zstd(data: bytes) -> Any:
+def _zstd(stream: BinaryIO) -> Any:
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.BufferReader(data), "zstd")
+    return pa.CompressedInputStream(stream, "zstd")
 
 
 # first bytes -> (name, how it is opened)
-PACKED: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
-    b"\x1f\x8b": ("gzip", lambda data: gzip.open(io.BytesIO(data))),
-    b"\xfd7zXZ\x00": ("xz", lambda data: lzma.open(io.BytesIO(data))),
+PACKED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"\xfd7zXZ\x00": ("xz", lzma.open),
     b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
-    b"BZh": ("bzip2", lambda data: bz2.open(io.BytesIO(data))),
+    b"BZh": ("bzip2", bz2.open),
 }
 # first bytes -> what it is, for what is no trace
 NAMED = {
@@ -94,12 +94,12 @@ def read_head(path: Path) -> tuple[bytes, bool]:
     return data, is_whole
 
 
-def _unpacked(path: Path, packed: bytes, name: str, opened: Callable[[bytes], Any]) -> bytes:
+def _unpacked(path: Path, packed: bytes, name: str, opened: Callable[[Any], Any]) -> bytes:
     """What a packed file holds, as far as a log of its packed size may be."""
     most = max(MIN_UNPACKED_BYTES, MAX_RATIO * len(packed))
     unpacked = bytearray()
     try:
-        with opened(packed) as stream:
+        with opened(io.BytesIO(packed)) as stream:
             while part := stream.read(HEAD_BYTES):
                 unpacked += part
                 if len(unpacked) > most:

@@ -22,9 +22,10 @@ class Columns:
         self._table = table
         self._file = file
         self._path = path
-        schema = table.schema if table is not None else file.schema_arrow
-        self.names: tuple[str, ...] = tuple(schema.names)
-        self.num_rows: int = table.num_rows if table is not None else file.metadata.num_rows
+        whole = table if file is None else file
+        assert whole is not None
+        self.names: tuple[str, ...] = tuple((whole.schema if file is None else whole.schema_arrow).names)
+        self.num_rows: int = whole.num_rows if file is None else whole.metadata.num_rows
 
     def __len__(self) -> int:
         return self.num_rows
