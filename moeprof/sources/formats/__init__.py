@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,18 @@ OTHER_THINGS = {
 }
 
 
+class UnknownFormatError(TraceError):
+    """A file that no reader knows.
+
+    Attributes:
+        columns: role to the column or key whose name looks like it.
+    """
+
+    def __init__(self, text: str, columns: dict[str, str]) -> None:
+        super().__init__(text)
+        self.columns = columns
+
+
 class Reader(Protocol):
     """What a reader module offers."""
 
@@ -103,19 +116,24 @@ def sniff(file: SourceFile) -> str:
     found = f"{'columns' if file.header else 'keys'} {', '.join(names[:12])}"
     over_lines = file.single and b"\n" in file.data.strip()
     kind = "one JSON object, not lines; " if over_lines else "a parquet file; " if file.table is not None else ""
-    raise TraceError(
+    columns = _likely_columns(names)
+    options = (
+        f"--column {shlex.quote(f'{role}={name}')}" for role, name in (dict.fromkeys(LIKELY, "NAME") | columns).items()
+    )
+    raise UnknownFormatError(
         f"{file.path}: not a known trace ({kind}found {found[:240]}); name its format, one of {', '.join(READERS)}, or "
-        f"say which columns it has, as in {_likely_columns(names)} (traffic.trace.columns)"
+        f"say which columns it has, as in {' '.join(options)} (traffic.trace.columns)",
+        columns,
     )
 
 
-def _likely_columns(names: list[str]) -> str:
-    """The options that would name the columns; NAME where none looks like it."""
-    options = []
-    for role, pattern in LIKELY.items():
-        found = next((name for name in names if re.search(pattern, name, re.IGNORECASE)), "NAME")
-        options.append(f"--column {shlex.quote(f'{role}={found}')}")
-    return " ".join(options)
+def _likely_columns(names: list[str]) -> dict[str, str]:
+    """Role to the first name that looks like it."""
+    found = {
+        role: next((name for name in names if re.search(pattern, name, re.IGNORECASE)), None)
+        for role, pattern in LIKELY.items()
+    }
+    return {role: name for role, name in found.items() if name is not None}
 
 
 def read_trace(path: Path | str, format: str | None = None, how: Reading | None = None) -> Trace:
@@ -124,11 +142,14 @@ def read_trace(path: Path | str, format: str | None = None, how: Reading | None 
     Raises:
         TraceError: unreadable, empty, of no known format, or a row that cannot be understood (file and row named).
     """
-    how = how or Reading()
+    return _read(Path(path), format, how or Reading())[0]
+
+
+def _read(path: Path, format: str | None, how: Reading) -> tuple[Trace, SourceFile]:
     if how.columns and format is not None:
         raise TraceError(f"{path}: give the format ({format}) or the columns, one of them")
     known = None if format is None else reader(format)  # a misspelt name is reported before the file is opened
-    file = open_source(Path(path), how)
+    file = open_source(path, how)
     notes: tuple[Note, ...] = ()
     if how.columns:
         named = importlib.import_module("moeprof.sources.formats.named")
@@ -138,11 +159,20 @@ def read_trace(path: Path | str, format: str | None = None, how: Reading | None 
         read = (known or reader(sniff(file))).read
     if how.skip_bad_rows:
         read = partial(importlib.import_module("moeprof.sources.formats.skipping").read_good_rows, read)
-    return cast(Trace, read(file)).with_notes(*notes)
+    return cast(Trace, read(file)).with_notes(*notes), file
 
 
 def read_source(source: TraceSource) -> Trace:
     """Read what a workload's ``traffic.trace`` names, before any transform.
+
+    Raises:
+        TraceError: as :func:`read_trace`.
+    """
+    return read_told(source)[0]
+
+
+def read_told(source: TraceSource) -> tuple[Trace, TraceSource]:
+    """The same, and the source with what the content told: format, unit of times, tokens of a prefix id.
 
     Raises:
         TraceError: as :func:`read_trace`.
@@ -153,7 +183,14 @@ def read_source(source: TraceSource) -> Trace:
         columns=source.columns,
         skip_bad_rows=source.skip_bad_rows,
     )
-    return read_trace(source.path, source.format, how)
+    trace, file = _read(Path(source.path), source.format, how)
+    told = replace(
+        source,
+        format=None if source.columns else trace.source,
+        timestamp_unit=source.timestamp_unit or file.found.get("timestamp_unit"),
+        block_tokens=source.block_tokens or file.found.get("block_tokens"),
+    )
+    return trace, told
 
 
 def write_trace(trace: Trace, path: Path, *, force: bool = False) -> None:

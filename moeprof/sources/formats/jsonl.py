@@ -4,7 +4,8 @@ Keys of a row (one kind of prompt per file):
 
     arrival_s          seconds; without it the requests have no times
     input_tokens, output_tokens
-    prompt | messages  text, or [{"role", "content"}]; then the lengths are counted by the tokenizer
+    prompt | messages  text, or [{"role", "content"}] with content parts, tool calls and ``tools`` as in OpenAI's bodies
+                       (chat.py); the tokenizer counts them, a length beside them is what the recorded model counted
     output             the true continuation
     request_class, session, prefix_blocks, prefix_block_tokens
     delay_s            from the end of the answer to the session's previous request
@@ -26,11 +27,11 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import (
     MAX_SECONDS,
     RowOf,
     assemble,
-    checked_messages,
     checked_seconds,
     checked_text,
     checked_tokens,
@@ -122,11 +123,15 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
         found["prompt_text"] = tuple(
             checked_text(file, row_of(i), "prompt", r.get("prompt")) for i, r in enumerate(rows)
         )
-        # An empty prompt has length 0: assemble drops and counts it.
-        found["input_tokens"] = np.where([bool(text) for text in found["prompt_text"]], -1, 0)
+        # An empty prompt has length 0, unless a length is stated in its place: assemble drops and counts it.
+        empty = np.array([not text for text in found["prompt_text"]])
+        found["input_tokens"] = np.where(empty & (found["input_tokens"] < 0), 0, found["input_tokens"])
     if kind == "messages":
-        found["messages"] = tuple(checked_messages(file, row_of(i), r.get("messages")) for i, r in enumerate(rows))
-        found["input_tokens"] = np.full(len(rows), -1, dtype=np.int64)
+        chat = ChatReader(file=file)
+        found["messages"] = tuple(
+            chat.messages(row_of(i), row.get("messages"), tools=row.get("tools")) for i, row in enumerate(rows)
+        )
+        found["notes"] = chat.notes()
     if kind is not None and any("output" in row for row in rows):
         found["output_text"] = tuple(
             checked_text(file, row_of(i), "output", row["output"]) or None if "output" in row else None
@@ -139,9 +144,10 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
 
 
 def _say_used(file: SourceFile, kind: str | None) -> None:
-    """The keys that this kind of prompt needs: text is counted, so lengths stated beside it are not used."""
+    """The keys that this kind of prompt needs; a length stated beside a text is the recorded model's."""
     used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens", "delay_s"}
-    used |= {"input_tokens"} if kind is None else {kind, "output"}
+    used |= {"input_tokens"} if kind is None else {"input_tokens", kind, "output"}
+    used |= {"tools"} if kind == "messages" else set()
     file.use(*used, *(key for key, name in ALIASES.items() if name in used))
 
 

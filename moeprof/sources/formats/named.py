@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
+from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import (
     ANY_ROW,
     RowOf,
     assemble,
-    checked_messages,
     checked_text,
     checked_tokens,
     lines_of,
@@ -228,7 +228,9 @@ def _prompts(file: SourceFile, names: dict[str, str], values: dict[str, list[Any
         )
     unpacked = [_unpacked(value) for value in values["text"]]
     if all(isinstance(value, list) for value in unpacked):
-        messages = tuple(checked_messages(file, row_of(i), value) for i, value in enumerate(unpacked))
+        chat = ChatReader(file=file)
+        messages = tuple(chat.messages(row_of(i), value) for i, value in enumerate(unpacked))
+        file.notes.extend(chat.notes())
         return {"messages": messages, "input_tokens": np.full(len(messages), -1, dtype=np.int64)}
     texts = tuple(checked_text(file, row_of(i), names["text"], value) for i, value in enumerate(values["text"]))
     return {"prompt_text": texts, "input_tokens": np.where([bool(text) for text in texts], -1, 0)}

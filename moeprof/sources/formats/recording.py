@@ -62,6 +62,7 @@ def read(file: SourceFile) -> Trace:
             row["prefix_block_tokens"] = block_tokens
     row_of = lines_of([number for number, _ in rows])
     columns = jsonl.columns(file, [row for _, row in rows], row_of)
+    notes += columns.pop("notes", ())
     return assemble("recording", file, **columns, notes=tuple(notes))
 
 
