@@ -27,7 +27,7 @@ import numpy.typing as npt
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.core.workload.traffic import TimestampUnit as Unit
-from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.file import BROKEN_CSV, SourceFile
 from moeprof.sources.formats.units import PER_SECOND, inferred_unit
 
 if TYPE_CHECKING:
@@ -313,6 +313,7 @@ def plain_text(messages: tuple[tuple[str, str], ...]) -> str:
     return "\n\n".join(content for _, content in messages)
 
 
+BLOCK_BYTES = 2**22  # no cell may be longer
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 BLANK_LINE = re.compile(rb"^[ \t]+\r?$", re.MULTILINE)
@@ -444,7 +445,10 @@ def _table_columns(file: SourceFile, table: Columns, wanted: list[str]) -> dict[
         try:
             columns[name] = pc.fill_null(column.cast(pa.string()), "")
         except pa.ArrowException as error:
-            raise file.error(None, f"column {name} holds {column.type} values; numbers or text are expected") from error
+            kind = (
+                "lists" if pa.types.is_list(column.type) else "objects" if pa.types.is_struct(column.type) else "bytes"
+            )
+            raise file.error(None, f"column {name} holds {kind}; numbers or text are expected") from error
     return columns
 
 
@@ -493,7 +497,7 @@ def _typed_csv(file: SourceFile, wanted: Sequence[str]) -> dict[str, pa.ChunkedA
     kinds = {name: _kind(first[name]) for name in wanted}
     table = pa_csv.read_csv(
         file.stored.for_arrow(),
-        read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
+        read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1, block_size=BLOCK_BYTES),
         parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=file.stored.has_quotes),
         convert_options=pa_csv.ConvertOptions(
             column_types=kinds, include_columns=list(wanted), strings_can_be_null=False, null_values=[]
@@ -520,17 +524,20 @@ def _csv_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArr
     import pyarrow as pa
     import pyarrow.csv as pa_csv
 
+    data = _without_blank_lines(file.data)
+    if len(data.splitlines()) < 2:
+        return {name: pa.chunked_array([], type=pa.string()) for name in wanted}
     try:
         table = pa_csv.read_csv(
-            io.BytesIO(_without_blank_lines(file.data)),
-            read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
+            io.BytesIO(data),
+            read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1, block_size=BLOCK_BYTES),
             parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=file.stored.has_quotes),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in wanted}, include_columns=wanted, strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _shape_error(file, error) from error
+        raise _shape_error(file) from error
     return {name: table[name] for name in wanted}
 
 
@@ -552,7 +559,7 @@ def _check_header(file: SourceFile, required: tuple[str, ...]) -> None:
             raise file.error(None, f"column {name!r} stands there twice")
 
 
-def _shape_error(file: SourceFile, error: Exception) -> TraceError:
+def _shape_error(file: SourceFile) -> TraceError:
     """The first row whose number of cells differs from the header's."""
     expected = len(file.header)
     try:
@@ -560,9 +567,9 @@ def _shape_error(file: SourceFile, error: Exception) -> TraceError:
             cells = next(csv.reader([line.decode("utf-8")], delimiter=file.delimiter)) if line.strip() else []
             if cells and len(cells) != expected:
                 return file.error(number, f"{len(cells)} cells in this row, {expected} are expected")
-    except csv.Error as csv_error:
-        return file.error(None, f"broken CSV ({csv_error})")
-    return file.error(None, f"broken CSV ({str(error).splitlines()[0][:160]})")
+    except csv.Error:
+        pass
+    return file.error(None, BROKEN_CSV)
 
 
 MIN_REQUESTS_PER_STAMP = 1.5  # a grid is only worth a warning when requests share its stamps

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from moeprof.sources.formats.parquet import Columns
 
 DELIMITERS = ",;\t"
+BROKEN_CSV = "broken CSV; look for quotes that do not close, or a cell of more than 4 MiB"
 PARTS = "part-*.jsonl*"  # of what `moeprof trace record` writes into a folder
+MAX_COLUMNS = 10_000
+MAX_HEADER_CHARS = 2**20
+MAX_SHOWN_PATH = 120
+csv.field_size_limit(2**31 - 1)  # a prompt in a cell may be long; Python's own limit is 128 KiB
 TYPE_NAMES = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
 
 
@@ -142,7 +147,10 @@ def read_bytes(path: Path) -> bytes:
 
 def _stored(path: Path) -> Stored:
     """A file; of a recording's folder, its parts in turn."""
-    parts = sorted(path.glob(PARTS)) if path.is_dir() else []
+    try:
+        parts = sorted(path.glob(PARTS)) if path.is_dir() else []
+    except OSError as error:
+        raise TraceError(f"{str(path)[:MAX_SHOWN_PATH]}: cannot be read ({error.strerror or error})") from error
     if not parts:
         return Stored.open(path)
     return Stored(path, b"\n".join(Stored.open(part).whole() for part in parts), is_whole=True)
@@ -166,7 +174,11 @@ def open_source(path: Path, how: Reading | None = None) -> SourceFile:
     file = SourceFile(path=path, stored=stored, how=how)
     if not file.is_json:
         first = next(line for line in stored.head.splitlines() if line.strip()).decode("utf-8")
+        if len(first) > MAX_HEADER_CHARS:
+            raise file.error(1, f"a first line of {len(first):,} characters; no trace begins like that")
         delimiter = max(DELIMITERS, key=first.count)
+        if (number := first.count(delimiter) + 1) > MAX_COLUMNS:
+            raise file.error(1, f"a line of {number:,} columns; a trace has at most {MAX_COLUMNS:,}")
         return replace(file, header=tuple(_cells(file, first, delimiter)), delimiter=delimiter)
     if stored.head.lstrip().startswith(b"{"):
         rows = _objects_over_lines(file)
@@ -179,7 +191,7 @@ def _cells(file: SourceFile, line: str, delimiter: str) -> list[str]:
     try:
         return [cell.strip().strip('"') for cell in next(csv.reader([line], delimiter=delimiter))]
     except csv.Error as error:
-        raise file.error(1, f"broken CSV header ({error})") from error
+        raise file.error(1, BROKEN_CSV) from error
 
 
 def _objects_over_lines(file: SourceFile) -> tuple[tuple[int, dict[str, Any]], ...]:
@@ -312,3 +324,25 @@ def _checked_object(file: SourceFile, row: int, value: Any) -> dict[str, Any]:
         found = TYPE_NAMES.get(type(value).__name__, "null")
         raise file.error(row, f"a JSON object is expected, found {found}")
     return value
+
+
+def list_rows(file: SourceFile, key: str) -> tuple[SourceFile, tuple[Note, ...]]:
+    """The objects of a list of the one JSON object that a file is, as its rows; what stands beside the list is told.
+
+    Raises:
+        TraceError: an item that is no object.
+    """
+    assert file.rows is not None
+    whole = file.rows[0][1]
+    items = whole[key]
+    for i, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            found = json.dumps(item)[:40]
+            raise file.error(i, f"item {i} of {key} is {found}; an object is expected")
+    text = f"the rows are the objects of the list {key} of one JSON object"
+    notes = [Note(code="rows_of_list", count=len(items), text=text)]
+    if others := [name for name, value in whole.items() if name != key and (value or value == 0)]:
+        text = f"keys beside the list {key} that are not used: {', '.join(others)}"
+        notes.append(Note(code="beside_the_list", count=len(items), text=text))
+    rows = tuple(enumerate(items, start=1))
+    return file.part(rows=rows, keys=frozenset(items[0]), single=False), tuple(notes)

@@ -31,7 +31,7 @@ from moeprof.sources.formats.columns import (
     values_to_floats,
 )
 from moeprof.sources.formats.fast import are_times, are_tokens, json_columns
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile, json_rows, list_rows
 from moeprof.sources.formats.mooncake import checked_blocks
 
 DEFAULT_BLOCK_TOKENS = 512
@@ -77,14 +77,7 @@ def unwrapped(file: SourceFile) -> tuple[SourceFile, tuple[Note, ...]]:
     for key, items in whole.items():
         if not isinstance(items, list) or not any(find(i, name) is not None for i in items for name in names):
             continue
-        for i, item in enumerate(items, start=1):
-            if not isinstance(item, dict):
-                raise file.error(i, f"item {i} of {key} is {shown(item)}; an object is expected")
-        notes = [(f"the rows are the objects of the list {key} of one JSON object", "rows_of_list")]
-        if others := [name for name, value in whole.items() if name != key and (value or value == 0)]:
-            notes.append((f"keys beside the list {key} that are not used: {', '.join(others)}", "beside_the_list"))
-        said = tuple(Note(code=code, count=len(items), text=text) for text, code in notes)
-        return file.part(rows=tuple(enumerate(items, start=1)), single=False), said
+        return list_rows(file, key)
     return file, ()
 
 

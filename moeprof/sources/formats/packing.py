@@ -21,7 +21,7 @@ ZIP_HEAD_BYTES = 512
 
 
 HEAD_BYTES = 2**20
-MIN_UNPACKED_BYTES = 256 * 2**20  # so much may come of any packed file
+MIN_UNPACKED_BYTES = 128 * 2**20  # so much may come of any packed file
 MAX_PIPED_BYTES = 2**30
 MAX_RATIO = 32  # logs of requests are packed 3 to 20 times smaller
 
@@ -39,10 +39,13 @@ PACKED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
     b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
     b"BZh": ("bzip2", bz2.open),
 }
+PICKLE = "a Python pickle, which is not opened; save it as JSON lines"
 # first bytes -> what it is, for what is no trace
 NAMED = {
     ZIP_MAGIC: "a zip archive (Excel files are such archives, too); unpack it, or save it as CSV",
+    b"PK\x05\x06": "an empty zip archive",
     b"ARROW1": "an Arrow (Feather) file; save it as parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream; save it as parquet",
     b"SQLite format 3\x00": "an SQLite database; export the table as CSV",
     b"\x93NUMPY": "a NumPy array, not a trace; requests can be saved as CSV",
     b"\x89HDF": "an HDF5 file; export the table as CSV",
@@ -50,9 +53,29 @@ NAMED = {
     b"%PDF": "a PDF document, not a trace",
     b"Obj\x01": "an Avro file; save it as parquet or JSON lines",
     b"ORC": "an ORC file; save it as parquet",
-    b"\x80\x04": "a Python pickle, which is not opened; save it as JSON lines",
-    b"\x80\x02": "a Python pickle, which is not opened; save it as JSON lines",
+    **{bytes([0x80, protocol]): PICKLE for protocol in range(2, 6)},
+    **dict.fromkeys((b"(dp0\n", b"(lp0\n", b"}q\x00", b"]q\x00"), PICKLE),
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; unpack it",
+    b"Rar!\x1a\x07": "a RAR archive; unpack it",
+    b"\x04\x22\x4d\x18": "an lz4 file; unpack it, or pack it as gzip, xz or zstd",
+    b"\x7fELF": "a program, not a trace",
+    b"MZ\x90\x00": "a program, not a trace",
+    b"\x89PNG": "an image, not a trace",
+    b"\xff\xd8\xff": "an image, not a trace",
+    b"GIF8": "an image, not a trace",
+    b"#!": "a script, not a trace",
+    b"\xff\xfe\x00\x00": "UTF-32 text; save the file as UTF-8",
+    b"\x00\x00\xfe\xff": "UTF-32 text; save the file as UTF-8",
 }
+# the same for documents, whose first bytes may be of either case and stand after blanks
+DOCUMENTS = {
+    b"<!doctype html": "an HTML page, not a trace (a download that went wrong?)",
+    b"<html": "an HTML page, not a trace (a download that went wrong?)",
+    b"<?xml": "an XML document, not a trace",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it (`git lfs pull`)",
+}
+TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
+BINARY_HEAD_BYTES = 2**12
 SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own bound
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -89,6 +112,8 @@ def read_head(path: Path) -> tuple[bytes, bool]:
     data = data if is_whole else data + more
     if packing is not None:
         data = _unpacked(path, data, *packing)
+        if any(data.startswith(magic) for magic in PACKED):
+            raise TraceError(f"{path}: packed twice; unpack it once")
     if (what := _other_thing(data)) is not None:
         raise TraceError(f"{path}: this is {what}")
     return data, is_whole
@@ -118,7 +143,23 @@ def _other_thing(data: bytes) -> str | None:
         return "a PyTorch file, not a trace (engines dump counts of routed experts in such files)"
     if data[8:10] == b'{"' and int.from_bytes(data[:8], "little") <= SAFETENSORS_HEADER_BYTES:
         return "a safetensors file: weights or arrays, not a trace"
-    return next((what for magic, what in NAMED.items() if data.startswith(magic)), None)
+    if data.startswith(ZIP_MAGIC) and b".npy" in data[:ZIP_HEAD_BYTES]:
+        return "a NumPy archive of arrays, not a trace (routing is kept in such files); requests can be saved as CSV"
+    if data[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+        return "a tar archive; unpack it"
+    begin = data[:BINARY_HEAD_BYTES].lstrip().lower()
+    known = next((what for magic, what in NAMED.items() if data.startswith(magic)), None) or next(
+        (what for words, what in DOCUMENTS.items() if begin.startswith(words)), None
+    )
+    if known is not None or data.startswith((PARQUET_MAGIC, *UTF16_MARKS)):
+        return known
+    head = data[:BINARY_HEAD_BYTES]
+    if b"\x00" not in head:
+        return None
+    halves = (head[::2], head[1::2])
+    if head.strip(b"\x00") and any(half.count(0) * 2 > len(half) for half in halves):
+        return "UTF-16 text without its mark; save the file as UTF-8"
+    return "binary data of an unknown kind, not text"
 
 
 def as_text(path: Path, data: bytes) -> bytes:
