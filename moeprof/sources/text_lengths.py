@@ -34,7 +34,7 @@ def needs_counting(trace: Trace) -> bool:
 def with_text_lengths(trace: Trace, tokenizer: TextTokenizer, *, exact: bool = False) -> Trace:
     """The trace with lengths where it has only text; lengths that the file states stay.
 
-    An estimate is the row's bytes times the tokens per byte of the sampled rows, which stand evenly over the file.
+    An estimate is the row's bytes times the tokens per byte of the sampled rows, which chance draws with a fixed seed.
 
     Args:
         trace: as read.
@@ -65,7 +65,7 @@ def with_text_lengths(trace: Trace, tokenizer: TextTokenizer, *, exact: bool = F
 def _sample(rows: IntArray, *, exact: bool) -> list[int]:
     if exact or len(rows) <= SAMPLED_ROWS:
         return [int(row) for row in rows]
-    return [int(row) for row in rows[np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)]]
+    return [int(row) for row in np.sort(np.random.default_rng(0).choice(rows, SAMPLED_ROWS, replace=False))]
 
 
 def _lengths(rows: IntArray, sampled: Sequence[int], counts: Sequence[int], texts: Sequence[str]) -> IntArray:

@@ -77,8 +77,8 @@ class ChatReader:
             return "assistant", self._part(row, name, message)
         if kind in TOOL_ANSWERS and "role" not in message:
             return "tool", self._part(row, name, message)
-        if others := message.keys() - READ_KEYS:
-            self.file.seen.update(f"{name}.{key}" for key in others if message[key])
+        if not message.keys() <= READ_KEYS:
+            self.file.seen.update(f"{name}.{key}" for key in message.keys() - READ_KEYS if message[key])
         role = checked_text(self.file, row, f"{name}.role", message.get("role"))
         content = message.get("parts") if message.get("content") is None else message["content"]
         texts = [self.text(row, f"{name}.content", content)] if content is not None else []

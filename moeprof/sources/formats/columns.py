@@ -91,7 +91,7 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
     import pyarrow as pa
 
     if pa.types.is_floating(column.type):
-        return np.asarray(column, dtype=np.float64)
+        return as_numpy(column)
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(column.cast(pa.string()))
@@ -102,7 +102,7 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
         return part.cast(pa.float64())
 
     try:
-        return np.asarray(cast(trimmed), dtype=np.float64)
+        return as_numpy(cast(trimmed))
     except pa.ArrowInvalid as error:
         i = first_failure(trimmed, cast)
         found = shown(trimmed[i].as_py())
@@ -160,7 +160,7 @@ def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit
         return seconds_of(file, name, values, row_of, unit=unit)
     if _is_moment(values):
         file.found["timestamp_unit"] = "iso"
-        return _since_first(np.asarray(values.cast("timestamp[ns]").cast("int64"), dtype=np.int64))
+        return _since_first(as_numpy(values.cast("timestamp[ns]").cast("int64")))
     column = _text_column(file, name, values, row_of, needed=said == "iso")
     if column is not None and (said == "iso" or (said is None and not _is_number(column[0].as_py()))):
         file.found["timestamp_unit"] = "iso"
@@ -243,7 +243,7 @@ def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: Ro
         return part.cast(kind)
 
     try:
-        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
+        nanoseconds = as_numpy(cast(text).cast(pa.int64()))
     except pa.ArrowInvalid as error:
         row = first_failure(text, cast)
         expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
@@ -386,7 +386,7 @@ class Table:
         for chunk in column.chunks:
             part = chunk.dictionary_encode()
             names = np.array([known.setdefault(text, text) for text in part.dictionary.to_pylist()], dtype=object)
-            texts += names[np.asarray(part.indices)].tolist()
+            texts += names[as_numpy(part.indices)].tolist()
         return tuple(texts)
 
     def taken(self, name: str) -> pa.ChunkedArray:
@@ -396,6 +396,15 @@ class Table:
 
     def _as_text(self, name: str) -> pa.ChunkedArray:
         return _text_columns(self.file, [name])[name]
+
+
+def as_numpy(column: Any) -> npt.NDArray[Any]:
+    """Numbers of an Arrow column; pyarrow's own way imports pandas, which takes longer than the numbers."""
+    chunks = getattr(column, "chunks", [column])
+    if column.null_count:
+        return np.asarray(column)
+    parts = [np.from_dlpack(chunk) for chunk in chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def release() -> None:
@@ -631,10 +640,9 @@ def not_before_predecessor(arrival_s: FloatArray, session: tuple[str, ...]) -> F
 
 def session_codes(session: tuple[str, ...]) -> tuple[IntArray, npt.NDArray[Any]]:
     """A number for each request's session, and the sessions' names by that number."""
-    import pyarrow as pa
-
-    encoded = pa.array(session, type=pa.string()).dictionary_encode()
-    return np.asarray(encoded.indices), np.array(encoded.dictionary.to_pylist(), dtype=object)
+    known: dict[str, int] = {}
+    codes = np.fromiter((known.setdefault(name, len(known)) for name in session), dtype=np.int64, count=len(session))
+    return codes, np.array(list(known), dtype=object)
 
 
 def assemble(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moeprof.core.trace import FloatArray
-from moeprof.sources.formats.columns import MAX_SECONDS, MAX_TOKENS, release
+from moeprof.sources.formats.columns import MAX_SECONDS, MAX_TOKENS, as_numpy, release
 from moeprof.sources.formats.file import SourceFile
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _values(column: pa.ChunkedArray, known: dict[str, str]) -> Any:
     if column.null_count:
         raise pa.ArrowInvalid("holes")
     if pa.types.is_floating(column.type):
-        return np.asarray(column, dtype=np.float64)
+        return as_numpy(column)
     if pa.types.is_list(column.type):
         return _tuples(column.combine_chunks())
     if pa.types.is_integer(column.type):
@@ -101,7 +101,7 @@ def _values(column: pa.ChunkedArray, known: dict[str, str]) -> Any:
     for chunk in column.chunks:
         encoded = chunk.dictionary_encode()
         once = np.array([known.setdefault(text, text) for text in encoded.dictionary.to_pylist()], dtype=object)
-        names += once[np.asarray(encoded.indices)].tolist()
+        names += once[as_numpy(encoded.indices)].tolist()
     return names
 
 
