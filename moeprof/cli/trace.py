@@ -136,13 +136,9 @@ def convert(
     What is written is read again and compared: what a form does not hold is refused by name, unless --allow-loss.
     """
     from moeprof.core.workload.traffic import TraceSource
-    from moeprof.sources.formats.forms import FIELDS, write_form
+    from moeprof.sources.formats.forms import write_form
 
-    if (output is None) == (out is None):
-        raise WorkloadError("the file to write: give it as the second argument or with -o, one of them")
-    target = out if output is None else output
-    assert target is not None
-
+    target = _target(output, out)
     source = TraceSource(
         path=str(path),
         format=input_format,
@@ -163,8 +159,7 @@ def convert(
     trace = _transformed(source, num_prompts=num_prompts, request_rate=request_rate, seed=seed)
     lost = write_form(trace, target, to, force=force, allow_loss=allow_loss)
     _say_notes(trace)
-    for name, number in lost.items():
-        typer.echo(f"note: the {to} form does not hold {FIELDS.get(name, name)} ({number:,})", err=True)
+    _say_lost(lost, to)
     typer.echo(f"Wrote {target} ({len(trace)} requests)", err=True)
 
 
@@ -378,6 +373,21 @@ def columns_of(given: list[str] | None) -> dict[str, str]:
 def _above_zero(option: str, value: float | None) -> None:
     if value is not None and not 0 < value < float("inf"):
         raise WorkloadError(f"{option}: found {value:g}; more than 0 is allowed")
+
+
+def _target(output: Path | None, out: Path | None) -> Path:
+    if output is not None and out is None:
+        return output
+    if out is not None and output is None:
+        return out
+    raise WorkloadError("the file to write: give it as the second argument or with -o, one of them")
+
+
+def _say_lost(lost: dict[str, int], form: str) -> None:
+    from moeprof.sources.formats.forms import FIELDS
+
+    for name, number in lost.items():
+        typer.echo(f"note: the {form} form does not hold {FIELDS.get(name, name)} ({number:,})", err=True)
 
 
 def _say_notes(trace: Trace) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from moeprof.core.trace import Trace
 from moeprof.core.workload.traffic import TraceSource
@@ -17,6 +18,8 @@ MAX_RATE_PER_S = 4.0
 INPUT_TOKENS, OUTPUT_TOKENS = 256, 64  # what nine in ten requests stay below
 MOST_TOKENS = {"max_input_tokens": 512, "max_output_tokens": 96, "too_long": "truncate"}
 CONCURRENCY = 4
+PLAIN = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
+NOT_TEXT = {"true", "false", "yes", "no", "on", "off", "null", "y", "n", ".inf", ".nan", "."}
 
 
 def trace_keys(source: TraceSource, path: str) -> dict[str, Any]:
@@ -29,9 +32,15 @@ def trace_keys(source: TraceSource, path: str) -> dict[str, Any]:
 
 
 def flow(value: Any) -> str:
-    """A value on one line, as YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    """A value on one line of YAML: plain words as they are, other text in quotes, with escapes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(key)}: {flow(inner)}" for key, inner in value.items()) + "}"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if PLAIN.fullmatch(value) and value.lower() not in NOT_TEXT:
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08X}" for char in quoted)
 
 
 def trace_lines(source: TraceSource, path: str) -> list[str]:
