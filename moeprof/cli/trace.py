@@ -159,8 +159,7 @@ def convert(
     trace = _transformed(source, num_prompts=num_prompts, request_rate=request_rate, seed=seed)
     lost = write_form(trace, target, to, force=force, allow_loss=allow_loss)
     _say_notes(trace)
-    _say_lost(lost, to)
-    typer.echo(f"Wrote {target} ({len(trace)} requests)", err=True)
+    _say_written(target, len(trace), lost, to)
 
 
 @trace_app.command()
@@ -383,11 +382,12 @@ def _target(output: Path | None, out: Path | None) -> Path:
     raise WorkloadError("the file to write: give it as the second argument or with -o, one of them")
 
 
-def _say_lost(lost: dict[str, int], form: str) -> None:
+def _say_written(target: Path, number: int, lost: dict[str, int], form: str) -> None:
     from moeprof.sources.formats.forms import FIELDS
 
-    for name, number in lost.items():
-        typer.echo(f"note: the {form} form does not hold {FIELDS.get(name, name)} ({number:,})", err=True)
+    for name, count in lost.items():
+        typer.echo(f"note: the {form} form does not hold {FIELDS.get(name, name)} ({count:,})", err=True)
+    typer.echo(f"Wrote {target} ({number} requests)", err=True)
 
 
 def _say_notes(trace: Trace) -> None:
