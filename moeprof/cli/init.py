@@ -1,4 +1,4 @@
-"""``moeprof init``: copy starter workloads, or a CI job, into a project.
+"""``moeprof init``: copy starter workloads, or a CI job, into a project; write a workload for a trace.
 
 What ``moeprof init --ci`` writes into a project: the CI system's job, a smoke workload, example gates.
 
@@ -9,15 +9,22 @@ what pip has to install, which is read from how this moeprof was installed.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata, resources
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moeprof.cli.trace import BlockTokens, Columns, SkipBadRows, TimestampUnit, columns_of
 from moeprof.core.errors import InputError
+
+if TYPE_CHECKING:
+    from moeprof.core.workload.traffic import TraceSource
 
 CiSystem = Literal["github", "gitlab"]
 # name in moeprof/data/ci -> path in the project
@@ -27,6 +34,7 @@ JOBS: dict[CiSystem, tuple[str, str]] = {
 }
 WORKLOADS = ("ci-smoke.yaml", "ci-smoke-moe.json")
 GATES = "regress.yaml"
+MAX_UP = 3  # folders upwards that a relative path may go
 
 
 def ci_files(system: CiSystem, workloads: Path, requirement: str) -> dict[Path, str]:
@@ -96,8 +104,37 @@ def init(
     ci: Annotated[
         CiSystem | None, typer.Option(help="Write a CI job, its smoke workload and gates, into this project.")
     ] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--from", help="Write a workload that replays this trace.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="With --from: the file to write.")] = Path(
+        "workload.yaml"
+    ),
+    trace_format: Annotated[
+        str | None, typer.Option(help="With --from: as --from of `moeprof trace inspect`.", show_default=False)
+    ] = None,
+    column: Columns = None,
+    timestamp_unit: TimestampUnit = None,
+    block_tokens: BlockTokens = None,
+    skip_bad_rows: SkipBadRows = False,
 ) -> None:
-    """Write starter workloads that can be edited (chat traffic, a trace, dense against sparse), or a CI job (--ci)."""
+    """Write starter workloads that can be edited (chat traffic, a trace, dense against sparse), or a CI job (--ci).
+
+    With --from: one workload for that very trace, cut so that it ends within minutes. It never overwrites.
+    """
+    if trace is not None:
+        from moeprof.core.workload.traffic import TraceSource
+
+        recorded = TraceSource(
+            path=str(trace),
+            format=trace_format,
+            columns=columns_of(column),
+            timestamp_unit=timestamp_unit,
+            block_tokens=block_tokens,
+            skip_bad_rows=skip_bad_rows,
+        )
+        _write_for_trace(recorded, output)
+        return
     if ci is not None:
         source = requirement()
         _write(ci_files(ci, folder, source), force=force)
@@ -109,6 +146,57 @@ def init(
     starters = sorted(resources.files("moeprof").joinpath("data/starters").iterdir(), key=lambda file: file.name)
     _write({folder / file.name: file.read_text(encoding="utf-8") for file in starters}, force=force)
     typer.echo(f"Edit one, then: moeprof run {folder / starters[0].name}")
+
+
+def _write_for_trace(source: TraceSource, output: Path) -> None:
+    """A workload for a trace.
+
+    Raises:
+        InputError: the file is there already or cannot be written, or the trace cannot be read.
+    """
+    from moeprof.sources.formats import UnknownFormatError, read_told
+    from moeprof.sources.starter import workload_text
+
+    if output.exists():
+        raise InputError(f"{output}: is there already; nothing was written, give another name with -o")
+    inferred = False
+    try:
+        trace, told = read_told(source)
+    except UnknownFormatError as error:
+        if not {"input", "output"} <= error.columns.keys():
+            raise
+        trace, told = read_told(replace(source, columns=error.columns))
+        inferred = True
+    folder = output.resolve().parent
+    text = workload_text(
+        trace,
+        told,
+        path=_seen_from(folder, Path(source.path)),
+        name=re.sub(r"[^\w.-]+", "-", output.stem).strip("-.") or "workload",
+        models=_demo_pair(folder),
+        inferred=inferred,
+    )
+    _write({output: text}, force=False)
+    typer.echo(f"Look at it, then: moeprof run {output} --dry-run")
+
+
+def _demo_pair(folder: Path) -> list[dict[str, str]]:
+    """The trained demo models of the repository; random weights of a built-in shape where only the package is."""
+    demo = Path(__file__).resolve().parents[2] / "workloads" / "models"
+    if (demo / "demo-moe").is_dir():
+        return [{"name": name, "path": _seen_from(folder, demo / f"demo-{name}")} for name in ("moe", "dense")]
+    return [
+        {"name": "moe", "config": "cpu-moe-211m", "weights": "random"},
+        {"name": "dense", "twin_of": "moe", "match": "active"},
+    ]
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """A path relative to a folder nearby; from further away as it is, absolute."""
+    whole = path.resolve()
+    near = os.path.relpath(whole, folder)
+    is_far = near.count("..") > MAX_UP or os.path.commonpath([whole, folder]) == os.sep
+    return str(whole) if is_far else near
 
 
 def _write(files: Mapping[Path, str], *, force: bool) -> None:

@@ -61,27 +61,37 @@ def inspect(
     timestamp_unit: TimestampUnit = None,
     block_tokens: BlockTokens = None,
     skip_bad_rows: SkipBadRows = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Count the tokens of all texts, not of 500 rows.")] = False,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Model folder whose tokenizer counts texts; by default moeprof's own.", show_default=False),
+    ] = None,
     format: ListFormat = TABLE,
 ) -> None:
-    """Show a trace's rate, burstiness, lengths, classes, sessions and prefix reuse, with a plot."""
+    """Show a trace's rate, bursts, lengths, classes, sessions, prefix reuse, what is not used, and its workload lines.
+
+    Lengths of text are estimated from the tokens of 500 rows and the bytes of all.
+    """
     from moeprof.analysis.report.result import Listing
     from moeprof.cli.output import print_result
     from moeprof.core.workload.traffic import TraceSource
     from moeprof.sources.describe import describe, flat_values
-    from moeprof.sources.formats import read_source
+    from moeprof.sources.formats import read_told
 
     source = TraceSource(
         path=str(path),
         format=input_format,
-        columns=_columns(column),
+        columns=columns_of(column),
         timestamp_unit=timestamp_unit,
         block_tokens=block_tokens,
         skip_bad_rows=skip_bad_rows,
     )
-    trace = read_source(source)
+    trace, told = read_told(source)
+    trace = _counted(trace, tokenizer, exact=exact)
     stats = describe(trace)
     if format == TABLE:
         _print_table(path, trace, stats)
+        _print_workload(told)
     elif format == "md":
         typer.echo(_markdown(path, _shown(stats), stats))
     else:
@@ -92,7 +102,16 @@ def inspect(
 @trace_app.command()
 def convert(
     path: SourceArgument,
-    output: Annotated[Path, typer.Argument(help="JSONL file to write.", show_default=False)],
+    output: Annotated[Path | None, typer.Argument(help="JSONL file to write.", show_default=False)] = None,
+    to: Annotated[
+        Literal["moeprof", "mooncake", "aiperf", "evalscope"], typer.Option(help="Form to write.")
+    ] = "moeprof",
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, as the argument.", show_default=False)
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write what the form holds, and say what it does not.")
+    ] = False,
     input_format: InputFormat = None,
     column: Columns = None,
     timestamp_unit: TimestampUnit = None,
@@ -112,14 +131,18 @@ def convert(
     seed: Annotated[int, typer.Option(help="Seed of --jitter.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
-    """Translate a trace into moeprof's JSONL, cut and scaled as asked; every change is counted."""
-    from moeprof.core.workload.traffic import TraceSource
-    from moeprof.sources.formats import write_trace
+    """Translate a trace into moeprof's JSON lines or another tool's, cut and scaled as asked; every change is counted.
 
+    What is written is read again and compared: what a form does not hold is refused by name, unless --allow-loss.
+    """
+    from moeprof.core.workload.traffic import TraceSource
+    from moeprof.sources.formats.forms import write_form
+
+    target = _target(output, out)
     source = TraceSource(
         path=str(path),
         format=input_format,
-        columns=_columns(column),
+        columns=columns_of(column),
         timestamp_unit=timestamp_unit,
         block_tokens=block_tokens,
         skip_bad_rows=skip_bad_rows,
@@ -134,9 +157,9 @@ def convert(
         too_long=too_long,
     )
     trace = _transformed(source, num_prompts=num_prompts, request_rate=request_rate, seed=seed)
-    write_trace(trace, output, force=force)
+    lost = write_form(trace, target, to, force=force, allow_loss=allow_loss)
     _say_notes(trace)
-    typer.echo(f"Wrote {output} ({len(trace)} requests)", err=True)
+    _say_written(target, len(trace), lost, to)
 
 
 @trace_app.command()
@@ -256,6 +279,31 @@ def record(
     return 1 if recorded.lost else 0
 
 
+def _counted(trace: Trace, tokenizer: Path | None, *, exact: bool) -> Trace:
+    """The trace with lengths of its texts, where there is something that can count them."""
+    from moeprof.sources.text_lengths import needs_counting, own_tokenizer, with_text_lengths
+    from moeprof.sources.tokenizer import load_tokenizer
+
+    if not needs_counting(trace):
+        return trace
+    try:
+        found = own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+    except ModuleNotFoundError as error:  # only the extra that runs models has tokenizers
+        if error.name != "tokenizers" or exact or tokenizer is not None:
+            raise
+        return trace
+    return with_text_lengths(trace, found, exact=exact)
+
+
+def _print_workload(told: TraceSource) -> None:
+    """The lines that a workload needs for this file, as they can be pasted."""
+    from moeprof.sources.starter import trace_lines
+
+    typer.echo("\nin a workload (init --from: a whole one)")
+    for line in trace_lines(told, told.path):
+        typer.echo(line)
+
+
 def _pattern(burstiness: float, max_concurrency: int | None, request_rate: float | None) -> Any:
     if max_concurrency is not None and request_rate is None:
         return "concurrency"
@@ -304,7 +352,12 @@ def _transformed(source: TraceSource, *, num_prompts: int | None, request_rate: 
     return trace if request_rate is None else rescale_rate(trace, request_rate)
 
 
-def _columns(given: list[str] | None) -> dict[str, str]:
+def columns_of(given: list[str] | None) -> dict[str, str]:
+    """The columns that ``--column`` named, by role.
+
+    Raises:
+        WorkloadError: one is not ROLE=NAME, or stands there twice.
+    """
     columns: dict[str, str] = {}
     for text in given or ():
         role, equals, name = text.partition("=")
@@ -321,6 +374,22 @@ def _above_zero(option: str, value: float | None) -> None:
         raise WorkloadError(f"{option}: found {value:g}; more than 0 is allowed")
 
 
+def _target(output: Path | None, out: Path | None) -> Path:
+    if output is not None and out is None:
+        return output
+    if out is not None and output is None:
+        return out
+    raise WorkloadError("the file to write: give it as the second argument or with -o, one of them")
+
+
+def _say_written(target: Path, number: int, lost: dict[str, int], form: str) -> None:
+    from moeprof.sources.formats.forms import FIELDS
+
+    for name, count in lost.items():
+        typer.echo(f"note: the {form} form does not hold {FIELDS.get(name, name)} ({count:,})", err=True)
+    typer.echo(f"Wrote {target} ({number} requests)", err=True)
+
+
 def _say_notes(trace: Trace) -> None:
     for note in trace.notes:
         typer.echo(f"note: {note.text} ({note.count:,})", err=True)
@@ -335,6 +404,7 @@ def _shown(stats: TraceStats) -> list[tuple[str, str]]:
         ("span", units.seconds(stats.span_s) if stats.span_s else f"{na} (all arrive at once)"),
         ("request rate", na if rate is None else f"{units.significant(rate)} per second"),
         ("peak rate", na if peak is None else f"{units.significant(peak)} per second (1/{PLOT_WIDTH} of the span)"),
+        ("peak minute", _peak_minute_text(stats)),
         ("gap CV", na if cv is None else f"{units.significant(cv, 4)} (Poisson: 1)"),
         ("burstiness", na if stats.burstiness is None else f"{units.significant(stats.burstiness)} (gamma shape)"),
         ("input tokens", _length_text(stats.input)),
@@ -345,11 +415,22 @@ def _shown(stats: TraceStats) -> list[tuple[str, str]]:
     if stats.classes:
         rows.append(("classes", ", ".join(f"{_plain(name)} {count:,}" for name, count in stats.classes.items())))
     if stats.num_sessions:
-        rows.append(("sessions", f"{stats.num_sessions:,} with {stats.num_session_requests:,} requests"))
+        turns = f"; of several turns p50 {stats.turns.p50:,.0f}, most {stats.turns.max:,}" if stats.turns else ""
+        rows.append(("sessions", f"{stats.num_sessions:,} with {stats.num_session_requests:,} requests{turns}"))
     if stats.reused_prefix_ratio is not None:
         reused = units.percent(stats.reused_prefix_ratio)
         rows.append(("prefix reuse", f"{reused} of prompt tokens ({stats.num_prefix_blocks:,} distinct blocks)"))
+    if stats.unused:
+        rows.append(("not used", _plain(stats.unused)))
+    if stats.num_left_out:
+        rows.append(("left out", f"{stats.num_left_out:,} rows"))
     return rows
+
+
+def _peak_minute_text(stats: TraceStats) -> str:
+    if stats.peak_minute_requests is None or stats.peak_minute_ratio is None:
+        return f"{units.NOT_AVAILABLE} (less than two minutes)"
+    return f"{stats.peak_minute_requests:,} requests ({units.significant(stats.peak_minute_ratio)} times the mean)"
 
 
 def _length_text(stats: LengthStats | None) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
+from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 
 NUM_BINS = 60
+MINUTE_S = 60.0
+LEFT_OUT = ("dropped_", "skipped_bad_rows")  # codes of notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +42,17 @@ class TraceStats:
         gap_cv: standard deviation over mean of the gaps; 1 for Poisson traffic.
         burstiness: 1 / gap_cv ** 2, the shape of gamma gaps with this CV; below 1 is burstier than Poisson.
         peak_rate_per_s: largest rate in one of 60 equal parts of the span.
+        peak_minute_requests: most requests in one of the whole minutes since the first, None for less than two minutes.
+        peak_minute_ratio: that over the mean of a minute.
         input: prompt lengths, None for text (a tokenizer decides).
         output: output lengths, None for text without them.
         num_characters: characters of prompt text, None for length-only traces.
         classes: requests per class.
         num_sessions: sessions with more than one request are what matters; all are counted.
         num_session_requests: requests that belong to a session.
+        turns: turns of the sessions that have more than one, None where none has.
+        unused: names of the file's columns or keys that are not used, as far as its reader can tell.
+        num_left_out: rows of the file that are not replayed.
         num_prefix_blocks: distinct prefix blocks.
         reused_prefix_ratio: share of prompt tokens in blocks that an earlier request had: the most that a prefix cache
             of any size could save.
@@ -60,12 +67,17 @@ class TraceStats:
     gap_cv: float | None
     burstiness: float | None
     peak_rate_per_s: float | None
+    peak_minute_requests: int | None
+    peak_minute_ratio: float | None
     input: LengthStats | None
     output: LengthStats | None
     num_characters: int | None
     classes: dict[str, int]
     num_sessions: int
     num_session_requests: int
+    turns: LengthStats | None
+    unused: str
+    num_left_out: int
     num_prefix_blocks: int
     reused_prefix_ratio: float | None
     arrivals: tuple[int, ...]
@@ -78,6 +90,9 @@ def describe(trace: Trace) -> TraceStats:
     arrivals = np.histogram(trace.arrival_s, bins=NUM_BINS)[0] if span_s > 0 else np.array([len(trace)])
     gap_cv = _gap_cv(trace)
     in_session = [s for s in trace.session or () if s != NO_SESSION]
+    sessions = Counter(in_session)
+    turns = [number for number in sessions.values() if number > 1]
+    peak = _peak_minute(trace.arrival_s)
     return TraceStats(
         source=trace.source,
         num_requests=len(trace),
@@ -86,17 +101,29 @@ def describe(trace: Trace) -> TraceStats:
         gap_cv=gap_cv,
         burstiness=1 / gap_cv**2 if gap_cv else None,
         peak_rate_per_s=float(arrivals.max()) / (span_s / NUM_BINS) if span_s > 0 else None,
+        peak_minute_requests=peak,
+        peak_minute_ratio=peak / (len(trace) * MINUTE_S / span_s) if peak is not None else None,
         input=length_stats(trace.input_tokens),
         output=length_stats(trace.output_tokens),
         num_characters=_num_characters(trace),
         classes=dict(Counter(trace.request_class or ()).most_common()),
-        num_sessions=len(set(in_session)),
+        num_sessions=len(sessions),
         num_session_requests=len(in_session),
+        turns=length_stats(np.array(turns)) if turns else None,
+        unused=next((note.text.partition(": ")[2] for note in trace.notes if note.code == "unused_keys"), ""),
+        num_left_out=sum(note.count for note in trace.notes if note.code.startswith(LEFT_OUT)),
         num_prefix_blocks=len({block for blocks in trace.prefix_blocks or () for block in blocks}),
         reused_prefix_ratio=reused_prefix_ratio(trace),
         arrivals=tuple(arrivals.tolist()),
         notes=trace.notes,
     )
+
+
+def _peak_minute(arrival_s: FloatArray) -> int | None:
+    if arrival_s[-1] - arrival_s[0] < 2 * MINUTE_S:
+        return None
+    minutes, counts = np.unique(np.floor((arrival_s - arrival_s[0]) / MINUTE_S), return_counts=True)
+    return int(counts[minutes < np.floor(minutes[-1])].max())  # the last minute is not a whole one
 
 
 def length_stats(tokens: IntArray) -> LengthStats | None:
@@ -144,7 +171,8 @@ def flat_values(stats: TraceStats) -> list[tuple[str, Any]]:
         elif name == "classes":
             rows += [(f"class_{key}", count) for key, count in value.items()]
         elif isinstance(value, dict):
-            rows += [(f"{name}_{key}_tokens", item) for key, item in value.items()]
+            unit = "" if name == "turns" else "_tokens"
+            rows += [(f"{name}_{key}{unit}", item) for key, item in value.items()]
         elif name != "arrivals":
             rows.append((f"{name}_tokens" if name in ("input", "output") else name, value))
     return rows

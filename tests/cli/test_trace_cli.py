@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 from moeprof.cli.trace import trace_app
 from moeprof.core.errors import InputError
 from moeprof.sources.formats import read_trace
+from moeprof.sources.text_lengths import own_tokenizer
 from tests.helpers.shared_data import shared
 
 ROWS = [
@@ -63,7 +66,8 @@ def test_inspect_as_json_csv_and_markdown_carries_the_same_numbers(trace_file: P
 def test_inspect_works_on_a_narrow_terminal(trace_file: Path) -> None:
     result = run("inspect", trace_file, columns=40)
     assert result.exit_code == 0
-    assert max(map(len, result.stdout.splitlines())) <= 40
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("    path:")) <= 40  # a path is pasted whole
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
@@ -72,11 +76,73 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "[red]?[2J 1" in run("inspect", path).stdout
 
 
-def test_inspect_says_that_text_has_no_lengths_yet(tmp_path: Path) -> None:
+def test_inspect_shows_bursts_turns_unused_columns_and_the_lines_of_a_workload(tmp_path: Path) -> None:
+    """Four requests in the first minute, one in each of the next three: 7 in 3.5 minutes are 2 a minute on average."""
+    times = [0, 10, 20, 30, 70, 130, 210]
+    rows = [
+        {"arrival_s": t, "input_tokens": 5, "output_tokens": 1, "session": "a" if t < 60 else str(t), "colour": "red"}
+        for t in times
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[-1] | {"output_tokens": 0}])))
+    text = run("inspect", path).stdout
+    assert "peak minute    4 requests (2 times the mean)" in text
+    assert "sessions       4 with 7 requests; of several turns p50 4, most 4" in text
+    assert "not used       colour" in text
+    assert "left out       1 rows" in text
+    assert text.endswith(f"traffic:\n  trace:\n    path: {path}\n    format: jsonl\n")
+    found = json.loads(run("inspect", path, "--format", "json").stdout)
+    assert (found["peak_minute_requests"], found["peak_minute_ratio"], found["turns"]["max"]) == (4, 2.0, 4)
+    assert (found["unused"], found["num_left_out"]) == ("colour", 1)
+
+
+def test_lengths_of_text_are_estimated_from_500_rows_and_told_and_counted_when_asked(tmp_path: Path) -> None:
+    """Rows of one length in bytes and two in tokens: the estimate is their mean, the count tells them apart."""
+    texts = ["the and the and the and ", "%$#@!^&*()_+{}|<>?~`;:[]"]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": texts[i % 2], "output_tokens": 1}) for i in range(2_000)))
+    exact = json.loads(run("inspect", path, "--exact", "--format", "json").stdout)
+    few, many = (len(own_tokenizer().encode(text)) for text in texts)
+    assert exact["input"]["mean"] == (few + many) / 2
+    assert exact["input"]["max"] == many > few
+    assert [note["code"] for note in exact["notes"] if note["code"].startswith("lengths")] == ["lengths_counted"]
+    about = json.loads(run("inspect", path, "--format", "json").stdout)
+    assert about["input"]["mean"] == pytest.approx(exact["input"]["mean"], rel=0.05)
+    assert about["input"]["p50"] not in (few, many)
+    assert "500 rows were counted, the others by their bytes" in " ".join(run("inspect", path).stdout.split())
+
+
+def test_convert_writes_other_forms_and_names_what_they_do_not_hold(trace_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    text = refused("convert", trace_file, "--to", "mooncake", "-o", out)
+    assert (
+        text
+        == f"{out}: the mooncake form does not hold request classes (5), sessions (5); --allow-loss writes it without"
+    )
+    assert not out.exists()
+    done = run("convert", trace_file, "--to", "mooncake", "-o", out, "--allow-loss")
+    assert "note: the mooncake form does not hold sessions (5)" in done.stderr
+    assert read_trace(out).input_tokens.tolist() == [10, 20, 30, 40, 50]
+    assert "give it as the second argument or with -o, one of them" in refused("convert", trace_file)
+
+
+def test_light_commands_import_neither_torch_nor_pandas(trace_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from moeprof.cli.main import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or bool({'torch', 'pandas', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    for arguments in (("trace", "inspect", trace_file), ("init", "--from", trace_file, "-o", tmp_path / "w.yaml")):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_inspect_counts_text_whose_lengths_the_file_does_not_state(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"prompt": "four"}')
     shown = run("inspect", path).stdout
-    assert "n/a (needs the text's tokenizer)" in shown
+    assert "input tokens   p50" in shown
+    assert "lengths of text are in moeprof's own tokenizer" in shown
+    assert "n/a (needs the text's tokenizer)" in shown  # no output is asked for
     assert "4 characters" in shown
 
 

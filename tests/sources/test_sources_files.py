@@ -145,10 +145,10 @@ def test_unused_keys_are_named_those_that_tell_something_first(tmp_path: Path) -
     ("row", "unused"),
     [
         ({"input_tokens": 1, "output_tokens": 2, "started": 5}, "started"),
-        ({"prompt": "a", "input_tokens": 1, "hash_ids": [3]}, "input_tokens, hash_ids"),
+        ({"prompt": "a", "input_tokens": 1, "hash_ids": [3]}, "hash_ids"),
         (
-            {"messages": [{"role": "user", "content": "a", "tool_calls": [1], "name": ""}], "session": "s"},
-            "messages.tool_calls",
+            {"messages": [{"role": "user", "content": "a", "weight": 1, "name": ""}], "session": "s"},
+            "messages.weight",
         ),
         (MOONCAKE | {"chat_id": 1, "parent_chat_id": -1, "type": "a", "turn": 1, "tools": [1]}, "tools"),
         (

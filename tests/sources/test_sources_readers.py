@@ -214,7 +214,7 @@ def test_bytes_that_are_no_text_are_refused_with_the_line(tmp_path: Path) -> Non
 
 def test_missing_files_folders_and_unknown_formats_are_refused(tmp_path: Path) -> None:
     assert "no such file" in message(tmp_path / "absent.csv")
-    assert "cannot be read" in message(tmp_path)
+    assert "this is a folder; give the file in it" in message(tmp_path)
     with pytest.raises(TraceError, match=r"'azur'; did you mean 'azure'\? \(known: recording, azure, burstgpt"):
         read_trace(tmp_path / "absent.csv", "azur")
 

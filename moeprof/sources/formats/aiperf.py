@@ -232,7 +232,9 @@ def _units_per_s(file: SourceFile, stamps: FloatArray) -> float:
         raise file.error(None, "timestamp and delay of this format are numbers; give timestamp_unit as s, ms, us or ns")
     if file.how.timestamp_unit is not None:
         return PER_SECOND[file.how.timestamp_unit]
-    return PER_SECOND[inferred_unit(file, "timestamp", stamps, "ms") if len(stamps) else "ms"]
+    unit = inferred_unit(file, "timestamp", stamps, "ms") if len(stamps) else "ms"
+    file.found["timestamp_unit"] = unit
+    return PER_SECOND[unit]
 
 
 def _export(file: SourceFile) -> Trace:

@@ -20,12 +20,11 @@ import numpy as np
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.sources.formats.chat import Messages
 from moeprof.sources.formats.columns import MAX_SECONDS, MAX_TOKENS, assemble, numbered, shown
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import BROKEN_CSV, SourceFile, json_rows
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NS_PER_S = 1_000_000_000
 UNKNOWN = -1
-MAX_CELL_CHARS = 2**31 - 1
 UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -210,7 +209,6 @@ def row_objects(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
     if file.has_objects:
         yield from json_rows(file)
         return
-    csv.field_size_limit(MAX_CELL_CHARS)
     cells = numbered(csv.reader(io.StringIO(file.data.decode("utf-8"), newline=""), delimiter=file.delimiter))
     try:
         next(cells)  # the header
@@ -219,7 +217,7 @@ def row_objects(file: SourceFile) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise file.error(number, f"{len(row)} cells in this row, {len(file.header)} are expected")
             yield number, dict(zip(file.header, row, strict=True))
     except csv.Error as error:
-        raise file.error(None, f"broken CSV ({error})") from error
+        raise file.error(None, BROKEN_CSV) from error
 
 
 def inner(row: Mapping[str, Any], *path: str) -> Any:

@@ -26,6 +26,8 @@ ROLES = {"developer": "system", "function": "tool", "human": "user", "model": "a
 TEXT_PARTS = {"text", "input_text", "output_text", "refusal", "reasoning", "thinking", "summary_text"}
 TOOL_PARTS = {"tool_call", "tool_use", "function_call"}
 TOOL_ANSWERS = {"tool_call_response", "tool_result", "function_call_output"}
+# Of a message; a name or an id beside them changes nothing that is sent.
+READ_KEYS = {"role", "content", "parts", "type", "tool_calls", "function_call", "tool_call_id", "id", "name", "refusal"}
 MEDIA = {
     "image": ("image", "image_url", "input_image", "images"),
     "audio": ("audio", "audio_url", "input_audio", "audios"),
@@ -75,6 +77,8 @@ class ChatReader:
             return "assistant", self._part(row, name, message)
         if kind in TOOL_ANSWERS and "role" not in message:
             return "tool", self._part(row, name, message)
+        if not message.keys() <= READ_KEYS:
+            self.file.seen.update(f"{name}.{key}" for key in message.keys() - READ_KEYS if message[key])
         role = checked_text(self.file, row, f"{name}.role", message.get("role"))
         content = message.get("parts") if message.get("content") is None else message["content"]
         texts = [self.text(row, f"{name}.content", content)] if content is not None else []

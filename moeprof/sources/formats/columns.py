@@ -27,11 +27,13 @@ import numpy.typing as npt
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.core.workload.traffic import TimestampUnit as Unit
-from moeprof.sources.formats.file import SourceFile
+from moeprof.sources.formats.file import BROKEN_CSV, SourceFile
 from moeprof.sources.formats.units import PER_SECOND, inferred_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from moeprof.sources.formats.parquet import Columns
 
 MAX_TOKENS = 2**31 - 1
 MAX_SECONDS = 1e12  # about 30,000 years: beyond it a double no longer resolves a tenth of a millisecond
@@ -47,6 +49,7 @@ TELLING = re.compile(
 )
 
 RowOf = Callable[[int], int]
+ANY_ROW: RowOf = int  # where only the file as a whole can still be refused
 
 
 def checked_seconds(file: SourceFile, name: str, values: FloatArray, row_of: RowOf) -> FloatArray:
@@ -86,9 +89,12 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
         TraceError: the first cell that is no number.
     """
     import pyarrow as pa
+
+    if pa.types.is_floating(column.type):
+        return as_numpy(column)
     import pyarrow.compute as pc
 
-    trimmed = pc.utf8_trim_whitespace(column)
+    trimmed = pc.utf8_trim_whitespace(column.cast(pa.string()))
     if file.delimiter == ";":
         trimmed = pc.replace_substring_regex(trimmed, r"^([+-]?\d+),(\d+)$", r"\1.\2")
 
@@ -96,7 +102,7 @@ def text_to_floats(file: SourceFile, name: str, column: pa.ChunkedArray, row_of:
         return part.cast(pa.float64())
 
     try:
-        return np.asarray(cast(trimmed), dtype=np.float64)
+        return as_numpy(cast(trimmed))
     except pa.ArrowInvalid as error:
         i = first_failure(trimmed, cast)
         found = shown(trimmed[i].as_py())
@@ -150,18 +156,46 @@ def times(file: SourceFile, name: str, values: Any, row_of: RowOf, *, unit: Unit
         TraceError: the first row that is no time, or stamps whose unit is anyone's guess.
     """
     said = file.how.timestamp_unit
+    if isinstance(values, np.ndarray):
+        return seconds_of(file, name, values, row_of, unit=unit)
+    if _is_moment(values):
+        file.found["timestamp_unit"] = "iso"
+        return _since_first(as_numpy(values.cast("timestamp[ns]").cast("int64")))
     column = _text_column(file, name, values, row_of, needed=said == "iso")
     if column is not None and (said == "iso" or (said is None and not _is_number(column[0].as_py()))):
+        file.found["timestamp_unit"] = "iso"
         return iso_seconds(file, name, column, row_of)
     stamps = (
         values_to_floats(file, name, values, row_of) if column is None else text_to_floats(file, name, column, row_of)
     )
+    return seconds_of(file, name, stamps, row_of, unit=unit)
+
+
+def seconds_of(file: SourceFile, name: str, stamps: FloatArray, row_of: RowOf, *, unit: Unit | None) -> FloatArray:
+    """Numbers in the user's unit, else in the one that the file proves, else in the format's, as seconds.
+
+    Raises:
+        TraceError: the first one that is no time, or stamps whose unit is anyone's guess.
+    """
+    said = file.how.timestamp_unit
     if not np.isfinite(stamps).all():
         i = int(np.argmin(np.isfinite(stamps)))
         raise file.error(row_of(i), f"{name} is {stamps[i]:g}; a finite time is expected")
     found = said or inferred_unit(file, name, stamps, None if unit == "iso" else unit)
+    file.found["timestamp_unit"] = found
     checked_seconds(file, name, stamps / PER_SECOND[found], row_of)
     seconds: FloatArray = (stamps - stamps.min()) / PER_SECOND[found]  # in this order: clocks since 1970 are large
+    return seconds
+
+
+def _is_moment(values: Any) -> bool:
+    import pyarrow as pa
+
+    return isinstance(values, pa.ChunkedArray) and pa.types.is_timestamp(values.type)
+
+
+def _since_first(nanoseconds: IntArray) -> FloatArray:
+    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
     return seconds
 
 
@@ -182,9 +216,9 @@ def _text_column(file: SourceFile, name: str, values: Any, row_of: RowOf, *, nee
     return pa.chunked_array([pa.array(values, type=pa.string())])
 
 
-def _is_number(text: str | None) -> bool:
+def _is_number(found: float | str | None) -> bool:
     try:
-        float((text or "").replace(",", "."))
+        float(str(found).replace(",", "."))
     except ValueError:
         return False
     return True
@@ -209,7 +243,7 @@ def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: Ro
         return part.cast(kind)
 
     try:
-        nanoseconds = np.asarray(cast(text).cast(pa.int64()), dtype=np.int64)
+        nanoseconds = as_numpy(cast(text).cast(pa.int64()))
     except pa.ArrowInvalid as error:
         row = first_failure(text, cast)
         expected = "2024-05-10 00:00:00.009930+00:00" if has_zone else "2023-11-16 18:17:03.9799600"
@@ -217,8 +251,7 @@ def iso_seconds(file: SourceFile, name: str, column: pa.ChunkedArray, row_of: Ro
         raise file.error(
             row_of(row), f"{name} is {found}; a time like {expected} is expected (as in the first row)"
         ) from error
-    seconds: FloatArray = (nanoseconds - nanoseconds.min()) / 1e9
-    return seconds
+    return _since_first(nanoseconds)
 
 
 def shown(value: object) -> str:
@@ -280,25 +313,32 @@ def plain_text(messages: tuple[tuple[str, str], ...]) -> str:
     return "\n\n".join(content for _, content in messages)
 
 
+BLOCK_BYTES = 2**22  # no cell may be longer
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 BLANK_LINE = re.compile(rb"^[ \t]+\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The columns of a CSV file that a reader asked for, as text."""
+    """The columns of a CSV or parquet file that a reader asked for: numbers and times where all cells are, else text.
+
+    A column is given away when it is read: of ten million rows each is 80 MB.
+    """
 
     file: SourceFile
+    names: tuple[str, ...]
     columns: dict[str, pa.ChunkedArray]
 
     def has(self, name: str) -> bool:
         """True when the file has this (optional) column."""
-        return name in self.columns
+        return name in self.names
 
     def line_of(self, row: int) -> int:
         """Line in the file (from 1) of a data row (from 0); blank lines are skipped by the parser, not by people."""
         if self.file.table is not None:
             return row + 1 if self.file.numbers is None else self.file.numbers[row]
-        if b'"' in self.file.data:  # a quoted cell may hold line ends
+        if self.file.stored.has_quotes:  # a quoted cell may hold line ends
             cells = csv.reader(io.StringIO(self.file.data.decode("utf-8"), newline=""), delimiter=self.file.delimiter)
             lines = [start for start, _ in numbered(cells)]
             return lines[row + 1] if row + 1 < len(lines) else lines[-1]
@@ -316,7 +356,14 @@ class Table:
         Raises:
             TraceError: the first bad row, or a unit that is not to be told.
         """
-        return times(self.file, name, self.columns[name], self.line_of, unit=unit)
+        said = self.file.how.timestamp_unit
+        column = self.taken(name)
+        if said is not None and (said == "iso") != _is_moment(column):
+            column = self._as_text(name)
+        seconds = times(self.file, name, column, self.line_of, unit=unit)
+        del column
+        release()
+        return seconds
 
     def tokens(self, name: str) -> IntArray:
         """A column of token counts.
@@ -324,13 +371,47 @@ class Table:
         Raises:
             TraceError: the first bad row.
         """
-        return checked_tokens(
-            self.file, name, text_to_floats(self.file, name, self.columns[name], self.line_of), self.line_of
-        )
+        values = text_to_floats(self.file, name, self.taken(name), self.line_of)
+        release()
+        return checked_tokens(self.file, name, values, self.line_of)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A column as it stands."""
-        return tuple(self.columns[name].to_pylist())
+        """A column as it stands. Equal cells are one object, which matters where there are millions."""
+        import pyarrow as pa
+
+        column = self.taken(name)
+        column = column if pa.types.is_string(column.type) else self._as_text(name)
+        known: dict[str, str] = {}
+        texts: list[str] = []
+        for chunk in column.chunks:
+            part = chunk.dictionary_encode()
+            names = np.array([known.setdefault(text, text) for text in part.dictionary.to_pylist()], dtype=object)
+            texts += names[as_numpy(part.indices)].tolist()
+        return tuple(texts)
+
+    def taken(self, name: str) -> pa.ChunkedArray:
+        """A column as it was read, or as text if it was given away before."""
+        column = self.columns.pop(name, None)
+        return self._as_text(name) if column is None else column
+
+    def _as_text(self, name: str) -> pa.ChunkedArray:
+        return _text_columns(self.file, [name])[name]
+
+
+def as_numpy(column: Any) -> npt.NDArray[Any]:
+    """Numbers of an Arrow column; pyarrow's own way imports pandas, which takes longer than the numbers."""
+    chunks = getattr(column, "chunks", [column])
+    if column.null_count:
+        return np.asarray(column)
+    parts = [np.from_dlpack(chunk) for chunk in chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def release() -> None:
+    """Give memory that Arrow has freed back to the machine; Arrow keeps it otherwise."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def numbered(cells: Any) -> Iterator[tuple[int, list[str]]]:
@@ -343,7 +424,7 @@ def numbered(cells: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_table(file: SourceFile, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
-    """Read the named columns of a CSV file.
+    """Read the named columns of a CSV or parquet file.
 
     Raises:
         TraceError: a column is missing, a row has too few or too many cells, or there is no row.
@@ -353,43 +434,119 @@ def read_table(file: SourceFile, required: tuple[str, ...], optional: tuple[str,
     _check_header(file, required)
     wanted = [*required, *(name for name in optional if name in file.header)]
     file.use(*wanted)
-    columns = _csv_columns(file, wanted) if file.table is None else _table_columns(file, wanted)
+    columns = typed_columns(file, wanted) or _text_columns(file, wanted)
     if not len(columns[wanted[0]]):
         raise file.error(None, "no rows after the header; a trace has at least one request")
-    return Table(file=file, columns=columns)
+    return Table(file=file, names=tuple(columns), columns=columns)
 
 
-def _table_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
-    """Columns of a table in memory as text, as if they had stood in a CSV file."""
+def _text_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    return _csv_columns(file, wanted) if file.table is None else _table_columns(file, file.table, wanted)
+
+
+def _table_columns(file: SourceFile, table: Columns, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns of a table as text, as if they had stood in a CSV file."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    assert file.table is not None
     columns: dict[str, pa.ChunkedArray] = {}
-    for name in wanted:
+    for name, column in zip(wanted, table.select(wanted).columns, strict=True):
         try:
-            columns[name] = pc.fill_null(file.table[name].cast(pa.string()), "")
+            columns[name] = pc.fill_null(column.cast(pa.string()), "")
         except pa.ArrowException as error:
-            kind = file.table[name].type
-            raise file.error(None, f"column {name} holds {kind} values; numbers or text are expected") from error
+            kind = (
+                "lists" if pa.types.is_list(column.type) else "objects" if pa.types.is_struct(column.type) else "bytes"
+            )
+            raise file.error(None, f"column {name} holds {kind}; numbers or text are expected") from error
     return columns
+
+
+def typed_columns(file: SourceFile, wanted: Sequence[str]) -> dict[str, pa.ChunkedArray] | None:
+    """The columns as numbers and times where their first row looks so; None where a later one does not.
+
+    Then they are read as text, which is slower and names the row. Nothing but these columns is ever in memory.
+    """
+    import pyarrow as pa
+
+    try:
+        if file.table is not None:
+            return {name: _typed(file.table.typed(name)) for name in wanted}
+        return _typed_csv(file, wanted)
+    except pa.ArrowException:
+        return None
+
+
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of parquet as float64, times or text.
+
+    Raises:
+        pyarrow.ArrowException: it has holes, or is of another kind.
+    """
+    import pyarrow as pa
+
+    if column.null_count:
+        raise pa.ArrowInvalid("holes")
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return column.cast(pa.float64(), safe=False)
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp("ns", column.type.tz))
+    return column.cast(pa.string())
+
+
+def _typed_csv(file: SourceFile, wanted: Sequence[str]) -> dict[str, pa.ChunkedArray] | None:
+    import pyarrow.csv as pa_csv
+
+    lines = file.stored.head.splitlines()
+    if len(lines) < 2 or not lines[0].strip() or not lines[1].strip():
+        return None
+    cells = next(csv.reader([lines[1].decode("utf-8", "replace")], delimiter=file.delimiter), [])
+    if len(cells) != len(file.header):
+        return None
+    first = dict(zip(file.header, cells, strict=True))
+    kinds = {name: _kind(first[name]) for name in wanted}
+    table = pa_csv.read_csv(
+        file.stored.for_arrow(),
+        read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1, block_size=BLOCK_BYTES),
+        parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=file.stored.has_quotes),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=kinds, include_columns=list(wanted), strings_can_be_null=False, null_values=[]
+        ),
+    )
+    if not len(table):
+        return None
+    return {name: table[name] for name in wanted}
+
+
+def _kind(cell: str) -> pa.DataType:
+    """The type of a column whose first cell this is."""
+    import pyarrow as pa
+
+    text = cell.strip()
+    if NUMBER.match(text):
+        return pa.float64()
+    if MOMENT.match(text):
+        return pa.timestamp("ns", "UTC" if re.search(ZONE_PATTERN, text) else None)
+    return pa.string()
 
 
 def _csv_columns(file: SourceFile, wanted: list[str]) -> dict[str, pa.ChunkedArray]:
     import pyarrow as pa
     import pyarrow.csv as pa_csv
 
+    data = _without_blank_lines(file.data)
+    if len(data.splitlines()) < 2:
+        return {name: pa.chunked_array([], type=pa.string()) for name in wanted}
     try:
         table = pa_csv.read_csv(
-            io.BytesIO(_without_blank_lines(file.data)),
-            read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1),
-            parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=b'"' in file.data),
+            io.BytesIO(data),
+            read_options=pa_csv.ReadOptions(column_names=list(file.header), skip_rows=1, block_size=BLOCK_BYTES),
+            parse_options=pa_csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=file.stored.has_quotes),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in wanted}, include_columns=wanted, strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _shape_error(file, error) from error
+        raise _shape_error(file) from error
     return {name: table[name] for name in wanted}
 
 
@@ -411,7 +568,7 @@ def _check_header(file: SourceFile, required: tuple[str, ...]) -> None:
             raise file.error(None, f"column {name!r} stands there twice")
 
 
-def _shape_error(file: SourceFile, error: Exception) -> TraceError:
+def _shape_error(file: SourceFile) -> TraceError:
     """The first row whose number of cells differs from the header's."""
     expected = len(file.header)
     try:
@@ -419,9 +576,9 @@ def _shape_error(file: SourceFile, error: Exception) -> TraceError:
             cells = next(csv.reader([line.decode("utf-8")], delimiter=file.delimiter)) if line.strip() else []
             if cells and len(cells) != expected:
                 return file.error(number, f"{len(cells)} cells in this row, {expected} are expected")
-    except csv.Error as csv_error:
-        return file.error(None, f"broken CSV ({csv_error})")
-    return file.error(None, f"broken CSV ({str(error).splitlines()[0][:160]})")
+    except csv.Error:
+        pass
+    return file.error(None, BROKEN_CSV)
 
 
 MIN_REQUESTS_PER_STAMP = 1.5  # a grid is only worth a warning when requests share its stamps
@@ -465,14 +622,27 @@ def detect_grid(arrival_s: FloatArray) -> Grid | None:
 
 def not_before_predecessor(arrival_s: FloatArray, session: tuple[str, ...]) -> FloatArray:
     """Arrivals where no request of a session stands before the one above it in the file: a running maximum."""
-    import pandas as pd
-
-    inside = np.array([s != NO_SESSION for s in session])
-    result = arrival_s.copy()
-    if inside.any():
-        names = np.array(session, dtype=object)[inside]
-        result[inside] = pd.Series(arrival_s[inside]).groupby(names).cummax().to_numpy()
+    codes, groups = session_codes(session)
+    order = np.argsort(codes, kind="stable")
+    codes, values = codes[order], arrival_s[order]
+    is_later = (codes[1:] == codes[:-1]) & (groups != NO_SESSION)[codes[1:]]
+    backwards = np.flatnonzero(is_later & (np.diff(values) < 0))
+    if not len(backwards):
+        return arrival_s
+    starts = np.concatenate([np.flatnonzero(np.concatenate([[True], ~is_later])), [len(values)]])
+    for group in np.unique(np.searchsorted(starts, backwards, side="right")):
+        part = slice(starts[group - 1], starts[group])
+        values[part] = np.maximum.accumulate(values[part])
+    result = np.empty_like(values)
+    result[order] = values
     return result
+
+
+def session_codes(session: tuple[str, ...]) -> tuple[IntArray, npt.NDArray[Any]]:
+    """A number for each request's session, and the sessions' names by that number."""
+    known: dict[str, int] = {}
+    codes = np.fromiter((known.setdefault(name, len(known)) for name in session), dtype=np.int64, count=len(session))
+    return codes, np.array(list(known), dtype=object)
 
 
 def assemble(

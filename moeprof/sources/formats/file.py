@@ -14,16 +14,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import Note
 from moeprof.core.workload.traffic import TimestampUnit
-from moeprof.sources.formats.packing import PARQUET_MAGIC, as_text, read_packed
+from moeprof.sources.formats.stored import Stored
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from moeprof.sources.formats.parquet import Columns
 
 DELIMITERS = ",;\t"
+BROKEN_CSV = "broken CSV; look for quotes that do not close, or a cell of more than 4 MiB"
 PARTS = "part-*.jsonl*"  # of what `moeprof trace record` writes into a folder
+MAX_COLUMNS = 10_000
+MAX_HEADER_CHARS = 2**20
+MAX_SHOWN_PATH = 120
+csv.field_size_limit(2**31 - 1)  # a prompt in a cell may be long; Python's own limit is 128 KiB
 TYPE_NAMES = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
 
 
@@ -64,7 +71,7 @@ class SourceFile:
 
     Attributes:
         path: for messages.
-        data: the content, unpacked, known to be UTF-8, without a byte order mark; empty for parquet.
+        stored: the bytes, unpacked, known to be UTF-8, without a byte order mark, or parquet.
         header: the CSV or parquet column names, empty for JSON.
         keys: the keys of the first JSON object, or the parquet column names; empty for CSV.
         delimiter: of CSV cells.
@@ -76,26 +83,33 @@ class SourceFile:
         seen: how many rows have a value under a key; filled while JSON rows are read.
         used: the keys and columns that the reader takes.
         notes: what the shared checks have to say.
+        found: what the file proved that the user had not said: ``timestamp_unit`` and ``block_tokens``.
     """
 
     path: Path
-    data: bytes = b""
+    stored: Stored
     header: tuple[str, ...] = ()
     keys: frozenset[str] = frozenset()
     delimiter: str = ","
     single: bool = False
     how: Reading = Reading()
-    table: pa.Table | None = None
+    table: Columns | None = None
     rows: Sequence[tuple[int, dict[str, Any]]] | None = None
     numbers: Sequence[int] | None = None
     seen: Counter[str] = field(default_factory=Counter)
     used: set[str] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> bytes:
+        """All of a text file; the whole of a large one is read for this."""
+        return self.stored.whole()
 
     @property
     def is_json(self) -> bool:
         """True for JSON lines, a JSON array or one JSON object."""
-        return self.data.lstrip()[:1] in (b"{", b"[")
+        return not self.stored.is_parquet and self.stored.head.lstrip()[:1] in (b"{", b"[")
 
     @property
     def has_objects(self) -> bool:
@@ -125,16 +139,21 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         TraceError: missing, a folder of something else, unreadable, damaged, no text, or empty.
     """
-    data = _content(path)
-    if data.startswith(PARQUET_MAGIC):
+    stored = _stored(path)
+    if stored.is_parquet:
         raise TraceError(f"{path}: this is a parquet file; text is expected here")
-    return as_text(path, data)
+    return stored.whole()
 
 
-def _content(path: Path) -> bytes:
-    """Of a file; of a recording's folder, that of its parts in turn."""
-    parts = sorted(path.glob(PARTS)) if path.is_dir() else []
-    return b"\n".join(map(read_packed, parts)) if parts else read_packed(path)
+def _stored(path: Path) -> Stored:
+    """A file; of a recording's folder, its parts in turn."""
+    try:
+        parts = sorted(path.glob(PARTS)) if path.is_dir() else []
+    except OSError as error:
+        raise TraceError(f"{str(path)[:MAX_SHOWN_PATH]}: cannot be read ({error.strerror or error})") from error
+    if not parts:
+        return Stored.open(path)
+    return Stored(path, b"\n".join(Stored.open(part).whole() for part in parts), is_whole=True)
 
 
 def open_source(path: Path, how: Reading | None = None) -> SourceFile:
@@ -144,15 +163,24 @@ def open_source(path: Path, how: Reading | None = None) -> SourceFile:
         TraceError: as :func:`read_bytes`, or the first row is broken JSON.
     """
     how = how or Reading()
-    data = _content(path)
-    if data.startswith(PARQUET_MAGIC):
-        return _open_parquet(path, data, how)
-    file = SourceFile(path=path, data=as_text(path, data), how=how)
+    stored = _stored(path)
+    if stored.is_parquet:
+        from moeprof.sources.formats.parquet import Columns
+
+        table = Columns.open(path, stored.head if stored.is_whole else None)
+        return SourceFile(
+            path=path, stored=stored, header=table.names, keys=frozenset(table.names), how=how, table=table
+        )
+    file = SourceFile(path=path, stored=stored, how=how)
     if not file.is_json:
-        first = next(line for line in file.data.splitlines() if line.strip()).decode("utf-8")
+        first = next(line for line in stored.head.splitlines() if line.strip()).decode("utf-8")
+        if len(first) > MAX_HEADER_CHARS:
+            raise file.error(1, f"a first line of {len(first):,} characters; no trace begins like that")
         delimiter = max(DELIMITERS, key=first.count)
+        if (number := first.count(delimiter) + 1) > MAX_COLUMNS:
+            raise file.error(1, f"a line of {number:,} columns; a trace has at most {MAX_COLUMNS:,}")
         return replace(file, header=tuple(_cells(file, first, delimiter)), delimiter=delimiter)
-    if file.data.lstrip().startswith(b"{"):
+    if stored.head.lstrip().startswith(b"{"):
         rows = _objects_over_lines(file)
         if rows:
             return replace(file, keys=frozenset(rows[0][1]), rows=rows, single=len(rows) == 1)
@@ -163,7 +191,7 @@ def _cells(file: SourceFile, line: str, delimiter: str) -> list[str]:
     try:
         return [cell.strip().strip('"') for cell in next(csv.reader([line], delimiter=delimiter))]
     except csv.Error as error:
-        raise file.error(1, f"broken CSV header ({error})") from error
+        raise file.error(1, BROKEN_CSV) from error
 
 
 def _objects_over_lines(file: SourceFile) -> tuple[tuple[int, dict[str, Any]], ...]:
@@ -174,7 +202,7 @@ def _objects_over_lines(file: SourceFile) -> tuple[tuple[int, dict[str, Any]], .
     Raises:
         TraceError: broken JSON.
     """
-    first, _, rest = file.data.strip().partition(b"\n")
+    first, _, rest = file.stored.head.strip().partition(b"\n")
     if rest.lstrip().startswith(b"{") or (rest.strip() and _is_json(first)):
         return ()
     text = file.data.decode("utf-8")
@@ -202,24 +230,6 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _open_parquet(path: Path, data: bytes, how: Reading) -> SourceFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        # Times become text, so that times of CSV, JSON and parquet are read in one way.
-        for i, kind in enumerate(table.schema.types):
-            if pa.types.is_temporal(kind):
-                table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.string()))
-    except (OSError, pa.ArrowException) as error:
-        raise TraceError(f"{path}: damaged parquet file; its columns cannot be read") from error
-    if not len(table):
-        raise TraceError(f"{path}: a parquet file without rows; a trace has at least one request")
-    names = tuple(table.schema.names)
-    return SourceFile(path=path, header=names, keys=frozenset(names), how=how, table=table)
-
-
 def json_rows(file: SourceFile, bad: list[RowError] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file with their line number (JSON lines) or item number from 1 (JSON array, parquet).
 
@@ -244,7 +254,7 @@ def first_row(file: SourceFile) -> dict[str, Any]:
     if file.rows:
         return file.rows[0][1]
     if file.table is not None:
-        return _checked_object(file, 1, file.table.slice(0, 1).to_pylist()[0])
+        return file.table.first()
     return _first_object(file)
 
 
@@ -253,11 +263,11 @@ def _items(file: SourceFile, bad: list[RowError] | None) -> Iterator[tuple[int, 
         yield from file.rows
     elif file.table is not None:
         numbers = file.numbers or range(1, len(file.table) + 1)
-        yield from zip(numbers, file.table.to_pylist(), strict=True)
+        yield from zip(numbers, file.table.rows(), strict=True)
     else:
         for number, value in _values(file):
             try:
-                value = _parse(file, number, value.decode("utf-8")) if isinstance(value, bytes) else value
+                value = _parse(file, number, value) if isinstance(value, bytes) else value
                 yield number, _checked_object(file, number, value)
             except RowError as error:
                 if bad is None:
@@ -268,16 +278,17 @@ def _items(file: SourceFile, bad: list[RowError] | None) -> Iterator[tuple[int, 
 def _values(file: SourceFile) -> Iterator[tuple[int, Any]]:
     """Items of a JSON array, or lines still to be parsed."""
     if file.data.lstrip()[:1] == b"[":
-        yield from enumerate(_parse(file, None, file.data.decode("utf-8")), start=1)
+        yield from enumerate(_parse(file, None, file.data), start=1)
     else:
         yield from ((n, line) for n, line in enumerate(file.data.split(b"\n"), start=1) if line.strip())
 
 
 def _first_object(file: SourceFile) -> dict[str, Any]:
+    if not file.stored.head.lstrip().startswith(b"["):
+        lines = enumerate(file.stored.head.split(b"\n"), start=1)
+        number, line = next((number, line) for number, line in lines if line.strip())
+        return _checked_object(file, number, _parse(file, number, line))
     text = file.data.decode("utf-8").strip()
-    if not text.startswith("["):
-        number, line = next(_values(file))
-        return _checked_object(file, number, _parse(file, number, line.decode("utf-8")))
     inner = text[1:].lstrip()
     if inner in ("", "]"):
         raise file.error(None, "an empty JSON list; a trace has at least one request")
@@ -288,9 +299,13 @@ def _first_object(file: SourceFile) -> dict[str, Any]:
     return _checked_object(file, 1, first)
 
 
-def _parse(file: SourceFile, row: int | None, text: str) -> Any:
+def _parse(file: SourceFile, row: int | None, text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        pass  # stricter than Python's (NaN, lone surrogates), and less clear about what is wrong
+    try:
+        return json.loads(text.decode("utf-8"))  # of bytes, Python would guess the encoding
     except (ValueError, RecursionError) as error:
         raise file.error(row, _broken(error)) from error
 
@@ -309,3 +324,25 @@ def _checked_object(file: SourceFile, row: int, value: Any) -> dict[str, Any]:
         found = TYPE_NAMES.get(type(value).__name__, "null")
         raise file.error(row, f"a JSON object is expected, found {found}")
     return value
+
+
+def list_rows(file: SourceFile, key: str) -> tuple[SourceFile, tuple[Note, ...]]:
+    """The objects of a list of the one JSON object that a file is, as its rows; what stands beside the list is told.
+
+    Raises:
+        TraceError: an item that is no object.
+    """
+    assert file.rows is not None
+    whole = file.rows[0][1]
+    items = whole[key]
+    for i, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            found = json.dumps(item)[:40]
+            raise file.error(i, f"item {i} of {key} is {found}; an object is expected")
+    text = f"the rows are the objects of the list {key} of one JSON object"
+    notes = [Note(code="rows_of_list", count=len(items), text=text)]
+    if others := [name for name, value in whole.items() if name != key and (value or value == 0)]:
+        text = f"keys beside the list {key} that are not used: {', '.join(others)}"
+        notes.append(Note(code="beside_the_list", count=len(items), text=text))
+    rows = tuple(enumerate(items, start=1))
+    return file.part(rows=rows, keys=frozenset(items[0]), single=False), tuple(notes)

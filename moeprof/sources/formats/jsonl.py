@@ -4,7 +4,8 @@ Keys of a row (one kind of prompt per file):
 
     arrival_s          seconds; without it the requests have no times
     input_tokens, output_tokens
-    prompt | messages  text, or [{"role", "content"}]; then the lengths are counted by the tokenizer
+    prompt | messages  text, or [{"role", "content"}] with content parts, tool calls and ``tools`` as in OpenAI's bodies
+                       (chat.py); the tokenizer counts them, a length beside them is what the recorded model counted
     output             the true continuation
     request_class, session, prefix_blocks, prefix_block_tokens
     delay_s            from the end of the answer to the session's previous request
@@ -16,7 +17,6 @@ without a time stands ``delay`` after its session's previous one.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -27,17 +27,18 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import (
     MAX_SECONDS,
     RowOf,
     assemble,
-    checked_messages,
     checked_seconds,
     checked_text,
     checked_tokens,
     lines_of,
     values_to_floats,
 )
+from moeprof.sources.formats.fast import are_tokens, json_columns
 from moeprof.sources.formats.file import SourceFile
 from moeprof.sources.formats.mooncake import block_ids, checked_blocks, rows_of, turn_times
 
@@ -45,6 +46,20 @@ ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "
 TEXT_KEYS = ("prompt", "messages")
 NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
 FAST_TEXT_KEYS = ("request_class", "session")
+# Keys of rows that hold more than one kind of prompt, block or time.
+CAREFUL_KEYS = frozenset(
+    {
+        *ALIASES,
+        *TEXT_KEYS,
+        "output",
+        "delay_s",
+        "delay",
+        "timestamp",
+        "hash_ids",
+        "prefix_blocks",
+        "prefix_block_tokens",
+    }
+)
 DEFAULT_BLOCK_TOKENS = 512
 
 
@@ -60,10 +75,9 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: the first row that cannot be understood.
     """
-    if file.rows is None and file.is_json and file.keys <= {*NUMBER_KEYS, *FAST_TEXT_KEYS}:
-        fast = _read_fast(file)
-        if fast is not None:
-            return assemble("jsonl", file, **fast)
+    fast = None if file.keys & CAREFUL_KEYS else _read_fast(file)
+    if fast is not None:
+        return assemble("jsonl", file, **fast)
     numbers, rows = rows_of(file)
     rows = [_renamed(row) if ALIASES.keys() & row.keys() else row for row in rows]
     return assemble("jsonl", file, **columns(file, rows, lines_of(numbers)))
@@ -74,30 +88,22 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_fast(file: SourceFile) -> dict[str, Any] | None:
-    """Length-only files by pyarrow; None when anything is unusual: then the careful way decides and names the row."""
-    import pyarrow as pa
-    import pyarrow.json as pa_json
-
-    kinds = {"arrival_s": pa.float64(), "input_tokens": pa.int64(), "output_tokens": pa.int64()}
-    kinds |= dict.fromkeys(FAST_TEXT_KEYS, pa.string())
-    names = [name for name in kinds if name in file.keys]
-    options = pa_json.ParseOptions(
-        explicit_schema=pa.schema([(name, kinds[name]) for name in names]), unexpected_field_behavior="error"
-    )
-    try:
-        table = pa_json.read_json(io.BytesIO(file.data), parse_options=options)
-    except pa.ArrowInvalid:
+    """Files of lengths by pyarrow; None when anything is unusual: then the careful way decides and names the row."""
+    if file.how.timestamp_unit not in (None, "s") or not {"input_tokens", "output_tokens"} <= file.keys:
         return None
-    arrays = {name: table[name].combine_chunks() for name in names}
-    if {"input_tokens", "output_tokens"} - set(names) or any(array.null_count for array in arrays.values()):
+    found = json_columns(file, numbers=NUMBER_KEYS, texts=FAST_TEXT_KEYS)
+    if found is None or file.seen.keys() & (CAREFUL_KEYS | {*NUMBER_KEYS, *FAST_TEXT_KEYS}):
+        file.seen.clear()
         return None
-    columns = {name: np.asarray(array) for name, array in arrays.items() if name in NUMBER_KEYS}
-    if not all(np.isfinite(column).all() and (np.abs(column) < 2**31).all() for column in columns.values()):
+    _say_used(file, None)
+    file.use("arrival_s")
+    if not are_tokens(found["input_tokens"]) or not are_tokens(found["output_tokens"]):
         return None
-    if min(columns["input_tokens"].min(), columns["output_tokens"].min()) < 0:
+    if "arrival_s" in found and not (np.abs(found["arrival_s"]) <= MAX_SECONDS).all():
         return None
-    texts = {name: tuple(array.to_pylist()) for name, array in arrays.items() if name in FAST_TEXT_KEYS}
-    return {"arrival_s": None} | columns | texts
+    for name in ("input_tokens", "output_tokens"):
+        found[name] = found[name].astype(np.int64)
+    return {"arrival_s": None} | found
 
 
 def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
@@ -117,11 +123,15 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
         found["prompt_text"] = tuple(
             checked_text(file, row_of(i), "prompt", r.get("prompt")) for i, r in enumerate(rows)
         )
-        # An empty prompt has length 0: assemble drops and counts it.
-        found["input_tokens"] = np.where([bool(text) for text in found["prompt_text"]], -1, 0)
+        # An empty prompt has length 0, unless a length is stated in its place: assemble drops and counts it.
+        empty = np.array([not text for text in found["prompt_text"]])
+        found["input_tokens"] = np.where(empty & (found["input_tokens"] < 0), 0, found["input_tokens"])
     if kind == "messages":
-        found["messages"] = tuple(checked_messages(file, row_of(i), r.get("messages")) for i, r in enumerate(rows))
-        found["input_tokens"] = np.full(len(rows), -1, dtype=np.int64)
+        chat = ChatReader(file=file)
+        found["messages"] = tuple(
+            chat.messages(row_of(i), row.get("messages"), tools=row.get("tools")) for i, row in enumerate(rows)
+        )
+        found["notes"] = chat.notes()
     if kind is not None and any("output" in row for row in rows):
         found["output_text"] = tuple(
             checked_text(file, row_of(i), "output", row["output"]) or None if "output" in row else None
@@ -134,9 +144,10 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
 
 
 def _say_used(file: SourceFile, kind: str | None) -> None:
-    """The keys that this kind of prompt needs: text is counted, so lengths stated beside it are not used."""
+    """The keys that this kind of prompt needs; a length stated beside a text is the recorded model's."""
     used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens", "delay_s"}
-    used |= {"input_tokens"} if kind is None else {kind, "output"}
+    used |= {"input_tokens"} if kind is None else {"input_tokens", kind, "output"}
+    used |= {"tools"} if kind == "messages" else set()
     file.use(*used, *(key for key, name in ALIASES.items() if name in used))
 
 

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.core.workload.traffic import TimestampUnit
 from moeprof.sources.formats.columns import (
+    ANY_ROW,
     RowOf,
     assemble,
     checked_tokens,
     lines_of,
+    seconds_of,
     shown,
     times,
     values_to_floats,
 )
+from moeprof.sources.formats.fast import are_times, are_tokens, json_columns
 from moeprof.sources.formats.file import SourceFile, json_rows
 from moeprof.sources.formats.units import tokens_per_block
 
@@ -44,6 +48,9 @@ def read(file: SourceFile) -> Trace:
     Raises:
         TraceError: see columns.py; or hash_ids that are no list of whole numbers.
     """
+    fast = None if file.keys & {"session_id", "delay"} else fast_columns(file, BLOCK_TOKENS, unit="ms")
+    if fast is not None:
+        return assemble("mooncake", file, **fast)
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)
     return assemble(
@@ -53,6 +60,30 @@ def read(file: SourceFile) -> Trace:
         **sessions(file, rows, "session_id"),
         **lengths_and_blocks(file, rows, row_of, BLOCK_TOKENS),
     )
+
+
+def fast_columns(file: SourceFile, block_tokens: int, *, unit: TimestampUnit) -> dict[str, Any] | None:
+    """Times, lengths and ids of a file whose rows are all alike; None where the careful way has to read.
+
+    Raises:
+        TraceError: the unit or the size of a block is not to be told.
+    """
+    if file.how.timestamp_unit == "iso" or not file.keys >= LENGTHS:
+        return None
+    found = json_columns(file, numbers=(*LENGTHS, "timestamp"), lists=("hash_ids",))
+    if found is None or file.seen.keys() & {"session_id", "delay", "timestamp", "hash_ids"}:
+        file.seen.clear()
+        return None
+    if not all(are_tokens(found[name]) for name in LENGTHS) or not are_times(found.get("timestamp", np.zeros(1))):
+        return None
+    file.use(*LENGTHS, "timestamp", "hash_ids")
+    columns: dict[str, Any] = {"arrival_s": None, "input_tokens": found["input_length"].astype(np.int64)}
+    columns["output_tokens"] = found["output_length"].astype(np.int64)
+    if "timestamp" in found:
+        columns["arrival_s"] = seconds_of(file, "timestamp", found["timestamp"], ANY_ROW, unit=unit)
+    if "hash_ids" in found:
+        columns |= fitted_blocks(file, "hash_ids", found["hash_ids"], columns["input_tokens"], block_tokens)
+    return columns
 
 
 def sessions(file: SourceFile, rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -141,6 +172,17 @@ def checked_blocks(
         TraceError: the first row without a list of whole numbers, or a size that cannot be so.
     """
     blocks = tuple(block_ids(file, key, row.get(key) or [], row_of(i)) for i, row in enumerate(rows))
+    return fitted_blocks(file, key, blocks, input_tokens, block_tokens)
+
+
+def fitted_blocks(
+    file: SourceFile, key: str, blocks: tuple[tuple[int, ...], ...], input_tokens: IntArray, block_tokens: int
+) -> dict[str, Any]:
+    """As :func:`checked_blocks`, from ids that are whole numbers.
+
+    Raises:
+        TraceError: a size that cannot be so.
+    """
     num_ids = np.array([len(ids) for ids in blocks], dtype=np.int64)
     size = tokens_per_block(file, key, input_tokens, num_ids, default=block_tokens)
     odd = int((num_ids != -(-input_tokens // size)).sum())

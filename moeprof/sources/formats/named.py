@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
+from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import (
+    ANY_ROW,
     RowOf,
     assemble,
-    checked_messages,
     checked_text,
     checked_tokens,
     lines_of,
@@ -26,12 +27,15 @@ from moeprof.sources.formats.columns import (
     shown,
     text_to_floats,
     times,
+    typed_columns,
     values_to_floats,
 )
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.fast import are_times, are_tokens, json_columns
+from moeprof.sources.formats.file import SourceFile, json_rows, list_rows
 from moeprof.sources.formats.mooncake import checked_blocks
 
 DEFAULT_BLOCK_TOKENS = 512
+NUMBERS = ("arrival", "input", "output")
 MAX_NESTED = 8  # objects within objects that are looked into for names
 
 
@@ -73,20 +77,16 @@ def unwrapped(file: SourceFile) -> tuple[SourceFile, tuple[Note, ...]]:
     for key, items in whole.items():
         if not isinstance(items, list) or not any(find(i, name) is not None for i in items for name in names):
             continue
-        for i, item in enumerate(items, start=1):
-            if not isinstance(item, dict):
-                raise file.error(i, f"item {i} of {key} is {shown(item)}; an object is expected")
-        notes = [(f"the rows are the objects of the list {key} of one JSON object", "rows_of_list")]
-        if others := [name for name, value in whole.items() if name != key and (value or value == 0)]:
-            notes.append((f"keys beside the list {key} that are not used: {', '.join(others)}", "beside_the_list"))
-        said = tuple(Note(code=code, count=len(items), text=text) for text, code in notes)
-        return file.part(rows=tuple(enumerate(items, start=1)), single=False), said
+        return list_rows(file, key)
     return file, ()
 
 
-def _columns(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, list[Any]], RowOf]:
+def _columns(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, Any], RowOf]:
     """The values of each role, with the row numbers."""
-    if file.has_objects:
+    plain = "text" not in names and "blocks" not in names and all(name in file.header for name in names.values())
+    if file.has_objects and not (plain and typed_columns(file, list(names.values())) is not None):
+        if (fast := _fast(file, names)) is not None:
+            return fast
         pairs = _objects(file, names)
         file.use(*names.values())
         rows = [row for _, row in pairs]
@@ -96,12 +96,33 @@ def _columns(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, list[An
         return {role: _found(rows, name) for role, name in names.items()}, lines_of([number for number, _ in pairs])
     heads = {role: _head(file, role, name) for role, name in names.items()}
     table = read_table(file, tuple(dict.fromkeys(heads.values())))
-    values: dict[str, list[Any]] = {}
+    values: dict[str, Any] = {}
     for role, name in names.items():
-        cells = table.columns[heads[role]].to_pylist()
         rest = name[len(heads[role]) + 1 :]
+        if role in NUMBERS and "text" not in names and not rest:
+            values[role] = table.taken(name)
+            continue
+        cells = table.texts(heads[role])
         values[role] = [find(cell, rest) for cell in cells] if rest else cells
     return values, table.line_of
+
+
+def _fast(file: SourceFile, names: dict[str, str]) -> tuple[dict[str, Any], RowOf] | None:
+    """The values of JSON lines that have plain numbers and texts under these keys; None where they have others."""
+    if "text" in names or "blocks" in names or not file.keys >= set(names.values()):
+        return None
+    found = json_columns(
+        file,
+        numbers=[name for role, name in names.items() if role in NUMBERS],
+        texts=[name for role, name in names.items() if role not in NUMBERS],
+    )
+    tokens = [names[role] for role in ("input", "output") if role in names]
+    if found is None or not all(are_tokens(found[name]) for name in tokens):
+        return None
+    if "arrival" in names and (file.how.timestamp_unit == "iso" or not are_times(found[names["arrival"]])):
+        return None
+    file.use(*names.values())
+    return {role: found[name] for role, name in names.items()}, ANY_ROW
 
 
 def _found(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
@@ -117,7 +138,7 @@ def _objects(file: SourceFile, names: dict[str, str]) -> list[tuple[int, dict[st
         heads = list(dict.fromkeys(_head(file, role, name) for role, name in names.items()))
         others = [name for name in file.header if name not in heads]
         numbers = file.numbers or range(1, len(file.table) + 1)
-        pairs = list(zip(numbers, file.table.select(heads).to_pylist(), strict=True))
+        pairs = list(zip(numbers, file.table.rows(heads), strict=True))
     else:
         pairs = list(json_rows(file))
     file.seen.clear()
@@ -200,7 +221,9 @@ def _prompts(file: SourceFile, names: dict[str, str], values: dict[str, list[Any
         )
     unpacked = [_unpacked(value) for value in values["text"]]
     if all(isinstance(value, list) for value in unpacked):
-        messages = tuple(checked_messages(file, row_of(i), value) for i, value in enumerate(unpacked))
+        chat = ChatReader(file=file)
+        messages = tuple(chat.messages(row_of(i), value) for i, value in enumerate(unpacked))
+        file.notes.extend(chat.notes())
         return {"messages": messages, "input_tokens": np.full(len(messages), -1, dtype=np.int64)}
     texts = tuple(checked_text(file, row_of(i), names["text"], value) for i, value in enumerate(values["text"]))
     return {"prompt_text": texts, "input_tokens": np.where([bool(text) for text in texts], -1, 0)}
@@ -227,11 +250,15 @@ def _numeric(text: str) -> bool:
     return not text or text.strip().replace(".", "", 1).isdecimal()
 
 
-def _tokens(file: SourceFile, name: str, values: Sequence[Any], row_of: RowOf) -> IntArray:
+def _tokens(file: SourceFile, name: str, values: Any, row_of: RowOf) -> IntArray:
     """Token counts, written as numbers or as text."""
     as_floats: Callable[..., Any] = values_to_floats
     column: Any = values
-    if values and isinstance(values[0], str):
+    if isinstance(values, np.ndarray):
+        return checked_tokens(file, name, values, row_of)
+    if not isinstance(values, Sequence):  # a column of a table
+        as_floats = text_to_floats
+    elif values and isinstance(values[0], str):
         import pyarrow as pa
 
         if not all(isinstance(value, str) for value in values):

@@ -20,6 +20,7 @@ from moeprof.core.trace import Note, Trace
 from moeprof.sources.formats import jsonl
 from moeprof.sources.formats.columns import MAX_SECONDS, assemble, lines_of, shown
 from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.stored import Stored
 
 HEADER_KEY = "moeprof_recording"
 VERSION = 1
@@ -61,6 +62,7 @@ def read(file: SourceFile) -> Trace:
             row["prefix_block_tokens"] = block_tokens
     row_of = lines_of([number for number, _ in rows])
     columns = jsonl.columns(file, [row for _, row in rows], row_of)
+    notes += columns.pop("notes", ())
     return assemble("recording", file, **columns, notes=tuple(notes))
 
 
@@ -84,7 +86,7 @@ def _rows(file: SourceFile) -> tuple[dict[str, Any], list[Numbered], list[Note]]
     notes: list[Note] = []
     lines = file.data.rstrip(b"\n").rsplit(b"\n", 1)
     if len(lines) == 2 and not file.data.endswith(b"\n") and not _is_json(lines[1]):
-        whole = SourceFile(path=file.path, data=lines[0], keys=file.keys)
+        whole = SourceFile(path=file.path, stored=Stored(file.path, lines[0], is_whole=True), keys=file.keys)
         notes.append(Note(code="half_row", count=1, text="last row that stops in its middle was left out"))
     header: dict[str, Any] = {}
     rows: list[Numbered] = []

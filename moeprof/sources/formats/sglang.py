@@ -135,11 +135,12 @@ def _token_trace(file: SourceFile) -> Trace:
         if (times[-1] is None) != (times[0] is None):
             raise file.error(number, "ts is missing in some rows and there in others")
     known = [time for time in times if time is not None]
+    first = min(known, default=0)
     text = "token ids are another tokenizer's: lengths and shared beginnings are kept, the text is not"
     return assemble(
         "sglang",
         file,
-        arrival_s=np.array([(time - min(known)) / NS_PER_S for time in known]) if known else None,
+        arrival_s=np.array([(time - first) / NS_PER_S for time in known]) if known else None,
         input_tokens=np.array([len(ids) for ids in prompts], dtype=np.int64),
         output_tokens=np.array(outputs, dtype=np.int64),
         notes=(Note(code="token_ids", count=len(prompts), text=text),),

@@ -18,7 +18,7 @@ from moeprof.sources.formats.columns import numbered
 from moeprof.sources.formats.file import RowError, SourceFile, json_rows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from moeprof.sources.formats.parquet import Columns
 
 FEW_ROWS = 16
 MAX_TRIES = 100
@@ -102,7 +102,7 @@ def _num_rows(file: SourceFile) -> int:
     return len(file.rows) if file.rows is not None else len(_table(file))
 
 
-def _table(file: SourceFile) -> pa.Table:
+def _table(file: SourceFile) -> Columns:
     assert file.table is not None
     return file.table
 
@@ -118,7 +118,7 @@ def _selected(file: SourceFile, rows: Sequence[int]) -> SourceFile:
     if file.rows is not None:
         return file.part(rows=tuple(file.rows[i] for i in rows))
     assert file.numbers is not None
-    return file.part(table=_table(file).take(list(rows)), numbers=tuple(file.numbers[i] for i in rows))
+    return file.part(table=_table(file).take(rows), numbers=tuple(file.numbers[i] for i in rows))
 
 
 def _loaded(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
@@ -134,6 +134,8 @@ def _loaded(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
 def _loaded_csv(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
     import pyarrow as pa
 
+    from moeprof.sources.formats.parquet import Columns
+
     bad: list[RowError] = []
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -148,4 +150,5 @@ def _loaded_csv(file: SourceFile) -> tuple[SourceFile, list[RowError]]:
             reason = f"{len(row)} cells in this row, {len(file.header)} are expected"
             bad.append(RowError(file.path, number, reason))
     columns = [pa.array([row[i] for row in rows], type=pa.string()) for i in range(len(file.header))]
-    return file.part(table=pa.table(columns, names=list(file.header)), numbers=tuple(numbers)), bad
+    table = Columns(pa.table(columns, names=list(file.header)))
+    return file.part(table=table, numbers=tuple(numbers)), bad

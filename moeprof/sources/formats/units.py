@@ -143,4 +143,5 @@ def tokens_per_block(file: SourceFile, name: str, input_tokens: IntArray, num_id
             f"{name} are read as blocks of {size} tokens: the prompt lengths fit it in {max(fits)} of {len(lengths)} "
             f"rows, the format's {default} in {fits[0]}; if that is wrong, say block_tokens",
         )
+    file.found["block_tokens"] = int(size)
     return int(size)

@@ -15,7 +15,7 @@ from moeprof.sources.formats.calls import Call, count_of, trace_of
 from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import assemble, checked_text, lines_of, times
 from moeprof.sources.formats.file import SourceFile, json_rows
-from moeprof.sources.formats.mooncake import lengths_and_blocks, rows_of
+from moeprof.sources.formats.mooncake import fast_columns, lengths_and_blocks, rows_of
 
 CHUNK_TOKENS = 16
 MEDIA = {
@@ -42,6 +42,9 @@ def read(file: SourceFile) -> Trace:
 
 
 def _timed_trace(file: SourceFile) -> Trace:
+    fast = fast_columns(file, CHUNK_TOKENS, unit="s")
+    if fast is not None:
+        return assemble("vllm", file, **fast)
     file.use("timestamp")
     numbers, rows = rows_of(file)
     row_of = lines_of(numbers)
