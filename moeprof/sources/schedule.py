@@ -106,7 +106,7 @@ def build_schedule(
     realism, notes = _realism(source, len(trace))
     sessions = sessions_of(content.trace, None if traffic.trace is None else traffic.trace.sessions)
     measured = _schedule(content, traffic.arrivals, outputs, "request", sessions)
-    measured = replace(measured, realism=realism, notes=(*measured.notes, *notes))
+    measured = _with_reuse(replace(measured, realism=realism, notes=(*measured.notes, *notes)))
     warmup = _warmup(measured, source, tokenizer, rngs.warmup, num_warmups)
     return BuiltSchedule(
         measured=measured, warmup=_schedule_like(warmup, measured), text=content.text, warmup_text=warmup.text
@@ -233,16 +233,15 @@ def retokenise(schedule: Schedule, text: ScheduleText, tokenizer: TextTokenizer)
     told = Note(code="retokenised", count=len(schedule), text="the reference's text under this model's own tokenizer")
     if turns is not None:
         turns = replace(turns, context_tokens=_context_tokens(inputs, np.array(output_tokens), answers, context_of))
-    return _with_reuse(
-        replace(
-            schedule,
-            input_ids=inputs,
-            output_tokens=np.array(output_tokens, dtype=np.int64),
-            output_ids=forced,
-            turns=turns,
-            notes=(*schedule.notes, told),
-        )
+    retold = replace(
+        schedule,
+        input_ids=inputs,
+        output_tokens=np.array(output_tokens, dtype=np.int64),
+        output_ids=forced,
+        turns=turns,
+        notes=(*schedule.notes, told),
     )
+    return retold if schedule.reusable_tokens is None else _with_reuse(retold)
 
 
 def _realism(source: WindowSource, number: int) -> tuple[str, tuple[Note, ...]]:
@@ -269,7 +268,7 @@ def _schedule(
         notes = (*notes, _sessions_note(trace, turns, pattern, outputs))
     unknown = np.full(len(trace), -1, dtype=np.int64)
     width = len(str(len(trace) - 1))
-    built = Schedule(
+    return Schedule(
         pattern=pattern,
         concurrency=arrivals.concurrency if arrivals is not None and pattern == "closed" else None,
         request_id=tuple(f"{name}-{i:0{width}d}" for i in range(len(trace))),
@@ -285,7 +284,6 @@ def _schedule(
         turns=turns,
         notes=notes,
     )
-    return _with_reuse(built)
 
 
 def _pattern(trace: Trace, arrivals: Arrivals | None) -> Pattern:
