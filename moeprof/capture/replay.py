@@ -54,7 +54,7 @@ class ReplayResult:
     Attributes:
         status: ``done``, ``cut`` (deadline) or ``stopped`` (signal).
         sent, refused, finished: numbers of requests.
-        not_sent: turns whose predecessor came to nothing.
+        not_sent: turns whose predecessor came to nothing, or had not ended when the pass did.
     """
 
     status: Literal["done", "cut", "stopped"]
@@ -149,6 +149,12 @@ class Pacer:
                     heapq.heappush(self._due, (due_s, turn.index, turn))
         return lost
 
+    def left(self) -> list[NotSent]:
+        """Turns of conversations under way that the end of the pass leaves unsent."""
+        paused = [NotSent(request, "the pass ended before its pause was over") for _, _, request in sorted(self._due)]
+        followers = [turn for one in paused for turn in self.lost(one.request.index, "was not sent")]
+        return [*paused, *followers, *self._sessions.give_up_all("had not ended when the pass did")]
+
     def lost(self, index: int, how: str) -> list[NotSent]:
         """The turns that will never be sent because request ``index`` came to nothing."""
         return list(self._sessions.give_up(index, how))
@@ -226,7 +232,9 @@ def _loop(
             status = "cut"
             break
     for told in engine.drain():  # launched before the stop was heard: their tokens were computed, so they count
+        not_sent += _tell_lost(recorders, pacer.note(told))
         finished += _tell(recorders, told, 0)
+    not_sent += _tell_lost(recorders, pacer.left())
     return ReplayResult(
         status=status, origin_s=origin, end_s=clock(), sent=sent, refused=refused, finished=finished, not_sent=not_sent
     )

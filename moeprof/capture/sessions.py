@@ -105,6 +105,11 @@ class Sessions:
                 known = request.reusable_tokens
                 yield due_s, replace(request, input_ids=whole, reusable_tokens=known and max(shared, known))
 
+    def give_up_all(self, how: str) -> Iterator[NotSent]:
+        """The turns that wait for requests that were sent and have not ended."""
+        for index in list(self._arrived_s):
+            yield from self.give_up(index, how)
+
     def give_up(self, index: int, how: str) -> Iterator[NotSent]:
         """The turns that waited for request ``index``, which came to nothing, and those that wait for them."""
         self._arrived_s.pop(index, None)

@@ -64,8 +64,7 @@ CARDS: tuple[Card, ...] = (
     _of_requests("num_requests_unfinished", "Requests unfinished", "requests", "lower",
           "requests of the schedule with status unfinished, summed over rounds"),
     _of_requests("num_requests_not_sent", "Requests not sent", "requests", "lower",
-          "turns whose predecessor failed, was refused or was itself not sent, summed over rounds; only where turns wait "
-          "for answers"),
+          "turns whose predecessor did not end well, summed over rounds; only where turns wait for answers"),
     _of_tokens("output_length_ratio", "Output got / asked", "share", "neither",
           "sum of output tokens got / asked, of requests done", bounded=True, of_requests=True),
     _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "share", "neither",

@@ -164,7 +164,7 @@ def _requests(model: ModelSummary) -> Iterator[Doubt]:
                 what = name.replace("_", " ")
                 count = f"{status.count(name)} of {len(status)} requests were {what} ({passes[0].traffic} passes)"
                 if name == "not_sent":
-                    count += ", because the turn before them came to nothing"
+                    count += ", because the turn before them did not end well"
                 text = f"{count}; they are in no latency figure"
                 yield _doubt(model, name, "schedule", "warning", text)
         again = sum(int(tables.requests["recomputed_tokens"].sum()) for tables in passes)

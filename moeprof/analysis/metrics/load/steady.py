@@ -3,9 +3,9 @@
 An open loop whose queue grows has none: its latencies grow with the length of the schedule (overload.py judges it).
 
 Four moves. (1) Cut the ramp before the first request ended, and the tail after the last request entered a batch (in an
-open loop after the last arrival of a first turn, if that is earlier: the queue is draining from then on): before and after, the batch
-is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that
-the number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
+open loop after the last arrival of a first turn, if that is earlier: the queue is draining from then on): before and
+after, the batch is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that the
+number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
 (White 1997, MSER-5). (3) Require that requests in flight show no trend. (4) Require that step time at comparable load
 (each step against the median of steps with the same phase and nearly the same tokens, less what their different
 contexts explain) shows none. A machine that slows down exactly as contexts grow cannot be told from growing contexts.
