@@ -88,22 +88,28 @@ class Sessions:
         """The turns that waited for request ``index``, whose answer ended at ``at_s``, and when they arrive."""
         assert self._turns is not None
         arrived_s = self._arrived_s.pop(index)
-        prompt, answer = self._prompts.pop(index, []), self._answers.pop(index, [])
-        num_tokens = self._num_tokens.pop(index, 0)
         for request in self._followers.pop(index):
             row = request.index
             due_s = max(at_s + float(self._turns.delay_s[row]), arrived_s + float(self._turns.gap_s[row]))
-            context = int(self._turns.context_tokens[row])
-            if not self._own or not context:
-                yield due_s, request
-            elif len(answer) != num_tokens:
-                yield due_s, NotSent(request, NO_IDS)
-            else:
-                whole = [*prompt, *answer, *request.input_ids[context:]]
-                # The last token of an answer is never computed, so no cache has it.
-                shared = (len(prompt) + len(answer) - 1) // REUSE_BLOCK_TOKENS * REUSE_BLOCK_TOKENS
-                known = request.reusable_tokens
-                yield due_s, replace(request, input_ids=whole, reusable_tokens=known and max(shared, known))
+            yield due_s, self._with_own_answer(request) if self._own else request
+
+    def _with_own_answer(self, request: Request) -> Request | NotSent:
+        """Its prompt as the model's own words before it make it."""
+        assert self._turns is not None
+        before, context = (int(column[request.index]) for column in (self._turns.context, self._turns.context_tokens))
+        if not context:
+            return request
+        prompt, answer = self._prompts[before], self._answers[before]
+        if len(answer) != self._num_tokens[before]:
+            return NotSent(request, NO_IDS)
+        # The last token of an answer is never computed, so no cache has it.
+        shared = (len(prompt) + len(answer) - 1) // REUSE_BLOCK_TOKENS * REUSE_BLOCK_TOKENS
+        known = request.reusable_tokens
+        return replace(
+            request,
+            input_ids=[*prompt, *answer, *request.input_ids[context:]],
+            reusable_tokens=None if known is None else max(shared, known),
+        )
 
     def give_up_all(self, how: str) -> Iterator[NotSent]:
         """The turns that wait for requests that were sent and have not ended."""

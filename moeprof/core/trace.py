@@ -22,7 +22,7 @@ from moeprof.core.turns import NO_SESSION, NONE, FloatArray, IntArray, Turns, ke
 __all__ = ["NO_SESSION", "FloatArray", "IntArray", "Note", "Pattern", "Request", "Schedule", "Trace", "first_requests"]
 Pattern = Literal["open", "closed", "offline"]
 Stated = Literal["whole", "added"]
-TURN_COLUMNS = ("after", "delay_s", "gap_s", "context_tokens")  # of Turns, as a schedule's table has them
+TURN_COLUMNS = ("after", "context", "delay_s", "gap_s", "context_tokens")  # of Turns, as a schedule's table has them
 SCHEDULE_FORMAT_VERSION = 2  # of schedules whose turns wait; the others are written as version 1, which they are
 
 
@@ -60,6 +60,7 @@ class Trace:
             ``added`` to the prompt before and its answer (AIPerf, GuideLLM). Lengths are always of whole prompts; added
             ones grow again with the answers where these change.
         after: row whose answer each request waits for, -1: none, shape [N]; None: that before it in its session.
+        context: row whose prompt and answer each added prompt goes on from, -1: none, shape [N]; None: row ``after``.
         output_text: the true continuation per request, or None.
         delay_s: seconds from the end of the answer to the session's previous request, NaN where it is not known, shape
             [N]; None when no request has one.
@@ -80,6 +81,7 @@ class Trace:
     delay_s: FloatArray | None = None
     stated: Stated = "whole"
     after: IntArray | None = None
+    context: IntArray | None = None
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
@@ -95,7 +97,9 @@ class Trace:
     @property
     def context_of(self) -> IntArray:
         """Row whose prompt and answer each prompt begins with, -1: it is whole, shape [N]."""
-        return self.waits if self.stated == "added" else np.full(len(self), NONE, dtype=np.int64)
+        if self.stated == "whole":
+            return np.full(len(self), NONE, dtype=np.int64)
+        return self.waits if self.context is None else self.context
 
     def with_notes(self, *notes: Note) -> Trace:
         """The same trace with more notes."""
@@ -121,6 +125,7 @@ class Trace:
             output_text=pick(self.output_text),
             delay_s=None if self.delay_s is None else self.delay_s[rows],
             after=None if self.after is None else kept_waits(self.after, rows.tolist()),
+            context=None if self.context is None else kept_waits(self.context, rows.tolist()),
         )
 
 
@@ -332,6 +337,7 @@ class Schedule:
             turns = Turns(
                 is_closed=meta["sessions"] == "closed",
                 after=np.array(rows["after"], dtype=np.int64),
+                context=np.array(rows["context"], dtype=np.int64),
                 delay_s=np.array(rows["delay_s"], dtype=np.float64),
                 gap_s=np.array(rows["gap_s"], dtype=np.float64),
                 context_tokens=np.array(rows["context_tokens"], dtype=np.int64),

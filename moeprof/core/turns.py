@@ -103,14 +103,15 @@ class Turns:
         delay_s: least seconds from the end of that answer to this request, shape [N].
         gap_s: least seconds from the arrival of that request to this one, for files that state times of arrival
             alone, shape [N].
-        context_tokens: leading prompt tokens that are the prompt before and its answer, 0 where the prompt is stated
-            whole, shape [N].
+        context: row whose prompt and answer each prompt begins with, mostly ``after``, -1: none, shape [N].
+        context_tokens: leading prompt tokens that are these, 0 where the prompt is stated whole, shape [N].
     """
 
     after: IntArray
     is_closed: bool
     delay_s: FloatArray
     gap_s: FloatArray
+    context: IntArray
     context_tokens: IntArray
 
     @property
@@ -129,12 +130,14 @@ class Turns:
         return replace(self, delay_s=zeros, gap_s=zeros)
 
     def select(self, rows: Sequence[int]) -> Turns:
-        """The turns of these rows; one that follows another than before has its prompt whole."""
+        """The turns of these rows; one whose context went has its prompt whole."""
         after = kept_waits(self.after, rows)
-        kept = np.array([NONE if new == NONE else rows[new] for new in after.tolist()], dtype=np.int64)
-        same = kept == self.after[rows]
+        place = {row: i for i, row in enumerate(rows)}
+        context = np.array([place.get(row, NONE) for row in self.context[rows].tolist()], dtype=np.int64)
+        same = context != NONE
         return Turns(
             after=after,
+            context=context,
             is_closed=self.is_closed,
             delay_s=np.where(after == NONE, 0.0, self.delay_s[rows]),
             gap_s=np.where(after == NONE, 0.0, self.gap_s[rows]),
@@ -145,5 +148,5 @@ class Turns:
         """What of it an engine sees, for the schedule's hash."""
         if not self.is_closed:
             return b""
-        columns: tuple[Any, ...] = (self.after, self.delay_s, self.gap_s, self.context_tokens)
+        columns: tuple[Any, ...] = (self.after, self.delay_s, self.gap_s, self.context, self.context_tokens)
         return b"closed" + b"".join(np.ascontiguousarray(column).tobytes() for column in columns)

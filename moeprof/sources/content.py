@@ -360,6 +360,7 @@ def merge(text: Content, made: Content) -> Content:
         output_text=both("output_text", None),
         delay_s=None,
         after=None,
+        context=None,
         notes=tuple(dict.fromkeys((*text.trace.notes, *made.trace.notes))),
     )
     order = np.argsort(trace.arrival_s, kind="stable")

@@ -216,7 +216,7 @@ def retokenise(schedule: Schedule, text: ScheduleText, tokenizer: TextTokenizer)
     """
     context_of, turns = np.full(len(schedule), NONE, dtype=np.int64), schedule.turns
     if turns is not None:
-        context_of = np.where(turns.context_tokens > 0, turns.after, NONE)
+        context_of = np.where(turns.context_tokens > 0, turns.context, NONE)
     said = [None if output is None else tokenizer.encode(output) for output in text.outputs]
     followed = set(context_of.tolist())
     answers = [tokenizer.encode(text.answer(i)) if ids is None and i in followed else ids for i, ids in enumerate(said)]
@@ -307,6 +307,7 @@ def _turns(content: Content, sessions: Sessions) -> Turns:
         is_closed=sessions == "closed",
         delay_s=np.where(stated, pause_s, 0.0),
         gap_s=np.where(later & ~stated, np.maximum(since_s, 0.0), 0.0),
+        context=trace.context_of,
         context_tokens=_context_tokens(content.input_ids, trace.output_tokens, content.output_ids, trace.context_of),
     )
 

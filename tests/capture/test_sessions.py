@@ -155,6 +155,7 @@ def make(
             is_closed=closed,
             delay_s=np.array(delay_s or zeros, dtype=np.float64),
             gap_s=np.array(gap_s or zeros, dtype=np.float64),
+            context=np.array(after, dtype=np.int64),
             context_tokens=np.array(context or zeros, dtype=np.int64),
         ),
     )

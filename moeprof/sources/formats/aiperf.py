@@ -11,6 +11,8 @@ context, and ``delay`` counts from the end of the previous answer; but where the
 previous turn's do, lengths are whole prompts. ``messages`` are whole prompts. An answer without ``output_length`` gets
 its length from ``lengths.output``.
 
+Conversations whose turns start others are read by aiperf_tree.py.
+
 ``profile_export.jsonl`` is what AIPerf measured: lengths and start of every request. Failed, cancelled and warm-up
 requests are counted and not replayed.
 Sources: https://github.com/ai-dynamo/aiperf (the models of its dataset loader, docs/benchmark-modes/trace-replay.md,
@@ -27,17 +29,18 @@ import numpy as np
 
 from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
 from moeprof.core.turns import NONE, waits_by_session, whole_lengths
+from moeprof.sources.formats import aiperf_tree
 from moeprof.sources.formats import turns as conversations
 from moeprof.sources.formats.calls import NS_PER_S, Call, count_of, inner, instant_ns, name_of, trace_of
 from moeprof.sources.formats.chat import MEDIUM_OF, ChatReader, Messages, split_answer
 from moeprof.sources.formats.columns import assemble, checked_seconds, lines_of, shown, values_to_floats
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile, first_row, json_rows
 from moeprof.sources.formats.mooncake import block_ids
 from moeprof.sources.formats.units import PER_SECOND, inferred_unit, tokens_per_block
 
 BLOCK_TOKENS = 512
 EXPORT_KEYS = {"metadata", "metrics"}
-TELLING = {"text_input", "turns", "texts"}
+TELLING = {"text_input", "turns", "texts", "orchestrator"}
 TEXT_KEYS = ("text_input", "text", "texts")
 MEDIA_KEYS = ("image", "images", "audio", "audios", "video", "videos")
 OWN_KEYS = {"arrival_s", "input_tokens", "output_tokens", "prompt", "chat_id"}
@@ -65,6 +68,8 @@ def read(file: SourceFile) -> Trace:
     """
     if file.keys >= EXPORT_KEYS:
         return _export(file)
+    if aiperf_tree.is_tree(first_row(file)):
+        return aiperf_tree.read(file)
     file.use("turns", *TEXT_KEYS, *MEDIA_KEYS, "messages", "tools", "input_length", "output_length", "hash_ids")
     file.use("timestamp", "delay", "session_id", "role", "type")
     chat = ChatReader(file=file)

@@ -10,6 +10,7 @@ Keys of a row (one kind of prompt per file):
     delay_s            from the end of the answer to the session's previous request
     id, after          a name, and that of an earlier request whose answer this one waits for, where that is another
     stated             "added": texts, messages and lengths of later turns are what they add; else they are whole
+    context            the id of the row whose prompt and answer they are added to, null: none; else that of ``after``
 
 vLLM's custom form (``prompt``, ``output_tokens``) is this form. AIPerf's is read as well: ``text``, ``output_length``,
 ``input_length``, ``timestamp`` and ``delay`` in milliseconds (see units.py), ``session_id``, ``hash_ids``; a turn
@@ -50,7 +51,7 @@ ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "
 TEXT_KEYS = ("prompt", "messages")
 NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
 FAST_TEXT_KEYS = ("request_class", "session")
-TURN_KEYS = ("delay_s", "id", "after", "stated")
+TURN_KEYS = ("delay_s", "id", "after", "stated", "context")
 DEFAULT_BLOCK_TOKENS = 512
 
 
@@ -143,7 +144,7 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
 def _turns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, found: dict[str, Any]) -> dict[str, Any]:
     """The columns with who waits for whom, and with whole prompts where rows state what turns add."""
     if any("after" in row for row in rows):
-        found["after"] = _waits(file, rows, row_of)
+        found["after"] = _rows_named(file, rows, row_of, "after")
         if "session" not in found:
             found["session"] = tuple(str(root) if multiple else NO_SESSION for root, multiple in _trees(found["after"]))
     for i, row in enumerate(rows):
@@ -153,6 +154,8 @@ def _turns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, foun
         return found
     after = found.get("after", waits_by_session(found.get("session", (NO_SESSION,) * len(rows))))
     found["stated"] = "added"
+    if any("context" in row for row in rows):
+        found["context"] = after = _rows_named(file, rows, row_of, "context", otherwise=after)
     if "prompt_text" not in found and "messages" not in found:
         inputs = whole_lengths(found["input_tokens"], found["output_tokens"], after)
         size = found.get("prefix_block_tokens", OWN_BLOCK_TOKENS)
@@ -162,16 +165,20 @@ def _turns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, foun
     return found
 
 
-def _waits(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> IntArray:
+def _rows_named(
+    file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, key: str, otherwise: IntArray | None = None
+) -> IntArray:
+    """The row that each names by its id, -1: none; rows without the key have that of ``otherwise``."""
     row_named: dict[str, int] = {}
-    after = np.full(len(rows), NONE, dtype=np.int64)
+    found = np.full(len(rows), NONE, dtype=np.int64) if otherwise is None else otherwise.copy()
     for i, row in enumerate(rows):
-        wanted = row.get("after")
-        if wanted is not None and str(wanted) not in row_named:
-            raise file.error(row_of(i), f"after is {shown(wanted)}; no row above has this id")
-        after[i] = NONE if wanted is None else row_named[str(wanted)]
+        if key in row:
+            wanted = row[key]
+            if wanted is not None and str(wanted) not in row_named:
+                raise file.error(row_of(i), f"{key} is {shown(wanted)}; no row above has this id")
+            found[i] = NONE if wanted is None else row_named[str(wanted)]
         row_named[str(row.get("id", i))] = i
-    return after
+    return found
 
 
 def _trees(after: IntArray) -> Iterator[tuple[int, bool]]:
@@ -278,7 +285,10 @@ def lines(trace: Trace) -> Iterator[str]:
             row |= {"id": i} | ({} if trace.after[i] == NONE else {"after": int(trace.after[i])})
         if trace.stated == "added":
             row["stated"] = "added"
-        if trace.prefix_blocks is not None and context_of[i] == NONE:
-            row["prefix_blocks"] = list(trace.prefix_blocks[i])
+            if trace.context is not None and trace.context[i] != trace.waits[i]:
+                row["context"] = None if trace.context[i] == NONE else int(trace.context[i])
+        if trace.prefix_blocks is not None:
+            if context_of[i] == NONE:
+                row["prefix_blocks"] = list(trace.prefix_blocks[i])
             row["prefix_block_tokens"] = trace.prefix_block_tokens
         yield json.dumps(row, ensure_ascii=False)
