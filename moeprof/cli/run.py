@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import ApiOption, PriceOption, print_option, write_option
+from moeprof.cli.options import ApiOption, PriceOption, SessionsOption, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
@@ -261,10 +261,7 @@ def run(
     burstiness: Annotated[float | None, typer.Option(help="Shape of gamma arrivals; 1 is Poisson.")] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight (closed loop).")] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Requests to send.")] = None,
-    sessions: Annotated[
-        Literal["closed", "open"] | None,
-        typer.Option(help="Turns of a trace's conversations wait for the answer before (closed), or do not (open)."),
-    ] = None,
+    sessions: SessionsOption = None,
     num_warmups: Annotated[int | None, typer.Option(help="Warm-up requests.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of arrivals, lengths and content.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Passes over the schedule.")] = None,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from tests.helpers.tiny_run import Ran, run_main, write_models
 
 ROWS = [
@@ -89,6 +90,8 @@ def test_three_turns_of_two_models_that_share_their_prefixes(place: Path) -> Non
     assert values["num_conversations_done"] == 2
     assert values["prefix_reuse_had_ratio"] == 1
     assert values["reused_prompt_tokens"] == 80
+    emitted = {card_for(one["name"]).name for one in summary}
+    assert {card.name for card in all_cards() if card.section == "conversations"} <= emitted
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert "closed: turns waited for answers; 1 conversations, 2 later turns" in page
     assert "Time to first token by turn, mean (turn 3+)" in page
