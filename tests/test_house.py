@@ -186,8 +186,8 @@ def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str])
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "conversations", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy",
-            "quality", "validity", "comparison")  # fmt: skip
+SECTIONS = ("latency", "conversations", "throughput", "cost", "parameters", "routing", "memory", "work", "gap",
+            "energy", "quality", "validity", "comparison")  # fmt: skip
 
 
 def test_every_card_is_whole() -> None:
