@@ -186,8 +186,8 @@ def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str])
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy", "quality",
-            "validity", "comparison")  # fmt: skip
+SECTIONS = ("latency", "conversations", "throughput", "cost", "parameters", "routing", "memory", "work", "gap",
+            "energy", "quality", "validity", "comparison")  # fmt: skip
 
 
 def test_every_card_is_whole() -> None:
@@ -216,5 +216,6 @@ def test_every_card_is_of_a_metric_that_a_run_reports(tiny_run: tuple[Path, Ran]
     """A card that nothing ever emits would promise what is not there."""
     summary = json.loads((tiny_run[0] / "summary.json").read_text())
     emitted = {card_for(m["name"]).name for model in summary["models"].values() for m in model["metrics"]}
-    promised = {card.name for card in all_cards() if card.section != "comparison"}  # those are of `moeprof compare`
+    # Those are of `moeprof compare`, and of traffic with sessions (test_run_sessions.py).
+    promised = {card.name for card in all_cards() if card.section not in ("comparison", "conversations")}
     assert promised - emitted == set()

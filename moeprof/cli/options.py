@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,5 +58,9 @@ ApiOption = Annotated[
         help="An API's USD per 1M tokens to break even with: input/output or input/output/cached input.",
         metavar="IN/OUT[/CACHED]",
     ),
+]
+SessionsOption = Annotated[
+    Literal["closed", "open"] | None,
+    typer.Option(help="Turns of a trace's conversations wait for the answer before (closed), or do not (open)."),
 ]
 ListFormat = Annotated[str, print_option("list", "How to print it")]

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import ApiOption, PriceOption, print_option, write_option
+from moeprof.cli.options import ApiOption, PriceOption, SessionsOption, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
+from moeprof.core.turns import NONE
 from moeprof.core.workload.overrides import Overrides, apply
 from moeprof.render import TABLE, parse_formats
 
@@ -48,6 +49,7 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
         ("classes", ", ".join(schedule.classes)),
+        *_sessions(schedule),
     ]
     if fit.models:
         room = f"{fit.kv_tokens:,} tokens ({fit.wanted_kv_tokens:,} would hold all that can be in flight)"
@@ -61,7 +63,10 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
         cost = units.usd(seconds * prepared.pricing.usd_per_second)
-        rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
+        bound = "or less"
+        if schedule.waits:
+            bound = "and the time that answers take for which turns wait"
+        rows.append(("expected", f"{units.seconds(seconds)} {bound}, {cost}{' and more' * schedule.waits}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
@@ -69,6 +74,18 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     if form in (TABLE, "md") and fit.models:
         print()
         print_result(Listing(rows=memory_table(fit)), form)
+
+
+def _sessions(schedule: Schedule) -> list[tuple[str, str]]:
+    """How many conversations there are, and whether their turns wait for answers."""
+    turns = schedule.turns
+    if turns is None:
+        return []
+    first = int((turns.after == NONE).sum())
+    deepest = int(turns.number.max())
+    kind = "closed: turns wait for answers" if turns.is_closed else "open: turns do not wait for answers"
+    text = f"{kind}; {first:,} first turns, {len(schedule) - first:,} later ones, {deepest} deep at most"
+    return [("sessions", text)]
 
 
 def _rounds_text(workload: Workload) -> str:
@@ -244,6 +261,7 @@ def run(
     burstiness: Annotated[float | None, typer.Option(help="Shape of gamma arrivals; 1 is Poisson.")] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight (closed loop).")] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Requests to send.")] = None,
+    sessions: SessionsOption = None,
     num_warmups: Annotated[int | None, typer.Option(help="Warm-up requests.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of arrivals, lengths and content.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Passes over the schedule.")] = None,
@@ -272,9 +290,9 @@ def run(
     place = _place(output_dir, resume, keep_content=not no_content)
     options = Overrides(
         request_rate=request_rate, burstiness=burstiness, max_concurrency=max_concurrency, num_prompts=num_prompts,
-        num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches, ignore_eos=ignore_eos or None,
-        goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, api=api, device=device,
-        threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
+        sessions=sessions, num_warmups=num_warmups, seed=seed, rounds=rounds, launches=launches,
+        ignore_eos=ignore_eos or None, goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour,
+        api=api, device=device, threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
     text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))

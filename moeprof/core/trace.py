@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
+from moeprof.core.turns import NO_SESSION, NONE, FloatArray, IntArray, Turns, kept_waits, waits_by_session
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+__all__ = ["NO_SESSION", "FloatArray", "IntArray", "Note", "Pattern", "Request", "Schedule", "Trace", "first_requests"]
 Pattern = Literal["open", "closed", "offline"]
-NO_SESSION = ""
-SCHEDULE_FORMAT_VERSION = 1
+Stated = Literal["whole", "added"]
+TURN_COLUMNS = ("after", "context", "delay_s", "gap_s", "context_tokens")  # of Turns, as a schedule's table has them
+SCHEDULE_FORMAT_VERSION = 2  # of schedules whose turns wait; the others are written as version 1, which they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,11 @@ class Trace:
         prefix_block_tokens: tokens per prefix block, or None.
         prompt_text: prompt text per request, or None for length-only traces; "" where only the length is known.
         messages: chat messages per request (role, content), or None; the chat template is applied when tokenising.
+        stated: what texts and messages of later turns are: the ``whole`` prompt (Mooncake, Bailian), or what is
+            ``added`` to the prompt before and its answer (AIPerf, GuideLLM). Lengths are always of whole prompts; added
+            ones grow again with the answers where these change.
+        after: row whose answer each request waits for, -1: none, shape [N]; None: that before it in its session.
+        context: row whose prompt and answer each added prompt goes on from, -1: none, shape [N]; None: row ``after``.
         output_text: the true continuation per request, or None.
         delay_s: seconds from the end of the answer to the session's previous request, NaN where it is not known, shape
             [N]; None when no request has one.
@@ -73,10 +79,27 @@ class Trace:
     messages: tuple[tuple[tuple[str, str], ...], ...] | None = None
     output_text: tuple[str | None, ...] | None = None
     delay_s: FloatArray | None = None
+    stated: Stated = "whole"
+    after: IntArray | None = None
+    context: IntArray | None = None
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    @property
+    def waits(self) -> IntArray:
+        """Row whose answer each request waits for, -1: none, shape [N]."""
+        if self.after is not None:
+            return self.after
+        return waits_by_session(self.session or (NO_SESSION,) * len(self))
+
+    @property
+    def context_of(self) -> IntArray:
+        """Row whose prompt and answer each prompt begins with, -1: it is whole, shape [N]."""
+        if self.stated == "whole":
+            return np.full(len(self), NONE, dtype=np.int64)
+        return self.waits if self.context is None else self.context
 
     def with_notes(self, *notes: Note) -> Trace:
         """The same trace with more notes."""
@@ -101,6 +124,8 @@ class Trace:
             messages=pick(self.messages),
             output_text=pick(self.output_text),
             delay_s=None if self.delay_s is None else self.delay_s[rows],
+            after=None if self.after is None else kept_waits(self.after, rows.tolist()),
+            context=None if self.context is None else kept_waits(self.context, rows.tolist()),
         )
 
 
@@ -111,12 +136,14 @@ class Request:
     Attributes:
         index: row in the schedule (also the request's number in every recorder).
         request_id: stable name.
-        arrival_s: when the schedule wants it sent, seconds from the start of the round.
+        arrival_s: when the schedule wants it sent, seconds from the start of the round; of a turn that waits for an
+            answer known when that has ended.
         input_ids: prompt token ids.
         output_tokens: how many tokens to produce.
         output_ids: the forced continuation, or None when the model chooses.
         request_class: domain tag.
         stop_at_eos: True when generation may end early (``outputs: free``).
+        reusable_tokens: leading prompt tokens that requests before it had, in whole blocks; None: not known.
     """
 
     index: int
@@ -127,6 +154,7 @@ class Request:
     output_ids: list[int] | None
     request_class: str
     stop_at_eos: bool = False
+    reusable_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +165,7 @@ class Schedule:
         pattern: ``open`` (send at arrival_s), ``closed`` (keep ``concurrency`` in flight), ``offline`` (all at once).
         concurrency: requests in flight for ``closed``, else None.
         request_id: names, length N.
-        arrival_s: shape [N]; zeros unless ``open``.
+        arrival_s: shape [N]; zeros unless ``open``. Of a turn that waits: if answers took no time.
         input_ids: prompt token ids per request.
         output_tokens: shape [N].
         output_ids: forced continuation per request, or None (model's own tokens).
@@ -147,6 +175,8 @@ class Schedule:
         outputs: ``forced`` (ids given), ``forced_length`` (length given, model's own ids), ``free`` (may stop early).
         num_characters: characters of prompt plus asked output text per request, or -1 when unknown, shape [N].
         realism: ``real_text``, ``random_ids`` or ``repeated``: what the prompts are made of.
+        turns: its conversations; None: no request belongs to another.
+        reusable_tokens: see :class:`Request`, shape [N]; None: not known.
         notes: everything dropped or changed on the way from the trace.
     """
 
@@ -163,10 +193,30 @@ class Schedule:
     outputs: Literal["forced", "forced_length", "free"]
     num_characters: IntArray
     realism: str = "real_text"
+    turns: Turns | None = None
+    reusable_tokens: IntArray | None = None
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.request_id)
+
+    @property
+    def waits(self) -> bool:
+        """True when a turn waits for the answer to another."""
+        return self.turns is not None and self.turns.num_waiting > 0
+
+    @property
+    def own_answers(self) -> bool:
+        """True when later prompts hold what the model itself answered, so that models get different ones."""
+        turns = self.turns
+        return self.waits and self.outputs == "free" and turns is not None and bool(turns.context_tokens.any())
+
+    @property
+    def is_first(self) -> npt.NDArray[np.bool_]:
+        """Requests that wait for no answer, shape [N]."""
+        if self.turns is None or not self.turns.is_closed:
+            return np.ones(len(self), dtype=np.bool_)
+        return np.asarray(self.turns.after == NONE, dtype=np.bool_)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -190,11 +240,18 @@ class Schedule:
                 output_ids=None if self.output_ids is None else self.output_ids[i].tolist(),
                 request_class=self.request_class[i],
                 stop_at_eos=self.outputs == "free",
+                reusable_tokens=None if self.reusable_tokens is None else int(self.reusable_tokens[i]),
             )
 
     def as_offline(self) -> Schedule:
-        """The same requests, all at once (the capacity pass)."""
-        return replace(self, pattern="offline", concurrency=None, arrival_s=np.zeros(len(self), dtype=np.float64))
+        """The same requests, all at once (the capacity pass); turns still wait for answers, but do not pause."""
+        return replace(
+            self,
+            pattern="offline",
+            concurrency=None,
+            arrival_s=np.zeros(len(self), dtype=np.float64),
+            turns=None if self.turns is None else self.turns.without_pauses(),
+        )
 
     def sha256(self) -> str:
         """Hash of everything that an engine sees: ids, lengths, arrivals, order, pattern."""
@@ -205,6 +262,8 @@ class Schedule:
             digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, dtype=np.int32).tobytes())
         for ids in self.output_ids or ():
             digest.update(len(ids).to_bytes(8, "little") + np.ascontiguousarray(ids, dtype=np.int32).tobytes())
+        if self.turns is not None:
+            digest.update(self.turns.digested())
         return digest.hexdigest()
 
     def save(self, path: Path, *, with_content: bool = True) -> None:
@@ -215,6 +274,9 @@ class Schedule:
         empty: list[list[int] | None] | None = None if with_content else [[] for _ in range(len(self))]
         nothing: list[list[int] | None] = [None] * len(self)
         forced = nothing if self.output_ids is None else [ids.tolist() for ids in self.output_ids]
+        columns: dict[str, Any] = {} if self.reusable_tokens is None else {"reusable_tokens": self.reusable_tokens}
+        if self.turns is not None:
+            columns |= {name: getattr(self.turns, name) for name in TURN_COLUMNS}
         table = pa.table(
             {
                 "request_id": list(self.request_id),
@@ -230,10 +292,12 @@ class Schedule:
                 "session": list(self.session),
                 "prefix_blocks": pa.array([list(b) for b in self.prefix_blocks], type=pa.list_(pa.int64())),
                 "num_characters": self.num_characters,
+                **columns,
             }
         )
         meta = {
-            "moeprof_schedule": str(SCHEDULE_FORMAT_VERSION),
+            "moeprof_schedule": str(SCHEDULE_FORMAT_VERSION if self.waits else 1),
+            "sessions": "" if self.turns is None else "closed" if self.turns.is_closed else "open",
             "pattern": self.pattern,
             "concurrency": "" if self.concurrency is None else str(self.concurrency),
             "outputs": self.outputs,
@@ -268,6 +332,17 @@ class Schedule:
             raise TraceError(f"{path}: saved with --no-content, so it holds no token ids and cannot be replayed")
         rows = table.to_pydict()
         forced = meta["outputs"] == "forced"
+        turns = None
+        if meta.get("sessions"):
+            turns = Turns(
+                is_closed=meta["sessions"] == "closed",
+                after=np.array(rows["after"], dtype=np.int64),
+                context=np.array(rows["context"], dtype=np.int64),
+                delay_s=np.array(rows["delay_s"], dtype=np.float64),
+                gap_s=np.array(rows["gap_s"], dtype=np.float64),
+                context_tokens=np.array(rows["context_tokens"], dtype=np.int64),
+            )
+        reusable = rows.get("reusable_tokens")
         return Schedule(
             pattern=meta["pattern"],
             concurrency=int(meta["concurrency"]) if meta["concurrency"] else None,
@@ -282,6 +357,8 @@ class Schedule:
             outputs=meta["outputs"],
             num_characters=np.array(rows["num_characters"], dtype=np.int64),
             realism=meta["realism"],
+            turns=turns,
+            reusable_tokens=None if reusable is None else np.array(reusable, dtype=np.int64),
         )
 
 
@@ -310,4 +387,6 @@ def _rows(schedule: Schedule, rows: list[int]) -> Schedule:
         session=pick(schedule.session),
         prefix_blocks=pick(schedule.prefix_blocks),
         num_characters=schedule.num_characters[rows],
+        turns=None if schedule.turns is None else schedule.turns.select(rows),
+        reusable_tokens=None if schedule.reusable_tokens is None else schedule.reusable_tokens[rows],
     )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import NO_SESSION, Note, Pattern, Schedule, Trace
-from moeprof.core.workload.traffic import Arrivals, Traffic
-from moeprof.sources.content import Content, ScheduleText, deal_windows, limit_text, merge, prompt_ids, tokenise_text
+from moeprof.core.trace import NO_SESSION, IntArray, Note, Pattern, Schedule, Trace
+from moeprof.core.turns import NONE, REUSE_BLOCK_TOKENS, Turns
+from moeprof.core.workload.traffic import Arrivals, Sessions, Traffic
+from moeprof.sources.content import Content, ScheduleText, chained_ids, deal_windows, limit_text, merge, tokenise_text
 from moeprof.sources.corpus import WindowSource, window_source
 from moeprof.sources.synthetic import draw_arrivals, draw_lengths, streams, synthesise
-from moeprof.sources.tokenizer import TextTokenizer
-from moeprof.sources.transforms import first_requests, limit_lengths, transform
+from moeprof.sources.tokenizer import Ids, TextTokenizer
+from moeprof.sources.transforms import (
+    first_requests,
+    limit_lengths,
+    sessions_of,
+    transform,
+    with_closed_sessions,
+    with_outputs,
+)
 
 Outputs = Literal["forced", "forced_length", "free"]
 DEFAULT_NUM_WARMUPS = 8
@@ -95,8 +104,9 @@ def build_schedule(
         trace = with_output_lengths(trace, traffic, rngs.output_lengths)
         content = deal_windows(trace, source, tokenizer, class_rng)
     realism, notes = _realism(source, len(trace))
-    measured = _schedule(content, traffic.arrivals, outputs, "request")
-    measured = replace(measured, realism=realism, notes=(*measured.notes, *notes))
+    sessions = sessions_of(content.trace, None if traffic.trace is None else traffic.trace.sessions)
+    measured = _schedule(content, traffic.arrivals, outputs, "request", sessions)
+    measured = _with_reuse(replace(measured, realism=realism, notes=(*measured.notes, *notes)))
     warmup = _warmup(measured, source, tokenizer, rngs.warmup, num_warmups)
     return BuiltSchedule(
         measured=measured, warmup=_schedule_like(warmup, measured), text=content.text, warmup_text=warmup.text
@@ -110,7 +120,7 @@ def _text_content(
     alone = np.zeros(len(trace), dtype=np.bool_)
     if trace.prompt_text is not None:
         alone = np.array([not text for text in trace.prompt_text]) & (trace.input_tokens > 0)
-    content = tokenise_text(trace.select(~alone) if alone.any() else trace, tokenizer)
+    content = tokenise_text(trace.select(~alone) if alone.any() else trace, tokenizer, source)
     if traffic.trace is not None:
         content = limit_text(content, traffic.trace, tokenizer)
     if not alone.any():
@@ -139,9 +149,16 @@ def traffic_trace(traffic: Traffic, *, seed: int) -> Trace:
         return synthesise(traffic, seed=seed)
     rng = streams(seed).arrivals
     recorded = transform(read_source(traffic.trace), traffic.trace, rng=rng)
-    trace = first_requests(recorded, traffic.num_requests)
+    closed = sessions_of(recorded, traffic.trace.sessions) == "closed"
+    # As they would arrive if answers took no time: the first requests are then a beginning of the traffic.
+    trace = first_requests(with_closed_sessions(recorded) if closed else recorded, traffic.num_requests)
     if traffic.arrivals is None:
         return trace
+    if closed:
+        number = int((trace.waits == NONE).sum())
+        text = f"the times at which conversations begin were replaced by pattern {traffic.arrivals.pattern}"
+        trace = with_closed_sessions(trace, draw_arrivals(rng, traffic.arrivals, number))
+        return trace.with_notes(Note(code="arrivals_replaced", count=number, text=text))
     text = f"the trace's own times were replaced by pattern {traffic.arrivals.pattern}"
     return replace(trace, arrival_s=draw_arrivals(rng, traffic.arrivals, len(trace))).with_notes(
         Note(code="arrivals_replaced", count=len(trace), text=text)
@@ -154,6 +171,7 @@ def with_input_length(trace: Trace, input_tokens: int) -> Trace:
     text = f"every prompt has {input_tokens} tokens" + (": windows of other text, not the trace's own" * has_text)
     return replace(
         trace,
+        stated="whole",
         input_tokens=np.full(len(trace), input_tokens, dtype=np.int64),
         # Text without tags is one class; windows would bring the classes of their own text.
         request_class=trace.request_class or ((ALL_CLASSES,) * len(trace) if has_text else None),
@@ -182,7 +200,7 @@ def with_output_lengths(trace: Trace, traffic: Traffic, rng: np.random.Generator
     output_tokens = trace.output_tokens.copy()
     output_tokens[unknown] = draw_lengths(rng, traffic.lengths.output, int(unknown.sum()), "output")
     text = "requests without an output length got one from lengths.output"
-    return replace(trace, output_tokens=output_tokens).with_notes(
+    return with_outputs(trace, output_tokens).with_notes(
         Note(code="output_lengths_drawn", count=int(unknown.sum()), text=text)
     )
 
@@ -196,9 +214,13 @@ def retokenise(schedule: Schedule, text: ScheduleText, tokenizer: TextTokenizer)
     Raises:
         TraceError: the chat template refuses the messages.
     """
-    pairs = zip(text.prompts, text.messages, strict=True)
-    inputs = tuple(prompt_ids(tokenizer, prompt, messages) for prompt, messages in pairs)
+    context_of, turns = np.full(len(schedule), NONE, dtype=np.int64), schedule.turns
+    if turns is not None:
+        context_of = np.where(turns.context_tokens > 0, turns.context, NONE)
     said = [None if output is None else tokenizer.encode(output) for output in text.outputs]
+    followed = set(context_of.tolist())
+    answers = [tokenizer.encode(text.answer(i)) if ids is None and i in followed else ids for i, ids in enumerate(said)]
+    inputs = chained_ids(tokenizer, text, answers, context_of)
     output_tokens = [
         int(asked) if ids is None else max(1, len(ids)) for ids, asked in zip(said, schedule.output_tokens, strict=True)
     ]
@@ -208,16 +230,18 @@ def retokenise(schedule: Schedule, text: ScheduleText, tokenizer: TextTokenizer)
         assert len(forced) == len(said)
         if not all(len(ids) for ids in (*inputs, *forced)):
             raise TraceError(f"{tokenizer.name}: a prompt or output of the schedule has no token under this tokenizer")
-    return replace(
+    told = Note(code="retokenised", count=len(schedule), text="the reference's text under this model's own tokenizer")
+    if turns is not None:
+        turns = replace(turns, context_tokens=_context_tokens(inputs, np.array(output_tokens), answers, context_of))
+    retold = replace(
         schedule,
         input_ids=inputs,
         output_tokens=np.array(output_tokens, dtype=np.int64),
         output_ids=forced,
-        notes=(
-            *schedule.notes,
-            Note(code="retokenised", count=len(schedule), text="the reference's text under this model's own tokenizer"),
-        ),
+        turns=turns,
+        notes=(*schedule.notes, told),
     )
+    return retold if schedule.reusable_tokens is None else _with_reuse(retold)
 
 
 def _realism(source: WindowSource, number: int) -> tuple[str, tuple[Note, ...]]:
@@ -227,7 +251,9 @@ def _realism(source: WindowSource, number: int) -> tuple[str, tuple[Note, ...]]:
     return ("repeated" if reused > REPEATED_SHARE * number else source.realism), notes
 
 
-def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, name: str) -> Schedule:
+def _schedule(
+    content: Content, arrivals: Arrivals | None, outputs: Outputs, name: str, sessions: Sessions | None = None
+) -> Schedule:
     trace = content.trace
     notes = trace.notes
     given = tuple(ids for ids in content.output_ids if ids is not None)
@@ -237,7 +263,9 @@ def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, nam
         notes = (*notes, Note(code="no_output_text", count=len(trace) - len(given), text=text))
     forced = outputs == "forced"
     pattern = _pattern(trace, arrivals)
-    notes = (*notes, *_open_sessions(trace, pattern))
+    turns = None if sessions is None else _turns(content, sessions)
+    if turns is not None:
+        notes = (*notes, _sessions_note(trace, turns, pattern, outputs))
     unknown = np.full(len(trace), -1, dtype=np.int64)
     width = len(str(len(trace) - 1))
     return Schedule(
@@ -252,7 +280,8 @@ def _schedule(content: Content, arrivals: Arrivals | None, outputs: Outputs, nam
         session=trace.session or (NO_SESSION,) * len(trace),
         prefix_blocks=trace.prefix_blocks or ((),) * len(trace),
         outputs=outputs,
-        num_characters=content.text.num_characters() if forced and content.text is not None else unknown,
+        num_characters=unknown if not forced or content.text is None else content.text.num_characters(trace.context_of),
+        turns=turns,
         notes=notes,
     )
 
@@ -265,15 +294,77 @@ def _pattern(trace: Trace, arrivals: Arrivals | None) -> Pattern:
     return "offline" if any(note.code == "no_times" for note in trace.notes) else "open"
 
 
-def _open_sessions(trace: Trace, pattern: Pattern) -> tuple[Note, ...]:
-    """Says how many turns are sent without waiting for the answer to the turn before them."""
-    sessions = [name for name in trace.session or () if name != NO_SESSION]
-    later = len(sessions) - len(set(sessions))
-    if not later:
-        return ()
-    when = "when they are due" if pattern == "open" else "as soon as there is room"
-    text = f"turns that follow another of their session are sent {when}, even before the answer to it has ended"
-    return (Note(code="sessions_open", count=later, text=text),)
+def _turns(content: Content, sessions: Sessions) -> Turns:
+    """Who waits for whom, for how long, and how much of each prompt is the one before and its answer."""
+    trace = content.trace
+    after = trace.waits
+    later = after != NONE
+    pause_s = np.full(len(trace), np.nan) if trace.delay_s is None else trace.delay_s
+    since_s = trace.arrival_s - trace.arrival_s[np.where(later, after, 0)]
+    stated = later & ~np.isnan(pause_s)
+    return Turns(
+        after=after,
+        is_closed=sessions == "closed",
+        delay_s=np.where(stated, pause_s, 0.0),
+        gap_s=np.where(later & ~stated, np.maximum(since_s, 0.0), 0.0),
+        context=trace.context_of,
+        context_tokens=_context_tokens(content.input_ids, trace.output_tokens, content.output_ids, trace.context_of),
+    )
+
+
+def _context_tokens(
+    inputs: Sequence[Ids], output_tokens: IntArray, answers: Sequence[Ids | None], context_of: IntArray
+) -> IntArray:
+    """Leading tokens that are the prompt before and its answer; 0 where the prompt does not begin with them."""
+    found = np.zeros(len(inputs), dtype=np.int64)
+    for i in np.flatnonzero(context_of != NONE).tolist():
+        before = int(context_of[i])
+        prompt, answer, number = inputs[before], answers[before], int(output_tokens[before])
+        context = len(prompt) + number
+        same = context <= len(inputs[i]) and np.array_equal(inputs[i][: len(prompt)], prompt)
+        if same and (answer is None or np.array_equal(inputs[i][len(prompt) : context], answer[:number])):
+            found[i] = context
+    return found
+
+
+def _with_reuse(schedule: Schedule) -> Schedule:
+    """With the prompt tokens that a prefix cache without limit would have, in whole blocks.
+
+    A block counts when a request before it in the schedule had the same tokens up to its end: in its prompt, or in its
+    forced output. Answers that models choose are known while they run alone. At least the last prompt token is always
+    computed, and the last output token never.
+    """
+    seen: set[int] = set()
+    reusable = np.zeros(len(schedule), dtype=np.int64)
+    forced = schedule.output_ids or ((),) * len(schedule)
+    for i, (prompt, output) in enumerate(zip(schedule.input_ids, forced, strict=True)):
+        ids = np.concatenate([prompt, np.asarray(output, dtype=np.int32)[:-1]])
+        digest, known = 0, True
+        for end in range(REUSE_BLOCK_TOKENS, len(ids) + 1, REUSE_BLOCK_TOKENS):
+            digest = hash((digest, ids[end - REUSE_BLOCK_TOKENS : end].tobytes()))
+            known = known and digest in seen
+            if known and end < len(prompt):
+                reusable[i] = end
+            seen.add(digest)
+    return replace(schedule, reusable_tokens=reusable)
+
+
+def _sessions_note(trace: Trace, turns: Turns, pattern: Pattern, outputs: Outputs) -> Note:
+    """Says whether turns wait for answers, and what their pauses are."""
+    later = int((turns.after != NONE).sum())
+    if not turns.is_closed:
+        when = "when they are due" if pattern == "open" else "as soon as there is room"
+        text = f"sessions are open: turns are sent {when}, even before the answer to the turn before has ended"
+        return Note(code="sessions_open", count=later, text=text)
+    parts = ["sessions are closed: a turn is sent when the answer to the turn before it has ended"]
+    stated = 0 if trace.delay_s is None else int((~np.isnan(trace.delay_s) & (turns.after != NONE)).sum())
+    if stated:
+        parts.append(f"{stated} after the pause that the file states")
+    if later > stated and (turns.gap_s > 0).any():
+        parts.append(f"{later - stated} not sooner after the turn before arrived than in the file")
+    if outputs == "free" and turns.context_tokens.any():
+        parts.append("prompts hold the model's own answers, so models get different ones")
+    return Note(code="sessions_closed", count=later, text="; ".join(parts))
 
 
 def _warmup(

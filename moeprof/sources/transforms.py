@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import Note, Trace
-from moeprof.core.workload.traffic import TooLong, TraceSource
+from moeprof.core.trace import FloatArray, IntArray, Note, Trace
+from moeprof.core.turns import NONE, added_lengths, whole_lengths
+from moeprof.core.workload.traffic import Sessions, TooLong, TraceSource
 from moeprof.sources.formats.columns import detect_grid, not_before_predecessor, round_half_up
+from moeprof.sources.formats.turns import whole_blocks
 
 
 def transform(trace: Trace, source: TraceSource, *, rng: np.random.Generator) -> Trace:
@@ -87,6 +89,44 @@ def rescale_rate(trace: Trace, rate: float) -> Trace:
     return scale_times(trace, (len(trace) - 1) / rate / span_s)
 
 
+def sessions_of(trace: Trace, asked: Sessions | None) -> Sessions | None:
+    """Whether turns wait for answers: as asked, else where the trace has turns; None: it has none.
+
+    Raises:
+        TraceError: closed sessions of a trace that has none.
+    """
+    if (trace.waits != NONE).any():
+        return asked or "closed"
+    if asked == "closed":
+        raise TraceError(
+            f"traffic.trace.sessions: closed, but no request of the {trace.source} trace belongs to the session of "
+            "another; name the column that says so (traffic.trace.columns: session), or leave sessions out"
+        )
+    return None
+
+
+def with_closed_sessions(trace: Trace, first_s: FloatArray | None = None) -> Trace:
+    """Later turns stand where they would arrive if answers took no time, in order of time.
+
+    That is a stated pause after the turn before, or where none is stated as long after it as in the file.
+
+    Args:
+        trace: requests that wait for others.
+        first_s: other arrivals of the first turns, ascending; None: their own.
+    """
+    after, old_s = trace.waits, trace.arrival_s
+    arrival_s = old_s.copy()
+    if first_s is not None:
+        arrival_s[after == NONE] = first_s
+    pause_s = np.full(len(trace), np.nan) if trace.delay_s is None else trace.delay_s
+    for i in np.flatnonzero(after != NONE).tolist():
+        before = int(after[i])
+        gap_s = old_s[i] - old_s[before] if np.isnan(pause_s[i]) else pause_s[i]
+        arrival_s[i] = arrival_s[before] + max(0.0, float(gap_s))
+    waiting = replace(trace, arrival_s=arrival_s, after=after)
+    return waiting.select(np.argsort(arrival_s, kind="stable"))
+
+
 def scale_lengths(trace: Trace, length_scale: float) -> Trace:
     """Lengths multiplied: ``max(1, floor(x * scale + 0.5))``; prefix blocks shrink with them, so sharing is kept.
 
@@ -98,11 +138,12 @@ def scale_lengths(trace: Trace, length_scale: float) -> Trace:
     has_text = trace.prompt_text is not None or trace.messages is not None
     if has_text or (trace.input_tokens < 0).any() or (trace.output_tokens < 0).any():
         raise TraceError("length_scale needs a trace of lengths; this one carries text (use max_input_tokens instead)")
-    scaled = replace(
-        trace,
-        input_tokens=round_half_up(trace.input_tokens * length_scale),
-        output_tokens=round_half_up(trace.output_tokens * length_scale),
-    )
+    outputs = round_half_up(trace.output_tokens * length_scale)
+    # What turns add is scaled, not what they hold: rounding would add up over a conversation.
+    context_of = trace.context_of
+    added = added_lengths(trace.input_tokens, trace.output_tokens, context_of)
+    inputs = whole_lengths(round_half_up(added * length_scale), outputs, context_of)
+    scaled = replace(trace, input_tokens=inputs, output_tokens=outputs)
     if trace.prefix_block_tokens is not None:
         block_tokens = int(round_half_up(np.array(trace.prefix_block_tokens * length_scale)))
         scaled = _fitting_blocks(replace(scaled, prefix_block_tokens=block_tokens))
@@ -181,7 +222,7 @@ def jitter(trace: Trace, rng: np.random.Generator) -> Trace:
         return trace.with_notes(Note(code="no_grid", count=0, text="no time grid was found: jitter changed nothing"))
     arrival_s = trace.arrival_s + rng.uniform(0.0, grid.step_s, len(trace))
     if trace.session is not None:
-        arrival_s = not_before_predecessor(arrival_s, trace.session)
+        arrival_s = not_before_predecessor(arrival_s, trace.session, trace.after)
     order = np.argsort(arrival_s, kind="stable")
     spread = replace(trace, arrival_s=arrival_s - arrival_s.min()).select(order)
     text = f"times on a {grid.step_s:.4g} s grid were spread evenly inside their cell"
@@ -204,7 +245,24 @@ def _fitting_factor(trace: Trace, max_input: int | None, max_output: int | None,
     return min(limit / float(column.max()) for limit, column in pairs if limit is not None)
 
 
+def with_outputs(trace: Trace, output_tokens: IntArray) -> Trace:
+    """Other output lengths; prompts that grow with the answers before them grow with these."""
+    context_of = trace.context_of
+    if trace.stated == "whole" or (trace.input_tokens < 0).any():
+        return replace(trace, output_tokens=output_tokens)
+    added = added_lengths(trace.input_tokens, trace.output_tokens, context_of)
+    inputs = whole_lengths(added, output_tokens, context_of)
+    grown = replace(trace, input_tokens=inputs, output_tokens=output_tokens)
+    size = trace.prefix_block_tokens
+    if trace.prefix_blocks is None or size is None:
+        return grown
+    first = [() if before >= 0 else ids for ids, before in zip(trace.prefix_blocks, context_of.tolist(), strict=True)]
+    return replace(grown, prefix_blocks=whole_blocks(first, inputs, context_of, size))
+
+
 def _truncated(trace: Trace, max_input: int | None, max_output: int | None, max_total: int | None) -> Trace:
+    if max_output is not None and trace.stated == "added":
+        trace = with_outputs(trace, np.minimum(trace.output_tokens, max_output))
     input_tokens = trace.input_tokens if max_input is None else np.minimum(trace.input_tokens, max_input)
     output_tokens = trace.output_tokens if max_output is None else np.minimum(trace.output_tokens, max_output)
     if max_total is not None:

@@ -321,11 +321,12 @@ def test_aiperf_turns_that_begin_alike_state_whole_prompts(tmp_path: Path) -> No
     assert trace.prefix_blocks == ((1, 2), (1, 2, 3))
 
 
-def test_aiperf_texts_and_turns_hold_what_was_said_before(tmp_path: Path) -> None:
+def test_aiperf_turns_add_to_what_was_said_before(tmp_path: Path) -> None:
     turns = [{"text": "One"}, {"texts": ["Two", "Three"], "image": "x.png", "delay": 1000}]
     trace = read(tmp_path, lines({"session_id": "c", "turns": turns}, {"turns": [{"text": "Alone"}]}))
     assert trace.source == "aiperf"
-    assert trace.prompt_text == ("One", "Alone", "One\n\nTwo\nThree")
+    assert (trace.stated, trace.prompt_text) == ("added", ("One", "Alone", "\n\nTwo\nThree"))
+    assert trace.waits.tolist() == [-1, -1, 0]
     assert trace.session == ("c", "2", "c")
     assert trace.arrival_s.tolist() == [0.0, 0.0, 1.0]
     assert codes(trace) == {"sorted": 1, "turns_add_up": 1, "media_left_out": 1}
@@ -373,7 +374,7 @@ def test_guidellm_prompts_ask_for_their_count(tmp_path: Path) -> None:
 def test_guidellm_turns_add_up(tmp_path: Path) -> None:
     row = {"prefix": "P", "prompt_0": "A", "output_tokens_count_0": 50, "prompt_1": "B", "output_tokens_count_1": 40}
     text = read(tmp_path, lines(row))
-    assert text.prompt_text == ("P\n\nA", "P\n\nA\n\nB")
+    assert (text.stated, text.prompt_text) == ("added", ("P\n\nA", "\n\nB"))
     assert text.output_tokens.tolist() == [50, 40]
     counts = {"prompt_tokens_count_0": 100, "output_tokens_count_0": 50, "prompt_tokens_count_1": 10}
     lengths = read(tmp_path, lines(counts | {"output_tokens_count_1": 5}))
@@ -414,10 +415,10 @@ def test_sglang_custom_conversations_are_one_prompt_and_its_answer(tmp_path: Pat
     assert codes(trace) == {"dropped_conversations": 1, "first_turn_only": 1, "no_times": 2}
 
 
-def test_sglang_agentic_turns_state_their_whole_prompts(tmp_path: Path) -> None:
+def test_sglang_agentic_turns_add_messages(tmp_path: Path) -> None:
     turns = [{"messages": [USER], "prompt_tokens": 30}, {"messages": [{"role": "user", "content": "More"}]}]
     trace = read(tmp_path, json.dumps({"metadata": {}, "conversations": [turns]}, indent=1), "agentic.json")
-    assert trace.messages == ((("user", "Hi"),), (("user", "Hi"), ("user", "More")))
+    assert (trace.stated, trace.messages) == ("added", ((("user", "Hi"),), (("user", "More"),)))
     assert trace.input_tokens.tolist() == [30, -1]
     assert codes(trace) == {"turns_add_up": 1, "no_times": 2}
 

@@ -81,12 +81,27 @@ def test_chats_and_answers_come_back(tmp_path: Path, form: Form) -> None:
     same(trace, again, "arrival_s", "output_tokens", "messages", "output_text")
 
 
-@pytest.mark.parametrize("form", ["moeprof", "aiperf"])
-def test_texts_that_go_on_come_back_as_whole_prompts(tmp_path: Path, form: Form) -> None:
+def test_whole_prompts_of_turns_come_back(tmp_path: Path) -> None:
     trace = replace(lengths(prompt_text=TEXTS, **TURNS), input_tokens=UNKNOWN)
-    again, lost = written(trace, tmp_path, form)
+    again, lost = written(trace, tmp_path, "moeprof")
     assert lost == {}
     same(trace, again, "arrival_s", "output_tokens", "prompt_text", "session", "delay_s")
+
+
+@pytest.mark.parametrize("form", ["moeprof", "aiperf"])
+def test_what_turns_add_comes_back(tmp_path: Path, form: Form) -> None:
+    waits = lengths(**TURNS).waits.tolist()
+    added = tuple(f"\n\nand {i}" if before >= 0 else f"first {i}" for i, before in enumerate(waits))
+    trace = replace(lengths(prompt_text=added, **TURNS), input_tokens=UNKNOWN, stated="added")
+    again, lost = written(trace, tmp_path, form)
+    assert lost == {}
+    same(trace, again, "arrival_s", "output_tokens", "prompt_text", "session", "delay_s", "waits", "stated")
+
+
+def test_aiperf_does_not_hold_whole_prompts_of_later_turns(tmp_path: Path) -> None:
+    trace = replace(lengths(prompt_text=TEXTS, **TURNS), input_tokens=UNKNOWN)
+    with pytest.raises(TraceError, match="the aiperf form does not hold prompts' text"):
+        written(trace, tmp_path, "aiperf")
 
 
 def test_plain_prompts_come_back_from_evalscope(tmp_path: Path) -> None:

@@ -343,8 +343,9 @@ def test_turns_of_added_lengths_begin_with_the_whole_prompt_before_them(
     schedule = build_schedule(trace_of(tmp_path, rows), tokenizer=tokenizer, seed=0).measured
     first, second = schedule.input_ids
     assert (len(first), len(second)) == (130, 130 + 10 + 20)
-    assert first[:128].tolist() == second[:128].tolist()  # two blocks of 64 tokens
-    assert codes(schedule) == {"sessions_open": 1, "turns_add_up": 1}
+    assert schedule.output_ids is not None
+    assert second[:140].tolist() == [*first.tolist(), *schedule.output_ids[0].tolist()]
+    assert codes(schedule) == {"sessions_closed": 1, "turns_add_up": 1}
 
 
 def test_lengths_without_an_output_get_one_from_the_workload(tmp_path: Path, tokenizer: TextTokenizer) -> None:

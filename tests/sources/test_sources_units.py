@@ -171,7 +171,9 @@ def test_mooncake_sessions_are_kept_and_later_turns_stand_their_delay_after_the_
     trace = read(write_rows(tmp_path, rows), "mooncake")  # by content it is AIPerf's form
     assert trace.arrival_s.tolist() == [0.0, 0.2, 0.5]
     assert trace.session == ("a", "b", "a")
-    assert counts(trace) == {"delayed_turns": 1, "sorted": 1}
+    assert counts(trace) == {"sorted": 1}
+    assert trace.delay_s is not None
+    assert trace.delay_s[2] == 0.5
 
 
 def test_a_delay_in_a_file_of_seconds_is_in_seconds(tmp_path: Path) -> None:

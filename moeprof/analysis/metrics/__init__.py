@@ -17,6 +17,7 @@ SUBJECTS: dict[str, Scope | None] = {
     "moeprof.analysis.metrics.resources.parameters": "model",
     "moeprof.analysis.metrics.quality": "model",
     "moeprof.analysis.metrics.latency": "traffic",
+    "moeprof.analysis.metrics.conversations": "traffic",
     "moeprof.analysis.metrics.throughput": "traffic",
     "moeprof.analysis.metrics.cost.metrics": "traffic",
     "moeprof.analysis.metrics.resources.energy": "traffic",

@@ -18,6 +18,7 @@ SECTION_TITLES = {
     "cost": "Cost",
     "throughput": "Throughput",
     "latency": "Latency",
+    "conversations": "Conversations",
     "routing": "Router",
     "parameters": "Parameters",
     "memory": "Memory",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NOT_SATURATED = "no round shows that its queue grew, so what it could serve was not reached"
 STATUSES = ("done", "refused", "failed", "unfinished")
+NOT_SENT = "not_sent"  # turns whose predecessor came to nothing
 
 _IN_WINDOW = "in the window / length of the window, idle time included"
 _card = partial(Card, section="throughput", source="docs/metrics.md#time", kind="timed")
@@ -33,11 +34,12 @@ _of_tokens = partial(_card, counts_tokens=True)
 _of_requests = partial(_card, counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _of_requests("request_rate_requested_per_s", "Requested rate", "requests/s", "neither",
-          "(requests - 1) / (last - first arrival)"),
+          "(requests - 1) / (last - first arrival); where turns wait for answers, of first turns"),
     _of_requests("request_rate_achieved_per_s", "Achieved rate", "requests/s", "higher",
           f"requests completed {_IN_WINDOW}"),
     _of_requests("request_rate_capacity_per_s", "Rate it could serve", "requests/s", "higher",
-          "requests completed per second while the queue was never empty; null unless the queue grew"),
+          "requests completed per second while the queue was never empty; null unless the queue grew; where turns wait "
+          "for answers, of first turns"),
     _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
           f"output tokens completed {_IN_WINDOW}",
           screen=(Place(30, "output speed"),), baseline=(Place(60),)),
@@ -61,6 +63,9 @@ CARDS: tuple[Card, ...] = (
           "requests of the schedule with status failed, summed over rounds"),
     _of_requests("num_requests_unfinished", "Requests unfinished", "requests", "lower",
           "requests of the schedule with status unfinished, summed over rounds"),
+    _of_requests("num_requests_not_sent", "Requests not sent", "requests", "lower",
+          "turns whose predecessor did not end well, summed over rounds; only where turns wait for answers",
+          section="conversations", source="docs/metrics.md#conversations"),
     _of_tokens("output_length_ratio", "Output got / asked", "share", "neither",
           "sum of output tokens got / asked, of requests done", bounded=True, of_requests=True),
     _of_tokens("forced_agreement_ratio", "Forced tokens the model would choose", "share", "neither",
@@ -150,7 +155,9 @@ def _outcomes(rounds: Sequence[PassTables]) -> list[MetricValue]:
     labels = {"traffic": rounds[0].traffic, "window": "total"}
     statuses = [str(status) for tables in rounds for status in tables.requests["status"]]
     counts = {"num_requests": len(statuses)}
-    counts |= {f"num_requests_{status}": statuses.count(status) for status in STATUSES}
+    waits = any(tables.requests["after"].notna().any() for tables in rounds) or NOT_SENT in statuses
+    told = (*STATUSES, NOT_SENT) if waits else STATUSES
+    counts |= {f"num_requests_{status}": statuses.count(status) for status in told}
     values = [MetricValue(name=name, value=count, exact=True, labels=labels) for name, count in counts.items()]
     for name, part, whole, reason in (
         ("output_length_ratio", "output_tokens", "asked_output_tokens", "no tokens were asked for"),

@@ -58,6 +58,7 @@ def _judge(value: MetricValue, broken: str | None, costly: bool) -> MetricValue:
     card = card_for(value.name)
     if broken is not None and card.from_routing:
         return replace(value, value=None, ci_low=None, ci_high=None, valid=False, reasons=(broken,))
-    if costly and card.section == "latency" and value.value is not None:
+    is_latency = card.section == "latency" or (card.section == "conversations" and card.unit == "s")
+    if costly and is_latency and value.value is not None:
         return replace(value, valid=False, reasons=(*value.reasons, COSTLY))
     return value

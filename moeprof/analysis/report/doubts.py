@@ -159,9 +159,12 @@ def _requests(model: ModelSummary) -> Iterator[Doubt]:
         if not passes:
             continue
         status = [str(s) for tables in passes for s in tables.requests["status"]]
-        for name in ("refused", "failed", "unfinished"):
+        for name in ("refused", "failed", "unfinished", "not_sent"):
             if name in status:
-                count = f"{status.count(name)} of {len(status)} requests were {name} ({passes[0].traffic} passes)"
+                what = name.replace("_", " ")
+                count = f"{status.count(name)} of {len(status)} requests were {what} ({passes[0].traffic} passes)"
+                if name == "not_sent":
+                    count += ", because the turn before them did not end well"
                 text = f"{count}; they are in no latency figure"
                 yield _doubt(model, name, "schedule", "warning", text)
         again = sum(int(tables.requests["recomputed_tokens"].sum()) for tables in passes)
@@ -508,6 +511,17 @@ def _own_ends(summary: Summary) -> Iterator[Doubt]:
         yield Doubt(code="output_lengths_differ", flag="cost", severity="warning", model=None, text=text)
 
 
+def _own_answers(summary: Summary) -> Iterator[Doubt]:
+    """Conversations in which a model goes on from what it said itself."""
+    sessions = [schedule.sessions for schedule in summary.record.experiment.schedules.values()]
+    if any(one is not None and one.own_answers for one in sessions):
+        text = (
+            "later turns hold what the model itself answered, so every model was sent other prompts: conversations are "
+            "compared, not the same requests; `outputs: forced_length` sends all of them the same"
+        )
+        yield Doubt(code="own_answers", flag="schedule", severity="warning", model=None, text=text)
+
+
 def _output_tokens(model: ModelSummary, name: str) -> float | None:
     """Mean over the requests of all rounds that ended well; None without any."""
     found = [column(tables.requests[is_done(tables.requests)], name) for tables in model.rounds]
@@ -559,6 +573,7 @@ RUN_CHECKS: tuple[Callable[[Summary], Iterator[Doubt]], ...] = (
     _launches,
     _realism,
     _own_ends,
+    _own_answers,
     _schedule_notes,
     _tokenizers,
     _dtypes,

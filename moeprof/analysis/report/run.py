@@ -31,7 +31,7 @@ from moeprof.core import units
 from moeprof.core.hardware import find_datasheet
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import TwinFacts
-from moeprof.core.record.experiment import DeviceAtStart
+from moeprof.core.record.experiment import DeviceAtStart, SessionsHeader
 from moeprof.core.record.launch import LaunchHeader, RanksHeader, WarmupHeader
 
 
@@ -117,12 +117,27 @@ def _traffic(summary: Summary) -> Table:
             "input tokens": f"{schedule.input_tokens or 0:,}",
             "output tokens": f"{schedule.output_tokens or 0:,} ({str(schedule.outputs).replace('_', ' ')})",
             "classes": ", ".join(schedule.classes),
+            "sessions": None if schedule.sessions is None else sessions_words(schedule.sessions),
             "prompts": str(schedule.realism).replace("_", " "),
             "schedule sha256": schedule.sha256,
         }
     rows["rounds"] = summary.record.workload.rounds
     rows["launches"] = summary.record.workload.launches
     return _facts("Traffic", rows)
+
+
+def sessions_words(sessions: SessionsHeader) -> str:
+    """Whether turns waited for answers, and what their prompts were."""
+    kind = {"closed": "closed: turns waited for answers", "open": "open: turns did not wait for answers"}
+    prompts = "prompts as the file states them, whole"
+    if sessions.prompts == "added":
+        prompts = "prompts grow by the schedule's own answers, the same for all models"
+    if sessions.own_answers:
+        prompts = "prompts grow by what each model itself answered"
+    return (
+        f"{kind.get(str(sessions.sessions), sessions.sessions)}; {sessions.num_conversations or 0:,} conversations, "
+        f"{sessions.num_later_turns or 0:,} later turns; {prompts}"
+    )
 
 
 def _engine(model: ModelSummary) -> Table:

@@ -121,7 +121,8 @@ class LocalLane:
             if not in_flight:
                 return
             step, row = self._timed_step(number, limits)
-            in_flight -= sum(sequence.finished for sequence in step.sequences)
+            pacer.note(step)
+            in_flight -= step.num_ended
             yield step, row | self._load(number), in_flight == 0 and pacer.is_empty
             number += 1
 

@@ -135,6 +135,8 @@ def _batches(engine: Engine, schedule: Schedule) -> Iterator[Schedule]:
                 prefix_blocks=((),) * batch,
                 outputs="forced_length",
                 num_characters=np.full(batch, -1, dtype=np.int64),
+                turns=None,
+                reusable_tokens=None,
                 notes=(),
             )
 

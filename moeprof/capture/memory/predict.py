@@ -31,6 +31,7 @@ from moeprof.core.errors import ModelError
 from moeprof.core.record.experiment import FitHeader, ModelFit
 from moeprof.core.record.headers import part_of
 from moeprof.core.trace import Schedule
+from moeprof.core.turns import most_at_once
 from moeprof.core.units import num_bytes
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
@@ -290,8 +291,11 @@ def all_at_once_tokens(schedule: Schedule, *, most: int | None = None) -> int:
         most: sequences that the engine takes at once, or None.
     """
     bounds = [bound for bound in (schedule.concurrency, most) if bound is not None]
-    lengths = np.sort(schedule.input_tokens + schedule.output_tokens)[::-1][: min(bounds, default=None)]
-    pages = int(((lengths + PAGE_TOKENS - 1) // PAGE_TOKENS + 1).sum()) + SPARE_PAGES
+    pages_N = (schedule.input_tokens + schedule.output_tokens + PAGE_TOKENS - 1) // PAGE_TOKENS + 1
+    pages = int(np.sort(pages_N)[::-1][: min(bounds, default=None)].sum())
+    if schedule.turns is not None and schedule.turns.is_closed:  # requests of a conversation mostly wait for each other
+        pages = min(pages, int(most_at_once(pages_N, schedule.turns.after).sum()))
+    pages += SPARE_PAGES
     # The scheduler keeps a share of the cache free before it admits prompts; without this it would hold some back.
     return int(pages * PAGE_TOKENS * 1.2)
 

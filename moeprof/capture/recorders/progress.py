@@ -38,6 +38,10 @@ class ProgressRecorder(Recorder):
         self._sent += refused is None
         self._refused += refused is not None
 
+    def on_not_sent(self, request: Request, reason: str) -> None:
+        """It will not come any more."""
+        self._refused += 1
+
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Count; report when due, and when no request is left: what follows is no step."""
         self._steps, self._done = self._steps + 1, self._done + step.num_ended

@@ -20,9 +20,9 @@ class _Open:
     """A request on its way. Times are seconds from the start of the pass."""
 
     request: Request
-    arrival_s: float
-    sent_s: float
-    slack_s: float
+    arrival_s: float | None
+    sent_s: float | None
+    slack_s: float | None
     first_scheduled_s: float | None = None
     cached_tokens: int | None = None
     computed_tokens: int = 0
@@ -51,6 +51,10 @@ class RequestRecorder(Recorder):
         self._origin_s = origin_s
         self._closed = schedule.pattern == "closed"
         self._characters = schedule.num_characters
+        self._sessions, turns = schedule.session, schedule.turns
+        self._numbers = None if turns is None else turns.number
+        self._after = turns.after if turns is not None and turns.is_closed else None
+        self._ended_s: dict[int, float] = {}
 
     def on_send(self, request: Request, sent_s: float, slack_s: float, refused: str | None) -> None:
         """In a closed loop a request arrives when its place becomes free, which is when it is sent."""
@@ -60,6 +64,10 @@ class RequestRecorder(Recorder):
             self._open[request.index] = entry
         else:
             self._write(entry, "refused", refused)
+
+    def on_not_sent(self, request: Request, reason: str) -> None:
+        """It stays in the record: without times."""
+        self._write(_Open(request, None, None, None), "not_sent", reason)
 
     def on_step(self, step: Step, num_waiting: int) -> None:
         """Collect token times; all tokens of a step come out at its end."""
@@ -79,6 +87,7 @@ class RequestRecorder(Recorder):
                 if token == sequence.chosen:
                     entry.agreed += 1
             if sequence.finished:
+                self._ended_s[sequence.request] = end
                 self._write(self._open.pop(sequence.request), "done", None)
         self._stream.flush_if_due()
 
@@ -94,6 +103,7 @@ class RequestRecorder(Recorder):
             entry.note_chosen(event.chosen)
             entry.token_times_s += [event.at_s - self._origin_s] * event.num_tokens
             if event.finished:
+                self._ended_s[event.request] = event.at_s - self._origin_s
                 self._write(self._open.pop(event.request), "done" if event.error is None else "failed", event.error)
         self._stream.flush_if_due()
 
@@ -107,12 +117,14 @@ class RequestRecorder(Recorder):
     def _write(self, entry: _Open, status: str, error: str | None) -> None:
         request, times, cached = entry.request, entry.token_times_s, entry.cached_tokens
         recomputed = None
-        if self._stepped:
+        if self._stepped and status != "not_sent":
             cached = cached or 0
             asked_tokens = len(request.input_ids) + len(times) - 1 - cached
             recomputed = max(0, entry.computed_tokens - asked_tokens) if times else 0
         agreed = entry.agreed if self._stepped or entry.num_chosen == len(times) else None
         characters = int(self._characters[request.index])
+        before = None if self._after is None or self._after[request.index] < 0 else int(self._after[request.index])
+        ended_s = None if before is None else self._ended_s.get(before)
         self._stream.append(
             {
                 "request": request.index,
@@ -132,6 +144,11 @@ class RequestRecorder(Recorder):
                 "asked_output_tokens": request.output_tokens,
                 "agreed_tokens": None if request.output_ids is None else agreed,
                 "num_characters": characters if characters >= 0 else None,
+                "session": self._sessions[request.index] or None,
+                "turn": None if self._numbers is None else int(self._numbers[request.index]),
+                "after": before,
+                "delay_s": None if ended_s is None or entry.arrival_s is None else entry.arrival_s - ended_s,
+                "reusable_tokens": request.reusable_tokens,
                 "status": status,
                 "error": error,
                 "token_times_s": times,

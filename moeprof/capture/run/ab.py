@@ -28,7 +28,7 @@ from moeprof.capture.protocol import (
     WorkerPlan,
 )
 from moeprof.capture.run.context import ProgressListener
-from moeprof.capture.run.lockstep import FREE, in_one_process
+from moeprof.capture.run.lockstep import FREE, check_sessions, in_one_process
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.remote_lane import child_environment, find_python
 from moeprof.capture.run.schedules import private_schedules
@@ -96,6 +96,7 @@ def pair_up(
             "--ab: two models step in turn in one process, ranks hold one each; leave engine.parallel out"
         )
     settings, measured = new.workload.lockstep, new.schedules[next(iter(models))].measured
+    check_sessions("--ab", measured)
     own = measured.concurrency if measured.pattern == "closed" and measured.concurrency else OFFLINE
     seconds = max_seconds or (settings.max_seconds if settings is not None else MAX_SECONDS)
     return Pairing(

@@ -29,6 +29,7 @@ from moeprof.capture.run.status import RunStatus, SignalWatch
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
 from moeprof.core.record.experiment import StudyHeader
+from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
@@ -37,6 +38,21 @@ if TYPE_CHECKING:
     from moeprof.capture.run.context import ProgressListener, Setup
 
 FREE = "a request may end early under `outputs: free`, so steps have no equal batches; use forced or forced_length"
+SESSIONS = (
+    "sessions are closed in an open arrival process: when a turn comes depends on how fast the model before answered, "
+    "so steps have no equal batches; set traffic.trace.sessions: open, or traffic.arrivals.pattern: concurrency or "
+    "offline, or run the models in turn"
+)
+
+
+def check_sessions(key: str, measured: Schedule) -> None:
+    """Lanes that are stepped in turn have the same batches, which turns that wait under open arrivals do not give.
+
+    Raises:
+        WorkloadError: this schedule has such turns.
+    """
+    if measured.waits and measured.pattern == "open":
+        raise WorkloadError(f"{key}: {SESSIONS} (leave {key} out)")
 
 
 def check_workload(workload: Workload, configs: dict[str, dict[str, Any]], schedules: dict[str, Scheduled]) -> Workload:
@@ -53,8 +69,15 @@ def check_workload(workload: Workload, configs: dict[str, dict[str, Any]], sched
                     f"sweep: model {spec.name} replays the picks of recorded requests, and a sweep sends others; leave "
                     "sweep or routing out"
                 )
+            if schedules[spec.name].measured.own_answers:
+                raise WorkloadError(
+                    f"model {spec.name}: routing.policy replay needs the prompts that were recorded, and under "
+                    "outputs: free later turns hold the model's own answers; use outputs: forced_length, or sessions: "
+                    "open"
+                )
             check_same_requests(Path(str(spec.routing.path)), schedules[spec.name].measured)
     if workload.lockstep is not None:
+        check_sessions("lockstep", schedules[workload.models[0].name].measured)
         available = len(schedules[workload.models[0].name].measured)
         _check_enough("lockstep", workload.lockstep.concurrency, workload.lockstep.num_requests, available)
     if workload.ladder is None:
@@ -62,6 +85,7 @@ def check_workload(workload: Workload, configs: dict[str, dict[str, Any]], sched
     if workload.outputs == "free":
         raise WorkloadError(f"ladder: {FREE}")
     model = choose_moe(workload, configs)
+    check_sessions("ladder", schedules[model.name].measured)
     _check_distinct(workload.ladder.distinct, configs[model.name])
     available = len(schedules[model.name].measured)
     _check_enough("ladder", workload.ladder.concurrency, workload.ladder.num_requests, available)

@@ -50,8 +50,11 @@ from moeprof.core.record.experiment import (
     ModelHeader,
     ScheduleHeader,
     ScheduleNote,
+    SessionsHeader,
 )
 from moeprof.core.record.headers import part_of
+from moeprof.core.trace import Schedule
+from moeprof.core.turns import NONE, roots
 from moeprof.core.workload.engine import TransformersSettings, ours
 from moeprof.core.workload.workload import Workload
 
@@ -404,6 +407,20 @@ def without_machine_paths(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
+def _sessions_header(measured: Schedule) -> SessionsHeader | None:
+    turns = measured.turns
+    if turns is None:
+        return None
+    later = turns.after != NONE
+    return SessionsHeader(
+        sessions="closed" if turns.is_closed else "open",
+        num_conversations=len(set(roots(turns.after)[later].tolist())),
+        num_later_turns=int(later.sum()),
+        prompts="added" if turns.context_tokens.any() else "whole",
+        own_answers=measured.own_answers,
+    )
+
+
 def _schedule_header(scheduled: Scheduled) -> ScheduleHeader:
     measured = scheduled.measured
     return ScheduleHeader(
@@ -420,6 +437,7 @@ def _schedule_header(scheduled: Scheduled) -> ScheduleHeader:
         output_tokens=int(measured.output_tokens.sum()),
         span_s=float(measured.arrival_s.max()) if len(measured) else 0.0,
         classes=tuple(measured.classes),
+        sessions=_sessions_header(measured),
         notes=tuple(part_of(ScheduleNote, note) for note in measured.notes),
         sweep=tuple(point.header() for point in scheduled.points),
     )

@@ -114,6 +114,17 @@ def at_load(schedule: Schedule, point: SweepPoint, sweep: Sweep, *, seed: int) -
     return part
 
 
+def _waiting_turns(part: Schedule, first_s: FloatArray) -> FloatArray:
+    """Arrivals when conversations begin at ``first_s``: later turns follow as if answers took no time."""
+    arrival_s = np.zeros(len(part), dtype=np.float64)
+    arrival_s[part.is_first] = first_s
+    if part.turns is not None:
+        pause_s = np.maximum(part.turns.delay_s, part.turns.gap_s)
+        for row in np.flatnonzero(~part.is_first).tolist():
+            arrival_s[row] = arrival_s[part.turns.after[row]] + pause_s[row]
+    return arrival_s
+
+
 def num_requests(schedule: Schedule, point: SweepPoint, sweep: Sweep) -> int:
     """How many requests a point sends, at most the schedule's.
 
@@ -131,16 +142,18 @@ def num_requests(schedule: Schedule, point: SweepPoint, sweep: Sweep) -> int:
 
 
 def _arrivals(part: Schedule, rate: float, seed: int) -> tuple[FloatArray, Note]:
-    """Times of ``len(part)`` requests at ``rate``, from 0, and what they are."""
-    number = len(part)
-    span_s = float(part.arrival_s[-1] - part.arrival_s[0])
+    """Times of requests at ``rate``, from 0, and what they are; of conversations it is the rate at which they begin."""
+    own_s = part.arrival_s[part.is_first]
+    number, span_s = len(own_s), float(own_s[-1] - own_s[0])
+    what = "conversations" if part.waits else "requests"
     if part.pattern == "open" and span_s > 0:
         # N requests have N - 1 gaps between them: those take (N - 1) / rate seconds.
-        arrival_s = (part.arrival_s - part.arrival_s[0]) * ((number - 1) / rate / span_s)
-        return arrival_s, Note(code="rate_scaled", count=number, text=f"times were scaled to {rate:g} requests/s")
-    arrival_s = draw_arrivals(streams(seed).arrivals, Arrivals(pattern="poisson", rate=rate), number)
-    text = f"the traffic has no times of its own: Poisson arrivals at {rate:g} requests/s, seed {seed}"
-    return arrival_s, Note(code="poisson_arrivals", count=number, text=text)
+        first_s = (own_s - own_s[0]) * ((number - 1) / rate / span_s)
+        note = Note(code="rate_scaled", count=number, text=f"times were scaled to {rate:g} {what}/s")
+        return _waiting_turns(part, first_s), note
+    first_s = draw_arrivals(streams(seed).arrivals, Arrivals(pattern="poisson", rate=rate), number)
+    text = f"the traffic has no times of its own: Poisson arrivals at {rate:g} {what}/s, seed {seed}"
+    return _waiting_turns(part, first_s), Note(code="poisson_arrivals", count=number, text=text)
 
 
 def all_schedules(measured: Schedule, points: tuple[PointSchedule, ...]) -> Iterator[Schedule]:

@@ -130,6 +130,8 @@ class SoloModel:
         }
         if result.status == "cut":
             info["cut_by"] = cut_by
+        if schedule.waits:
+            info["not_sent"] = result.not_sent
         if "sweep" in order.extra:
             told = judge_requests(read_table(folder, "requests"), schedule.pattern, info["duration_s"])
             info["saturation"] = to_json(told)

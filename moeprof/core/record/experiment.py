@@ -57,8 +57,26 @@ class PointHeader(Facts, frozen=True, kw_only=True):
     notes: tuple[ScheduleNote, ...] = ()
 
 
+class SessionsHeader(Facts, frozen=True, kw_only=True):
+    """The conversations of a schedule.
+
+    Attributes:
+        sessions: ``closed``: turns wait for the answer to the one before; ``open``: they do not.
+        num_conversations: with more than one request.
+        num_later_turns: requests that follow another.
+        prompts: of later turns, as the file states them: ``whole``, or what they add (``added``).
+        own_answers: later prompts hold what the model itself answered, so models get different ones.
+    """
+
+    sessions: str | None = None
+    num_conversations: int | None = None
+    num_later_turns: int | None = None
+    prompts: str | None = None
+    own_answers: bool = False
+
+
 class ScheduleHeader(Facts, frozen=True, kw_only=True):
-    """The requests that one model was sent."""
+    """The requests that one model was sent; ``sessions`` is None where none belongs to another's."""
 
     file: str | None = None
     sha256: str | None = None
@@ -73,6 +91,7 @@ class ScheduleHeader(Facts, frozen=True, kw_only=True):
     output_tokens: int | None = None
     span_s: float | None = None
     classes: tuple[str, ...] = ()
+    sessions: SessionsHeader | None = None
     notes: tuple[ScheduleNote, ...] = ()
     sweep: tuple[PointHeader, ...] = ()
 

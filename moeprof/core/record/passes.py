@@ -56,6 +56,7 @@ class PassHeader(Header, frozen=True, kw_only=True):
         origin_perf_s: clock of the worker at its start.
         duration_s: the measured window.
         sent, refused, finished: requests.
+        not_sent: turns whose predecessor came to nothing; None where no turn waits.
         memory: at its worst.
         invariants: by name.
         ranks: picks of each rank, where several share the model.
@@ -77,6 +78,7 @@ class PassHeader(Header, frozen=True, kw_only=True):
     sent: int | None = None
     refused: int | None = None
     finished: int | None = None
+    not_sent: int | UnsetType | None = UNSET
     memory: PassMemory | None = None
     invariants: dict[str, Invariant] | None = None
     ranks: dict[str, Any] | None = None

@@ -4,7 +4,8 @@ The wing that measures asks it while a sweep runs, the wing that reads asks it o
 
 A queue is stable when work arrives more slowly than it can be served (Loynes 1962); above that the number of requests
 in the system grows by (arrival rate - service rate) per second, for ever. A pass is short, so growth has to be told
-from the start (an empty system fills up to rate x latency, Little's law) and from bursts (which pass).
+from the start (an empty system fills up to rate x latency, Little's law) and from bursts (which pass). Of
+conversations whose turns wait for answers, first turns alone are requests here.
 
 The rule. H is the last arrival, or the end of a pass that was cut before it. The start is left out: t0 is a third of
 H, or the median latency of the first five requests if that is longer. N(t) is requests arrived and not finished. The
@@ -48,9 +49,18 @@ def judge_requests(requests: pd.DataFrame, traffic: str, end_s: float) -> Satura
     return judge(*open_times(requests), end_s)
 
 
+def first_turns(requests: pd.DataFrame) -> pd.DataFrame:
+    """The requests that waited for no answer: all of them where sessions are open, or there are none."""
+    return requests[requests["after"].isna()]
+
+
 def open_times(requests: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
-    """When each request that was let in arrived, ascending, and was finished; NaN where the pass ended first."""
-    ran = requests[requests["status"].isin(["done", "unfinished"])].sort_values("arrival_s", kind="stable")
+    """When each request that was let in arrived, ascending, and was finished; NaN where the pass ended first.
+
+    Turns that waited for an answer do not arrive at a rate of their own: first turns alone are judged.
+    """
+    ran = first_turns(requests)
+    ran = ran[ran["status"].isin(["done", "unfinished"])].sort_values("arrival_s", kind="stable")
     finished = ran["last_token_s"].where(ran["status"] == "done")
     return ran["arrival_s"].to_numpy(dtype=float), finished.to_numpy(dtype=float, na_value=np.nan)
 

@@ -19,7 +19,7 @@ REQUEST_COLUMNS = {
     "request": "int64",  # row in the schedule
     "request_id": "string",
     "request_class": "string",
-    "arrival_s": "double",  # when the schedule wanted it
+    "arrival_s": "double",  # when the schedule wanted it; of a turn that waited: when the answer before had ended
     "sent_s": "double",  # when it was handed to the engine
     "send_slack_s": "double",  # sent - max(arrival, end of the step running at arrival): the replayer's own lag
     "first_scheduled_s": "double",  # start of the first step it was in
@@ -33,7 +33,12 @@ REQUEST_COLUMNS = {
     "asked_output_tokens": "int64",  # asked
     "agreed_tokens": "int64",  # forced ids that the model itself would have chosen; null if not forced
     "num_characters": "int64",  # prompt + asked output text; null if unknown
-    "status": "string",  # done | refused | failed | unfinished
+    "session": "string",  # null: of none
+    "turn": "int64",  # how many answers it comes after, from 1; null where the traffic has no sessions
+    "after": "int64",  # row of the request whose answer it waited for; null: of none
+    "delay_s": "double",  # arrival - end of that answer
+    "reusable_tokens": "int64",  # prompt tokens, in whole blocks from the first on, that requests before it had
+    "status": "string",  # done | refused | failed | unfinished | not_sent (the turn before it came to nothing)
     "error": "string",
     "token_times_s": "list<double>",  # one per output token
 }
@@ -106,7 +111,10 @@ LANE_COLUMNS = {
 # Column of steps -> the column of the same for layers that see a window.
 WINDOWED = {name: f"window_{name}" for name in ("context_tokens", "prefill_context_tokens", "attention_pairs")}
 # Columns that records of older versions lack: null there.
-LATER = {"lanes": ("queued_s",)} | dict.fromkeys(("steps", "warmup", "calibration"), tuple(WINDOWED.values()))
+LATER = {
+    "lanes": ("queued_s",),
+    "requests": ("session", "turn", "after", "delay_s", "reusable_tokens"),
+} | dict.fromkeys(("steps", "warmup", "calibration"), tuple(WINDOWED.values()))
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,
@@ -149,7 +157,8 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
         if parquet.exists():
             data = pq.read_table(parquet)
         elif stream.exists():
-            data = pa.Table.from_batches(_readable_batches(stream), schema=arrow_schema(table))
+            batches = list(_readable_batches(stream))
+            data = pa.Table.from_batches(batches) if batches else arrow_schema(table).empty_table()
         else:
             data = arrow_schema(table).empty_table()
         for name in LATER.get(table, ()):

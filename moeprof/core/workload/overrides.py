@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moeprof.core.errors import WorkloadError
-from moeprof.core.workload.traffic import Arrivals, Traffic
+from moeprof.core.workload.traffic import Arrivals, Sessions, Traffic
 from moeprof.core.workload.workload import ApiPrices, Slo, Workload
 
 
@@ -47,6 +47,7 @@ class Overrides:
     Attributes:
         request_rate, burstiness, max_concurrency: traffic.
         num_prompts: requests to send.
+        sessions: of a trace.
         num_warmups: warm-up requests.
         seed: of everything random.
         rounds, launches: repetition.
@@ -65,6 +66,7 @@ class Overrides:
     burstiness: float | None = None
     max_concurrency: int | None = None
     num_prompts: int | None = None
+    sessions: Sessions | None = None
     num_warmups: int | None = None
     seed: int | None = None
     rounds: int | None = None
@@ -121,6 +123,10 @@ def _traffic(traffic: Traffic, options: Overrides) -> Traffic:
     """Rate and burstiness keep the pattern where it has them; ``--max-concurrency`` makes the loop closed."""
     if options.num_prompts is not None:
         traffic = replace(traffic, num_requests=options.num_prompts)
+    if options.sessions is not None:
+        if traffic.trace is None:
+            raise WorkloadError("--sessions: the workload has no trace, and synthetic traffic has no sessions")
+        traffic = replace(traffic, trace=replace(traffic.trace, sessions=options.sessions))
     if options.max_concurrency is not None:
         if options.request_rate is not None or options.burstiness is not None:
             raise WorkloadError(

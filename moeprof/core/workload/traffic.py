@@ -15,6 +15,7 @@ from moeprof.core.errors import WorkloadError
 ArrivalPattern = Literal["poisson", "gamma", "constant", "burst", "concurrency", "offline"]
 Distribution = Literal["fixed", "uniform", "lognormal", "empirical"]
 TooLong = Literal["drop", "truncate", "scale"]
+Sessions = Literal["closed", "open"]
 TimestampUnit = Literal["s", "ms", "us", "ns", "iso"]
 PromptSource = Literal["packaged", "stdlib", "file", "random_ids"]
 
@@ -22,6 +23,7 @@ PATTERNS = ("poisson", "gamma", "constant", "burst", "concurrency", "offline")
 DISTRIBUTIONS = ("fixed", "uniform", "lognormal", "empirical")
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso")
 TOO_LONG = ("drop", "truncate", "scale")
+SESSIONS = ("closed", "open")
 PROMPT_SOURCES = ("packaged", "stdlib", "file", "random_ids")
 COLUMN_ROLES = ("arrival", "input", "output", "session", "text", "class", "blocks")
 DEFAULT_NUM_REQUESTS = 64
@@ -42,6 +44,8 @@ class TraceSource:
         block_tokens: prompt tokens that one prefix id stands for, or None: as the format has it, or as the prompt
             lengths prove, which is told.
         skip_bad_rows: rows that do not fit are counted and left out; otherwise the first one is refused.
+        sessions: ``closed``: a turn of a conversation is sent when the answer before it has ended and its pause is
+            over; ``open``: at its own time, whatever was answered. Closed where the file has sessions.
         start_s: start of the window, seconds from the trace's first request.
         duration_s: length of the window, or None for all; the window is [start_s, start_s + duration_s).
         time_scale: times are multiplied by this: 0.5 is twice as fast.
@@ -59,6 +63,7 @@ class TraceSource:
     timestamp_unit: TimestampUnit | None = None
     block_tokens: int | None = None
     skip_bad_rows: bool = False
+    sessions: Sessions | None = None
     start_s: float = 0.0
     duration_s: float | None = None
     time_scale: float = 1.0
@@ -89,11 +94,13 @@ class TraceSource:
             _at_least(name, getattr(self, name), 1)
         _at_least("max_total_tokens", self.max_total_tokens, 2)
         _one_of("too_long", self.too_long, TOO_LONG)
+        if self.sessions is not None:
+            _one_of("sessions", self.sessions, SESSIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """When synthetic requests arrive.
+    """When synthetic requests arrive; of conversations, when they begin.
 
     Attributes:
         pattern: open loop (poisson, gamma, constant, burst), closed loop (concurrency), or all at once (offline).

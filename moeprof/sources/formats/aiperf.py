@@ -11,6 +11,8 @@ context, and ``delay`` counts from the end of the previous answer; but where the
 previous turn's do, lengths are whole prompts. ``messages`` are whole prompts. An answer without ``output_length`` gets
 its length from ``lengths.output``.
 
+Conversations whose turns start others are read by aiperf_tree.py.
+
 ``profile_export.jsonl`` is what AIPerf measured: lengths and start of every request. Failed, cancelled and warm-up
 requests are counted and not replayed.
 Sources: https://github.com/ai-dynamo/aiperf (the models of its dataset loader, docs/benchmark-modes/trace-replay.md,
@@ -25,18 +27,20 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import NO_SESSION, FloatArray, Note, Trace
+from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Note, Trace
+from moeprof.core.turns import NONE, waits_by_session, whole_lengths
+from moeprof.sources.formats import aiperf_tree
 from moeprof.sources.formats import turns as conversations
 from moeprof.sources.formats.calls import NS_PER_S, Call, count_of, inner, instant_ns, name_of, trace_of
 from moeprof.sources.formats.chat import MEDIUM_OF, ChatReader, Messages, split_answer
 from moeprof.sources.formats.columns import assemble, checked_seconds, lines_of, shown, values_to_floats
-from moeprof.sources.formats.file import SourceFile, json_rows
+from moeprof.sources.formats.file import SourceFile, first_row, json_rows
 from moeprof.sources.formats.mooncake import block_ids
 from moeprof.sources.formats.units import PER_SECOND, inferred_unit, tokens_per_block
 
 BLOCK_TOKENS = 512
 EXPORT_KEYS = {"metadata", "metrics"}
-TELLING = {"text_input", "turns", "texts"}
+TELLING = {"text_input", "turns", "texts", "orchestrator"}
 TEXT_KEYS = ("text_input", "text", "texts")
 MEDIA_KEYS = ("image", "images", "audio", "audios", "video", "videos")
 OWN_KEYS = {"arrival_s", "input_tokens", "output_tokens", "prompt", "chat_id"}
@@ -64,21 +68,23 @@ def read(file: SourceFile) -> Trace:
     """
     if file.keys >= EXPORT_KEYS:
         return _export(file)
+    if aiperf_tree.is_tree(first_row(file)):
+        return aiperf_tree.read(file)
     file.use("turns", *TEXT_KEYS, *MEDIA_KEYS, "messages", "tools", "input_length", "output_length", "hash_ids")
     file.use("timestamp", "delay", "session_id", "role", "type")
     chat = ChatReader(file=file)
     rows = [turn for number, row in json_rows(file) for turn in _turns(chat, number, row)]
     if not rows:
         raise file.error(None, "none of its conversations has a turn")
-    before = conversations.predecessors([turn.session for turn in rows])
+    after = waits_by_session([turn.session for turn in rows])
     row_of = lines_of([turn.line for turn in rows])
     stamps = np.array([np.nan if turn.time is None else turn.time for turn in rows])
     per_second = _units_per_s(file, stamps[~np.isnan(stamps)])
     times_s = stamps / per_second
     delays_s = np.array([np.nan if turn.delay is None else turn.delay for turn in rows]) / per_second
-    arrival_s = conversations.turn_times(file, times_s, delays_s, before, row_of)
-    columns = _texts(file, rows, before) if any(turn.has_text for turn in rows) else _lengths(file, rows, before)
-    delayed = np.where([previous is not None for previous in before], delays_s, np.nan)
+    arrival_s = conversations.turn_times(file, times_s, delays_s, after, row_of)
+    columns = _texts(file, rows, after) if any(turn.has_text for turn in rows) else _lengths(file, rows, after)
+    delayed = np.where(after != NONE, delays_s, np.nan)
     if not np.isnan(delayed).all():
         columns["delay_s"] = delayed
     if any(turn.session != NO_SESSION for turn in rows):
@@ -168,9 +174,9 @@ def _stamp(file: SourceFile, number: int, row: Mapping[str, Any], key: str) -> f
     return value
 
 
-def _texts(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]) -> dict[str, Any]:
+def _texts(file: SourceFile, rows: Sequence[_Turn], after: IntArray) -> dict[str, Any]:
     alone = [turn for turn in rows if not turn.has_text]
-    if alone and (any(previous is not None for previous in before) or any(turn.messages for turn in rows)):
+    if alone and ((after != NONE).any() or any(turn.messages for turn in rows)):
         raise file.error(
             alone[0].line, "only input_length is there, other rows have text; split the file into texts and lengths"
         )
@@ -184,8 +190,8 @@ def _texts(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]
     else:
         texts = [turn.text or "" for turn in rows]
         empty = [not text for text in texts]
-        columns["prompt_text"] = conversations.whole_texts(texts, before)
-        columns["notes"] = conversations.additions_note(before, with_answers=False)
+        columns |= {"prompt_text": conversations.added_texts(texts, after), "stated": "added"}
+        columns["notes"] = conversations.additions_note(after)
     lengths = [turn.length or 0 if not turn.has_text else UNKNOWN for turn in rows]
     columns["input_tokens"] = np.where(np.array(empty) & (np.array(lengths) < 0), 0, lengths).astype(np.int64)
     if alone:
@@ -197,31 +203,32 @@ def _texts(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]
     return columns
 
 
-def _lengths(file: SourceFile, rows: Sequence[_Turn], before: Sequence[int | None]) -> dict[str, Any]:
+def _lengths(file: SourceFile, rows: Sequence[_Turn], after: IntArray) -> dict[str, Any]:
     added = np.array([turn.length for turn in rows], dtype=np.int64)
     outputs = np.array([UNKNOWN if turn.output is None else turn.output for turn in rows], dtype=np.int64)
     ids = [turn.ids for turn in rows]
-    has_ids, has_turns = any(ids), any(previous is not None for previous in before)
+    has_ids, has_turns = any(ids), bool((after != NONE).any())
     columns: dict[str, Any] = {"input_tokens": added, "output_tokens": outputs, "notes": ()}
     if has_ids:
         num_ids = np.array([len(blocks) for blocks in ids], dtype=np.int64)
         size = tokens_per_block(file, "hash_ids", added, num_ids, default=BLOCK_TOKENS)
         columns |= {"prefix_blocks": tuple(ids), "prefix_block_tokens": size}
-    if not has_turns or _are_whole(ids, before):
+    if not has_turns or _are_whole(ids, after):
         return columns
-    inputs = conversations.whole_lengths(added, outputs, before)
+    inputs = whole_lengths(added, outputs, after)
     size = columns.get("prefix_block_tokens", conversations.OWN_BLOCK_TOKENS)
     return columns | {
         "input_tokens": inputs,
-        "prefix_blocks": conversations.whole_blocks(ids, inputs, before, size),
+        "prefix_blocks": conversations.whole_blocks(ids, inputs, after, size),
         "prefix_block_tokens": size,
-        "notes": conversations.additions_note(before, with_answers=True),
+        "stated": "added",
+        "notes": conversations.additions_note(after),
     }
 
 
-def _are_whole(ids: Sequence[tuple[int, ...]], before: Sequence[int | None]) -> bool:
+def _are_whole(ids: Sequence[tuple[int, ...]], after: IntArray) -> bool:
     """True when most later turns begin with the first block of the turn before them."""
-    pairs = [(ids[i], ids[previous]) for i, previous in enumerate(before) if previous is not None]
+    pairs = [(ids[i], ids[before]) for i, before in enumerate(after.tolist()) if before != NONE]
     known = [(now, then) for now, then in pairs if now and then]
     return bool(known) and sum(now[0] == then[0] for now, then in known) * 2 > len(known)
 

@@ -620,8 +620,18 @@ def detect_grid(arrival_s: FloatArray) -> Grid | None:
     return Grid(step_s=step_s, num_stamps=len(stamps)) if near.mean() >= GRID_SHARE else None
 
 
-def not_before_predecessor(arrival_s: FloatArray, session: tuple[str, ...]) -> FloatArray:
-    """Arrivals where no request of a session stands before the one above it in the file: a running maximum."""
+def not_before_predecessor(
+    arrival_s: FloatArray, session: tuple[str, ...], after: IntArray | None = None
+) -> FloatArray:
+    """Arrivals where no request stands before the one that it waits for: a running maximum.
+
+    That is the one above it in the file in its session, or where the file says so row ``after``.
+    """
+    if after is not None:
+        result = arrival_s.copy()
+        for i in np.flatnonzero(after >= 0).tolist():
+            result[i] = max(result[i], result[after[i]])
+        return result
     codes, groups = session_codes(session)
     order = np.argsort(codes, kind="stable")
     codes, values = codes[order], arrival_s[order]
@@ -727,7 +737,7 @@ def _in_order(trace: Trace) -> Trace:
     notes: list[Note] = []
     arrival_s = trace.arrival_s
     if trace.session is not None:
-        ordered = not_before_predecessor(arrival_s, trace.session)
+        ordered = not_before_predecessor(arrival_s, trace.session, trace.after)
         moved = int((ordered != arrival_s).sum())
         if moved:
             text = "requests stood before their session's previous one and were moved to its time"

@@ -21,9 +21,10 @@ import numpy as np
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, Trace
+from moeprof.core.turns import NONE
 from moeprof.sources.formats import jsonl
 from moeprof.sources.formats.file import Reading
-from moeprof.sources.formats.turns import TEXTS_JOINED_BY, predecessors
+from moeprof.sources.formats.turns import TEXTS_JOINED_BY
 
 Form = Literal["moeprof", "mooncake", "aiperf", "evalscope"]
 FIELDS = {
@@ -37,7 +38,9 @@ FIELDS = {
     "prompt_text": "prompts' text",
     "messages": "chat messages",
     "output_text": "answers' text",
+    "waits": "which answer a turn waits for",
 }
+STATED = "whether prompts are whole or what turns add"
 CLOCK_S = 1e-9  # forms whose reader counts in nanoseconds
 MS_PER_S = 1000.0
 
@@ -68,7 +71,10 @@ def write_form(trace: Trace, path: Path, form: Form, *, force: bool, allow_loss:
             raise TraceError(f"{path}: the {form} form cannot hold this trace (row{reason})") from error
         lost = losses(trace, again)
         if lost and not allow_loss:
-            named = ", ".join(f"{FIELDS.get(name, name)} ({number:,})" for name, number in lost.items())
+            named = ", ".join(
+                f"{FIELDS.get(name, STATED if name == 'stated' else name)} ({number:,})"
+                for name, number in lost.items()
+            )
             raise TraceError(f"{path}: the {form} form does not hold {named}; --allow-loss writes it without")
         part.replace(path)
     except OSError as error:
@@ -88,6 +94,9 @@ def losses(before: Trace, after: Trace) -> dict[str, int]:
     lost = {name: _num_different(getattr(before, name), getattr(after, name)) for name in FIELDS}
     if before.prefix_blocks is not None and before.prefix_block_tokens != after.prefix_block_tokens:
         lost["prefix_blocks"] = len(before)
+    if before.prompt_text is not None or before.messages is not None:
+        lost["stated"] = len(before) * (before.stated != after.stated)
+    lost["waits"] *= not lost["session"]  # with its session a turn loses what it waits for
     return {name: number for name, number in lost.items() if number}
 
 
@@ -115,10 +124,10 @@ def _mooncake(trace: Trace) -> Iterator[str]:
 
 def _aiperf(trace: Trace) -> Iterator[str]:
     sessions = trace.session or (NO_SESSION,) * len(trace)
-    before = predecessors(sessions)
     if trace.prompt_text is None and trace.messages is None:
         _need_lengths(trace, "aiperf")
-    for i, previous in enumerate(before):
+    for i, waits in enumerate(trace.waits.tolist()):
+        previous = None if waits == NONE else waits
         row: dict[str, Any] = {"session_id": sessions[i]} if sessions[i] != NO_SESSION else {}
         row |= _stamp(trace, i)
         if trace.delay_s is not None and not math.isnan(trace.delay_s[i]):
@@ -126,7 +135,7 @@ def _aiperf(trace: Trace) -> Iterator[str]:
         if trace.messages is not None:
             row["messages"] = _chat(trace, i)
         elif trace.prompt_text is not None and trace.prompt_text[i]:
-            row |= _text_row(trace.prompt_text, i, previous)
+            row |= _text_row(trace, trace.prompt_text, i, previous)
         else:
             row |= _lengths(trace, i) if trace.prefix_blocks is not None else _additions(trace, i, previous)
         if trace.output_tokens[i] >= 0:
@@ -134,13 +143,12 @@ def _aiperf(trace: Trace) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False)
 
 
-def _text_row(texts: Sequence[str], i: int, previous: int | None) -> dict[str, Any]:
-    """A turn's own text where its prompt goes on from the one before; else the whole prompt, as one message."""
+def _text_row(trace: Trace, texts: Sequence[str], i: int, previous: int | None) -> dict[str, Any]:
+    """What a turn adds; a later turn whose whole prompt is known, as one message."""
     if previous is None:
         return {"text_input": texts[i]}
-    begin = texts[previous] + TEXTS_JOINED_BY
-    if texts[i].startswith(begin) and len(texts[i]) > len(begin):
-        return {"text_input": texts[i][len(begin) :]}
+    if trace.stated == "added":
+        return {"text_input": texts[i].removeprefix(TEXTS_JOINED_BY)}
     return {"messages": [{"role": "user", "content": texts[i]}]}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import NO_SESSION, Trace
+from moeprof.core.turns import waits_by_session, whole_lengths
 from moeprof.sources.formats import turns as conversations
 from moeprof.sources.formats.calls import count_of, row_objects
 from moeprof.sources.formats.columns import assemble, checked_text
@@ -57,25 +58,33 @@ def read(file: SourceFile) -> Trace:
             outputs.append(UNKNOWN if output is None else output)
             sessions.append(str(number) if turns else NO_SESSION)
             lines.append(number)
-    before = conversations.predecessors(sessions)
+    after = waits_by_session(sessions)
     columns: dict[str, Any] = {"session": tuple(sessions)} if any(sessions) else {}
     added, asked = np.array(inputs, dtype=np.int64), np.array(outputs, dtype=np.int64)
     with_text = [text is not None for text in texts]
     if any(with_text):
         if not all(with_text):
             raise file.error(lines[with_text.index(False)], "the prompt is missing; other rows have one")
-        columns["prompt_text"] = conversations.whole_texts([text or "" for text in texts], before)
+        columns["prompt_text"] = conversations.added_texts([text or "" for text in texts], after)
         whole = np.where([bool(text) for text in texts], np.where(added == 0, UNKNOWN, added), 0)
         if any(sessions):
             whole = np.where(whole == 0, 0, UNKNOWN)  # counts are of the additions
     else:
-        whole = conversations.whole_lengths(added, asked, before)
+        whole = whole_lengths(added, asked, after)
         if any(sessions):
             size = conversations.OWN_BLOCK_TOKENS
-            columns["prefix_blocks"] = conversations.whole_blocks([()] * len(whole), whole, before, size)
+            columns["prefix_blocks"] = conversations.whole_blocks([()] * len(whole), whole, after, size)
             columns["prefix_block_tokens"] = size
-    notes = conversations.additions_note(before, with_answers=not any(with_text))
-    return assemble("guidellm", file, arrival_s=None, input_tokens=whole, output_tokens=asked, notes=notes, **columns)
+    return assemble(
+        "guidellm",
+        file,
+        arrival_s=None,
+        input_tokens=whole,
+        output_tokens=asked,
+        stated="added",
+        notes=conversations.additions_note(after),
+        **columns,
+    )
 
 
 def _text(file: SourceFile, number: int, row: Mapping[str, Any], turn: str, *, with_prefix: bool) -> str | None:

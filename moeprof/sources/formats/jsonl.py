@@ -9,6 +9,9 @@ Keys of a row (one kind of prompt per file):
     output             the true continuation
     request_class, session, prefix_blocks, prefix_block_tokens
     delay_s            from the end of the answer to the session's previous request
+    id, after          a name, and that of an earlier request whose answer this one waits for, where that is another
+    stated             "added": texts, messages and lengths of later turns are what they add; else they are whole
+    context            the id of the row whose prompt and answer they are added to, null: none; else that of ``after``
 
 vLLM's custom form (``prompt``, ``output_tokens``) is this form. AIPerf's is read as well: ``text``, ``output_length``,
 ``input_length``, ``timestamp`` and ``delay`` in milliseconds (see units.py), ``session_id``, ``hash_ids``; a turn
@@ -26,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.errors import TraceError
-from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.core.trace import NO_SESSION, IntArray, Trace
+from moeprof.core.turns import NONE, added_lengths, roots, waits_by_session, whole_lengths
 from moeprof.sources.formats.chat import ChatReader
 from moeprof.sources.formats.columns import (
     MAX_SECONDS,
@@ -36,30 +40,23 @@ from moeprof.sources.formats.columns import (
     checked_text,
     checked_tokens,
     lines_of,
+    shown,
     values_to_floats,
 )
 from moeprof.sources.formats.fast import are_tokens, json_columns
 from moeprof.sources.formats.file import SourceFile
 from moeprof.sources.formats.mooncake import block_ids, checked_blocks, rows_of, turn_times
+from moeprof.sources.formats.turns import OWN_BLOCK_TOKENS, whole_blocks
 
 ALIASES = {"text": "prompt", "output_length": "output_tokens", "input_length": "input_tokens", "session_id": "session"}
 TEXT_KEYS = ("prompt", "messages")
 NUMBER_KEYS = ("arrival_s", "input_tokens", "output_tokens")
 FAST_TEXT_KEYS = ("request_class", "session")
+TURN_KEYS = ("delay_s", "id", "after", "stated", "context")
 # Keys of rows that hold more than one kind of prompt, block or time.
-CAREFUL_KEYS = frozenset(
-    {
-        *ALIASES,
-        *TEXT_KEYS,
-        "output",
-        "delay_s",
-        "delay",
-        "timestamp",
-        "hash_ids",
-        "prefix_blocks",
-        "prefix_block_tokens",
-    }
-)
+CAREFUL_KEYS = frozenset({
+    *ALIASES, *TEXT_KEYS, *TURN_KEYS, "output", "delay", "timestamp", "hash_ids", "prefix_blocks", "prefix_block_tokens"
+})  # fmt: skip
 DEFAULT_BLOCK_TOKENS = 512
 
 
@@ -115,7 +112,7 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
     kind = next((key for key in TEXT_KEYS if key in rows[0]), None)
     _say_used(file, kind)
     found: dict[str, Any] = {
-        "arrival_s": _arrivals(file, rows, row_of),
+        **_arrivals(file, rows, row_of),
         "input_tokens": _lengths(file, rows, row_of, "input_tokens", needed=kind is None),
         "output_tokens": _lengths(file, rows, row_of, "output_tokens", needed=kind is None),
     }
@@ -140,12 +137,59 @@ def columns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> 
     if kind is None and any("hash_ids" in row for row in rows):
         file.use("hash_ids")
         found |= checked_blocks(file, "hash_ids", rows, row_of, found["input_tokens"], DEFAULT_BLOCK_TOKENS)
-    return found | _tags(file, rows, row_of)
+    found |= _tags(file, rows, row_of)
+    return _turns(file, rows, row_of, found)
+
+
+def _turns(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, found: dict[str, Any]) -> dict[str, Any]:
+    """The columns with who waits for whom, and with whole prompts where rows state what turns add."""
+    if any("after" in row for row in rows):
+        found["after"] = _rows_named(file, rows, row_of, "after")
+        if "session" not in found:
+            found["session"] = tuple(str(root) if multiple else NO_SESSION for root, multiple in _trees(found["after"]))
+    for i, row in enumerate(rows):
+        if row.get("stated", "whole") not in ("whole", "added"):
+            raise file.error(row_of(i), f"stated is {shown(row['stated'])}; whole or added is allowed")
+    if not any(row.get("stated") == "added" for row in rows):
+        return found
+    after = found.get("after", waits_by_session(found.get("session", (NO_SESSION,) * len(rows))))
+    found["stated"] = "added"
+    if any("context" in row for row in rows):
+        found["context"] = after = _rows_named(file, rows, row_of, "context", otherwise=after)
+    if "prompt_text" not in found and "messages" not in found:
+        inputs = whole_lengths(found["input_tokens"], found["output_tokens"], after)
+        size = found.get("prefix_block_tokens", OWN_BLOCK_TOKENS)
+        first = found.get("prefix_blocks", ((),) * len(rows))
+        found |= {"input_tokens": inputs, "prefix_blocks": whole_blocks(first, inputs, after, size)}
+        found["prefix_block_tokens"] = size
+    return found
+
+
+def _rows_named(
+    file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, key: str, otherwise: IntArray | None = None
+) -> IntArray:
+    """The row that each names by its id, -1: none; rows without the key have that of ``otherwise``."""
+    row_named: dict[str, int] = {}
+    found = np.full(len(rows), NONE, dtype=np.int64) if otherwise is None else otherwise.copy()
+    for i, row in enumerate(rows):
+        if key in row:
+            wanted = row[key]
+            if wanted is not None and str(wanted) not in row_named:
+                raise file.error(row_of(i), f"{key} is {shown(wanted)}; no row above has this id")
+            found[i] = NONE if wanted is None else row_named[str(wanted)]
+        row_named[str(row.get("id", i))] = i
+    return found
+
+
+def _trees(after: IntArray) -> Iterator[tuple[int, bool]]:
+    """The first turn of each row's conversation, and whether that has others."""
+    root = roots(after)
+    return zip(root.tolist(), (np.bincount(root, minlength=len(root))[root] > 1).tolist(), strict=True)
 
 
 def _say_used(file: SourceFile, kind: str | None) -> None:
     """The keys that this kind of prompt needs; a length stated beside a text is the recorded model's."""
-    used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens", "delay_s"}
+    used = {*FAST_TEXT_KEYS, "output_tokens", "prefix_blocks", "prefix_block_tokens", *TURN_KEYS}
     used |= {"input_tokens"} if kind is None else {"input_tokens", kind, "output"}
     used |= {"tools"} if kind == "messages" else set()
     file.use(*used, *(key for key, name in ALIASES.items() if name in used))
@@ -190,14 +234,14 @@ def _lengths(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, ke
     return lengths
 
 
-def _arrivals(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> FloatArray | None:
+def _arrivals(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf) -> dict[str, Any]:
     if "arrival_s" not in rows[0]:
         return turn_times(file, rows, row_of, session="session")
     file.use("arrival_s")
     if file.how.timestamp_unit not in (None, "s"):
         raise file.error(None, "arrival_s is in seconds; timestamp_unit belongs to files with other times")
     values = values_to_floats(file, "arrival_s", [row.get("arrival_s") for row in rows], row_of)
-    return checked_seconds(file, "arrival_s", values, row_of)
+    return {"arrival_s": checked_seconds(file, "arrival_s", values, row_of)}
 
 
 def write(trace: Trace, path: Path, *, force: bool = False) -> None:
@@ -218,9 +262,12 @@ def write(trace: Trace, path: Path, *, force: bool = False) -> None:
 def lines(trace: Trace) -> Iterator[str]:
     """The rows of a trace as JSON texts, without line ends."""
     has_times = bool((trace.arrival_s > 0).any())
+    context_of, inputs = trace.context_of, trace.input_tokens
+    if (inputs >= 0).all():
+        inputs = added_lengths(inputs, trace.output_tokens, context_of)
     for i in range(len(trace)):
         row: dict[str, Any] = {"arrival_s": float(trace.arrival_s[i])} if has_times else {}
-        for key, column in (("input_tokens", trace.input_tokens), ("output_tokens", trace.output_tokens)):
+        for key, column in (("input_tokens", inputs), ("output_tokens", trace.output_tokens)):
             if column[i] >= 0:
                 row[key] = int(column[i])
         if trace.prompt_text is not None:
@@ -235,7 +282,14 @@ def lines(trace: Trace) -> Iterator[str]:
             row["session"] = trace.session[i]
         if trace.delay_s is not None and not math.isnan(trace.delay_s[i]):
             row["delay_s"] = float(trace.delay_s[i])
+        if trace.after is not None:
+            row |= {"id": i} | ({} if trace.after[i] == NONE else {"after": int(trace.after[i])})
+        if trace.stated == "added":
+            row["stated"] = "added"
+            if trace.context is not None and trace.context[i] != trace.waits[i]:
+                row["context"] = None if trace.context[i] == NONE else int(trace.context[i])
         if trace.prefix_blocks is not None:
-            row["prefix_blocks"] = list(trace.prefix_blocks[i])
+            if context_of[i] == NONE:
+                row["prefix_blocks"] = list(trace.prefix_blocks[i])
             row["prefix_block_tokens"] = trace.prefix_block_tokens
         yield json.dumps(row, ensure_ascii=False)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from moeprof.core.trace import NO_SESSION, FloatArray, IntArray, Trace
+from moeprof.core.trace import NO_SESSION, IntArray, Trace
+from moeprof.core.turns import NONE
 from moeprof.core.workload.traffic import TimestampUnit
 from moeprof.sources.formats.columns import (
     ANY_ROW,
@@ -56,7 +57,7 @@ def read(file: SourceFile) -> Trace:
     return assemble(
         "mooncake",
         file,
-        arrival_s=turn_times(file, rows, row_of, session="session_id"),
+        **turn_times(file, rows, row_of, session="session_id"),
         **sessions(file, rows, "session_id"),
         **lengths_and_blocks(file, rows, row_of, BLOCK_TOKENS),
     )
@@ -94,21 +95,21 @@ def sessions(file: SourceFile, rows: Sequence[dict[str, Any]], key: str) -> dict
     return {"session": tuple(NO_SESSION if row.get(key) is None else str(row[key]) for row in rows)}
 
 
-def turn_times(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, *, session: str) -> FloatArray | None:
-    """Arrivals from ``timestamp``, in milliseconds unless the file or the user says otherwise.
+def turn_times(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, *, session: str) -> dict[str, Any]:
+    """``arrival_s`` and ``delay_s``, as arguments of ``assemble``, from ``timestamp`` and ``delay``.
 
-    A row without one whose session was seen before stands ``delay`` (the same unit) after its session's previous turn.
-    None when no row has either.
+    Both are milliseconds unless the file or the user says otherwise. A row without a time whose session was seen before
+    stands its delay after its session's previous turn. Arrivals are None when no row has either.
 
     Raises:
         TraceError: the first row that has no time, or none that is one.
     """
     file.use("timestamp", "delay")
     if not any(row.get("timestamp") is not None or "delay" in row for row in rows):
-        return None
-    last: dict[str, Any] = {}
+        return {"arrival_s": None}
+    last: dict[str, int] = {}
     stamps: list[Any] = []
-    num_delayed = 0
+    before = np.full(len(rows), NONE, dtype=np.int64)
     for i, row in enumerate(rows):
         name = str(row.get(session, i))
         stamp = row.get("timestamp")
@@ -116,15 +117,15 @@ def turn_times(file: SourceFile, rows: Sequence[dict[str, Any]], row_of: RowOf, 
             delay = row["delay"]
             if type(delay) not in (int, float):
                 raise file.error(row_of(i), f"delay is {shown(delay)}; a number is expected")
-            stamp = last.get(name, 0.0) + delay
-            num_delayed += name in last
+            stamp = stamps[last[name]] + delay if name in last else delay
+            before[i] = last.get(name, NONE)
         stamps.append(stamp)
         if type(stamp) in (int, float):
-            last[name] = stamp
-    if num_delayed:
-        text = "turns without a time stand their delay after the time of their session's previous turn"
-        file.note("delayed_turns", num_delayed, text)
-    return times(file, "timestamp", stamps, row_of, unit="ms")
+            last[name] = i
+    arrival_s = times(file, "timestamp", stamps, row_of, unit="ms")
+    if (before == NONE).all():
+        return {"arrival_s": arrival_s}
+    return {"arrival_s": arrival_s, "delay_s": np.where(before == NONE, np.nan, arrival_s - arrival_s[before])}
 
 
 def rows_of(file: SourceFile) -> tuple[list[int], list[dict[str, Any]]]:

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import Note, Trace
+from moeprof.core.turns import waits_by_session
 from moeprof.sources.formats.calls import NS_PER_S, Call, count_of, instant_ns, trace_of
 from moeprof.sources.formats.chat import ChatReader, Messages
 from moeprof.sources.formats.columns import assemble, shown
 from moeprof.sources.formats.file import SourceFile, first_row, json_rows
 from moeprof.sources.formats.mooncake import block_ids
+from moeprof.sources.formats.turns import additions_note
 
 BLOCK_TOKENS = 16
 UNKNOWN = -1
@@ -97,29 +99,25 @@ def _agentic(file: SourceFile) -> Trace:
         if not isinstance(given, list) or not all(isinstance(turns, list) for turns in given):
             raise file.error(number, f"conversations is {shown(given)}; a list of lists of turns is expected")
         for i, turns in enumerate(given):
-            said: Messages = ()
             for turn in turns:
                 if not isinstance(turn, dict):
                     raise file.error(number, f"{shown(turn)} is no turn")
-                said = (*said, *chat.messages(number, turn.get("messages")))
                 count = count_of(file, number, "prompt_tokens", turn.get("prompt_tokens"))
-                messages.append(said)
+                messages.append(chat.messages(number, turn.get("messages")))
                 stated.append(UNKNOWN if count is None else count)
                 sessions.append(f"{number}/{i}")
     if not messages:
         raise file.error(None, "none of its conversations has a turn")
-    later = len(sessions) - len(set(sessions))
-    text = "later turns hold their session's earlier messages, without the answers, which the file does not have"
-    notes = (Note(code="turns_add_up", count=later, text=text),) if later else ()
     return assemble(
         "sglang",
         file,
         arrival_s=None,
         input_tokens=np.array(stated, dtype=np.int64),
         output_tokens=np.full(len(stated), UNKNOWN, dtype=np.int64),
-        notes=(*notes, *chat.notes()),
+        notes=(*additions_note(waits_by_session(sessions)), *chat.notes()),
         messages=tuple(messages),
         session=tuple(sessions),
+        stated="added",
     )
 
 

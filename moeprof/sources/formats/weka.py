@@ -3,14 +3,21 @@
 ``t`` is seconds from the start of the conversation, ``in`` the whole prompt. A hash id stands for ``block_size`` tokens
 (64 where the file does not say), means the same text and the same text before it, and counts inside its conversation
 only, unless ``hash_id_scope`` is global. Partly filled blocks have no id. ``think_time`` is the pause since the
-previous answer ended. A request of type ``subagent`` holds a conversation of its own, whose ``t`` counts from its own
-start. Files say nothing about when conversations start: here all start at 0, which a Note says.
+previous answer ended, ``api_time`` how long the answer took. A request of type ``subagent`` holds a conversation of its
+own, whose ``t`` counts from its own start. Files say nothing about when conversations start: here all start at 0, which
+a Note says.
+
+A request waits for the one whose answer ended last before it began: of the requests before it in its own list, and of
+the agents among them. Calls that overlapped so wait for the same one, and what follows agents waits for the slowest.
+Without ``api_time`` an answer is taken to end when its request began: then a request waits for the one before it.
 Sources: https://github.com/callanjfox/agentic-coding-analysis/blob/master/docs/TRACE_FORMAT.md,
 https://github.com/vllm-project/guidellm/blob/main/docs/guides/trace_replay.md
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from moeprof.core.trace import Note, Trace
+from moeprof.core.turns import NONE
 from moeprof.sources.formats.calls import name_of
 from moeprof.sources.formats.columns import (
     assemble,
@@ -51,6 +59,22 @@ class _Request:
     start: float
     row: Mapping[str, Any]
 
+    def number(self, key: str) -> float:
+        """A time of its own, NaN where it states none."""
+        value = self.row.get(key)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+    @property
+    def began(self) -> float:
+        """On the time axis of its conversation."""
+        return self.start + self.number("t")
+
+    @property
+    def ended(self) -> float:
+        """When its answer ended; when it began where that is not stated."""
+        taken = self.number("api_time")
+        return self.began + (taken if taken >= 0 else 0.0)
+
 
 def read(file: SourceFile) -> Trace:
     """Read agent traces; a conversation, and each agent below it, is a session.
@@ -59,6 +83,7 @@ def read(file: SourceFile) -> Trace:
         TraceError: see columns.py; or requests that are none, or blocks of two sizes.
     """
     file.use("id", "requests", "block_size", "hash_id_scope", *REQUEST_KEYS, "hash_ids", "think_time", "type", "totals")
+    file.use("api_time")
     requests: list[_Request] = []
     sizes: dict[int, int] = {}
     scopes: set[str] = set()
@@ -102,7 +127,7 @@ def _requests(
             )
             continue
         began = values_to_floats(file, "t", [request.get("t", 0)], lambda _: number)
-        below = f"{agent}/{name_of(request.get('agent_id')) or i}"
+        below = f"{agent}/{name_of(request.get('agent_id')).replace('/', '-') or i}"
         yield from _requests(file, number, request, conversation, below, start + float(began[0]))
 
 
@@ -135,17 +160,49 @@ def _assembled(
         session=tuple(request.session for request in requests),
         prefix_blocks=blocks,
         prefix_block_tokens=block_tokens,
-        delay_s=_think_times(file, requests),
+        **_waits(file, requests),
     )
 
 
-def _think_times(file: SourceFile, requests: list[_Request]) -> Any:
-    if not any("think_time" in request.row for request in requests):
-        return None
-    given = [request.row.get("think_time") for request in requests]
-    values = [np.nan if value is None else value for value in given]
-    times = values_to_floats(file, "think_time", values, lines_of([request.line for request in requests]))
-    return np.where(np.isfinite(times) & (times >= 0), times / _units_per_s(file), np.nan)
+def _waits(file: SourceFile, requests: list[_Request]) -> dict[str, Any]:
+    """Who waits for whom, and how long after its answer: ``think_time``, or what the times of both tell."""
+    for key in ("think_time", "api_time"):
+        given = [request.row.get(key) for request in requests]
+        values = [np.nan if value is None else value for value in given]
+        values_to_floats(file, key, values, lines_of([request.line for request in requests]))
+    after = np.full(len(requests), NONE, dtype=np.int64)
+    pause = np.full(len(requests), np.nan)
+    own: dict[str, list[tuple[float, int]]] = {}  # (end of the answer, row), ascending, of each list of requests
+    below: dict[str, list[tuple[float, int]]] = {}  # the same with those of the agents that it started
+    last: dict[str, int] = {}  # the row before in the same list
+    for i, request in enumerate(requests):
+        mine, above = request.session, list(_above(request))
+        # An agent's first request waits for one of whoever started the agent.
+        known = below.get(mine) or (own.get(above[0], []) if above else [])
+        place = bisect_right(known, (request.began, len(requests)))
+        if place:
+            after[i] = known[place - 1][1]
+            before = requests[after[i]]
+            alone = mine not in last or requests[last[mine]].ended <= request.began
+            if alone and request.number("think_time") >= 0:
+                pause[i] = request.number("think_time")
+            elif before.number("api_time") >= 0:
+                pause[i] = request.began - before.ended
+        insort(own.setdefault(mine, []), (request.ended, i))
+        for name in (mine, *above):
+            insort(below.setdefault(name, []), (request.ended, i))
+        last[mine] = i
+    if (after == NONE).all():
+        return {}
+    return {"after": after, "delay_s": pause / _units_per_s(file)}
+
+
+def _above(request: _Request) -> Iterator[str]:
+    """The sessions of who started this agent, who started that one, and so on up to the conversation."""
+    agent = request.session[len(request.conversation) :]
+    while agent:
+        agent = agent.rpartition("/")[0]
+        yield request.conversation + agent
 
 
 def _units_per_s(file: SourceFile) -> float:

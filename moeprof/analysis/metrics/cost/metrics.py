@@ -160,7 +160,7 @@ def cost_metrics(
         return []
     splits = splits if splits is not None else cost_splits(rounds, pricing, calibration, facts=facts, peaks=peaks)
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
-    values = [_with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
+    values = [with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
     values.append(_split_method(splits, labels))
     values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over loads, and an slo", **labels))
     values.append(_break_even(splits, pricing, labels))
@@ -273,7 +273,7 @@ def _why_nothing(name: str, splits: Sequence[CostSplit]) -> str:
     return _AT_BORDER.format(*(("output", "input") if "_output_" in name else ("prompt", "output")))
 
 
-def _with_doubts(value: MetricValue, splits: Sequence[CostSplit]) -> MetricValue:
+def with_doubts(value: MetricValue, splits: Sequence[CostSplit]) -> MetricValue:
     """A dollar figure without its power is not valid; a split at a border is only doubted."""
     doubts = tuple(dict.fromkeys(reason for split in splits for reason in split.reasons))
     if not doubts or "usd" not in value.name:

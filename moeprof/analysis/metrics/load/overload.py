@@ -17,6 +17,7 @@ from moeprof.core.record.passes import Saturation
 from moeprof.core.record.saturation import (
     ENOUGH,
     MIN_REQUESTS,
+    first_turns,
     judge_requests,
     longest_queue,
     open_times,
@@ -55,8 +56,11 @@ def backlog(tables: PassTables) -> str | None:
 
 
 def requested_rate(tables: PassTables) -> float | None:
-    """Requests per second of an open schedule: N arrivals span N - 1 gaps. None for fewer than two arrivals."""
-    arrival_s = column(tables.requests, "arrival_s")
+    """Requests per second of an open schedule: N arrivals span N - 1 gaps. None for fewer than two arrivals.
+
+    Turns that wait for answers come when these end: first turns alone have a rate.
+    """
+    arrival_s = column(first_turns(tables.requests), "arrival_s")
     arrival_s = arrival_s[np.isfinite(arrival_s)]
     span_s = float(np.ptp(arrival_s)) if len(arrival_s) else 0.0
     return (len(arrival_s) - 1) / span_s if span_s > 0 else None
@@ -133,11 +137,12 @@ def fell_behind(rounds: Sequence[PassTables]) -> str | None:
     Long: after as much time again as the requests took to arrive. Left over: more than a tenth of them.
     """
     for tables in rounds:
-        arrival_s = column(tables.requests, "arrival_s")
+        first = first_turns(tables.requests)
+        arrival_s = column(first, "arrival_s")
         if tables.traffic != "open" or not len(arrival_s) or saturation_of(tables).saturated is not None:
             continue
         last_s, end_s = float(np.nanmax(arrival_s)), tables.window_s[1]
-        done, asked = int(is_done(tables.requests).sum()), len(arrival_s)
+        done, asked = int(is_done(first).sum()), len(arrival_s)
         if end_s >= 2 * last_s > 0 and done < ENOUGH * asked:
             return (
                 f"{done} of {asked} requests were finished {units.seconds(end_s)} after the first one, although they "

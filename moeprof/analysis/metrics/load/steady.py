@@ -3,9 +3,9 @@
 An open loop whose queue grows has none: its latencies grow with the length of the schedule (overload.py judges it).
 
 Four moves. (1) Cut the ramp before the first request ended, and the tail after the last request entered a batch (in an
-open loop after the last arrival, if that is earlier: the queue is draining from then on): before and after, the batch
-is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that
-the number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
+open loop after the last arrival of a first turn, if that is earlier: the queue is draining from then on): before and
+after, the batch is filling or draining whatever the traffic is. (2) Cut further at the start where MSER says that the
+number of requests in flight is still settling; the cut with the smallest standard error wins, whatever the mean
 (White 1997, MSER-5). (3) Require that requests in flight show no trend. (4) Require that step time at comparable load
 (each step against the median of steps with the same phase and nearly the same tokens, less what their different
 contexts explain) shows none. A machine that slows down exactly as contexts grow cannot be told from growing contexts.
@@ -26,6 +26,7 @@ from moeprof.analysis.metrics.load.overload import backlog, saturation_of
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.trend import Trend, mann_kendall, mser_cut, thin
+from moeprof.core.record.saturation import first_turns
 
 MINIMUM_STEPS = 100
 OVERLOADED = "requests arrived faster than they were served"
@@ -93,7 +94,7 @@ def _between_ramp_and_tail(tables: PassTables) -> npt.NDArray[np.int64] | str:
         return "no steady state: no request ended"
     start_s, end_s = float(np.nanmin(last_token)), float(np.nanmax(entered))
     if tables.traffic == "open":
-        end_s = min(end_s, float(np.nanmax(column(tables.requests, "arrival_s"))))
+        end_s = min(end_s, float(np.nanmax(column(first_turns(tables.requests), "arrival_s"))))
     starts, ends = column(tables.steps, "start_s"), column(tables.steps, "end_s")
     rows = np.flatnonzero((starts >= start_s) & (ends <= end_s))
     if end_s <= start_s:
