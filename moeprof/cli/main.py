@@ -34,6 +34,7 @@ COMMANDS = {
     "params": "moeprof.cli.params:params",
     "doctor": "moeprof.cli.doctor:doctor",
     "explain": "moeprof.cli.explain:explain",
+    "engine": "moeprof.cli.engine:engine_app",
     "init": "moeprof.cli.init:init",
     "trace": "moeprof.cli.trace:trace_app",
     "baseline": "moeprof.cli.baseline:baseline_app",
