@@ -10,6 +10,7 @@ from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.engine import EngineSettings, TransformersSettings
 from moeprof.core.yamlfile import at_least
 
+BLOCKS_WASTE = 4  # a quarter more slots than tokens, because the last block of each sequence is not full
 SHARED = {  # key of the embedded engine -> the same thing in vLLM's words
     "dtype": "dtype", "max_batch_tokens": "max_num_batched_tokens", "max_sequences": "max_num_seqs",
     "kv_tokens": "kv_tokens", "prefix_cache": "prefix_cache", "python": "python",
@@ -76,7 +77,7 @@ class VllmSettings(EngineSettings):
         """With the cache that the schedules need, where vLLM has no device memory to look at."""
         if self.kv_tokens is not None or device != "cpu":
             return self
-        return replace(self, kv_tokens=wanted_kv_tokens)
+        return replace(self, kv_tokens=wanted_kv_tokens + wanted_kv_tokens // BLOCKS_WASTE)
 
 
 def translated(settings: TransformersSettings) -> VllmSettings | str:
