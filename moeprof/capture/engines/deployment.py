@@ -121,8 +121,7 @@ class Deployment:
         there = {
             "module": self.module is not None,
             "steps": self.tells_steps,
-            "routing": not self.has_router
-            or any(one is not None for one in (self.module, self.routing, self.shown)),
+            "routing": not self.has_router or any(one is not None for one in (self.module, self.routing, self.shown)),
             "memory": self.memory is not None,
             "forced ids": self.forces_ids,
         }

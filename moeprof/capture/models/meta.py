@@ -125,10 +125,11 @@ def facts_from_config(
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
 
 
-def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
-    """A model that another process holds, counted from its config; for engines that load no weights here."""
+def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None, dtype: str = "bfloat16") -> ModelFacts:
+    """A model that another process or engine holds, counted from its config; for engines that load no weights here."""
     source = find_model(spec, None)
-    facts = facts_from_config(config_object(source.config, name=spec.name), name=spec.name, source=source.description)
+    config = config_object(source.config, name=spec.name)
+    facts = facts_from_config(config, name=spec.name, source=source.description, dtype=dtype)
     return replace(facts, tokenizer_hash=tokenizer_hash, weights=spec.weights)
 
 

@@ -17,7 +17,7 @@ from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.engines.vllm.engine import VllmEngine
 from moeprof.capture.engines.vllm.inside import Inside
-from moeprof.capture.engines.vllm.plugin import TAP, register
+from moeprof.capture.engines.vllm.plugin import KEPT, TAP, Kept, register
 from moeprof.capture.engines.vllm.router import shown_router
 from moeprof.capture.engines.vllm.settings import VllmSettings
 from moeprof.capture.engines.vllm.versions import check_version, version_note
@@ -70,11 +70,45 @@ def open(
     except Exception as error:  # whatever a model or a setting makes vLLM raise
         raise EngineError(f"model {spec.name}: vLLM {vllm.__version__} cannot open it: {_first(error)}") from error
     memory.loaded()
-    load_s = time.perf_counter() - started_s
-    inside = Inside(engine, partial(_sampling, settings))
-    stop_ids = end_ids(spec, source) if warmup is not None and warmup.outputs == "free" else None
-    facts = _facts(inside, settings, device, vllm.__version__)
-    shown, no_routing = shown_router(inside, device)
+    return deployment(
+        spec,
+        settings,
+        Inside(engine, partial(_sampling, settings)),
+        device,
+        version=vllm.__version__,
+        launch={"load_s": time.perf_counter() - started_s},
+        memory=memory,
+        stop_ids=end_ids(spec, source) if warmup is not None and warmup.outputs == "free" else None,
+    )
+
+
+def deployment(
+    spec: ModelSpec,
+    settings: VllmSettings,
+    inside: Inside,
+    device: torch.device,
+    *,
+    version: str,
+    launch: dict[str, Any],
+    memory: Watch,
+    stop_ids: Sequence[int] | None = None,
+    kept: Kept = KEPT,
+) -> Deployment:
+    """A loaded vLLM as the worker wants it.
+
+    Args:
+        spec: the model.
+        settings: of the workload.
+        inside: vLLM.
+        device: of the run.
+        version: of vLLM.
+        launch: what launch.json says of loading.
+        memory: watches this process.
+        stop_ids: that end outputs which may end early; None: none may.
+        kept: what the operation of the tap keeps.
+    """
+    engine, facts = inside.engine, _facts(inside, settings, device, version)
+    shown, no_routing = shown_router(inside, device, kept)
     if shown is not None:
         facts = replace(facts, notes=(*facts.notes, f"routing: {shown.how}"))
 
@@ -82,26 +116,22 @@ def open(
         return VllmEngine(inside, facts, listeners, stop_ids or (), close=engine.engine_core.shutdown)
 
     def describe(tokenizer_hash: str | None, overridden: str | None) -> ModelFacts:
-        return replace(facts_elsewhere(spec, tokenizer_hash), dtype=facts.dtype)
+        return facts_elsewhere(spec, tokenizer_hash, facts.dtype)
 
-    launch: dict[str, Any] = {
-        "load_s": load_s,
+    weights_bytes = _bytes(inside.runner.get_model().parameters())
+    told = {
         "dtype_reason": "as vLLM reads the checkpoint" if settings.dtype == "auto" else "asked for",
-        "taken": taken(engine.vllm_config),
-    }
-    if stop_ids is not None:
-        launch["end_ids"] = stop_ids
+        "taken": {**taken(engine.vllm_config), "weights_bytes": weights_bytes},
+    } | ({} if stop_ids is None else {"end_ids": tuple(stop_ids)})
     reasons = {"module": "vLLM runs the model, with kernels and layers of its own"}
-    if no_routing is not None:
-        reasons["routing"] = no_routing
     return Deployment(
         build=build,
         describe=describe,
-        launch=launch,
+        launch=launch | told,
         memory=memory,
         shown=shown,
         has_router=shown is not None or no_routing is not None,
-        reasons=reasons,
+        reasons=reasons if no_routing is None else reasons | {"routing": no_routing},
     )
 
 

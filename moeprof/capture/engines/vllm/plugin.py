@@ -86,7 +86,7 @@ def register() -> None:
 def define(kept: Kept, name: str = OPERATION) -> Any:
     """Tell torch of the operation; it lives as long as what is returned."""
     namespace, _, operation = name.partition("::")
-    library = torch.library.Library(namespace, "FRAGMENT")
+    library: Any = torch.library.Library(namespace, "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(f"{operation}(Tensor ids, int layer) -> Tensor")
     library.impl(operation, kept.see, "CPU")
     torch.library.register_fake(name, lambda ids, layer: torch.empty_like(ids), lib=library)

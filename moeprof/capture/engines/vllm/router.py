@@ -8,10 +8,10 @@ import torch
 
 from moeprof.capture.engines.deployment import ShownLayer, ShownRouter
 from moeprof.capture.engines.vllm.inside import Inside
-from moeprof.capture.engines.vllm.plugin import KEPT, Kept
+from moeprof.capture.engines.vllm.plugin import Kept
 
 
-def shown_router(inside: Inside, device: torch.device) -> tuple[ShownRouter | None, str | None]:
+def shown_router(inside: Inside, device: torch.device, kept: Kept) -> tuple[ShownRouter | None, str | None]:
     """What shows the picks, or why nothing does; neither for a dense model."""
     found = _runners(inside.runner.get_model())
     if not found:
@@ -20,7 +20,7 @@ def shown_router(inside: Inside, device: torch.device) -> tuple[ShownRouter | No
         unseen = [name for name, module in found if not hasattr(module.router, "moeprof_layer")]
         if unseen:
             return None, f"vLLM's {type(found[0][1].router).__name__} of {unseen[0]} is not built as the tap knows it"
-        return KeptRouter(found, KEPT), None
+        return KeptRouter(found, kept), None
     connector = getattr(inside.runner, "aux_output_connector", None)
     if connector is None:
         return None, (
