@@ -29,6 +29,7 @@ from moeprof.core.record.experiment import DeviceHeader
 from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import ModelRecord, Record
 
+BY_KIND = ("max_batch_tokens", "max_batch", "kv_tokens", "backend")  # each kind of engine has these in its own way
 EMBEDDED = "transformers"
 # What another's engine made of settings that were left to it, and that changes what is computed in a step.
 TAKEN = ("quantization", "kv_cache_dtype", "max_num_seqs", "max_num_batched_tokens", "chunked_prefill")
@@ -243,6 +244,8 @@ def differences(first: Facts, second: Facts) -> tuple[Difference, ...]:
         ]
     both = [name for name in first.models if name in second.models]
     of_models = [one for name in both for one in _of_model(name, first.models[name], second.models[name])]
+    if any(difference.name == "engine" for difference in found):  # what only follows from it is not said again
+        found, of_models = ([one for one in listed if one.name not in BY_KIND] for listed in (found, of_models))
     return (*found, *_merged(of_models, len(both)))
 
 
