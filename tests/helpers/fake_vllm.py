@@ -7,6 +7,7 @@ is changed by the experts that it is sent to, so other executed picks give other
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from moeprof.capture.engines.vllm import plugin
 from moeprof.capture.engines.vllm.inside import Inside
 from moeprof.capture.engines.vllm.open import deployment
 from moeprof.capture.engines.vllm.plugin import Kept
+from moeprof.capture.engines.vllm.runner import Here, RankMethods, Ranks, RunnerFacts
 from moeprof.capture.memory.measure import Watch
 
 VOCABULARY, NUM_LAYERS, NUM_EXPERTS, TOP_K, BLOCK = 97, 3, 8, 2, 4
@@ -274,9 +276,38 @@ def config(num_blocks: int, max_tokens: int) -> Any:
     )
 
 
-def sampling(runs_v2: bool) -> Any:
-    """What makes ``SamplingParams``."""
-    return lambda **keys: SimpleNamespace(output_kind="delta" if runs_v2 else "final", **keys)
+def inside(engine: FakeEngine, *, ranks: int = 1) -> Inside:
+    """The engine with its runner, which may be that of several ranks: those that answer over a queue."""
+    is_cpu = not engine.runner.second
+    if ranks == 1:
+        runner: Any = Here(engine.runner, is_cpu=is_cpu, kept=engine.kept)
+    else:
+        runner = Ranks(Queue(engine, ranks), is_cpu=is_cpu)
+    kind = "delta" if engine.runner.second else "final"
+    return Inside(engine, runner, lambda **keys: SimpleNamespace(output_kind=kind, **keys))
+
+
+class Rank(RankMethods):
+    """A worker that vLLM mixed our methods into; all ranks of this fake share one runner, and only the first forces."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.model_runner, self.kept = engine.runner, engine.kept
+
+    def moeprof_start(self, is_cpu: bool) -> RunnerFacts:
+        self._moeprof_here = Here(self.model_runner, is_cpu=is_cpu, kept=self.kept)
+        return self._moeprof_here.facts
+
+
+class Queue:
+    """``collective_rpc``: every rank does it, and what goes either way is pickled."""
+
+    def __init__(self, engine: FakeEngine, ranks: int) -> None:
+        self.ranks = [Rank(engine) for _ in range(ranks)]
+
+    def __call__(self, method: str, args: tuple[Any, ...] = (), unique_reply_rank: int | None = None) -> Any:
+        args = pickle.loads(pickle.dumps(args))
+        found = [pickle.loads(pickle.dumps(getattr(rank, method)(*args))) for rank in self.ranks[:1]]
+        return found * len(self.ranks) if unique_reply_rank is None else found[unique_reply_rank]
 
 
 def open(spec: Any, settings: Any, device: torch.device, *, before_weights: Any = lambda: None, **more: Any) -> Any:
@@ -285,7 +316,4 @@ def open(spec: Any, settings: Any, device: torch.device, *, before_weights: Any 
     memory = Watch(device)
     engine = FakeEngine(moe=spec.name != "dense")
     memory.loaded()
-    return deployment(
-        spec, settings, Inside(engine, sampling), device, version="0.32.0", launch={"load_s": 0.1}, memory=memory,
-        kept=engine.kept,
-    )  # fmt: skip
+    return deployment(spec, settings, inside(engine), device, version="0.32.0", launch={"load_s": 0.1}, memory=memory)

@@ -13,7 +13,6 @@ import torch
 from moeprof.capture.engines.base import ListenerSet, Step
 from moeprof.capture.engines.vllm.engine import VllmEngine
 from moeprof.capture.engines.vllm.forcing import FIRST_ROWS, Forcing
-from moeprof.capture.engines.vllm.inside import Inside
 from moeprof.capture.engines.vllm.open import deployment
 from moeprof.capture.engines.vllm.plugin import Kept, define, wrap
 from moeprof.capture.engines.vllm.settings import VllmSettings
@@ -57,20 +56,20 @@ class Steps(Recorder):
         self.steps.append(step)
 
 
-def opened(fake: FakeEngine, listeners: ListenerSet | None = None) -> tuple[Any, VllmEngine]:
+def opened(fake: FakeEngine, listeners: ListenerSet | None = None, *, ranks: int = 1) -> tuple[Any, VllmEngine]:
     found = deployment(
-        ModelSpec(name="moe", path="moe"), VllmSettings(), Inside(fake, fake_vllm.sampling), torch.device("cpu"),
-        version="0.32.0", launch={}, memory=Watch(torch.device("cpu")), kept=fake.kept,
+        ModelSpec(name="moe", path="moe"), VllmSettings(tensor_parallel=ranks), fake_vllm.inside(fake, ranks=ranks),
+        torch.device("cpu"), version="0.32.0", launch={}, memory=Watch(torch.device("cpu")) if ranks == 1 else None,
     )  # fmt: skip
     engine = found.build(VllmSettings(), listeners or ListenerSet())
     assert isinstance(engine, VllmEngine)
     return found, engine
 
 
-@pytest.mark.parametrize("second", [False, True])
-def test_each_step_is_told_exactly_and_every_id_is_forced(second: bool) -> None:
+@pytest.mark.parametrize(("second", "ranks"), [(False, 1), (True, 1), (False, 2), (True, 2)])
+def test_each_step_is_told_exactly_and_every_id_is_forced(second: bool, ranks: int) -> None:
     fake, seen, sent = FakeEngine(second=second), Steps(), schedule()
-    _, engine = opened(fake)
+    _, engine = opened(fake, ranks=ranks)
     result = replay(engine, sent, [seen])
     assert result.finished == len(PROMPTS)
     assert sum(step.prefill_tokens for step in seen.steps) == sum(PROMPTS)
@@ -124,9 +123,11 @@ def test_cache_use_is_that_of_the_blocks_in_use() -> None:
     assert engine.facts.kv_tokens == 64 * fake_vllm.BLOCK
 
 
-def test_rows_are_counted_for_the_requests_that_they_belong_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_are_counted_for_the_requests_that_they_belong_to(tmp_path: Path, ranks: int) -> None:
     fake, listeners = FakeEngine(), ListenerSet()
-    found, engine = opened(fake, listeners)
+    found, engine = opened(fake, listeners, ranks=ranks)
+    assert ("memory" in found.lacks) == (ranks == 2)
     tap = ShownTap(found.shown, torch.device("cpu"), ("a", "b"), save_picks=True)
     listeners.listeners.append(tap)
     recorder = RoutingRecorder(tmp_path, tap, window_steps=1000, step_counts_cap_bytes=2**20)
@@ -150,9 +151,9 @@ def test_rows_are_counted_for_the_requests_that_they_belong_to(tmp_path: Path) -
     assert (routing.counts_WPCLE[:, :, :, 0].sum(axis=(0, 1)) == wanted).all()
 
 
-def checked(fake: FakeEngine, spoil: Any = None) -> Any:
+def checked(fake: FakeEngine, spoil: Any = None, *, ranks: int = 1) -> Any:
     listeners = ListenerSet()
-    found, engine = opened(fake, listeners)
+    found, engine = opened(fake, listeners, ranks=ranks)
     tap = ShownTap(found.shown, torch.device("cpu"))
     listeners.listeners.append(tap)
     if spoil is not None:
@@ -160,8 +161,9 @@ def checked(fake: FakeEngine, spoil: Any = None) -> Any:
     return check_shown(tap, engine, lambda recorders: replay(engine, schedule(), recorders))
 
 
-def test_the_check_passes_where_picks_are_what_is_executed() -> None:
-    result = checked(FakeEngine())
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_check_passes_where_picks_are_what_is_executed(ranks: int) -> None:
+    result = checked(FakeEngine(), ranks=ranks)
     assert result.passed
     assert [(one.name, one.passed) for one in result.checks] == [
         ("fires_once", True), ("ids_in_range", True), ("counts_are_tokens_times_k", True), ("executed_is_routed", True)
@@ -216,7 +218,7 @@ def test_outputs_may_end_early_at_the_checkpoints_ids() -> None:
     second = [one.token for step in seen.steps for one in step.sequences if one.request == 2 and one.token is not None]
     stop = second[1]
     found = deployment(
-        ModelSpec(name="moe", path="moe"), VllmSettings(), Inside(FakeEngine(), fake_vllm.sampling),
+        ModelSpec(name="moe", path="moe"), VllmSettings(), fake_vllm.inside(FakeEngine()),
         torch.device("cpu"), version="0.32.0", launch={}, memory=Watch(torch.device("cpu")), stop_ids=[stop],
     )  # fmt: skip
     engine = found.build(VllmSettings(), ListenerSet())  # type: ignore[assignment]

@@ -78,7 +78,7 @@ class VllmEngine(SteppedEngine):
         start_s = self._clock()
         ended = self._inside.step()
         end_s = self._clock()
-        held = self._inside.scheduled()
+        held = self._inside.look(ended)
         if held is None:
             return None
         order = self._inside.order()

@@ -1,8 +1,7 @@
 """vLLM's engine in this process, and the places inside of it that are listened to. Nothing else touches its inside.
 
 What is used, and found alike in the versions of versions.py: ``LLMEngine.engine_core.engine_core`` with ``scheduler``
-and ``model_executor``; ``Scheduler.schedule`` and the output that it returns; the model runner's ``sampler`` and
-``input_batch`` (first runner), or ``prepare_inputs`` (second runner, on CUDA).
+and ``model_executor``; ``Scheduler.schedule`` and the output that it returns; of the model runner what runner.py names.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moeprof.capture.engines.vllm.forcing import Forcing
+from moeprof.capture.engines.vllm.runner import Runner, Told
 from moeprof.core.errors import EngineError
 
 
@@ -41,29 +40,26 @@ class Ended:
 
 
 class Inside:
-    """An ``LLMEngine`` whose engine core is in this process.
+    """An ``LLMEngine`` whose engine core is in this process. It shows its picks, too (see ``ShownRouter``).
 
     Args:
         engine: of vLLM.
-        sampling: ``sampling(runs_v2)`` gives what makes ``SamplingParams`` from the keys of that class.
+        runner: of its model, here or on ranks.
+        sampling: makes ``SamplingParams`` from the keys of that class.
 
     Attributes:
-        runs_v2: whether the second model runner runs: it forces ids by itself, keeps its batch elsewhere, and what it
-            sampled is read off its outputs.
-        forcing: the ids that requests are made to have (first runner).
+        layers: MoE layers whose picks are seen.
+        how: where they are seen.
     """
 
-    def __init__(self, engine: Any, sampling: Callable[[bool], Callable[..., Any]]) -> None:
-        self.engine = engine
-        core = engine.engine_core.engine_core
-        self.scheduler = core.scheduler
-        self.runner = core.model_executor.driver_worker.worker.model_runner
-        self.runs_v2 = not hasattr(self.runner, "input_batch")
-        self._sampling = sampling(self.runs_v2)
-        self.forcing = Forcing()
+    def __init__(self, engine: Any, runner: Runner, sampling: Callable[..., Any]) -> None:
+        self.engine, self.runner, self._sampling = engine, runner, sampling
+        self.layers, self.how = runner.facts.layers, runner.facts.picks or ""
+        self.scheduler = engine.engine_core.engine_core.scheduler
         self._scheduled: Scheduled | None = None
-        self._order: Sequence[str] = ()
+        self._told = Told(order=())
         self._external: dict[str, str] = {}
+        self._forced: set[str] = set()
         self._came: dict[str, list[int]] = {}
         self._newest: dict[str, int] = {}
         self._number = 0
@@ -89,15 +85,18 @@ class Inside:
             stop: ids that end it.
         """
         more: dict[str, Any] = {"stop_token_ids": list(stop)} if stop else {}
-        if self.runs_v2 and forced is not None:
+        if self.runner.facts.runs_v2 and forced is not None:
             more["trace_decode_token_ids"] = list(forced)
-        sampling = self._sampling(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False, **more)
+        sampling = self._sampling(
+            temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False, **more
+        )  # fmt: skip
         self._number += 1
         external = str(self._number)
         request = str(self.engine.add_request(external, {"prompt_token_ids": list(prompt)}, sampling))
         self._external[external], self._came[request] = request, []
-        if forced is not None and not self.runs_v2:
-            self.forcing.add(request, len(prompt), forced)
+        if forced is not None:
+            self._forced.add(request)
+            self.runner.add(request, len(prompt), forced)
         return request
 
     def step(self) -> list[Ended]:
@@ -111,13 +110,18 @@ class Inside:
             if ids:
                 self._newest[request] = ids[-1]
             if output.finished:
-                self.forcing.forget(request)
                 del self._external[output.request_id]
                 ended.append(Ended(request=request, token_ids=self._came.pop(request)))
         return ended
 
-    def scheduled(self) -> Scheduled | None:
-        """What the last step held; None where nothing was scheduled."""
+    def look(self, ended: Sequence[Ended]) -> Scheduled | None:
+        """After a step, and no part of it: what it held and what the runner knows of it; None: it held nothing."""
+        if self._scheduled is not None:
+            self._told = self.runner.told(sum(self._scheduled.tokens.values()))
+        for one in ended:
+            if one.request in self._forced:
+                self._forced.remove(one.request)
+                self.runner.forget(one.request)
         return self._scheduled
 
     def order(self) -> list[str]:
@@ -128,8 +132,7 @@ class Inside:
         """
         assert self._scheduled is not None
         wanted = self._scheduled.tokens
-        rows = self._order if self.runs_v2 else self.runner.input_batch.req_ids
-        found = [request for request in rows if request in wanted]
+        found = [request for request in self._told.order if request in wanted]
         if len(found) != len(wanted):
             raise EngineError(
                 f"vLLM's batch holds {len(found)} of the {len(wanted)} requests that its scheduler put into the step"
@@ -138,11 +141,11 @@ class Inside:
 
     def chosen(self) -> Mapping[str, int]:
         """Internal id -> what the model itself would have taken in the last step; empty where vLLM does not tell."""
-        return {} if self.runs_v2 else self.forcing.chosen
+        return self._told.chosen
 
     def sampled(self) -> Mapping[str, int]:
         """Internal id -> what came out in the last step, where nothing was forced."""
-        return self._newest if self.runs_v2 else self.forcing.chosen
+        return self._newest if self.runner.facts.runs_v2 else self._told.chosen
 
     def abort_all(self) -> None:
         """Forget all requests and, with shared prefixes, what is cached of them."""
@@ -150,13 +153,29 @@ class Inside:
             self.engine.abort_request(list(self._external))
         self._external.clear()
         self._came.clear()
-        self.forcing.clear()
+        if self._forced:
+            self._forced.clear()
+            self.runner.forget(None)
         self.engine.reset_prefix_cache()
+
+    def watch(self, on: bool) -> None:
+        """Show picks from now on, or no longer."""
+        self.runner.watch(on)
+
+    def take(self, num_tokens: int) -> Sequence[Any]:
+        """Picks of the last forward, by layer."""
+        return self._told.picks or [None] * len(self.layers)
+
+    def move(self, by: int) -> bool:
+        """Move every executed pick, for a check."""
+        if self.runner.facts.moves:
+            self.runner.move(by)
+        return self.runner.facts.moves
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Put our functions in front of vLLM's, on these objects alone."""
+        """Put a function in front of the scheduler's, on this object alone."""
         schedule, scheduler = self.scheduler.schedule, self.scheduler
 
         def noting(*args: Any, **kwargs: Any) -> Any:
@@ -166,17 +185,6 @@ class Inside:
             return output
 
         scheduler.schedule = noting
-        if self.runs_v2:
-            prepare = self.runner.prepare_inputs
-
-            def preparing(*args: Any, **kwargs: Any) -> Any:
-                batch = prepare(*args, **kwargs)
-                self._order = list(batch.req_ids)
-                return batch
-
-            self.runner.prepare_inputs = preparing
-        else:
-            self.forcing.put_on(self.runner)
 
     def _slots_used(self) -> int:
         return round(float(self.scheduler.kv_cache_manager.usage) * self.kv_slots)

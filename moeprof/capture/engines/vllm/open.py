@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from moeprof.capture.engines.deployment import Deployment
 from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.engines.vllm.engine import VllmEngine
 from moeprof.capture.engines.vllm.inside import Inside
-from moeprof.capture.engines.vllm.plugin import KEPT, TAP, Kept, register
-from moeprof.capture.engines.vllm.router import shown_router
+from moeprof.capture.engines.vllm.plugin import TAP, register
+from moeprof.capture.engines.vllm.runner import METHODS, Here, Ranks, Runner
 from moeprof.capture.engines.vllm.settings import VllmSettings
 from moeprof.capture.engines.vllm.versions import check_version, version_note
 from moeprof.capture.memory.measure import Watch
@@ -70,16 +69,25 @@ def open(
     except Exception as error:  # whatever a model or a setting makes vLLM raise
         raise EngineError(f"model {spec.name}: vLLM {vllm.__version__} cannot open it: {_first(error)}") from error
     memory.loaded()
+    runner = _runner(engine, is_cpu=device.type == "cpu")
     return deployment(
         spec,
         settings,
-        Inside(engine, partial(_sampling, settings)),
+        Inside(engine, runner, _sampling(settings, runner.facts.runs_v2)),
         device,
         version=vllm.__version__,
         launch={"load_s": time.perf_counter() - started_s},
-        memory=memory,
+        memory=memory if settings.tensor_parallel == 1 else None,
         stop_ids=end_ids(spec, source) if warmup is not None and warmup.outputs == "free" else None,
     )
+
+
+def _runner(engine: Any, *, is_cpu: bool) -> Runner:
+    """The model's runner, in this process or on ranks of vLLM's."""
+    executor = engine.engine_core.engine_core.model_executor
+    if hasattr(executor, "driver_worker"):
+        return Here(executor.driver_worker.worker.model_runner, is_cpu=is_cpu)
+    return Ranks(executor.collective_rpc, is_cpu=is_cpu)
 
 
 def deployment(
@@ -90,9 +98,8 @@ def deployment(
     *,
     version: str,
     launch: dict[str, Any],
-    memory: Watch,
+    memory: Watch | None,
     stop_ids: Sequence[int] | None = None,
-    kept: Kept = KEPT,
 ) -> Deployment:
     """A loaded vLLM as the worker wants it.
 
@@ -103,14 +110,11 @@ def deployment(
         device: of the run.
         version: of vLLM.
         launch: what launch.json says of loading.
-        memory: watches this process.
+        memory: watches this process, where the model is in it.
         stop_ids: that end outputs which may end early; None: none may.
-        kept: what the operation of the tap keeps.
     """
-    engine, facts = inside.engine, _facts(inside, settings, device, version)
-    shown, no_routing = shown_router(inside, device, kept)
-    if shown is not None:
-        facts = replace(facts, notes=(*facts.notes, f"routing: {shown.how}"))
+    engine, runner = inside.engine, inside.runner.facts
+    facts = _facts(inside, settings, device, version)
 
     def build(settings: VllmSettings, listeners: ListenerSet, *, in_turn: bool = False) -> VllmEngine:
         return VllmEngine(inside, facts, listeners, stop_ids or (), close=engine.engine_core.shutdown)
@@ -118,20 +122,22 @@ def deployment(
     def describe(tokenizer_hash: str | None, overridden: str | None) -> ModelFacts:
         return facts_elsewhere(spec, tokenizer_hash, facts.dtype)
 
-    weights_bytes = _bytes(inside.runner.get_model().parameters())
     told = {
         "dtype_reason": "as vLLM reads the checkpoint" if settings.dtype == "auto" else "asked for",
-        "taken": {**taken(engine.vllm_config), "weights_bytes": weights_bytes},
+        "taken": {**taken(engine.vllm_config), "weights_bytes": runner.weights_bytes},
     } | ({} if stop_ids is None else {"end_ids": tuple(stop_ids)})
-    reasons = {"module": "vLLM runs the model, with kernels and layers of its own"}
+    reasons = {
+        "module": "vLLM runs the model, with kernels and layers of its own",
+        "memory": "the model is in processes of vLLM's own, one a rank",
+    } | ({} if runner.no_picks is None else {"routing": runner.no_picks})
     return Deployment(
         build=build,
         describe=describe,
         launch=launch | told,
         memory=memory,
-        shown=shown,
-        has_router=shown is not None or no_routing is not None,
-        reasons=reasons if no_routing is None else reasons | {"routing": no_routing},
+        shown=None if runner.picks is None else inside,
+        has_router=bool(runner.layers),
+        reasons=reasons,
     )
 
 
@@ -171,6 +177,8 @@ def engine_args(spec: ModelSpec, settings: VllmSettings, source: ModelSource, de
         "async_scheduling": False,  # each step tells of its own forward
         "additional_config": {"moeprof": "expert ids"},  # part of the key of what is compiled and cached
     }
+    if settings.tensor_parallel > 1:
+        args |= {"distributed_executor_backend": "mp", "worker_extension_cls": METHODS}
     if device.type == "cuda":
         # No GPU has run this: the second runner forces ids on the device, and vLLM's own capturer keeps the picks. That
         # wants its cache of prefixes; where the workload wants none, requests do not read it (see ``_sampling``).
@@ -208,22 +216,25 @@ def _position_limit(source: ModelSource) -> int | None:
 
 
 def _facts(inside: Inside, settings: VllmSettings, device: torch.device, version: str) -> EngineFacts:
-    config, runner = inside.engine.vllm_config, inside.runner
+    config, runner = inside.engine.vllm_config, inside.runner.facts
     graphs = device.type == "cuda" and not settings.enforce_eager
-    notes = [f"vLLM {version}", version_note(version), None if device.type == "cpu" else "no GPU has run this engine"]
-    notes.append(
-        f"KV use is counted in blocks of {inside.block_tokens} tokens; outputs are forced "
-        + ("on the device" if inside.runs_v2 else "by writing over what was sampled")
-    )
+    forced = "on the device" if runner.runs_v2 else "by writing over what was sampled"
+    notes = [
+        f"vLLM {version}",
+        version_note(version),
+        None if device.type == "cpu" else "no GPU has run this engine",
+        f"KV use is counted in blocks of {inside.block_tokens} tokens; outputs are forced {forced}",
+        runner.picks and f"routing: {runner.picks}",
+    ]
     return EngineFacts(
         kind="vllm",
         batching="continuous",
-        attention=_attention(runner),
-        experts=_experts(runner),
+        attention=runner.attention,
+        experts=runner.experts,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         device=str(device),
         kv_tokens=inside.kv_slots,
-        kv_bytes=_bytes(getattr(runner, "kv_caches", ())),
+        kv_bytes=runner.kv_bytes,
         max_batch_tokens=int(config.scheduler_config.max_num_batched_tokens),
         max_sequence_tokens=min(int(config.model_config.max_model_len), inside.kv_slots),
         notes=tuple(note for note in notes if note is not None),
@@ -254,29 +265,6 @@ def taken(config: Any) -> dict[str, Any]:
         "num_blocks": cache.num_gpu_blocks,
         "prefix_cache": bool(cache.enable_prefix_caching),
     }
-
-
-def _attention(runner: Any) -> str:
-    groups: Sequence[Any] = getattr(runner, "attn_groups", None) or ()
-    names = sorted({str(group.backend.get_name()) for each in groups for group in each})
-    return ", ".join(names) or "unknown"
-
-
-def _experts(runner: Any) -> str | None:
-    """The kernels of the first MoE layer, by the name of their class."""
-    for module in runner.get_model().modules():
-        method = getattr(module, "_quant_method", None)
-        if method is not None and hasattr(module, "router"):
-            kernel = getattr(getattr(method, "moe_kernel", None), "impl", None)
-            return type(getattr(kernel, "fused_experts", None) or method).__name__
-    return None
-
-
-def _bytes(tensors: Any) -> int | None:
-    """Bytes of different memory behind some tensors, None where there are none."""
-    flat = [one for each in tensors for one in (each if isinstance(each, list | tuple) else (each,))]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in flat}
-    return sum(storages.values()) or None
 
 
 def _first(error: Exception) -> str:
