@@ -80,6 +80,7 @@ bench: .venv/ready ## the speed targets as ratios measured side by side
 
 bench-vllm: .venv/ready .venv-vllm/ready ## replay throughput beside generate, generate_batch and vLLM's CPU build (its own environment), 1 and 2 threads
 	$(BIN)/python -m benchmarks.bench --only short long shape --threads 1 2 --json reports/bench-vllm.json
+	$(BIN)/python -m benchmarks.vllm_kind --python $(CURDIR)/.venv-vllm/bin/python
 
 regress-example: .venv/ready ## the demo MoE against itself with a dead expert, in turn (two minutes); ends in 3, as it should
 	test -d reports/demo-dead || $(BIN)/python workloads/models/perturb_demo.py reports/demo-dead --kind dead
