@@ -47,6 +47,7 @@ ENGINES = {
     "own": "{kind: transformers, dtype: bfloat16, max_batch_tokens: 256}",
     "eager": f"{{kind: vllm, python: {PYTHON}, dtype: bfloat16, enforce_eager: true, max_num_batched_tokens: 256}}",
     "compiled": f"{{kind: vllm, python: {PYTHON}, dtype: bfloat16, max_num_batched_tokens: 256}}",
+    "tensor": f"{{kind: vllm, python: {PYTHON}, enforce_eager: true, tensor_parallel: 2, max_num_batched_tokens: 256}}",
     "prefixes": f"{{kind: vllm, python: {PYTHON}, enforce_eager: true, prefix_cache: true}}",
     "tight": f"{{kind: vllm, python: {PYTHON}, enforce_eager: true, kv_tokens: 512, max_num_batched_tokens: 256}}",
 }
@@ -86,7 +87,7 @@ def picks_of(run: Path) -> dict[tuple[int, int], Any]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", "compiled", "tensor"])
 def test_picks_are_ours_in_nearly_all_token_layers(folder: Path, mode: str) -> None:
     ours, theirs = picks_of(record(folder, "own")), picks_of(record(folder, mode))
     assert ours.keys() == theirs.keys()
@@ -95,7 +96,7 @@ def test_picks_are_ours_in_nearly_all_token_layers(folder: Path, mode: str) -> N
     assert same.mean(axis=0).min() >= ALIKE_SHARE - 0.01, same.mean(axis=0)
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled", "tight"])
+@pytest.mark.parametrize("mode", ["eager", "compiled", "tensor", "tight"])
 def test_counts_are_exact(folder: Path, mode: str) -> None:
     run = record(folder, mode)
     routing, own = Routing.load(round_of(run, "moe") / "routing.npz"), Routing.load(
@@ -112,7 +113,7 @@ def test_counts_are_exact(folder: Path, mode: str) -> None:
         assert all(check["passed"] for check in told["invariants"].values()), told["invariants"]
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled", "prefixes", "tight"])
+@pytest.mark.parametrize("mode", ["eager", "compiled", "tensor", "prefixes", "tight"])
 def test_ids_are_forced_and_the_models_own_are_kept(folder: Path, mode: str) -> None:
     """That the ids came out is checked at the end of each request by the engine; here that they agree as ours do."""
     for model in ("moe", "dense"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-import moeprof
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.core.record.experiment import EnvironmentHeader, GpuIdentity
+from moeprof.core.version import VERSION
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
@@ -37,7 +37,7 @@ def environment(
     """
     gpu = None if device == "cpu" else gpu
     return EnvironmentHeader(
-        moeprof=moeprof.__version__,
+        moeprof=VERSION,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
         machine=platform.machine(),
