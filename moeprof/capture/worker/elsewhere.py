@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-import moeprof
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.worker.main import worker_main
+from moeprof.core.version import VERSION
 
 MODULE = "moeprof.capture.worker.elsewhere"
 PLUGINS = "[vllm.general_plugins]\nmoeprof = moeprof.capture.engines.vllm.plugin:register\n"
@@ -75,11 +75,11 @@ class OtherProcess:
 def path_with(folder: Path) -> Path:
     """A folder for ``PYTHONPATH``: this package and the entry point of its plugin, nothing else."""
     folder.mkdir()
-    (folder / "moeprof").symlink_to(Path(moeprof.__file__).resolve().parent, target_is_directory=True)
-    told = folder / f"moeprof_plugin-{moeprof.__version__}.dist-info"
+    (folder / "moeprof").symlink_to(Path(__file__).resolve().parents[2], target_is_directory=True)
+    told = folder / f"moeprof_plugin-{VERSION}.dist-info"
     told.mkdir()
     (told / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: moeprof-plugin\nVersion: {moeprof.__version__}\n", encoding="utf-8"
+        f"Metadata-Version: 2.1\nName: moeprof-plugin\nVersion: {VERSION}\n", encoding="utf-8"
     )
     (told / "entry_points.txt").write_text(PLUGINS, encoding="utf-8")
     return folder
