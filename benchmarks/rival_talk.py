@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 Message = dict[str, Any]
 
 
-def serve(get_ready: Callable[[Message], tuple[Message, Callable[[], Message]]]) -> None:
+def serve(get_ready: Callable[[Message], tuple[Message, Callable[..., Message]]]) -> None:
     """The rival's side: get ready as ``argv[1]`` (a JSON file) asks, then a round for each line until the end.
 
-    ``get_ready`` returns what to tell about itself, and the function that runs a round.
+    ``get_ready`` returns what to tell about itself, and the function that runs a round; it gets the words of the line.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -32,8 +32,8 @@ def serve(get_ready: Callable[[Message], tuple[Message, Callable[[], Message]]])
 
     about, run_round = get_ready(json.loads(Path(sys.argv[1]).read_text()))
     tell(about)
-    for _ in sys.stdin:
-        tell(run_round())
+    for line in sys.stdin:
+        tell(run_round(*line.split()[1:]))
 
 
 class Rival:
@@ -56,14 +56,14 @@ class Rival:
         self.about = self._hear()
         self.reason = None if self.about else self._last_words()
 
-    def run(self) -> Message:
-        """One round.
+    def run(self, *words: str) -> Message:
+        """One round; ``words`` say which of several.
 
         Raises:
             RuntimeError: it died.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write("round\n")
+        self._process.stdin.write(" ".join(("round", *words)) + "\n")
         self._process.stdin.flush()
         answer = self._hear()
         if not answer:

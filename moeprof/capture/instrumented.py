@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from moeprof.capture.engines.base import Engine, ForwardListener, ListenerSet, ServedEngine
-from moeprof.capture.engines.deployment import Deployment, RoutingSource
+from moeprof.capture.engines.deployment import Deployment, RoutingSource, ShownRouter
 from moeprof.capture.engines.faults import slowed
 from moeprof.capture.models.attention import windows_of
 from moeprof.capture.models.moe_layers import find_moe_layers, layer_shapes
@@ -25,6 +27,7 @@ from moeprof.capture.routing.count import RoutingBlock
 from moeprof.capture.routing.override import PickOverride, PickTable
 from moeprof.capture.routing.recorded import replay_table
 from moeprof.capture.routing.rows import Positions
+from moeprof.capture.routing.shown import ShownTap, check_shown
 from moeprof.capture.routing.tap import RoutingTap
 from moeprof.core.errors import EngineError
 from moeprof.core.trace import Schedule, first_requests
@@ -36,15 +39,18 @@ SELF_CHECK_REQUESTS = 2
 class RoutingInstrument:
     """What is put on one model to watch and to override its routing.
 
-    Where the module is elsewhere there is nothing of it, and the engine may count itself.
+    Where the module is elsewhere there is nothing of it; the engine may show its picks, or count itself.
 
     Args:
         model: the module, or None.
         plan: of the worker.
         source: the engine's own account of its routing.
+        shown: picks that the engine shows.
     """
 
-    def __init__(self, model: Any, plan: WorkerPlan, source: RoutingSource | None = None) -> None:
+    def __init__(
+        self, model: Any, plan: WorkerPlan, source: RoutingSource | None = None, shown: ShownRouter | None = None
+    ) -> None:
         self._model, self._plan, self._source = model, plan, source
         self._instruments = plan.alone.instruments
         self.layers = () if model is None else find_moe_layers(model)
@@ -52,14 +58,14 @@ class RoutingInstrument:
         self._override = self._overridden(plan)
         self._tap: RoutingTap | None = None
         self._passed = True
-        if self.layers and self._instruments.routing:
-            self._tap = RoutingTap(
-                model,
-                self.layers,
-                plan.alone.class_names,
-                save_picks=self._instruments.save_detailed,
-                picks_cap_bytes=self._instruments.picks_cap_mib * 2**20,
-            )
+        kept: dict[str, Any] = {
+            "save_picks": self._instruments.save_detailed, "picks_cap_bytes": self._instruments.picks_cap_mib * 2**20
+        }  # fmt: skip
+        if shown is not None and self._instruments.routing:
+            self._tap = ShownTap(shown, torch.device(plan.device), plan.alone.class_names, **kept)
+        elif self.layers and self._instruments.routing:
+            self._tap = RoutingTap(model, self.layers, plan.alone.class_names, **kept)
+        if self._tap is not None:
             self._tap.disable()
 
     def _overridden(self, plan: WorkerPlan) -> PickOverride | None:
@@ -79,7 +85,8 @@ class RoutingInstrument:
     def unseen(self) -> str | None:
         """Why nobody can tell where tokens go, or None."""
         if self._tap is None:
-            return "the routing tap is off (instruments.routing)" if self.layers else "a dense model has no router"
+            off = self.layers or not self._instruments.routing
+            return "the routing tap is off (instruments.routing)" if off else "a dense model has no router"
         return None if self._passed else "the routing tap failed its self-check"
 
     def replay_recorded(self, schedule: Schedule, engine: ServedEngine, listeners: ListenerSet) -> None:
@@ -165,7 +172,10 @@ class RoutingInstrument:
         few = first_requests(schedule, SELF_CHECK_REQUESTS, engine.facts.max_sequence_tokens).as_offline()
         self._tap.bind(few.request_class)
         with self.watching(listeners):
-            result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))
+            if isinstance(self._tap, ShownTap):
+                result = check_shown(self._tap, engine, lambda recorders: replay(engine, few, recorders))
+            else:
+                result = self_check(self._tap, engine, listeners, lambda: replay(engine, few, []))
         engine.reset()
         self._tap.discard()
         self._passed = result.passed
@@ -195,7 +205,7 @@ class InstrumentedModel:
 
     def __init__(self, deployment: Deployment, plan: WorkerPlan, should_stop: Callable[[], bool]) -> None:
         self.deployment, self._plan, self._should_stop = deployment, plan, should_stop
-        self.routing = RoutingInstrument(deployment.module, plan, deployment.routing)
+        self.routing = RoutingInstrument(deployment.module, plan, deployment.routing, deployment.shown)
         self.windows = () if deployment.module is None else windows_of(deployment.module)
         self.listeners = ListenerSet(self.routing.always)
         self.engine = self._build(plan.engine)
@@ -216,14 +226,15 @@ class InstrumentedModel:
     def self_check(self, warmup: Schedule) -> dict[str, Any]:
         """The tap's check on the mounted engine; of an engine that counts itself, or cannot, why there is none."""
         reason = self.deployment.why_not("module")
-        if reason is not None:
+        if reason is not None and self.routing.tap is None:
+            reason = self.deployment.why_not("routing") or self.routing.unseen or reason
             return {"passed": None, "notes": [f"no tap of ours: {reason}"]}
         return self.routing.self_check(self.stepped, self.listeners, warmup)
 
     def why_not(self, need: str) -> str | None:
         """Why a measurement cannot have what it needs here, or None where it can: opened so, or seen by the tap."""
         reason = self.deployment.why_not(need)
-        if reason is None and need == "routing" and self.deployment.module is not None:
+        if reason is None and need == "routing" and self.deployment.routing is None:
             reason = self.routing.unseen
         return reason
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "params": "moeprof.cli.params:params",
     "doctor": "moeprof.cli.doctor:doctor",
     "explain": "moeprof.cli.explain:explain",
+    "engine": "moeprof.cli.engine:engine_app",
     "list": "moeprof.cli.list:list_runs",
     "init": "moeprof.cli.init:init",
     "trace": "moeprof.cli.trace:trace_app",

@@ -303,6 +303,8 @@ def run(
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)
+    if prepared.engine_why is not None and not quiet:
+        print(f"engine: {prepared.engine_why}", file=sys.stderr)
     if dry_run:
         show_plan(prepared, format)
         prepared.fit.require()

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards
+from moeprof.capture.engines import ENGINES, named
 from moeprof.core.description import LayerDescription, LayersAlike, LookingBack
 from moeprof.core.record import layout, pairs, tables
 from moeprof.core.record.picks import ForcedPicks, Picks
 from moeprof.core.record.routing import RequestCounts, Routing
+from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -41,7 +43,13 @@ def filled(text: str) -> str:
 
 def workload_keys() -> str:
     """One table per section of the YAML file, in the order of the file."""
-    return "\n".join(f"### {path}\n\n{_key_table(kind, path)}" for kind, path in _sections(Workload, "").items())
+    sections = _sections(Workload, "")
+    of_kinds: dict[type, str] = {}
+    for name, row in ENGINES.items():
+        of_kinds |= {**_sections(named(row.settings), "engine"), named(row.settings): f"`engine`, `kind: {name}`"}
+    where = list(sections).index(EngineSettings) + 1  # each kind of engine has keys of its own
+    listed = [*list(sections.items())[:where], *of_kinds.items(), *list(sections.items())[where:]]
+    return "\n".join(f"### {path}\n\n{_key_table(kind, path)}" for kind, path in dict(listed).items())
 
 
 def layer_keys() -> str:

@@ -26,9 +26,13 @@ from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricClass
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import DeviceHeader
-from moeprof.core.record.launch import EngineHeader
+from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.record.layout import ModelRecord, Record
 
+BY_KIND = ("max_batch_tokens", "max_batch", "kv_tokens", "backend")  # each kind of engine has these in its own way
+EMBEDDED = "transformers"
+# What another's engine made of settings that were left to it, and that changes what is computed in a step.
+TAKEN = ("quantization", "kv_cache_dtype", "max_num_seqs", "max_num_batched_tokens", "chunked_prefill")
 ENGINE_SETTINGS = ("prefix_cache", "max_batch_tokens", "max_batch", "kv_tokens")
 
 
@@ -67,6 +71,7 @@ def run_facts(record: Record) -> dict[str, Any]:
         "threads": record.environment.threads,
         "versions": _versions(record),
         "outputs": workload.outputs,
+        "engine": _kind(workload.engine.get("kind")),
         **{name: workload.engine.get(name) for name in ENGINE_SETTINGS},
         "instruments": workload.instruments.routing,
         "format_version": record.version,
@@ -79,12 +84,12 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
     ``requests`` is no fact to allow by itself: it tells schedules that differ only by tokenizer (see comparable.py).
     """
     facts, schedule = model.facts, record.schedule(model.name)
-    engine = model.launches[0].info.engine if model.launches else EngineHeader()
+    launch = model.launches[0].info if model.launches else LaunchHeader()
     return {
         "model": _model(facts),
         "revision": facts and facts.revision,
-        "dtype": engine.dtype or (facts and facts.dtype),
-        "backend": _backend(engine),
+        "dtype": launch.engine.dtype or (facts and facts.dtype),
+        "backend": _backend(launch),
         "routing_policy": facts and facts.routing_policy,
         "tokenizer": schedule.tokenizer_hash,
         "schedule": schedule.sha256 and f"sha256 {schedule.sha256}",
@@ -92,7 +97,13 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
     }
 
 
-def _backend(engine: EngineHeader) -> str | None:
+def _kind(said: str | None) -> str:
+    """Records of before there was another one, or of ``auto``, are of the embedded engine."""
+    return EMBEDDED if said in (None, "auto") else said
+
+
+def _backend(launch: LaunchHeader) -> str | None:
+    engine = launch.engine
     parts = [part for part in (engine.attention, engine.experts, engine.batching) if part]
     parts += [f"{engine.decode_experts} in decode"] if engine.decode_experts else []
     parts += ["captured decode steps"] if engine.decode == "graph" else []
@@ -101,6 +112,7 @@ def _backend(engine: EngineHeader) -> str | None:
     parts += [f"CPU kernels: {engine.cpu_kernels}"] if engine.cpu_kernels != "off" else []
     if engine.parallel:
         parts.append(f"{engine.parallel} parallel on {engine.ranks} ranks")
+    parts += [f"{name} {value}" for name, value in (launch.taken or {}).items() if name in TAKEN and value is not None]
     return ", ".join(parts) or None
 
 
@@ -163,6 +175,7 @@ RUN_FACTS: dict[str, frozenset[MetricClass]] = {
     "threads": TIMED,
     "versions": NOTHING,
     "outputs": MEASURED,
+    "engine": MEASURED,
     "prefix_cache": MEASURED,
     "max_batch_tokens": MEASURED,
     "max_batch": MEASURED,
@@ -231,6 +244,8 @@ def differences(first: Facts, second: Facts) -> tuple[Difference, ...]:
         ]
     both = [name for name in first.models if name in second.models]
     of_models = [one for name in both for one in _of_model(name, first.models[name], second.models[name])]
+    if any(difference.name == "engine" for difference in found):  # what only follows from it is not said again
+        found, of_models = ([one for one in listed if one.name not in BY_KIND] for listed in (found, of_models))
     return (*found, *_merged(of_models, len(both)))
 
 

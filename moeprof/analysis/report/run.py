@@ -52,6 +52,7 @@ def _machine(summary: Summary) -> Table:
         "device": environment.device_name,
         "driver": environment.gpu and environment.gpu.driver,
         "chosen because": summary.record.experiment.device_why,
+        "engine chosen because": summary.record.experiment.engine_why,
         "before the run": _before(summary.record.experiment.device_at_start or DeviceAtStart()),
         "processor": f"{environment.cpu}, {environment.cpu_cores} logical",
         "instruction sets": ", ".join(environment.cpu_flags),

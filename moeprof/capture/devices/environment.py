@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -17,8 +18,23 @@ from moeprof.core.version import VERSION
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
 
-def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_devices: int = 1) -> EnvironmentHeader:
-    """The environment part of experiment.json; ``num_devices`` are used and billed."""
+def environment(
+    gpu: Gpu | None,
+    device: str,
+    threads: int | None,
+    *,
+    num_devices: int = 1,
+    packages: Mapping[str, str | None] | None = None,
+) -> EnvironmentHeader:
+    """The environment part of experiment.json.
+
+    Args:
+        gpu: the device, or None.
+        device: ``cpu`` or ``cuda:N``.
+        threads: of a worker.
+        num_devices: used and billed.
+        packages: versions that are others in the workers' environment.
+    """
     gpu = None if device == "cpu" else gpu
     return EnvironmentHeader(
         moeprof=VERSION,
@@ -35,7 +51,7 @@ def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_device
         gpu=None if gpu is None else GpuIdentity(uuid=gpu.uuid, driver=gpu.driver),
         threads=threads,
         load_average_1min=os.getloadavg()[0],
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: _version(name) for name in PACKAGES} | dict(packages or {}),
     )
 
 

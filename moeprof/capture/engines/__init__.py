@@ -5,7 +5,7 @@ opens a model (called in the worker)::
 
     open(spec, settings, device, *, base, warmup, before_weights) -> Deployment
 
-``auto`` is the first row.
+``auto`` is the first row that offers itself for a workload on this machine, and else the first row.
 """
 
 from __future__ import annotations
@@ -14,20 +14,37 @@ import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moeprof.core.workload.engine import EngineSettings
+from moeprof.capture.engines.settled import Settled
+from moeprof.core.workload.engine import EngineSettings, ours
+from moeprof.core.workload.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKind:
-    """A row: ``module:name`` of the settings class and of the function that opens a model."""
+    """A row: ``module:name`` of the settings class and of the function that opens a model.
+
+    Attributes:
+        settings: the class.
+        open: the function.
+        settle: makes settings ready on this machine, before a run: ``settle(workload) -> Settled``.
+        offer: whether ``auto`` takes this kind: ``offer(workload)`` gives Settled, why not, or None: it is not there.
+    """
 
     settings: str
     open: str
+    settle: str | None = None
+    offer: str | None = None
 
 
 ENGINES = {
     "transformers": EngineKind(
         settings="moeprof.core.workload.engine:TransformersSettings", open="moeprof.capture.engines.hf:open"
+    ),
+    "vllm": EngineKind(
+        settings="moeprof.capture.engines.vllm.settings:VllmSettings",
+        open="moeprof.capture.engines.vllm.open:open",
+        settle="moeprof.capture.engines.vllm.choose:settle",
+        offer="moeprof.capture.engines.vllm.choose:offer",
     ),
 }
 
@@ -44,6 +61,16 @@ def engine_kinds() -> dict[str, type[EngineSettings]]:
     return {"auto": next(iter(classes.values())), **classes}
 
 
-def chosen(settings: EngineSettings) -> EngineSettings:
-    """The same settings with a kind in place of ``auto``."""
-    return replace(settings, kind=next(iter(ENGINES))) if settings.kind == "auto" else settings
+def settled(workload: Workload) -> Settled:
+    """The workload's engine, ready on this machine, with a kind in place of ``auto``."""
+    settings = workload.engine
+    if settings.kind != "auto":
+        row = ENGINES[settings.kind]
+        return Settled(settings=settings) if row.settle is None else named(row.settle)(workload)
+    own = Settled(settings=replace(ours(settings), kind="transformers", python=None))
+    for row in ENGINES.values():
+        found: Settled | str | None = None if row.offer is None else named(row.offer)(workload)
+        if isinstance(found, Settled):
+            return found
+        own = own if found is None else replace(own, why=found)
+    return own

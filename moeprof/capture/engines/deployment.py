@@ -19,6 +19,38 @@ NEEDS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownLayer:
+    """An MoE layer whose picks an engine shows: what is counted needs no more of it."""
+
+    name: str
+    num_experts: int
+    top_k: int
+    num_identity: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class ShownRouter(Protocol):
+    """Picks of an engine whose module is not ours to put a tap on; they are looked at between two steps.
+
+    Attributes:
+        layers: its MoE layers.
+        how: where the picks are taken from, in words.
+    """
+
+    layers: tuple[ShownLayer, ...]
+    how: str
+
+    def watch(self, on: bool) -> None:
+        """Show picks from now on, or no longer."""
+
+    def take(self, num_tokens: int) -> Any:
+        """Picks of the last forward: per layer a tensor [tokens, k], or None where just that was not seen."""
+
+    def move(self, by: int) -> bool:
+        """Move every pick that is executed so many experts on, for a check; False where that cannot be."""
+
+
 class RoutingSource(Protocol):
     """Counts where tokens go, a block of steps at a time (see moeprof/capture/routing/count.py)."""
 
@@ -63,6 +95,8 @@ class Deployment:
         module: the torch module, or None where it is elsewhere.
         memory: watches this process's memory, or None where the model is not in it.
         routing: the engine's own account of its routing, or None; on a module we put a tap of our own.
+        shown: picks of an engine that shows them after each step, or None; they are counted here.
+        has_router: False for a dense model, of which there is no routing to tell.
         tells_steps: False for an engine that steps itself.
         forces_ids: False where a schedule's output ids are not fed.
         reasons: why something of ``NEEDS`` cannot be had here, where there is more to say than that table says.
@@ -75,6 +109,8 @@ class Deployment:
     module: Any = None
     memory: Watch | None = None
     routing: RoutingSource | None = None
+    shown: ShownRouter | None = None
+    has_router: bool = True
     tells_steps: bool = True
     forces_ids: bool = True
     reasons: dict[str, str] = field(default_factory=dict)
@@ -85,7 +121,7 @@ class Deployment:
         there = {
             "module": self.module is not None,
             "steps": self.tells_steps,
-            "routing": self.module is not None or self.routing is not None,
+            "routing": not self.has_router or any(one is not None for one in (self.module, self.routing, self.shown)),
             "memory": self.memory is not None,
             "forced ids": self.forces_ids,
         }

@@ -61,7 +61,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         run=f"{_HERE}.teacher_forced:measure",
     ),
     Measurement(
-        name="overhead", key="overhead_pairs", title="overhead", every_launch=True, run=f"{_HERE}.overhead:measure"
+        name="overhead", key="overhead_pairs", title="overhead", needs=frozenset({"steps"}), every_launch=True,
+        run=f"{_HERE}.overhead:measure",
     ),
 )  # fmt: skip
 

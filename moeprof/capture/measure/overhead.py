@@ -3,6 +3,10 @@
 Two engines share the weights and run the same requests offline with the same forced tokens, so step i has the same
 batch on both sides. A's step i, then B's step i, order alternating: noise of the machine hits both alike. The timed
 part of the instrumented side is the whole turn of the loop: forward with the tap's hooks, collecting counts, recorders.
+
+An engine that cannot be built twice on one set of weights runs the requests once bare and once watched, again and
+again, order alternating; step i of one is paired with step i of the other. What stays in a compiled graph while nothing
+is watched (an operation that keeps nothing) is on both sides, so it is not in this figure.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moeprof.capture.engines.base import Engine, Step
 from moeprof.capture.instrumented import Launched
@@ -29,6 +34,8 @@ OVERHEAD_REQUESTS = 16
 def measure(launched: Launched) -> int:
     """Table ``overhead``: a bare engine and a watched one on the same weights, in turn. Returns pairs of steps."""
     model, plan = launched.model, launched.plan
+    if model.deployment.module is None:
+        return measure_in_passes(launched)
     limit = model.stepped.facts.max_sequence_tokens
     few = first_requests(launched.schedule, OVERHEAD_REQUESTS, limit).as_offline()
     # Both engines get a small cache: sequences of the sample, and no more, so that a second one always fits.
@@ -50,6 +57,76 @@ def measure(launched: Launched) -> int:
         )  # fmt: skip
     bare.close()
     return pairs
+
+
+def measure_in_passes(launched: Launched) -> int:
+    """Table ``overhead`` of one engine: bare and watched passes in turn. Returns pairs of steps."""
+    model, plan = launched.model, launched.plan
+    engine = model.stepped
+    few = first_requests(launched.schedule, OVERHEAD_REQUESTS, engine.facts.max_sequence_tokens).as_offline()
+    stream, pairs, deadline = TableStream(plan.folder, "overhead"), 0, time.perf_counter() + OVERHEAD_S
+    cycle = 0
+    while time.perf_counter() < deadline and not launched.should_stop():
+        turns: dict[bool, list[_Turn]] = {}
+        for watched in (False, True) if cycle % 2 == 0 else (True, False):
+            turns[watched] = _watched_pass(launched, engine, few) if watched else _pass(engine, few, [])
+        for bare, other in zip(turns[False], turns[True], strict=False):
+            if (bare.phase, bare.tokens) == (other.phase, other.tokens):
+                stream.append(_row(pairs, bare, other))
+                pairs += 1
+        cycle += 1
+    stream.close()
+    return pairs
+
+
+def _watched_pass(launched: Launched, engine: Engine, schedule: Schedule) -> list[_Turn]:
+    routing, listeners = launched.model.routing, launched.model.listeners
+    with tempfile.TemporaryDirectory() as scratch, routing.watching(listeners):
+        into = Path(scratch)
+        return _pass(engine, schedule, [RequestRecorder(into), StepRecorder(into), *routing.recorders(into)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """One step and what was done about it."""
+
+    phase: str
+    tokens: int
+    seconds: float
+    cpu_s: float
+
+
+def _pass(engine: Engine, schedule: Schedule, recorders: Sequence[Recorder]) -> list[_Turn]:
+    """All requests at once, to the end of the last."""
+    for recorder in recorders:
+        recorder.on_start(schedule, time.perf_counter())
+    for request in schedule.requests():
+        engine.submit(request)
+        for recorder in recorders:
+            recorder.on_send(request, time.perf_counter(), 0.0, None)
+    turns = []
+    while True:
+        start_s, cpu_s = time.perf_counter(), time.process_time()
+        step = engine.step()
+        if step is None:
+            break
+        for recorder in recorders:
+            recorder.on_step(step, 0)
+        seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
+        tokens = step.prefill_tokens + step.decode_tokens
+        turns.append(_Turn(phase=step.phase, tokens=tokens, seconds=seconds, cpu_s=cpu_s))
+    for recorder in recorders:
+        recorder.on_end(time.perf_counter())
+    engine.reset()
+    return turns
+
+
+def _row(pair: int, bare: _Turn, watched: _Turn) -> dict[str, Any]:
+    return {
+        "pair": pair, "phase": bare.phase, "tokens": bare.tokens,
+        "bare_s": bare.seconds, "instrumented_s": watched.seconds,
+        "bare_cpu_s": bare.cpu_s, "instrumented_cpu_s": watched.cpu_s,
+    }  # fmt: skip
 
 
 def measure_overhead(
@@ -126,16 +203,11 @@ def _one_pass(
         step = results["bare"][0]
         if step is None or results["instrumented"][0] is None:
             break
-        stream.append(
-            {
-                "pair": pairs,
-                "phase": step.phase,
-                "tokens": step.prefill_tokens + step.decode_tokens,
-                "bare_s": results["bare"][1],
-                "instrumented_s": results["instrumented"][1],
-                "bare_cpu_s": results["bare"][2],
-                "instrumented_cpu_s": results["instrumented"][2],
-            }
-        )
+        tokens = step.prefill_tokens + step.decode_tokens
+        turns = [
+            _Turn(phase=step.phase, tokens=tokens, seconds=results[name][1], cpu_s=results[name][2])
+            for name in ("bare", "instrumented")
+        ]
+        stream.append(_row(pairs, *turns))
         pairs += 1
     return pairs

@@ -221,10 +221,10 @@ def _host(source: ModelSource, spec: ModelSpec, base_bytes: int | None, *, profi
     return HostMemory(base_bytes=base_bytes or HOST_BASE_BYTES, file_bytes=files, profiles=profiles)
 
 
-def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule]) -> Fit:
+def elsewhere(memory: DeviceMemory, schedules: Iterable[Schedule], *, together: bool = True) -> Fit:
     """No prediction: the models are not in this process's memory, so nothing is refused for want of room."""
     wanted = max((all_at_once_tokens(schedule) for schedule in schedules), default=LEAST_KV_TOKENS)
-    return Fit(memory=memory, margin_bytes=0, models={}, kv_tokens=wanted, wanted_kv_tokens=wanted, together=True)
+    return Fit(memory=memory, margin_bytes=0, models={}, kv_tokens=wanted, wanted_kv_tokens=wanted, together=together)
 
 
 def in_one_process(fit: Fit, names: Sequence[str], what: str) -> Fit:

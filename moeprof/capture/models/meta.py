@@ -192,12 +192,12 @@ def facts_from_config(
     return _extrapolated(config, key, name=name, source=source, dtype=dtype, notes=notes)
 
 
-def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None) -> ModelFacts:
-    """A model that another process holds, counted from its config; for engines that load no weights here."""
+def facts_elsewhere(spec: ModelSpec, tokenizer_hash: str | None, dtype: str = "bfloat16") -> ModelFacts:
+    """A model that another process or engine holds, counted from its config; for engines that load no weights here."""
     source = find_model(spec, None)
     config = config_object(source.config, name=spec.name)
     notes = stand_in_notes(source.config, config)
-    facts = facts_from_config(config, name=spec.name, source=source.description, notes=notes)
+    facts = facts_from_config(config, name=spec.name, source=source.description, dtype=dtype, notes=notes)
     return replace(facts, tokenizer_hash=tokenizer_hash, weights=spec.weights)
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from moeprof.capture.engines.base import BatchLayout
 from moeprof.capture.models.moe_layers import MoeLayer
-from moeprof.capture.models.wrap import WrapHandle
 from moeprof.capture.routing.adapters import Cell, attach
 from moeprof.capture.routing.count import Counter, Forward, Label, Roster, RoutingBlock, Seen
 
@@ -31,11 +31,18 @@ BLOCK_FORWARDS = 32
 BLOCK_TOKENS = 4096  # bounds the references kept: 48 layers, top-8 and int64 make 12 MiB of them
 
 
+class Removable(Protocol):
+    """A watcher."""
+
+    def remove(self) -> None:
+        """Take it off."""
+
+
 class RoutingTap:
     """Counts executed picks per forward, layer, phase, request class and expert; an InGraphListener.
 
     Args:
-        model: the model whose layers are tapped.
+        model: the model whose layers are tapped, or the device on which its picks are.
         layers: its MoE layers (:func:`moeprof.capture.models.moe_layers.find_moe_layers`).
         class_names: the distinct request classes; index = C.
         request_class: class name per schedule row; without it all requests are of the first class.
@@ -45,7 +52,7 @@ class RoutingTap:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | torch.device,
         layers: Sequence[MoeLayer],
         class_names: Sequence[str] = ("all",),
         *,
@@ -57,7 +64,7 @@ class RoutingTap:
         self.class_names = tuple(class_names)
         self.on_picks: Callable[[list[torch.Tensor | None], BatchLayout], bool] | None = None
         self.was_replayed = False
-        device = next(model.parameters()).device
+        device = model if isinstance(model, torch.device) else next(model.parameters()).device
         self._counter = Counter(
             layers=self.layers,
             num_groups=2 * len(self.class_names),
@@ -67,7 +74,7 @@ class RoutingTap:
         self._cells: list[Cell] = [[None] for _ in self.layers]
         self._replayed: torch.Tensor | None = None
         self._width = 0
-        self._handles: list[WrapHandle] = []
+        self._handles: list[Removable] = []
         self._waiting: list[Forward] = []
         self._waiting_tokens = 0
         self._blocks: deque[Callable[[bool], RoutingBlock | None]] = deque()
@@ -106,8 +113,12 @@ class RoutingTap:
     def enable(self) -> None:
         """Put the watchers on; nothing happens when they are."""
         if not self._handles:
-            dropped = self._counter.dropped_id
-            self._handles = [attach(*pair, dropped) for pair in zip(self.layers, self._cells, strict=True)]
+            self._handles = self.put_on()
+
+    def put_on(self) -> list[Removable]:
+        """A watcher on every layer."""
+        dropped = self._counter.dropped_id
+        return [attach(*pair, dropped) for pair in zip(self.layers, self._cells, strict=True)]
 
     def disable(self) -> None:
         """Take the watchers off; what was seen can still be collected."""

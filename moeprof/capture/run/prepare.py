@@ -19,8 +19,9 @@ from msgspec import structs
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
-from moeprof.capture.engines import chosen
+from moeprof.capture.engines import settled
 from moeprof.capture.engines.end_ids import end_ids
+from moeprof.capture.engines.settled import Settled, needs_own_module
 from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
 from moeprof.capture.memory.predict import estimate_weights_bytes
@@ -132,14 +133,7 @@ def _check_engine(engine: TransformersSettings, device: str) -> None:
 
 def _check_elsewhere(workload: Workload) -> None:
     """Refuse what needs a model in the worker's own process."""
-    twins = any(spec.twin_of is not None for spec in workload.models)
-    overridden = any(spec.routing.policy != "native" for spec in workload.models)
-    batch_tokens = workload.sweep is not None and workload.sweep.max_batch_tokens
-    asked = {
-        "lockstep": workload.lockstep, "ladder": workload.ladder, "sweep.max_batch_tokens": batch_tokens,
-        "models.twin_of": twins, "models.routing": overridden,
-    }  # fmt: skip
-    found = next((key for key, value in asked.items() if value), None)
+    found = needs_own_module(workload)
     if found is not None:
         raise WorkloadError(
             f"{found}: needs a model in moeprof's own process, and engine.kind {workload.engine.kind} runs it "
@@ -160,6 +154,7 @@ class Prepared:
         gpu: the GPU, or None.
         device: ``cpu`` or ``cuda:N``.
         device_why: why this device, where there was something to choose from.
+        engine_why: why this kind of engine, where there was something to choose from.
         other_gpus: of rank 1 and up, where ranks share a model.
         pricing: what the devices cost.
     """
@@ -173,6 +168,7 @@ class Prepared:
     device: str
     pricing: Pricing
     device_why: str | None = None
+    engine_why: str | None = None
     other_gpus: tuple[Gpu, ...] = ()
 
 
@@ -186,14 +182,15 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     Raises:
         InputError: a model, trace, price, or the memory is wrong; see the callees.
     """
-    workload = replace(workload, engine=chosen(workload.engine))
+    engine = settled(workload)
+    workload = replace(workload, engine=engine.settings)
     _refuse_silent_warmup(workload)
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
     examination = Examination(_questions(workload, sources), workload.threads)
     try:
-        return _prepared(workload, sources, examination, must_fit=must_fit)
+        return _prepared(workload, engine, sources, examination, must_fit=must_fit)
     finally:
         examination.close()
 
@@ -210,11 +207,16 @@ def _questions(workload: Workload, sources: dict[str, ModelSource]) -> list[Ques
 
 
 def _prepared(
-    workload: Workload, sources: dict[str, ModelSource], examination: Examination, *, must_fit: bool
+    workload: Workload,
+    engine: Settled,
+    sources: dict[str, ModelSource],
+    examination: Examination,
+    *,
+    must_fit: bool,
 ) -> Prepared:
     schedules = make_schedules(workload, sources)
     workload = check_workload(workload, {name: source.config for name, source in sources.items()}, schedules)
-    choice, other_gpus = choose_devices(workload)
+    choice, other_gpus = choose_devices(workload, has_cuda_build=engine.has_cuda_build)
     gpu, device = choice.gpu, choice.device
     check_early(workload, device)
     if workload.outputs == "free" and workload.engine.in_worker:
@@ -228,8 +230,11 @@ def _prepared(
         fit.require()
     if workload.engine.in_worker:
         workload = replace(workload, engine=replace(ours(workload.engine), kv_tokens=fit.kv_tokens))
+    else:
+        workload = replace(workload, engine=workload.engine.sized(fit.wanted_kv_tokens, device))
     workload = workload.with_rounds(device, _round_s(workload, schedules), reloads=not fit.together)
-    machine = environment(gpu, device, workload.threads, num_devices=1 + len(other_gpus))
+    num_devices = max(1 + len(other_gpus), workload.engine.num_devices if gpu is not None else 1)
+    machine = environment(gpu, device, workload.threads, num_devices=num_devices, packages=engine.packages)
     return Prepared(
         workload=replace(workload, device=device),
         sources=sources,
@@ -245,6 +250,7 @@ def _prepared(
         gpu=gpu,
         device=device,
         device_why=choice.why,
+        engine_why=engine.why,
         other_gpus=other_gpus,
     )
 
@@ -259,7 +265,8 @@ def _fit(
     """The memory prediction; of models that run elsewhere there is none."""
     every = [s for scheduled in schedules.values() for s in all_schedules(scheduled.measured, scheduled.points)]
     if not workload.engine.in_worker:
-        return fitting.elsewhere(memory, every)
+        together = memory.is_host or len(workload.models) == 1  # an engine of its own fills a GPU
+        return fitting.elsewhere(memory, every, together=together)
     settings = ours(workload.engine)
     params = {name: answer.params for name, answer in examined.answers.items()}
     weights = estimate_weights_bytes(workload.models, sources, settings, params, is_host=memory.is_host)
@@ -392,6 +399,7 @@ def _experiment(prepared: Prepared) -> ExperimentHeader:
         schedules={name: _schedule_header(scheduled) for name, scheduled in prepared.schedules.items()},
         fit=prepared.fit.header(),
         device_why=prepared.device_why,
+        engine_why=prepared.engine_why,
         device_at_start=at_start,
         idle_power_w=None if at_start is None else at_start.idle_power_w,
         models=tuple(ModelHeader(name=spec.name, folder=spec.name) for spec in workload.models),

@@ -194,13 +194,17 @@ def gpus_of_ranks(workload: Workload, device: str, *, find: Callable[..., Gpu] =
     return found
 
 
-def choose_devices(workload: Workload) -> tuple[Choice, tuple[Gpu, ...]]:
+def choose_devices(workload: Workload, *, has_cuda_build: bool | None = None) -> tuple[Choice, tuple[Gpu, ...]]:
     """The device of rank 0, chosen as without ranks but from the first GPU on, and the GPUs of the other ranks.
+
+    Args:
+        workload: as read.
+        has_cuda_build: whether the torch of the workers can use a GPU; None: they have this environment's.
 
     Raises:
         InputError: the device is not there, or there are fewer GPUs than ranks.
     """
-    choice = choose_device(workload.device)
+    choice = choose_device(workload.device, has_cuda_build=has_cuda_build)
     if workload.engine.parallel is not None and choice.device.startswith("cuda:") and choice.device != "cuda:0":
         choice = choose_device("cuda:0")
     return choice, tuple(gpus_of_ranks(workload, choice.device))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
+from moeprof.capture.worker.elsewhere import OtherProcess
 from moeprof.capture.worker.main import worker_main
 from moeprof.capture.worker.watch import (
     BETWEEN_S,
@@ -51,6 +53,11 @@ class Worker:
         self._watchdog = Watchdog(watchdog_s, compiles=plan.engine.compile != "off")
         self._scratch = tempfile.TemporaryDirectory(prefix="moeprof-worker-")
         self._stacks = Path(self._scratch.name) / "stacks.txt"
+        self._process: SpawnProcess | OtherProcess
+        if plan.engine.interpreter is not None:
+            self._process = OtherProcess(plan.engine.interpreter, plan, self._stacks, Path(self._scratch.name))
+            self._connection = self._process.connection
+            return
         context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of the parent
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker_main, args=(plan, theirs, self._stacks), daemon=True)
@@ -143,6 +150,8 @@ class Worker:
         stacks = stacks_of_crash(self._stacks)
         place = None if stacks is None else where(stacks)
         hint += "" if place is None else f"; it crashed in {place}"
+        if place is None and isinstance(self._process, OtherProcess) and (words := self._process.last_words()):
+            hint += f"; its last words: {words}"
         text = f"{self.plan.label}: its process died (exit code {code}){hint}"
         return WorkerFailedError(text, 1, stacks, "process_died")
 

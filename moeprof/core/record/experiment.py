@@ -233,6 +233,7 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
         pricing: what an hour costs.
         content_kept: whether token ids stand in the schedules.
         device_why: why this device, where there was a choice.
+        engine_why: why this kind of engine, where there was a choice.
         device_at_start, device_at_end, idle_power_w: of a GPU.
         resumed: once for each time the run was gone on with.
         lockstep, ladder: how they ended.
@@ -259,6 +260,7 @@ class ExperimentHeader(Header, frozen=True, kw_only=True):
     lockstep: StudyHeader | None = None
     ladder: StudyHeader | None = None
     notes: tuple[str, ...] = ()
+    engine_why: str | None = None
     device_at_end: DeviceAtEnd | UnsetType | None = UNSET
     finished_at: str | None = None
     files: dict[str, int] | None = None

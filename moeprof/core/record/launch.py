@@ -209,6 +209,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
         quality, forced_picks, gap, overhead_pairs: measured after the rounds.
         sweep_stopped: why a sweep did not climb further.
         lacks: what the deployment does not offer -> why.
+        taken: settings as an engine of others made them of those that were left to it.
     """
 
     resumed: bool | None = None
@@ -232,6 +233,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     overhead_pairs: int | dict[str, str] | None = None
     sweep_stopped: SweepStopped | None = None
     lacks: dict[str, str] = field(default_factory=dict)
+    taken: dict[str, Any] | None = None
 
     def knows(self, key: str) -> bool:
         """Whether the launch has measured what this key holds."""

@@ -36,7 +36,7 @@ experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resume
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
 ``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
 ``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``; model.json
-``attention.state_flops``.
+``attention.state_flops``; experiment.json ``engine_why``, launch.json ``taken``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ checks the other keys.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 from moeprof.core.errors import WorkloadError
 from moeprof.core.yamlfile import at_least
@@ -62,6 +63,20 @@ class EngineSettings:
         """What is compiled; a step may then take long."""
         return "off"
 
+    @property
+    def interpreter(self) -> Path | None:
+        """The Python of the worker; None: this one's."""
+        return None
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that a model takes, where no processes of ours share it."""
+        return 1
+
+    def sized(self, wanted_kv_tokens: int, device: str) -> Self:
+        """With cache slots for all requests at once, where an engine that is not predicted must know them."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersSettings(EngineSettings):
@@ -69,6 +84,7 @@ class TransformersSettings(EngineSettings):
 
     Attributes:
         kind: ``auto`` takes it as well.
+        python: under ``auto``, an interpreter with vLLM to consider; the embedded engine itself runs under moeprof's.
         dtype: ``auto`` = the checkpoint's where the device computes in it, float32 elsewhere.
         max_batch_tokens: tokens in one step.
         experts: experts implementation of transformers, or ``auto``.
@@ -91,6 +107,7 @@ class TransformersSettings(EngineSettings):
 
     kind: Literal["auto", "transformers"] = "auto"
     in_worker: ClassVar[bool] = True
+    python: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_tokens: int = 512
     experts: str = "auto"
@@ -114,6 +131,10 @@ class TransformersSettings(EngineSettings):
         if not 0 <= self.memory_margin_ratio < 0.5:
             found = self.memory_margin_ratio
             raise WorkloadError(f"memory_margin_ratio: found {found}; 0 up to, but not, 0.5 is allowed")
+        if self.python is not None and self.kind != "auto":
+            raise WorkloadError(
+                "python: the embedded engine runs under moeprof's own; say kind: vllm or auto, or leave it"
+            )
         if self.parallel is not None:
             self.parallel.check_alone(decode_graphs=self.decode_graphs, run_ahead=self.run_ahead, compile=self.compile)
 

@@ -1,0 +1,1 @@
+"""Tests that run vLLM itself: ``make test-vllm``."""
