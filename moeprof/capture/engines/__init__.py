@@ -29,6 +29,10 @@ ENGINES = {
     "transformers": EngineKind(
         settings="moeprof.core.workload.engine:TransformersSettings", open="moeprof.capture.engines.hf:open"
     ),
+    "openai": EngineKind(
+        settings="moeprof.capture.engines.served.settings:OpenAISettings",
+        open="moeprof.capture.engines.served.open:open",
+    ),
 }
 
 

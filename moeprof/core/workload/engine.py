@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.models import ModelSpec
 from moeprof.core.yamlfile import at_least
 
 
@@ -51,6 +52,20 @@ class EngineSettings:
 
     kind: str
     in_worker: ClassVar[bool] = False
+
+    def check_models(self, models: tuple[ModelSpec, ...]) -> None:
+        """Refuse models that this kind cannot run, as far as it shows before anything is opened."""
+        asked = next((spec.name for spec in models if spec.served_as is not None or spec.url is not None), None)
+        if asked is not None:
+            raise WorkloadError(
+                f"model {asked}: served_as and url belong to a model on a server; set engine.kind to openai, or leave "
+                "them out"
+            )
+
+    @property
+    def devices(self) -> int | None:
+        """Billed devices of a deployment that is elsewhere; None: not known."""
+        return None
 
     @property
     def parallel(self) -> Parallel | None:
