@@ -42,7 +42,7 @@ def compare(
 ) -> None:
     """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
     from moeprof.analysis.compare.comparable import check_allow
-    from moeprof.analysis.metrics.pricing import repriced
+    from moeprof.analysis.metrics.cost.pricing import repriced
     from moeprof.cli.output import new_folder, print_result, write_and_say
     from moeprof.core.record.layout import open_record
 

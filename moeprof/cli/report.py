@@ -30,7 +30,7 @@ def report(
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
-    from moeprof.analysis.metrics.pricing import repriced
+    from moeprof.analysis.metrics.cost.pricing import repriced
     from moeprof.cli.output import (
         new_folder,
         print_result,

@@ -16,7 +16,7 @@ from moeprof.analysis.compare.same_work import Work, other_text, why_incomparabl
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import SplitBounds, bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import SplitBounds, bounds_by_figure
 from moeprof.analysis.metrics.lookup import Key, by_key, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import ROUNDS, Ratio

@@ -15,10 +15,10 @@ from functools import cache
 import numpy as np
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost import cost_metrics
-from moeprof.analysis.metrics.energy import energy_metrics
+from moeprof.analysis.metrics.cost.metrics import cost_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, labels_of
+from moeprof.analysis.metrics.resources.energy import energy_metrics
 from moeprof.analysis.metrics.samples import span_samples, tpot_samples
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.metrics.tables import ALL, PassTables

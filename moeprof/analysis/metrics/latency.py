@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.objectives import QUANTITIES as OBJECTIVES
-from moeprof.analysis.metrics.objectives import meets, objectives, share_of_requests, why_unjudged
+from moeprof.analysis.metrics.load.objectives import QUANTITIES as OBJECTIVES
+from moeprof.analysis.metrics.load.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
+from moeprof.analysis.metrics.load.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.lookup import number
-from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeprof.analysis.metrics.cost import CARDS, cost_metrics
-from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
+from moeprof.analysis.metrics.cost.bill import CostSplit, cost_split, cost_splits
+from moeprof.analysis.metrics.cost.metrics import CARDS, cost_metrics
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.cli.options import parse_api

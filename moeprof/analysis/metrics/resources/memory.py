@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.resources.work import distinct_experts
 from moeprof.analysis.metrics.samples import mean_of_steps
 from moeprof.analysis.metrics.tables import PassTables, column
-from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import ModelFacts

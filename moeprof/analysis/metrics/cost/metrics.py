@@ -12,12 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
-from moeprof.analysis.metrics.cost_bounds import with_split_bounds
-from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.cost.bill import MILLION, CostSplit, cost_splits
+from moeprof.analysis.metrics.cost.bounds import with_split_bounds
+from moeprof.analysis.metrics.resources.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.resources.work import peaks_of
 from moeprof.analysis.metrics.samples import of_enough_requests, over_rounds
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.metrics.work import peaks_of
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing

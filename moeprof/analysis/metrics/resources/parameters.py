@@ -1,6 +1,6 @@
 """What a model is, as metrics (docs/metrics.md#parameters). Counted facts: exact, without intervals.
 
-``touched_params_per_step``, what a batch really reads, is measured: see metrics/work.py.
+``touched_params_per_step``, what a batch really reads, is measured: see work.py beside it.
 """
 
 from __future__ import annotations
