@@ -15,7 +15,7 @@ from moeprof.analysis.metrics.resources.device_state import in_words, throttled_
 from moeprof.analysis.metrics.routing.shift import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column, token_times
 from moeprof.analysis.report.document import (
     Block,
     Chart,
@@ -343,7 +343,7 @@ def _rate_over_time(model: ModelSummary) -> Series | None:
     if len(tables.steps):
         at_s, count = column(tables.steps, "end_s"), column(tables.steps, "new_tokens")
     else:  # an engine that steps itself tells when each token came
-        at_s = np.concatenate([np.asarray(times, dtype=float) for times in tables.requests["token_times_s"]])
+        at_s, _ = token_times(tables.requests)
         count = np.ones(len(at_s))
     tokens, _ = np.histogram(at_s, bins=edges, weights=count)
     return Series(name=model.name, x=_floats(edges[:-1]), y=_floats(tokens / np.diff(edges)), style="steps")

@@ -19,10 +19,15 @@ from moeprof.core.workload.engine import EngineSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKind:
-    """A row: ``module:name`` of the settings class and of the function that opens a model."""
+    """A row: ``module:name`` of the settings class and of the function that opens a model.
+
+    ``check``, where there is something to look at: called by the parent with the workload before a run has a folder;
+    raises what a user has to mend.
+    """
 
     settings: str
     open: str
+    check: str | None = None
 
 
 ENGINES = {
@@ -32,6 +37,7 @@ ENGINES = {
     "openai": EngineKind(
         settings="moeprof.capture.engines.served.settings:OpenAISettings",
         open="moeprof.capture.engines.served.open:open",
+        check="moeprof.capture.engines.served.probe:check",
     ),
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from moeprof.capture.engines.base import ListenerSet, ServedEngine
 from moeprof.capture.memory.measure import Watch
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.trace import Schedule
 
 NEEDS = {
     "module": "the module is not in the worker's process",
@@ -44,6 +46,16 @@ class RoutingSource(Protocol):
         """Forget what was counted."""
 
 
+class PassWatch(Protocol):
+    """Sees of a pass what the loop does not: the client itself, and the server's own counters."""
+
+    def begin(self, folder: Path, schedule: Schedule) -> None:
+        """A pass over ``schedule`` is about to begin; tables go to ``folder``."""
+
+    def end(self) -> dict[str, Any]:
+        """It has ended: keys of pass.json."""
+
+
 class Build(Protocol):
     """Builds an engine of an open model."""
 
@@ -65,6 +77,8 @@ class Deployment:
         routing: the engine's own account of its routing, or None; on a module we put a tap of our own.
         tells_steps: False for an engine that steps itself.
         forces_ids: False where a schedule's output ids are not fed.
+        fixes_length: False where outputs may end before the length that was asked for.
+        watch: sees of passes what the loop does not, or None.
         reasons: why something of ``NEEDS`` cannot be had here, where there is more to say than that table says.
     """
 
@@ -77,6 +91,8 @@ class Deployment:
     routing: RoutingSource | None = None
     tells_steps: bool = True
     forces_ids: bool = True
+    fixes_length: bool = True
+    watch: PassWatch | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -18,7 +18,7 @@ from msgspec import structs
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
-from moeprof.capture.engines import chosen
+from moeprof.capture.engines import ENGINES, chosen, named
 from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.measure import check_skipped
 from moeprof.capture.memory import predict as fitting
@@ -70,6 +70,9 @@ def check_early(workload: Workload, device: str) -> None:
         _check_engine(ours(workload.engine), device)
     else:
         _check_elsewhere(workload)
+        look = ENGINES[workload.engine.kind].check
+        if look is not None:
+            named(look)(workload)
     for spec in workload.models:
         policy = spec.routing
         if policy.path is None or policy.policy not in ("profile", "replay"):
@@ -183,6 +186,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
         InputError: a model, trace, price, or the memory is wrong; see the callees.
     """
     workload = replace(workload, engine=chosen(workload.engine))
+    workload.engine.check_models(workload.models)
     _refuse_silent_warmup(workload)
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}

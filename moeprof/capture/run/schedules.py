@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +258,7 @@ def _scheduled(
 def _tokenizer(source: ModelSource) -> tuple[Path, bool]:
     if source.tokenizer_file is not None:
         return source.tokenizer_file, False
-    return Path(str(resources.files("moeprof").joinpath("data/tokenizer/tokenizer.json"))), True
+    return bundled_tokenizer(), True
 
 
 def _check_vocabulary(spec: ModelSpec, config: dict[str, Any], schedule: Schedule) -> None:
