@@ -42,7 +42,7 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
         ("device", f"{prepared.environment.device_name} ({prepared.device})"),
-        ("price", f"{units.usd(prepared.pricing.usd_per_second * 3600)} per hour, {prepared.pricing.source}"),
+        ("price", prepared.pricing.words),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
@@ -59,8 +59,9 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
-        cost = units.usd(seconds * prepared.pricing.usd_per_second)
-        rows.append(("expected", f"{units.seconds(seconds)} or less, {cost}"))
+        hourly = prepared.pricing.usd_per_hour
+        cost = "" if hourly is None else f", {units.usd(seconds * hourly / 3600)}"
+        rows.append(("expected", f"{units.seconds(seconds)} or less{cost}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]

@@ -251,15 +251,16 @@ class Priced(Protocol):
     """A pricing, or a baseline."""
 
     @property
-    def usd_per_second(self) -> float:
-        """What the machine costs."""
+    def usd_per_hour(self) -> float | None:
+        """What the machine costs; None where no hour is billed."""
 
 
 def price_difference(first: Priced, second: Priced) -> Difference | None:
     """What an hour costs, where the two runs are billed at different prices; forbids nothing, but must be said."""
-    prices = [f"{3600 * priced.usd_per_second:.4g} USD/h" for priced in (first, second)]
-    if first.usd_per_second == second.usd_per_second:
+    hourly = [priced.usd_per_hour for priced in (first, second)]
+    if hourly[0] == hourly[1]:
         return None
+    prices = ["not by the hour" if usd is None else f"{usd:.4g} USD/h" for usd in hourly]
     return Difference(name="price", first=prices[0], second=prices[1], forbids=NOTHING)
 
 

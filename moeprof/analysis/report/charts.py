@@ -281,7 +281,8 @@ def _cost(summary: Summary) -> list[Block]:
         parts=parts,
         unit="USD",
     )
-    return [bars, _cost_over_time(models, summary.pricing.usd_per_second)]
+    hourly = summary.pricing.usd_per_hour
+    return [bars] if hourly is None else [bars, _cost_over_time(models, hourly / 3600)]
 
 
 def _cost_over_time(models: list[ModelSummary], usd_per_second: float) -> Chart:

@@ -125,8 +125,7 @@ def subtitle(summary: Summary) -> str:
     """Device, price with its source, and traffic."""
     schedules = list(summary.record.experiment.schedules.values())
     parts = [summary.record.environment.device_name or "unknown device"]
-    hourly = summary.pricing.usd_per_second * 3600
-    parts.append(f"{units.usd(hourly)} per hour ({summary.pricing.source})")
+    parts.append(summary.pricing.words)
     if schedules:
         first = schedules[0]
         parts.append(f"{first.num_requests} requests, {PATTERNS.get(str(first.pattern), first.pattern)}")

@@ -61,7 +61,7 @@ def _machine(summary: Summary) -> Table:
         "moeprof": environment.moeprof,
         "datasheet": _datasheet(str(environment.device_name)),
         "measured peaks": _peaks(summary),
-        "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
+        "price": summary.pricing.words,
     }
     return _facts("Machine", rows)
 

@@ -17,6 +17,7 @@ NEEDS = {
     "steps": "the engine steps itself and tells tokens, not steps",
     "routing": "the engine does not show its routing",
     "memory": "the model is not in the worker's memory",
+    "energy": "the model's devices are not this machine's",
     "forced ids": "outputs have the length that was asked for, and the text is the model's own",
 }
 
@@ -76,6 +77,7 @@ class Deployment:
         memory: watches this process's memory, or None where the model is not in it.
         routing: the engine's own account of its routing, or None; on a module we put a tap of our own.
         tells_steps: False for an engine that steps itself.
+        is_metered: False where the energy of the model's devices cannot be read here.
         forces_ids: False where a schedule's output ids are not fed.
         fixes_length: False where outputs may end before the length that was asked for.
         watch: sees of passes what the loop does not, or None.
@@ -90,6 +92,7 @@ class Deployment:
     memory: Watch | None = None
     routing: RoutingSource | None = None
     tells_steps: bool = True
+    is_metered: bool = True
     forces_ids: bool = True
     fixes_length: bool = True
     watch: PassWatch | None = None
@@ -103,6 +106,7 @@ class Deployment:
             "steps": self.tells_steps,
             "routing": self.module is not None or self.routing is not None,
             "memory": self.memory is not None,
+            "energy": self.is_metered,
             "forced ids": self.forces_ids,
         }
         return frozenset(name for name, has in there.items() if has)

@@ -42,7 +42,7 @@ from moeprof.capture.run.schedules import (
 )
 from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
 from moeprof.core.errors import InputError, ModelError, WorkloadError
-from moeprof.core.pricing import Pricing, resolve_pricing
+from moeprof.core.pricing import Pricing, resolve_pricing, served_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
     ExperimentHeader,
@@ -236,16 +236,22 @@ def _prepared(
         schedules=schedules,
         fit=fit,
         environment=machine,
-        pricing=resolve_pricing(
-            workload.prices.for_device(device),
-            str(machine.device_name),
-            num_devices=machine.num_devices,
-            num_vcpus=machine.cpu_cores,
-        ),
+        pricing=_pricing(workload, machine, device),
         gpu=gpu,
         device=device,
         device_why=choice.why,
         other_gpus=other_gpus,
+    )
+
+
+def _pricing(workload: Workload, machine: EnvironmentHeader, device: str) -> Pricing:
+    if not workload.engine.is_local:
+        return served_pricing(workload.prices, workload.engine.devices)
+    return resolve_pricing(
+        workload.prices.for_device(device),
+        str(machine.device_name),
+        num_devices=machine.num_devices,
+        num_vcpus=machine.cpu_cores,
     )
 
 
@@ -333,7 +339,8 @@ def execute(
         InputError: ``resume`` is a run of something else.
     """
     workload = prepared.workload
-    meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
+    has_meters = workload.instruments.power and workload.engine.is_local
+    meters = open_meters(prepared.gpu, prepared.other_gpus) if has_meters else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     experiment = structs.replace(
         _experiment(prepared),

@@ -200,6 +200,13 @@ def choose_devices(workload: Workload) -> tuple[Choice, tuple[Gpu, ...]]:
     Raises:
         InputError: the device is not there, or there are fewer GPUs than ranks.
     """
+    if not workload.engine.is_local:
+        if workload.device not in ("auto", "cpu"):
+            raise WorkloadError(
+                f"device: found {workload.device}; the model is on a server (engine.kind {workload.engine.kind}), whose "
+                "devices are counted by engine.devices; leave device out"
+            )
+        return choose_device("cpu"), ()
     choice = choose_device(workload.device)
     if workload.engine.parallel is not None and choice.device.startswith("cuda:") and choice.device != "cuda:0":
         choice = choose_device("cuda:0")

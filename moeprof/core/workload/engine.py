@@ -48,10 +48,13 @@ class EngineSettings:
         kind: the row of the table.
         in_worker: True where a worker loads the model by itself, so that its memory is predicted, and lock-step,
             ladder, twins and overridden routing can be had.
+        is_local: False where the model runs on a server, whose devices are not looked at, metered, or priced as this
+            machine's.
     """
 
     kind: str
     in_worker: ClassVar[bool] = False
+    is_local: ClassVar[bool] = True
 
     def check_models(self, models: tuple[ModelSpec, ...]) -> None:
         """Refuse models that this kind cannot run, as far as it shows before anything is opened."""

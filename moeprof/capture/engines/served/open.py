@@ -28,6 +28,7 @@ OTHER = {
     "module": "the model is on a server",
     "steps": "the server steps itself and tells tokens, not steps",
     "memory": "the model is in the server's memory",
+    "energy": "the energy of the server's devices is not read: they are not this process's",
     "forced ids": "the server's API takes no output ids: outputs have the length that was asked for, and the text is "
     "the model's own",
 }
@@ -61,6 +62,7 @@ def open(  # noqa: A001 - as the table calls it
         launch={"server": _facts(settings, server, dialect)},
         describe=lambda tokenizer_hash, overridden: facts_elsewhere(spec, tokenizer_hash),
         tells_steps=False,
+        is_metered=False,
         forces_ids=False,
         fixes_length=dialect.fixed_length is not None,
         reasons=OTHER | {"routing": server.kind.routing, "forced ids": why_own},

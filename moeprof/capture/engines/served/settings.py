@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from moeprof.core.errors import WorkloadError
@@ -34,6 +34,7 @@ class OpenAISettings(EngineSettings):
     """
 
     kind: Literal["openai"] = "openai"
+    is_local: ClassVar[bool] = False
     url: str | None = None
     devices: int | None = None
     replicas: int | None = None
