@@ -18,6 +18,7 @@ SECTION_TITLES = {
     "cost": "Cost",
     "throughput": "Throughput",
     "latency": "Latency",
+    "server": "What the server says of itself",
     "routing": "Router",
     "parameters": "Parameters",
     "memory": "Memory",

@@ -31,7 +31,7 @@ from moeprof.core.hardware import find_datasheet
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import TwinFacts
 from moeprof.core.record.experiment import DeviceAtStart
-from moeprof.core.record.launch import LaunchHeader, RanksHeader, WarmupHeader
+from moeprof.core.record.launch import LaunchHeader, RanksHeader, ServerHeader, WarmupHeader
 
 
 def machine_section(summary: Summary) -> Section:
@@ -125,6 +125,9 @@ def _traffic(summary: Summary) -> Table:
 
 
 def _engine(model: ModelSummary) -> Table:
+    """What ran, or the server that answered and how it was asked."""
+    if model.launch.server is not None:
+        return _facts(f"Server: {model.name}", _of_server(model, model.launch.server))
     engine, warmup = model.launch.engine, model.launch.warmup or WarmupHeader()
     check = model.launch.self_check
     rows = {
@@ -143,6 +146,43 @@ def _engine(model: ModelSummary) -> Table:
         "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.notes)}[check.passed],
     }
     return _facts(f"Engine: {model.name}", rows)
+
+
+def _of_server(model: ModelSummary, server: ServerHeader) -> dict[str, Any]:
+    ways = {"run": "a server of this kind was run", "source": "its source", "documentation": "its documentation alone"}
+    tokens = {
+        "usage": "the usage of each chunk",
+        "ids": "the ids that come back",
+        "usage at the end": "usage at the end",
+    }
+    return {
+        "model": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
+        "served as": server.served_as,
+        "server": f"{server.title} {server.version or '(it tells no version)'}",
+        "address": server.host,
+        "what is assumed of it": f"from {ways.get(server.checked, server.checked)}",
+        "devices": server.devices,
+        "replicas": server.replicas,
+        "asked by": f"{server.endpoint}, prompts as {server.prompts}",
+        "length of outputs": server.fixed_length or "may end before the length that was asked for",
+        "tokens counted by": tokens.get(str(server.tokens_from), server.tokens_from),
+        "counters of its own": ", ".join(server.counters) or "none",
+        "tried": "; ".join(server.assumptions),
+        "routing": model.launch.lacks.get("routing"),
+        "client": _client(model),
+    }
+
+
+def _client(model: ModelSummary) -> str | None:
+    """Its limit and its lag, by the loop-back server."""
+    seen = model.rounds[0].client if model.rounds else None
+    if seen is None or seen.limit_tokens_per_s is None:
+        return None if seen is None else seen.reason
+    text = f"at most {seen.limit_tokens_per_s:,.0f} tokens/s with one core"
+    if seen.paced_lag_p50_s is not None and seen.paced_lag_p99_s is not None:
+        lags = f"{units.seconds(seen.paced_lag_p50_s)} p50, {units.seconds(seen.paced_lag_p99_s)} p99"
+        text += f"; lag {lags} at {seen.paced_tokens_per_s:,.0f} tokens/s in {seen.paced_streams} streams"
+    return text
 
 
 def _ranks(ranks: RanksHeader | None) -> str | None:
@@ -206,7 +246,8 @@ def model_column(model: ModelSummary) -> ModelColumn:
         parts.append(f"dense twin of {known.twin.of}, {_width(known.twin)}")
     else:
         parts.append("dense")
-    parts.append(model.launch.engine.dtype or known.dtype)
+    server = model.launch.server
+    parts.append(model.launch.engine.dtype or known.dtype if server is None else f"served by {server.title}")
     return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeprof.capture.engines.base import Step, Told, TokenEvents
+from moeprof.capture.engines.base import Step, TokenEvents, Told
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Recorder
 from moeprof.core.trace import Request, Schedule

@@ -203,8 +203,8 @@ def choose_devices(workload: Workload) -> tuple[Choice, tuple[Gpu, ...]]:
     if not workload.engine.is_local:
         if workload.device not in ("auto", "cpu"):
             raise WorkloadError(
-                f"device: found {workload.device}; the model is on a server (engine.kind {workload.engine.kind}), whose "
-                "devices are counted by engine.devices; leave device out"
+                f"device: found {workload.device}; the model is on a server; engine.devices counts its devices; "
+                "leave device out"
             )
         return choose_device("cpu"), ()
     choice = choose_device(workload.device)

@@ -37,7 +37,7 @@ from moeprof.core.workload.traffic import Arrivals
 from moeprof.core.workload.workload import Workload
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
 from moeprof.sources.synthetic import draw_arrivals, streams
-from moeprof.sources.tokenizer import TextTokenizer, load_tokenizer
+from moeprof.sources.tokenizer import TextTokenizer, bundled_tokenizer, load_tokenizer
 
 MIN_REQUESTS = 16
 REQUESTS_PER_PLACE = 4  # of a closed loop: fewer, and filling and draining the batch is most of the pass

@@ -119,7 +119,9 @@ COUNTER_COLUMNS = {
 WINDOWED = {name: f"window_{name}" for name in ("context_tokens", "prefill_context_tokens", "attention_pairs")}
 # Columns that records of older versions lack: null there.
 TOLD = ("first_answer_s", "told_input_tokens", "reasoning_tokens", "chunks", "finish_reason")
-LATER = {"lanes": ("queued_s",), "requests": TOLD} | dict.fromkeys(("steps", "warmup", "calibration"), tuple(WINDOWED.values()))
+LATER = {"lanes": ("queued_s",), "requests": TOLD} | dict.fromkeys(
+    ("steps", "warmup", "calibration"), tuple(WINDOWED.values())
+)
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,

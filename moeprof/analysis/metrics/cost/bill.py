@@ -117,12 +117,14 @@ def cost_split(
     power_usd, reasons = _power(tables, pricing)
     inputs, outputs = max(input_tokens(tables), 0.0), output_tokens(tables)
     prefill_s, busy_s = float(busy.prefill_S.sum()), float((busy.prefill_S + busy.decode_S).sum())
+    shares: tuple[float | None, float | None]
     if pricing.per_token:
-        usd_input, usd_output = _api_bill(tables, pricing, outputs)
-        total = usd_input + usd_output
+        bill = _api_bill(tables, pricing, outputs)
+        total, shares = sum(bill), bill
     else:
         total = tables.duration_s * pricing.usd_per_second + (power_usd or 0.0)
-        usd_input, usd_output = _shares(total, prefill_s, busy_s, inputs, outputs)
+        shares = _shares(total, prefill_s, busy_s, inputs, outputs)
+    usd_input, usd_output = shares
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
     done = is_done(tables.requests)
     characters = column(tables.requests, "num_characters")[done]

@@ -29,8 +29,8 @@ def repriced(
         engine = record.workload.engine
         if (pricing.per_token or pricing.unknown) and engine.get("devices") is None:
             raise PriceError(
-                "--usd-per-device-hour: the record does not say how many devices the deployment has; say engine.devices "
-                "in the workload of the next run"
+                "--usd-per-device-hour: the record does not say how many devices the deployment has; say "
+                "engine.devices in the workload of the next run"
             )
         pricing = replace(
             pricing, usd_per_device_hour=usd_per_device_hour, capital=None, per_token=False, unknown=None,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from moeprof.capture.engines.base import ServedFacts, Told, TokenEvent, TokenEvents
+from moeprof.capture.engines.base import ServedFacts, TokenEvent, TokenEvents, Told
 from moeprof.capture.engines.served.events import (
     BAD_ANSWER,
     CUT_SHORT,
@@ -27,12 +27,12 @@ from moeprof.capture.engines.served.events import (
     Answer,
     Lines,
     json_reader,
-    short_word,
 )
 from moeprof.capture.engines.served.probe import Server, session_for, why
 from moeprof.capture.engines.served.settings import OpenAISettings
 from moeprof.capture.engines.served.trial import PATHS, Dialect
 from moeprof.core.trace import Request
+from moeprof.sources.proxy.answers import short_word
 
 T = TypeVar("T")
 LIMITED, REFUSED, BROKEN_SERVER = "rate limited", "refused by the server", "server error"

@@ -127,7 +127,9 @@ def differences(seen: Sequence[Sequence[tuple[float, Sample]]]) -> dict[str, Any
     known = [*COUNTERS, *(key for pair in HISTOGRAMS.values() for key in pair)]
     changes: dict[str, float | None] = {}
     for name in dict.fromkeys(known):
-        parts = [looks[-1][1][name] - looks[0][1][name] for looks in seen if name in looks[0][1] and name in looks[-1][1]]
+        parts = [
+            looks[-1][1][name] - looks[0][1][name] for looks in seen if name in looks[0][1] and name in looks[-1][1]
+        ]
         if any(part < 0 for part in parts):
             raise ValueError(WENT_BACK)
         changes[name] = sum(parts) if len(parts) == len(seen) else None

@@ -37,7 +37,7 @@ SHORTER += "the model's own"
 FREE = "outputs end where the model ends them"
 
 
-def open(  # noqa: A001 - as the table calls it
+def open(
     spec: ModelSpec, settings: OpenAISettings, device: Any, *, warmup: Schedule | None = None, **more: Any
 ) -> Deployment:
     """See the table of engines. No weights are loaded, so the device's peaks are not measured."""

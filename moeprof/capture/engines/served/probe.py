@@ -168,7 +168,9 @@ def _only(names: tuple[str, ...], where: str, status: int) -> str:
     if len(names) == 1:
         return names[0]
     if names:
-        raise InputError(f"{where}: served_as: missing, and the server has {len(names)}: {', '.join(sorted(names)[:8])}")
+        raise InputError(
+            f"{where}: served_as: missing, and the server has {len(names)}: {', '.join(sorted(names)[:8])}"
+        )
     listed = "an empty list" if status == 200 else f"status {status}"
     raise InputError(f"{where}: served_as: missing, and /v1/models of the server names none ({listed}); say it")
 

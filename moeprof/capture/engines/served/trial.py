@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import aiohttp
 
-from moeprof.capture.engines.served.events import NO_USAGE, Answer, Lines, TokensFrom, json_reader, short_word
+from moeprof.capture.engines.served.events import NO_USAGE, Answer, Lines, TokensFrom, json_reader
 from moeprof.capture.engines.served.kinds import FixedLength
 from moeprof.capture.engines.served.probe import WANTS_KEY, Server, why
 from moeprof.capture.engines.served.settings import OpenAISettings
 from moeprof.core.errors import InputError
+from moeprof.sources.proxy.answers import short_word
 
 TRIED_TOKENS, TRIED_PROMPT = 3, 16
 PATHS = {"completions": "completions", "chat": "chat/completions"}
@@ -128,7 +129,8 @@ class Trials:
     def _refusal(self, last: Tried, settings: OpenAISettings) -> str:
         where = self._server.host
         if last.status in WANTS_KEY:
-            return f"{where} refuses to answer ({last.status}); is the key in {settings.api_key_env or 'api_key_env'} right?"
+            variable = settings.api_key_env or "the variable that api_key_env names"
+            return f"{where} refuses to answer ({last.status}); is the key in {variable} right?"
         if last.status == 200:
             kind, word = last.answer.failed or ("", "")
             return f"{where} does not stream as OpenAI's API does ({kind}{': ' if word else ''}{word})"
@@ -174,7 +176,7 @@ class Trials:
         if tried.is_good and tried.answer.total is not None:
             return dialect.noting("tokens are counted by the usage at the end of an answer, chunks are no tokens")
         raise InputError(
-            f"model {name}: {self._server.host} tells neither usage nor token ids, so its output tokens cannot be counted"
+            f"model {name}: {self._server.host} tells neither usage nor token ids, so output tokens cannot be counted"
         )
 
     async def _ask(self, dialect: Dialect, *, fixed: bool = False) -> Tried:
@@ -190,7 +192,9 @@ class Trials:
                 async for piece in response.content.iter_any():
                     answer.feed(piece, 0.0)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise InputError(f"{self._server.host}: a completion of {TRIED_TOKENS} tokens failed ({why(error)})") from None
+            raise InputError(
+                f"{self._server.host}: a completion of {TRIED_TOKENS} tokens failed ({why(error)})"
+            ) from None
         answer.close(0.0)
         return Tried(status=200, word="", answer=answer)
 
