@@ -104,7 +104,7 @@ class ServedMock:
                 return no(400)
             if "ignore_eos" in asked:
                 return no(422)
-        if self.flavour == "hosted" and ("max_tokens" in asked or "ignore_eos" in asked or "temperature" in asked):
+        if self.flavour == "hosted" and asked.keys() & {"max_tokens", "ignore_eos", "temperature", "generation_config"}:
             return no(400)
         return None
 

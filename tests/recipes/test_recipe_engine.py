@@ -105,7 +105,7 @@ def test_its_own_class_reads_its_keys(clockwork: ModuleType, tmp_path: Path) -> 
     with pytest.raises(WorkloadError, match=r"served.yaml:8: engine.each: unknown key.*did you mean 'each_s'"):
         load_workload(file, engine_kinds())
     file = write(tmp_path, WORKLOAD.replace("kind: clockwork", "kind: clockwrok"))
-    with pytest.raises(WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers, clockwork"):
+    with pytest.raises(WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers.*clockwork"):
         load_workload(file, engine_kinds())
 
 

@@ -14,7 +14,7 @@ from moeprof.analysis.metrics.lookup import Key, highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer
-from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
+from moeprof.analysis.report.document import Document, ModelColumn, Paragraph, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, findings, headline, subtitle, with_reservations
 from moeprof.analysis.report.sections import breakdown
@@ -292,13 +292,18 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
 
 def _section(name: str, title: str, summary: Summary) -> Section:
     """Charts of the section, then every metric of it, one table per traffic, window and cut."""
-    tables = _tables(name, summary.models)
+    tables, lacking = _tables(name, summary.models)
     beside = other_splits(summary) if name == "cost" and tables else ()
-    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *beside, *tables))
+    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *beside, *tables, *lacking))
 
 
-def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:
-    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map."""
+def _tables(section: str, models: tuple[ModelSummary, ...]) -> tuple[list[Table], list[Paragraph]]:
+    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map.
+
+    What no deployment of the run offers is said once for all figures of a section that are made of it.
+    """
+    lacks = {reason for model in models for reason in model.launch.lacks.values()}
+    unseen: dict[str, dict[str, None]] = {}
     grouped: dict[str, dict[Key, list[MetricValue | None]]] = {}
     for position, model in enumerate(models):
         for value in model.metrics:
@@ -306,11 +311,19 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:
                 key = (value.name, tuple(sorted(value.labels.items())))
                 rows = grouped.setdefault(heading_of(value.labels), {})
                 rows.setdefault(key, [None] * len(models))[position] = value
-    return [
+    for rows in grouped.values():
+        for key, values in list(rows.items()):
+            reasons = [value.reasons for value in values if value is not None]
+            if lacks and all(len(why) == 1 and why[0] in lacks for why in reasons) and len(set(reasons)) == 1:
+                unseen.setdefault(reasons[0][0], {})[card_for(key[0]).title] = None
+                del rows[key]
+    tables = [
         Table(
             title=heading,
             columns=tuple(model.name for model in models),
             rows=tuple(metric_row(label_of(key[0], dict(key[1])), key[0], values) for key, values in rows.items()),
         )
         for heading, rows in grouped.items()
+        if rows
     ]
+    return tables, [Paragraph(text=f"n/a ({reason}): {', '.join(titles)}.") for reason, titles in unseen.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from moeprof.capture.engines.served.trial import Dialect, Trials
 from moeprof.capture.engines.served.watch import ServedWatch
 from moeprof.capture.models.find import find_model
 from moeprof.capture.models.meta import facts_elsewhere
+from moeprof.core.model_facts import ModelFacts
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.models import ModelSpec
 from moeprof.sources.tokenizer import bundled_tokenizer, load_tokenizer
@@ -55,12 +57,17 @@ def open(
         watch.client = Client(settings, server, dialect, decode)
         return watch.client
 
+    def describe(tokenizer_hash: str | None, overridden: str | None) -> ModelFacts:
+        facts = facts_elsewhere(spec, tokenizer_hash)
+        note = f"counted from its config, bytes as in {facts.dtype}: what the server has loaded is not visible"
+        return replace(facts, notes=(*facts.notes, note))
+
     is_free = warmup is not None and warmup.outputs == "free"
     why_own = FREE if is_free else OTHER["forced ids"] if dialect.fixed_length is not None else SHORTER
     return Deployment(
         build=build,
         launch={"server": _facts(settings, server, dialect)},
-        describe=lambda tokenizer_hash, overridden: facts_elsewhere(spec, tokenizer_hash),
+        describe=describe,
         tells_steps=False,
         is_metered=False,
         forces_ids=False,
