@@ -26,7 +26,7 @@ from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricClass
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import DeviceHeader
-from moeprof.core.record.launch import EngineHeader
+from moeprof.core.record.launch import EngineHeader, LaunchHeader, ServerHeader
 from moeprof.core.record.layout import ModelRecord, Record
 
 ENGINE_SETTINGS = ("prefix_cache", "max_batch_tokens", "max_batch", "kv_tokens")
@@ -79,17 +79,26 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
     ``requests`` is no fact to allow by itself: it tells schedules that differ only by tokenizer (see comparable.py).
     """
     facts, schedule = model.facts, record.schedule(model.name)
-    engine = model.launches[0].info.engine if model.launches else EngineHeader()
+    info = model.launches[0].info if model.launches else LaunchHeader()
+    engine, server = info.engine, info.server
     return {
         "model": _model(facts),
         "revision": facts and facts.revision,
         "dtype": engine.dtype or (facts and facts.dtype),
-        "backend": _backend(engine),
+        "backend": _backend(engine) if server is None else _asked(server),
+        "server": server and f"{server.title} {server.version or ''}".strip(),
         "routing_policy": facts and facts.routing_policy,
         "tokenizer": schedule.tokenizer_hash,
         "schedule": schedule.sha256 and f"sha256 {schedule.sha256}",
         "requests": [schedule.num_requests, schedule.pattern, schedule.concurrency, schedule.span_s],
     }
+
+
+def _asked(server: ServerHeader) -> str:
+    """Which kind of server, and how requests were put; versions are what people compare."""
+    return (
+        f"{server.software} over HTTP, {server.endpoint}, prompts as {server.prompts}, length by {server.fixed_length}"
+    )
 
 
 def _backend(engine: EngineHeader) -> str | None:
@@ -175,6 +184,7 @@ MODEL_FACTS: dict[str, frozenset[MetricClass]] = {
     "revision": MEASURED,
     "dtype": MEASURED,
     "backend": MEASURED,
+    "server": NOTHING,
     "routing_policy": MEASURED,
     "tokenizer": PER_TOKEN,
     "schedule": MEASURED,

@@ -50,6 +50,7 @@ class Counters:
         self._wanted = tuple(name.encode() for name in names.values())
         self._looks: list[Look] = []
         self._problem: str | None = None
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -89,7 +90,7 @@ class Counters:
         for url in self._urls:
             at_s = time.perf_counter()
             try:
-                with urllib.request.urlopen(url, timeout=LOOK_S) as answer:
+                with self._opener.open(url, timeout=LOOK_S) as answer:
                     lines = answer.read().split(b"\n")
             except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
                 self._problem = f"the server's counters could not be read ({type(error).__name__})"
