@@ -21,7 +21,7 @@ EXTRAS = {
     "run": (
         "torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "accelerate", "psutil", "pynvml",
     ),
-    "serve": ("aiohttp", "multidict", "yarl"),
+    "serve": ("aiohttp", "multidict", "yarl", "uvloop", "orjson"),
 }  # fmt: skip
 
 # Name of the command -> its function, or its group of commands; the first line of its docstring is its help.
