@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from moeprof.analysis.metrics import server
 from moeprof.analysis.metrics.cards import all_cards, card_for
 from tests.helpers.tiny_run import Ran
 

@@ -18,7 +18,7 @@ from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
-from moeprof.analysis.report.document import Row, Table
+from moeprof.analysis.report.document import Document, Row, Table
 from moeprof.analysis.report.doubts import SEVERITIES, VOIDS
 from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
@@ -64,6 +64,7 @@ def summary_json(report: RunReport) -> dict[str, Any]:
         "run": summary.record.run,
         "status": summary.record.status,
         "pricing": to_json(summary.pricing),
+        "answer": _answer(report.document),
         "validity": _flags(doubts),
         "doubts": [asdict(doubt) for doubt in doubts],
         "models": {
@@ -76,6 +77,12 @@ def summary_json(report: RunReport) -> dict[str, Any]:
             for model in summary.models
         },
     }
+
+
+def _answer(document: Document) -> dict[str, Any] | None:
+    """The paragraph and each question with its outcome and the metrics that it rests on."""
+    answer = document.answer
+    return None if answer is None else {"paragraph": answer.paragraph, **asdict(answer)}
 
 
 def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "status": page.status,
         "reference": comparison.reference,
         "verdict": page.headline,
+        "answer": _answer(page),
         "notes": list(page.notes),
         "banners": list(page.banners),
         "doubts": [asdict(doubt) for doubt in page.doubts],

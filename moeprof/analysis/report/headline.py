@@ -9,8 +9,8 @@ from moeprof.analysis.metrics.lookup import number
 from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.report.answer import unsettled
 from moeprof.analysis.report.doubts import disturbed
+from moeprof.analysis.report.saving import unsettled
 from moeprof.analysis.report.sections.lockstep import ratio_text
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units

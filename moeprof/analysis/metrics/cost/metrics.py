@@ -49,7 +49,7 @@ CARDS: tuple[Card, ...] = (
           "lower", "C * prefill s / busy s / (prompt tokens computed + taken from the cache): the price of a prompt "
           "token that was served", source="docs/metrics.md#cached-prompt-tokens", needs="steps"),
     _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens computed, in and out", "USD / 1M tokens", "lower",
-          "C / (prompt tokens computed + output tokens)", screen=(Place(30, "price of 1M tokens"),)),
+          "C / (prompt tokens computed + output tokens)", screen=(Place(110, "price of 1M tokens"),)),
     _of_tokens("usd_per_1m_output_tokens_all_in", "$ / 1M output tokens, all in", "USD / 1M tokens", "lower",
           "C / output tokens; prompts are free in this figure, so never add it to an input price",
           source="the convention of InferenceX and inference-perf"),
@@ -70,7 +70,7 @@ CARDS: tuple[Card, ...] = (
     _of_run("busy_ratio", "busy share of the window", "share", "neither",
           "seconds of steps / window; below about 0.95 dollars compare utilisation, not models",
           source="docs/metrics.md#busy-and-billed", bounded=True,
-          screen=(Place(100, "busy at this traffic", own=True),), needs="steps"),
+          screen=(Place(130, "busy at this traffic", own=True),), needs="steps"),
     _of_tokens("usd_per_1m_input_tokens_busy", "$ / 1M input tokens, busy", "USD / 1M tokens", "lower",
           f"usd_per_1m_input_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed", needs="steps"),
     _of_tokens("usd_per_1m_output_tokens_busy", "$ / 1M output tokens, busy", "USD / 1M tokens", "lower",
