@@ -190,8 +190,8 @@ def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str])
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "server", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy", "quality",
-            "validity", "comparison")  # fmt: skip
+SECTIONS = ("latency", "server", "throughput", "cost", "parameters", "routing", "memory", "work", "gap", "energy",
+            "quality", "validity", "comparison")  # fmt: skip
 
 
 def test_every_card_is_whole() -> None:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moeprof.analysis.metrics.cards import SECTION_TITLES, all_cards
+from moeprof.capture.engines import engine_kinds
 from moeprof.core.record import layout, pairs, tables
 from moeprof.core.record.picks import ForcedPicks, Picks
 from moeprof.core.record.routing import RequestCounts, Routing
+from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -40,7 +42,12 @@ def filled(text: str) -> str:
 
 def workload_keys() -> str:
     """One table per section of the YAML file, in the order of the file."""
-    return "\n".join(f"### {path}\n\n{_key_table(kind, path)}" for kind, path in _sections(Workload, "").items())
+    kinds = {kind: settings for kind, settings in engine_kinds().items() if kind != "auto"}
+    parts = []
+    for kind, path in _sections(Workload, "").items():
+        tables = {path: kind} if kind is not EngineSettings else {f"{path}, kind `{k}`": v for k, v in kinds.items()}
+        parts += [f"### {heading}\n\n{_key_table(found, path)}" for heading, found in tables.items()]
+    return "\n".join(parts)
 
 
 def _sections(kind: type, path: str) -> dict[type, str]:
