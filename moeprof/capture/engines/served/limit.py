@@ -61,7 +61,7 @@ def streams_of(schedule: Schedule) -> int:
 def measure(streams: int, *, paced_s: float = PACED_S, gap_s: float = GAP_S) -> Limit | str:
     """The limit, or why there is none."""
     try:
-        with _server() as port:
+        with loopback_server() as port:
             flood = _flood(port)
             busy = _paced(port, BUSY_STREAMS, paced_s, gap_s)
             own = busy if streams == BUSY_STREAMS else _paced(port, streams, paced_s, gap_s)
@@ -78,7 +78,8 @@ def measure(streams: int, *, paced_s: float = PACED_S, gap_s: float = GAP_S) -> 
 
 
 @contextmanager
-def _server() -> Iterator[int]:
+def loopback_server() -> Iterator[int]:
+    """The port of one that runs inside."""
     process = subprocess.Popen(
         [sys.executable, str(Path(loopback.__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -95,7 +96,8 @@ def _server() -> Iterator[int]:
             process.wait()
 
 
-def _client(port: int, model: str, on_piece: Callable[[bytes, float], None] | None = None) -> Client:
+def loopback_client(port: int, model: str, on_piece: Callable[[bytes, float], None] | None = None) -> Client:
+    """Asks it; ``model`` says what it does."""
     url = f"http://127.0.0.1:{port}/v1"
     server = Server(
         url=url, kind=GENERIC, version=None, served_as=model, models=(), max_sequence_tokens=None, metrics=()
@@ -111,7 +113,7 @@ def _request(index: int, tokens: int) -> Request:
 
 
 def _flood(port: int) -> float:
-    client = _client(port, "flood")
+    client = loopback_client(port, "flood")
     try:
         client.prepare(FLOOD_STREAMS, 0)
         for index in range(FLOOD_STREAMS):
@@ -144,7 +146,7 @@ def _paced(port: int, streams: int, paced_s: float, gap_s: float) -> _Paced:
         if at >= 0:
             lags.append(now_s - float(piece[at + len(STAMP) : at + len(STAMP) + 24].partition(b",")[0]))
 
-    client = _client(port, f"paced:{gap_s}", on_piece)
+    client = loopback_client(port, f"paced:{gap_s}", on_piece)
     num = max(4, round(paced_s / gap_s))
     try:
         client.prepare(streams, 0)

@@ -2,7 +2,8 @@
 
 Run as a file in a process of its own (no import of ours), so that it takes nothing from the client that it tests:
 ``python loopback.py`` prints its port and ends when its input is closed. The request's ``model`` says what it does:
-``flood``, or ``paced:GAP_S``; each event has the server's clock (the system's monotonic one) as ``stamp``.
+``flood``, or ``paced:GAP_S``, or ``paced:GAP_S:FIRST_S`` for another time to the first token. Each event has the
+server's clock (the system's monotonic one) as ``stamp``.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Connection(asyncio.Protocol):
         if what == "flood":
             await self._flood(asked["max_tokens"])
         else:
-            await self._pace(asked["max_tokens"], float(gap))
+            gap_s, _, first_s = gap.partition(":")
+            await self._pace(asked["max_tokens"], float(gap_s), float(first_s or gap_s))
         self._transport.write(chunk(DONE) + b"0\r\n\r\n")
 
     async def _flood(self, num: int) -> None:
@@ -93,11 +95,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(block)
             await asyncio.sleep(0)
 
-    async def _pace(self, num: int, gap_s: float) -> None:
+    async def _pace(self, num: int, gap_s: float, first_s: float) -> None:
         """At fixed times from the start, so that a late event does not make the next ones late."""
         start_s = time.perf_counter()
         for number in range(1, num + 1):
-            await asyncio.sleep(max(0.0, start_s + number * gap_s - time.perf_counter()))
+            await asyncio.sleep(max(0.0, start_s + first_s + (number - 1) * gap_s - time.perf_counter()))
             self._transport.write(chunk(event(number)))
 
 
