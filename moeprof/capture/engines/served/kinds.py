@@ -180,7 +180,7 @@ KINDS: tuple[ServerKind, ...] = (
         fixed_length=(IGNORE_AND_LEAST, IGNORE),
     ),
     ServerKind(
-        name="transformers", title="transformers serve", checked="source",
+        name="transformers", title="transformers serve", checked="run",
         looks_like=lambda a: a.said.get("/health") == {"status": "ok"} and "/version" not in a.said,
         fixed_length=(NO_END_ID,),
     ),

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def _facts(settings: OpenAISettings, server: Server, dialect: Dialect) -> dict[s
         "title": server.kind.title,
         "checked": server.kind.checked,
         "version": server.version,
-        "served_as": server.served_as,
+        "served_as": Path(server.served_as).name if server.served_as.startswith("/") else server.served_as,
         "devices": settings.devices,
         "replicas": settings.replicas,
         "endpoint": dialect.endpoint,
