@@ -28,6 +28,7 @@ EXTRAS = {
 COMMANDS = {
     "run": "moeprof.cli.run:run",
     "report": "moeprof.cli.report:report",
+    "merge": "moeprof.cli.merge:merge",
     "compare": "moeprof.cli.compare:compare",
     "regress": "moeprof.cli.regress:regress",
     "ladder": "moeprof.cli.ladder:ladder",

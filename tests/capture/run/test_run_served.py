@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moeprof.analysis.metrics import server
+from moeprof.analysis.metrics.cards import card_for
 from tests.helpers.mock_served import ServedMock, served
 from tests.helpers.tiny_run import run_main, write_models
 
@@ -268,3 +270,39 @@ def test_several_launches_tell_a_slower_server(folder: Path) -> None:
     gate = ["--fail-on", "tpot_p50_s:20%"]
     judged = run_main(["regress", folder / "five-slower", "--baseline", folder / "five", *gate])
     assert judged.code == 3, judged.stdout + judged.stderr
+
+
+def test_parts_of_several_generators_become_one_record(folder: Path, plain: tuple[Path, ServedMock]) -> None:
+    record, mock = plain
+    ran = run(folder, "second", mock)
+    assert ran.code == 0, ran.stderr
+    merged = run_main(["merge", record, folder / "second", "--output-dir", folder / "merged"])
+    assert merged.code == 0, merged.stderr
+    both = requests_of(folder / "merged")
+    assert list(both["request"]) == list(range(2 * REQUESTS)) and both["request_id"].is_unique
+    parts = [requests_of(record), requests_of(folder / "second")]
+    spans = np.concatenate([part["last_token_s"] - part["arrival_s"] for part in parts])
+    assert np.allclose(both["last_token_s"] - both["arrival_s"], spans, atol=1e-9)
+    gaps = np.diff(both["token_times_s"].iloc[-1])
+    assert np.allclose(gaps, np.diff(parts[1]["token_times_s"].iloc[-1]), atol=1e-9)
+    shown = run_main(["report", folder / "merged", "--format", "json"])
+    assert shown.code == 0, shown.stderr
+    metrics = json.loads(shown.stdout)["models"]["moe"]["metrics"]
+    numbers = {m["name"]: m["value"] for m in metrics}
+    assert numbers["num_requests_done"] == 6 * REQUESTS
+    notes = json.loads((folder / "merged" / "experiment.json").read_text())["notes"]
+    assert "merged from 2 load generators (plain, second)" in notes[-1] and "which is not known" in notes[-1]
+    alone = run_main(["merge", record, "--output-dir", folder / "alone"])
+    assert alone.code == 2 and "give two or more" in alone.stderr
+    with served(ServedMock(version="0.32.0", ttft_s=0.001, itl_s=0.001)) as other:
+        assert run(folder, "priced", other, engine=", devices: 3", requests="12").code == 0
+    refused = run_main(["merge", record, folder / "priced", "--output-dir", folder / "refused"])
+    assert refused.code == 2 and "these are not one test" in refused.stderr
+
+
+def test_every_card_of_a_server_is_reported_by_one_of_these_runs(folder: Path, plain: tuple[Path, ServedMock]) -> None:
+    records = [record for name in ("plain", "faults", "hosted") if (record := folder / name / "summary.json").exists()]
+    if len(records) < 3:
+        pytest.skip("some of the runs were not asked for")
+    names = {m["name"] for record in records for m in metrics_of(record.parent)}
+    assert {card.name for card in server.CARDS} - {card_for(name).name for name in names} == set()

@@ -161,7 +161,7 @@ KINDS: tuple[ServerKind, ...] = (
         counters=SGLANG, routing=VISIBLE_ONLY_ELSEWHERE,
     ),
     ServerKind(
-        name="vllm", title="vLLM", checked="source",
+        name="vllm", title="vLLM", checked="run",
         looks_like=lambda a: "vllm" in a.owners or "vllm:" in a.metrics,
         version=lambda a: a.key("/version", "version"),
         counters=VLLM, routing=VISIBLE_ONLY_ELSEWHERE,
