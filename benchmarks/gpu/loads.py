@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from moeprof.analysis.metrics.cost.bill import CostSplit, cost_split
-from moeprof.analysis.metrics.load.objectives import meets_slo
 from moeprof.analysis.metrics.resources.energy import pass_energy
 from moeprof.analysis.metrics.resources.work import peaks_of
+from moeprof.analysis.metrics.sweep.objectives import meets_slo
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.errors import RecordError

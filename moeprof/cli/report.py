@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from moeprof.cli.options import (
-    ApiOption,
-    PowerPriceOption,
-    PueOption,
-    RentOption,
-    parse_api,
-    print_option,
-    write_option,
-)
+from moeprof.cli.options import ApiOption, PowerPriceOption, PueOption, RentOption, print_option, write_option
+from moeprof.core.workload.overrides import parse_api
 from moeprof.render import TABLE, parse_formats
 
 

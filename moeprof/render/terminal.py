@@ -518,8 +518,8 @@ def print_result(result: Result, console: Console, *, folded: bool = False) -> N
 
 def _print_listing(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
+    for number, name in enumerate(rows[0] if rows else ()):
+        table.add_column(name, overflow="fold", no_wrap=not number)  # a name is there to be copied: never broken
     for row in rows:
         table.add_row(*(Text(plain(value)) for value in row.values()))
     console.print(table)

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.load.objectives import QUANTITIES as OBJECTIVES
-from moeprof.analysis.metrics.load.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -32,6 +30,8 @@ from moeprof.analysis.metrics.samples import (
     summarise,
     tpot_samples,
 )
+from moeprof.analysis.metrics.sweep.objectives import QUANTITIES as OBJECTIVES
+from moeprof.analysis.metrics.sweep.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, is_done
 from moeprof.core.metric import Card, MetricValue, Place, missing
 

@@ -16,8 +16,8 @@ from moeprof.analysis.metrics.attribution import Attribution, attributions_of, p
 from moeprof.analysis.metrics.context import Context, Subject
 from moeprof.analysis.metrics.cost.bill import CostSplit
 from moeprof.analysis.metrics.cost.metrics import splits_of
-from moeprof.analysis.metrics.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.launches import over_launches
+from moeprof.analysis.metrics.load.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.resources.parameters import parameter_metrics
 from moeprof.analysis.metrics.sweep.points import SweptPoint, swept_points
 from moeprof.analysis.metrics.sweep.slo import with_price_at_slo

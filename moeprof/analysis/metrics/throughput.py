@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.load.objectives import NO_SLO, goodput, meets_slo, why_unjudged
 from moeprof.analysis.metrics.load.overload import capacity_per_s, requested_rate
 from moeprof.analysis.metrics.samples import Window, over_rounds, request_rows, scopes, within
+from moeprof.analysis.metrics.sweep.objectives import NO_SLO, goodput, meets_slo, why_unjudged
 from moeprof.analysis.metrics.tables import PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import moeprof
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.doubt import Doubt
@@ -24,6 +23,7 @@ from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, 
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.headers import FORMAT_VERSION, to_json
+from moeprof.core.version import VERSION
 
 
 def as_json(result: Result) -> Any:
@@ -216,7 +216,7 @@ def regression_json(regression: Regression) -> dict[str, Any]:
     noise = regression.noise
     whole = {
         "format_version": REGRESS_FORMAT_VERSION,
-        "moeprof": moeprof.__version__,
+        "moeprof": VERSION,
         "verdict": regression.verdict,
         "exit_code": regression.exit_code,
         "mode": regression.mode,

@@ -1,1 +1,1 @@
-"""Load against capacity: steady window, overload, service-level objectives."""
+"""Load against capacity: steady window, overload, and what interrupted a pass."""
