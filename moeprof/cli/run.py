@@ -42,7 +42,9 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
-        ("device", f"{prepared.environment.device_name} ({prepared.device})"),
+        ("device", f"{prepared.environment.device_name} ({prepared.device})")
+        if (where := workload.engine.where(workload.models)) is None
+        else ("server", where),
         ("price", prepared.pricing.words),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),

@@ -129,7 +129,10 @@ def _touched(model: ModelSummary, facts: ModelFacts, busiest: str) -> str:
 def subtitle(summary: Summary) -> str:
     """Device, price with its source, and traffic."""
     schedules = list(summary.record.experiment.schedules.values())
-    parts = [summary.record.environment.device_name or "unknown device"]
+    device = summary.record.environment.device_name or "unknown device"
+    servers = [model.launch.server for model in summary.models]
+    told = dict.fromkeys(f"{one.title} at {one.host}" for one in servers if one is not None)
+    parts = [f"{', '.join(told)}, asked from {device}"] if told else [device]
     parts.append(summary.pricing.words)
     if schedules:
         first = schedules[0]

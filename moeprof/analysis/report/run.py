@@ -317,7 +317,9 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> tuple[list[Table]
         for key, values in list(rows.items()):
             reasons = [value.reasons for value in values if value is not None]
             if lacks and all(len(why) == 1 and why[0] in lacks for why in reasons) and len(set(reasons)) == 1:
-                unseen.setdefault(reasons[0][0], {})[card_for(key[0]).title] = None
+                in_steady = dict(key[1]).get("window") == "steady"
+                title = "all of the steady window" if in_steady else card_for(key[0]).title
+                unseen.setdefault(reasons[0][0], {})[title] = None
                 del rows[key]
     tables = [
         Table(

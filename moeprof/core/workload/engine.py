@@ -56,6 +56,10 @@ class EngineSettings:
     in_worker: ClassVar[bool] = False
     is_local: ClassVar[bool] = True
 
+    def where(self, models: tuple[ModelSpec, ...]) -> str | None:
+        """Addresses of the servers; None where a model runs on this machine."""
+        return None
+
     def check_models(self, models: tuple[ModelSpec, ...]) -> None:
         """Refuse models that this kind cannot run, as far as it shows before anything is opened."""
         asked = next((spec.name for spec in models if spec.served_as is not None or spec.url is not None), None)

@@ -87,8 +87,8 @@ class CostSplit:
 
     @property
     def busy_ratio(self) -> float | None:
-        """Busy over billed seconds."""
-        return self.busy_s / self.billed_s if self.billed_s > 0 else None
+        """Busy over billed seconds; None where no step is known."""
+        return self.busy_s / self.billed_s if self.billed_s > 0 and len(self.busy.prefill_S) else None
 
     @property
     def busy_cost_usd(self) -> float | None:
@@ -123,7 +123,7 @@ def cost_split(
         total, shares = sum(bill), bill
     else:
         total = tables.duration_s * pricing.usd_per_second + (power_usd or 0.0)
-        shares = _shares(total, prefill_s, busy_s, inputs, outputs)
+        shares = _shares(total, prefill_s, busy_s, inputs, outputs) if len(tables.steps) else (None, None)
     usd_input, usd_output = shares
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
     done = is_done(tables.requests)

@@ -67,6 +67,10 @@ class OpenAISettings(EngineSettings):
                 _address(f"model {spec.name}: url", spec.url)
         self.key()
 
+    def where(self, models: tuple[ModelSpec, ...]) -> str:
+        """Host and port of each server."""
+        return ", ".join(dict.fromkeys(host_of(self.address_of(spec)) for spec in models))
+
     def address_of(self, spec: ModelSpec) -> str:
         """Where the API of a model starts, without a slash at its end; ``/v1`` where the address has no path."""
         url = spec.url or self.url
