@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from moeprof.analysis.metrics import server
 from moeprof.analysis.metrics.cards import all_cards, card_for
 from tests.helpers.tiny_run import Ran
 
@@ -35,7 +36,10 @@ HOMES = {
     "huggingface_hub": ("capture/",),
     "pynvml": ("capture/devices/gpu.py",),
     "triton": ("capture/kernels/",),
-    "aiohttp": ("sources/proxy/",),
+    "aiohttp": ("sources/proxy/", "capture/engines/served/"),
+    "uvloop": ("capture/engines/served/",),
+    "orjson": ("capture/engines/served/",),
+    "prometheus_client": ("render/", "capture/engines/served/"),
     "yaml": ("core/yamlfile.py",),
     "typer": ("cli/",),
     "rich": ("cli/", "render/terminal.py"),
@@ -186,8 +190,8 @@ def test_what_needs_no_record_imports_no_tables_of_numbers(arguments: list[str])
 
 # -- cards -------------------------------------------------------------------------------------------------------------
 
-SECTIONS = ("latency", "conversations", "throughput", "cost", "parameters", "routing", "memory", "work", "gap",
-            "energy", "quality", "validity", "comparison")  # fmt: skip
+SECTIONS = ("latency", "conversations", "server", "throughput", "cost", "parameters", "routing", "memory", "work",
+            "gap", "energy", "quality", "validity", "comparison")  # fmt: skip
 
 
 def test_every_card_is_whole() -> None:
@@ -216,6 +220,8 @@ def test_every_card_is_of_a_metric_that_a_run_reports(tiny_run: tuple[Path, Ran]
     """A card that nothing ever emits would promise what is not there."""
     summary = json.loads((tiny_run[0] / "summary.json").read_text())
     emitted = {card_for(m["name"]).name for model in summary["models"].values() for m in model["metrics"]}
+    elsewhere = {card.name for card in server.CARDS}  # of runs on servers: tests/capture/run/test_run_served.py
     # Those are of `moeprof compare`, and of traffic with sessions (test_run_sessions.py).
-    promised = {card.name for card in all_cards() if card.section not in ("comparison", "conversations")}
+    elsewhere |= {card.name for card in all_cards() if card.section in ("comparison", "conversations")}
+    promised = {card.name for card in all_cards()} - elsewhere
     assert promised - emitted == set()

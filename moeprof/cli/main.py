@@ -21,13 +21,14 @@ EXTRAS = {
     "run": (
         "torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "accelerate", "psutil", "pynvml",
     ),
-    "serve": ("aiohttp", "multidict", "yarl"),
+    "serve": ("aiohttp", "multidict", "yarl", "uvloop", "orjson"),
 }  # fmt: skip
 
 # Name of the command -> its function, or its group of commands; the first line of its docstring is its help.
 COMMANDS = {
     "run": "moeprof.cli.run:run",
     "report": "moeprof.cli.report:report",
+    "merge": "moeprof.cli.merge:merge",
     "compare": "moeprof.cli.compare:compare",
     "audit": "moeprof.cli.audit:audit",
     "regress": "moeprof.cli.regress:regress",

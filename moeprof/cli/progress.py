@@ -26,8 +26,8 @@ class Silence:
 class Lines:
     """Plain lines on stderr, for pipes and CI logs."""
 
-    def __init__(self, usd_per_second: float) -> None:
-        self._usd_per_second, self._start_s, self._next_s = usd_per_second, time.monotonic(), 0.0
+    def __init__(self, usd_per_hour: float | None) -> None:
+        self._usd_per_hour, self._start_s, self._next_s = usd_per_hour, time.monotonic(), 0.0
 
     def on_event(self, model: str, event: str, data: dict[str, Any]) -> None:
         """One line for what matters; progress at most every few seconds."""
@@ -39,15 +39,16 @@ class Lines:
             if now < self._next_s:
                 return
             self._next_s = now + PLAIN_EVERY_S
-            text += f", {units.usd((now - self._start_s) * self._usd_per_second)} so far"
+            spent = _spent(self._usd_per_hour, now - self._start_s)
+            text += f", {spent} so far" if spent else ""
         print(f"{model}: {text}", file=sys.stderr, flush=True)
 
 
 class Live:
     """A rich progress bar per pass."""
 
-    def __init__(self, progress: Any, usd_per_second: float) -> None:
-        self._progress, self._usd_per_second = progress, usd_per_second
+    def __init__(self, progress: Any, usd_per_hour: float | None) -> None:
+        self._progress, self._usd_per_hour = progress, usd_per_hour
         self._start_s = time.monotonic()
         self._tasks: dict[str, Any] = {}
 
@@ -58,12 +59,17 @@ class Live:
         task = self._tasks[model]
         if event == "started":
             self._progress.reset(task, total=data["total"])
-        spent = units.usd((time.monotonic() - self._start_s) * self._usd_per_second)
+        spent = _spent(self._usd_per_hour, time.monotonic() - self._start_s)
         text = describe(event, data)
         if text is not None:
             self._progress.update(task, what=f"{text}  {spent}" if event == "progress" and "pass" in data else text)
         if event == "progress" and "done" in data:
             self._progress.update(task, completed=data["done"] + data["refused"])
+
+
+def _spent(usd_per_hour: float | None, seconds: float) -> str:
+    """Dollars of so long; nothing where no hour is billed."""
+    return "" if usd_per_hour is None else units.usd(seconds * usd_per_hour / 3600)
 
 
 def describe(event: str, data: dict[str, Any]) -> str | None:
@@ -86,11 +92,11 @@ def describe(event: str, data: dict[str, Any]) -> str | None:
 @contextmanager
 def progress_listener(pricing: Pricing, *, quiet: bool) -> Iterator[ProgressListener]:
     """The right listener for this stderr."""
-    usd_per_second = pricing.usd_per_second
+    usd_per_hour = pricing.usd_per_hour
     if quiet:
         yield Silence()
     elif not sys.stderr.isatty():
-        yield Lines(usd_per_second)
+        yield Lines(usd_per_hour)
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -103,4 +109,4 @@ def progress_listener(pricing: Pricing, *, quiet: bool) -> Iterator[ProgressList
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            yield Live(progress, usd_per_second)
+            yield Live(progress, usd_per_hour)

@@ -43,8 +43,10 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     workload, fit = prepared.workload, prepared.fit
     schedule = prepared.schedules[workload.models[0].name].measured
     rows = [
-        ("device", f"{prepared.environment.device_name} ({prepared.device})"),
-        ("price", f"{units.usd(prepared.pricing.usd_per_second * 3600)} per hour, {prepared.pricing.source}"),
+        ("device", f"{prepared.environment.device_name} ({prepared.device})")
+        if (where := workload.engine.where(workload.models)) is None
+        else ("server", where),
+        ("price", prepared.pricing.words),
         ("requests", f"{len(schedule)}, {schedule.pattern}" + _span(schedule)),
         ("input tokens", _lengths(schedule.input_tokens)),
         ("output tokens", f"{_lengths(schedule.output_tokens)}, {schedule.outputs.replace('_', ' ')}"),
@@ -62,11 +64,13 @@ def show_plan(prepared: Prepared, form: str = "table") -> None:
     rows += [*_sweep(prepared), *_in_turn(prepared)]
     seconds = _expected_s(prepared, schedule)
     if seconds is not None:
-        cost = units.usd(seconds * prepared.pricing.usd_per_second)
+        hourly = prepared.pricing.usd_per_hour
+        cost = "" if hourly is None else f", {units.usd(seconds * hourly / 3600)}"
         bound = "or less"
         if schedule.waits:
             bound = "and the time that answers take for which turns wait"
-        rows.append(("expected", f"{units.seconds(seconds)} {bound}, {cost}{' and more' * schedule.waits}"))
+        more = " and more" if cost and schedule.waits else ""
+        rows.append(("expected", f"{units.seconds(seconds)} {bound}{cost}{more}"))
     else:
         rows.append(("expected", "as long as the models take: the loop is not paced by the clock"))
     rows += [("note", f"{note.count:,}: {note.text}" if note.count else note.text) for note in schedule.notes]
@@ -301,16 +305,20 @@ def run(
     if output_dir is not None and resume is None:
         check_output_dir(output_dir)
     prepared = prepare(resolved, must_fit=not dry_run)
-    if prepared.device_why is not None and not quiet:
-        print(f"device: {prepared.device_why}", file=sys.stderr)
-    if prepared.engine_why is not None and not quiet:
-        print(f"engine: {prepared.engine_why}", file=sys.stderr)
+    _say_choices(prepared, quiet=quiet)
     if dry_run:
         show_plan(prepared, format)
         prepared.fit.require()
         return
     printing = Printing(formats=formats, form=format, quiet=quiet)
     _replay(prepared, place, printing, text=text)
+
+
+def _say_choices(prepared: Prepared, *, quiet: bool) -> None:
+    """What was chosen for the user, and why."""
+    for what, reason in (("device", prepared.device_why), ("engine", prepared.engine_why)):
+        if reason is not None and not quiet:
+            print(f"{what}: {reason}", file=sys.stderr)
 
 
 def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) -> Place:

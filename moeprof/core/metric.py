@@ -8,7 +8,7 @@ from typing import Any, Literal
 Better = Literal["lower", "higher", "neither"]
 Kind = Literal["exact", "routing", "quality", "timed"]
 MetricClass = Literal[Kind, "tokens"]
-Need = Literal["steps", "memory", "module"]
+Need = Literal["steps", "memory", "module", "energy"]
 
 
 @dataclass(frozen=True, slots=True)

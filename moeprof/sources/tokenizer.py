@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class TextTokenizer:
     def decode(self, many: Sequence[Ids]) -> tuple[str, ...]:
         """Text of each id sequence, special tokens left out."""
         return tuple(self.backend.decode_batch([ids.tolist() for ids in many], skip_special_tokens=True))
+
+
+def bundled_tokenizer() -> Path:
+    """The file of the tokenizer for models that have none."""
+    return Path(str(resources.files("moeprof").joinpath("data/tokenizer/tokenizer.json")))
 
 
 def load_tokenizer(path: Path) -> TextTokenizer:

@@ -116,7 +116,7 @@ def test_a_misspelt_key_of_a_writer_is_no_silent_loss() -> None:
         (ExperimentHeader, {"workload": {}, "environment": {}, "models": [{"name": "x", "folder": "../x"}]},
          "models[0]: folder '../x' is outside of the record"),
         (ExperimentHeader, {"workload": {}, "environment": {}, "models": [], "pricing": {"euro": 1}},
-         "pricing: neither rent nor capital (or both)"),
+         "pricing: neither rent, capital, prices of tokens nor a reason (or several)"),
         (PairsHeader, {"mode": "alone"}, "mode is 'alone', which is not known"),
     ],
 )  # fmt: skip

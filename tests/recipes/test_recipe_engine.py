@@ -106,7 +106,7 @@ def test_its_own_class_reads_its_keys(clockwork: ModuleType, tmp_path: Path) -> 
         load_workload(file, engine_kinds())
     file = write(tmp_path, WORKLOAD.replace("kind: clockwork", "kind: clockwrok"))
     with pytest.raises(
-        WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers, vllm, clockwork"
+        WorkloadError, match=r"engine\.kind: found 'clockwrok'; allowed: auto, transformers, vllm, openai, clockwork"
     ):
         load_workload(file, engine_kinds())
 

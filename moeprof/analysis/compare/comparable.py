@@ -26,7 +26,7 @@ from moeprof.core.errors import InputError, RecordError
 from moeprof.core.metric import MetricClass
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import DeviceHeader
-from moeprof.core.record.launch import LaunchHeader
+from moeprof.core.record.launch import LaunchHeader, ServerHeader
 from moeprof.core.record.layout import ModelRecord, Record
 
 BY_KIND = ("max_batch_tokens", "max_batch", "kv_tokens", "backend")  # each kind of engine has these in its own way
@@ -84,12 +84,14 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
     ``requests`` is no fact to allow by itself: it tells schedules that differ only by tokenizer (see comparable.py).
     """
     facts, schedule = model.facts, record.schedule(model.name)
-    launch = model.launches[0].info if model.launches else LaunchHeader()
+    info = model.launches[0].info if model.launches else LaunchHeader()
+    engine, server = info.engine, info.server
     return {
         "model": _model(facts),
         "revision": facts and facts.revision,
-        "dtype": launch.engine.dtype or (facts and facts.dtype),
-        "backend": _backend(launch),
+        "dtype": engine.dtype or (facts and facts.dtype),
+        "backend": _backend(info) if server is None else _asked(server),
+        "server": server and f"{server.title} {server.version or ''}".strip(),
         "routing_policy": facts and facts.routing_policy,
         "tokenizer": schedule.tokenizer_hash,
         "schedule": schedule.sha256 and f"sha256 {schedule.sha256}",
@@ -100,6 +102,13 @@ def model_facts(record: Record, model: ModelRecord) -> dict[str, Any]:
 def _kind(said: str | None) -> str:
     """Records of before there was another one, or of ``auto``, are of the embedded engine."""
     return EMBEDDED if said in (None, "auto") else said
+
+
+def _asked(server: ServerHeader) -> str:
+    """Which kind of server, and how requests were put; versions are what people compare."""
+    return (
+        f"{server.software} over HTTP, {server.endpoint}, prompts as {server.prompts}, length by {server.fixed_length}"
+    )
 
 
 def _backend(launch: LaunchHeader) -> str | None:
@@ -188,6 +197,7 @@ MODEL_FACTS: dict[str, frozenset[MetricClass]] = {
     "revision": MEASURED,
     "dtype": MEASURED,
     "backend": MEASURED,
+    "server": NOTHING,
     "routing_policy": MEASURED,
     "tokenizer": PER_TOKEN,
     "schedule": MEASURED,
@@ -266,15 +276,16 @@ class Priced(Protocol):
     """A pricing, or a baseline."""
 
     @property
-    def usd_per_second(self) -> float:
-        """What the machine costs."""
+    def usd_per_hour(self) -> float | None:
+        """What the machine costs; None where no hour is billed."""
 
 
 def price_difference(first: Priced, second: Priced) -> Difference | None:
     """What an hour costs, where the two runs are billed at different prices; forbids nothing, but must be said."""
-    prices = [f"{3600 * priced.usd_per_second:.4g} USD/h" for priced in (first, second)]
-    if first.usd_per_second == second.usd_per_second:
+    hourly = [priced.usd_per_hour for priced in (first, second)]
+    if hourly[0] == hourly[1]:
         return None
+    prices = ["not by the hour" if usd is None else f"{usd:.4g} USD/h" for usd in hourly]
     return Difference(name="price", first=prices[0], second=prices[1], forbids=NOTHING)
 
 

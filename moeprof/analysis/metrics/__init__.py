@@ -19,6 +19,7 @@ SUBJECTS: dict[str, Scope | None] = {
     "moeprof.analysis.metrics.latency": "traffic",
     "moeprof.analysis.metrics.conversations": "traffic",
     "moeprof.analysis.metrics.throughput": "traffic",
+    "moeprof.analysis.metrics.server": "traffic",
     "moeprof.analysis.metrics.cost.metrics": "traffic",
     "moeprof.analysis.metrics.resources.energy": "traffic",
     "moeprof.analysis.metrics.resources.work": "traffic",

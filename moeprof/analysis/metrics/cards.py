@@ -19,6 +19,7 @@ SECTION_TITLES = {
     "throughput": "Throughput",
     "latency": "Latency",
     "conversations": "Conversations",
+    "server": "What the server says of itself",
     "routing": "Router",
     "parameters": "Parameters",
     "memory": "Memory",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 LAG_P99_LIMIT_S = 0.5
 LAG_MEDIAN_LIMIT_S = 0.010
 STEP_PHASES = (ALL, "prefill", "decode", "mixed")
+NO_TOKEN_TIMES = "the server tells how many tokens came at the end of an answer only, and its chunks are not tokens"
 BY_CLASS = ("ttft", "itl", "tpot", "e2e")
 Reader = Callable[[PassTables, Window, str], Samples]
 
@@ -100,7 +101,7 @@ def _reader(quantity: str) -> Reader:
     return {"itl": itl_samples, "tpot": tpot_samples, "schedule_lag": lag_samples}[quantity]
 
 
-QUANTITIES = (*SPANS, "itl", "tpot", "schedule_lag")
+QUANTITIES = (*(name for name in SPANS if name != "ttft_answer"), "itl", "tpot", "schedule_lag")
 
 
 def latency_metrics(rounds: Sequence[PassTables], slo: Slo | None) -> list[MetricValue]:
@@ -134,6 +135,8 @@ def _quantity(
     quantity: str, scope: Scope, traffic: str, request_class: str, notes: tuple[str, ...]
 ) -> list[MetricValue]:
     read, parts, reason = _reader(quantity), scope.parts, scope.missing_reason
+    if quantity == "itl" and parts and all(_without_times(tables) for tables, _ in parts):
+        reason = NO_TOKEN_TIMES
     if quantity == "schedule_lag" and traffic != "open":
         parts, reason = (), f"{traffic} traffic has no arrivals to be late for"
     labels = {"traffic": traffic, "window": scope.label}
@@ -147,6 +150,12 @@ def _quantity(
         percentiles=ALL_PERCENTILES if request_class == ALL else SHORT_PERCENTILES,
         notes=() if quantity == "schedule_lag" else notes,
     )
+
+
+def _without_times(tables: PassTables) -> bool:
+    """True where outputs came, and no token of them has a time of its own."""
+    requests = tables.requests[is_done(tables.requests)]
+    return bool(len(requests)) and bool(requests["token_times_s"].isna().all())
 
 
 def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:

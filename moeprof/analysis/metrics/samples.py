@@ -34,6 +34,7 @@ SPANS = {
     "queue": ("arrival_s", "first_scheduled_s"),
     "ttft": ("arrival_s", "first_token_s"),
     "e2e": ("arrival_s", "last_token_s"),
+    "ttft_answer": ("arrival_s", "first_answer_s"),
     "queue_from_sent": ("sent_s", "first_scheduled_s"),
     "ttft_from_sent": ("sent_s", "first_token_s"),
     "e2e_from_sent": ("sent_s", "last_token_s"),

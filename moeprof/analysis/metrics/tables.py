@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.record.layout import PassRecord
+from moeprof.core.record.passes import ClientHeader, CountersHeader
 from moeprof.core.record.routing import Routing
+from moeprof.core.record.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,7 @@ class PassTables:
         routing: routing counts, or None.
         window_s: start and end of the measured window, seconds of the pass.
         classes: distinct request classes, sorted.
+        client, counters, gauges: where the engine is a server: the client, its counters, and its gauges over time.
     """
 
     name: str
@@ -48,6 +51,9 @@ class PassTables:
     routing: Routing | None
     window_s: tuple[float, float]
     classes: tuple[str, ...]
+    client: ClientHeader | None = None
+    counters: CountersHeader | None = None
+    gauges: pd.DataFrame | None = None
 
     @staticmethod
     def from_record(pass_record: PassRecord) -> PassTables:
@@ -66,6 +72,9 @@ class PassTables:
             routing=pass_record.routing,
             window_s=(0.0, float(duration_s)),
             classes=tuple(sorted({str(c) for c in requests["request_class"].dropna()})),
+            client=info.client,
+            counters=info.counters,
+            gauges=None if info.counters is None else read_table(pass_record.path, "counters"),
         )
 
     @property

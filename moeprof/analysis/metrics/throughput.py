@@ -118,7 +118,11 @@ def _finished(tables: PassTables, window: Window) -> float:
 
 
 def _outputs(tables: PassTables, window: Window) -> float:
-    return float(within(token_times(tables.requests)[0], window).sum())
+    """At their own times; those that have none count when the last token of their request came."""
+    without = tables.requests[tables.requests["token_times_s"].isna()]
+    ended = within(column(without, "last_token_s"), window)
+    late = float(column(without, "output_tokens")[ended].sum())
+    return float(within(token_times(tables.requests)[0], window).sum()) + late
 
 
 def _inputs(tables: PassTables, window: Window) -> float:

@@ -38,7 +38,7 @@ def freeze(summary: Summary, name: str | None = None) -> Baseline:
         device_kind=device_kind(record),
         status=record.status,
         facts=run_facts(record),
-        usd_per_second=summary.pricing.usd_per_second,
+        usd_per_second=None if summary.pricing.usd_per_hour is None else summary.pricing.usd_per_second,
         models=tuple(_model(record, model) for model in summary.models),
         label=record.workload.label,
     )

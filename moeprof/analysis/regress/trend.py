@@ -208,7 +208,9 @@ def _events(baselines: Sequence[Baseline]) -> list[TrendEvent]:
     for number, (first, second) in enumerate(pairwise(baselines), start=2):
         differ = list(differences(facts_of(first), facts_of(second)))
         price = price_difference(first, second)
-        differ += [price] if price and not math.isclose(first.usd_per_second, second.usd_per_second) else []
+        hourly = first.usd_per_hour, second.usd_per_hour
+        same = None not in hourly and math.isclose(hourly[0] or 0.0, hourly[1] or 0.0)
+        differ += [price] if price and not same else []
         texts = dict.fromkeys(text for difference in differ for text in event_texts(difference))
         found += [TrendEvent(number=number, text=text) for text in texts]
     return found

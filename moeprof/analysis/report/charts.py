@@ -15,7 +15,7 @@ from moeprof.analysis.metrics.resources.device_state import in_words, throttled_
 from moeprof.analysis.metrics.routing.shift import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.tables import PassTables, column
+from moeprof.analysis.metrics.tables import PassTables, column, token_times
 from moeprof.analysis.report.document import (
     Block,
     Chart,
@@ -235,7 +235,7 @@ def _variant(one: LoadShares) -> HeatMapVariant:
 
 
 def _memory(summary: Summary) -> list[Block]:
-    models = [model for model in summary.models if model.facts is not None]
+    models = [model for model in summary.models if model.facts is not None and "memory" not in model.launch.lacks]
     if not models:
         return []
     parts: list[tuple[str, tuple[float | None, ...]]] = []
@@ -261,7 +261,8 @@ def _memory(summary: Summary) -> list[Block]:
 
 
 def _cost(summary: Summary) -> list[Block]:
-    models = [model for model in summary.models if model.splits]
+    told = [model for model in summary.models if "steps" not in model.launch.lacks or summary.pricing.per_token]
+    models = [model for model in told if model.splits]
     if not models:
         return []
 
@@ -281,7 +282,8 @@ def _cost(summary: Summary) -> list[Block]:
         parts=parts,
         unit="USD",
     )
-    return [bars, _cost_over_time(models, summary.pricing.usd_per_second)]
+    hourly = summary.pricing.usd_per_hour
+    return [bars] if hourly is None else [bars, _cost_over_time(models, hourly / 3600)]
 
 
 def _cost_over_time(models: list[ModelSummary], usd_per_second: float) -> Chart:
@@ -343,10 +345,46 @@ def _rate_over_time(model: ModelSummary) -> Series | None:
     if len(tables.steps):
         at_s, count = column(tables.steps, "end_s"), column(tables.steps, "new_tokens")
     else:  # an engine that steps itself tells when each token came
-        at_s = np.concatenate([np.asarray(times, dtype=float) for times in tables.requests["token_times_s"]])
+        at_s, _ = token_times(tables.requests)
         count = np.ones(len(at_s))
     tokens, _ = np.histogram(at_s, bins=edges, weights=count)
     return Series(name=model.name, x=_floats(edges[:-1]), y=_floats(tokens / np.diff(edges)), style="steps")
+
+
+def _server(summary: Summary) -> list[Block]:
+    """The gauges of servers; a gauge that none of them has is left out."""
+    charts: list[Block] = []
+    for key, title, unit in (
+        ("kv_use_ratio", "KV cache in use, by the server", "share"),
+        ("running", "Requests in a batch, by the server", "requests"),
+        ("waiting", "Requests waiting, by the server", "requests"),
+    ):
+        series = [one for model in summary.models if (one := _gauge_over_time(model, key)) is not None]
+        if series:
+            charts.append(
+                Chart(
+                    name=f"server-{key.replace('_', '-')}",
+                    title=title,
+                    caption="Its own gauge, looked at once a second in the first round of the workload's own traffic.",
+                    x_label="time since the start of the round",
+                    x_unit="s",
+                    y_label=unit,
+                    y_unit=unit,
+                    series=tuple(series),
+                )
+            )
+    return charts
+
+
+def _gauge_over_time(model: ModelSummary, key: str) -> Series | None:
+    gauges = model.rounds[0].gauges if model.rounds else None
+    if gauges is None or not len(gauges):
+        return None
+    at_s, seen = column(gauges, "t_s"), column(gauges, key)
+    known = np.isfinite(seen)
+    if not known.any():
+        return None
+    return Series(name=model.name, x=_floats(at_s[known]), y=_floats(seen[known]), style="steps")
 
 
 def _batch_over_time(model: ModelSummary) -> Series | None:
@@ -365,6 +403,7 @@ def _floats(values: FloatArray) -> tuple[float, ...]:
 BUILDERS: dict[str, tuple[Callable[[Summary], list[Block]], ...]] = {
     "cost": (_cost,),
     "throughput": (_timelines,),
+    "server": (_server,),
     "latency": (_latency_cdfs, _step_scatter),
     "routing": (_heat_maps,),
     "memory": (_memory,),

@@ -24,6 +24,7 @@ from moeprof.analysis.metrics.resources.device_state import (
     throttled_ratio,
 )
 from moeprof.analysis.metrics.samples import too_few_requests
+from moeprof.analysis.metrics.server import failures
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.analysis.report.sections.memory import forecast_words
@@ -91,6 +92,8 @@ USELESS_SPREAD, USELESS_STOLEN_SHARE = 1.5, 0.5  # beyond these, times tell of t
 USELESS = "; times of this run are not to be used"
 BUSY = 0.95
 SHORT_PASS_S = 0.5
+MOST_CLIENT_LOAD, MOST_CLIENT_LAG = 0.5, 0.10  # of the client's limit; of the gap between tokens
+MOST_OTHERS = 0.01
 FORECAST_ERROR = 0.10
 
 
@@ -165,7 +168,8 @@ def _requests(model: ModelSummary) -> Iterator[Doubt]:
                 count = f"{status.count(name)} of {len(status)} requests were {what} ({passes[0].traffic} passes)"
                 if name == "not_sent":
                     count += ", because the turn before them did not end well"
-                text = f"{count}; they are in no latency figure"
+                kinds = ", ".join(f"{kind} {num}" for kind, num in failures(passes).items()) if name == "failed" else ""
+                text = f"{count}; they are in no latency figure" + (f": {kinds}" if kinds else "")
                 yield _doubt(model, name, "schedule", "warning", text)
         again = sum(int(tables.requests["recomputed_tokens"].sum()) for tables in passes)
         if again:
@@ -307,6 +311,38 @@ def _harness(model: ModelSummary) -> Iterator[Doubt]:
         yield _doubt(model, "short_pass", "cost", "note", text)
 
 
+def _server(model: ModelSummary) -> Iterator[Doubt]:
+    """Where a client speaks of a server: is it the client that was measured, and was the server ours alone."""
+    server = model.launch.server
+    if server is None or not model.rounds:
+        return
+    load = number(model, "client_load_ratio", own_traffic=True)
+    if load is not None and load > MOST_CLIENT_LOAD:
+        text = f"the client took {100 * load:.0f} % of what it can take at all: share the load among several generators"
+        yield _doubt(model, "client_limit", "latency", "error" if load >= 1 else "warning", text)
+    lag, itl = (number(model, name, own_traffic=True) for name in ("client_lag_p99_s", "itl_p50_s"))
+    if lag is not None and itl is not None and lag > MOST_CLIENT_LAG * itl:
+        text = f"the client itself was {1e3 * lag:.1f} ms late at p99, and tokens came every {1e3 * itl:.1f} ms"
+        yield _doubt(model, "client_lag", "latency", "warning", text)
+    made = number(model, "server_output_tokens_ratio", own_traffic=True)
+    if made is not None and abs(made - 1) > MOST_OTHERS:
+        text = f"the server made {made:.2f} times the tokens that came here: others used it, or answers were lost"
+        yield _doubt(model, "server_shared", "isolation", "warning", text)
+    chunks = number(model, "output_chunks_per_token", own_traffic=True)
+    if chunks is not None and abs(chunks - 1) > MOST_OTHERS:
+        text = f"outputs came in {chunks:.2f} chunks a token: tokens are counted by {server.tokens_from}, not by chunks"
+        yield _doubt(model, "chunks_no_tokens", "latency", "note", text)
+    prompts = number(model, "server_input_tokens_ratio", own_traffic=True)
+    if prompts is not None and abs(prompts - 1) > MOST_OTHERS:
+        text = (
+            f"the server counted {prompts:.2f} times the prompt tokens of the schedule (prompts go as {server.prompts})"
+        )
+        yield _doubt(model, "prompts_recounted", "schedule", "note", text)
+    if server.checked == "documentation":
+        text = f"what is assumed of {server.title} is from its documentation: none was run when moeprof learnt it"
+        yield _doubt(model, "server_unchecked", "latency", "note", text)
+
+
 def _split(model: ModelSummary) -> Iterator[Doubt]:
     methods = {split.busy.method for split in model.splits}
     poor = sorted(methods & {"roofline", "tokens"})
@@ -368,6 +404,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSummary], Iterator[Doubt]], ...] = (
     _capacity,
     _harness,
     _split,
+    _server,
     _cached,
     _few_priced,
     _energy,

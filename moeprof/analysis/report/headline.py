@@ -85,6 +85,11 @@ def _price(model: ModelSummary) -> str:
         parts.append(f"{text} computed ({units.usd(served)} with those from the cache)" if cached and served else text)
     if price_out is not None:
         parts.append(f"{units.usd(price_out)} per 1M output tokens")
+    if not parts:  # an engine that steps itself: nobody knows whose second it was
+        whole, all_in = number(model, "usd_per_1m_total_tokens"), number(model, "usd_per_1m_output_tokens_all_in")
+        parts += [] if whole is None else [f"{units.usd(whole)} per 1M tokens, input and output together"]
+        parts += [] if all_in is None else [f"{units.usd(all_in)} per 1M output tokens with prompts free"]
+        parts = parts or ["no price"]
     text = f"{model.name}: {' and '.join(parts)}"
     text = f"{text} at {units.rate(speed, 'output tokens')}" if speed is not None else text
     if price_in is not None and price_out is None:
@@ -125,9 +130,11 @@ def _touched(model: ModelSummary, facts: ModelFacts, busiest: str) -> str:
 def subtitle(summary: Summary) -> str:
     """Device, price with its source, and traffic."""
     schedules = list(summary.record.experiment.schedules.values())
-    parts = [summary.record.environment.device_name or "unknown device"]
-    hourly = summary.pricing.usd_per_second * 3600
-    parts.append(f"{units.usd(hourly)} per hour ({summary.pricing.source})")
+    device = summary.record.environment.device_name or "unknown device"
+    servers = [model.launch.server for model in summary.models]
+    told = dict.fromkeys(f"{one.title} at {one.host}" for one in servers if one is not None)
+    parts = [f"{', '.join(told)}, asked from {device}"] if told else [device]
+    parts.append(summary.pricing.words)
     if schedules:
         first = schedules[0]
         parts.append(f"{first.num_requests} requests, {PATTERNS.get(str(first.pattern), first.pattern)}")

@@ -14,7 +14,7 @@ from moeprof.analysis.metrics.lookup import Key, highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report import charts
 from moeprof.analysis.report.answer import answer_of
-from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
+from moeprof.analysis.report.document import Document, ModelColumn, Paragraph, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, findings, headline, subtitle, with_reservations
 from moeprof.analysis.report.saving import saving
@@ -32,7 +32,7 @@ from moeprof.core.hardware import find_datasheet
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import TwinFacts
 from moeprof.core.record.experiment import DeviceAtStart, SessionsHeader
-from moeprof.core.record.launch import LaunchHeader, RanksHeader, WarmupHeader
+from moeprof.core.record.launch import LaunchHeader, RanksHeader, ServerHeader, WarmupHeader
 
 
 def machine_section(summary: Summary) -> Section:
@@ -63,7 +63,7 @@ def _machine(summary: Summary) -> Table:
         "moeprof": environment.moeprof,
         "datasheet": _datasheet(str(environment.device_name)),
         "measured peaks": _peaks(summary),
-        "price": f"{units.usd(summary.pricing.usd_per_second * 3600)} per hour: {summary.pricing.source}",
+        "price": summary.pricing.words,
     }
     return _facts("Machine", rows)
 
@@ -142,6 +142,9 @@ def sessions_words(sessions: SessionsHeader) -> str:
 
 
 def _engine(model: ModelSummary) -> Table:
+    """What ran, or the server that answered and how it was asked."""
+    if model.launch.server is not None:
+        return _facts(f"Server: {model.name}", _of_server(model, model.launch.server))
     engine, warmup = model.launch.engine, model.launch.warmup or WarmupHeader()
     check = model.launch.self_check
     rows = {
@@ -160,6 +163,43 @@ def _engine(model: ModelSummary) -> Table:
         "tap self-check": {True: "passed", False: "FAILED", None: "; ".join(check.notes)}[check.passed],
     }
     return _facts(f"Engine: {model.name}", rows)
+
+
+def _of_server(model: ModelSummary, server: ServerHeader) -> dict[str, Any]:
+    ways = {"run": "a server of this kind was run", "source": "its source", "documentation": "its documentation alone"}
+    tokens = {
+        "usage": "the usage of each chunk",
+        "ids": "the ids that come back",
+        "usage at the end": "usage at the end",
+    }
+    return {
+        "model": None if model.facts is None else f"{model.facts.source} ({model.facts.architecture})",
+        "served as": server.served_as,
+        "server": f"{server.title} {server.version or '(it tells no version)'}",
+        "address": server.host,
+        "what is assumed of it": f"from {ways.get(server.checked, server.checked)}",
+        "devices": server.devices,
+        "replicas": server.replicas,
+        "asked by": f"{server.endpoint}, prompts as {server.prompts}",
+        "length of outputs": server.fixed_length or "may end before the length that was asked for",
+        "tokens counted by": tokens.get(str(server.tokens_from), server.tokens_from),
+        "counters of its own": ", ".join(server.counters) or "none",
+        "tried": "; ".join(server.assumptions),
+        "routing": model.launch.lacks.get("routing"),
+        "client": _client(model),
+    }
+
+
+def _client(model: ModelSummary) -> str | None:
+    """Its limit and its lag, by the loop-back server."""
+    seen = model.rounds[0].client if model.rounds else None
+    if seen is None or seen.limit_tokens_per_s is None:
+        return None if seen is None else seen.reason
+    text = f"at most {seen.limit_tokens_per_s:,.0f} tokens/s with one core"
+    if seen.paced_lag_p50_s is not None and seen.paced_lag_p99_s is not None:
+        lags = f"{units.seconds(seen.paced_lag_p50_s)} p50, {units.seconds(seen.paced_lag_p99_s)} p99"
+        text += f"; lag {lags} at {seen.paced_tokens_per_s:,.0f} tokens/s in {seen.paced_streams} streams"
+    return text
 
 
 def _ranks(ranks: RanksHeader | None) -> str | None:
@@ -224,7 +264,8 @@ def model_column(model: ModelSummary) -> ModelColumn:
         parts.append(f"dense twin of {known.twin.of}, {_width(known.twin)}")
     else:
         parts.append("dense")
-    parts.append(model.launch.engine.dtype or known.dtype)
+    server = model.launch.server
+    parts.append(model.launch.engine.dtype or known.dtype if server is None else f"served by {server.title}")
     return ModelColumn(name=model.name, status=model.record.status, subtitle=", ".join(parts), error=model.record.error)
 
 
@@ -271,13 +312,18 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
 
 def _section(name: str, title: str, summary: Summary) -> Section:
     """Charts of the section, then every metric of it, one table per traffic, window and cut."""
-    tables = _tables(name, summary.models)
+    tables, lacking = _tables(name, summary.models)
     beside = other_splits(summary) if name == "cost" and tables else ()
-    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *beside, *tables))
+    return Section(name=name, title=title, blocks=(*charts.for_section(name, summary), *beside, *tables, *lacking))
 
 
-def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:
-    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map."""
+def _tables(section: str, models: tuple[ModelSummary, ...]) -> tuple[list[Table], list[Paragraph]]:
+    """Every metric of a section in tables by its labels; per-layer values stay in summary.json and the heat map.
+
+    What no deployment of the run offers is said once for all figures of a section that are made of it.
+    """
+    lacks = {reason for model in models for reason in model.launch.lacks.values()}
+    unseen: dict[str, dict[str, None]] = {}
     grouped: dict[str, dict[Key, list[MetricValue | None]]] = {}
     for position, model in enumerate(models):
         for value in model.metrics:
@@ -285,11 +331,21 @@ def _tables(section: str, models: tuple[ModelSummary, ...]) -> list[Table]:
                 key = (value.name, tuple(sorted(value.labels.items())))
                 rows = grouped.setdefault(heading_of(value.labels), {})
                 rows.setdefault(key, [None] * len(models))[position] = value
-    return [
+    for rows in grouped.values():
+        for key, values in list(rows.items()):
+            reasons = [value.reasons for value in values if value is not None]
+            if lacks and all(len(why) == 1 and why[0] in lacks for why in reasons) and len(set(reasons)) == 1:
+                in_steady = dict(key[1]).get("window") == "steady"
+                title = "all of the steady window" if in_steady else card_for(key[0]).title
+                unseen.setdefault(reasons[0][0], {})[title] = None
+                del rows[key]
+    tables = [
         Table(
             title=heading,
             columns=tuple(model.name for model in models),
             rows=tuple(metric_row(label_of(key[0], dict(key[1])), key[0], values) for key, values in rows.items()),
         )
         for heading, rows in grouped.items()
+        if rows
     ]
+    return tables, [Paragraph(text=f"n/a ({reason}): {', '.join(titles)}.") for reason, titles in unseen.items()]

@@ -28,12 +28,15 @@ class EngineKind:
         open: the function.
         settle: makes settings ready on this machine, before a run: ``settle(workload) -> Settled``.
         offer: whether ``auto`` takes this kind: ``offer(workload)`` gives Settled, why not, or None: it is not there.
+        check: where there is something to look at: called by the parent with the workload before a run has a folder;
+            raises what a user has to mend.
     """
 
     settings: str
     open: str
     settle: str | None = None
     offer: str | None = None
+    check: str | None = None
 
 
 ENGINES = {
@@ -45,6 +48,11 @@ ENGINES = {
         open="moeprof.capture.engines.vllm.open:open",
         settle="moeprof.capture.engines.vllm.choose:settle",
         offer="moeprof.capture.engines.vllm.choose:offer",
+    ),
+    "openai": EngineKind(
+        settings="moeprof.capture.engines.served.settings:OpenAISettings",
+        open="moeprof.capture.engines.served.open:open",
+        check="moeprof.capture.engines.served.probe:check",
     ),
 }
 

@@ -90,6 +90,29 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What is known of a request at its end where it went to a server; None: not told.
+
+    Attributes:
+        sent_s: clock time at which the client wrote it to the socket.
+        first_answer_s: when the first token came that was no reasoning.
+        input_tokens: prompt tokens as the server counts them.
+        reasoning_tokens: output tokens that were reasoning.
+        chunks: pieces in which output came; they are no tokens.
+        finish_reason: the server's word for why it ended.
+        token_times: False where only the first and the last token have a time of their own.
+    """
+
+    sent_s: float | None = None
+    first_answer_s: float | None = None
+    input_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    chunks: int | None = None
+    finish_reason: str | None = None
+    token_times: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """What arrived for one request of an engine that steps itself.
 
@@ -101,6 +124,7 @@ class TokenEvent:
         cached_tokens: prompt tokens that were taken from a prefix cache; None: not told by this event.
         finished: True when nothing follows, whether it went well or not.
         error: why the request failed, or None. What failed stays in the record.
+        told: with the last event of a request, what a server said of it.
     """
 
     request: int
@@ -110,6 +134,7 @@ class TokenEvent:
     cached_tokens: int | None = None
     finished: bool = False
     error: str | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

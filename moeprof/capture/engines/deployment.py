@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from moeprof.capture.engines.base import ListenerSet, ServedEngine
 from moeprof.capture.memory.measure import Watch
 from moeprof.core.model_facts import ModelFacts
+from moeprof.core.trace import Schedule
 
 NEEDS = {
     "module": "the module is not in the worker's process",
     "steps": "the engine steps itself and tells tokens, not steps",
     "routing": "the engine does not show its routing",
     "memory": "the model is not in the worker's memory",
+    "energy": "the model's devices are not this machine's",
     "forced ids": "outputs have the length that was asked for, and the text is the model's own",
 }
 
@@ -76,6 +79,16 @@ class RoutingSource(Protocol):
         """Forget what was counted."""
 
 
+class PassWatch(Protocol):
+    """Sees of a pass what the loop does not: the client itself, and the server's own counters."""
+
+    def begin(self, folder: Path, schedule: Schedule) -> None:
+        """A pass over ``schedule`` is about to begin; tables go to ``folder``."""
+
+    def end(self) -> dict[str, Any]:
+        """It has ended: keys of pass.json."""
+
+
 class Build(Protocol):
     """Builds an engine of an open model."""
 
@@ -98,7 +111,10 @@ class Deployment:
         shown: picks of an engine that shows them after each step, or None; they are counted here.
         has_router: False for a dense model, of which there is no routing to tell.
         tells_steps: False for an engine that steps itself.
+        is_metered: False where the energy of the model's devices cannot be read here.
         forces_ids: False where a schedule's output ids are not fed.
+        fixes_length: False where outputs may end before the length that was asked for.
+        watch: sees of passes what the loop does not, or None.
         reasons: why something of ``NEEDS`` cannot be had here, where there is more to say than that table says.
     """
 
@@ -112,7 +128,10 @@ class Deployment:
     shown: ShownRouter | None = None
     has_router: bool = True
     tells_steps: bool = True
+    is_metered: bool = True
     forces_ids: bool = True
+    fixes_length: bool = True
+    watch: PassWatch | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -123,6 +142,7 @@ class Deployment:
             "steps": self.tells_steps,
             "routing": not self.has_router or any(one is not None for one in (self.module, self.routing, self.shown)),
             "memory": self.memory is not None,
+            "energy": self.is_metered,
             "forced ids": self.forces_ids,
         }
         return frozenset(name for name, has in there.items() if has)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeprof.capture.engines.base import Step, TokenEvents
+from moeprof.capture.engines.base import Step, TokenEvents, Told
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Recorder
 from moeprof.core.trace import Request, Schedule
@@ -29,6 +29,7 @@ class _Open:
     num_preemptions: int = 0
     agreed: int = 0
     num_chosen: int = 0
+    told: Told = field(default_factory=Told)
     token_times_s: list[float] = field(default_factory=list)
 
     def note_chosen(self, chosen: tuple[int, ...]) -> None:
@@ -36,6 +37,13 @@ class _Open:
         forced = (self.request.output_ids or ())[self.num_chosen :]
         self.agreed += sum(a == b for a, b in zip(chosen, forced, strict=False))
         self.num_chosen += len(chosen)
+
+    def note_told(self, told: Told, origin_s: float) -> None:
+        """What a server said; the replayer's lag ends when the request was on the wire."""
+        self.told = told
+        if told.sent_s is not None and self.slack_s is not None and self.sent_s is not None:
+            sent_s = told.sent_s - origin_s
+            self.slack_s, self.sent_s = self.slack_s + sent_s - self.sent_s, sent_s
 
 
 class RequestRecorder(Recorder):
@@ -102,6 +110,8 @@ class RequestRecorder(Recorder):
                 entry.cached_tokens = event.cached_tokens
             entry.note_chosen(event.chosen)
             entry.token_times_s += [event.at_s - self._origin_s] * event.num_tokens
+            if event.told is not None:
+                entry.note_told(event.told, self._origin_s)
             if event.finished:
                 self._ended_s[event.request] = event.at_s - self._origin_s
                 self._write(self._open.pop(event.request), "done" if event.error is None else "failed", event.error)
@@ -122,7 +132,8 @@ class RequestRecorder(Recorder):
             asked_tokens = len(request.input_ids) + len(times) - 1 - cached
             recomputed = max(0, entry.computed_tokens - asked_tokens) if times else 0
         agreed = entry.agreed if self._stepped or entry.num_chosen == len(times) else None
-        characters = int(self._characters[request.index])
+        characters, told = int(self._characters[request.index]), entry.told
+        answer_s = told.first_answer_s
         before = None if self._after is None or self._after[request.index] < 0 else int(self._after[request.index])
         ended_s = None if before is None else self._ended_s.get(before)
         self._stream.append(
@@ -151,6 +162,11 @@ class RequestRecorder(Recorder):
                 "reusable_tokens": request.reusable_tokens,
                 "status": status,
                 "error": error,
-                "token_times_s": times,
+                "token_times_s": times if told.token_times else None,
+                "first_answer_s": None if answer_s is None else answer_s - self._origin_s,
+                "told_input_tokens": told.input_tokens,
+                "reasoning_tokens": told.reasoning_tokens,
+                "chunks": told.chunks,
+                "finish_reason": told.finish_reason,
             }
         )

@@ -19,7 +19,7 @@ from msgspec import structs
 from moeprof.capture.devices.environment import compiler, environment
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.capture.devices.meters import device_at_end, device_at_start, open_meters
-from moeprof.capture.engines import settled
+from moeprof.capture.engines import ENGINES, named, settled
 from moeprof.capture.engines.end_ids import end_ids
 from moeprof.capture.engines.settled import Settled, needs_own_module
 from moeprof.capture.measure import check_skipped
@@ -44,7 +44,7 @@ from moeprof.capture.run.schedules import (
 )
 from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
 from moeprof.core.errors import InputError, ModelError, WorkloadError
-from moeprof.core.pricing import Pricing, resolve_pricing
+from moeprof.core.pricing import Pricing, resolve_pricing, served_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
     ExperimentHeader,
@@ -75,6 +75,9 @@ def check_early(workload: Workload, device: str) -> None:
         _check_engine(ours(workload.engine), device)
     else:
         _check_elsewhere(workload)
+        look = ENGINES[workload.engine.kind].check
+        if look is not None:
+            named(look)(workload)
     for spec in workload.models:
         policy = spec.routing
         if policy.path is None or policy.policy not in ("profile", "replay"):
@@ -184,6 +187,7 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     """
     engine = settled(workload)
     workload = replace(workload, engine=engine.settings)
+    workload.engine.check_models(workload.models)
     _refuse_silent_warmup(workload)
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
@@ -241,17 +245,23 @@ def _prepared(
         schedules=schedules,
         fit=fit,
         environment=machine,
-        pricing=resolve_pricing(
-            workload.prices.for_device(device),
-            str(machine.device_name),
-            num_devices=machine.num_devices,
-            num_vcpus=machine.cpu_cores,
-        ),
+        pricing=_pricing(workload, machine, device),
         gpu=gpu,
         device=device,
         device_why=choice.why,
         engine_why=engine.why,
         other_gpus=other_gpus,
+    )
+
+
+def _pricing(workload: Workload, machine: EnvironmentHeader, device: str) -> Pricing:
+    if not workload.engine.is_local:
+        return served_pricing(workload.prices, workload.engine.devices)
+    return resolve_pricing(
+        workload.prices.for_device(device),
+        str(machine.device_name),
+        num_devices=machine.num_devices,
+        num_vcpus=machine.cpu_cores,
     )
 
 
@@ -353,7 +363,8 @@ def execute(
         InputError: ``resume`` is a run of something else.
     """
     workload = prepared.workload
-    meters = open_meters(prepared.gpu, prepared.other_gpus) if workload.instruments.power else []
+    has_meters = workload.instruments.power and workload.engine.is_local
+    meters = open_meters(prepared.gpu, prepared.other_gpus) if has_meters else []
     deadline = None if workload.max_minutes is None else time.perf_counter() + 60 * workload.max_minutes
     experiment = structs.replace(
         _experiment(prepared),

@@ -204,6 +204,13 @@ def choose_devices(workload: Workload, *, has_cuda_build: bool | None = None) ->
     Raises:
         InputError: the device is not there, or there are fewer GPUs than ranks.
     """
+    if not workload.engine.is_local:
+        if workload.device not in ("auto", "cpu"):
+            raise WorkloadError(
+                f"device: found {workload.device}; the model is on a server; engine.devices counts its devices; "
+                "leave device out"
+            )
+        return choose_device("cpu"), ()
     choice = choose_device(workload.device, has_cuda_build=has_cuda_build)
     if workload.engine.parallel is not None and choice.device.startswith("cuda:") and choice.device != "cuda:0":
         choice = choose_device("cuda:0")

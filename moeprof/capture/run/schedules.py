@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from moeprof.core.workload.traffic import Arrivals
 from moeprof.core.workload.workload import Workload
 from moeprof.sources.schedule import BuiltSchedule, build_schedule
 from moeprof.sources.synthetic import draw_arrivals, streams
-from moeprof.sources.tokenizer import TextTokenizer, load_tokenizer
+from moeprof.sources.tokenizer import TextTokenizer, bundled_tokenizer, load_tokenizer
 
 MIN_REQUESTS = 16
 REQUESTS_PER_PLACE = 4  # of a closed loop: fewer, and filling and draining the batch is most of the pass
@@ -273,7 +272,7 @@ def _scheduled(
 def _tokenizer(source: ModelSource) -> tuple[Path, bool]:
     if source.tokenizer_file is not None:
         return source.tokenizer_file, False
-    return Path(str(resources.files("moeprof").joinpath("data/tokenizer/tokenizer.json"))), True
+    return bundled_tokenizer(), True
 
 
 def _check_vocabulary(spec: ModelSpec, config: dict[str, Any], schedule: Schedule) -> None:

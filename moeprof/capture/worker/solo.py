@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,10 +111,14 @@ class SoloModel:
             deadline_s, cut_by = _deadline(order)  # a pass has its seconds for itself: capturing takes none of them
             if self._memory is not None:
                 self._memory.pass_started()
+            watch = self._model.deployment.watch
+            if watch is not None:
+                watch.begin(folder, schedule)
             result = replay(
                 self._model.engine, schedule, recorders, should_stop=self._session.should_stop, deadline_s=deadline_s
             )
         gc.unfreeze()
+        info |= {} if watch is None else watch.end()
         self._model.engine.reset()
         info |= {
             "status": result.status,
@@ -123,9 +128,7 @@ class SoloModel:
             "refused": result.refused,
             "finished": result.finished,
             "memory": None if self._memory is None else self._memory.pass_ended(),
-            "invariants": check_pass(
-                folder, complete=result.status == "done", tells_steps=self._model.deployment.tells_steps
-            ),
+            "invariants": self._check_pass(folder, schedule, complete=result.status == "done"),
             **picks_of_ranks(folder, self._plan.engine.parallel),
         }
         if result.status == "cut":
@@ -164,6 +167,13 @@ class SoloModel:
         self._model.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _check_pass(self, folder: Path, schedule: Schedule, *, complete: bool) -> dict[str, Any]:
+        """What must add up; nothing does of outputs that end where a server ends them."""
+        deployment = self._model.deployment
+        if not deployment.tells_steps and not (deployment.fixes_length and schedule.outputs != "free"):
+            return {}
+        return check_pass(folder, complete=complete, tells_steps=deployment.tells_steps)
 
     def _measure_peaks(self) -> None:
         """Before the weights, so that its buffers find room; then forget its memory."""

@@ -99,7 +99,7 @@ class Baseline:
         device_kind: ``cpu`` or ``cuda``.
         status: done | failed | interrupted.
         facts: facts of the run that must match, by name.
-        usd_per_second: price that its dollars were made with.
+        usd_per_second: price that its dollars were made with; None where no hour was billed (a hosted API).
         models: in the workload's order.
         label: the run's note, or None.
         format_version: of the file that it was read from.
@@ -115,11 +115,16 @@ class Baseline:
     device_kind: str
     status: str
     facts: Mapping[str, Any]
-    usd_per_second: float
+    usd_per_second: float | None
     models: tuple[BaselineModel, ...]
     label: str | None = None
     format_version: int = FORMAT_VERSION
     notes: tuple[str, ...] = ()
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """The same, of an hour."""
+        return None if self.usd_per_second is None else 3600 * self.usd_per_second
 
     def model(self, name: str) -> BaselineModel | None:
         """By name."""

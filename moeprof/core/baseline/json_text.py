@@ -55,9 +55,6 @@ def baseline_of(file: Path, value: Mapping[str, Any], version: int) -> tuple[Bas
         RecordError: a key is missing or of the wrong kind; the message names it.
     """
     top = _Keys(file, "", value)
-    usd_per_second = top.number("usd_per_second")
-    if usd_per_second is None:
-        raise top.wrong("usd_per_second", "a number")
     baseline = Baseline(
         name=top.text("name"),
         run=top.text("run"),
@@ -68,7 +65,7 @@ def baseline_of(file: Path, value: Mapping[str, Any], version: int) -> tuple[Bas
         device_kind=top.text("device_kind"),
         status=top.text("status"),
         facts=top.keys("facts").value,
-        usd_per_second=usd_per_second,
+        usd_per_second=top.number("usd_per_second"),
         models=tuple(_model(model) for model in top.objects("models")),
         label=top.maybe_text("label"),
         format_version=version,

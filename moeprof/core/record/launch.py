@@ -11,6 +11,41 @@ from moeprof.core.record.breakdown import Clock, Gap, GapPoint
 from moeprof.core.record.headers import Facts, Header, written
 
 
+class ServerHeader(Facts, frozen=True, kw_only=True):
+    """A server that answered, and how it was asked.
+
+    Attributes:
+        host: of its address; whether it is another machine.
+        software: its kind: a row of ``KINDS`` of moeprof/capture/engines/served/kinds.py.
+        title: of the kind.
+        checked: how what is assumed of the kind is known: ``run``, ``source`` or ``documentation``.
+        version: as it told it.
+        served_as: its name for the model.
+        devices, replicas: of the deployment, as the workload says.
+        endpoint: ``completions`` or ``chat``.
+        prompts: ``ids`` or ``text``.
+        fixed_length: what made outputs as long as asked, or None.
+        tokens_from: what counted output tokens: ``ids``, ``usage`` (of each chunk) or ``usage at the end``.
+        counters: addresses of its own counters.
+        assumptions: what was tried at the start, and what came of it.
+    """
+
+    host: str = ""
+    software: str = ""
+    title: str = ""
+    checked: str = ""
+    version: str | None = None
+    served_as: str | None = None
+    devices: int | None = None
+    replicas: int | None = None
+    endpoint: str | None = None
+    prompts: str | None = None
+    fixed_length: str | None = None
+    tokens_from: str | None = None
+    counters: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
 class EngineHeader(Facts, frozen=True, kw_only=True):
     """What an engine is; see ``EngineFacts`` of moeprof/capture/engines/base.py, whose fields these are."""
 
@@ -210,6 +245,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
         sweep_stopped: why a sweep did not climb further.
         lacks: what the deployment does not offer -> why.
         taken: settings as an engine of others made them of those that were left to it.
+        server: of an engine that is a server.
     """
 
     resumed: bool | None = None
@@ -234,6 +270,7 @@ class LaunchHeader(Header, frozen=True, kw_only=True):
     sweep_stopped: SweepStopped | None = None
     lacks: dict[str, str] = field(default_factory=dict)
     taken: dict[str, Any] | None = None
+    server: ServerHeader | None = None
 
     def knows(self, key: str) -> bool:
         """Whether the launch has measured what this key holds."""

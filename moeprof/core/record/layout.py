@@ -9,7 +9,7 @@
       <model>/launch-0/forced.npz           picks of forced tokens (see picks.py)
       <model>/launch-<l>/{warmup,calibration}.parquet   rows as in steps;  overhead.parquet  bare_s instrumented_s phase
       <model>/launch-<l>/<pass>/pass.json   traffic, started_unix_s, duration_s, status, invariants (see passes.py)
-      <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz
+      <model>/launch-<l>/<pass>/{requests,steps,telemetry}.parquet  routing.npz  counters.parquet (of a server)
       <model>/launch-<l>/sweep-<point>-<n>/  a pass at one setting of the sweep; pass.json says which (``sweep``)
       lockstep/launch-<l>/c<concurrency>/   {lanes.parquet,pass.json}: models stepped in turn (see lanes.py)
       ladder/launch-<l>/c<concurrency>/     the same for the rungs of the sparsity ladder
@@ -36,7 +36,8 @@ experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resume
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
 ``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
 ``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``; model.json
-``attention.state_flops``; experiment.json ``engine_why``, launch.json ``taken``.
+``attention.state_flops``; experiment.json ``engine_why``, launch.json ``taken`` and ``server``, pass.json
+``client`` and ``counters``, table ``counters``, columns of requests from ``first_answer_s`` on.
 """
 
 from __future__ import annotations

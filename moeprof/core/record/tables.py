@@ -40,7 +40,13 @@ REQUEST_COLUMNS = {
     "reusable_tokens": "int64",  # prompt tokens, in whole blocks from the first on, that requests before it had
     "status": "string",  # done | refused | failed | unfinished | not_sent (the turn before it came to nothing)
     "error": "string",
-    "token_times_s": "list<double>",  # one per output token
+    "token_times_s": "list<double>",  # one per output token; null where only the first and the last are known
+    # What a server told; null elsewhere.
+    "first_answer_s": "double",  # first token that was no reasoning
+    "told_input_tokens": "int64",  # as the server counts the prompt
+    "reasoning_tokens": "int64",  # of the output
+    "chunks": "int64",  # pieces with output
+    "finish_reason": "string",
 }
 STEP_COLUMNS = {
     "step": "int64",
@@ -108,13 +114,20 @@ LANE_COLUMNS = {
     "distinct_experts": "int64",  # experts with a token, summed over MoE layers; null for dense lanes
     "max_expert_load": "int64",  # tokens of the busiest expert, summed over MoE layers; null for dense lanes
 }
+COUNTER_COLUMNS = {
+    "t_s": "double",
+    "running": "double",  # requests in a batch, by the server's own gauge
+    "waiting": "double",
+    "kv_use_ratio": "double",  # share of its KV cache; of several servers the mean
+}
 # Column of steps -> the column of the same for layers that see a window.
 WINDOWED = {name: f"window_{name}" for name in ("context_tokens", "prefill_context_tokens", "attention_pairs")}
 # Columns that records of older versions lack: null there.
-LATER = {
-    "lanes": ("queued_s",),
-    "requests": ("session", "turn", "after", "delay_s", "reusable_tokens"),
-} | dict.fromkeys(("steps", "warmup", "calibration"), tuple(WINDOWED.values()))
+TOLD = ("first_answer_s", "told_input_tokens", "reasoning_tokens", "chunks", "finish_reason")
+TURNS = ("session", "turn", "after", "delay_s", "reusable_tokens")
+LATER = {"lanes": ("queued_s",), "requests": (*TURNS, *TOLD)} | dict.fromkeys(
+    ("steps", "warmup", "calibration"), tuple(WINDOWED.values())
+)
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,
@@ -123,6 +136,7 @@ TABLES = {
     "warmup": STEP_COLUMNS,
     "calibration": STEP_COLUMNS,
     "overhead": OVERHEAD_COLUMNS,
+    "counters": COUNTER_COLUMNS,
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from moeprof.core.errors import WorkloadError
+from moeprof.core.workload.models import ModelSpec
 from moeprof.core.yamlfile import at_least
 
 
@@ -48,10 +49,31 @@ class EngineSettings:
         kind: the row of the table.
         in_worker: True where a worker loads the model by itself, so that its memory is predicted, and lock-step,
             ladder, twins and overridden routing can be had.
+        is_local: False where the model runs on a server, whose devices are not looked at, metered, or priced as this
+            machine's.
     """
 
     kind: str
     in_worker: ClassVar[bool] = False
+    is_local: ClassVar[bool] = True
+
+    def where(self, models: tuple[ModelSpec, ...]) -> str | None:
+        """Addresses of the servers; None where a model runs on this machine."""
+        return None
+
+    def check_models(self, models: tuple[ModelSpec, ...]) -> None:
+        """Refuse models that this kind cannot run, as far as it shows before anything is opened."""
+        asked = next((spec.name for spec in models if spec.served_as is not None or spec.url is not None), None)
+        if asked is not None:
+            raise WorkloadError(
+                f"model {asked}: served_as and url belong to a model on a server; set engine.kind to openai, or leave "
+                "them out"
+            )
+
+    @property
+    def devices(self) -> int | None:
+        """Billed devices of a deployment that is elsewhere; None: not known."""
+        return None
 
     @property
     def parallel(self) -> Parallel | None:

@@ -83,6 +83,8 @@ class ModelSpec:
         routing: routing policy.
         override: for random weights, keys of the config with other values, such as ``{num_hidden_layers: 8}``.
         trust_remote_code: run code that comes with the checkpoint.
+        served_as: what a server calls it (``engine.kind: openai``); not stated: the only model that it has.
+        url: address of a server of its own, in place of ``engine.url``.
     """
 
     name: str
@@ -98,6 +100,8 @@ class ModelSpec:
     routing: RoutingPolicy = field(default_factory=RoutingPolicy)
     override: dict[str, Any] = field(default_factory=dict, hash=False)
     trust_remote_code: bool = False
+    served_as: str | None = None
+    url: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.name):

@@ -85,9 +85,9 @@ class Answer:
 
     def _object(self, event: dict[str, Any]) -> None:
         if event.get("error"):
-            self.error = _short_word(event["error"])
+            self.error = short_word(event["error"])
         elif event.get("object") == "error":
-            self.error = _short_word(event)
+            self.error = short_word(event)
         usage = event.get("usage")
         if isinstance(usage, dict):
             self._take_usage(usage)
@@ -151,7 +151,7 @@ def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _short_word(error: Any) -> str:
+def short_word(error: Any) -> str:
     """The code or type of an error."""
     if isinstance(error, dict):
         for key in ("code", "type"):

@@ -87,8 +87,8 @@ class CostSplit:
 
     @property
     def busy_ratio(self) -> float | None:
-        """Busy over billed seconds."""
-        return self.busy_s / self.billed_s if self.billed_s > 0 else None
+        """Busy over billed seconds; None where no step is known."""
+        return self.busy_s / self.billed_s if self.billed_s > 0 and len(self.busy.prefill_S) else None
 
     @property
     def busy_cost_usd(self) -> float | None:
@@ -115,10 +115,16 @@ def cost_split(
     """
     busy = split_busy(tables, calibration, facts=facts, peaks=peaks)
     power_usd, reasons = _power(tables, pricing)
-    total = tables.duration_s * pricing.usd_per_second + (power_usd or 0.0)
     inputs, outputs = max(input_tokens(tables), 0.0), output_tokens(tables)
     prefill_s, busy_s = float(busy.prefill_S.sum()), float((busy.prefill_S + busy.decode_S).sum())
-    usd_input, usd_output = _shares(total, prefill_s, busy_s, inputs, outputs)
+    shares: tuple[float | None, float | None]
+    if pricing.per_token:
+        bill = _api_bill(tables, pricing, outputs)
+        total, shares = sum(bill), bill
+    else:
+        total = tables.duration_s * pricing.usd_per_second + (power_usd or 0.0)
+        shares = _shares(total, prefill_s, busy_s, inputs, outputs) if len(tables.steps) else (None, None)
+    usd_input, usd_output = shares
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
     done = is_done(tables.requests)
     characters = column(tables.requests, "num_characters")[done]
@@ -145,6 +151,19 @@ def cost_split(
         busy=busy,
         reasons=reasons,
     )
+
+
+def _api_bill(tables: PassTables, pricing: Pricing, outputs: float) -> tuple[float, float]:
+    """What a hosted API asks: prompts as it counts them, cached ones at their own price where it has one."""
+    told = column(tables.requests, "told_input_tokens")
+    prompts = np.where(np.isfinite(told), told, column(tables.requests, "input_tokens"))
+    got_tokens = np.isfinite(column(tables.requests, "first_token_s"))
+    cached = float(np.nansum(column(tables.requests, "cached_tokens")[got_tokens]))
+    computed = max(float(np.nansum(prompts[got_tokens])) - cached, 0.0)
+    per_input, per_output = pricing.api_usd_per_1m_input_tokens or 0.0, pricing.api_usd_per_1m_output_tokens or 0.0
+    per_cached = pricing.api_usd_per_1m_cached_input_tokens
+    usd_input = computed * per_input + cached * (per_input if per_cached is None else per_cached)
+    return usd_input / MILLION, outputs * per_output / MILLION
 
 
 def _power(tables: PassTables, pricing: Pricing) -> tuple[float | None, tuple[str, ...]]:
@@ -217,5 +236,7 @@ def cost_splits(
     facts: ModelFacts | None = None,
     peaks: tuple[float, float] | None = None,
 ) -> tuple[CostSplit, ...]:
-    """:func:`cost_split` of each round."""
+    """:func:`cost_split` of each round; none where nothing can be billed."""
+    if pricing.unknown is not None:
+        return ()
     return tuple(cost_split(tables, pricing, calibration, facts=facts, peaks=peaks) for tables in rounds)

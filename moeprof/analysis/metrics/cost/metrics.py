@@ -158,8 +158,10 @@ def cost_metrics(
     """
     if not rounds:
         return []
-    splits = splits if splits is not None else cost_splits(rounds, pricing, calibration, facts=facts, peaks=peaks)
     labels: dict[str, str] = {"traffic": rounds[0].traffic}
+    if pricing.unknown is not None:
+        return [missing(card.name, pricing.unknown, **labels) for card in CARDS]
+    splits = splits if splits is not None else cost_splits(rounds, pricing, calibration, facts=facts, peaks=peaks)
     values = [with_doubts(_over(name, splits, labels), splits) for name in _FIGURES]
     values.append(_split_method(splits, labels))
     values.append(missing("usd_per_1m_tokens_at_slo", "needs a sweep over loads, and an slo", **labels))

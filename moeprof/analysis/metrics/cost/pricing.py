@@ -26,9 +26,16 @@ def repriced(
             checked, str(environment.device_name), num_vcpus=environment.cpu_cores, num_devices=environment.num_devices
         )  # fmt: skip
     if usd_per_device_hour is not None:
+        engine = record.workload.engine
+        if (pricing.per_token or pricing.unknown) and engine.get("devices") is None:
+            raise PriceError(
+                "--usd-per-device-hour: the record does not say how many devices the deployment has; say "
+                "engine.devices in the workload of the next run"
+            )
         pricing = replace(
-            pricing, usd_per_device_hour=usd_per_device_hour, capital=None, source="given on the command line", date=""
-        )
+            pricing, usd_per_device_hour=usd_per_device_hour, capital=None, per_token=False, unknown=None,
+            source="given on the command line", date="",
+        )  # fmt: skip
     if usd_per_kwh is not None:
         if pricing.includes_power and usd_per_device_hour is None:
             raise PriceError(

@@ -31,7 +31,7 @@ MOST_EXTRAPOLATED = 0.05  # share of the window before the first and after the l
 MOST_DISAGREEMENT = 0.05
 PER_PASS = ("energy_j", "power_mean_w", "energy_j_per_output_token", "energy_j_per_total_token")
 
-_card = partial(Card, section="energy", source="docs/metrics.md#energy", kind="timed")
+_card = partial(Card, section="energy", source="docs/metrics.md#energy", kind="timed", needs="energy")
 _of_run = partial(_card, counts_tokens=False)
 _of_tokens = partial(_card, counts_tokens=True)
 CARDS: tuple[Card, ...] = (

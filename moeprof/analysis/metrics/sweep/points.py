@@ -58,6 +58,7 @@ class SweptRound:
     schedule_sha256: str | None = None
     saturated: bool | None = None
     saturation_reason: str | None = None
+    is_priced: bool = True
 
     @property
     def usd_per_1m_total_tokens(self) -> float | None:
@@ -72,7 +73,7 @@ class SweptRound:
 
     def _per_million(self, usd: float | None) -> float | None:
         tokens = self.split.input_tokens + self.split.output_tokens
-        return None if usd is None or tokens <= 0 else MILLION * usd / tokens
+        return None if usd is None or tokens <= 0 or not self.is_priced else MILLION * usd / tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,14 +136,19 @@ def swept_points(
             continue
         billed = _Bills(launch, facts, pricing, peaks)
         for one in launch.sweep:
-            if one.info.sweep is not None and len(one.steps):  # else it died before it began
+            if one.info.sweep is not None and _began(one):
                 told = one.info.saturation or Saturation()
                 found.setdefault(one.info.sweep, []).append(billed.swept(one, one.info.schedule_sha256, told))
         if sent is not None:
-            own += [billed.swept(one, sent.sha256) for one in launch.rounds if len(one.steps)]
+            own += [billed.swept(one, sent.sha256) for one in launch.rounds if _began(one)]
     points = tuple(_undisturbed(point, rounds) for point, rounds in found.items())
     where = None if sent is None else own_point(sent, own, points)
     return points if where is None else (*points, _undisturbed(where, own, own=True))
+
+
+def _began(one: PassRecord) -> bool:
+    """Whether anything was computed; a pass that died before has nothing. A server tells tokens alone."""
+    return len(one.steps) > 0 or bool(one.requests["output_tokens"].sum())
 
 
 def _undisturbed(point: SweepPoint, rounds: Sequence[SweptRound], *, own: bool = False) -> SweptPoint:
@@ -171,7 +177,9 @@ class _Bills:
     """Passes of one launch with what they cost."""
 
     def __init__(self, launch: LaunchRecord, facts: ModelFacts, pricing: Pricing, peaks: PeaksHeader | None) -> None:
-        self._number, self._facts, self._pricing = launch.number, facts, pricing
+        self._number, self._facts = launch.number, facts
+        self._is_priced = pricing.unknown is None
+        self._pricing = pricing if self._is_priced else replace(pricing, unknown=None, usd_per_device_hour=0.0)
         calibration = read_table(launch.path, "calibration")
         self._calibration = calibration if len(calibration) else None
         self._limits = peaks_of(with_peaks(launch.info, peaks), facts)
@@ -189,6 +197,7 @@ class _Bills:
             schedule_sha256=sha256,
             saturated=told.saturated,
             saturation_reason=told.reason,
+            is_priced=self._is_priced,
         )
 
 
@@ -270,7 +279,7 @@ def usd_total(one: SweptRound) -> float | None:
 def usd_output(one: SweptRound) -> float | None:
     """The outputs' part of the additive split, billed alike."""
     usd = one.split.usd_per_output_token
-    if usd is None:
+    if usd is None or not one.is_priced:
         return None
     if one.tables.traffic != "open":
         return MILLION * usd

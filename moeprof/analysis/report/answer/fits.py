@@ -13,7 +13,12 @@ WEIGHTS, PEAK, ROOM = "weights_bytes", "peak_memory_bytes", "max_concurrent_sequ
 
 
 def find(sides: Sides) -> Finding | None:
-    """A model that served its requests fits; how much room it left is told where it was measured."""
+    """A model that served its requests fits; how much room it left is told where it was measured.
+
+    Of a model on a server it is not known how its weights lie there, nor in what memory.
+    """
+    if any("memory" in m.launch.lacks for m in (sides.model, sides.rival) if m is not None):
+        return None
     own, other = (None if m is None else number(m, WEIGHTS) for m in (sides.model, sides.rival))
     if not own:
         return None

@@ -150,7 +150,7 @@ def baseline_rows(baseline: Baseline) -> tuple[BaselineRow, ...]:
     """Facts of the run, then of each model its facts, headline figures and sizes."""
     head = ("name", "workload", "run", "created_at", "status", "label")
     rows = [BaselineRow(of="baseline", what=name, value=getattr(baseline, name) or None) for name in head]
-    rows.append(BaselineRow(of="baseline", what="price", value=3600 * baseline.usd_per_second, unit="USD / h"))
+    rows.append(BaselineRow(of="baseline", what="price", value=baseline.usd_per_hour, unit="USD / h"))
     rows += [BaselineRow(of="baseline", what=name, value=_text(value)) for name, value in baseline.facts.items()]
     return (*rows, *(row for model in baseline.models for row in _of_model(model)))
 
