@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -98,18 +99,26 @@ def _climb(
 ) -> None:
     from moeprof.analysis.report.compare import compare_document
     from moeprof.capture.run.prepare import execute, new_run_folder
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.cli.output import (
         print_result,
         report_of,
     )
     from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
+    from moeprof.core.signals import SignalWatch
     from moeprof.render import write
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=quiet) as listener:
+    kept = f"what was measured is kept: moeprof report {folder}"
+    with (
+        SignalWatch() as signals,
+        writing(folder, f"moeprof report {folder}"),
+        progress_listener(prepared.pricing, quiet=quiet) as listener,
+    ):
         status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)
+    if signals.number in (signal.SIGTERM, signal.SIGHUP):  # who sends these does not wait
+        raise InterruptedRunError(f"stopped; {kept}", signals.number)
     record = open_record(folder)
     if status == "failed":
         failed = next(model for model in record.experiment.models if model.status == "failed")
@@ -124,7 +133,7 @@ def _climb(
     if "html" in formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
-        raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
+        raise InterruptedRunError(f"stopped; {kept}", signals.number)
 
 
 def only_ladder(comparison: Comparison, report: Document, record: Record) -> Comparison:

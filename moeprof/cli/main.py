@@ -1,20 +1,24 @@
 """The command line: a literal table of commands and the one place where errors become exit codes.
 
 Results go to stdout, talk to stderr. Commands are imported here but heavy libraries are not: no command imports torch
-before it runs a model (a test holds it).
+before it runs a model (a test holds it). Nothing is imported before signals are listened to.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
-
-from moeprof.core.errors import MissingExtraError, MoeprofError
+from moeprof.core.errors import MissingExtraError, MoeprofError, storage_sentence
+from moeprof.core.signals import ENDING, SignalWatch
 from moeprof.core.text import one_line
+
+if TYPE_CHECKING:
+    import typer
 
 # Extra of pyproject.toml -> what is imported from the packages that only it installs.
 EXTRAS = {
@@ -42,6 +46,22 @@ COMMANDS = {
 
 def command_line() -> typer.Typer:
     """All commands as one."""
+    import typer
+
+    def show_version(asked: bool) -> None:
+        if asked:
+            from moeprof import __version__
+
+            typer.echo(f"moeprof {__version__}")
+            raise typer.Exit
+
+    def root(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Show the version."
+        ),
+    ) -> None:
+        pass
+
     app = typer.Typer(
         name="moeprof",
         help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
@@ -50,7 +70,7 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback()(_root)
+    app.callback()(root)
     for name, place in COMMANDS.items():
         module, attribute = place.split(":")
         found = getattr(importlib.import_module(module), attribute)
@@ -59,20 +79,6 @@ def command_line() -> typer.Typer:
         else:
             app.command(name)(found)
     return app
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from moeprof import __version__
-
-        typer.echo(f"moeprof {__version__}")
-        raise typer.Exit
-
-
-def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-) -> None:
-    pass
 
 
 def _result(arguments: Sequence[str] | None) -> object:
@@ -94,7 +100,19 @@ def _result(arguments: Sequence[str] | None) -> object:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see core/errors.py)."""
     try:
+        with SignalWatch(patient=False):
+            return _exit_code(arguments)
+    except KeyboardInterrupt:
+        return _stopped()
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
+    """What a command line came to; an error is told here, in one line."""
+    import typer
+
+    try:
         result = _result(arguments)
+        sys.stdout.flush()
     except MoeprofError as error:
         for line in error.lines or (str(error),):
             print(f"moeprof: {one_line(line)}", file=sys.stderr)
@@ -102,15 +120,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         print(f"moeprof: {one_line(error.format_message())}", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("moeprof: stopped", file=sys.stderr)
-        return 130
+    except typer.Abort:
+        return _stopped()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: that is not an error
+        _drop_stdout()  # the reader went away: that is not an error
         return 0
+    except Exception as error:
+        if SignalWatch.heard:  # it came in the middle of an import, say, and what was left half done failed
+            return _stopped()
+        sentence = "not enough memory" if isinstance(error, MemoryError) else storage_sentence(error)
+        if sentence is None:
+            raise
+        _drop_stdout()
+        print(f"moeprof: {one_line(sentence)}", file=sys.stderr)
+        return 1
+    if SignalWatch.heard:
+        return _stopped()
     return result if isinstance(result, int) else 0
+
+
+def _stopped() -> int:
+    print("moeprof: stopped", file=sys.stderr)
+    return 128 + (SignalWatch.heard or [signal.SIGINT])[0]
+
+
+def _drop_stdout() -> None:
+    """What is still to be written there is not worth a second error when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def entry_point() -> None:
     """The ``moeprof`` console script."""
-    sys.exit(main())
+    code = main()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # all is said: nothing may change the exit code any more
+    sys.exit(code)

@@ -8,6 +8,7 @@ How the sweep of each model ended, in a line for the end of a run: where it satu
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -303,10 +304,11 @@ def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) 
 def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run.prepare import execute, new_run_folder
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.cli.output import report_of
     from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
+    from moeprof.core.signals import SignalWatch
     from moeprof.render import write
 
     folder = place.output_dir
@@ -314,7 +316,12 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
         for said in () if printing.quiet else prepared.workload.few_repeats:
             print(f"warning: {said}", file=sys.stderr)
-    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=printing.quiet) as listener:
+    go_on = f"to go on: --resume {folder}"
+    with (
+        SignalWatch() as signals,
+        writing(folder, go_on),
+        progress_listener(prepared.pricing, quiet=printing.quiet) as listener,
+    ):
         status = execute(
             prepared,
             folder,
@@ -324,9 +331,16 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
             keep_content=place.keep_content,
             resume=place.resume,
         )
+    if signals.number in (signal.SIGTERM, signal.SIGHUP):  # who sends these does not wait, and reads no page now
+        raise InterruptedRunError(f"{_kept(folder)}; {go_on}", signals.number)
     record = open_record(folder)
     report = report_of(record, prepared.pricing)
-    write(report, folder, printing.formats)
+    try:
+        write(report, folder, printing.formats)
+    except InputError as error:
+        if status == "failed":  # that is the worse news
+            raise _failure(record) from error
+        raise
     print_result(report, printing.form)
     for line in sweep_lines(record):
         print(line, file=sys.stderr)
@@ -334,12 +348,13 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
     if "html" in printing.formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
-        raise InterruptedRunError(
-            f"stopped; what was measured is kept: moeprof report {folder}; to go on: --resume {folder}",
-            signals.number,
-        )
+        raise InterruptedRunError(f"{_kept(folder)}; {go_on}", signals.number)
     if status == "failed":
         raise _failure(record)
+
+
+def _kept(folder: Path) -> str:
+    return f"stopped; what was measured is kept: moeprof report {folder}"
 
 
 def _failure(record: Record) -> MoeprofError:

@@ -7,7 +7,6 @@ part of the instrumented side is the whole turn of the loop: forward with the ta
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +19,7 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Recorder
+from moeprof.core.scratch import Scratch
 from moeprof.core.trace import Schedule, first_requests
 
 OVERHEAD_S = 6.0
@@ -41,8 +41,8 @@ def measure(launched: Launched) -> int:
     model.capture_for(few, bare)
     with watching():
         model.capture_for(few)
-    with tempfile.TemporaryDirectory() as scratch:
-        into = Path(scratch)
+    with Scratch() as scratch:
+        into = scratch.path
         recorders: list[Recorder] = [RequestRecorder(into), StepRecorder(into), *model.routing.recorders(into)]
         pairs = measure_overhead(
             bare, model.stepped, few, recorders, watching, plan.folder,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moeprof.capture.devices.process import STORAGE_FULL
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS
 from moeprof.capture.protocol import (
     OFFLINE,
@@ -25,10 +26,11 @@ from moeprof.capture.protocol import (
 )
 from moeprof.capture.routing.recorded import check_same_requests
 from moeprof.capture.run.schedules import Scheduled
-from moeprof.capture.run.status import RunStatus, SignalWatch
+from moeprof.capture.run.status import RunStatus
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
-from moeprof.core.errors import WorkloadError
+from moeprof.core.errors import StorageError, WorkloadError
 from moeprof.core.record.experiment import StudyHeader
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
 from moeprof.core.workload.workload import Workload
@@ -296,6 +298,8 @@ class LockstepRun:
                 watchdog_s=self.setup.workload.watchdog_s,
             )
         except WorkerFailedError as error:
+            if error.reason == STORAGE_FULL:
+                raise StorageError(str(error)) from error
             if not self.signals.number:
                 self._failed(plan, error)
         else:

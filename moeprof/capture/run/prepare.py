@@ -40,7 +40,7 @@ from moeprof.capture.run.schedules import (
     private_schedules,
     save_schedules,
 )
-from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
+from moeprof.capture.run.status import RunStatus, now_utc
 from moeprof.core.errors import InputError, ModelError, WorkloadError
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.experiment import (
@@ -51,6 +51,7 @@ from moeprof.core.record.experiment import (
     ScheduleNote,
 )
 from moeprof.core.record.headers import part_of
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import TransformersSettings, ours
 from moeprof.core.workload.workload import Workload
 
@@ -344,7 +345,7 @@ def execute(
         keep_content = bool(experiment.content_kept)
     run_status = RunStatus(folder, experiment)
     save_schedules(prepared.schedules, folder, with_content=keep_content)
-    with private_schedules(prepared.schedules) as private:
+    with private_schedules(prepared.schedules, content_kept=keep_content) as private:
         setup = Setup(
             workload=workload,
             folder=folder,

@@ -10,6 +10,7 @@ import os
 import re
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import moeprof
-from moeprof.capture.devices.process import THREADS
+from moeprof.capture.devices.process import THREADS, tied
 from moeprof.capture.lockstep.loop import Turn
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode
 from moeprof.capture.protocol import OnReport, Report
@@ -68,7 +69,8 @@ class RemoteLane:
         self._buffer = b""
         try:
             self._process = subprocess.Popen(
-                [self.python, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+                tied([str(self.python), "-m", MODULE], signal.SIGKILL),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
                 bufsize=0, env=child_environment(os.environ, self.python, threads),
             )  # fmt: skip
         except OSError as error:
