@@ -113,7 +113,7 @@ def _climb(
     kept = f"what was measured is kept: moeprof report {folder}"
     with (
         SignalWatch() as signals,
-        writing(folder, f"moeprof report {folder}"),
+        writing(folder, f"read it with moeprof report {folder}"),
         progress_listener(prepared.pricing, quiet=quiet) as listener,
     ):
         status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)

@@ -84,7 +84,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     stopping = Stopping(launches=launches, until_precise=options.until_precise, max_minutes=options.max_minutes)
     with (
         SignalWatch() as signals,
-        writing(folder, f"moeprof regress {folder}"),
+        writing(folder, f"judge it with moeprof regress {folder}"),
         progress_listener(prepared[1].pricing, quiet=options.quiet) as listener,
     ):
         run = AbRun(

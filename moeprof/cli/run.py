@@ -104,7 +104,9 @@ def _memory(prepared: Prepared) -> list[tuple[str, str]]:
     """What may be used, and what each model needs of it."""
     fit = prepared.fit
     margin = f"{units.num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio)"
-    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {units.num_bytes(fit.free_bytes)} is free, {margin}"
+    where = " below the limit of this container" if fit.memory.is_limited else ""
+    free = f"{units.num_bytes(fit.free_bytes)} is free{where}"
+    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {free}, {margin}"
     rows = [("memory", usable)]
     for name in fit.models:
         need = fit.needed_bytes(name)
@@ -319,7 +321,7 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
     go_on = f"to go on: --resume {folder}"
     with (
         SignalWatch() as signals,
-        writing(folder, go_on),
+        writing(folder, f"go on with --resume {folder}"),
         progress_listener(prepared.pricing, quiet=printing.quiet) as listener,
     ):
         status = execute(

@@ -107,7 +107,8 @@ class Worker:
         except WorkerFailedError:
             if self._process.exitcode != 0:
                 raise
-        self.kill()
+        finally:
+            self.kill()
 
     def kill(self) -> bool:
         """End it now; what it flushed to disk stays. False where it does not end even so."""
