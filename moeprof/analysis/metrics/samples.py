@@ -132,13 +132,10 @@ def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) ->
 
     Equal gaps that end at the same time are one value with a weight. Unit = the time at which gaps end, numbered.
     """
-    times, rows = token_times(tables.requests)
-    gaps, ends = np.diff(times), times[1:]
+    gaps, ends, rows = tables.once(_gaps_in_order)
     wanted = is_done(tables.requests) & of_class(tables, request_class)
-    keep = (rows[1:] == rows[:-1]) & within(ends, window) & wanted[rows[1:]]
+    keep = within(ends, window) & wanted[rows]
     gaps, ends = gaps[keep], ends[keep]
-    order = np.lexsort((gaps, ends))
-    gaps, ends = gaps[order], ends[order]
     new_end = np.ones(len(ends), dtype=np.bool_)
     new_end[1:] = np.diff(ends) > 0
     new_value = new_end.copy()
@@ -146,6 +143,15 @@ def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) ->
     first = np.flatnonzero(new_value)
     weights = np.diff(np.append(first, len(gaps))).astype(np.float64)
     return Samples(values=gaps[first], weights=weights, units=(np.cumsum(new_end) - 1)[first].astype(np.int64))
+
+
+def _gaps_in_order(tables: PassTables) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Every gap between tokens of a request, when it ends, and the request's row; by end, then by gap."""
+    times, rows = token_times(tables.requests)
+    inside = rows[1:] == rows[:-1]
+    gaps, ends, rows = np.diff(times)[inside], times[1:][inside], rows[1:][inside]
+    order = np.lexsort((gaps, ends))
+    return gaps[order], ends[order], rows[order]
 
 
 def lag_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:

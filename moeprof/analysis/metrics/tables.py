@@ -6,9 +6,9 @@ generator with a stated seed, so that the same record always gives the same byte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Traffic = Literal["open", "closed", "offline"]
 BoolArray = npt.NDArray[np.bool_]
 ALL = "all"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,13 @@ class PassTables:
     routing: Routing | None
     window_s: tuple[float, float]
     classes: tuple[str, ...]
+    _made: dict[Callable[[PassTables], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[PassTables], T]) -> T:
+        """What several metrics take from these tables and only one should work out."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(T, self._made[make])
 
     @staticmethod
     def from_record(pass_record: PassRecord) -> PassTables:
