@@ -120,7 +120,7 @@ def cost_split(
     prefill_s, busy_s = float(busy.prefill_S.sum()), float((busy.prefill_S + busy.decode_S).sum())
     usd_input, usd_output = _shares(total, prefill_s, busy_s, inputs, outputs)
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
-    done = is_done(tables.requests)
+    done = tables.done
     characters = column(tables.requests, "num_characters")[done]
     known = len(characters) > 0 and bool((np.isfinite(characters) & (characters >= 0)).all())
     if busy.clamped_steps:

@@ -32,7 +32,7 @@ from moeprof.analysis.metrics.samples import (
     summarise,
     tpot_samples,
 )
-from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, is_done
+from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes
 from moeprof.core.metric import Card, MetricValue, Place, missing
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:
 
 
 def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:
-    num = sum(int((~is_done(tables.requests)).sum()) for tables in rounds)
+    num = sum(int((~tables.done).sum()) for tables in rounds)
     asked = sum(len(tables.requests) for tables in rounds)
     return (f"{num} of {asked} requests did not end well and are left out",) if num else ()
 

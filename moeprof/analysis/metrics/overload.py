@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeprof.analysis.metrics.tables import PassTables, column, is_done
+from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.core import units
 from moeprof.core.record.passes import Saturation
 from moeprof.core.record.saturation import (
@@ -137,7 +137,7 @@ def fell_behind(rounds: Sequence[PassTables]) -> str | None:
         if tables.traffic != "open" or not len(arrival_s) or saturation_of(tables).saturated is not None:
             continue
         last_s, end_s = float(np.nanmax(arrival_s)), tables.window_s[1]
-        done, asked = int(is_done(tables.requests).sum()), len(arrival_s)
+        done, asked = int(tables.done.sum()), len(arrival_s)
         if end_s >= 2 * last_s > 0 and done < ENOUGH * asked:
             return (
                 f"{done} of {asked} requests were finished {units.seconds(end_s)} after the first one, although they "

@@ -6,7 +6,7 @@ generator with a stated seed, so that the same record always gives the same byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -49,13 +49,22 @@ class PassTables:
     routing: Routing | None
     window_s: tuple[float, float]
     classes: tuple[str, ...]
-    _made: dict[Callable[[PassTables], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, make: Callable[[PassTables], T]) -> T:
-        """What several metrics take from these tables and only one should work out."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        return cast(T, self._made[make])
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several metrics take from these tables and only one should work out; nobody may change it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+    def of_requests(self, name: str) -> FloatArray:
+        """A numeric column of the requests, NaN where null."""
+        return self.once(("requests", name), lambda: column(self.requests, name))
+
+    @property
+    def done(self) -> BoolArray:
+        """True for requests that ended well."""
+        return self.once("done", lambda: is_done(self.requests))
 
     @staticmethod
     def from_record(pass_record: PassRecord) -> PassTables:
