@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import MissingExtraError, MoeprofError, storage_sentence
@@ -38,10 +38,14 @@ COMMANDS = {
     "params": "moeprof.cli.params:params",
     "doctor": "moeprof.cli.doctor:doctor",
     "explain": "moeprof.cli.explain:explain",
+    "list": "moeprof.cli.list:list_runs",
     "init": "moeprof.cli.init:init",
     "trace": "moeprof.cli.trace:trace_app",
     "baseline": "moeprof.cli.baseline:baseline_app",
 }
+
+
+NO_ARGUMENTS = "NoArgsIsHelpError"  # of a command that is a group; typer keeps its own copy of click to itself
 
 
 def command_line() -> typer.Typer:
@@ -50,14 +54,14 @@ def command_line() -> typer.Typer:
 
     def show_version(asked: bool) -> None:
         if asked:
-            from moeprof import __version__
+            from moeprof.core.version import VERSION
 
-            typer.echo(f"moeprof {__version__}")
+            typer.echo(f"moeprof {VERSION}")
             raise typer.Exit
 
     def root(
         version: bool = typer.Option(
-            False, "--version", callback=show_version, is_eager=True, help="Show the version."
+            False, "--version", "-V", callback=show_version, is_eager=True, help="Show the version."
         ),
     ) -> None:
         pass
@@ -66,7 +70,7 @@ def command_line() -> typer.Typer:
         name="moeprof",
         help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -75,10 +79,17 @@ def command_line() -> typer.Typer:
         module, attribute = place.split(":")
         found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name)
+            for command in found.registered_commands:
+                command.short_help = _summary(command.callback)
+            app.add_typer(found, name=name, short_help=found.info.help)
         else:
-            app.command(name)(found)
+            app.command(name, short_help=_summary(found))(found)
     return app
+
+
+def _summary(function: Callable[..., object] | None) -> str:
+    """The first line of its docstring, whole: a shortened sentence says nothing."""
+    return (function.__doc__ or "").strip().split("\n")[0] if function is not None else ""
 
 
 def _result(arguments: Sequence[str] | None) -> object:
@@ -118,6 +129,9 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
             print(f"moeprof: {one_line(line)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
+        if type(error).__name__ == NO_ARGUMENTS:
+            print(error.format_message())
+            return 0
         print(f"moeprof: {one_line(error.format_message())}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
