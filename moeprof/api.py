@@ -169,8 +169,8 @@ def run(workload: str | Path, *, output_dir: str | Path | None = None, **overrid
     """
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import execute, new_run_folder, prepare
-    from moeprof.capture.run.status import SignalWatch
     from moeprof.core.errors import InterruptedRunError
+    from moeprof.core.signals import SignalWatch
     from moeprof.core.workload.overrides import Overrides, apply
     from moeprof.core.workload.workload import load_workload
 

@@ -111,7 +111,7 @@ def _histogram(counts_SLE: IntArray) -> IntArray:
     """How often each count occurs; layer by layer, because ``bincount`` makes a copy of eight bytes a number."""
     length = int(counts_SLE.max(initial=0)) + 1
     by_layer = (np.bincount(counts_SLE[:, i].reshape(-1), minlength=length) for i in range(counts_SLE.shape[1]))
-    return cast(IntArray, sum(by_layer, np.zeros(length, dtype=np.int64)))
+    return sum(by_layer, np.zeros(length, dtype=np.int64))
 
 
 def capacity_factor(step_counts: IntArray, tokens_S: IntArray, top_k: int, drop_share: float = 0.01) -> float | None:
