@@ -75,7 +75,7 @@ class SignalWatch:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Processes started inside begin deaf to these signals, until :func:`let_in`; those that come meanwhile wait."""
+    """Processes started inside begin deaf to these signals, until :func:`let_in`; this thread hears none meanwhile."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # its own start would let them in again
