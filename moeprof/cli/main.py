@@ -33,6 +33,7 @@ COMMANDS = {
     "run": "moeprof.cli.run:run",
     "report": "moeprof.cli.report:report",
     "compare": "moeprof.cli.compare:compare",
+    "audit": "moeprof.cli.audit:audit",
     "regress": "moeprof.cli.regress:regress",
     "ladder": "moeprof.cli.ladder:ladder",
     "params": "moeprof.cli.params:params",

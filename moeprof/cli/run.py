@@ -268,7 +268,7 @@ def run(
     """Replay a workload through its models, keep the record, and say what a million tokens cost."""
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.parallel.rendezvous import leads_torchrun
-    from moeprof.capture.run.prepare import prepare
+    from moeprof.capture.run.prepare import check_output_dir, prepare
     from moeprof.core.workload.workload import load_workload
 
     formats = parse_formats(write, "run")
@@ -283,6 +283,8 @@ def run(
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))
     if not leads_torchrun(resolved.engine.parallel, os.environ):
         return
+    if output_dir is not None and resume is None:
+        check_output_dir(output_dir)
     prepared = prepare(resolved, must_fit=not dry_run)
     if prepared.device_why is not None and not quiet:
         print(f"device: {prepared.device_why}", file=sys.stderr)

@@ -108,6 +108,9 @@ class Card:
         return f"docs/metrics.md#{self.name.replace('_*', '')}"
 
 
+LEAST_SHARE = 0.2  # of a phase's tokens: with less behind it, a figure is no headline of the phase
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricValue:
     """One measured number, or the reason why there is none.
@@ -122,6 +125,7 @@ class MetricValue:
         valid: False when a check failed; the value is then shown with its reasons.
         reasons: sentences or reason codes.
         null: expectation under the null models, by name (for example {"uniform": 51.6, "marginal": 40.2}).
+        share: of the tokens of its phase that its steps hold, where not all; the first reason then says it in words.
     """
 
     name: str
@@ -134,6 +138,15 @@ class MetricValue:
     valid: bool = True
     reasons: tuple[str, ...] = ()
     null: dict[str, float] = field(default_factory=dict)
+    share: float | None = None
+
+    @property
+    def as_headline(self) -> MetricValue:
+        """As headlines and first screens show it: n/a where its steps speak for too little of their phase."""
+        if self.value is None or self.share is None or self.share >= LEAST_SHARE:
+            return self
+        too_few = f"{self.reasons[0]}: too few to speak for it"
+        return missing(self.name, too_few, **self.labels)
 
     def to_json(self, card: Card) -> dict[str, Any]:
         """The self-describing entry of summary.json."""
@@ -151,7 +164,7 @@ class MetricValue:
             "reasons": list(self.reasons),
             "labels": dict(self.labels),
             "null": dict(self.null),
-        }
+        } | ({} if self.share is None else {"share": self.share})
 
 
 def missing(name: str, reason: str, **labels: str) -> MetricValue:
@@ -178,10 +191,12 @@ def estimated(
     labels: dict[str, str],
     null: dict[str, float] | None = None,
     notes: tuple[str, ...] = (),
+    share: float | None = None,
 ) -> MetricValue:
     """A value with its interval; ``otherwise`` is the reason that stands where there is none."""
     low, high = interval or (None, None)
     reasons = notes if interval else (*notes, otherwise)
     return MetricValue(
-        name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, null=null or {}, reasons=reasons
-    )
+        name=name, value=value, n=n, ci_low=low, ci_high=high, labels=labels, null=null or {}, reasons=reasons,
+        share=share,
+    )  # fmt: skip

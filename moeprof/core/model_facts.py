@@ -67,6 +67,8 @@ class LayerAttention:
             lie: 2 * heads * (2 * latent width + rotary width), DeepSeek-V2 (arXiv 2405.04434) section 2.1.2.
         window: tokens in reach, or None for all.
         state_bytes: of one layer and sequence, whatever its length; read and written in every step.
+        state_flops: of one layer and token, prompt or output, on its state: see STATE_FLOPS in
+            moeprof/capture/models/attention.py. None in records made before this was kept.
     """
 
     kind: AttentionKind
@@ -76,6 +78,7 @@ class LayerAttention:
     decode_flops_per_pair: int = 0
     window: int | None = None
     state_bytes: int = 0
+    state_flops: int | None = None
 
     def in_reach(self, tokens: int) -> int:
         """Tokens of a text of so many that its last one sees."""
@@ -205,6 +208,14 @@ class ModelFacts:
         return sum(layer.layers * layer.state_bytes for layer in self.attention)
 
     @property
+    def state_flops_per_token(self) -> int | None:
+        """Of all layers that keep a state of constant size; None where a record does not say it."""
+        kept = [layer for layer in self.attention if layer.state_bytes]
+        if any(layer.state_flops is None for layer in kept):
+            return None
+        return sum(layer.layers * (layer.state_flops or 0) for layer in kept)
+
+    @property
     def layers_of_attention(self) -> tuple[LayerAttention, ...] | str:
         """``attention``; of an older record all layers as one; or the reason why it is unknown."""
         if self.kv_bytes_per_token is None or self.attention_flops_per_pair is None:
@@ -235,13 +246,14 @@ class ModelFacts:
         return sum(x.layers * (x.kv_bytes_per_token * x.in_reach(past + 1) + 2 * x.state_bytes) for x in layers)
 
     def decode_attention_flops(self, past: int) -> int | None:
-        """FLOPs of one decoded token's attention over ``past`` others."""
-        layers = self.layers_of_attention
-        if isinstance(layers, str):
+        """FLOPs of one decoded token's attention over ``past`` others, and on states of constant size."""
+        layers, states = self.layers_of_attention, self.state_flops_per_token
+        if isinstance(layers, str) or states is None:
             return None
-        return sum(x.layers * x.decode_flops_per_pair * x.in_reach(past) for x in layers)
+        return states + sum(x.layers * x.decode_flops_per_pair * x.in_reach(past) for x in layers)
 
 
 KV_UNKNOWN = "KV bytes unknown"
+NO_STATE_FLOPS = "a record of an older version, which does not say what layers compute on their states"
 # What notes of older records say where layers are not alike.
 _OLD_NOTES = ("keep only a window of keys and values", "keep a state of constant size, not counted")

@@ -18,7 +18,7 @@ from moeprof.core.errors import InputError
 if TYPE_CHECKING:
     from moeprof.analysis.report.result import Kind, Result
 
-PAGES: tuple[Kind, ...] = ("run", "compare", "regress")
+PAGES: tuple[Kind, ...] = ("run", "audit", "compare", "regress")
 EVERY: tuple[Kind, ...] = (*PAGES, "params", "list")
 CHECKS: tuple[Kind, ...] = ("regress",)
 TABLE = "table"  # what --format calls the terminal

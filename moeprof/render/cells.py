@@ -112,13 +112,28 @@ def footnotes(table: Table) -> tuple[str, ...]:
     """What stands under a table: its own notes, or what its ratios are and why figures are missing or undecided."""
     if table.notes is not None:
         return table.notes
-    return (*table_notes(table), *reasons(table.rows, table.columns), *bare_values(table.rows))
+    return (*table_notes(table), *reasons(table.rows, table.columns), *under(table))
+
+
+def under(table: Table) -> tuple[str, ...]:
+    """What values that are there lack: the rest of their phase, or an interval."""
+    return (*shares(table.rows, table.columns), *bare_values(table.rows))
 
 
 def table_notes(table: Table) -> tuple[str, ...]:
     """What ratios of rounds are, under tables that stand open."""
     from_rounds = any(ratio is not None and ratio.by == ROUNDS for row in table.rows for ratio in row.ratios)
     return (ROUNDS_NOTE,) if from_rounds and not table.folded else ()
+
+
+def shares(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, ...]:
+    """What the figures of one phase speak for, where not for all of it: each sentence once, with its columns."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for column, value in zip(columns, row.values, strict=True):
+            if value is not None and value.value is not None and value.share is not None:
+                found.setdefault(value.reasons[0], []).append(column)
+    return tuple(f"{said[:1].upper()}{said[1:]} ({', '.join(dict.fromkeys(names))})" for said, names in found.items())
 
 
 def bare_values(rows: Sequence[Row]) -> tuple[str, ...]:

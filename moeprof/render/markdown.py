@@ -30,7 +30,6 @@ from moeprof.render import params
 from moeprof.render.cells import (
     ABSENT,
     CANNOT_TELL,
-    bare_values,
     block_bars,
     block_character,
     footnotes,
@@ -40,11 +39,13 @@ from moeprof.render.cells import (
     ratio_interval,
     ratio_text,
     reasons,
+    shares,
     short_text,
     shown_ratio,
     step_interval,
     step_text,
     tone,
+    under,
 )
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -70,7 +71,7 @@ def table_lines(table: Table) -> list[str]:
     lines = [_line([escape(table.head) or " ", *(head for head, _, _ in columns)])]
     lines.append(_line([":--", *(alignment for _, alignment, _ in columns)]))
     lines += [_line([escape(row.label), *(cells[n] for _, _, cells in columns)]) for n, row in enumerate(table.rows)]
-    notes = footnotes(table) if table.compares else bare_values(table.rows)
+    notes = footnotes(table) if table.compares else under(table)
     lines += [f"\n{_small(note)}" for note in notes]
     if table.folded:
         return [f"<details><summary><b>{html_text(table.title)}</b></summary>", "", *lines, "", "</details>", ""]
@@ -188,7 +189,8 @@ def _first_table(document: Document) -> list[str]:
     lines = [_line([" ", *heads]), _line([":--", *("--:" for _ in heads)])]
     for row in document.first_screen:
         lines.append(_line([escape(row.label), *(side_cell(cell, row.unit) for cell in row.cells)]))
-    notes = reasons(document.first_screen, [model.name for model in document.models])
+    names = [model.name for model in document.models]
+    notes = (*reasons(document.first_screen, names), *shares(document.first_screen, names))
     return lines + [f"\n{_small(note)}" for note in notes]
 
 

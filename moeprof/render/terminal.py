@@ -45,6 +45,7 @@ from moeprof.render.cells import (
     ratio_interval,
     ratio_text,
     reasons,
+    shares,
     short_text,
     shown_ratio,
     step_interval,
@@ -386,19 +387,20 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
         folded: of these, also the tables that a page would fold.
     """
     whole = folded or sections or document.answer is None
+    shown = document if whole else _first_screen(document)
     _print_answer(document, console, whole=whole)
     if document.subtitle:
         console.print(Text(printable(document.subtitle), style="dim"))
     for banner in document.banners:
         console.print(Text(printable(f"! {banner}"), style="bold yellow"))
     if document.first_screen:
-        shown = document if whole else _first_screen(document)
         for table in _tables(shown, console.width):
             console.print(table)
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
-    for note in reasons(document.first_screen, [model.name for model in document.models]) if whole else ():
+    names = [model.name for model in shown.models]
+    for note in (*(reasons(shown.first_screen, names) if whole else ()), *shares(shown.first_screen, names)):
         console.print(Text(printable(note), style="dim"))
     if sections:
         print_sections(document, console, folded=folded)

@@ -154,9 +154,12 @@ def same_run(first: Summary, second: Summary) -> bool:
 
 
 def gate_keys(model: ModelSummary) -> tuple[Key, ...]:
-    """The timed figures that decide: mean decode and prefill step, energy per output token, of the priced passes."""
+    """The timed figures that decide: mean decode and prefill step, energy per output token, of the priced passes.
+
+    A step time that speaks for too little of its phase decides nothing.
+    """
     picked = [pick(model, name, own_traffic=False, **labels) for name, labels in GATES]
-    return tuple(key_of(value) for value in picked if value is not None and value.value is not None)
+    return tuple(key_of(value) for value in picked if value is not None and value.as_headline.value is not None)
 
 
 def _model(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.phase_share import with_phase_share
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -157,7 +158,7 @@ def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:
         if scope.parts and device and not any(len(part.values) for part in samples):
             reason = "no device times were recorded for such steps"
         values += summarise(quantity, samples, labels, missing_reason=reason)
-    return values
+    return with_phase_share(values, phase, scope.parts)
 
 
 def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:

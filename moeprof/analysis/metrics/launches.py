@@ -48,9 +48,13 @@ def _combined(group: list[MetricValue]) -> MetricValue:
         reasons = (*reasons, f"known in {len(known)} of {len(group)} launches")
     valid = all(value.valid for value in known)
     card = card_for(known[0].name)
+    shares = [value.share for value in known if value.share is not None]
+    share = min(shares) if shares else None
+    said = next((value.reasons[:1] for value in known if value.share == share), ()) if shares else ()
+    reasons = (*said, *(reason for reason in reasons if reason not in said))
     if len(set(numbers)) == 1:
         # The same tokens were routed alike, or a counted fact: what varies is not the launch. Keep its own interval.
-        return replace(known[0], valid=valid, reasons=reasons)
+        return replace(known[0], valid=valid, reasons=reasons, share=share)
     if known[0].name.endswith("_p"):
         return replace(known[0], value=None, ci_low=None, ci_high=None, reasons=(*reasons, P_VALUES))
     own = _widest(known)
@@ -73,6 +77,7 @@ def _combined(group: list[MetricValue]) -> MetricValue:
         exact=False,
         valid=valid,
         reasons=reasons,
+        share=share,
         null=_mean_nulls(known),
     )
 

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.phase_share import with_phase_share
 from moeprof.analysis.metrics.samples import (
     Scope,
     Window,
@@ -85,7 +86,9 @@ def _step_cv(scope: Scope, labels: dict[str, str]) -> MetricValue:
     found = [_cv_at_fixed_tokens(tables, window) for tables, window in scope.parts]
     known = [cv for cv, _ in found if cv is not None]
     reason = scope.missing_reason if not scope.parts else f"no batch size has {MINIMUM_SIZE_STEPS} decode steps"
-    return over_rounds("step_cv_at_fixed_tokens", known, labels, reason, n=max((num for _, num in found), default=0))
+    num = max((num for _, num in found), default=0)
+    values = [over_rounds("step_cv_at_fixed_tokens", known, labels, reason, n=num)]
+    return with_phase_share(values, "decode", scope.parts)[0]
 
 
 def _cv_at_fixed_tokens(tables: PassTables, window: Window) -> tuple[float | None, int]:

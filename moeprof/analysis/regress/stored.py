@@ -62,6 +62,7 @@ def stored_gates(
         )  # fmt: skip
         if chosen.reference is not None and chosen.other is not None:
             ratio = as_requests_tell(ratio, chosen.reference, chosen.other)
+        ratio = replace(ratio, reason="; ".join(part for part in (ratio.reason, _share_of(chosen)) if part))
         decide = _decide(gate, sample, len(samples)) if found[i].verdict == "cannot tell" else None
         results.append(chosen.judged(ratio, n=gate.n, decide=decide, launches=gate.launches))
     return results
@@ -84,10 +85,19 @@ def _prepared(chosen: ChosenGate, pair: ModelPair) -> _Gate:
         reason = "no ratio: a value is not above 0"
     elif reason is None and sample is not None and sample.num < FEWEST_LAUNCHES:
         reason = _too_few(launches)
+    too_little = next((v.as_headline for v in sides if v is not None and v.as_headline is not v), None)
+    if reason is None and too_little is not None and chosen.is_default:
+        reason = f"{too_little.reasons[0]}; name the gate to judge these steps alone"
     gate = _Gate(chosen=chosen, launches=launches, sample=sample, reason=reason)
     if sample is None:
         return gate
     return replace(gate, sample=replace(sample, floor_ratio=_limit(chosen, launches), better=chosen.better, n=gate.n))
+
+
+def _share_of(chosen: ChosenGate) -> str | None:
+    """What the figure speaks for, where not for all of its phase: the smaller share of the two sides."""
+    told = [value for value in (chosen.reference, chosen.other) if value is not None and value.share is not None]
+    return min(told, key=lambda value: value.share or 0.0).reasons[0] if told else None
 
 
 def _other_work(chosen: ChosenGate, pair: ModelPair) -> str | None:

@@ -19,7 +19,7 @@ from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
 from moeprof.analysis.report.document import Document, Row, Table
 from moeprof.analysis.report.doubts import SEVERITIES, VOIDS
-from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
+from moeprof.analysis.report.result import Audit, Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.headers import FORMAT_VERSION, to_json
@@ -117,6 +117,37 @@ def summary_rows(report: RunReport) -> list[list[Any]]:
                 value.ci_low, value.ci_high, value.exact, value.valid, "; ".join(value.reasons),
             ])  # fmt: skip
     return rows
+
+
+# -- an audit ----------------------------------------------------------------------------------------------------------
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """The content of audit.json: the answer, and the facts beside it."""
+    page = audit.document
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": page.run,
+        "status": page.status,
+        "answer": _answer(page),
+        "facts": {
+            section.name: {row.label: row.cells[0].text for row in table.rows}
+            for section in page.sections
+            for table in section.blocks
+            if isinstance(table, Table)
+        },
+        "doubts": [asdict(doubt) for doubt in page.doubts],
+    }
+
+
+def audit_rows(audit: Audit) -> list[list[Any]]:
+    """Header and rows of audit.csv: a row a question."""
+    answer = audit.document.answer
+    found = () if answer is None else answer.findings
+    return [
+        ["question", "outcome", "text", "figures"],
+        *([one.question, one.outcome, one.text, ";".join(one.figures)] for one in found),
+    ]
 
 
 # -- a comparison ------------------------------------------------------------------------------------------------------
@@ -424,6 +455,7 @@ def _listing_rows(listing: Listing) -> list[list[Any]]:
 
 _JSON: dict[type, Callable[[Any], Any]] = {
     RunReport: summary_json,
+    Audit: audit_json,
     Comparison: comparison_json,
     Check: lambda check: regression_json(check.regression),
     Counted: params_json,
@@ -431,6 +463,7 @@ _JSON: dict[type, Callable[[Any], Any]] = {
 }
 _ROWS: dict[type, Callable[[Any], list[list[Any]]]] = {
     RunReport: summary_rows,
+    Audit: audit_rows,
     Comparison: comparison_rows,
     Check: lambda check: regression_rows(check.regression),
     Counted: params_rows,

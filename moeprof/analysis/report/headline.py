@@ -5,8 +5,8 @@ from __future__ import annotations
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
 from moeprof.analysis.metrics.load.overload import fell_behind, overload_of
-from moeprof.analysis.metrics.lookup import number
-from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
+from moeprof.analysis.metrics.lookup import number, pick
+from moeprof.analysis.metrics.routing.steps import COVERED, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.doubts import disturbed
@@ -98,18 +98,19 @@ def _router(model: ModelSummary) -> str:
         return ""
     busiest = f"busiest expert carries {units.significant(worst)} times the mean (means over layers)."
     text = _touched(model, model.facts, busiest)
-    read = number(model, "touched_params_per_step", own_traffic=False, phase="decode")
-    if not model.capacity or read is None:  # null where pure decode steps hold too few of the decode tokens
+    read = pick(model, "touched_params_per_step", own_traffic=False, phase="decode")
+    if not model.capacity or read is None or read.as_headline.value is None:
         return text
-    times = units.significant(read / model.facts.active_params_no_embedding)
+    times = units.significant(read.as_headline.value / model.facts.active_params_no_embedding)
     return f"{text} In the priced passes it reads {times} times its active parameters per decode step."
 
 
 def _touched(model: ModelSummary, facts: ModelFacts, busiest: str) -> str:
     """Experts that a decode step touches, no further than its steps speak; see metrics/routing/steps.py."""
-    touched = number(model, "distinct_experts_per_step", phase="decode")
+    found = pick(model, "distinct_experts_per_step", phase="decode")
+    touched = None if found is None else found.as_headline.value
     pure, covered = (number(model, name, phase="decode") for name in (PURE, COVERED))
-    if touched is None or pure is None or covered is None or covered < LEAST_SHARE:
+    if touched is None or pure is None or covered is None:
         held = "" if pure is None else f", since steps of decode alone hold {units.percent(pure)} of its decode tokens"
         return f"In decode {model.name}'s {busiest} How many experts a decode step touches is not known{held}."
     of = f"{units.significant(touched)} of {facts.moe_layers[0].num_experts} experts"

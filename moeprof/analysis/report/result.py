@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moeprof.analysis.regress.result import Regression
     from moeprof.analysis.report.document import Document, Table
 
-Kind = Literal["run", "compare", "regress", "params", "list"]
+Kind = Literal["run", "audit", "compare", "regress", "params", "list"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,17 @@ class RunReport:
     kind: ClassVar[Kind] = "run"
     page: ClassVar[str] = "report"
     data: ClassVar[str] = "summary"
+    summary: Summary
+    document: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """One run and its page for a decision."""
+
+    kind: ClassVar[Kind] = "audit"
+    page: ClassVar[str] = "audit"
+    data: ClassVar[str] = "audit"
     summary: Summary
     document: Document
 
@@ -123,4 +134,4 @@ class Listing:
     whole: Mapping[str, Any] | None = None
 
 
-Result = RunReport | Comparison | Check | Counted | Listing
+Result = RunReport | Audit | Comparison | Check | Counted | Listing

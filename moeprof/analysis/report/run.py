@@ -180,7 +180,7 @@ def build_document(summary: Summary) -> Document:
         subtitle=subtitle(summary),
         banners=banners(summary),
         models=tuple(model_column(model) for model in models),
-        first_screen=tuple(_first_rows(models)),
+        first_screen=tuple(first_rows(models)),
         sections=(*(s for s in sections if s.blocks), machine_section(summary)),
         doubts=find_doubts(summary),
         workload_text=record.experiment.workload_text or "",
@@ -221,7 +221,8 @@ def _width(twin: TwinFacts) -> str:
     return f"width {twin.width} ({twin.width / twin.active_width:.3g}x the active one)"
 
 
-def _first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+def first_rows(models: tuple[ModelSummary, ...]) -> list[Row]:
+    """The table everybody sees: what some model has of the first screen's figures."""
     rows = []
     for label, name, labels in FIRST_SCREEN:
         if name.endswith("+"):
@@ -245,7 +246,8 @@ def _row(label: str, name: str, models: tuple[ModelSummary, ...], labels: dict[s
     """A row, or None when no model has such a metric."""
     own = True if labels.get("own") else None
     rest = {key: value for key, value in labels.items() if key != "own"}
-    values = tuple(pick(model, name, own_traffic=own, **rest) for model in models)
+    found = (pick(model, name, own_traffic=own, **rest) for model in models)
+    values = tuple(None if value is None else value.as_headline for value in found)
     if all(value is None for value in values):
         return None
     return metric_row(label, name, values)

@@ -54,8 +54,16 @@ def headline_table(
     reference: int = 0,
 ) -> Table:
     """The short table: the figures that everybody asks for."""
-    rows = [_row(label, key, found[key]) for label, key in keys.items() if key in found]
+    rows = [_row(label, key, _as_headline(found[key])) for label, key in keys.items() if key in found]
     return compared(title, columns, rows, reference=reference)
+
+
+def _as_headline(cell: Compared) -> Compared:
+    """Without a ratio where a value speaks for too little of its phase."""
+    values = tuple(None if value is None else value.as_headline for value in cell.values)
+    if values == cell.values:
+        return cell
+    return Compared(values=values, ratios=tuple(ratio and Ratio(value=None) for ratio in cell.ratios))
 
 
 def section_tables(

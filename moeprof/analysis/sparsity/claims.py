@@ -40,6 +40,7 @@ from moeprof.analysis.stats.arrays import IntArray
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core import units
 from moeprof.core.errors import RecordError, WorkloadError
+from moeprof.core.model_facts import NO_STATE_FLOPS
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.workload.studies import Claim
 
@@ -77,6 +78,8 @@ def _flops_per_token(model: ModelSummary) -> float | str:
     """FLOPs of the first priced pass over its tokens, or why they are unknown."""
     if model.facts is None or not model.priced:
         return f"{model.name} was not measured"
+    if model.facts.state_flops_per_token is None:
+        return NO_STATE_FLOPS
     work = step_work(model.priced[0], model.facts, model.launch.engine)
     if not isinstance(work, StepWork):
         return work
@@ -179,6 +182,9 @@ def paired(sides: Sides, name: str, **labels: str) -> Estimate:
     values = [pick(model, name, own_traffic=False, **labels) for model in (sides.of, sides.against)]
     if values[0] is None or values[1] is None:
         return Estimate(value=None, reason=f"{name} was not measured in both")
+    too_few = next((value.as_headline for value in values if value and value.as_headline.value is None), None)
+    if too_few is not None and too_few.reasons:
+        return Estimate(value=None, reason=too_few.reasons[0])
     key = key_of(values[0])
     reason = why_incomparable(key, Work.of(sides.of), Work.of(sides.against))
     if reason is not None:

@@ -19,13 +19,14 @@ import numpy as np
 
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
+from moeprof.analysis.metrics.phase_share import PhaseShare, phase_share
 from moeprof.analysis.metrics.resources.work import Limits, StepWork, limits_of, roofline_S, step_work
 from moeprof.analysis.metrics.sweep.points import log_ratio_estimate, over_rounds, to_metric
 from moeprof.analysis.metrics.tables import ALL, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
-from moeprof.core.model_facts import ModelFacts
+from moeprof.core.model_facts import NO_STATE_FLOPS, ModelFacts
 from moeprof.core.record.launch import LaunchHeader
 from moeprof.core.units import count
 
@@ -93,6 +94,7 @@ class PhaseWork:
         rounds_s_per_token: measured, per round; empty for a computed twin.
         num_launches: launches that the rounds come from.
         active_params, total_params: of the model.
+        share: of its phase that these steps speak for; None for all phases and for a computed twin.
     """
 
     model: str
@@ -106,6 +108,7 @@ class PhaseWork:
     num_launches: int
     active_params: int
     total_params: int
+    share: PhaseShare | None = None
 
     @property
     def over_least(self) -> Estimate:
@@ -128,6 +131,7 @@ class Speedup:
         in_turn: step time with the models stepped in turn at the same load, where that was measured.
         limits: how far each of the two is from its own least time, in words; empty where that is not known.
         active_params, total_params: ratios of parameters.
+        share: the smaller one of the two models, of the phase that their pure steps speak for; None for all steps.
     """
 
     moe: str
@@ -141,6 +145,7 @@ class Speedup:
     limits: str
     active_params: float
     total_params: float
+    share: PhaseShare | None = None
 
     @property
     def text(self) -> str:
@@ -151,6 +156,8 @@ class Speedup:
         parts += [measured] if measured else []
         if not parts:
             return f"cannot tell ({self.flops.reason or self.measured.reason})"
+        if self.share is not None and self.share.ratio != 1:
+            parts.append(self.share.text)
         return "; ".join(parts) + (f". {self.limits}" if self.limits else "")
 
 
@@ -242,6 +249,9 @@ def speedup(moe: PhaseWork, dense: PhaseWork, reason: str | None = None, turn: E
         limits=limits_text(moe, dense),
         active_params=dense.active_params / moe.active_params,
         total_params=dense.total_params / moe.total_params,
+        share=min(
+            (side.share for side in (dense, moe) if side.share), key=lambda share: share.ratio or 0, default=None
+        ),
     )
 
 
@@ -305,6 +315,8 @@ def _phase_work(
         work, mask = told[0]
         tokens = float(work.tokens_S[mask].sum())
         flops = Estimate(value=float(work.flops_S[mask].sum()) / tokens)
+        if facts.state_flops_per_token is None:
+            flops = Estimate(value=None, reason=NO_STATE_FLOPS)
         num_bytes = Estimate(value=float(work.bytes_S[mask].sum()) / tokens)
         roofline, from_memory = _roofline(work, mask, limits)
         seconds = tuple(float(w.time_S[m].sum() / w.tokens_S[m].sum()) for w, m in told)
@@ -320,6 +332,7 @@ def _phase_work(
         num_launches=max(num_launches, 1),
         active_params=facts.active_params,
         total_params=facts.total_params,
+        share=phase_share(phase, [(tables, None) for tables in rounds]),
     )
 
 

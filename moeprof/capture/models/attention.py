@@ -30,6 +30,14 @@ _ATTENDS = re.compile(r"full|sliding|chunked")
 _OUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "wo", "c_proj", "o", "linear_proj")
 _FUSED = ("Wqkv", "qkv_proj", "query_key_value", "kv_proj", "c_attn", "qkv", "wqkv")
 NO_SINGLE_STACK = "encoder and decoder"
+# FLOPs per element of a recurrent state and token. A state S of heads * d_k * d_v is updated by an outer product, added
+# to it (S = a S + k v^T: 2), and read by a product (o = S^T q: 2): linear attention (arXiv 2006.16236), lightning
+# attention (arXiv 2401.04658), Mamba (arXiv 2312.00752; k and q are its B and C) and Mamba-2 (arXiv 2405.21060). The
+# delta rule reads it once more, for what it holds of the key (S = a S + k (b (v - S^T k))^T: 2): gated delta net
+# (arXiv 2412.06464), Kimi delta attention (arXiv 2510.26692). Only products and what is added to them count, as for
+# attention: no decay, no gate, no norm. Kernels that take a prompt in chunks compute more. The convolution before it is
+# counted by its weights.
+STATE_FLOPS = {"linear": 4, "delta": 6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +65,14 @@ class ModelAttention:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Of the attention modules of one layer: elements per token, FLOPs per pair, bytes of a state."""
+    """Of the attention modules of one layer: elements per token, FLOPs per pair, bytes and FLOPs of a state."""
 
     kv: int = 0
     flops: int = 0
     decode_flops: int = 0
     is_latent: bool = False
     state_bytes: int = 0
+    state_flops: int = 0
 
     def __add__(self, other: _Shape) -> _Shape:
         return _Shape(
@@ -72,6 +81,7 @@ class _Shape:
             self.decode_flops + other.decode_flops,
             self.is_latent or other.is_latent,
             self.state_bytes + other.state_bytes,
+            self.state_flops + other.state_flops,
         )
 
 
@@ -137,13 +147,13 @@ def _shape_in(path: str, module: nn.Module, declared: str, config: Any, width: i
     """What one module adds to its layer; None where it is no attention and keeps no state."""
     if "hybrid" in declared:  # both in one layer, in modules of their own
         is_convolution = isinstance(module, nn.Conv1d) or hasattr(module, "static_weight")
-        own = _convolution_bytes(module, width) if is_convolution else _recurrence_bytes(module, width)
-        return (_attention_shape(module, config) or _Shape()) + _Shape(state_bytes=own or 0)
+        own = _Shape(state_bytes=_convolution_bytes(module, width)) if is_convolution else _recurrence(module, width)
+        return (_attention_shape(module, config) or _Shape()) + (own or _Shape())
     if _is_stateful(path, module, declared):
-        recurrence = _recurrence_bytes(module, width)
+        recurrence = _recurrence(module, width)
         if recurrence is None:
             raise _NotUnderstoodError(f"{type(module).__name__} keeps a state whose size is not understood")
-        return _Shape(state_bytes=_convolution_bytes(module, width) + recurrence)
+        return _Shape(state_bytes=_convolution_bytes(module, width)) + recurrence
     if _KEEPS_STATE.search(declared):
         return None
     shape = _attention_shape(module, config)
@@ -186,6 +196,7 @@ def _described(
             kind=own if shape.kv else "state", layers=1, kv_bytes_per_token=shape.kv * width,
             flops_per_pair=shape.flops, decode_flops_per_pair=shape.decode_flops,
             window=window if shape.kv else None, state_bytes=shape.state_bytes,
+            state_flops=shape.state_flops if shape.state_bytes else None,
         )  # fmt: skip
         if kind == "dummy":
             source = sources.get(own_kinds[number] if number < len(own_kinds) else "")
@@ -239,23 +250,26 @@ def _convolution_bytes(module: nn.Module, width: int) -> int:
     return sum(m.out_channels * m.kernel_size[0] for m in convolutions) * width
 
 
-def _recurrence_bytes(module: Any, width: int) -> int | None:
-    """A matrix per head, in float32 but for lightning attention; 0 for a convolution alone, None for other modules."""
+def _recurrence(module: Any, width: int) -> _Shape | None:
+    """A matrix per head, in float32 but for lightning attention; empty for a convolution alone, None for others."""
 
     def size(*names: str) -> int:
         found = [getattr(module, name, None) for name in names]
         return math.prod(found) if all(isinstance(value, int) for value in found) else 0  # type: ignore[arg-type]
 
+    def matrix(elements: int, rule: str = "linear", itemsize: int = 4) -> _Shape:
+        return _Shape(state_bytes=itemsize * elements, state_flops=STATE_FLOPS[rule] * elements)
+
     inner = size("num_heads", "head_dim") or size("intermediate_size")
     if size("ssm_state_size"):
-        return 4 * inner * size("ssm_state_size")
+        return matrix(inner * size("ssm_state_size"))
     if size("num_v_heads", "head_k_dim", "head_v_dim"):
-        return 4 * size("num_v_heads", "head_k_dim", "head_v_dim")
+        return matrix(size("num_v_heads", "head_k_dim", "head_v_dim"), "delta")
     if isinstance(getattr(module, "slope_rate", None), torch.Tensor):
-        return width * size("num_attention_heads", "head_dim", "head_dim")
+        return matrix(size("num_attention_heads", "head_dim", "head_dim"), itemsize=width)
     if "Delta" in type(module).__name__ and size("num_heads", "head_dim"):
-        return 4 * size("num_heads", "head_dim", "head_dim")
-    return 0 if "ShortConv" in type(module).__name__ else None
+        return matrix(size("num_heads", "head_dim", "head_dim"), "delta")
+    return _Shape() if "ShortConv" in type(module).__name__ else None
 
 
 def _attention_shape(module: Any, config: Any) -> _Shape | None:

@@ -1,9 +1,9 @@
 """What only torch can tell of models before they load, asked of one short-lived process: the parent stays without it.
 
 A run and a dry run ask the same, so that what a worker would refuse is refused here: a config or a class that
-transformers cannot build, a layer that cannot be measured, routing or batching that a layer does not allow. What only
-the weights can tell (damaged or missing tensors) and what only the device can tell (kernels, memory that others take
-meanwhile) is found when a worker loads.
+transformers cannot build, a layer that cannot be measured, routing or batching that a layer does not allow, a folder
+whose tensors are not the class's. What only the device can tell (kernels, memory that others take meanwhile) is found
+when a worker loads, and so are wrong tensors of quantised, shared and hub checkpoints and of those over READ_BYTES.
 
 The process imports what a worker imports and uses each library once, so it also tells what a worker takes beside its
 model.
@@ -25,6 +25,7 @@ from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
 PATIENCE_S = 180.0
+READ_BYTES = 4 * 2**30  # of a checkpoint; larger ones would take a dry run more than seconds to go through
 MANY_EXPERTS = 1024  # code that keeps each expert as its own module takes tens of seconds to build that many
 
 
@@ -181,8 +182,27 @@ def _seen(question: Question) -> Answer:
         from moeprof.capture.routing.override import check_overridable
 
         check_overridable(layers, f"routing policy {spec.routing.policy}")
+    if base is None:
+        _check_weights(question)
     params = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
     return Answer(params=params, shapes=tuple(layer_shapes(layers)))
+
+
+def _check_weights(question: Question) -> None:
+    """Load a checkpoint's folder as a worker does, onto no device: names and shapes must be the class's."""
+    import torch
+
+    from moeprof.capture.models.load import load_model, read_blueprint
+
+    spec, source, settings = question.spec, question.source, question.settings
+    if spec.weights == "random" or source.folder is None or settings.parallel is not None:
+        return
+    if source.config.get("quantization_config") is not None:
+        return  # what unpacks the tensors needs the device
+    if sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) > READ_BYTES:
+        return
+    nowhere = torch.device("meta")
+    load_model(spec, source, read_blueprint(spec, source, settings, torch.device("cpu")), settings, nowhere)
 
 
 def _has_many_experts(config: Any) -> bool:

@@ -5,6 +5,7 @@ Settings that cannot work, refused before a folder is made or a worker starts. N
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -292,6 +293,20 @@ def _refuse_silent_warmup(workload: Workload) -> None:
         )
 
 
+def check_output_dir(folder: Path) -> None:
+    """Refuse a folder that a record cannot go to; makes nothing.
+
+    Raises:
+        InputError: it is there already and has something in it, or it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
+    nearest = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "Permission denied" if nearest.is_dir() else "Not a directory"
+        raise InputError(f"{folder}: cannot be written ({why}); choose another --output-dir")
+
+
 def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
     """A fresh folder for the record; never one that has something in it.
 
@@ -300,8 +315,7 @@ def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> P
     """
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = output_dir or root / f"{stamp}-{workload.name}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
+    check_output_dir(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

@@ -117,6 +117,7 @@ def _metrics(line: _Keys) -> Iterator[MetricValue]:
         valid=line.boolean("valid", default=True),
         reasons=line.items("reasons", "a list of texts", lambda item: isinstance(item, str), default=[]),
         null={name: float(number) for name in null.value if (number := null.number(name)) is not None},
+        share=line.number("share") if "share" in line.value else None,
     )
     yield value
     for number, own in enumerate(line.numbers("launches", default=[])):
@@ -280,7 +281,7 @@ def _metric(value: MetricValue, launches: Mapping[int, float | int | None]) -> d
     has_interval = (value.ci_low, value.ci_high) != (None, None)
     own = [launches.get(number) for number in range(max(launches) + 1)] if launches else None
     usual: dict[str, Any] = {"labels": {}, "ci": None, "n": None, "exact": False, "valid": True, "reasons": []}
-    usual |= {"null": {}, "launches": None}
+    usual |= {"null": {}, "share": None, "launches": None}
     line = {
         "name": value.name,
         "labels": _sorted(value.labels),
@@ -291,6 +292,7 @@ def _metric(value: MetricValue, launches: Mapping[int, float | int | None]) -> d
         "valid": value.valid,
         "reasons": list(value.reasons),
         "null": _sorted(value.null),
+        "share": value.share,
         "launches": own,
     }
     return {key: one for key, one in line.items() if key not in usual or one != usual[key]}

@@ -35,7 +35,8 @@ experiment.json ``device_at_start``, ``device_at_end``, ``device_why``, ``resume
 ``files`` (what the run wrote, see whole.py); launch.json ``end_ids``, of lanes ``cache_bytes``; the
 engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_experts``, ``cpu_kernels``, ``ranks``,
 ``parallel``; model.json ``twin``, ``revision``; column ``queued_s`` of lanes; model.json ``attention``,
-``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``.
+``other_parts``; columns ``window_*`` of steps and keys ``window_*`` of the points of ``gap``; model.json
+``attention.state_flops``.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from moeprof.render.cells import (
     footnotes,
     ratio_interval,
     ratio_text,
+    shares,
     shown_ratio,
     step_interval,
     step_text,
@@ -199,7 +200,11 @@ def drawn(tables: Sequence[Table], subtitles: Mapping[str, str], colours: Mappin
         head="Metric",
         heads=heads,
         groups=tuple(lines),
-        notes=tuple(dict.fromkeys(note for table in tables for note in table_notes(table))),
+        notes=tuple(
+            dict.fromkeys(
+                note for table in tables for note in (*table_notes(table), *shares(table.rows, table.columns))
+            )
+        ),
     )
 
 

@@ -12,10 +12,17 @@ import pytest
 from moeprof.analysis.metrics.cost.split import split_busy
 from moeprof.analysis.metrics.resources.breakdown import stage_work
 from moeprof.analysis.metrics.resources.memory import memory_metrics
-from moeprof.analysis.metrics.resources.work import NO_WINDOWS, SeenTokens, StepWork, attention_work, step_work
+from moeprof.analysis.metrics.resources.work import (
+    NO_WINDOWS,
+    SeenTokens,
+    StepWork,
+    attention_work,
+    step_work,
+    work_metrics,
+)
 from moeprof.capture.engines.base import SequenceInStep, Step
 from moeprof.capture.recorders.steps import StepRecorder, step_row
-from moeprof.core.model_facts import LayerAttention, ModelFacts
+from moeprof.core.model_facts import NO_STATE_FLOPS, LayerAttention, ModelFacts
 from moeprof.core.record.breakdown import GapPoint
 from moeprof.core.record.launch import EngineHeader
 from moeprof.core.record.tables import read_table
@@ -24,7 +31,7 @@ from tests.helpers.records import launch_header, make_facts, make_pass, make_ste
 FULL = LayerAttention(kind="full", layers=1, kv_bytes_per_token=10, flops_per_pair=100, decode_flops_per_pair=100)
 WINDOW = replace(FULL, kind="window", layers=3, window=4)
 LATENT = replace(FULL, kind="latent", kv_bytes_per_token=6, decode_flops_per_pair=700)
-STATE = LayerAttention(kind="state", layers=2, state_bytes=1000)
+STATE = LayerAttention(kind="state", layers=2, state_bytes=1000, state_flops=300)
 
 
 def facts_with(*layers: LayerAttention) -> ModelFacts:
@@ -105,10 +112,33 @@ def test_latents_cost_more_to_decode_and_as_much_as_heads_to_prefill() -> None:
 
 def test_a_state_is_read_and_written_once_a_sequence_and_step() -> None:
     facts = facts_with(FULL, STATE)
-    steps = make_steps(1, decode_tokens=3, context_tokens=30, num_requests=3)
+    steps = make_steps(1, decode_tokens=3, context_tokens=30, num_requests=3, attention_pairs=30)
     found = attention_work(facts, SeenTokens.of(steps, facts))
     assert not isinstance(found, str)
     assert found[0].tolist() == [10 * (30 + 3) + 2 * 2 * 1000 * 3]
+    assert found[1].tolist() == [100 * 30 + 2 * 300 * 3]
+
+
+def test_a_prompt_computes_on_a_state_for_each_of_its_tokens() -> None:
+    facts = facts_with(STATE)
+    steps = make_steps(1, phase="prefill", prefill_tokens=50, decode_tokens=0, attention_pairs=1275)
+    found = attention_work(facts, SeenTokens.of(steps, facts))
+    assert not isinstance(found, str)
+    assert found[1].tolist() == [2 * 300 * 50]
+
+
+def test_a_record_that_does_not_say_what_states_compute_keeps_its_bytes_and_has_no_flops() -> None:
+    facts = facts_with(FULL, replace(STATE, state_flops=None))
+    assert facts.decode_attention_flops(10) is None and facts.decode_bytes(10) == 10 * 11 + 4000
+    peaks = {"peaks": {"bandwidth_bytes_per_s": 1e9, "flops_per_s": {"float32": 1e12}}, "engine": {"dtype": "float32"}}
+    values = {v.name: v for v in work_metrics(launch_header(peaks), facts, [make_pass(steps=make_steps(30))])
+              if v.labels.get("phase") == "decode"}  # fmt: skip
+    assert values["bytes_per_step"].value and values["mbu_ratio"].value
+    for name in ("flops_per_step", "mfu_ratio", "roofline_s", "time_over_roofline_ratio"):
+        assert (values[name].value, values[name].reasons) == (None, (NO_STATE_FLOPS,))
+    told = {v.name: v for v in work_metrics(launch_header(peaks), facts_with(FULL, STATE), [make_pass(steps=make_steps(
+        30))]) if v.labels.get("phase") == "decode"}  # fmt: skip
+    assert all(told[name].value for name in ("flops_per_step", "mfu_ratio", "roofline_s"))
 
 
 def test_layers_that_share_keys_and_values_read_and_do_not_write() -> None:
@@ -146,7 +176,7 @@ def test_the_parts_of_a_step_sum_layers_too() -> None:
     works = stage_work(point, (), facts, EngineHeader())
     assert not isinstance(works, str)
     assert works["attention"].num_bytes == 10 * 202 + 30 * 10 + 2 * 2000 * 2
-    assert works["attention"].flops == 100 * 200 + 300 * 8
+    assert works["attention"].flops == 100 * 200 + 300 * 8 + 2 * 300 * 2
     assert stage_work(replace(point, window_context_W=(), window_pairs_W=()), (), facts, EngineHeader()) == NO_WINDOWS
 
 

@@ -579,3 +579,21 @@ def test_a_gate_on_other_experts_says_that_and_names_no_flag_for_it() -> None:
     said = (dead.verdict, dead.ratio.reason, dead.decide)
     assert said == ("incomparable", "experts per layer of moe: 4 against 5", None)
     assert (dead.reference, dead.other, dead.ratio.value) == (None, None, None)
+
+
+@pytest.mark.parametrize(("share", "default", "named"), [(0.1, "cannot tell", "worse"), (0.5, "worse", "worse")])
+def test_steps_that_are_less_than_a_fifth_of_their_phase_decide_only_where_they_are_named(
+    share: float, default: str, named: str
+) -> None:
+    said = f"speaks for {share:.0%} of the decode tokens"
+
+    def of_few(baseline: Baseline) -> Baseline:
+        (own,) = baseline.models
+        marked = (replace(own.metrics[0], share=share, reasons=(said,)), *own.metrics[1:])
+        return replace(baseline, models=(replace(own, metrics=marked),))
+
+    sides = of_few(stepped()), of_few(stepped(1.5, run="new"))
+    for gates, verdict in (((), default), ((f"{STEP}:5%",), named)):
+        gate = next(gate for gate in check(*sides, *gates).gates if gate.gate.metric == "step_mean_s")
+        assert gate.verdict == verdict
+        assert said in str(gate.ratio.reason)

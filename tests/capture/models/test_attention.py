@@ -118,6 +118,49 @@ def test_a_constant_state_is_read_and_written_whatever_the_length() -> None:
     assert facts.decode_bytes(10) == 11 * own + 2 * 1024
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes", "per_layer", "layers"),
+    [
+        # gated delta net: 4 value heads of 16 by 8; the update, its correction and the read, 2 FLOPs each
+        ("qwen3_next", {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+                        "linear_value_head_dim": 8, "num_hidden_layers": 4,
+                        "layer_types": ["linear_attention"] * 3 + ["full_attention"]}, 6 * 4 * 16 * 8, 3),
+        # lightning attention: 4 heads of 8 by 8
+        ("minimax", {}, 4 * 4 * 8 * 8, 2),
+        # Mamba: 2 * 32 channels with 5 states each
+        ("jamba", {"hidden_size": 32, "mamba_expand": 2, "mamba_d_state": 5, "num_hidden_layers": 4,
+                   "attn_layer_period": 4, "attn_layer_offset": 3}, 4 * 64 * 5, 3),
+        # Mamba-2: 8 heads of 8 channels with 16 states each
+        ("granitemoehybrid", {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "hidden_size": 32,
+                              "mamba_expand": 2, "num_hidden_layers": 2,
+                              "layer_types": ["linear_attention", "full_attention"]},
+         4 * 8 * 8 * 16, 1),
+        # Kimi delta attention: 4 heads of 8 by 8
+        ("kimi_linear", {}, None, None),
+    ],
+)  # fmt: skip
+def test_what_is_computed_on_a_state_is_its_elements_times_four_or_six(
+    model_type: str, changes: dict[str, Any], per_layer: int | None, layers: int | None
+) -> None:
+    config = tiny_config(model_type)
+    config.update(changes)
+    facts = facts_from_config(config, name="m", source="t")
+    states = [layer for layer in facts.attention if layer.kind == "state"]
+    if per_layer is None:
+        own = [m for m in tiny_model(model_type).modules() if "DeltaAttention" in type(m).__name__]
+        per_layer, layers = 6 * int(own[0].num_heads) * int(own[0].head_dim) ** 2, len(own)  # type: ignore[arg-type]
+    assert [(x.layers, x.state_flops) for x in states] == [(layers, per_layer)]
+    assert facts.state_flops_per_token == layers * per_layer  # type: ignore[operator]
+    pairs = sum(x.layers * x.decode_flops_per_pair * 7 for x in facts.attention)
+    assert facts.decode_attention_flops(7) == pairs + layers * per_layer  # type: ignore[operator]
+
+
+def test_a_convolution_alone_has_a_state_and_computes_nothing_on_it_that_its_weights_do_not_count() -> None:
+    facts = facts_from_config(tiny_config("lfm2_moe"), name="m", source="t")
+    states = [layer for layer in facts.attention if layer.kind == "state"]
+    assert states and all(layer.state_bytes > 0 and layer.state_flops == 0 for layer in states)
+
+
 def test_layers_that_share_keys_and_values_keep_none_and_read_those_of_the_last_layer_of_their_kind() -> None:
     text = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8,

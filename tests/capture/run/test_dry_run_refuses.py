@@ -105,3 +105,35 @@ def test_the_dry_run_says_no_where_the_run_does(tmp_path: Path) -> None:
     assert [ran.code for ran in told] == [2, 2] and told[0].stderr == told[1].stderr
     assert f"model moe: {tmp_path / 'p.json'}: layer 0 picks 2 experts but fewer" in told[0].stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_with_something_in_it_is_refused_by_the_dry_run_too(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(MOE), encoding="utf-8")
+    file = tmp_path / "w.yaml"
+    model = "{name: moe, config: m.json, weights: random}"
+    file.write_text(SHORT.format(rate=50, num_requests=2, models=model), encoding="utf-8")
+    told: list[Ran] = [run_main(["run", file, "--output-dir", tmp_path, *more]) for more in (["--dry-run"], [])]
+    assert [ran.code for ran in told] == [2, 2] and told[0].stderr == told[1].stderr
+    assert f"{tmp_path}: is there already and is not empty" in told[0].stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"num_hidden_layers": 3}, "model m: the weights lack .* tensors that config.json asks for"),
+        ({"vocab_size": 1024}, "model m: cannot be loaded"),
+    ],
+)
+def test_tensors_that_are_not_the_classs_are_refused_before_anything_runs(
+    change: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**MOE)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    spec = ModelSpec(name="m", path=str(tmp_path))
+    found = answer(Question(spec=spec, base=None, source=find_model(spec), settings=TransformersSettings())).refusal
+    assert found is None if said is None else found is not None and re.search(said, found), found

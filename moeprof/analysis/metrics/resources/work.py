@@ -17,20 +17,19 @@ runs all experts fetches all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.routing.steps import LEAST_SHARE
+from moeprof.analysis.metrics.phase_share import with_phase_share
 from moeprof.analysis.metrics.samples import mean_of_steps, over_rounds
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_phase
 from moeprof.analysis.stats.arrays import FloatArray
-from moeprof.core import units
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
-from moeprof.core.model_facts import OTHER_MODALITIES, ModelFacts
+from moeprof.core.model_facts import NO_STATE_FLOPS, OTHER_MODALITIES, ModelFacts
 from moeprof.core.record.breakdown import GapPoint
 from moeprof.core.record.launch import EngineHeader, LaunchHeader, PeaksHeader
 from moeprof.core.record.tables import WINDOWED
@@ -55,7 +54,7 @@ CARDS: tuple[Card, ...] = (
           "resident weights + distinct experts * expert bytes (by kernel) + keys, values and states read and written, "
           "by layer + head once"),
     _counted("flops_per_step", "FLOPs of a step", "FLOP", "lower",
-          "2 * tokens * (resident + k * expert) + attention pairs, by layer + head on the rows kept"),
+          "2 * tokens * (resident + k * expert) + attention pairs and states, by layer + head on the rows kept"),
     _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher",
           "sum(bytes) / sum(step s) / measured bandwidth; n/a where the bytes of a step fit the last-level cache",
           source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
@@ -222,14 +221,16 @@ def attention_work(facts: ModelFacts, seen: SeenTokens) -> tuple[FloatArray, Flo
     """(bytes, FLOPs) per step of all layers' attention, or the reason why they are unknown.
 
     Keys and values in reach are read and those of the step's tokens written, where the layer keeps its own; a state of
-    constant size is read and written once a sequence.
+    constant size is read and written once a sequence, and computed on for each token. FLOPs are NaN in a record that
+    does not say the latter; :func:`limits_of` then gives the reason.
     """
     layers, read = facts.layers_of_attention, read_bytes(facts, seen.keys_S, seen.sequences_S)
     if isinstance(layers, str) or isinstance(read, str):
         return layers if isinstance(layers, str) else str(read)
     written = sum(layer.keeps_bytes_per_token for layer in layers) * seen.written_S
     states = facts.state_bytes_per_sequence * seen.sequences_S
-    flops = np.zeros_like(seen.written_S)
+    per_token = facts.state_flops_per_token
+    flops = seen.written_S * (np.nan if per_token is None else per_token)
     for layer in layers:
         flops += layer.layers * layer.flops_per_pair * seen.prefill_pairs_S[layer.window]
         flops += layer.layers * layer.decode_flops_per_pair * seen.decode_pairs_S[layer.window]
@@ -329,12 +330,14 @@ def limits_of(launch: LaunchHeader, facts: ModelFacts) -> Limits:
     bandwidth = _times(peaks.bandwidth_bytes_per_s, devices)
     flops = _times(peaks.flops_per_s.get(dtype), devices)
     unmeasured = "peaks were not measured"
+    no_rate = f"no matrix rate was measured in {dtype}" if launch.peaks else unmeasured
+    uncounted = facts.state_flops_per_token is None  # then no rate is a limit of FLOPs that nobody counted
     return Limits(
         bandwidth_bytes_per_s=bandwidth,
-        flops_per_s=flops,
+        flops_per_s=None if uncounted else flops,
         bandwidth_reason="" if bandwidth else peaks.bandwidth_reason or unmeasured,
         cache_bytes=_times(peaks.cache_bytes, devices),
-        flops_reason="" if flops else (f"no matrix rate was measured in {dtype}" if launch.peaks else unmeasured),
+        flops_reason=NO_STATE_FLOPS if uncounted else "" if flops else no_rate,
     )
 
 
@@ -376,7 +379,8 @@ def work_metrics(launch: LaunchHeader, facts: ModelFacts, rounds: Sequence[PassT
             for work, tables in zip(works, rounds, strict=True)
             if isinstance(work, StepWork)
         ]
-        values += _with_share(_of_phase(parts, labels, limits, phase), rounds, phase)
+        own = [(tables, None) for tables in rounds]
+        values += with_phase_share(_of_phase(parts, labels, limits, phase), phase, own)
     return values
 
 
@@ -411,34 +415,9 @@ def roofline_S(work: StepWork, limits: Limits) -> FloatArray | None:  # noqa: N8
     return roofline
 
 
-def _with_share(values: list[MetricValue], rounds: Sequence[PassTables], phase: str) -> list[MetricValue]:
-    """Figures per step of a phase say which share of its tokens pure steps hold; one of the first screen needs a fifth.
-
-    A step's work is not known by phase, so that mixed steps cannot stand in, as they do for experts touched.
-    """
-    if phase == ALL:
-        return values
-    pure, total = 0.0, 0.0
-    for tables in rounds:
-        tokens = np.nan_to_num(column(tables.steps, f"{phase}_tokens"))
-        pure, total = pure + float(tokens[is_phase(tables.steps, phase)].sum()), total + float(tokens.sum())
-    if pure in (0, total):
-        return values
-    note = f"steps that hold nothing else have {units.percent(pure / total)} of the {phase} tokens"
-    too_few = f"{note}: too few to speak for it"
-    return [
-        missing(value.name, too_few, **value.labels)
-        if value.name == "touched_params_per_step" and pure < LEAST_SHARE * total
-        else replace(value, reasons=(*value.reasons, note))
-        if value.name in PER_STEP and value.value is not None
-        else value
-        for value in values
-    ]
-
-
 def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, phase: str) -> list[MetricValue]:
     none = f"no pure {phase} steps" if phase != ALL else "no steps"
-    rate = limits.flops_per_s
+    rate, uncounted = limits.flops_per_s, limits.flops_reason == NO_STATE_FLOPS
     filled = [part for part in parts if len(part.seconds)]
     cached = limits.cached(np.concatenate([p.num_bytes for p in filled])) if filled else None
     no_bandwidth = limits.bandwidth_reason or cached or ""
@@ -449,7 +428,12 @@ def _of_phase(parts: Sequence[_Phase], labels: dict[str, str], limits: Limits, p
     rooflines = [part.roofline_s for part in filled if part.roofline_s is not None and not no_bandwidth]
     return [
         mean_of_steps("bytes_per_step", [p.num_bytes for p in filled], labels, none),
-        mean_of_steps("flops_per_step", [p.flops for p in filled], labels, none),
+        mean_of_steps(
+            "flops_per_step",
+            [] if uncounted else [p.flops for p in filled],
+            labels,
+            NO_STATE_FLOPS if uncounted else none,
+        ),
         mean_of_steps("touched_params_per_step", [p.touched for p in filled], labels, none),
         over_rounds(
             "mbu_ratio",

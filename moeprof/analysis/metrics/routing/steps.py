@@ -19,6 +19,7 @@ from typing import cast
 import numpy as np
 
 from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.phase_share import PhaseShare
 from moeprof.analysis.metrics.routing.measures import capacity_factor, max_over_mean
 from moeprof.analysis.metrics.routing.nulls import (
     marginal_distinct,
@@ -32,12 +33,11 @@ from moeprof.analysis.metrics.tables import ALL, PassTables, column, is_phase
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core import units
-from moeprof.core.metric import Card, MetricValue, Place, estimated, measured, missing
+from moeprof.core.metric import LEAST_SHARE, Card, MetricValue, Place, estimated, measured, missing
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import Routing
 
 _MARGINAL_GRID = 64
-LEAST_SHARE = 0.2  # of a phase's tokens, below which its pure steps do not speak for it
 MOST_BLOCKS, LEAST_BLOCKS = 30, 5
 PURE, COVERED = "pure_step_tokens_ratio", "step_figures_tokens_ratio"
 
@@ -99,6 +99,11 @@ class RoutedSteps:
     covered_ratio: float | None = None
     note: tuple[str, ...] = ()
 
+    @property
+    def share(self) -> float | None:
+        """As figures of these steps carry it: of the phase's tokens, where not all."""
+        return None if self.covered_ratio == 1 else self.covered_ratio
+
     def load_ratios(self) -> FloatArray:
         """Largest load over the mean load T*k/E, shape [S, L]."""
         return self.max_load_SL * self.num_experts / (self.tokens[:, None] * self.top_k_L[None, :])
@@ -138,21 +143,22 @@ def routed_steps(tables: PassTables, routing: Routing, phase: str) -> RoutedStep
 
 def _with_share(pure: RoutedSteps, routing: Routing, phase: str, tokens_S: FloatArray) -> RoutedSteps:
     """Say what pure steps speak for; where that is too little, the phase's tokens of all steps that were kept."""
-    total, name, holding = float(tokens_S.sum()), PHASES.index(phase), int((tokens_S > 0).sum())
-    if not total:
+    is_pure = np.zeros(len(tokens_S), dtype=np.bool_)
+    is_pure[pure.rows] = True
+    share = PhaseShare.of(phase, tokens_S, is_pure)
+    ratio, name = share.ratio, PHASES.index(phase)
+    if ratio is None:
         return pure
-    ratio = float(tokens_S[pure.rows].sum()) / total
     found = replace(pure, pure_ratio=ratio, covered_ratio=ratio)
     if ratio == 1:
         return found
-    share = units.percent(ratio)
     kept = 0 if routing.step_counts_SPLE is None else len(routing.step_counts_SPLE)
     rows = np.flatnonzero(tokens_S[:kept] > 0).astype(np.int64)
     if ratio >= LEAST_SHARE or not len(rows):
-        note = f"speaks for {share} of the {phase} tokens: {len(pure.rows)} of {holding} steps hold nothing else"
-        return replace(found, note=(note,))
+        return replace(found, note=(share.text,))
     counts_SLE = np.asarray(routing.step_counts_SPLE)[rows, name]
-    note = f"{phase} tokens of mixed steps too, {len(rows)} of {holding} steps; pure {phase} steps hold {share} of them"
+    held = f"pure {phase} steps hold {units.percent(ratio)} of them"
+    note = f"{phase} tokens of mixed steps too, {len(rows)} of {share.steps} steps; {held}"
     return replace(
         found,
         rows=rows,
@@ -160,7 +166,7 @@ def _with_share(pure: RoutedSteps, routing: Routing, phase: str, tokens_S: Float
         distinct_SL=(counts_SLE > 0).sum(axis=-1).astype(np.float64),
         max_load_SL=counts_SLE.max(axis=-1).astype(np.float64),
         phases=(name,),
-        covered_ratio=float(tokens_S[rows].sum()) / total,
+        covered_ratio=float(tokens_S[rows].sum()) / share.tokens,
         note=(note,),
     )
 
@@ -259,7 +265,8 @@ def _mean(
         interval = intervals.block_mean_interval(series, steps.num_blocks, bounded=card_for(name).bounded)
     why = _why_none(steps)
     return estimated(
-        name, float(series.mean()), interval, why, n=len(series), labels=labels, null=null, notes=steps.note
+        name, float(series.mean()), interval, why, n=len(series), labels=labels, null=null, notes=steps.note,
+        share=steps.share,
     )  # fmt: skip
 
 
@@ -281,7 +288,8 @@ def _reuse(
     enough = len(groups) >= LEAST_BLOCKS
     interval = intervals.jackknife_interval(value, without[:, 0] / without[:, 1]) if enough else None
     return estimated(
-        "expert_reuse_ratio", value, interval, _why_none(steps), n=num, labels=labels, null=null, notes=steps.note
+        "expert_reuse_ratio", value, interval, _why_none(steps), n=num, labels=labels, null=null, notes=steps.note,
+        share=steps.share,
     )  # fmt: skip
 
 
@@ -296,4 +304,5 @@ def _capacity(steps: RoutedSteps, step_counts: IntArray | None, labels: dict[str
     if value is None:
         return missing(name, "nothing was routed", **labels)
     kept = () if num == len(steps.rows) else (f"from the first {num} of {len(steps.rows)} such steps",)
-    return MetricValue(name=name, value=value, n=num, exact=True, labels=labels, reasons=(*steps.note, *kept))
+    reasons = (*steps.note, *kept)
+    return MetricValue(name=name, value=value, n=num, exact=True, labels=labels, reasons=reasons, share=steps.share)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from moeprof.analysis.metrics.phase_share import with_phase_share
 from moeprof.analysis.metrics.samples import of_enough_requests
 from moeprof.analysis.metrics.sweep import points as figures
 from moeprof.analysis.metrics.sweep.points import to_metric
@@ -336,6 +337,8 @@ def _value(metric: str, point: PointResult | None, of: Of) -> MetricValue:
     if point is None:
         return missing(metric, "this load did not run")
     value = to_metric(metric, of(point), **({"phase": "decode"} if metric == "step_mean_s" else {}))
+    if metric == "step_mean_s":
+        value = with_phase_share([value], "decode", [(one.tables, None) for one in point.swept.rounds])[0]
     if metric.startswith("usd_"):
         value = of_enough_requests(value, [one.tables for one in point.swept.rounds])
     if metric == EXPERTS and value.value is not None:

@@ -58,9 +58,12 @@ def theory_section(summary: Summary) -> Section | None:
 
 
 def sentences(speedups: Sequence[Speedup]) -> list[str]:
-    """One line per pair and pure phase, measured pairs first; all steps together only where no phase is pure."""
-    pure = {(s.moe, s.dense) for s in speedups if s.phase != ALL}
-    told = [s for s in speedups if s.phase != ALL or (s.moe, s.dense) not in pure]
+    """One line per pair and phase that pure steps speak for, measured pairs first; without one all steps together."""
+    pure = {(s.moe, s.dense, s.phase) for s in speedups if s.phase != ALL and (s.share is None or s.share.is_enough)}
+    pairs = {(moe, dense) for moe, dense, _ in pure}
+    told = [
+        s for s in speedups if (s.moe, s.dense, s.phase) in pure or (s.phase == ALL and (s.moe, s.dense) not in pairs)
+    ]
     told.sort(key=lambda s: s.measured.value is None)
     lines = []
     for one in told:
@@ -93,6 +96,10 @@ def _table(
 def _row(label: str, name: str, field: str, columns: Sequence[PhaseWork], ratios: dict[str, Speedup]) -> Row:
     own = columns[0].model
     values = [to_metric(name, getattr(column, name)) for column in columns]
+    shares = [column.share for column in columns]
+    values = [
+        value if share is None else share.said_by([value])[0] for value, share in zip(values, shares, strict=True)
+    ]
     return metric_row(
         label, name, values, [None if c.model == own else _ratio(getattr(ratios[c.model], field)) for c in columns]
     )

@@ -184,7 +184,7 @@ def _of_model(model: BaselineModel) -> Iterator[BaselineRow]:
         labels = place.labels
         value = pick_frozen(model, name, own_traffic=None, **labels)
         if value is not None:
-            yield _metric(model.name, value, labels)
+            yield _metric(model.name, value.as_headline, labels)
     yield BaselineRow(of=model.name, what="metrics", value=len(model.metrics))
     yield BaselineRow(of=model.name, what="launches", value=num_launches(model))
     yield BaselineRow(of=model.name, what="routing layers", value=len(model.routing.layers) if model.routing else 0)
