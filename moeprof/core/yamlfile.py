@@ -18,9 +18,23 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.files import UnreadableError, read_text
 
 T = TypeVar("T")
+MOST_BYTES = 64 * 1024  # a workload has two or three thousand
 Kinds = Mapping[type, Mapping[str, type]]  # class -> what its key ``kind`` may name -> the class to read instead
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them stand for more values than fit into memory, and a workload needs none."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A value; an alias has none of its own."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            told = f"the alias *{event.anchor} is not followed; write the value out"
+            raise yaml.MarkedYAMLError(problem=told, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +62,16 @@ def load(path: Path, kind: type[T], kinds: Kinds | None = None) -> T:
         WorkloadError: missing file, YAML syntax, unknown or missing key, wrong type, value out of range.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise WorkloadError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        text = read_text(path, MOST_BYTES)
+    except UnreadableError as error:
+        raise WorkloadError(str(error)) from error
     return loads(text, kind, str(path), kinds)
 
 
 def loads(text: str, kind: type[T], file: str = "<text>", kinds: Kinds | None = None) -> T:
     """Like :func:`load`, from text."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise WorkloadError(f"{file}:{line}: not valid YAML: {error.problem or error}") from error
@@ -190,6 +202,8 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
             return yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.MarkedYAMLError as error:
             raise place.error(f"cannot be used: {error.problem or error}") from error
+        except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, a number of 5,000 digits
+            raise place.error(f"cannot be used: {error}") from error
     text = _text(node, place)
     if kind in (str, Path):
         return kind(text)

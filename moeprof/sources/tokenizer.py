@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import ModelError, TraceError
+from moeprof.core.files import MIB, UnreadableError, read_bytes, read_json_value, read_text
 
+MOST_TOKENIZER_BYTES = 128 * MIB  # the largest have about 35
+MOST_TEMPLATE_BYTES = MIB
 Ids = npt.NDArray[np.int32]
 
 
@@ -69,7 +72,10 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise ModelError(f"{file}: no such file; a model folder needs a tokenizer.json (other forms are not read)")
-    content = file.read_bytes()
+    try:
+        content = read_bytes(file, MOST_TOKENIZER_BYTES)
+    except UnreadableError as fault:
+        raise ModelError(str(fault)) from fault
     config = _config(file.parent)
     return from_backend(
         _backend(file, content),
@@ -122,9 +128,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: damaged ({error})") from error
+        config = read_json_value(file, non_finite="keep")
+    except UnreadableError as fault:
+        raise ModelError(f"{file}: damaged ({fault.why})") from fault
     if not isinstance(config, dict):
         raise ModelError(f"{file}: damaged (a JSON object is expected)")
     return config
@@ -133,7 +139,10 @@ def _config(folder: Path) -> dict[str, Any]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_text(file, MOST_TEMPLATE_BYTES)
+        except UnreadableError as fault:
+            raise ModelError(str(fault)) from fault
     found = config.get("chat_template")
     if isinstance(found, list):  # named templates: the default one is for plain chat
         found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}.get("default")

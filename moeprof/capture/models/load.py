@@ -37,6 +37,7 @@ from moeprof.capture.models.language_model import continuing_classes, leave_out_
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.files import UnreadableError, read_json_value
 from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -419,8 +420,8 @@ def _sample(path: Path, size: int, samples: int, sample_bytes: int, digest: Any)
 def _config_text(file: Path) -> str:
     """A config without what every save rewrites, keys in order; empty where there is no such file."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_value(file, non_finite="keep")
+    except UnreadableError:
         return ""
     kept = {k: v for k, v in config.items() if k not in VOLATILE} if isinstance(config, dict) else config
     return json.dumps(kept, sort_keys=True)

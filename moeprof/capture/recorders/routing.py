@@ -28,7 +28,7 @@ from moeprof.capture.engines.deployment import RoutingSource
 from moeprof.capture.recorders.stream import FLUSH_EVERY_S
 from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.record.layout import PHASES
 from moeprof.core.record.routing import RequestCounts, Routing, join_routing_parts, merge_requests, merge_routing
 from moeprof.core.trace import Schedule

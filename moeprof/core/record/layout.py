@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import UnreadableError, read_json, read_text
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import EnvironmentHeader, ExperimentHeader, ScheduleHeader, WorkloadHeader
 from moeprof.core.record.headers import FORMAT_VERSION, check_version, header_of, read_header_if_there, upgraded
@@ -57,7 +57,7 @@ from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.picks import FILE_NAME as FORCED_PICKS
 from moeprof.core.record.picks import ForcedPicks, load_forced_picks
 from moeprof.core.record.routing import Routing, merge_routing, routing_parts
-from moeprof.core.record.tables import read_table
+from moeprof.core.record.tables import read_table, read_whole_rows
 from moeprof.core.record.whole import check_whole
 from moeprof.core.workload.workload import Slo
 
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEARTBEAT_STALE_S = 10.0
+MOST_BEAT_BYTES = 64
 PHASES = ("prefill", "decode")
 
 
@@ -93,12 +94,12 @@ class PassRecord:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """Table ``requests``."""
-        return read_table(self.path, "requests")
+        return read_whole_rows(self.path, "requests")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         """Table ``steps``."""
-        return read_table(self.path, "steps")
+        return read_whole_rows(self.path, "steps")
 
     @cached_property
     def telemetry(self) -> pd.DataFrame:
@@ -260,7 +261,8 @@ def _status(path: Path, status: str) -> str:
     if status != "started":
         return status
     try:
-        beat = float((path / "heartbeat").read_text())
-    except (OSError, ValueError):
+        beat = float(read_text(path / "heartbeat", MOST_BEAT_BYTES))
+    except (UnreadableError, ValueError):
         return "interrupted"
-    return "started" if time.time() - beat < HEARTBEAT_STALE_S else "interrupted"
+    # A clock that was set back, or another machine's, is no sign of life: a beat far ahead is as stale as an old one.
+    return "started" if abs(time.time() - beat) < HEARTBEAT_STALE_S else "interrupted"
