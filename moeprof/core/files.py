@@ -14,6 +14,7 @@ else is.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -350,9 +351,7 @@ def _parquet(path: Path, source: Any, packed: int) -> pa.Table:
         return pq.ParquetFile(source).read()
     # One long text may stand in a dictionary once and in a million rows, so that such columns are measured first.
     if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks if chunk.path_in_schema in texts):
-        raise UnreadableError(
-            path, "its text is packed as DELTA_BYTE_ARRAY, whose size is not known; save it without"
-        )
+        raise UnreadableError(path, "its text is packed as DELTA_BYTE_ARRAY, whose size is not known; save it without")
     table = pq.ParquetFile(source, read_dictionary=sorted(texts)).read()
     if sum(_text_bytes(table.column(name)) for name in table.column_names) > most:
         raise UnreadableError(path, f"text of more than {num_bytes(most)} in {num_bytes(packed)}")
@@ -423,6 +422,22 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def made_anew(folder: Path) -> Path:
+    """A folder that nobody else has: of this name, or with ``-2``, ``-3``... behind it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for name in itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2))):
+        made = folder.with_name(name)
+        try:
+            made.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            continue
+    raise AssertionError("there is always a next number")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -147,7 +147,7 @@ def test_what_is_wrong_is_a_workload_error(text: str, expected: str) -> None:
 
 
 def test_aliases_are_refused_so_that_a_bomb_of_them_does_no_harm() -> None:
-    assert "f.yaml:2: not valid YAML: the alias *p is not followed" in refused("part: &p {size: 2}\nparts: [*p, *p]")
+    assert "f.yaml:3: not valid YAML: the alias *p is not followed" in refused("part: &p {size: 2}\nparts: [*p, *p]")
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
     assert "the alias *a0 is not followed" in refused(bomb)
 

@@ -3,6 +3,7 @@
     <run>/
       experiment.json      format_version, status, workload, environment, schedules, models (see experiment.py)
       heartbeat            unix seconds, rewritten about once a second while the run lives
+      lock                 whose run it is, as long as it lives (see owner.py)
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
       <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/model_facts.py)
       <model>/launch-<l>/launch.json        engine, peaks, warm-up, self-check, memory (see launch.py)
@@ -260,9 +261,15 @@ def open_record(path: Path) -> Record:
 def _status(path: Path, status: str) -> str:
     if status != "started":
         return status
+    return "started" if beats(path) else "interrupted"
+
+
+def beats(path: Path) -> bool:
+    """Whether a process writes into this record now, by its heartbeat.
+
+    A beat far ahead of the clock (which was set back, or is another machine's) is as stale as an old one.
+    """
     try:
-        beat = float(read_text(path / "heartbeat", MOST_BEAT_BYTES))
+        return abs(time.time() - float(read_text(path / "heartbeat", MOST_BEAT_BYTES))) < HEARTBEAT_STALE_S
     except (UnreadableError, ValueError):
-        return "interrupted"
-    # A clock that was set back, or another machine's, is no sign of life: a beat far ahead is as stale as an old one.
-    return "started" if abs(time.time() - beat) < HEARTBEAT_STALE_S else "interrupted"
+        return False
