@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from moeprof.core.errors import InputError, WorkloadError
-from moeprof.core.files import UnreadableError, read_text
+from moeprof.core.files import LARGEST, UnreadableError, read_text
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 1024  # a workload has two or three thousand
@@ -218,7 +218,10 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
         if number != int(number):
             raise place.error(f"found {text}; a whole number is allowed")
         digits = text.replace("_", "")
-        return int(digits) if digits.lstrip("+-").isdecimal() else int(number)  # a float keeps 15 digits, a seed all
+        whole = int(digits) if digits.lstrip("+-").isdecimal() else int(number)  # a float keeps 15 digits, a seed all
+        if abs(whole) >= LARGEST:
+            raise place.error(f"found {text[:40]}; a whole number of at most 64 bits is allowed")
+        return whole
     return number
 
 
@@ -259,6 +262,13 @@ def at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not low <= value < float("inf"):
             raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
+
+
+def at_most(high: float, **values: float | None) -> None:
+    """Raise WorkloadError for a value above ``high``, which no run can have; None passes."""
+    for name, value in values.items():
+        if value is not None and value > high:
+            raise WorkloadError(f"{name}: found {value}; at most {high:,} is allowed")
 
 
 def more_than_zero(**values: float | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy.typing as npt
 
 from moeprof.core.errors import ModelError, TraceError
 from moeprof.core.files import MIB, UnreadableError, read_bytes, read_json_value, read_text
+from moeprof.sources.chat_template import TemplateRefusesError, render
 
 MOST_TOKENIZER_BYTES = 128 * MIB  # the largest have about 35
 MOST_TEMPLATE_BYTES = MIB
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -162,51 +163,14 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 def render_chat(tokenizer: TextTokenizer, messages: Sequence[tuple[str, str]]) -> str:
     """Messages through the model's chat template, ready for the assistant's turn; ``role: content`` without one.
 
-    The template is data from a model: it runs in Jinja's sandbox.
+    The template is data from a model: it runs in Jinja's sandbox, in a process of its own (see chat_template.py).
 
     Raises:
         TraceError: the template is broken, or refuses these messages.
     """
     if tokenizer.chat_template is None:
         return "".join(f"{role}: {content}\n\n" for role, content in messages) + "assistant:"
-    from jinja2.exceptions import TemplateError
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
     try:
-        rendered: str = _template(tokenizer.chat_template).render(
-            messages=[{"role": role, "content": content} for role, content in messages],
-            add_generation_prompt=True,
-            raise_exception=refuse,
-            tools=None,
-            documents=None,
-            **tokenizer.special_tokens,
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise TraceError(f"the chat template of {tokenizer.name} refuses the messages ({str(error)[:160]})") from error
-    return rendered
-
-
-def _template(source: str) -> Any:
-    import re
-    from datetime import datetime
-
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    # A fixed day: a prompt that holds today's date would make another schedule tomorrow.
-    environment.globals["strftime_now"] = lambda form: datetime(2026, 1, 1).strftime(form)
-    # Marks for training masks, known to one library only; they print nothing.
-    return environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+        return render(tokenizer.chat_template, tokenizer.special_tokens, messages)
+    except TemplateRefusesError as error:
+        raise TraceError(f"the chat template of {tokenizer.name} refuses the messages ({error})") from error
