@@ -10,11 +10,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 import typer
 
 from moeprof.core.errors import MissingExtraError, MoeprofError
-from moeprof.core.text import one_line
+from moeprof.core.text import Harmless, one_line
 
 # Extra of pyproject.toml -> what is imported from the packages that only it installs.
 EXTRAS = {
@@ -93,6 +94,11 @@ def _result(arguments: Sequence[str] | None) -> object:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see core/errors.py)."""
+    with redirect_stdout(Harmless(sys.stdout)), redirect_stderr(Harmless(sys.stderr)):
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         result = _result(arguments)
     except MoeprofError as error:

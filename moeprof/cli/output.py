@@ -205,6 +205,7 @@ def _tell_github(check: Check, output: Output) -> None:
     from moeprof.render.ci.github_annotations import annotation_lines
 
     stream = sys.stdout if output.form == TABLE else sys.stderr
+    stream.flush()
     for line in annotation_lines(check.regression):
-        print(line, file=stream)
+        print(line, file=getattr(stream, "commands", stream))  # these are meant
     _append_summary(render(check))

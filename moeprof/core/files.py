@@ -127,8 +127,8 @@ def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:
         raise UnreadableError(path, f"cannot be read as UTF-8 text ({error})") from error
 
 
-def unpacked(path: Path, packed: int, stream: IO[bytes], name: str) -> bytes:
-    """All that a decompressor gives, as long as it is within what so many packed bytes may unpack to.
+def unpacked(path: Path, packed: int, stream: Any, name: str) -> bytes:
+    """All that a decompressor (a stream) gives, as long as it is within what so many packed bytes may unpack to.
 
     Raises:
         UnreadableError: damaged, or it unpacks to more.

@@ -25,7 +25,7 @@ MOST_BYTES = 64 * 1024  # a workload has two or three thousand
 Kinds = Mapping[type, Mapping[str, type]]  # class -> what its key ``kind`` may name -> the class to read instead
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Without aliases: a few lines of them stand for more values than fit into memory, and a workload needs none."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import lzma
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from moeprof.core.errors import TraceError
 from moeprof.core.files import UnreadableError, read_bytes, unpacked
@@ -26,7 +26,7 @@ def _zstd(data: IO[bytes]) -> IO[bytes]:
 
 
 # first bytes -> (name, what unpacks it)
-PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], IO[bytes]]]] = {
+PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"\xfd7zXZ\x00": ("xz", lzma.open),
     b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
