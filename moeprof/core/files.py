@@ -20,7 +20,7 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 MOST_BYTES = 8 * 2**30  # of any file that is read whole
+ANY_SIZE = 2**62  # of weights, of which parts are read
 MOST_TEXT_BYTES = 64 * MIB  # of JSON, a template, a list of prompts
 ALWAYS_BYTES = 128 * MIB  # that any file may unpack to
 MOST_RATIO = 20  # unpacked to packed beyond that; traces and counts of real runs reach 5 to 12
@@ -195,7 +196,7 @@ def parse_json(path: Path, text: str, *, non_finite: Literal["null", "keep"] = "
 def _check_depth(path: Path, value: Any) -> None:
     """What reads the value may recurse, so it must not be deep."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         within = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [child for children in within for child in children if isinstance(child, dict | list)]
         if not level:
@@ -246,9 +247,9 @@ def _too_large(value: Any) -> int | None:
 def safetensors_header(path: Path) -> dict[str, Any] | None:
     """The tensors that a safetensors file says it has, by name; None for a file without such a header."""
     try:
-        with opened(path, most=2**62) as file:
+        with opened(path, ANY_SIZE) as file:
             size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= min(MOST_HEADER_BYTES, os.fstat(file.fileno()).st_size):
+            if not 2 <= size <= min(MOST_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
                 return None
             found = parse_json(path, file.read(size).decode("utf-8"))
     except (UnreadableError, UnicodeDecodeError):
@@ -311,6 +312,13 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], *, c
 
     with replacing(path) as file:
         (np.savez_compressed if compress else np.savez)(file, **dict(arrays))  # type: ignore[arg-type]
+
+
+def numbered(paths: Iterable[Path]) -> list[Path]:
+    """Files called ``...-<n>.<ending>``, in the order of n; others are not ours."""
+    found = {path: path.stem.rpartition("-")[2] for path in paths}
+    ours = [path for path, number in found.items() if number.isdecimal() and len(number) < 10]
+    return sorted(ours, key=lambda path: int(found[path]))
 
 
 def read_parquet(path: Path, content: bytes | None = None) -> pa.Table:

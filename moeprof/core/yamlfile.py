@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from moeprof.core.errors import InputError, WorkloadError
-from moeprof.core.files import LARGEST, UnreadableError, read_text
+from moeprof.core.files import LARGEST, UnreadableError, read_bytes, read_text
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 1024  # a workload has two or three thousand
@@ -66,6 +66,11 @@ def load(path: Path, kind: type[T], kinds: Kinds | None = None) -> T:
     except UnreadableError as error:
         raise WorkloadError(str(error)) from error
     return loads(text, kind, str(path), kinds)
+
+
+def text_of(path: Path) -> str:
+    """The text of a file for the record, whatever stands in it; empty where there is none."""
+    return read_bytes(path, MOST_BYTES).decode("utf-8", errors="replace") if path.is_file() else ""
 
 
 def loads(text: str, kind: type[T], file: str = "<text>", kinds: Kinds | None = None) -> T:

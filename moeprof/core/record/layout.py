@@ -41,6 +41,7 @@ engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_expert
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +152,8 @@ class LaunchRecord:
         return load_forced_picks(path) if path.exists() else None
 
     def _named(self, start: str) -> tuple[PassRecord, ...]:
-        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(start)]
+        name = re.compile(rf"{start}\d{{1,9}}(-\d{{1,9}})*")
+        folders = [p for p in self.path.iterdir() if p.is_dir() and name.fullmatch(p.name)]
         ordered = sorted(folders, key=lambda p: [int(n) for n in p.name.split("-")[1:]])
         return tuple(PassRecord(path, self.version) for path in ordered)
 
@@ -186,7 +188,7 @@ class ModelRecord:
         """Launches in order."""
         if not self.path.is_dir():
             return ()
-        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith("launch-")]
+        folders = [p for p in self.path.iterdir() if p.is_dir() and re.fullmatch(r"launch-\d{1,9}", p.name)]
         ordered = sorted(folders, key=lambda p: int(p.name.rpartition("-")[2]))
         return tuple(LaunchRecord(path, self.version) for path in ordered)
 

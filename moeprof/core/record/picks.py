@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import RecordError
-from moeprof.core.files import UnreadableError, read_arrays, read_json, write_arrays
+from moeprof.core.files import UnreadableError, numbered, read_arrays, read_json, write_arrays
 
 _ARRAYS = ("picks_TLK", "request_T", "position_T", "step_T")
 
@@ -53,7 +53,7 @@ def load_picks(pass_path: Path) -> Picks | None:
         RecordError: a file is damaged.
     """
     folder = pass_path / "picks"
-    files = sorted(folder.glob("part-*.npz"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    files = numbered(folder.glob("part-*.npz"))
     left_out = _left_out(folder / "left_out.json")
     parts = []
     for path in files:

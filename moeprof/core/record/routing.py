@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import RecordError
-from moeprof.core.files import UnreadableError, read_arrays, write_arrays
+from moeprof.core.files import UnreadableError, numbered, read_arrays, write_arrays
 
 MAX_WINDOWS = 256
 MAX_REQUEST_GROUPS = 64  # of all classes together
@@ -233,4 +233,4 @@ def join_routing_parts(folder: Path) -> None:
 
 def routing_parts(folder: Path) -> list[Path]:
     """The parts of a pass that has not ended, in order."""
-    return sorted(folder.glob("routing.part-*.npz"), key=lambda p: int(p.stem.rpartition("-")[2]))
+    return numbered(folder.glob("routing.part-*.npz"))
