@@ -79,6 +79,8 @@ def test_a_worker_does_not_flush_into_a_record_that_is_another_ones(tmp_path: Pa
     stream = TableStream(folder, "steps")
     stream.append({"step": 0})
     stream.flush()
+    mine._done.set()  # this process must not end at its next beat
+    mine._thread.join()
     (tmp_path / LOCK).write_text("another")
     stream.append({"step": 1})
     size = (folder / "steps.arrows").stat().st_size
@@ -87,8 +89,7 @@ def test_a_worker_does_not_flush_into_a_record_that_is_another_ones(tmp_path: Pa
             write()
     assert (folder / "steps.arrows").stat().st_size == size
     assert not (folder / "steps.parquet").exists()
-    mine._done.set()  # this process must not end at the next beat
-    mine._thread.join()
+    stream._file.close()
     mine.release()
     assert (tmp_path / LOCK).read_text() == "another"
 
