@@ -4,4 +4,9 @@ Two wings share one record on disk. ``capture`` runs models and writes the recor
 ``analysis`` and ``render`` only read it. ``core`` holds the nouns both share. The map: docs/architecture.md.
 """
 
-__version__ = "0.1.0"
+from moeprof.api import Run, load, run
+from moeprof.core.version import VERSION
+
+__version__ = VERSION
+
+__all__ = ["Run", "__version__", "load", "run"]

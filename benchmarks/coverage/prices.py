@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import IID, ROUNDS, World
-from moeprof.analysis.metrics.cost import cost_metrics
+from moeprof.analysis.metrics.cost.metrics import cost_metrics
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.pricing import Pricing
 from tests.helpers.records import make_facts, make_pass, make_requests, make_steps

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import SPREAD, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, lane_offset, lanes_estimate
-from moeprof.analysis.metrics.sweep import log_ratio_estimate
+from moeprof.analysis.metrics.sweep.points import log_ratio_estimate
 from moeprof.analysis.sparsity.crossover import crossover_point, find_crossover, pooled_spread
 from moeprof.analysis.sparsity.realised import equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.stats.arrays import FloatArray

@@ -11,10 +11,10 @@ import pandas as pd
 from benchmarks.coverage.cells import Cell, holds
 from benchmarks.coverage.worlds import HEAVY, IID, INTERRUPTED, MEMORY, ROUNDS, SPREAD, World, autoregressive
 from moeprof.analysis.compare.lanes import LaneTimes, pair_median
-from moeprof.analysis.metrics.interruptions import undisturbed_rounds
-from moeprof.analysis.metrics.objectives import goodput
+from moeprof.analysis.metrics.load.interruptions import undisturbed_rounds
 from moeprof.analysis.metrics.overhead import overhead_metrics
 from moeprof.analysis.metrics.samples import Samples, step_samples, summarise
+from moeprof.analysis.metrics.sweep.objectives import goodput
 from moeprof.analysis.stats import bootstrap, change_points, intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.bootstrap import Draws, draw_means

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.goals import DECODE_BATCHES, LONG_TOKENS, MODELS, PREFILL_BATCHES, SHORT_TOKENS, Figure
+from moeprof.analysis.metrics.resources.work import Limits, StepWork, limits_of, step_work
 from moeprof.analysis.metrics.tables import BoolArray, PassTables, column
-from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, step_work
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.errors import MoeprofError

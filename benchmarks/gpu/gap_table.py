@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.gpu.answers import NOT_YET, markdown_table
 from benchmarks.gpu.goals import MODELS
 from benchmarks.gpu.results import Results
-from moeprof.analysis.metrics.breakdown import ItemisedStep, Part, itemised_steps
+from moeprof.analysis.metrics.resources.breakdown import ItemisedStep, Part, itemised_steps
 from moeprof.analysis.report.sections.breakdown import word
 from moeprof.core.errors import MoeprofError
 from moeprof.core.model_facts import ModelFacts

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split
-from moeprof.analysis.metrics.energy import pass_energy
-from moeprof.analysis.metrics.objectives import meets_slo
+from moeprof.analysis.metrics.cost.bill import CostSplit, cost_split
+from moeprof.analysis.metrics.resources.energy import pass_energy
+from moeprof.analysis.metrics.resources.work import peaks_of
+from moeprof.analysis.metrics.sweep.objectives import meets_slo
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
-from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.errors import RecordError
 from moeprof.core.model_facts import ModelFacts

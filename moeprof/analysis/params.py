@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from moeprof.analysis.metrics.memory import USABLE_SHARE
+from moeprof.analysis.metrics.resources.memory import USABLE_SHARE
+from moeprof.analysis.metrics.resources.work import ALWAYS_READ
 from moeprof.analysis.metrics.routing.nulls import uniform_distinct
-from moeprof.analysis.metrics.work import ALWAYS_READ
 from moeprof.core.hardware import Datasheet
 from moeprof.core.known_models import CONVENTIONS, CountedModel, convention_of
 from moeprof.core.model_facts import GROUPS, KV_UNKNOWN, OTHER_MODALITIES, ModelFacts, MoeLayerFacts

@@ -45,7 +45,7 @@ def save(
     """Save a run as a small baseline for a git repository; its workload and device decide where it goes."""
     from dataclasses import replace as changed
 
-    from moeprof.analysis.metrics.pricing import repriced
+    from moeprof.analysis.metrics.cost.pricing import repriced
     from moeprof.analysis.metrics.summary import summarise
     from moeprof.analysis.regress.baseline import freeze
     from moeprof.analysis.report.sections.trend import shortcomings

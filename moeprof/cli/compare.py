@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import (
-    ApiOption,
-    PowerPriceOption,
-    PueOption,
-    RentOption,
-    parse_api,
-    print_option,
-    write_option,
-)
+from moeprof.cli.options import ApiOption, PowerPriceOption, PueOption, RentOption, print_option, write_option
 from moeprof.core.errors import InputError
+from moeprof.core.workload.overrides import parse_api
 from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:
@@ -42,7 +35,7 @@ def compare(
 ) -> None:
     """What sparsity bought: every metric of a dense and a sparse model, or of two runs, with ratio and verdict."""
     from moeprof.analysis.compare.comparable import check_allow
-    from moeprof.analysis.metrics.pricing import repriced
+    from moeprof.analysis.metrics.cost.pricing import repriced
     from moeprof.cli.output import new_folder, print_result, write_and_say
     from moeprof.core.record.layout import open_record
 

@@ -81,7 +81,7 @@ def _findings() -> list[dict[str, Any]]:
 
 def _gpu_rows(gpu: Gpu | None) -> list[dict[str, Any]]:
     """What is not as it should be with the GPU that a run would take."""
-    from moeprof.analysis.metrics.device_state import findings
+    from moeprof.analysis.metrics.resources.device_state import findings
     from moeprof.capture.devices.meters import device_at_start
 
     seen = device_at_start(gpu)

@@ -28,11 +28,17 @@ def explain(
             {"name": c.name, "unit": c.unit, "better": c.better, "title": c.title, "section": c.section}
             for c in all_cards()
         ]
-        print_result(Listing(rows=rows), format)
+        shown = [{"name": row["name"], "unit": row["unit"], "title": row["title"]} for row in rows]
+        print_result(Listing(rows=rows, shown=shown), format)
         return
     try:
         card = card_for(metric)
     except KeyError:
+        family = [c for c in all_cards() if c.name.startswith(f"{metric}_")]
+        if family:
+            rows = [{"name": c.name, "unit": c.unit, "title": c.title, "formula": c.formula} for c in family]
+            print_result(Listing(rows=rows), format)
+            return
         names = [c.name for c in all_cards()] + [c.name.replace("*", "p50") for c in all_cards() if "*" in c.name]
         close = difflib.get_close_matches(metric, names, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""

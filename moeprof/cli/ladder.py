@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import Overrides, PriceOption, apply, print_option, write_option
+from moeprof.cli.options import PriceOption, print_option, write_option
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, WorkloadError
+from moeprof.core.workload.overrides import Overrides, apply
 from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:

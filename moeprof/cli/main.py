@@ -9,8 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+<<<<<<< HEAD
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+=======
+from collections.abc import Callable, Sequence
+>>>>>>> main
 
 import typer
 
@@ -35,10 +39,14 @@ COMMANDS = {
     "params": "moeprof.cli.params:params",
     "doctor": "moeprof.cli.doctor:doctor",
     "explain": "moeprof.cli.explain:explain",
+    "list": "moeprof.cli.list:list_runs",
     "init": "moeprof.cli.init:init",
     "trace": "moeprof.cli.trace:trace_app",
     "baseline": "moeprof.cli.baseline:baseline_app",
 }
+
+
+NO_ARGUMENTS = "NoArgsIsHelpError"  # of a command that is a group; typer keeps its own copy of click to itself
 
 
 def command_line() -> typer.Typer:
@@ -47,7 +55,7 @@ def command_line() -> typer.Typer:
         name="moeprof",
         help="What does sparsity really buy you? Replay traces through MoE and dense models; price a million tokens.",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -56,22 +64,29 @@ def command_line() -> typer.Typer:
         module, attribute = place.split(":")
         found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name)
+            for command in found.registered_commands:
+                command.short_help = _summary(command.callback)
+            app.add_typer(found, name=name, short_help=found.info.help)
         else:
-            app.command(name)(found)
+            app.command(name, short_help=_summary(found))(found)
     return app
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from moeprof import __version__
+def _summary(function: Callable[..., object] | None) -> str:
+    """The first line of its docstring, whole: a shortened sentence says nothing."""
+    return (function.__doc__ or "").strip().split("\n")[0] if function is not None else ""
 
-        typer.echo(f"moeprof {__version__}")
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from moeprof.core.version import VERSION
+
+        typer.echo(f"moeprof {VERSION}")
         raise typer.Exit
 
 
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(False, "--version", "-V", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     pass
 
@@ -106,6 +121,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             print(f"moeprof: {one_line(line)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
+        if type(error).__name__ == NO_ARGUMENTS:
+            print(error.format_message())
+            return 0
         print(f"moeprof: {one_line(error.format_message())}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moeprof.cli.options import Overrides, apply
 from moeprof.core.errors import InputError, InterruptedRunError
 from moeprof.core.record.pairs import BASE, NEW
+from moeprof.core.workload.overrides import Overrides, apply
 
 if TYPE_CHECKING:
     from moeprof.analysis.regress.check import Choices

@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from moeprof.cli.options import (
-    ApiOption,
-    PowerPriceOption,
-    PueOption,
-    RentOption,
-    parse_api,
-    print_option,
-    write_option,
-)
+from moeprof.cli.options import ApiOption, PowerPriceOption, PueOption, RentOption, print_option, write_option
+from moeprof.core.workload.overrides import parse_api
 from moeprof.render import TABLE, parse_formats
 
 
@@ -28,9 +21,10 @@ def report(
     format: Annotated[str, print_option("run")] = TABLE,
     write: Annotated[str | None, write_option("run")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="New folder for them.")] = None,
+    all_metrics: Annotated[bool, typer.Option("--all", help="All figures and doubts on the terminal too.")] = False,
 ) -> None:
     """Show a run that was recorded, at its own or at other prices. The record itself is never touched."""
-    from moeprof.analysis.metrics.pricing import repriced
+    from moeprof.analysis.metrics.cost.pricing import repriced
     from moeprof.cli.output import (
         new_folder,
         print_result,
@@ -46,4 +40,4 @@ def report(
     found = report_of(record, pricing)
     if formats:
         write_and_say(found, new_folder(output_dir, f"{run.resolve().name}-report"), formats)
-    print_result(found, format)
+    print_result(found, format, folded=all_metrics)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeprof.cli.options import ApiOption, Overrides, PriceOption, apply, print_option, write_option
+from moeprof.cli.options import ApiOption, PriceOption, print_option, write_option
 from moeprof.cli.output import print_result
 from moeprof.core import units
 from moeprof.core.errors import EngineError, InputError, InterruptedRunError, MoeprofError
+from moeprof.core.workload.overrides import Overrides, apply
 from moeprof.render import TABLE, parse_formats
 
 if TYPE_CHECKING:

@@ -141,7 +141,7 @@ def waterfall_table(waterfall: Waterfall) -> list[str]:
 
 def render_markdown(document: Document) -> str:
     """The whole report as GitHub-flavoured Markdown."""
-    lines = [f"# {escape(document.title)}", "", f"**{escape(document.headline)}**", ""]
+    lines = [f"# {escape(document.title)}", "", *_answer(document), ""]
     lines += [*(escape(note) for note in document.notes), "", escape(document.subtitle), ""]
     lines += [f"> **Note** {escape(banner)}\n" for banner in document.banners]
     lines += [f"- {escape(m.name)}: **{escape(m.status)}** {escape(m.error)}" for m in document.models if m.error]
@@ -158,6 +158,17 @@ def render_markdown(document: Document) -> str:
         lines += _section(section)
     lines += ["", f"Record: {escape(document.run)}, {escape(document.status)}, started {escape(document.started_at)}."]
     return "\n".join(lines) + "\n"
+
+
+def _answer(document: Document) -> list[str]:
+    """The answer in a paragraph and question by question; without one the headline."""
+    answer = document.answer
+    if answer is None:
+        return [f"**{escape(document.headline)}**"]
+    rows = [_line([escape(found.question), f"**{found.outcome}**", escape(found.text)]) for found in answer.findings]
+    first = f"**{escape(answer.advice)}** " if answer.advice else ""
+    rest = " ".join(part for part in (answer.facts, answer.why, answer.change) if part)
+    return [first + escape(rest), "", "| | | |", "|:--|:--|:--|", *rows, "", escape(document.headline)]
 
 
 def _section(section: Section) -> list[str]:

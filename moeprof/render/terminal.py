@@ -9,7 +9,7 @@ another. Numbers are never cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -371,6 +371,8 @@ DRAW: dict[type, Callable[[Any, Console, str], None] | None] = {  # None: a term
 WIDE = 100  # below this, intervals go under their value
 GAP = 2  # columns between two columns
 MAX_DOUBTS = 8
+SCREEN_ROWS, SCREEN_DOUBTS, FEW_MODELS = 10, 3, 3  # under an answer; --all prints the rest
+OUTCOMES = {"yes": "bold green", "no": "bold red", "depends": "bold yellow", "cannot tell": "dim"}
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -383,25 +385,62 @@ def print_document(document: Document, console: Console, *, sections: bool = Fal
         sections: also print what the sections compare: ratio tables and waterfalls.
         folded: of these, also the tables that a page would fold.
     """
-    console.print(Text(printable(document.headline), style="bold"))
-    for note in document.notes:
-        console.print(Text(printable(note)))
+    whole = folded or sections or document.answer is None
+    _print_answer(document, console, whole=whole)
     if document.subtitle:
         console.print(Text(printable(document.subtitle), style="dim"))
     for banner in document.banners:
         console.print(Text(printable(f"! {banner}"), style="bold yellow"))
     if document.first_screen:
-        for table in _tables(document, console.width):
+        shown = document if whole else _first_screen(document)
+        for table in _tables(shown, console.width):
             console.print(table)
     for model in document.models:
         if model.error:
             console.print(Text(printable(f"{model.name}: {model.status}: {model.error}"), style="red"))
-    for note in reasons(document.first_screen, [model.name for model in document.models]):
+    for note in reasons(document.first_screen, [model.name for model in document.models]) if whole else ():
         console.print(Text(printable(note), style="dim"))
     if sections:
         print_sections(document, console, folded=folded)
         console.print()
-    _print_doubts(document.doubts, console)
+    if whole:
+        _print_doubts(document.doubts, console)
+        return
+    by_code = {doubt.code: doubt for doubt in reversed(document.doubts)}
+    first = tuple(doubt for doubt in document.doubts if by_code[doubt.code] is doubt)[:SCREEN_DOUBTS]
+    _print_doubts(first, console)
+    left = len(document.doubts) - len(first)
+    more = f"{left} more doubts, every figure, question by question: moeprof report RUN --all, or report.html"
+    console.print(Text(more, style="dim"))
+
+
+def _first_screen(document: Document) -> Document:
+    """The rows that are asked for first; of many models those that the answer speaks of."""
+    names = [model.name for model in document.models]
+    spoken = document.answer.models if document.answer is not None and len(names) > FEW_MODELS else names
+    kept = [i for i, name in enumerate(names) if name in spoken]
+    told = [row for row in document.first_screen if any(v is not None and v.value is not None for v in row.values)]
+    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in told[:SCREEN_ROWS]]
+    models = tuple(replace(document.models[i], subtitle="") for i in kept)
+    return replace(document, models=models, first_screen=tuple(rows))
+
+
+def _print_answer(document: Document, console: Console, *, whole: bool) -> None:
+    """The answer in plain words; with ``whole`` its evidence, question by question, and the notes."""
+    answer = document.answer
+    if answer is not None:
+        rest = " ".join(part for part in (answer.facts, answer.why, answer.change) if part)
+        console.print(_joined(" ", Text(printable(answer.advice), style="bold"), Text(printable(rest))))
+    if answer is not None and whole:
+        asked = _grid(head=False)
+        for found in answer.findings:
+            outcome = Text(found.outcome, style=OUTCOMES[found.outcome])
+            asked.add_row(Text(found.question), outcome, Text(printable(found.text)))
+        console.print(asked)
+    if whole:
+        console.print(Text(printable(document.headline), style="bold" if answer is None else ""))
+    for note in document.notes if whole else ():
+        console.print(Text(printable(note)))
 
 
 def _tables(document: Document, width: int) -> list[RichTable]:
@@ -479,8 +518,8 @@ def print_result(result: Result, console: Console, *, folded: bool = False) -> N
 
 def _print_listing(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
+    for number, name in enumerate(rows[0] if rows else ()):
+        table.add_column(name, overflow="fold", no_wrap=not number)  # a name is there to be copied: never broken
     for row in rows:
         table.add_row(*(Text(plain(value)) for value in row.values()))
     console.print(table)

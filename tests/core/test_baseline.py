@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.compare.comparable import differences, facts_of
 from moeprof.analysis.compare.runs import gate_keys
+from moeprof.analysis.metrics.cost.pricing import repriced
 from moeprof.analysis.metrics.lookup import by_key, by_launch, pick, pick_frozen
-from moeprof.analysis.metrics.pricing import repriced
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.regress.baseline import freeze
 from moeprof.core.baseline import json_text

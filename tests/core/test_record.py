@@ -338,7 +338,7 @@ def test_a_record_of_format_1_still_loads_and_is_still_reported(tmp_path: Path) 
                 assert passed.routing is not None and int(passed.routing.counts_WPCLE.sum()) == tokens * 2 * 2
     ran = run_main(["report", FORMAT_1, "--write", "md,html,json,csv", "--output-dir", tmp_path / "out"])
     assert ran.code == 0, ran.stderr
-    assert "per 1M output tokens" in " ".join(ran.stdout.split())
+    assert "price of 1M output tokens" in " ".join(ran.stdout.split())
 
 
 def test_figures_of_the_record_of_format_1_do_not_change() -> None:

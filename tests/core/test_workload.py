@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeprof.cli.options import Overrides, apply
 from moeprof.core import yamlfile
 from moeprof.core.errors import WorkloadError
 from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
+from moeprof.core.workload.overrides import Overrides, apply
 from moeprof.core.workload.workload import Workload, load_workload, resolve_paths
 
 REPOSITORY = Path(__file__).resolve().parents[2]

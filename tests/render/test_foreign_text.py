@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from moeprof.cli.main import main
-from moeprof.core.text import Harmless, cell, json_text
+from moeprof.core.text import UNSAFE, Harmless, cell, json_text
 
 RECORD = Path(__file__).parents[1] / "records" / "format-1"
 NAMES = [
@@ -23,7 +24,8 @@ NAMES = [
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ("=1", "'=1"), ("+1+1", "'+1+1"), (" @x", "' @x"), ("\tx", "'\\tx"), ("\uff1d1", "'\uff1d1"), ("::e::", "'::e::"),
+        ("=1", "'=1"), ("+1+1", "'+1+1"), (" @x", "' @x"), ("\tx", "'\\tx"), ("\uff1d1", "'\uff1d1"),
+        ("::e::", "'::e::"),
         ("-1.5", "-1.5"), ("+3e4", "+3e4"), (-1.5, -1.5), (None, None), ("plain", "plain"), ("a=b", "a=b"),
     ],
 )  # fmt: skip
@@ -39,7 +41,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_text(value: object, shown: objec
         (["a\n:", ":error::x\n"], "a\n:\\:error::x\n"),
         (["a ::b\n"], "a ::b\n"),
         (["x ##[error]y"], "x # #[error]y"),
-        (["x #", "#[error]y"], "x #\\#[error]y"),
+        (["x #", "#[error]y"], "x # #[error]y"),
         (["x ##", "[error]y"], "x ##\\[error]y"),
         (["##VSO[task]"], "# #VSO[task]"),
         (["## title\n"], "## title\n"),
@@ -83,9 +85,9 @@ def test_no_output_of_a_hostile_record_is_obeyed(
             assert not line.lstrip().startswith("::")
             assert "##[" not in line
             assert "##vso[" not in line
-            assert line.isprintable()
+            assert not [c for c in line if unicodedata.category(c) in UNSAFE]
     files = ["--write", "html,csv", "--output-dir", str(tmp_path / "o")]
     assert main(["report", str(hostile / str(number)), *files]) == 0
-    rows = list(csv.reader((tmp_path / "o" / "summary.csv").open(newline="")))
+    rows = list(csv.reader(io.StringIO((tmp_path / "o" / "summary.csv").read_text())))
     assert not [text for row in rows for text in row if cell(text) != text]
     assert "\u202e" not in (tmp_path / "o" / "report.html").read_text()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.device_state import lowered_power_limit_w
+from moeprof.analysis.metrics.resources.device_state import lowered_power_limit_w
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.core.baseline.baseline import Baseline

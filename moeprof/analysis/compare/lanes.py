@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.analysis.metrics.overhead import taken_away
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.metrics.tables import BoolArray
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray

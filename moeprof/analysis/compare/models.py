@@ -10,13 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.comparable import classes_of
-from moeprof.analysis.compare.pairs import Repeats, paired_logs, ratio_of_pairs, ratio_of_requests, repeats, wider
-from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, exact_ratio, interval_ratio, timed_pair_ratio, untold
+from moeprof.analysis.compare.pairs import (
+    Repeats,
+    paired_logs,
+    ratio_of_pairs,
+    ratio_of_requests,
+    ratio_of_texts,
+    repeats,
+    wider,
+)
+from moeprof.analysis.compare.ratios import (
+    PAIRED_FLOOR_RATIO,
+    estimated_ratio,
+    exact_ratio,
+    interval_ratio,
+    timed_pair_ratio,
+    untold,
+)
 from moeprof.analysis.compare.same_work import Work, other_text, why_incomparable
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import Compared
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import SplitBounds, bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import SplitBounds, bounds_by_figure
 from moeprof.analysis.metrics.lookup import Key, by_key, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import ROUNDS, Ratio
@@ -130,6 +145,9 @@ def _of_values(key: Key, base: _Side, side: _Side) -> Ratio:
         return exact_ratio(first, second, card.better)
     if "quality" in classes and (unlike := other_text(first, second)) is not None:
         return Ratio(value=None, verdict="incomparable", reason=unlike)
+    paired = ratio_of_texts(side.model, base.model) if "quality" in classes else None
+    if paired is not None:
+        return estimated_ratio(paired, card.better)
     if classes & {"routing", "quality"}:
         return interval_ratio(first, second, card.better)
     return _timed(key, base, side, first, second)

@@ -15,21 +15,23 @@ from functools import cache
 import numpy as np
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost import cost_metrics
-from moeprof.analysis.metrics.energy import energy_metrics
+from moeprof.analysis.metrics.cost.metrics import cost_metrics
 from moeprof.analysis.metrics.latency import latency_metrics
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, labels_of
+from moeprof.analysis.metrics.resources.energy import energy_metrics
 from moeprof.analysis.metrics.samples import span_samples, tpot_samples
 from moeprof.analysis.metrics.summary import ModelSummary
 from moeprof.analysis.metrics.tables import ALL, PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics
 from moeprof.analysis.metrics.variance import variance_metrics
 from moeprof.analysis.stats import intervals
+from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing
 from moeprof.core.workload.workload import Slo
 
+FEWEST_SHARED = 10  # requests of two models that a paired ratio needs
 REQUEST_MEAN = re.compile(r"((?:queue|ttft|e2e)(?:_from_sent)?|tpot)_mean_s")
 
 
@@ -106,9 +108,25 @@ def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed:
         return None
     one, other = (_per_request(model, matched[1], labels) for model in (first, second))
     both = sorted(set(one) & set(other))
-    if len(both) < 10:
+    if len(both) < FEWEST_SHARED:
         return None
-    values = np.array([[one[row], other[row]] for row in both])
+    return _ratio_of_sums(np.array([[one[row], other[row]] for row in both]), seed)
+
+
+def ratio_of_texts(first: ModelSummary, second: ModelSummary, seed: int = 0) -> Estimate | None:
+    """Ratio of the bits that two models need for the same outputs, request by request; None where texts differ.
+
+    Some text is hard for every model: what differs between requests is not what differs between models.
+    """
+    sides = [next((q.per_request for one in m.record.launches if (q := one.info.quality)), ()) for m in (first, second)]
+    one, other = (np.array(pairs, dtype=np.float64).reshape(-1, 2) for pairs in sides)
+    if len(one) < FEWEST_SHARED or len(one) != len(other) or (one[:, 1] != other[:, 1]).any():
+        return None
+    return _ratio_of_sums(np.column_stack([one[:, 0], other[:, 0]]), seed)
+
+
+def _ratio_of_sums(values: FloatArray, seed: int) -> Estimate | None:
+    """Of two columns of shape [requests, 2]; blocks of neighbouring rows are drawn in pairs."""
     blocks = np.array([part.sum(axis=0) for part in np.array_split(values, min(len(values), intervals.MAX_BLOCKS))])
     if (blocks.sum(axis=0) <= 0).any():
         return None
@@ -120,7 +138,7 @@ def ratio_of_requests(key: Key, first: ModelSummary, second: ModelSummary, seed:
         return None
     low, high = intervals.percentile_interval(sums[:, 0] / sums[:, 1])
     total = blocks.sum(axis=0)
-    return Estimate(value=float(total[0] / total[1]), low=low, high=high, n=len(both))
+    return Estimate(value=float(total[0] / total[1]), low=low, high=high, n=len(values))
 
 
 def _per_request(model: ModelSummary, quantity: str, labels: Mapping[str, str]) -> dict[int, float]:

@@ -29,7 +29,7 @@ from moeprof.analysis.compare.same_work import other_text
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.compare.tables import headline_keys
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import bounds_by_figure
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch, key_of, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.stats.estimate import Ratio

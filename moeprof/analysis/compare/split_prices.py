@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from moeprof.analysis.metrics.cost_bounds import SplitBounds
+from moeprof.analysis.metrics.cost.bounds import SplitBounds
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.analysis.stats.verdicts import limits
 

@@ -14,20 +14,20 @@ from typing import Literal
 Scope = Literal["model", "launch", "rounds", "traffic"]
 
 SUBJECTS: dict[str, Scope | None] = {
-    "moeprof.analysis.metrics.parameters": "model",
+    "moeprof.analysis.metrics.resources.parameters": "model",
     "moeprof.analysis.metrics.quality": "model",
     "moeprof.analysis.metrics.latency": "traffic",
     "moeprof.analysis.metrics.throughput": "traffic",
-    "moeprof.analysis.metrics.cost": "traffic",
-    "moeprof.analysis.metrics.energy": "traffic",
-    "moeprof.analysis.metrics.work": "traffic",
+    "moeprof.analysis.metrics.cost.metrics": "traffic",
+    "moeprof.analysis.metrics.resources.energy": "traffic",
+    "moeprof.analysis.metrics.resources.work": "traffic",
     "moeprof.analysis.metrics.variance": "traffic",
     "moeprof.analysis.metrics.attribution": "traffic",
     "moeprof.analysis.metrics.routing.metrics": "rounds",
-    "moeprof.analysis.metrics.memory": "rounds",
+    "moeprof.analysis.metrics.resources.memory": "rounds",
     "moeprof.analysis.metrics.overhead": "launch",
-    "moeprof.analysis.metrics.reference_kernel": "launch",
+    "moeprof.analysis.metrics.resources.reference_kernel": "launch",
     "moeprof.analysis.metrics.routing.picks": "model",
-    "moeprof.analysis.metrics.breakdown": "model",
+    "moeprof.analysis.metrics.resources.breakdown": "model",
     "moeprof.analysis.metrics.comparison": None,
 }

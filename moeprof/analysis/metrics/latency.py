@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.objectives import QUANTITIES as OBJECTIVES
-from moeprof.analysis.metrics.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.samples import (
     ALL_PERCENTILES,
     SHORT_PERCENTILES,
@@ -32,6 +30,8 @@ from moeprof.analysis.metrics.samples import (
     summarise,
     tpot_samples,
 )
+from moeprof.analysis.metrics.sweep.objectives import QUANTITIES as OBJECTIVES
+from moeprof.analysis.metrics.sweep.objectives import meets, objectives, share_of_requests, why_unjudged
 from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, is_done
 from moeprof.core.metric import Card, MetricValue, Place, missing
 
@@ -54,11 +54,11 @@ CARDS: tuple[Card, ...] = (
     _of_requests("queue_*_s", "Queueing", "s", "lower", "first time in a batch - arrival", source=_BENCHMARKS,
           needs="steps"),
     _of_requests("ttft_*_s", "Time to first token", "s", "lower", "first output token - arrival", source=_BENCHMARKS,
-          screen=(Place(50, "TTFT p50", of="p50"), Place(60, "TTFT", of="+")), baseline=(Place(70, of="p50"),)),
+          screen=(Place(40, "TTFT p50", of="p50"), Place(50, "TTFT", of="+")), baseline=(Place(70, of="p50"),)),
     _of_tokens("itl_*_s", "Inter-token latency", "s", "lower",
           "gaps between consecutive output tokens of a request, pooled; a first token closes no gap; n = distinct "
           "steps, since gaps that end in one step are one sample",
-          source=_BENCHMARKS, screen=(Place(70, "ITL p50", of="p50"), Place(80, "ITL", of="+")),
+          source=_BENCHMARKS, screen=(Place(60, "ITL p50", of="p50"), Place(120, "ITL", of="+")),
           baseline=(Place(80, of="p50"),)),
     _of_tokens("tpot_*_s", "Time per output token", "s", "lower",
           "(last token - first token) / (tokens - 1), one per request, n >= 2", source=_BENCHMARKS),

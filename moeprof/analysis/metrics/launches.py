@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import with_split_bounds
+from moeprof.analysis.metrics.cost.bounds import with_split_bounds
 from moeprof.analysis.stats import intervals
 from moeprof.core.metric import MetricValue
 

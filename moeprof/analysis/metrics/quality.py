@@ -19,7 +19,8 @@ _card = partial(Card, section="quality")
 CARDS: tuple[Card, ...] = (
     _card("bits_per_byte", "bits per byte of text", "bits / byte", "lower",
           "sum of -log2 p(output token | all before it) / UTF-8 bytes of the outputs, over forced outputs",
-          source="docs/metrics.md#sparsity", kind="quality", gates=(Place(210, "1%"),), baseline=(Place(120),)),
+          source="docs/metrics.md#sparsity", kind="quality",
+          screen=(Place(80, "bits per byte of text"),), gates=(Place(210, "1%"),), baseline=(Place(120),)),
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import cast
 import numpy as np
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.steady import find_steady
+from moeprof.analysis.metrics.load.steady import find_steady
 from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray

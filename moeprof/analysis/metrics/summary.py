@@ -14,13 +14,13 @@ from typing import Any, TypeVar, cast
 from moeprof.analysis.metrics import SUBJECTS, Scope
 from moeprof.analysis.metrics.attribution import Attribution, attributions_of, placebo_metrics
 from moeprof.analysis.metrics.context import Context, Subject
-from moeprof.analysis.metrics.cost import splits_of
-from moeprof.analysis.metrics.cost_bill import CostSplit
-from moeprof.analysis.metrics.interruptions import undisturbed_rounds
+from moeprof.analysis.metrics.cost.bill import CostSplit
+from moeprof.analysis.metrics.cost.metrics import splits_of
 from moeprof.analysis.metrics.launches import over_launches
-from moeprof.analysis.metrics.parameters import parameter_metrics
-from moeprof.analysis.metrics.slo import with_price_at_slo
-from moeprof.analysis.metrics.sweep import SweptPoint, swept_points
+from moeprof.analysis.metrics.load.interruptions import undisturbed_rounds
+from moeprof.analysis.metrics.resources.parameters import parameter_metrics
+from moeprof.analysis.metrics.sweep.points import SweptPoint, swept_points
+from moeprof.analysis.metrics.sweep.slo import with_price_at_slo
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.validity import judged
 from moeprof.core.errors import RecordError

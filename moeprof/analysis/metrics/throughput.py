@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.objectives import NO_SLO, goodput, meets_slo, why_unjudged
-from moeprof.analysis.metrics.overload import capacity_per_s, requested_rate
+from moeprof.analysis.metrics.load.overload import capacity_per_s, requested_rate
 from moeprof.analysis.metrics.samples import Window, over_rounds, request_rows, scopes, within
+from moeprof.analysis.metrics.sweep.objectives import NO_SLO, goodput, meets_slo, why_unjudged
 from moeprof.analysis.metrics.tables import PassTables, column, is_done, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
@@ -40,7 +40,7 @@ CARDS: tuple[Card, ...] = (
           "requests completed per second while the queue was never empty; null unless the queue grew"),
     _of_tokens("output_tokens_per_s", "Output tokens per second", "tokens/s", "higher",
           f"output tokens completed {_IN_WINDOW}",
-          screen=(Place(40, "output speed"),), baseline=(Place(60),)),
+          screen=(Place(30, "output speed"),), baseline=(Place(60),)),
     _of_tokens("input_tokens_per_s", "Input tokens per second", "tokens/s", "higher",
           f"prompt tokens, cached ones too, whose first token came {_IN_WINDOW}"),
     _of_tokens("total_tokens_per_s", "Tokens per second", "tokens/s", "higher",

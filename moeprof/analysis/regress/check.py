@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moeprof.analysis.compare.comparable import check_allow
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.pricing import repriced
+from moeprof.analysis.metrics.cost.pricing import repriced
 from moeprof.analysis.metrics.summary import summarise
 from moeprof.analysis.regress.baseline import freeze
 from moeprof.analysis.regress.gates import check_gates

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-import moeprof
 from moeprof.analysis.compare.comparable import NOTHING, Difference, classes_of, forbidden_by
 from moeprof.analysis.metrics.cards import has_card
 from moeprof.analysis.regress.exact import exact_gate
@@ -13,6 +12,7 @@ from moeprof.analysis.regress.result import ChosenGate, GateResult
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
+from moeprof.core.version import VERSION
 
 # What base and new of launch pairs may differ in: it is what is being tried.
 TRIED = frozenset({
@@ -185,7 +185,7 @@ def without_unknown_metrics(side: Baseline, allow: Collection[str]) -> tuple[Bas
     listed = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
     figures = "a figure" if len(names) == 1 else f"{len(names)} figures"
     held = f"the baseline {side.name} has {figures} that this version of moeprof does not know: {listed}"
-    versions = f"it was saved by moeprof {side.moeprof or 'of an unknown version'}, this is {moeprof.__version__}"
+    versions = f"it was saved by moeprof {side.moeprof or 'of an unknown version'}, this is {VERSION}"
     if "metrics" not in allow:
         cure = "save it again with this version (--replace) or upgrade moeprof; --allow metrics judges without"
         raise IncomparableError([f"{held} ({versions}); {cure}"])

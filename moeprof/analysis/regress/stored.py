@@ -11,7 +11,7 @@ import numpy as np
 from moeprof.analysis.compare.ratios import FEWEST_LAUNCHES, as_requests_tell
 from moeprof.analysis.compare.runs import launch_samples
 from moeprof.analysis.compare.split_prices import within_split
-from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import bounds_by_figure
 from moeprof.analysis.metrics.lookup import by_launch
 from moeprof.analysis.regress.gates import ModelPair
 from moeprof.analysis.regress.noise import taken_back

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from moeprof.analysis.compare.comparable import Difference, classes_of, differences, facts_of, price_difference
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import bounds_by_figure
 from moeprof.analysis.metrics.labels import figure_label, from_to, shared_traffic
 from moeprof.analysis.metrics.lookup import Key, by_key, by_launch
 from moeprof.analysis.regress.result import Regression

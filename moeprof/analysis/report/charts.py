@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from moeprof.analysis.metrics.device_state import in_words, throttled_spans
 from moeprof.analysis.metrics.lookup import pick
+from moeprof.analysis.metrics.resources.device_state import in_words, throttled_spans
 from moeprof.analysis.metrics.routing.shift import LoadShares, load_shares
 from moeprof.analysis.metrics.samples import itl_samples, span_samples
 from moeprof.analysis.metrics.summary import ModelSummary, Summary

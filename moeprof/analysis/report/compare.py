@@ -18,13 +18,14 @@ from moeprof.analysis.compare.runs import MetricComparison, RunsComparison, comp
 from moeprof.analysis.compare.tables import Compared, headline_keys
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.report.answer import Answer, answer
+from moeprof.analysis.report.answer import answer_of
 from moeprof.analysis.report.document import Document, ModelColumn, Section, Table
 from moeprof.analysis.report.doubts import disturbed, find_doubts
 from moeprof.analysis.report.headline import banners, headline, subtitle, with_reservations
 from moeprof.analysis.report.headline import banners as run_banners
 from moeprof.analysis.report.result import Comparison
 from moeprof.analysis.report.run import machine_section, model_column
+from moeprof.analysis.report.saving import Saving, saving
 from moeprof.analysis.report.sections.ladder import (
     agreement_section,
     agreement_sentence,
@@ -95,6 +96,7 @@ def models_page(summary: Summary, reference: str | None) -> Comparison:
         status=record.status,
         started_at=record.experiment.started_at or "",
         headline=with_reservations(_headline(summary, found), summary),
+        answer=answer_of(summary),
         subtitle=subtitle(summary),
         notes=tuple(_notes(summary, found)),
         banners=banners(summary),
@@ -113,7 +115,7 @@ class _Found:
     """What several parts of the page speak of, computed once."""
 
     parts: Roles
-    answer: Answer | None
+    saving: Saving | None
     pairs: tuple[LockstepPair, ...]
     ladders: tuple[LadderResult, ...]
     speedups: tuple[Speedup, ...]
@@ -124,7 +126,7 @@ class _Found:
         parts = roles(summary)
         return _Found(
             parts=parts,
-            answer=answer(summary, parts),
+            saving=saving(summary, parts),
             pairs=lockstep_pairs(summary.record),
             ladders=ladder_results(summary.record),
             speedups=theoretical_speedups(summary),
@@ -162,8 +164,8 @@ def _chosen(summary: Summary, parts: Roles) -> str:
 
 def _headline(summary: Summary, found: _Found) -> str:
     """The answer; a run that only climbed the ladder answers with it."""
-    if found.answer is not None:
-        return found.answer.sentence
+    if found.saving is not None:
+        return found.saving.sentence
     climbed = sentences([result for result in found.ladders if result.phase == "decode"])
     return climbed[-1] if climbed and not any(model.rounds for model in summary.models) else headline(summary)
 
@@ -194,8 +196,8 @@ def _sections(summary: Summary, reference: str, found: _Found) -> list[Section |
 
 def _metrics(summary: Summary, found: _Found) -> Iterator[tuple[str, MetricValue]]:
     """Figures that only a comparison has."""
-    if found.answer is not None and found.parts.moe is not None:
-        yield from ((found.parts.moe.name, value) for value in found.answer.metrics)
+    if found.saving is not None and found.parts.moe is not None:
+        yield from ((found.parts.moe.name, value) for value in found.saving.metrics)
     yield from lockstep_metrics(found.pairs)
     lanes = [lane for one in summary.record.ladder for lane in one.info.lanes if lane.rung != "dense"]
     if found.ladders and lanes:

@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import moeprof
 from moeprof.analysis.compare.comparable import Difference
 from moeprof.analysis.compare.runs import MetricComparison
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.analysis.regress.routing.change import GateFigure, LayerChange, RoutingChange
-from moeprof.analysis.report.document import Row, Table
+from moeprof.analysis.report.document import Document, Row, Table
 from moeprof.analysis.report.doubts import SEVERITIES, VOIDS
 from moeprof.analysis.report.result import Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.headers import FORMAT_VERSION, to_json
+from moeprof.core.version import VERSION
 
 
 def as_json(result: Result) -> Any:
@@ -64,6 +64,7 @@ def summary_json(report: RunReport) -> dict[str, Any]:
         "run": summary.record.run,
         "status": summary.record.status,
         "pricing": to_json(summary.pricing),
+        "answer": _answer(report.document),
         "validity": _flags(doubts),
         "doubts": [asdict(doubt) for doubt in doubts],
         "models": {
@@ -76,6 +77,12 @@ def summary_json(report: RunReport) -> dict[str, Any]:
             for model in summary.models
         },
     }
+
+
+def _answer(document: Document) -> dict[str, Any] | None:
+    """The paragraph and each question with its outcome and the metrics that it rests on."""
+    answer = document.answer
+    return None if answer is None else {"paragraph": answer.paragraph, **asdict(answer)}
 
 
 def _flags(doubts: Sequence[Doubt]) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "status": page.status,
         "reference": comparison.reference,
         "verdict": page.headline,
+        "answer": _answer(page),
         "notes": list(page.notes),
         "banners": list(page.banners),
         "doubts": [asdict(doubt) for doubt in page.doubts],
@@ -208,7 +216,7 @@ def regression_json(regression: Regression) -> dict[str, Any]:
     noise = regression.noise
     whole = {
         "format_version": REGRESS_FORMAT_VERSION,
-        "moeprof": moeprof.__version__,
+        "moeprof": VERSION,
         "verdict": regression.verdict,
         "exit_code": regression.exit_code,
         "mode": regression.mode,

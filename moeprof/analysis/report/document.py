@@ -321,6 +321,62 @@ class Section:
         return any(isinstance(b, Waterfall) or (isinstance(b, Table) and b.compares) for b in self.blocks)
 
 
+Outcome = Literal["yes", "no", "depends", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One question about a model against its rival, answered.
+
+    Attributes:
+        question: as a person asks it: ``cheaper?``.
+        outcome: for the model in question.
+        text: the evidence in a line: figures with their intervals, or why it cannot be told.
+        figures: full names of the metrics that it rests on.
+        clause: what the paragraph says of it, a predicate whose subject is the model; empty: nothing, or ``aside``.
+        aside: the same as a sentence of its own, where no predicate holds.
+        lean: 1 speaks for the model, -1 for its rival, 0 for neither.
+    """
+
+    question: str
+    outcome: Outcome
+    text: str
+    figures: tuple[str, ...] = ()
+    clause: str = ""
+    aside: str = ""
+    lean: Literal[-1, 0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Should one serve this model? In words that need no knowledge of the tool.
+
+    Attributes:
+        model: in question: the MoE where there is one.
+        rival: what it is held against, or None.
+        models: all that the answer speaks of.
+        facts: what was found, in one sentence, and what could not be told.
+        why: what a step of it reads, where that was seen; else empty.
+        advice: what to do; empty where nothing can be advised.
+        change: what would change it, or what to run next; empty where nothing is known.
+        findings: question by question.
+    """
+
+    model: str
+    rival: str | None
+    models: tuple[str, ...]
+    facts: str
+    why: str
+    advice: str
+    change: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def paragraph(self) -> str:
+        """All of it, to be read by itself."""
+        return " ".join(part for part in (self.facts, self.why, self.advice, self.change) if part)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """A whole report.
@@ -339,6 +395,8 @@ class Document:
         doubts: "Reasons to doubt this".
         workload_text: the YAML as the user wrote it.
         notes: sentences that stand under the headline: each model's dollars, what each router does.
+        answer: stands before the headline, which is then its first piece of evidence; None where nothing was measured
+            that one could serve.
     """
 
     title: str
@@ -354,3 +412,4 @@ class Document:
     doubts: tuple[Doubt, ...]
     workload_text: str = ""
     notes: tuple[str, ...] = ()
+    answer: Answer | None = None

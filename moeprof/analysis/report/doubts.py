@@ -13,10 +13,16 @@ import numpy as np
 
 from moeprof.analysis.doubt import Doubt, Severity
 from moeprof.analysis.metrics.attribution import ALPHA
-from moeprof.analysis.metrics.device_state import GPU_IDLE, findings, in_words, throttle_codes, throttled_ratio
 from moeprof.analysis.metrics.latency import schedule_lag_flag
+from moeprof.analysis.metrics.load.overload import fell_behind, overload_of, saturation_of
 from moeprof.analysis.metrics.lookup import number, pick
-from moeprof.analysis.metrics.overload import fell_behind, overload_of, saturation_of
+from moeprof.analysis.metrics.resources.device_state import (
+    GPU_IDLE,
+    findings,
+    in_words,
+    throttle_codes,
+    throttled_ratio,
+)
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.metrics.tables import PassTables, column, is_done

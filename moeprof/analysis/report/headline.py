@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.compare.ratios import priced_models
+from moeprof.analysis.metrics.load.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.lookup import number
-from moeprof.analysis.metrics.overload import fell_behind, overload_of
 from moeprof.analysis.metrics.routing.steps import COVERED, LEAST_SHARE, PURE
 from moeprof.analysis.metrics.samples import too_few_requests
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.report.answer import unsettled
 from moeprof.analysis.report.doubts import disturbed
+from moeprof.analysis.report.saving import unsettled
 from moeprof.analysis.report.sections.lockstep import ratio_text
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core import units

@@ -13,10 +13,11 @@ from moeprof.analysis.metrics.labels import FIRST_SCREEN, SECTIONS, heading_of, 
 from moeprof.analysis.metrics.lookup import Key, highest_percentile, pick
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report import charts
-from moeprof.analysis.report.answer import answer
+from moeprof.analysis.report.answer import answer_of
 from moeprof.analysis.report.document import Document, ModelColumn, Row, Section, Table
 from moeprof.analysis.report.doubts import find_doubts
 from moeprof.analysis.report.headline import banners, findings, headline, subtitle, with_reservations
+from moeprof.analysis.report.saving import saving
 from moeprof.analysis.report.sections import breakdown
 from moeprof.analysis.report.sections.cost import other_splits
 from moeprof.analysis.report.sections.ladder import ladder_section
@@ -174,6 +175,7 @@ def build_document(summary: Summary) -> Document:
         status=record.status,
         started_at=record.experiment.started_at or "",
         headline=_headline(summary),
+        answer=answer_of(summary),
         notes=(*claim_notes(summary), *findings(summary), *breakdown.findings(summary)),
         subtitle=subtitle(summary),
         banners=banners(summary),
@@ -188,7 +190,7 @@ def build_document(summary: Summary) -> Document:
 def _headline(summary: Summary) -> str:
     """Against its twins where the run has them: they are what sparsity is measured by. Overload stands beside."""
     parts = roles(summary)
-    told = answer(summary, parts) if parts.active is not None or parts.total is not None else None
+    told = saving(summary, parts) if parts.active is not None or parts.total is not None else None
     return with_reservations(headline(summary) if told is None else told.sentence, summary)
 
 

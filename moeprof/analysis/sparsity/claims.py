@@ -28,10 +28,10 @@ from moeprof.analysis.compare.lanes import LaneTimes, lane_times, offset_of, pai
 from moeprof.analysis.compare.pairs import paired_logs, ratio_of_pairs, repeats
 from moeprof.analysis.compare.same_work import Work, why_incomparable
 from moeprof.analysis.metrics.lookup import key_of, pick
+from moeprof.analysis.metrics.resources.work import StepWork, step_work
 from moeprof.analysis.metrics.routing.shift import first_with_routing
 from moeprof.analysis.metrics.routing.units import cell, exchangeable_units
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.work import StepWork, step_work
 from moeprof.analysis.sparsity.ladder import ladder_cache_note, ladders
 from moeprof.analysis.sparsity.realised import realised_of_lanes, realised_of_rounds
 from moeprof.analysis.sparsity.roles import load_text, own_load_text, roles

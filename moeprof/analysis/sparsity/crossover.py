@@ -21,8 +21,8 @@ import numpy as np
 from moeprof.analysis.compare.ratios import PAIRED_FLOOR_RATIO, estimated_ratio
 from moeprof.analysis.compare.split_prices import within_split
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.cost_bounds import output_bounds
-from moeprof.analysis.metrics.sweep import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
+from moeprof.analysis.metrics.cost.bounds import output_bounds
+from moeprof.analysis.metrics.sweep.points import SweptPoint, SweptRound, log_ratio_estimate, to_metric, usd_total
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.sparsity.sweeps import PointResult, SweepResult
 from moeprof.analysis.stats.estimate import ROUNDS, Estimate, Ratio

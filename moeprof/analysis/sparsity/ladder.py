@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeprof.analysis.compare.lanes import LaneOffset, LaneTimes, lane_offset, lane_times, lanes_estimate
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.sparsity.realised import realised_of_lanes
 from moeprof.analysis.sparsity.roles import cache_note
 from moeprof.analysis.stats.arrays import FloatArray

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.metrics.lookup import number
+from moeprof.analysis.metrics.resources.work import limits_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.work import limits_of
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.units import num_bytes
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeprof.analysis.metrics import sweep as figures
-from moeprof.analysis.metrics.cost_bounds import output_bounds
+from moeprof.analysis.metrics.cost.bounds import output_bounds
 from moeprof.analysis.metrics.routing.shift import first_with_routing
 from moeprof.analysis.metrics.routing.steps import distinct_nulls, routed_steps
 from moeprof.analysis.metrics.routing.units import cell
 from moeprof.analysis.metrics.samples import itl_samples, mean_of_steps, span_samples, summarise
-from moeprof.analysis.metrics.slo import goodput_of
-from moeprof.analysis.metrics.sweep import (
+from moeprof.analysis.metrics.sweep import points as figures
+from moeprof.analysis.metrics.sweep.points import (
     AXES,
     SweptPoint,
     SweptRound,
     from_metric,
     over_rounds,
 )
+from moeprof.analysis.metrics.sweep.slo import goodput_of
 from moeprof.analysis.metrics.tables import is_done
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.workload.studies import SweepPoint

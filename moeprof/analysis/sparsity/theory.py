@@ -19,9 +19,9 @@ import numpy as np
 
 from moeprof.analysis.compare.comparable import why_incomparable
 from moeprof.analysis.compare.lanes import LockstepPair, lockstep_pairs
-from moeprof.analysis.metrics.sweep import log_ratio_estimate, over_rounds, to_metric
+from moeprof.analysis.metrics.resources.work import Limits, StepWork, limits_of, roofline_S, step_work
+from moeprof.analysis.metrics.sweep.points import log_ratio_estimate, over_rounds, to_metric
 from moeprof.analysis.metrics.tables import ALL, PassTables, column, is_phase
-from moeprof.analysis.metrics.work import Limits, StepWork, limits_of, roofline_S, step_work
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-import moeprof
 from moeprof.capture.devices.gpu import Gpu
 from moeprof.core.record.experiment import EnvironmentHeader, GpuIdentity
+from moeprof.core.version import VERSION
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 
@@ -21,7 +21,7 @@ def environment(gpu: Gpu | None, device: str, threads: int | None, *, num_device
     """The environment part of experiment.json; ``num_devices`` are used and billed."""
     gpu = None if device == "cpu" else gpu
     return EnvironmentHeader(
-        moeprof=moeprof.__version__,
+        moeprof=VERSION,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
         machine=platform.machine(),

@@ -22,10 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import moeprof
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.core import yamlfile
 from moeprof.core.errors import EngineError
+from moeprof.core.version import VERSION
 from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
 
 PROTOCOL = 2
@@ -53,7 +53,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def greeting() -> dict[str, Any]:
     """What a child says first. Versions are read from the packages' own notes; nothing heavy is imported."""
-    found: dict[str, Any] = {"protocol": PROTOCOL, "moeprof": moeprof.__version__, "python": platform.python_version()}
+    found: dict[str, Any] = {"protocol": PROTOCOL, "moeprof": VERSION, "python": platform.python_version()}
     for package in ("torch", "transformers"):
         try:
             found[package] = metadata.version(package)

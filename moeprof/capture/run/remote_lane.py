@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import moeprof
 from moeprof.capture.devices.process import THREADS
 from moeprof.capture.lockstep.loop import Turn
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode
@@ -26,6 +25,7 @@ from moeprof.capture.protocol import OnReport, Report
 from moeprof.capture.worker.process import SILENCE_S, WorkerFailedError
 from moeprof.capture.worker.watch import STOP_GRACE_S
 from moeprof.core.errors import EngineError, InputError
+from moeprof.core.version import VERSION
 
 GREETING_S = 60.0  # nothing heavy is imported before it
 LISTEN_S = 0.2
@@ -99,7 +99,7 @@ class RemoteLane:
         if message.get("protocol") != PROTOCOL:
             raise InputError(
                 f"{_option(self._name)}: moeprof {message.get('moeprof')} of {self.python} speaks protocol "
-                f"{message.get('protocol')} of two processes, this one (moeprof {moeprof.__version__}) {PROTOCOL}; "
+                f"{message.get('protocol')} of two processes, this one (moeprof {VERSION}) {PROTOCOL}; "
                 "install versions of moeprof that speak the same one"
             )
         if message.get("torch") is None or message.get("transformers") is None:
@@ -236,7 +236,7 @@ class RemoteLane:
         if name.startswith("moeprof."):
             what = "a moeprof that cannot be stepped from outside"
         return InputError(
-            f"{_option(self._name)}: {self.python} has {what}; install moeprof {moeprof.__version__} or later with its "
+            f"{_option(self._name)}: {self.python} has {what}; install moeprof {VERSION} or later with its "
             "libraries into that environment"
         )
 
@@ -264,7 +264,7 @@ def child_environment(ours: Mapping[str, str], python: Path, threads: int | None
 
     Another environment's Python must not find this moeprof on PYTHONPATH or in the current folder; this one's must.
     """
-    found, own = {**ours, **IDLE, "PYTHONSAFEPATH": "1"}, Path(moeprof.__file__).resolve().parents[1]
+    found, own = {**ours, **IDLE, "PYTHONSAFEPATH": "1"}, Path(__file__).resolve().parents[3]
     if threads is not None:
         found |= dict.fromkeys(THREADS, str(threads))
     paths = [path for path in ours.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != own]

@@ -19,9 +19,9 @@ from xml.etree import ElementTree as ET
 from junitparser import Attr, Failure, JUnitXml, Skipped, SystemErr, SystemOut, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
-import moeprof
 from moeprof.analysis.regress.result import GateResult, Regression
 from moeprof.core.text import unturned
+from moeprof.core.version import VERSION
 from moeprof.render.ci.words import case_names, figures, headline, sentence
 
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -62,7 +62,7 @@ def _suite(regression: Regression, model: str, index: int, cases: Sequence[Case]
     suite.hostname = "localhost"  # required by one schema; a machine's own name is nobody's business
     for name in ("device", "reference", "reference_at", "other", "other_at", "mode", "verdict"):
         suite.add_property(name, legal(getattr(regression, name)))
-    suite.add_property("moeprof", moeprof.__version__)
+    suite.add_property("moeprof", VERSION)
     suite.add_testcases([_case(regression, gate, name) for gate, name in cases])
     for stream in (SystemOut(legal(_system_out(regression, cases))), SystemErr("")):
         TestSuite.append(suite, stream)

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from moeprof.analysis.doubt import Doubt
-from moeprof.analysis.metrics.cards import all_cards
+from moeprof.analysis.metrics.cards import all_cards, card_for
 from moeprof.analysis.report.document import (
     Block,
     Chart,
@@ -73,10 +73,18 @@ def render_html(document: Document) -> str:
         last_sections=[pair for pair in sections if pair[0].name in LAST_SECTIONS],
         doubts=sorted(document.doubts, key=lambda d: SEVERITIES.index(d.severity)),
         doubt_counts=_doubt_counts(document.doubts),
-        cards=glossary(document),
+        cards=(cards := glossary(document)),
+        defined=_defined(document, cards),
         compares=any(isinstance(b, Table) and b.compares for s in document.sections for b in s.blocks),
     )
     return unturned(text)
+
+
+def _defined(document: Document, cards: Sequence[tuple[str, Sequence[Card]]]) -> dict[str, str]:
+    """Names that the answer rests on, each with the card that the page defines it by."""
+    shown = {card.name for _, group in cards for card in group}
+    names = [name for found in (document.answer.findings if document.answer else ()) for name in found.figures]
+    return {name: card_for(name).name for name in names if card_for(name).name in shown}
 
 
 def _summary(document: Document, page: Page) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeprof.analysis.compare.split_prices import within_split
-from moeprof.analysis.metrics.cost_bounds import SplitBounds, bounds_by_figure
+from moeprof.analysis.metrics.cost.bounds import SplitBounds, bounds_by_figure
 from moeprof.analysis.stats.estimate import Ratio
 from moeprof.core.metric import MetricValue
 

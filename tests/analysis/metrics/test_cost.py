@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeprof.analysis.metrics.cost import CARDS, cost_metrics
-from moeprof.analysis.metrics.cost_bill import CostSplit, cost_split, cost_splits
+from moeprof.analysis.metrics.cost.bill import CostSplit, cost_split, cost_splits
+from moeprof.analysis.metrics.cost.metrics import CARDS, cost_metrics
 from moeprof.analysis.metrics.launches import over_launches
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.cli.options import parse_api
 from moeprof.core.errors import PriceError
 from moeprof.core.metric import MetricValue
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.headers import part_of, to_json
+from moeprof.core.workload.overrides import parse_api
 from moeprof.core.workload.workload import ApiPrices, Capital, Prices
 from tests.helpers.records import make_facts, make_pass, make_requests, make_routing, make_steps, make_telemetry
 

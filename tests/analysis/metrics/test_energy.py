@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeprof.analysis.metrics.energy import energy_metrics, pass_energy
+from moeprof.analysis.metrics.resources.energy import energy_metrics, pass_energy
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.stats.arrays import FloatArray
 from tests.helpers.records import make_pass, make_steps, make_telemetry

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from moeprof.analysis.metrics.breakdown import (
+from moeprof.analysis.metrics.cards import card_for
+from moeprof.analysis.metrics.resources.breakdown import (
     HOST,
     LAUNCHES,
     REST,
@@ -18,8 +19,7 @@ from moeprof.analysis.metrics.breakdown import (
     stage_work,
     total_of,
 )
-from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.work import StepWork, step_work
+from moeprof.analysis.metrics.resources.work import StepWork, step_work
 from moeprof.analysis.report.sections.breakdown import sentence
 from moeprof.core.errors import RecordError
 from moeprof.core.files import write_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moeprof.analysis.metrics.interruptions import lost_ratios, undisturbed_rounds
+from moeprof.analysis.metrics.load.interruptions import lost_ratios, undisturbed_rounds
 from moeprof.analysis.metrics.tables import PassTables
 from tests.helpers.records import make_pass, make_steps
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeprof.analysis.metrics.breakdown import stage_work
-from moeprof.analysis.metrics.cost_split import split_busy
-from moeprof.analysis.metrics.memory import memory_metrics
-from moeprof.analysis.metrics.work import NO_WINDOWS, SeenTokens, StepWork, attention_work, step_work
+from moeprof.analysis.metrics.cost.split import split_busy
+from moeprof.analysis.metrics.resources.breakdown import stage_work
+from moeprof.analysis.metrics.resources.memory import memory_metrics
+from moeprof.analysis.metrics.resources.work import NO_WINDOWS, SeenTokens, StepWork, attention_work, step_work
 from moeprof.capture.engines.base import SequenceInStep, Step
 from moeprof.capture.recorders.steps import StepRecorder, step_row
 from moeprof.core.model_facts import LayerAttention, ModelFacts

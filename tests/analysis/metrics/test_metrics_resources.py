@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.metrics.cards import all_cards
-from moeprof.analysis.metrics.energy import energy_metrics, pass_energy
-from moeprof.analysis.metrics.memory import memory_metrics
-from moeprof.analysis.metrics.parameters import parameter_metrics
+from moeprof.analysis.metrics.resources.energy import energy_metrics, pass_energy
+from moeprof.analysis.metrics.resources.memory import memory_metrics
+from moeprof.analysis.metrics.resources.parameters import parameter_metrics
+from moeprof.analysis.metrics.resources.work import StepWork, limits_of, peaks_of, step_work, work_metrics
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.metrics.work import StepWork, limits_of, peaks_of, step_work, work_metrics
 from moeprof.core.metric import MetricValue
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import ModelFit

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeprof.analysis.metrics.overload import backlog, capacity_per_s, fell_behind, overload_of, requested_rate
+from moeprof.analysis.metrics.load.overload import backlog, capacity_per_s, fell_behind, overload_of, requested_rate
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.metrics.throughput import throughput_metrics

@@ -12,10 +12,10 @@ from moeprof.analysis.compare.lanes import lockstep_pairs
 from moeprof.analysis.compare.models import compare_models
 from moeprof.analysis.metrics.lookup import key_of
 from moeprof.analysis.metrics.summary import ModelSummary, Summary, summarise
-from moeprof.analysis.report.answer import _costs, unit_costs
 from moeprof.analysis.report.compare import compare_document
 from moeprof.analysis.report.data import comparison_json, comparison_rows
 from moeprof.analysis.report.document import Paragraph, Section, Table
+from moeprof.analysis.report.saving import _costs, unit_costs
 from moeprof.analysis.report.sections.ladder import ladder_section, sentences
 from moeprof.analysis.report.sections.memory import quality_section, variance_section
 from moeprof.analysis.report.sections.sweep import sweep_section

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from moeprof.analysis.compare.models import COSTS, cost_ratio
-from moeprof.analysis.metrics.pricing import repriced
+from moeprof.analysis.metrics.cost.pricing import repriced
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.compare import compare_document
 from moeprof.analysis.report.data import comparison_json

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeprof.analysis.metrics.sweep import log_ratio_estimate
+from moeprof.analysis.metrics.sweep.points import log_ratio_estimate
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.sparsity.crossover import (
     Crossover,

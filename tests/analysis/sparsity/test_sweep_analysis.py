@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moeprof.analysis.metrics.cards import card_for
-from moeprof.analysis.metrics.slo import usd_per_1m_tokens_at_slo
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.metrics.sweep import over_rounds
+from moeprof.analysis.metrics.sweep.points import over_rounds
+from moeprof.analysis.metrics.sweep.slo import usd_per_1m_tokens_at_slo
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.report.document import Chart, Paragraph, Table
 from moeprof.analysis.report.run import build_document

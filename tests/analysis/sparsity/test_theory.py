@@ -13,9 +13,9 @@ import pytest
 
 from moeprof.analysis.compare.lanes import LockstepPair
 from moeprof.analysis.metrics.lookup import pick
+from moeprof.analysis.metrics.resources.work import Limits
 from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.analysis.metrics.work import Limits
 from moeprof.analysis.report.document import Paragraph, Table
 from moeprof.analysis.report.sections.memory import held_bytes, memory_section, sentence
 from moeprof.analysis.report.sections.theory import theory_section

@@ -5,7 +5,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from moeprof.analysis.metrics.steady import Steady, find_steady
+from moeprof.analysis.metrics.load.steady import Steady, find_steady
 from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.stats.trend import mann_kendall, mser_cut, thin
 from tests.helpers.queues import CAPACITY_PER_S, open_queue

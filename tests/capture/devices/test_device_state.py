@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 from moeprof.analysis.compare.comparable import device
-from moeprof.analysis.metrics.device_state import (
+from moeprof.analysis.metrics.resources.device_state import (
     Throttled,
     findings,
     in_words,

@@ -11,7 +11,7 @@ import torch
 from moeprof.analysis.compare.comparable import classes_of
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.launches import over_launches
-from moeprof.analysis.metrics.reference_kernel import NOT_TIMED, REFERENCE_NAME, reference_metrics
+from moeprof.analysis.metrics.resources.reference_kernel import NOT_TIMED, REFERENCE_NAME, reference_metrics
 from moeprof.capture.devices.peaks import time_reference
 from moeprof.core.record.passes import PassHeader
 from tests.helpers.tiny_run import Ran

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from moeprof.analysis.metrics.work import limits_of
+from moeprof.analysis.metrics.resources.work import limits_of
 from moeprof.capture.coverage import tiny_config, tiny_model
 from moeprof.capture.devices.gpu import Gpu, GpuReading
 from moeprof.capture.devices.meters import GpusMeter

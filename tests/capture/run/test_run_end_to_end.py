@@ -211,7 +211,7 @@ def test_prices_of_input_and_output_add_up_to_the_bill(tiny_run: Run) -> None:
 
 
 def test_the_split_adds_up_in_every_single_pass(tiny_run: Run) -> None:
-    from moeprof.analysis.metrics.cost_bill import cost_splits
+    from moeprof.analysis.metrics.cost.bill import cost_splits
     from moeprof.analysis.metrics.tables import PassTables
     from moeprof.core.pricing import Pricing
     from moeprof.core.record.layout import open_record

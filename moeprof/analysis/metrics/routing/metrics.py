@@ -60,7 +60,7 @@ _card = partial(Card, section="routing", source="docs/metrics.md#router", kind="
 _LOAD: tuple[Card, ...] = (
     _card("router_load_max_over_mean", "Busiest expert over mean", "ratio", "lower",
           "max n_e / mu over the window, mean over layers; at most E/k", source="MaxVio + 1 (arXiv 2408.15664)",
-          screen=(Place(110, "router load in decode, max / mean", phase="decode"),),
+          screen=(Place(100, "router load in decode, max / mean", phase="decode"),),
           gates=(Place(130, "+0.2", phase="prefill"), Place(140, "+0.2", phase="decode")),
           baseline=(Place(130, phase="decode"),)),
     _card("router_load_max_over_mean_worst", "Busiest expert over mean, worst layer", "ratio", "lower",
@@ -70,7 +70,7 @@ _LOAD: tuple[Card, ...] = (
           source="Shazeer et al. 2017"),
     _card("router_entropy_ratio", "Load entropy", "ratio", "higher", "-sum q ln q / ln E, mean over layers",
           source="Shannon 1948, over its largest value", bounded=True,
-          screen=(Place(130, "router entropy in decode", phase="decode"),)),
+          screen=(Place(150, "router entropy in decode", phase="decode"),)),
     _card("router_gini", "Load Gini", "ratio", "lower", "Gini coefficient of n, mean over layers", source="Gini 1912",
           bounded=True),
     _card("router_jain", "Load fairness", "ratio", "higher", "1 / (1 + CV^2), mean over layers",

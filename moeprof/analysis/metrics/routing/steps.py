@@ -46,7 +46,7 @@ STEP_CARDS: tuple[Card, ...] = (
     _card("distinct_experts_per_step", "Distinct experts per step", "experts", "neither",
           "experts with a token in a step and layer, mean over layers and steps; nulls: uniform E*(1-(1-k/E)^T), "
           "marginal sum_e 1 - C(N-n_e,T)/C(N,T); n = steps, of which neighbours share requests",
-          screen=(Place(120, "experts touched per decode step", phase="decode"),)),
+          screen=(Place(140, "experts touched per decode step", phase="decode"),)),
     _card("experts_touched_ratio", "Experts touched per step", "ratio", "neither", "distinct_experts_per_step / E",
           bounded=True),
     _card("expert_reuse_ratio", "Tokens per expert fetched", "tokens", "neither",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moeprof.analysis.metrics.breakdown import HOST, LAUNCHES, PARTS, REST, ItemisedStep, Part, itemised_steps
+from moeprof.analysis.metrics.resources.breakdown import HOST, LAUNCHES, PARTS, REST, ItemisedStep, Part, itemised_steps
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
 from moeprof.analysis.report.document import Block, Paragraph, StackedBars, Table
 from moeprof.analysis.report.tables import facts

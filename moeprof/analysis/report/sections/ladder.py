@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.summary import Summary
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.report.document import (
     Block,
     Chart,

@@ -14,7 +14,7 @@ from moeprof.analysis.compare.lanes import (
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.doubt import Doubt
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.report.document import Paragraph, Row, Section, Table
 from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.stats.estimate import Estimate

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from moeprof.analysis.metrics import sweep as figures
 from moeprof.analysis.metrics.samples import of_enough_requests
-from moeprof.analysis.metrics.slo import NAME as AT_SLO
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep import points as figures
+from moeprof.analysis.metrics.sweep.points import to_metric
+from moeprof.analysis.metrics.sweep.slo import NAME as AT_SLO
 from moeprof.analysis.report.document import Block, Chart, Paragraph, Section, Series, Table
 from moeprof.analysis.report.tables import compared, metric_row
 from moeprof.analysis.sparsity.crossover import (

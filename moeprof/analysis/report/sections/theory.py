@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.metrics.tables import ALL
 from moeprof.analysis.report.document import Block, Paragraph, Row, Section, Table
 from moeprof.analysis.report.tables import compared, metric_row

@@ -14,7 +14,7 @@ from moeprof.analysis.stats.estimate import Estimate
 from moeprof.core.metric import MetricValue
 
 if TYPE_CHECKING:
-    from moeprof.analysis.metrics.cost_bill import CostSplit
+    from moeprof.analysis.metrics.cost.bill import CostSplit
 
 PRICE_OF_SIDE = re.compile(r"usd_per_1m_(input|output)_tokens(_with_cached|_busy|_low|_high)?")
 Key = tuple[str, tuple[tuple[str, str], ...]]

@@ -22,7 +22,7 @@ from statistics import median
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.work import GATHER_FACTOR, Limits, SeenTokens, attention_work, limits_of
+from moeprof.analysis.metrics.resources.work import GATHER_FACTOR, Limits, SeenTokens, attention_work, limits_of
 from moeprof.core.metric import Card, MetricValue, measured
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.breakdown import STAGES, Gap, GapPoint, ProfiledStep

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_split
-from moeprof.analysis.metrics.interruptions import undisturbed_rounds
-from moeprof.analysis.metrics.objectives import num_distinct
-from moeprof.analysis.metrics.overload import requested_rate, saturation_of
+from moeprof.analysis.metrics.cost.bill import MILLION, CostSplit, cost_split
+from moeprof.analysis.metrics.load.interruptions import undisturbed_rounds
+from moeprof.analysis.metrics.load.overload import requested_rate, saturation_of
+from moeprof.analysis.metrics.resources.work import peaks_of
+from moeprof.analysis.metrics.sweep.objectives import num_distinct
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase, token_times
-from moeprof.analysis.metrics.work import peaks_of
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.estimate import Estimate, narrow, ratio_of_logs
 from moeprof.core.metric import MetricValue

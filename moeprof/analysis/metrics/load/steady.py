@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moeprof.analysis.metrics.overload import backlog, saturation_of
+from moeprof.analysis.metrics.load.overload import backlog, saturation_of
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.analysis.stats.trend import Trend, mann_kendall, mser_cut, thin

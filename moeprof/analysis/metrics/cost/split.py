@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from moeprof.analysis.metrics.resources.work import SeenTokens, read_bytes
 from moeprof.analysis.metrics.tables import PassTables, column, is_phase
-from moeprof.analysis.metrics.work import SeenTokens, read_bytes
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.model_facts import OTHER_MODALITIES, ModelFacts
 

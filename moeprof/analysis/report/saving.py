@@ -1,4 +1,4 @@
-"""The answer in one sentence: what the MoE costs against its rivals, what was realised, which dense size it equals."""
+"""The saving in one sentence: what the MoE costs against its rivals, what was realised, which dense size it equals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from moeprof.analysis.compare.models import cost_ratio
 from moeprof.analysis.metrics.summary import ModelSummary, Summary
-from moeprof.analysis.metrics.sweep import to_metric
+from moeprof.analysis.metrics.sweep.points import to_metric
 from moeprof.analysis.report.sections.lockstep import parameters_text, ratio_text
 from moeprof.analysis.sparsity.realised import DenseEquivalent, equivalent_of_rounds, realised_of_rounds
 from moeprof.analysis.sparsity.roles import Roles
@@ -20,8 +20,8 @@ NO_LADDER = "needs dense twins of at least 3 sizes in the workload (`twin_of: <m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a comparison of one run comes to.
+class Saving:
+    """What an MoE costs against its dense models, and what of the saving that they promise was realised.
 
     Attributes:
         sentence: the headline.
@@ -47,8 +47,8 @@ class Answer:
         return tuple(values)
 
 
-def answer(summary: Summary, parts: Roles) -> Answer | None:
-    """The answer of a run with an MoE and at least one dense model that did the same work; None for other runs."""
+def saving(summary: Summary, parts: Roles) -> Saving | None:
+    """That of a run with an MoE and at least one dense model that did the same work; None for other runs."""
     moe = parts.moe
     if moe is None:
         return None
@@ -69,7 +69,7 @@ def answer(summary: Summary, parts: Roles) -> Answer | None:
     sentence = f"{where} {clauses}{launch * settled}."
     if realised.value is not None and parts.cache_note is not None:
         sentence += f" {parts.cache_note}."
-    return Answer(sentence=sentence, realised=realised, equivalent=equivalent, load=parts.load)
+    return Saving(sentence=sentence, realised=realised, equivalent=equivalent, load=parts.load)
 
 
 def unit_costs(model: ModelSummary) -> list[float]:

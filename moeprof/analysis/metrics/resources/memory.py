@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from moeprof.analysis.metrics.context import Context
+from moeprof.analysis.metrics.resources.work import distinct_experts
 from moeprof.analysis.metrics.samples import mean_of_steps
 from moeprof.analysis.metrics.tables import PassTables, column
-from moeprof.analysis.metrics.work import distinct_experts
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, measured, missing
 from moeprof.core.model_facts import ModelFacts
@@ -30,7 +30,7 @@ _of_run = partial(_card, kind="timed", counts_tokens=False)
 _of_routing = partial(_card, kind="routing", from_routing=True)
 CARDS: tuple[Card, ...] = (
     _card("weights_bytes", "weights", "B", "lower", "bytes as stored; by group with label group", kind="exact",
-          gates=(Place(30, "0%"),), baseline=(Place(30),)),
+          screen=(Place(70, "weights"),), gates=(Place(30, "0%"),), baseline=(Place(30),)),
     _card("kv_cache_bytes", "KV cache, allocated", "B", "neither", "bytes allocated for keys and values", kind="exact",
           gates=(Place(50, "+1%"),), needs="memory"),
     _of_run("kv_cache_peak_used_bytes", "KV cache, most used", "B", "lower",
@@ -45,7 +45,7 @@ CARDS: tuple[Card, ...] = (
     _of_run("host_rss_peak_bytes", "host memory, peak", "B", "lower", "largest resident set of the process",
           needs="memory"),
     _of_run("peak_memory_bytes", "memory needed", "B", "lower",
-          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(160, "peak memory"),),
+          "device: peak reserved; CPU run: peak resident set (label memory)", screen=(Place(180, "peak memory"),),
           needs="memory"),
     _card("predicted_memory_bytes", "memory, predicted before loading", "B", "neither",
           "process, weights, cache, activations and instruments, from config, files and this machine; device: without "

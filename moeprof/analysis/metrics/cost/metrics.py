@@ -12,12 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from moeprof.analysis.metrics.context import Context
-from moeprof.analysis.metrics.cost_bill import MILLION, CostSplit, cost_splits
-from moeprof.analysis.metrics.cost_bounds import with_split_bounds
-from moeprof.analysis.metrics.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.cost.bill import MILLION, CostSplit, cost_splits
+from moeprof.analysis.metrics.cost.bounds import with_split_bounds
+from moeprof.analysis.metrics.resources.memory import DENSE, NO_ROUTING, cold_expert_bytes, expert_counts
+from moeprof.analysis.metrics.resources.work import peaks_of
 from moeprof.analysis.metrics.samples import of_enough_requests, over_rounds
 from moeprof.analysis.metrics.tables import PassTables
-from moeprof.analysis.metrics.work import peaks_of
 from moeprof.core.metric import Card, MetricValue, Place, missing
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
@@ -49,7 +49,7 @@ CARDS: tuple[Card, ...] = (
           "lower", "C * prefill s / busy s / (prompt tokens computed + taken from the cache): the price of a prompt "
           "token that was served", source="docs/metrics.md#cached-prompt-tokens", needs="steps"),
     _of_tokens("usd_per_1m_total_tokens", "$ / 1M tokens computed, in and out", "USD / 1M tokens", "lower",
-          "C / (prompt tokens computed + output tokens)", screen=(Place(30, "price of 1M tokens"),)),
+          "C / (prompt tokens computed + output tokens)", screen=(Place(110, "price of 1M tokens"),)),
     _of_tokens("usd_per_1m_output_tokens_all_in", "$ / 1M output tokens, all in", "USD / 1M tokens", "lower",
           "C / output tokens; prompts are free in this figure, so never add it to an input price",
           source="the convention of InferenceX and inference-perf"),
@@ -70,7 +70,7 @@ CARDS: tuple[Card, ...] = (
     _of_run("busy_ratio", "busy share of the window", "share", "neither",
           "seconds of steps / window; below about 0.95 dollars compare utilisation, not models",
           source="docs/metrics.md#busy-and-billed", bounded=True,
-          screen=(Place(100, "busy at this traffic", own=True),), needs="steps"),
+          screen=(Place(130, "busy at this traffic", own=True),), needs="steps"),
     _of_tokens("usd_per_1m_input_tokens_busy", "$ / 1M input tokens, busy", "USD / 1M tokens", "lower",
           f"usd_per_1m_input_tokens {_BUSY}", source="docs/metrics.md#busy-and-billed", needs="steps"),
     _of_tokens("usd_per_1m_output_tokens_busy", "$ / 1M output tokens, busy", "USD / 1M tokens", "lower",

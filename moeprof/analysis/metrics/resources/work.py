@@ -50,7 +50,7 @@ _peak = partial(_card, kind="timed", counts_tokens=False)
 CARDS: tuple[Card, ...] = (
     _counted("touched_params_per_step", "parameters a step reads", "parameters", "neither",
           "B with k/E replaced by measured distinct experts per layer, plus the embedding rows looked up",
-          screen=(Place(150, "parameters touched per decode step", phase="decode", own=True),)),
+          screen=(Place(170, "parameters touched per decode step", phase="decode", own=True),)),
     _counted("bytes_per_step", "bytes a step moves", "B", "neither",
           "resident weights + distinct experts * expert bytes (by kernel) + keys, values and states read and written, "
           "by layer + head once"),
@@ -59,7 +59,7 @@ CARDS: tuple[Card, ...] = (
     _timed("mbu_ratio", "bandwidth used (S-MBU)", "ratio", "higher",
           "sum(bytes) / sum(step s) / measured bandwidth; n/a where the bytes of a step fit the last-level cache",
           source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work",
-          screen=(Place(180, "memory bandwidth used (MBU)"),)),
+          screen=(Place(200, "memory bandwidth used (MBU)"),)),
     _timed("mfu_ratio", "matrix rate used (S-MFU)", "ratio", "higher",
           "sum(FLOPs) / sum(step s) / measured matrix rate", source="S-MBU and S-MFU of MoE-CAP; docs/metrics.md#work"),
     _counted("roofline_s", "least time of a step", "s", "neither",

@@ -38,7 +38,7 @@ CARDS: tuple[Card, ...] = (
     _of_run("energy_j", "energy", "J", "lower", "counter difference over the window, within 5 % of sampled power"),
     _of_run("power_mean_w", "mean power", "W", "lower", "energy_j / window"),
     _of_tokens("energy_j_per_output_token", "energy per output token", "J / token", "lower", "energy_j / output tokens",
-          screen=(Place(170, "energy / output token"),), gates=(Place(330, "floor"),), baseline=(Place(110),)),
+          screen=(Place(190, "energy / output token"),), gates=(Place(330, "floor"),), baseline=(Place(110),)),
     _of_tokens("energy_j_per_total_token", "energy per token", "J / token", "lower",
           "energy_j / (prompt tokens computed + output tokens)"),
     _of_run("idle_power_w", "idle power", "W", "lower",

@@ -1,6 +1,6 @@
 """What a model is, as metrics (docs/metrics.md#parameters). Counted facts: exact, without intervals.
 
-``touched_params_per_step``, what a batch really reads, is measured: see metrics/work.py.
+``touched_params_per_step``, what a batch really reads, is measured: see work.py beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CARDS: tuple[Card, ...] = (
     _card("active_params_no_embedding_no_head", "parameters, active without embedding and head (C)", "parameters",
           "neither", "B - lm_head; GLM-4.5, MiniMax-Text-01 and Moonlight publish this one"),
     _card("active_params_ratio", "active / total", "share", "neither", "active_params / total_params",
-          screen=(Place(140, "active / total parameters"),)),
+          screen=(Place(160, "active / total parameters"),)),
     _card("params", "parameters of a group", "parameters", "neither", "parameters of the group in label group"),
     _card("num_moe_layers", "MoE layers", "layers", "neither", "blocks of routed experts"),
     _card("num_experts", "experts per layer", "experts", "neither", "E"),

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from moeprof.analysis.metrics.objectives import goodput, meets_slo, notes_of, num_distinct, objectives
-from moeprof.analysis.metrics.sweep import AXES, SweptPoint, from_metric, other_settings, over_rounds, to_metric
+from moeprof.analysis.metrics.sweep.objectives import goodput, meets_slo, notes_of, num_distinct, objectives
+from moeprof.analysis.metrics.sweep.points import AXES, SweptPoint, from_metric, other_settings, over_rounds, to_metric
 from moeprof.analysis.metrics.tables import PassTables, column
 from moeprof.analysis.stats.estimate import Estimate
 from moeprof.analysis.stats.intervals import binomial_interval

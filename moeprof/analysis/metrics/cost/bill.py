@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moeprof.analysis.metrics.cost_split import BusySplit, split_busy
-from moeprof.analysis.metrics.energy import input_tokens, output_tokens, pass_energy
+from moeprof.analysis.metrics.cost.split import BusySplit, split_busy
+from moeprof.analysis.metrics.resources.energy import input_tokens, output_tokens, pass_energy
 from moeprof.analysis.metrics.tables import PassTables, column, is_done
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing

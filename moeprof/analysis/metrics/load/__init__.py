@@ -1,0 +1,1 @@
+"""Load against capacity: steady window, overload, and what interrupted a pass."""

@@ -1,0 +1,1 @@
+"""What is used: parameters, memory, bytes and FLOPs, energy, the state of the device."""

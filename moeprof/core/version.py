@@ -1,0 +1,3 @@
+"""Which moeprof this is."""
+
+VERSION = "0.1.0"
