@@ -9,12 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-<<<<<<< HEAD
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-=======
 from collections.abc import Callable, Sequence
->>>>>>> main
+from contextlib import redirect_stderr, redirect_stdout
 
 import typer
 

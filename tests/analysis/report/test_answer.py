@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from moeprof.core.jsonfile import read_json, write_json
 
 from moeprof.analysis.compare.pairs import ratio_of_texts
 from moeprof.analysis.metrics.summary import Summary, summarise
@@ -22,6 +21,7 @@ from moeprof.analysis.report.document import Answer, Finding, Outcome
 from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
 from moeprof.analysis.sparsity.roles import roles
+from moeprof.core.files import read_json, write_json
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from tests.analysis.metrics.test_overload import named
