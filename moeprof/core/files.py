@@ -79,7 +79,7 @@ def allowed_bytes(packed: int) -> int:
 
 
 @contextmanager
-def opened(path: Path, most: int = MOST_BYTES) -> Iterator[IO[bytes]]:
+def opened(path: Path, most: int = MOST_BYTES) -> Iterator[io.BufferedReader]:
     """A regular file of at most so many bytes, for reading.
 
     Raises:

@@ -14,6 +14,7 @@ import pytest
 from moeprof.cli.main import main
 from moeprof.core.text import UNSAFE, Harmless, cell, json_text
 
+MODELS = ("=cmd|' /C calc'!A0", "::error::pwned", "##[error]pwned", "\u202egnp.exe")
 RECORD = Path(__file__).parents[1] / "records" / "format-1"
 NAMES = [
     "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\uff1d1+1", "::error::pwned", "  ::stop-commands::tok",
@@ -64,16 +65,16 @@ def test_json_is_the_same_value_and_holds_nothing_that_is_obeyed(name: str) -> N
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    for number, name in enumerate(NAMES):
+    for number, name in enumerate(MODELS):
         copy = Path(shutil.copytree(RECORD, folder / str(number)))
         experiment = json.loads((copy / "experiment.json").read_text())
         experiment["models"][0]["name"] = name
-        experiment["notes"] = [name]
+        experiment["notes"] = NAMES
         (copy / "experiment.json").write_text(json.dumps(experiment))
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(NAMES)), ids=[ascii(name) for name in NAMES])
+@pytest.mark.parametrize("number", range(len(MODELS)), ids=[ascii(name) for name in MODELS])
 def test_no_output_of_a_hostile_record_is_obeyed(
     hostile: Path, number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
