@@ -43,9 +43,10 @@ def ladder(
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
+    from moeprof.core.yamlfile import text_of
 
     formats = parse_formats(write, "compare")
-    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    text = text_of(workload)
     options = Overrides(launches=launches, device=device, threads=threads, usd_per_device_hour=usd_per_device_hour)
     settings = {
         "model": model,

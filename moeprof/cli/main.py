@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import MissingExtraError, MoeprofError, storage_sentence
 from moeprof.core.signals import ENDING, SignalWatch
-from moeprof.core.text import one_line
+from moeprof.core.text import Harmless, one_line
 
 if TYPE_CHECKING:
     import typer
@@ -111,6 +112,11 @@ def _result(arguments: Sequence[str] | None) -> object:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (see core/errors.py)."""
+    with redirect_stdout(Harmless(sys.stdout)), redirect_stderr(Harmless(sys.stderr)):
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         with SignalWatch(patient=False):
             return _exit_code(arguments)

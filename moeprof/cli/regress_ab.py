@@ -73,6 +73,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     from moeprof.capture.run.status import writing
     from moeprof.cli.progress import progress_listener
     from moeprof.core.signals import SignalWatch
+    from moeprof.core.yamlfile import text_of
 
     base_python, launches = options.base_python, options.launches or LAUNCHES
     if base_python is not None:
@@ -94,8 +95,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
             settings={"launches": launches, "until_precise": options.until_precise},
         )  # fmt: skip
         alone: list[Callable[[], None]] = [
-            partial(run.solo, name, workload_text=path.read_text(encoding="utf-8", errors="replace"))
-            for name, path in ((BASE, base), (NEW, new))
+            partial(run.solo, name, workload_text=text_of(path)) for name, path in ((BASE, base), (NEW, new))
         ]
         if base_python is not None:
             alone[0] = partial(run_solo, base_python, base, folder / BASE, signals, options.of_run)

@@ -270,6 +270,7 @@ def run(
     from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run.prepare import check_output_dir, prepare
     from moeprof.core.workload.workload import load_workload
+    from moeprof.core.yamlfile import text_of
 
     formats = parse_formats(write, "run")
     place = _place(output_dir, resume, keep_content=not no_content)
@@ -279,7 +280,7 @@ def run(
         goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour, api=api, device=device,
         threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
-    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    text = text_of(workload)
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))
     if not leads_torchrun(resolved.engine.parallel, os.environ):
         return

@@ -6,7 +6,6 @@ where the hub has no answer, and says so.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from moeprof.capture.models.counting.native import NATIVE, read_native
 from moeprof.capture.models.find import read_config
 from moeprof.core import yamlfile
 from moeprof.core.errors import ModelError
+from moeprof.core.files import UnreadableError, read_json_value
 from moeprof.core.known_models import (
     CountedModel,
     LayerDescription,
@@ -150,9 +150,9 @@ def _stored(counted: CountedModel, config: dict[str, Any], index: Path | None) -
     assert counted.facts is not None
     if index is not None and index.is_file():
         try:
-            size = int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"])
+            size = int(read_json_value(index)["metadata"]["total_size"])
             return replace(counted, stored_bytes=size, stored_reason=f"total_size of {INDEX}")
-        except (ValueError, KeyError, TypeError):
+        except (UnreadableError, ValueError, KeyError, TypeError):
             pass  # an index without a total says nothing about bytes; the config may
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
@@ -184,9 +184,13 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         ModelError: the class refuses the values.
     """
     from moeprof.capture.models.counting.ignored_keys import ignored_keys
+    from moeprof.capture.models.counting.many_layers import many_layers
     from moeprof.capture.models.language_model import language_model_config
     from moeprof.capture.models.meta import config_object, facts_from_config, total_with_other_parts
 
+    many = many_layers(config, lambda cut: facts_of_config(cut, name=name, source=source), name=name)
+    if many is not None:
+        return many
     built = config_object(config, name=name)
     alone = language_model_config(built)
     counted = built if alone is None else alone

@@ -29,6 +29,7 @@ from moeprof.capture.run.schedules import Scheduled
 from moeprof.capture.run.status import RunStatus
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import StorageError, WorkloadError
+from moeprof.core.files import write_text
 from moeprof.core.record.experiment import StudyHeader
 from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import ours
@@ -313,7 +314,7 @@ class LockstepRun:
         self.run_status.put(**{plan.kind: StudyHeader(status="failed", error=str(error), reason=error.reason)})
         if error.details:
             plan.folder.mkdir(parents=True, exist_ok=True)
-            (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
+            write_text(plan.folder / "failure.txt", error.details)
         self.listener.on_event(plan.label, "failed", {"error": str(error)})
 
     def _left_out(self, kind: str, reason: str) -> None:

@@ -43,6 +43,7 @@ from moeprof.capture.run.schedules import (
 )
 from moeprof.capture.run.status import RunStatus, now_utc
 from moeprof.core.errors import InputError, ModelError, WorkloadError
+from moeprof.core.files import made_anew
 from moeprof.core.pricing import Pricing, resolve_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
@@ -52,6 +53,7 @@ from moeprof.core.record.experiment import (
     ScheduleNote,
 )
 from moeprof.core.record.headers import part_of
+from moeprof.core.record.owner import take
 from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import TransformersSettings, ours
 from moeprof.core.workload.workload import Workload
@@ -308,19 +310,20 @@ def check_output_dir(folder: Path) -> None:
 
 
 def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
-    """A fresh folder for the record; never one that has something in it.
+    """A fresh folder for the record, which this process owns; never one that has something in it.
 
     Raises:
         InputError: it is there already, or cannot be written.
     """
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = output_dir or root / f"{stamp}-{workload.name}"
-    check_output_dir(folder)
+    folder = output_dir or root / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{workload.name}"
+    if output_dir is not None:
+        check_output_dir(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        if output_dir is None:
+            folder = made_anew(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        take(folder, empty=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
     return folder
@@ -378,6 +381,7 @@ def execute(
             return Experiment(setup, run_status, listener, signals).run()
         finally:
             run_status.put(device_at_end=device_at_end(prepared.gpu, meters))
+            run_status.close()
 
 
 def _experiment(prepared: Prepared) -> ExperimentHeader:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import TraceError
+from moeprof.core.files import UnreadableError, read_parquet
 from moeprof.core.trace import Note
 from moeprof.core.workload.traffic import TimestampUnit
 from moeprof.sources.formats.packing import PARQUET_MAGIC, as_text, read_packed
@@ -204,16 +205,16 @@ def _is_json(line: bytes) -> bool:
 
 def _open_parquet(path: Path, data: bytes, how: Reading) -> SourceFile:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(path, data)
         # Times become text, so that times of CSV, JSON and parquet are read in one way.
         for i, kind in enumerate(table.schema.types):
             if pa.types.is_temporal(kind):
                 table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.string()))
-    except (OSError, pa.ArrowException) as error:
-        raise TraceError(f"{path}: damaged parquet file; its columns cannot be read") from error
+    except (UnreadableError, pa.ArrowException) as error:
+        why = f" ({error.why})" if isinstance(error, UnreadableError) and error.__cause__ is None else ""
+        raise TraceError(f"{path}: damaged parquet file; its columns cannot be read{why}") from error
     if not len(table):
         raise TraceError(f"{path}: a parquet file without rows; a trace has at least one request")
     names = tuple(table.schema.names)

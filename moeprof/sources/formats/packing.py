@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
-import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from moeprof.core.errors import TraceError
+from moeprof.core.files import UnreadableError, read_bytes, unpacked
 
 PARQUET_MAGIC = b"PAR1"
 ZIP_MAGIC = b"PK\x03\x04"
 ZIP_HEAD_BYTES = 512
 
 
-def _zstd(data: bytes) -> bytes:
+def _zstd(data: IO[bytes]) -> IO[bytes]:
     import pyarrow as pa
 
-    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-        unpacked: bytes = stream.read()
-        return unpacked
+    stream: IO[bytes] = pa.CompressedInputStream(data, "zstd")
+    return stream
 
 
-# first bytes -> (name, how it is unpacked)
-PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
-    b"\x1f\x8b": ("gzip", gzip.decompress),
-    b"\xfd7zXZ\x00": ("xz", lzma.decompress),
+# first bytes -> (name, what unpacks it)
+PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], Any]]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"\xfd7zXZ\x00": ("xz", lzma.open),
     b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
-    b"BZh": ("bzip2", bz2.decompress),
+    b"BZh": ("bzip2", bz2.open),
 }
 # first bytes -> what it is, for what is no trace
 NAMED = {
@@ -45,6 +46,7 @@ NAMED = {
     b"\x80\x04": "a Python pickle, which is not opened; save it as JSON lines",
     b"\x80\x02": "a Python pickle, which is not opened; save it as JSON lines",
 }
+HEAD_BYTES = 2**16
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -56,18 +58,14 @@ def read_packed(path: Path) -> bytes:
         TraceError: missing, a folder, unreadable, damaged, or a thing of another kind, which is named.
     """
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise TraceError(f"{path}: no such file") from error
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror or error})") from error
-    for magic, (name, unpack) in PACKED.items():
-        if data.startswith(magic):
-            try:
-                data = unpack(data)
-            except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise TraceError(f"{path}: damaged {name} file; it cannot be unpacked") from error
-            break
+        data = read_bytes(path)
+        for magic, (name, unpack) in PACKED.items():
+            if data.startswith(magic):
+                with unpack(io.BytesIO(data)) as stream:
+                    data = unpacked(path, len(data), stream, name)
+                break
+    except UnreadableError as fault:
+        raise TraceError(str(fault)) from fault
     what = _other_thing(data)
     if what is not None:
         raise TraceError(f"{path}: this is {what}")
@@ -92,6 +90,8 @@ def as_text(path: Path, data: bytes) -> bytes:
     try:
         if data.startswith(UTF16_MARKS):
             data = data.decode("utf-16").encode("utf-8")
+        elif 0 in data[:HEAD_BYTES]:  # UTF-8 allows it; no trace has one, and disks give holes as zeros
+            raise TraceError(f"{path}:1: not text (a zero byte stands in it); a trace is CSV, JSON or parquet")
         data = data.removeprefix(BYTE_ORDER_MARK)
         data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moeprof.core.errors import ModelError
+from moeprof.core.files import UnreadableError, read_json_value
 from moeprof.core.known_models import CountedModel, LayerDescription, described_facts
 
 NATIVE = "params.json"
@@ -21,9 +21,9 @@ def read_native(file: Path) -> CountedModel | None:
         ModelError: sizes that do not go together, or no JSON.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model {file}: {file.name} cannot be read as JSON ({error})") from error
+        values = read_json_value(file, non_finite="keep")
+    except UnreadableError as fault:
+        raise ModelError(f"model {file}: {file.name} cannot be read as JSON ({fault.why})") from fault
     if not isinstance(values, dict) or any(not isinstance(values.get(key), int) for key in _NEEDED):
         return None
     facts = described_facts(_description(values), name=file.stem, source=file.name)

@@ -10,7 +10,6 @@ Formats that a rule is known for, per matrix of r rows and c columns:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,12 +17,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from moeprof.capture.models.groups import Grouper, find_expert_layers
 from moeprof.capture.models.language_model import language_model_config
 from moeprof.capture.models.meta import build_on_meta
+from moeprof.core.files import safetensors_header
 
 Rule = Callable[[int, int, dict[str, Any]], int | None]  # rows, columns, quantization_config -> bytes
-_MOST_HEADER_BYTES = 100 * 2**20  # what the format allows
 
 
 def by_headers(files: Iterable[Path]) -> tuple[int, str]:
@@ -36,9 +37,9 @@ def by_headers(files: Iterable[Path]) -> tuple[int, str]:
             total, unread = total + path.stat().st_size, unread + 1
             continue
         for tensor in header.values():
-            begin, end = tensor["data_offsets"]
+            begin, end = tensor.data_offsets
             total += end - begin
-            dtypes[tensor["dtype"]] += end - begin
+            dtypes[tensor.dtype] += end - begin
             num_tensors += 1
     if unread:
         return total, f"{len(paths)} files of weights"
@@ -46,16 +47,16 @@ def by_headers(files: Iterable[Path]) -> tuple[int, str]:
     return total, f"{num_tensors} tensors in {len(paths)} files of weights ({parts})"
 
 
-def _header(path: Path) -> dict[str, Any] | None:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= _MOST_HEADER_BYTES:
-            return None
-        try:
-            found = json.loads(file.read(size))
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            return None
-    return {name: tensor for name, tensor in found.items() if name != "__metadata__"}
+class _Tensor(msgspec.Struct):
+    dtype: str
+    data_offsets: tuple[int, int]
+
+
+def _header(path: Path) -> dict[str, _Tensor] | None:
+    try:
+        return msgspec.convert(safetensors_header(path), dict[str, _Tensor] | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def by_rule(config: Any, quantization: dict[str, Any], *, name: str, dtype: str) -> tuple[int, str] | None:
