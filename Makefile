@@ -4,15 +4,15 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: gpu-1 gpu-2 gpu-3 gpu-carry gpu-tiny gpu-publish
-.PHONY: publish bench-vllm help quickstart example test test-fast test-517 test-triton test-vllm lint types check docs wheel-check smoke baseline bench accept clean prove regress-example
+.PHONY: publish bench-vllm help quickstart example test test-fast test-517 test-triton test-vllm lint types check docs wheel-check smoke baseline lock soak bench accept clean prove regress-example
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt constraints.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.lock torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.lock --editable '.[dev]'
 	@touch .venv/ready
 
 quickstart: .venv/ready ## set up and run the main job on the demo models
@@ -57,6 +57,18 @@ check: lint types test ## everything before a commit
 
 docs: .venv/ready ## write the parts of docs/ that repeat what the code says
 	$(BIN)/python -m tests.helpers.docs_reference
+
+# constraints.txt says what we choose, constraints.lock what comes with it. Versions of builds (+cpu) are cut off.
+lock: ## the versions of everything that CI installs, from a fresh environment, into constraints.lock: commit it
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	(echo "# Everything that CI installs, to the version; made by \`make lock\` from constraints.txt and pyproject.toml."; \
+	  .venv-lock/bin/pip freeze --exclude-editable --exclude moeprof | sed 's/+.*//') > constraints.lock
+	rm -rf .venv-lock
+
+soak: .venv/ready ## does it lose, hang or obey a stranger? kills, damaged files, bombs, starved machines (20 minutes on two cores)
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
 wheel-check: ## the whole path of a CI job from a wheel, outside of this repository (a minute)
 	.ci/check_wheel

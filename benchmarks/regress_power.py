@@ -37,12 +37,12 @@ from moeprof.capture.protocol import Slowdown
 from moeprof.capture.run.ab import AbRun, pair_up, solo_workload
 from moeprof.capture.run.lockstep import in_one_process
 from moeprof.capture.run.prepare import Prepared, execute, prepare
-from moeprof.capture.run.status import SignalWatch
 from moeprof.capture.run.two_processes import run_process_pair
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from moeprof.core.record.pairs import open_pairs
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.workload import load_workload
 
 WORKLOAD = Path(__file__).resolve().parents[1] / "workloads" / "regress-power.yaml"

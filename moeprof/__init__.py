@@ -5,7 +5,7 @@ Two wings share one record on disk. ``capture`` runs models and writes the recor
 """
 
 from moeprof.api import Run, load, run
-from moeprof.core.version import VERSION
+from moeprof.core import VERSION
 
 __version__ = VERSION
 

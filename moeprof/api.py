@@ -169,16 +169,18 @@ def run(workload: str | Path, *, output_dir: str | Path | None = None, **overrid
     """
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import execute, new_run_folder, prepare
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.core.errors import InterruptedRunError
+    from moeprof.core.signals import SignalWatch
     from moeprof.core.workload.overrides import Overrides, apply
     from moeprof.core.workload.workload import load_workload
+    from moeprof.core.yamlfile import text_of
 
     file = Path(workload)
     prepared = prepare(apply(load_workload(file, engine_kinds()), Overrides(**overrides)), must_fit=True)
     folder = new_run_folder(prepared.workload, None if output_dir is None else Path(output_dir), Path("reports"))
-    with SignalWatch() as signals:
-        execute(prepared, folder, _Silent(), signals, workload_text=file.read_text(encoding="utf-8"))
+    with SignalWatch() as signals, writing(folder, f"read it with load({str(folder)!r})"):
+        execute(prepared, folder, _Silent(), signals, workload_text=text_of(file))
     if signals.number:
         raise InterruptedRunError(f"stopped; what was measured is kept: {folder}", signals.number)
     return load(folder)

@@ -225,3 +225,150 @@ def test_every_card_is_of_a_metric_that_a_run_reports(tiny_run: tuple[Path, Ran]
     elsewhere |= {card.name for card in all_cards() if card.section in ("comparison", "conversations")}
     promised = {card.name for card in all_cards()} - elsewhere
     assert promised - emitted == set()
+
+
+# -- the door ----------------------------------------------------------------------------------------------------------
+
+DOOR = "core/files.py"
+METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}  # of paths
+OF_MODULES = {
+    "json": {"load", "loads", "JSONDecoder"}, "yaml": {"load", "safe_load", "load_all", "compose"}, "os": {"fdopen"},
+    "np": {"load", "loadtxt", "genfromtxt", "fromfile", "memmap", "savez", "savez_compressed"},
+    "pq": {"read_table", "ParquetFile", "write_table"}, "pa": {"open_stream", "open_file", "memory_map"},
+    "pd": {"read_csv", "read_parquet", "read_json", "read_pickle"}, "zipfile": {"ZipFile"}, "pickle": {"load", "loads"},
+    "gzip": {"decompress", "GzipFile"}, "bz2": {"decompress"}, "lzma": {"decompress"}, "torch": {"load"},
+}  # fmt: skip
+# What goes round the door, by function, and why it may.
+ROUND = {
+    "the kernel's own files": {
+        "capture/devices/cpu_energy.py:__init__",
+        "capture/devices/cpu_energy.py:_counters_uj",
+        "capture/devices/cpu_energy.py:_is_package",
+        "capture/devices/environment.py:_cpuinfo",
+        "capture/devices/peaks.py:_parse_size",
+        "capture/devices/run_queue.py:run_queue_clock",
+        "capture/devices/host_memory.py",
+        "capture/devices/process.py",
+        "capture/kernels/cpu/build.py:_processor",
+        "capture/memory/measure.py:rss_peak_bytes",
+        "capture/memory/measure.py:_forget_rss_peak",
+        "core/record/owner.py:_alone",
+        "sources/chat_template.py:_limit_memory",
+    },
+    "packaged data and the standard library": {
+        "capture/kernels/cpu/build.py:_library",
+        "cli/init.py:ci_files",
+        "cli/init.py:requirement",
+        "cli/init.py:init",
+        "core/known_models.py:_stored_facts",
+        "sources/corpus.py:_packaged",
+        "sources/corpus.py:_source",
+    },
+    "what a process of ours says to another": {
+        "capture/lockstep/protocol.py:decode",
+        "capture/parallel/group.py:receive",
+        "capture/measure/breakdown.py:_profiled",
+        "capture/run/examine.py:_answer_all",
+        "capture/run/resume.py:_compared",
+        "capture/worker/server.py:_take_channel",
+        "capture/worker/watch.py:answer_stack_requests",
+        "capture/worker/watch.py:_read",
+        "sources/chat_template.py:render",
+        "sources/chat_template.py:serve",
+        "cli/main.py:_drop_stdout",
+        "capture/engines/vllm/choose.py:ask_unknown",
+        "capture/engines/vllm/environment.py:_ask",
+        "capture/worker/elsewhere.py",
+        "cli/output.py:show",
+        "core/scratch.py",
+    },
+    "rows of text that came through the door, millions of them, refused row by row": {
+        "sources/formats/chat.py:parsed",
+        "sources/formats/file.py:_objects_over_lines",
+        "sources/formats/file.py:_is_json",
+        "sources/formats/file.py:_first_object",
+        "sources/formats/file.py:_parse",
+        "sources/formats/named.py:_unpacked",
+        "sources/formats/recording.py:_is_json",
+        "sources/proxy/prompts.py:parsed",
+    },
+    "a trace, read in pieces so that millions of rows are never in memory; sizes and unpacking are bounded there": {
+        "sources/formats/file.py:_stored",
+        "sources/formats/file.py:open_source",
+        "sources/formats/packing.py:read_head",
+        "sources/formats/parquet.py:open",
+        "sources/formats/stored.py",
+    },
+    "the answer of a server, of which so many bytes are read": {
+        "capture/engines/served/client.py:_status_failure",
+        "capture/engines/served/counters.py:_look",
+        "capture/engines/served/loopback.py:data_received",
+        "capture/engines/served/probe.py:_get",
+        "capture/engines/served/trial.py:_word",
+    },
+    "bytes that came through the door, unpacked by it": {"capture/routing/popularity.py:_text"},
+    "written into a file that the door opened, or that is made anew": {
+        "capture/recorders/stream.py:__init__",
+        "capture/recorders/stream.py:close",
+        "core/trace.py:save",
+        "core/baseline/file.py:pack",
+        "sources/proxy/writer.py:_open",
+        "capture/engines/served/counters.py:_write_gauges",
+        "core/record/merge.py:_write_requests",
+        "render/picture.py:take_picture",
+        "sources/formats/forms.py:write_form",
+    },
+    "a file that the user names to be written": {
+        "cli/init.py:_write",
+        "cli/output.py:_append_summary",
+        "sources/formats/jsonl.py:write",
+    },
+    "the YAML reader, whose text comes through the door": {"core/yamlfile.py:loads"},
+    "no file: a session, an engine": {
+        "capture/worker/lanes.py:_open",
+        "capture/worker/solo.py:prepare",
+        "capture/parallel/engine.py:open",
+    },
+}
+
+
+def reads(tree: ast.AST, function: str = "") -> Iterator[str]:
+    """Functions that call what reads or writes a file, or makes values of its content."""
+    for node in ast.iter_child_nodes(tree):
+        inner = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id == "open":
+                yield inner
+            if isinstance(called, ast.Attribute):
+                root = called.value
+                while isinstance(root, ast.Attribute):
+                    root = root.value
+                of_module = OF_MODULES.get(root.id, set()) if isinstance(root, ast.Name) else set()
+                if called.attr in METHODS or called.attr in of_module:
+                    yield inner
+        yield from reads(node, inner)
+
+
+def round_the_door(files: Iterator[tuple[str, ast.AST]]) -> list[str]:
+    allowed = {place for places in ROUND.values() for place in places}
+    found = [(file, function) for file, tree in files if file != DOOR for function in reads(tree)]
+    return [f"{file}:{function}" for file, function in found if not {file, f"{file}:{function}"} & allowed]
+
+
+def test_every_read_of_a_file_goes_through_the_door() -> None:
+    assert round_the_door((name(file), parsed(file)) for file in FILES) == []
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "open(path)", "path.read_text()", "json.loads(path)", "json.load(file)", "np.load(path)", "pq.read_table(path)",
+        "yaml.safe_load(text)", "gzip.decompress(data)", "Path(a).open('rb')", "zipfile.ZipFile(path)",
+        "pa.ipc.open_stream(file)", "pd.read_csv(path)", "(path / 'a').write_text('')",
+    ],
+)  # fmt: skip
+def test_a_read_that_goes_round_the_door_is_found(leak: str) -> None:
+    planted = ast.parse(f"class A:\n    def leak(self):\n        return [{leak}]\n")
+    assert round_the_door(iter([("core/record/layout.py", planted)])) == ["core/record/layout.py:leak"]
+    assert round_the_door(iter([(DOOR, planted)])) == []

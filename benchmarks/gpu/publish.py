@@ -22,7 +22,7 @@ from benchmarks.gpu.page import docs_block, evidence_page, with_block
 from benchmarks.gpu.results import Results, read_results
 from benchmarks.gpu.steps import ROOT
 from moeprof.core.errors import MoeprofError, RecordError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import read_json
 
 PUBLISHED = ROOT / "reports" / "published"
 DOCS_PAGE = ROOT / "docs" / "gpu.md"

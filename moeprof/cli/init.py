@@ -1,9 +1,11 @@
 """``moeprof init``: copy starter workloads, or a CI job, into a project; write a workload for a trace.
 
-What ``moeprof init --ci`` writes into a project: the CI system's job, a smoke workload, example gates.
+What ``moeprof init --ci`` writes into a project: the CI system's job, a smoke workload, example gates, and the versions
+that the job installs.
 
 The files are data of the package (moeprof/data/ci). Two words in them are filled in here: where the workloads are, and
-what pip has to install, which is read from how this moeprof was installed.
+what pip has to install, which is read from how this moeprof was installed. The versions are those that are installed
+here, moeprof's dependencies and theirs.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ JOBS: dict[CiSystem, tuple[str, str]] = {
 WORKLOADS = ("ci-smoke.yaml", "ci-smoke-moe.json")
 GATES = "regress.yaml"
 MAX_UP = 3  # folders upwards that a relative path may go
+LOCK = "moeprof-constraints.txt"
+LOCK_HEAD = """\
+# What the CI job of moeprof installs, to the version: it is given to pip as PIP_CONSTRAINT. Written by
+# `moeprof init --ci` from what was installed then. To renew it, install what you want and run
+# `pip freeze --exclude moeprof --exclude-editable | sed 's/+.*//' > moeprof-constraints.txt`; then make a new baseline.
+"""
 
 
 def ci_files(system: CiSystem, workloads: Path, requirement: str) -> dict[Path, str]:
@@ -58,7 +66,31 @@ def ci_files(system: CiSystem, workloads: Path, requirement: str) -> dict[Path, 
         Path(path): filled,
         **{workloads / name: texts[name] for name in WORKLOADS},
         Path(GATES): texts[GATES],
+        Path(LOCK): LOCK_HEAD + "".join(f"{name}=={version}\n" for name, version in installed_versions().items()),
     }
+
+
+def installed_versions(root: str = "moeprof", extra: str = "run") -> dict[str, str]:
+    """Dependencies of ``root`` with an extra, and theirs, as far as they are installed: name -> version.
+
+    Versions of builds (``2.13.0+cpu``) are cut to those of releases, because another machine takes another build.
+    """
+    found, waiting = dict[str, str](), [root]
+    while waiting:
+        try:
+            package = metadata.distribution(waiting.pop())
+        except metadata.PackageNotFoundError:
+            continue  # of another system, or of an extra that is not installed
+        name = re.sub(r"[-_.]+", "-", package.name).lower()
+        if name in found:
+            continue
+        found[name] = package.version.partition("+")[0]
+        for text in package.requires or ():
+            needed, _, marker = text.partition(";")
+            if "extra ==" not in marker or (name == root and f'extra == "{extra}"' in marker.replace("'", '"')):
+                waiting += re.findall(r"^\s*([A-Za-z0-9][\w.-]*)", needed)
+    found.pop(root, None)
+    return dict(sorted(found.items()))
 
 
 def requirement() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,9 +43,10 @@ def ladder(
     from moeprof.capture.engines import engine_kinds
     from moeprof.capture.run.prepare import prepare
     from moeprof.core.workload.workload import load_workload
+    from moeprof.core.yamlfile import text_of
 
     formats = parse_formats(write, "compare")
-    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    text = text_of(workload)
     options = Overrides(launches=launches, device=device, threads=threads, usd_per_device_hour=usd_per_device_hour)
     settings = {
         "model": model,
@@ -99,18 +101,26 @@ def _climb(
 ) -> None:
     from moeprof.analysis.report.compare import compare_document
     from moeprof.capture.run.prepare import execute, new_run_folder
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.cli.output import (
         print_result,
         report_of,
     )
     from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
+    from moeprof.core.signals import SignalWatch
     from moeprof.render import write
 
     folder = new_run_folder(prepared.workload, output_dir, Path("reports"))
-    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=quiet) as listener:
+    kept = f"what was measured is kept: moeprof report {folder}"
+    with (
+        SignalWatch() as signals,
+        writing(folder, f"read it with moeprof report {folder}"),
+        progress_listener(prepared.pricing, quiet=quiet) as listener,
+    ):
         status = execute(prepared, folder, listener, signals, workload_text=text, only_ladder=True)
+    if signals.number in (signal.SIGTERM, signal.SIGHUP):  # who sends these does not wait
+        raise InterruptedRunError(f"stopped; {kept}", signals.number)
     record = open_record(folder)
     if status == "failed":
         failed = next(model for model in record.experiment.models if model.status == "failed")
@@ -125,7 +135,7 @@ def _climb(
     if "html" in formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
-        raise InterruptedRunError(f"stopped; what was measured is kept: moeprof report {folder}", signals.number)
+        raise InterruptedRunError(f"stopped; {kept}", signals.number)
 
 
 def only_ladder(comparison: Comparison, report: Document, record: Record) -> Comparison:

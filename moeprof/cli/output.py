@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import EngineError, InputError, MoeprofError, RegressionFoundError, UndecidedError
+from moeprof.core.files import made_anew, write_text
 from moeprof.render import FORMATS, TABLE, parse_formats, texts, write
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ def new_folder(asked: Path | None, name: str) -> Path:
         InputError: the folder is not empty or cannot be made.
     """
     folder = asked or Path("reports") / name
-    number = 2
-    while asked is None and folder.exists():
-        folder = folder.with_name(f"{name}-{number}")
-        number += 1
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if asked and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already and is not empty; nothing is overwritten, choose another folder")
     try:
+        if asked is None:
+            return made_anew(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
@@ -179,7 +178,7 @@ def no_verdict(error: MoeprofError, output: Output) -> None:
         path = folder / next(iter(FORMATS["comment"].files))
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             print(f"Wrote {path}", file=sys.stderr)
     if output.github:
         _append_summary(text)
@@ -206,6 +205,7 @@ def _tell_github(check: Check, output: Output) -> None:
     from moeprof.render.ci.github_annotations import annotation_lines
 
     stream = sys.stdout if output.form == TABLE else sys.stderr
+    stream.flush()
     for line in annotation_lines(check.regression):
-        print(line, file=stream)
+        print(line, file=getattr(stream, "commands", stream))  # these are meant
     _append_summary(render(check))

@@ -70,8 +70,10 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     from moeprof.capture.run.lockstep import in_one_process
     from moeprof.capture.run.prepare import new_run_folder
     from moeprof.capture.run.remote_lane import check_python
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.cli.progress import progress_listener
+    from moeprof.core.signals import SignalWatch
+    from moeprof.core.yamlfile import text_of
 
     base_python, launches = options.base_python, options.launches or LAUNCHES
     if base_python is not None:
@@ -81,7 +83,11 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
     workload = pairing.new.workload
     folder = new_run_folder(replace(workload, name=f"{workload.name[:61]}-ab"), output_dir, Path("reports"))
     stopping = Stopping(launches=launches, until_precise=options.until_precise, max_minutes=options.max_minutes)
-    with SignalWatch() as signals, progress_listener(prepared[1].pricing, quiet=options.quiet) as listener:
+    with (
+        SignalWatch() as signals,
+        writing(folder, f"judge it with moeprof regress {folder}"),
+        progress_listener(prepared[1].pricing, quiet=options.quiet) as listener,
+    ):
         run = AbRun(
             pairing, folder, listener, signals,
             mode="pairs" if base_python is None else "processes",
@@ -89,8 +95,7 @@ def measured_pairs(base: Path, new: Path, options: AbOptions, choices: Choices, 
             settings={"launches": launches, "until_precise": options.until_precise},
         )  # fmt: skip
         alone: list[Callable[[], None]] = [
-            partial(run.solo, name, workload_text=path.read_text(encoding="utf-8", errors="replace"))
-            for name, path in ((BASE, base), (NEW, new))
+            partial(run.solo, name, workload_text=text_of(path)) for name, path in ((BASE, base), (NEW, new))
         ]
         if base_python is not None:
             alone[0] = partial(run_solo, base_python, base, folder / BASE, signals, options.of_run)

@@ -8,6 +8,7 @@ How the sweep of each model ended, in a line for the end of a run: where it satu
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ def _memory(prepared: Prepared) -> list[tuple[str, str]]:
     """What may be used, and what each model needs of it."""
     fit = prepared.fit
     margin = f"{units.num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio)"
-    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {units.num_bytes(fit.free_bytes)} is free, {margin}"
+    where = " below the limit of this container" if fit.memory.is_limited else ""
+    free = f"{units.num_bytes(fit.free_bytes)} is free{where}"
+    usable = f"{units.num_bytes(fit.usable_bytes)} may be used: {free}, {margin}"
     rows = [("memory", usable)]
     for name in fit.models:
         need = fit.needed_bytes(name)
@@ -289,6 +292,7 @@ def run(
     from moeprof.capture.parallel.rendezvous import leads_torchrun
     from moeprof.capture.run.prepare import check_output_dir, prepare
     from moeprof.core.workload.workload import load_workload
+    from moeprof.core.yamlfile import text_of
 
     formats = parse_formats(write, "run")
     place = _place(output_dir, resume, keep_content=not no_content)
@@ -298,7 +302,7 @@ def run(
         ignore_eos=ignore_eos or None, goodput=tuple(goodput or ()), usd_per_device_hour=usd_per_device_hour,
         api=api, device=device, threads=threads, max_minutes=max_minutes, save_detailed=save_detailed, label=label,
     )  # fmt: skip
-    text = workload.read_text(encoding="utf-8", errors="replace") if workload.is_file() else ""
+    text = text_of(workload)
     resolved = place.adapt(apply(load_workload(workload, engine_kinds()), options))
     if not leads_torchrun(resolved.engine.parallel, os.environ):
         return
@@ -310,8 +314,7 @@ def run(
         show_plan(prepared, format)
         prepared.fit.require()
         return
-    printing = Printing(formats=formats, form=format, quiet=quiet)
-    _replay(prepared, place, printing, text=text)
+    _replay(prepared, place, Printing(formats=formats, form=format, quiet=quiet), text=text)
 
 
 def _say_choices(prepared: Prepared, *, quiet: bool) -> None:
@@ -334,10 +337,11 @@ def _place(output_dir: Path | None, resume: Path | None, *, keep_content: bool) 
 def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) -> None:
     """Run it, write the report files beside the record, print the first screen, and say how it ended."""
     from moeprof.capture.run.prepare import execute, new_run_folder
-    from moeprof.capture.run.status import SignalWatch
+    from moeprof.capture.run.status import writing
     from moeprof.cli.output import report_of
     from moeprof.cli.progress import progress_listener
     from moeprof.core.record.layout import open_record
+    from moeprof.core.signals import SignalWatch
     from moeprof.render import write
 
     folder = place.output_dir
@@ -345,7 +349,12 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
         folder = new_run_folder(prepared.workload, folder, Path("reports"))
         for said in () if printing.quiet else prepared.workload.few_repeats:
             print(f"warning: {said}", file=sys.stderr)
-    with SignalWatch() as signals, progress_listener(prepared.pricing, quiet=printing.quiet) as listener:
+    go_on = f"to go on: --resume {folder}"
+    with (
+        SignalWatch() as signals,
+        writing(folder, f"go on with --resume {folder}"),
+        progress_listener(prepared.pricing, quiet=printing.quiet) as listener,
+    ):
         status = execute(
             prepared,
             folder,
@@ -355,9 +364,16 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
             keep_content=place.keep_content,
             resume=place.resume,
         )
+    if signals.number in (signal.SIGTERM, signal.SIGHUP):  # who sends these does not wait, and reads no page now
+        raise InterruptedRunError(f"{_kept(folder)}; {go_on}", signals.number)
     record = open_record(folder)
     report = report_of(record, prepared.pricing)
-    write(report, folder, printing.formats)
+    try:
+        write(report, folder, printing.formats)
+    except InputError as error:
+        if status == "failed":  # that is the worse news
+            raise _failure(record) from error
+        raise
     print_result(report, printing.form)
     for line in sweep_lines(record):
         print(line, file=sys.stderr)
@@ -365,12 +381,13 @@ def _replay(prepared: Prepared, place: Place, printing: Printing, *, text: str) 
     if "html" in printing.formats:
         print(f"report: {folder / 'report.html'}", file=sys.stderr)
     if signals.number:
-        raise InterruptedRunError(
-            f"stopped; what was measured is kept: moeprof report {folder}; to go on: --resume {folder}",
-            signals.number,
-        )
+        raise InterruptedRunError(f"{_kept(folder)}; {go_on}", signals.number)
     if status == "failed":
         raise _failure(record)
+
+
+def _kept(folder: Path) -> str:
+    return f"stopped; what was measured is kept: moeprof report {folder}"
 
 
 def _failure(record: Record) -> MoeprofError:

@@ -13,6 +13,7 @@ import typer
 from moeprof.cli.options import ListFormat
 from moeprof.core import units
 from moeprof.core.errors import WorkloadError
+from moeprof.core.text import one_line
 from moeprof.render import TABLE
 
 if TYPE_CHECKING:
@@ -443,7 +444,7 @@ def _length_text(stats: LengthStats | None) -> str:
 
 def _plain(text: str) -> str:
     """Names from a file, without control characters."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return one_line(text)
 
 
 def _markdown(path: Path, rows: list[tuple[str, str]], stats: TraceStats) -> str:

@@ -10,11 +10,12 @@ MoeprofError (1: something failed)
  |   |- IncomparableError   runs whose facts forbid what was asked; one line per fact
  |   |- PriceError          a device without a price
  |   `- MissingExtraError   a library that only an extra of the package installs
+ |- StorageError (1: the record cannot be written any more: no space, read-only, a limit)
  |- EngineError (1: a model failed while running)
  |   `- OutOfMemoryError    what was needed, what was there, which setting to change
  |- RegressionFoundError (3)
  |- UndecidedError (4: cannot tell)
- `- InterruptedRunError (130 SIGINT, 143 SIGTERM)
+ `- InterruptedRunError (130 SIGINT, 143 SIGTERM, 129 SIGHUP)
 
 One boundary, ``moeprof.cli.main.main``, turns these into one line on stderr and the exit code; into several where an
 error says several things of equal weight (``lines``).
@@ -22,6 +23,7 @@ error says several things of equal weight (``lines``).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -79,6 +81,28 @@ class MissingExtraError(InputError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed, and this command needs it: pip install 'moeprof[{extra}]'")
+
+
+# What a file system or a limit says that takes nothing more.
+STORAGE = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed (ulimit -f)",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the device reports an input/output error",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "not enough memory",
+}
+
+
+def storage_sentence(error: BaseException) -> str | None:
+    """Why nothing more can be written, of an error that says so; None of any other."""
+    return STORAGE.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+class StorageError(MoeprofError):
+    """A record cannot be written any more; what was measured is kept."""
 
 
 class EngineError(MoeprofError):

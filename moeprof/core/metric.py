@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ Better = Literal["lower", "higher", "neither"]
 Kind = Literal["exact", "routing", "quality", "timed"]
 MetricClass = Literal[Kind, "tokens"]
 Need = Literal["steps", "memory", "module", "energy"]
+
+
+NOT_FINITE = "what it is worked out from is not there, or is no number that can be measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,17 @@ class MetricValue:
             return self
         too_few = f"{self.reasons[0]}: too few to speak for it"
         return missing(self.name, too_few, **self.labels)
+
+    def __post_init__(self) -> None:
+        """No figure is NaN or infinite, whatever a damaged record says: there is none then, and why."""
+        given = (self.value, self.ci_low, self.ci_high, *self.null.values())
+        if all(number is None or math.isfinite(number) for number in given):
+            return
+        for name in ("value", "ci_low", "ci_high"):
+            number = getattr(self, name)
+            object.__setattr__(self, name, number if number is not None and math.isfinite(number) else None)
+        object.__setattr__(self, "null", {name: null for name, null in self.null.items() if math.isfinite(null)})
+        object.__setattr__(self, "reasons", (*self.reasons, NOT_FINITE))
 
     def to_json(self, card: Card) -> dict[str, Any]:
         """The self-describing entry of summary.json."""

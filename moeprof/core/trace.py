@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
+from moeprof.core.files import UnreadableError, read_parquet, replacing
 from moeprof.core.turns import NO_SESSION, NONE, FloatArray, IntArray, Turns, kept_waits, waits_by_session
 
 __all__ = ["NO_SESSION", "FloatArray", "IntArray", "Note", "Pattern", "Request", "Schedule", "Trace", "first_requests"]
@@ -305,7 +306,8 @@ class Schedule:
             "sha256": self.sha256(),
             "content": "kept" if with_content else "left out",
         }
-        pq.write_table(table.replace_schema_metadata(meta), path)
+        with replacing(path) as file:
+            pq.write_table(table.replace_schema_metadata(meta), file)
 
     @staticmethod
     def load(path: Path) -> Schedule:
@@ -314,13 +316,10 @@ class Schedule:
         Raises:
             TraceError: the file is no schedule, is from a newer format, or was written without content.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise TraceError(f"{path}: cannot be read as a schedule ({error})") from error
+            table = read_parquet(path)
+        except UnreadableError as fault:
+            raise TraceError(f"{path}: cannot be read as a schedule ({fault.why})") from fault
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         if "moeprof_schedule" not in meta:
             raise TraceError(f"{path}: this parquet file is no moeprof schedule; give one that `moeprof run` wrote")

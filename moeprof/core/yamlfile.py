@@ -18,9 +18,23 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from moeprof.core.errors import InputError, WorkloadError
+from moeprof.core.files import LARGEST, UnreadableError, read_bytes, read_text
 
 T = TypeVar("T")
+MOST_BYTES = 64 * 1024  # a workload has two or three thousand
 Kinds = Mapping[type, Mapping[str, type]]  # class -> what its key ``kind`` may name -> the class to read instead
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Without aliases: a few lines of them stand for more values than fit into memory, and a workload needs none."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A value; an alias has none of its own."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            told = f"the alias *{event.anchor} is not followed; write the value out"
+            raise yaml.MarkedYAMLError(problem=told, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +62,21 @@ def load(path: Path, kind: type[T], kinds: Kinds | None = None) -> T:
         WorkloadError: missing file, YAML syntax, unknown or missing key, wrong type, value out of range.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise WorkloadError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        text = read_text(path, MOST_BYTES)
+    except UnreadableError as error:
+        raise WorkloadError(str(error)) from error
     return loads(text, kind, str(path), kinds)
+
+
+def text_of(path: Path) -> str:
+    """The text of a file for the record, whatever stands in it; empty where there is none."""
+    return read_bytes(path, MOST_BYTES).decode("utf-8", errors="replace") if path.is_file() else ""
 
 
 def loads(text: str, kind: type[T], file: str = "<text>", kinds: Kinds | None = None) -> T:
     """Like :func:`load`, from text."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise WorkloadError(f"{file}:{line}: not valid YAML: {error.problem or error}") from error
@@ -190,6 +207,8 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
             return yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.MarkedYAMLError as error:
             raise place.error(f"cannot be used: {error.problem or error}") from error
+        except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, a number of 5,000 digits
+            raise place.error(f"cannot be used: {error}") from error
     text = _text(node, place)
     if kind in (str, Path):
         return kind(text)
@@ -204,7 +223,10 @@ def _scalar(kind: Any, node: yaml.Node, place: Place) -> Any:
         if number != int(number):
             raise place.error(f"found {text}; a whole number is allowed")
         digits = text.replace("_", "")
-        return int(digits) if digits.lstrip("+-").isdecimal() else int(number)  # a float keeps 15 digits, a seed all
+        whole = int(digits) if digits.lstrip("+-").isdecimal() else int(number)  # a float keeps 15 digits, a seed all
+        if abs(whole) >= LARGEST:
+            raise place.error(f"found {text[:40]}; a whole number of at most 64 bits is allowed")
+        return whole
     return number
 
 
@@ -245,6 +267,13 @@ def at_least(low: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not low <= value < float("inf"):
             raise WorkloadError(f"{name}: found {value}; {low:g} or more is allowed")
+
+
+def at_most(high: float, **values: float | None) -> None:
+    """Raise WorkloadError for a value above ``high``, which no run can have; None passes."""
+    for name, value in values.items():
+        if value is not None and value > high:
+            raise WorkloadError(f"{name}: found {value}; at most {high:,} is allowed")
 
 
 def more_than_zero(**values: float | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import InputError
+from moeprof.core.files import write_text
 
 if TYPE_CHECKING:
     from moeprof.analysis.report.result import Kind, Result
@@ -131,8 +132,7 @@ def write(result: Result, folder: Path, formats: Sequence[str]) -> list[Path]:
             if text is None:
                 path.unlink(missing_ok=True)
                 continue
-            # half a surrogate (from a file name) has no UTF-8; backslashreplace writes what JSON calls it
-            path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            write_text(path, text)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --output-dir") from error
         paths.append(path)

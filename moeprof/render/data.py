@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from moeprof.analysis.report.data import as_json, as_rows
 from moeprof.analysis.report.result import Result
+from moeprof.core import text
 
 
 def json_text(value: Any) -> str:
@@ -18,13 +18,13 @@ def json_text(value: Any) -> str:
     Raises:
         ValueError: a number that JSON has no word for; what was not measured is None, never NaN.
     """
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.json_text(value) + "\n"
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """CSV; an unknown value is an empty cell."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows([[text.cell(value) for value in row] for row in rows])
     return out.getvalue()
 
 

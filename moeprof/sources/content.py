@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from moeprof.core.errors import TraceError
 from moeprof.core.trace import NO_SESSION, IntArray, Note, Trace
-from moeprof.core.workload.traffic import TraceSource
+from moeprof.core.workload.traffic import MOST_TOKENS, TraceSource
 from moeprof.sources.corpus import WindowSource
 from moeprof.sources.tokenizer import Ids, TextTokenizer, render_chat
 from moeprof.sources.transforms import limit_lengths, too_long_rows
 
 Messages = tuple[tuple[str, str], ...]
+MOST_ALL_TOKENS = 250_000_000  # of one schedule: a gigabyte of ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,7 @@ def deal_windows(trace: Trace, source: WindowSource, tokenizer: TextTokenizer, r
     begin-of-text mark) take the place of the first ids, so lengths stay exact.
     """
     context_of = trace.context_of.tolist()
+    _check_lengths(trace)
     text_class = _text_classes(trace, source, rng)
     shared = _shared_prefixes(trace)
     blocks: dict[int, Ids] = {}
@@ -124,6 +126,26 @@ def deal_windows(trace: Trace, source: WindowSource, tokenizer: TextTokenizer, r
         texts, said = tokenizer.decode(added), tokenizer.decode(windows)
         text = ScheduleText(prompts=texts, messages=(None,) * len(texts), outputs=said)
     return Content(trace=trace, input_ids=tuple(inputs), output_ids=tuple(windows), text_class=text_class, text=text)
+
+
+def _check_lengths(trace: Trace) -> None:
+    """Text is made only for what a model could be sent.
+
+    Raises:
+        TraceError: one request, or all together, are longer than that.
+    """
+    lengths = trace.input_tokens + trace.output_tokens
+    total, longest = int(lengths.sum()), int(lengths.max(initial=0))
+    if longest > MOST_TOKENS or int(trace.input_tokens.max(initial=0)) > MOST_TOKENS:
+        raise TraceError(
+            f"request {int(lengths.argmax())} has {longest:,} tokens; at most {MOST_TOKENS:,} are sent to a model: "
+            "say max_total_tokens"
+        )
+    if total > MOST_ALL_TOKENS:
+        raise TraceError(
+            f"{len(trace):,} requests have {total:,} tokens together; at most {MOST_ALL_TOKENS:,} are made: "
+            "say num_requests, or shorter lengths"
+        )
 
 
 def _text_classes(trace: Trace, source: WindowSource, rng: np.random.Generator) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,6 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import ModelError, TraceError
+from moeprof.core.files import MIB, UnreadableError, read_bytes, read_json_value, read_text
+from moeprof.sources.chat_template import TemplateRefusesError, render
+
+MOST_TOKENIZER_BYTES = 128 * MIB  # the largest have about 35
+MOST_TEMPLATE_BYTES = MIB
 
 Ids = npt.NDArray[np.int32]
 
@@ -75,7 +79,10 @@ def load_tokenizer(path: Path) -> TextTokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise ModelError(f"{file}: no such file; a model folder needs a tokenizer.json (other forms are not read)")
-    content = file.read_bytes()
+    try:
+        content = read_bytes(file, MOST_TOKENIZER_BYTES)
+    except UnreadableError as fault:
+        raise ModelError(str(fault)) from fault
     config = _config(file.parent)
     return from_backend(
         _backend(file, content),
@@ -128,9 +135,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: damaged ({error})") from error
+        config = read_json_value(file, non_finite="keep")
+    except UnreadableError as fault:
+        raise ModelError(f"{file}: damaged ({fault.why})") from fault
     if not isinstance(config, dict):
         raise ModelError(f"{file}: damaged (a JSON object is expected)")
     return config
@@ -139,7 +146,10 @@ def _config(folder: Path) -> dict[str, Any]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_text(file, MOST_TEMPLATE_BYTES)
+        except UnreadableError as fault:
+            raise ModelError(str(fault)) from fault
     found = config.get("chat_template")
     if isinstance(found, list):  # named templates: the default one is for plain chat
         found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}.get("default")
@@ -159,51 +169,14 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 def render_chat(tokenizer: TextTokenizer, messages: Sequence[tuple[str, str]]) -> str:
     """Messages through the model's chat template, ready for the assistant's turn; ``role: content`` without one.
 
-    The template is data from a model: it runs in Jinja's sandbox.
+    The template is data from a model: it runs in Jinja's sandbox, in a process of its own (see chat_template.py).
 
     Raises:
         TraceError: the template is broken, or refuses these messages.
     """
     if tokenizer.chat_template is None:
         return "".join(f"{role}: {content}\n\n" for role, content in messages) + "assistant:"
-    from jinja2.exceptions import TemplateError
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
     try:
-        rendered: str = _template(tokenizer.chat_template).render(
-            messages=[{"role": role, "content": content} for role, content in messages],
-            add_generation_prompt=True,
-            raise_exception=refuse,
-            tools=None,
-            documents=None,
-            **tokenizer.special_tokens,
-        )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise TraceError(f"the chat template of {tokenizer.name} refuses the messages ({str(error)[:160]})") from error
-    return rendered
-
-
-def _template(source: str) -> Any:
-    import re
-    from datetime import datetime
-
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    # A fixed day: a prompt that holds today's date would make another schedule tomorrow.
-    environment.globals["strftime_now"] = lambda form: datetime(2026, 1, 1).strftime(form)
-    # Marks for training masks, known to one library only; they print nothing.
-    return environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+        return render(tokenizer.chat_template, tokenizer.special_tokens, messages)
+    except TemplateRefusesError as error:
+        raise TraceError(f"the chat template of {tokenizer.name} refuses the messages ({error})") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moeprof.core.jsonfile import read_json, write_json
+from moeprof.core.files import read_json, write_json
 from tests.helpers.tiny_run import run_main
 
 RECORD = Path(__file__).parents[1] / "records" / "format-1"

@@ -18,7 +18,7 @@ import pytest
 import typer.main
 import yaml
 
-from moeprof.cli.init import ci_files, requirement
+from moeprof.cli.init import LOCK, ci_files, requirement
 from moeprof.cli.main import command_line
 from moeprof.cli.output import Output
 from moeprof.core.workload.gates import load_gate_settings, parse_gates
@@ -125,10 +125,39 @@ def test_reports_that_gitlab_reads_are_files_that_are_written() -> None:
 
 
 @pytest.mark.parametrize("name", GITHUB)
-def test_actions_of_others_are_pinned_by_major_version(name: str) -> None:
-    uses = re.findall(r"uses: (\S+)", texts()[name])
+def test_actions_of_others_are_pinned_by_hash_and_say_which_release_that_is(name: str) -> None:
+    uses = re.findall(r"uses: (.+)", texts()[name])
     assert uses
-    assert [action for action in uses if not re.fullmatch(r"\./\S+|actions/[a-z-]+@v\d+", action)] == []
+    pinned = r"\./\S+|actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
+    assert [action for action in uses if not re.fullmatch(pinned, action)] == []
+
+
+def test_one_release_of_an_action_has_one_hash_everywhere() -> None:
+    uses = {use for name in GITHUB for use in re.findall(r"uses: (actions/.+)", texts()[name])}
+    assert len({use.split("@")[0] for use in uses}) == len(uses)
+
+
+def test_the_job_installs_the_versions_that_were_installed_when_it_was_written(project: Path) -> None:
+    assert run_main(["init", "--ci", "github"]).code == 0
+    lines = (project / "moeprof-constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["torch"] == metadata.version("torch").partition("+")[0]
+    assert {"numpy", "transformers", "markupsafe", "huggingface-hub"} <= set(pins)  # the last but one is jinja2's
+    assert "moeprof" not in pins
+    assert "pytest" not in pins
+    for name in ("init --ci github", "init --ci gitlab"):
+        assert "PIP_CONSTRAINT: moeprof-constraints.txt" in texts()[name]
+
+
+def test_the_lock_of_this_repository_holds_what_constraints_choose() -> None:
+    def pins(name: str) -> dict[str, str]:
+        lines = (ROOT / name).read_text().splitlines()
+        found = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+        return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found.items()}
+
+    chosen, locked = pins("constraints.txt"), pins("constraints.lock")
+    assert chosen.items() <= locked.items()
+    assert len(locked) > len(chosen) + 20
 
 
 @pytest.mark.parametrize("name", GITHUB)
@@ -240,7 +269,7 @@ def test_init_writes_the_job_the_workload_and_the_gates(project: Path, system: s
     ran = run_main(["init", "--ci", system])
     assert ran.code == 0
     written = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()}
-    assert written == {JOBS[system], "workloads/ci-smoke.yaml", "workloads/ci-smoke-moe.json", "regress.yaml"}
+    assert written == {JOBS[system], "workloads/ci-smoke.yaml", "workloads/ci-smoke-moe.json", "regress.yaml", LOCK}
     assert len(ran.stderr.splitlines()) == len(written)
     numbers = [int(line.split(".")[0]) for line in ran.stdout.splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moeprof.cli.main import main
-from moeprof.core.version import VERSION
+from moeprof.core import VERSION
 from tests.helpers.planted_runs import planted_run
 
 

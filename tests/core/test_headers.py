@@ -18,7 +18,7 @@ from moeprof.capture.measure.warmup import WarmupResult
 from moeprof.capture.memory.kv_space import KvSpace
 from moeprof.capture.memory.shape import ModelMemory
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record import headers
 from moeprof.core.record.experiment import DeviceHeader, ExperimentHeader, ModelFit

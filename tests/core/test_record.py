@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.record.layout import FORMAT_VERSION, PassRecord, open_record
 from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.routing import MAX_WINDOWS, Routing, join_routing_parts, merge_routing

@@ -303,7 +303,7 @@ def test_a_workload_names_the_columns_of_its_trace_and_says_its_units() -> None:
     for wrong, said in (
         (("class: team", "klass: team"), "columns: found 'klass'; allowed: arrival"),
         (("timestamp_unit: ms", "timestamp_unit: min"), "found 'min'; allowed: s, ms, us, ns, iso"),
-        (("block_tokens: 16", "block_tokens: 0"), "block_tokens: found 0; 1 or more"),
+        (("block_tokens: 16", "block_tokens: 0"), "block_tokens: found 0; 1 to 10,000,000 is allowed"),
     ):
         with pytest.raises(WorkloadError, match=said):
             parse(NAMED.replace(*wrong))

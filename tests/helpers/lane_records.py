@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.record.lanes import LanePass
 from moeprof.core.record.tables import LANE_COLUMNS, arrow_schema
 

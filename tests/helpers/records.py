@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moeprof.analysis.metrics.tables import PassTables, Traffic
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.model_facts import ModelFacts, MoeLayerFacts
 from moeprof.core.record.headers import FORMAT_VERSION, part_of, to_json
 from moeprof.core.record.launch import LaunchHeader

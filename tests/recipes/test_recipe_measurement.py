@@ -16,7 +16,7 @@ from moeprof.capture.run import experiment
 from moeprof.capture.worker import solo
 from moeprof.capture.worker.session import Session
 from moeprof.capture.worker.solo import SoloModel
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import read_json
 from moeprof.core.record.layout import open_record
 from tests.helpers.recipes import blocks, recipe_module
 from tests.helpers.tiny_run import SHORT, run_main

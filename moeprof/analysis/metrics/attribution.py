@@ -397,14 +397,14 @@ def _detectable(shuffled: FloatArray, left: float, degrees: int) -> float:
         degrees: routing terms that are not collinear.
     """
     from scipy.optimize import brentq
-    from scipy.stats import ncx2
+    from scipy.special import chndtr  # scipy.stats has the same under ncx2, and takes half a second to import
 
     num = degrees * left / float(shuffled.mean())
     critical = float(np.quantile(shuffled, 1 - ALPHA))
 
     def lacks(share: float) -> float:
         noise = left - share
-        return float(ncx2.sf(critical * num / noise, degrees, num * share / noise)) - POWER
+        return 1 - float(chndtr(critical * num / noise, degrees, num * share / noise)) - POWER
 
     return float(brentq(lacks, 1e-9 * left, (1 - 1e-9) * left))
 

@@ -33,7 +33,7 @@ from moeprof.analysis.metrics.samples import (
 )
 from moeprof.analysis.metrics.sweep.objectives import QUANTITIES as OBJECTIVES
 from moeprof.analysis.metrics.sweep.objectives import meets, objectives, share_of_requests, why_unjudged
-from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes, is_done
+from moeprof.analysis.metrics.tables import ALL, PassTables, all_classes
 from moeprof.core.metric import Card, MetricValue, Place, missing
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _quantity(
 
 def _without_times(tables: PassTables) -> bool:
     """True where outputs came, and no token of them has a time of its own."""
-    requests = tables.requests[is_done(tables.requests)]
+    requests = tables.requests[tables.done]
     return bool(len(requests)) and bool(requests["token_times_s"].isna().all())
 
 
@@ -171,7 +171,7 @@ def _steps(scope: Scope, traffic: str, phase: str) -> list[MetricValue]:
 
 
 def _left_out(rounds: Sequence[PassTables]) -> tuple[str, ...]:
-    num = sum(int((~is_done(tables.requests)).sum()) for tables in rounds)
+    num = sum(int((~tables.done).sum()) for tables in rounds)
     asked = sum(len(tables.requests) for tables in rounds)
     return (f"{num} of {asked} requests did not end well and are left out",) if num else ()
 

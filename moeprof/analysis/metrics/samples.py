@@ -22,7 +22,7 @@ import numpy as np
 
 from moeprof.analysis.metrics.cards import card_for
 from moeprof.analysis.metrics.load.steady import find_steady
-from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, is_done, token_times
+from moeprof.analysis.metrics.tables import ALL, BoolArray, PassTables, column, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import MetricValue, estimated, missing
@@ -104,27 +104,30 @@ def of_class(tables: PassTables, request_class: str) -> BoolArray:
     """True for requests of this class (``all`` = every request)."""
     if request_class == ALL:
         return np.ones(len(tables.requests), dtype=np.bool_)
-    return np.asarray(tables.requests["request_class"] == request_class, dtype=np.bool_)
+    return tables.once(
+        ("class", request_class),
+        lambda: np.asarray(tables.requests["request_class"] == request_class, dtype=np.bool_),
+    )
 
 
 def request_rows(tables: PassTables) -> IntArray:
     """Row in the schedule per request: the same number in every round."""
-    return cast(IntArray, tables.requests["request"].to_numpy(dtype=np.int64))
+    return tables.once("rows", lambda: cast(IntArray, tables.requests["request"].to_numpy(dtype=np.int64)))
 
 
 def span_samples(tables: PassTables, window: Window, quantity: str, request_class: str = ALL) -> Samples:
     """A time span of requests that ended well; a request belongs to the window in which the span ends."""
-    start, end = (column(tables.requests, name) for name in SPANS[quantity])
-    keep = is_done(tables.requests) & within(end, window) & of_class(tables, request_class)
+    start, end = (tables.of_requests(name) for name in SPANS[quantity])
+    keep = tables.done & within(end, window) & of_class(tables, request_class)
     return Samples.of(end - start, request_rows(tables), keep)
 
 
 def tpot_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
     """(last token - first token) / (tokens - 1) of requests with at least two output tokens."""
-    first, last = column(tables.requests, "first_token_s"), column(tables.requests, "last_token_s")
-    tokens = column(tables.requests, "output_tokens")
+    first, last = tables.of_requests("first_token_s"), tables.of_requests("last_token_s")
+    tokens = tables.of_requests("output_tokens")
     several = tokens >= 2
-    keep = is_done(tables.requests) & several & within(last, window) & of_class(tables, request_class)
+    keep = tables.done & several & within(last, window) & of_class(tables, request_class)
     return Samples.of((last - first) / np.where(several, tokens - 1, np.nan), request_rows(tables), keep)
 
 
@@ -133,13 +136,10 @@ def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) ->
 
     Equal gaps that end at the same time are one value with a weight. Unit = the time at which gaps end, numbered.
     """
-    times, rows = token_times(tables.requests)
-    gaps, ends = np.diff(times), times[1:]
-    wanted = is_done(tables.requests) & of_class(tables, request_class)
-    keep = (rows[1:] == rows[:-1]) & within(ends, window) & wanted[rows[1:]]
+    gaps, ends, rows = tables.once("gaps", lambda: _gaps_in_order(tables))
+    wanted = tables.done & of_class(tables, request_class)
+    keep = within(ends, window) & wanted[rows]
     gaps, ends = gaps[keep], ends[keep]
-    order = np.lexsort((gaps, ends))
-    gaps, ends = gaps[order], ends[order]
     new_end = np.ones(len(ends), dtype=np.bool_)
     new_end[1:] = np.diff(ends) > 0
     new_value = new_end.copy()
@@ -149,10 +149,19 @@ def itl_samples(tables: PassTables, window: Window, request_class: str = ALL) ->
     return Samples(values=gaps[first], weights=weights, units=(np.cumsum(new_end) - 1)[first].astype(np.int64))
 
 
+def _gaps_in_order(tables: PassTables) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Every gap between tokens of a request, when it ends, and the request's row; by end, then by gap."""
+    times, rows = token_times(tables.requests)
+    inside = rows[1:] == rows[:-1]
+    gaps, ends, rows = np.diff(times)[inside], times[1:][inside], rows[1:][inside]
+    order = np.lexsort((gaps, ends))
+    return gaps[order], ends[order], rows[order]
+
+
 def lag_samples(tables: PassTables, window: Window, request_class: str = ALL) -> Samples:
     """How late the replayer itself was, of every request that was sent."""
-    keep = within(column(tables.requests, "sent_s"), window) & of_class(tables, request_class)
-    return Samples.of(column(tables.requests, "send_slack_s"), request_rows(tables), keep)
+    keep = within(tables.of_requests("sent_s"), window) & of_class(tables, request_class)
+    return Samples.of(tables.of_requests("send_slack_s"), request_rows(tables), keep)
 
 
 def step_samples(tables: PassTables, window: Window, phase: str, *, device: bool = False) -> Samples:
@@ -175,7 +184,7 @@ def too_few_requests(rounds: Sequence[PassTables]) -> str | None:
 
     Distinct requests of the schedule count: rounds replay the same ones.
     """
-    num = len({row for tables in rounds for row in request_rows(tables)[is_done(tables.requests)].tolist()})
+    num = len({row for tables in rounds for row in request_rows(tables)[tables.done].tolist()})
     if num >= FEWEST_REQUESTS:
         return None
     finished = f"{num} request{'s' * (num != 1)} finished"

@@ -6,9 +6,9 @@ generator with a stated seed, so that the same record always gives the same byte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Traffic = Literal["open", "closed", "offline"]
 BoolArray = npt.NDArray[np.bool_]
 ALL = "all"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,22 @@ class PassTables:
     client: ClientHeader | None = None
     counters: CountersHeader | None = None
     gauges: pd.DataFrame | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several metrics take from these tables and only one should work out; nobody may change it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+    def of_requests(self, name: str) -> FloatArray:
+        """A numeric column of the requests, NaN where null."""
+        return self.once(("requests", name), lambda: column(self.requests, name))
+
+    @property
+    def done(self) -> BoolArray:
+        """True for requests that ended well."""
+        return self.once("done", lambda: is_done(self.requests))
 
     @staticmethod
     def from_record(pass_record: PassRecord) -> PassTables:

@@ -16,7 +16,7 @@ from moeprof.analysis.metrics.context import Context
 from moeprof.analysis.metrics.load.overload import capacity_per_s, requested_rate
 from moeprof.analysis.metrics.samples import Window, over_rounds, request_rows, scopes, within
 from moeprof.analysis.metrics.sweep.objectives import NO_SLO, goodput, meets_slo, why_unjudged
-from moeprof.analysis.metrics.tables import PassTables, column, is_done, token_times
+from moeprof.analysis.metrics.tables import PassTables, column, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray, IntArray
 from moeprof.core.metric import Card, MetricValue, Place, estimated, measured, missing
@@ -114,7 +114,7 @@ def _rate(tables: PassTables, window: Window, count: Callable[[PassTables, Windo
 
 
 def _finished(tables: PassTables, window: Window) -> float:
-    return float((is_done(tables.requests) & within(column(tables.requests, "last_token_s"), window)).sum())
+    return float((tables.done & within(column(tables.requests, "last_token_s"), window)).sum())
 
 
 def _outputs(tables: PassTables, window: Window) -> float:
@@ -191,5 +191,5 @@ def _share_of_tokens(
 def _tokens(tables: PassTables, part: str, whole: str) -> tuple[FloatArray, FloatArray, IntArray]:
     """Of requests that ended well: tokens counted, all tokens, and row in the schedule."""
     parts, wholes = column(tables.requests, part), column(tables.requests, whole)
-    known = is_done(tables.requests) & np.isfinite(parts) & np.isfinite(wholes)
+    known = tables.done & np.isfinite(parts) & np.isfinite(wholes)
     return parts[known], wholes[known], request_rows(tables)[known]

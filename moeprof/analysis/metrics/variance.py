@@ -20,7 +20,7 @@ from moeprof.analysis.metrics.samples import (
     span_samples,
     within,
 )
-from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_done, is_phase, token_times
+from moeprof.analysis.metrics.tables import BoolArray, PassTables, column, is_phase, token_times
 from moeprof.analysis.stats import intervals
 from moeprof.analysis.stats.arrays import FloatArray
 from moeprof.core.metric import Card, MetricValue, missing
@@ -136,7 +136,7 @@ def _itl_tail(rounds: Sequence[PassTables]) -> MetricValue:
 def _gaps_with_prefill(tables: PassTables) -> tuple[FloatArray, BoolArray, FloatArray]:
     """Every gap of requests that ended well, whether the step that ended it carried prefill tokens, and when."""
     times, rows = token_times(tables.requests)
-    keep = (rows[1:] == rows[:-1]) & is_done(tables.requests)[rows[1:]]
+    keep = (rows[1:] == rows[:-1]) & tables.done[rows[1:]]
     gaps, ends = np.diff(times)[keep], times[1:][keep]
     step_ends, prefill = column(tables.steps, "end_s"), column(tables.steps, "prefill_tokens") > 0
     if not len(step_ends):

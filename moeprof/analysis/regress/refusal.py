@@ -10,9 +10,9 @@ from moeprof.analysis.metrics.cards import has_card
 from moeprof.analysis.regress.exact import exact_gate
 from moeprof.analysis.regress.result import ChosenGate, GateResult
 from moeprof.analysis.stats.estimate import Ratio
+from moeprof.core import VERSION
 from moeprof.core.baseline.baseline import Baseline
 from moeprof.core.errors import IncomparableError
-from moeprof.core.version import VERSION
 
 # What base and new of launch pairs may differ in: it is what is being tried.
 TRIED = frozenset({

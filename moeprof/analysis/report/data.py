@@ -21,9 +21,9 @@ from moeprof.analysis.report.document import Document, Row, Table
 from moeprof.analysis.report.doubts import SEVERITIES, VOIDS
 from moeprof.analysis.report.result import Audit, Check, Comparison, Counted, Listing, Result, RunReport
 from moeprof.analysis.stats.estimate import Ratio
+from moeprof.core import VERSION
 from moeprof.core.metric import Card, MetricValue
 from moeprof.core.record.headers import FORMAT_VERSION, to_json
-from moeprof.core.version import VERSION
 
 
 def as_json(result: Result) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -301,10 +302,16 @@ class BlockSample:
     blocks: IntArray
 
     def resampled_counts(self, seed: int) -> FloatArray:
-        """How often each block is drawn, shape [RESAMPLES, blocks]."""
-        num = int(self.blocks.max()) + 1
-        generator = np.random.default_rng(seed)
-        return generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(np.float64)
+        """How often each block is drawn, shape [RESAMPLES, blocks]; read only, because samples of one size share it."""
+        return _resampled_counts(int(self.blocks.max()) + 1, seed)
+
+
+@lru_cache(maxsize=4)
+def _resampled_counts(num: int, seed: int) -> FloatArray:
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(num, np.full(num, 1 / num), size=RESAMPLES).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def bootstrap_mean(sample: BlockSample, seed: int = 0) -> Interval | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from moeprof.capture.devices.gpu import Gpu
+from moeprof.core import VERSION
 from moeprof.core.record.experiment import EnvironmentHeader, GpuIdentity
-from moeprof.core.version import VERSION
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "triton", "accelerate")
 

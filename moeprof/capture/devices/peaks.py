@@ -23,8 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
+
+from moeprof.capture.devices.host_memory import host_room
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 CACHES_IN_BUFFER = 2  # smallest buffer, in last-level caches
@@ -154,7 +155,7 @@ def _buffer_bytes(device: torch.device, cache: int | None) -> int | None:
     """Large enough to miss the cache, on a GPU so large that a launch is nothing beside it; None when it cannot fit."""
     least = max(SMALLEST_BUFFER_BYTES, CACHES_IN_BUFFER * (cache or 0))
     if device.type != "cuda":
-        return least if least <= psutil.virtual_memory().available // 4 else None
+        return least if least <= host_room().free_bytes // 4 else None
     room = torch.cuda.mem_get_info(device)[0] // 4
     return max(least, min(room, LARGE_BUFFER_BYTES)) if least <= room else None
 

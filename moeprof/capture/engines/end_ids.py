@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from moeprof.capture.models.find import ModelSource, hub_file
 from moeprof.capture.models.shapes import text_values
 from moeprof.core.errors import ModelError
+from moeprof.core.files import UnreadableError, read_json_value
 from moeprof.core.workload.models import ModelSpec
 
 KEY = "eos_token_id"
@@ -51,9 +51,9 @@ def _generation_config(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
     if file is None or not file.is_file():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model {spec.name}: {file} cannot be read as JSON ({error})") from error
+        values = read_json_value(file, non_finite="keep")
+    except UnreadableError as fault:
+        raise ModelError(f"model {spec.name}: {file} cannot be read as JSON ({fault.why})") from fault
     return values if isinstance(values, dict) else {}
 
 

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from moeprof.capture.protocol import WorkerPlan
-from moeprof.core import yamlfile
+from moeprof.core import VERSION, yamlfile
 from moeprof.core.errors import EngineError
-from moeprof.core.version import VERSION
 from moeprof.core.workload.engine import OWN_KINDS, EngineSettings
 
 PROTOCOL = 2

@@ -16,13 +16,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -39,6 +37,7 @@ from moeprof.capture.routing.count import RoutingBlock
 from moeprof.core.errors import EngineError
 from moeprof.core.record.breakdown import Clock, Gap, GapPoint, ProfiledStep
 from moeprof.core.record.headers import to_json
+from moeprof.core.scratch import Scratch
 from moeprof.core.trace import Request, Schedule
 
 BATCHES = (1, 8, 32, 64)
@@ -319,8 +318,8 @@ class _Found:
                     engine.step()
             if on_device:
                 torch.cuda.synchronize()
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "trace.json"
+        with Scratch() as scratch:
+            file = scratch.path / "trace.json"
             profiler.export_chrome_trace(str(file))
             try:  # names of kernels are mangled C++: bytes and control characters of any kind
                 trace = json.loads(file.read_text(encoding="utf-8", errors="replace"), strict=False)

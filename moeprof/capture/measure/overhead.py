@@ -11,7 +11,6 @@ is watched (an operation that keeps nothing) is on both sides, so it is not in t
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.recorders.stream import TableStream
 from moeprof.capture.replay import Recorder
+from moeprof.core.scratch import Scratch
 from moeprof.core.trace import Schedule, first_requests
 
 OVERHEAD_S = 6.0
@@ -48,8 +48,8 @@ def measure(launched: Launched) -> int:
     model.capture_for(few, bare)
     with watching():
         model.capture_for(few)
-    with tempfile.TemporaryDirectory() as scratch:
-        into = Path(scratch)
+    with Scratch() as scratch:
+        into = scratch.path
         recorders: list[Recorder] = [RequestRecorder(into), StepRecorder(into), *model.routing.recorders(into)]
         pairs = measure_overhead(
             bare, model.stepped, few, recorders, watching, plan.folder,
@@ -81,8 +81,8 @@ def measure_in_passes(launched: Launched) -> int:
 
 def _watched_pass(launched: Launched, engine: Engine, schedule: Schedule) -> list[_Turn]:
     routing, listeners = launched.model.routing, launched.model.listeners
-    with tempfile.TemporaryDirectory() as scratch, routing.watching(listeners):
-        into = Path(scratch)
+    with Scratch() as scratch, routing.watching(listeners):
+        into = scratch.path
         return _pass(engine, schedule, [RequestRecorder(into), StepRecorder(into), *routing.recorders(into)])
 
 

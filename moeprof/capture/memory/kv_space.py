@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from moeprof.capture import compat
+from moeprof.capture.devices.host_memory import host_room
 from moeprof.capture.memory.predict import PAGE_TOKENS, remedy
 from moeprof.capture.memory.shape import ModelMemory, dtype_bytes, is_paged, model_memory
 from moeprof.capture.models.shapes import kv_bytes_per_token
@@ -201,5 +201,5 @@ def device_free_bytes(device: torch.device) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + unused), int(total)
-    memory = psutil.virtual_memory()
-    return int(memory.available), int(memory.total)
+    room = host_room()
+    return room.free_bytes, room.total_bytes

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import psutil
 
 from moeprof.capture.devices.gpu import Gpu
+from moeprof.capture.devices.host_memory import host_room
 from moeprof.capture.memory.shape import (
     HOST_BASE_BYTES,
     DeviceMemory,
@@ -46,6 +46,7 @@ def refusal(name: str, model: ModelMemory, fit: Fit, settings: TransformersSetti
     """One line for a model that does not fit."""
     needed = model.needed_bytes(fit.kv_tokens) or 0
     free, total = num_bytes(fit.memory.free_bytes), num_bytes(fit.memory.total_bytes)
+    total += " (the limit of this container)" if fit.memory.is_limited else ""
     return (
         f"model {name}: needs about {num_bytes(needed)} ({parts(model, fit.kv_tokens)}), but {free} of {total} is "
         f"free and {num_bytes(fit.margin_bytes)} stays as margin (engine.memory_margin_ratio "
@@ -257,8 +258,10 @@ def device_memory(device: str, gpu: Gpu | None) -> DeviceMemory:
     reading = gpu.read() if gpu is not None and device != "cpu" else None
     if reading is not None and reading.memory_total_bytes and reading.memory_used_bytes is not None:
         return DeviceMemory(total_bytes=reading.memory_total_bytes, free_bytes=free, is_host=False)
-    total = int(psutil.virtual_memory().total)
-    return DeviceMemory(total_bytes=total, free_bytes=free, is_host=device == "cpu")
+    room = host_room()
+    return DeviceMemory(
+        total_bytes=room.total_bytes, free_bytes=free, is_host=device == "cpu", is_limited=room.is_limited
+    )
 
 
 def free_memory_bytes(device: str, gpu: Gpu | None) -> int:
@@ -266,7 +269,7 @@ def free_memory_bytes(device: str, gpu: Gpu | None) -> int:
     reading = gpu.read() if gpu is not None and device != "cpu" else None
     if reading is not None and reading.memory_total_bytes and reading.memory_used_bytes is not None:
         return reading.memory_total_bytes - reading.memory_used_bytes
-    return int(psutil.virtual_memory().available)
+    return host_room().free_bytes
 
 
 def _kv_tokens(models: list[ModelMemory], usable: int, wanted: int, *, is_host: bool) -> int:

@@ -80,11 +80,13 @@ class DeviceMemory:
         total_bytes: all of it.
         free_bytes: free before the run.
         is_host: True for a CPU run.
+        is_limited: True where a container's limit binds, not the machine.
     """
 
     total_bytes: int
     free_bytes: int
     is_host: bool
+    is_limited: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

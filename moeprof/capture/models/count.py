@@ -245,6 +245,7 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         ModelError: the class refuses the values.
     """
     from moeprof.capture.models.counting.ignored_keys import ignored_keys
+    from moeprof.capture.models.counting.many_layers import many_layers
     from moeprof.capture.models.language_model import language_model_config
     from moeprof.capture.models.meta import (
         config_object,
@@ -254,6 +255,9 @@ def facts_of_config(config: dict[str, Any], *, name: str, source: str) -> ModelF
         total_with_other_parts,
     )
 
+    many = many_layers(config, lambda cut: facts_of_config(cut, name=name, source=source), name=name)
+    if many is not None:
+        return many
     built = config_object(config, name=name)
     alone = language_model_config(built)
     counted = built if alone is None else alone

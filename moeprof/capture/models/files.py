@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moeprof.core.errors import ModelError
+from moeprof.core.files import NoSuchFileError, UnreadableError, read_json_value
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -28,17 +28,11 @@ def read_object(model: str, file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, is no JSON, or holds something else.
     """
     try:
-        if file.stat().st_size > MOST_JSON:
-            raise ModelError(f"model {model}: {file} has {file.stat().st_size} bytes; at most {MOST_JSON} are read")
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        found = read_json_value(file, non_finite="keep", most=MOST_JSON)
+    except NoSuchFileError as error:
         raise ModelError(f"model {model}: no {file.name} in {file.parent}; is this a model folder?") from error
-    except RecursionError as error:
-        raise ModelError(f"model {model}: {file} cannot be read as JSON (nested too deeply)") from error
-    except (OSError, ValueError) as error:
-        is_number = "integer string conversion" in str(error)
-        first = "a number of thousands of digits" if is_number else " ".join(str(error).split())[:200]
-        raise ModelError(f"model {model}: {file} cannot be read as JSON ({first})") from error
+    except UnreadableError as fault:
+        raise ModelError(f"model {model}: {file} cannot be read as JSON ({fault.why})") from fault
     if not isinstance(found, dict):
         raise ModelError(f"model {model}: {file} holds a JSON {type(found).__name__}; an object is expected")
     return found

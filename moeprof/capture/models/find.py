@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -26,6 +27,15 @@ from moeprof.core.known_models import System, systems
 from moeprof.core.workload.models import ModelSpec
 
 RESOLVE_S = 3.0
+# Key of a config -> what it must be, and the word for it.
+KINDS: dict[str, tuple[type, str]] = {
+    "model_type": (str, "a text"),
+    "architectures": (list, "a list"),
+    "text_config": (dict, "keys and values"),
+    "quantization_config": (dict, "keys and values"),
+}
+COUNTED = re.compile(r"\w*(layers?|experts?|size|heads?|head_dim|per_tok|topk|top_k)")
+MOST_LAYERS, MOST_SIZE = 2**16, 2**26  # of layers or experts, and of any other size: far beyond any model
 
 
 def hub_file(model: str, repository: str, name: str, revision: str | None) -> Path | None:
@@ -368,7 +378,28 @@ def read_config(name: str, file: Path) -> dict[str, Any]:
         what = None if shaped else next((words for key, words in _OTHER_FILES.items() if key in config), None)
         reason = f"is {what}" if what else "names no model_type and no architectures, so no class can be chosen"
         raise ModelError(f"model {name}: {file} {reason}; a model's {CONFIG} is needed")
+    check_kinds(name, config, file)
     return config
+
+
+def check_kinds(name: str, config: dict[str, Any], file: Path, within: str = "") -> None:
+    """The keys that moeprof and transformers look into before any class of a model is chosen are what they must be.
+
+    Raises:
+        ModelError: one is not; the key, what was found, what belongs there.
+    """
+    for key, (kind, word) in KINDS.items():
+        value = config.get(key)
+        if value is not None and not isinstance(value, kind):
+            shown = str(value)[:60]
+            raise ModelError(f"model {name}: {file}: {within}{key}: found {shown!r}; {word} belongs there")
+    for key, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not COUNTED.fullmatch(key):
+            continue
+        if not 0 <= value <= (most := MOST_LAYERS if "layers" in key or "experts" in key else MOST_SIZE):
+            raise ModelError(f"model {name}: {file}: {within}{key}: found {str(value)[:40]}; 0 to {most:,} is allowed")
+    if isinstance(nested := config.get("text_config"), dict):
+        check_kinds(name, nested, file, "text_config.")
 
 
 # What a JSON file is that has this key and speaks of no model.

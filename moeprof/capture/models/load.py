@@ -38,6 +38,7 @@ from moeprof.capture.models.meta import config_object, has_class, part_with_clas
 from moeprof.capture.models.random_weights import random_model
 from moeprof.capture.models.twins import TwinMlp
 from moeprof.core.errors import ModelError, UnsupportedModelError
+from moeprof.core.files import ANY_SIZE, UnreadableError, opened, read_json_value
 from moeprof.core.workload.engine import Parallel, TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -411,14 +412,14 @@ def _weights_digest(files: tuple[tuple[Path, int, int], ...], samples: int, samp
         if samples:
             _sample(path, size, max(2, samples // len(files)), sample_bytes, digest)
         else:
-            with path.open("rb") as file:
+            with opened(path, ANY_SIZE) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.digest()
 
 
 def _sample(path: Path, size: int, samples: int, sample_bytes: int, digest: Any) -> None:
     """Header (names, shapes and dtypes of tensors), then samples from the first byte of the data to the last."""
-    with path.open("rb") as file:
+    with opened(path, ANY_SIZE) as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         start = min(start, size)
         file.seek(0)
@@ -432,8 +433,8 @@ def _sample(path: Path, size: int, samples: int, sample_bytes: int, digest: Any)
 def _config_text(file: Path) -> str:
     """A config without what every save rewrites, keys in order; empty where there is no such file."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_value(file, non_finite="keep")
+    except UnreadableError:
         return ""
     kept = {k: v for k, v in config.items() if k not in VOLATILE} if isinstance(config, dict) else config
     return json.dumps(kept, sort_keys=True)

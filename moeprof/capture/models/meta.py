@@ -23,6 +23,7 @@ from moeprof.core.workload.models import ModelSpec
 
 # From this many experts per layer on, code that keeps each expert as its own module takes tens of seconds to build.
 MANY_EXPERTS = 1024
+MOST_BUILT_LAYERS = 512
 # What constructors of modelling classes raise on a config that makes no sense to them.
 _BUILD_ERRORS = (
     ArithmeticError,
@@ -236,6 +237,11 @@ def build_on_meta(config: Any, *, name: str, dtype: str = "bfloat16", builder: A
         UnsupportedModelError: no transformers class for it.
         ModelError: the class refuses the config.
     """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_BUILT_LAYERS:
+        raise ModelError(
+            f"model {name}: num_hidden_layers: found {layers:,}; models of at most {MOST_BUILT_LAYERS} layers are built"
+        )
     config = copy.deepcopy(config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import EngineError
+from moeprof.core.record.routing import Routing
 from moeprof.core.workload.engine import Parallel
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def picks_of_ranks(folder: Path, parallel: Parallel | None) -> dict[str, Any]:
     group, file = None if parallel is None else _group(), folder / "routing.npz"
     if parallel is None or group is None or not file.exists():
         return {}
-    with np.load(file) as arrays:
-        counts_LE = arrays["counts_WPCLE"].sum(axis=(0, 1, 2), dtype=np.int64)
+    counts_LE = Routing.load(file).counts_WPCLE.sum(axis=(0, 1, 2), dtype=np.int64)
     for rank, theirs_LE in enumerate(group.counts_of_followers, start=1):
         if theirs_LE is None or not np.array_equal(counts_LE, theirs_LE):
             raise EngineError(f"rank {rank} counted other picks than rank 0, so the counts of this pass are not used")

@@ -6,19 +6,17 @@ No torch before the environment is set.
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from moeprof.capture.devices.process import failure_of, set_up_process
+from moeprof.capture.devices.process import end_with_parent, failure_of, set_up_process
 from moeprof.capture.parallel.rendezvous import is_broken_link
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.core.errors import MoeprofError
+from moeprof.core.signals import ENDING, let_in
 
 if TYPE_CHECKING:
     from moeprof.capture.parallel.group import Group
@@ -26,9 +24,10 @@ if TYPE_CHECKING:
 
 def follower_main(plan: WorkerPlan, connection: Connection) -> None:
     """Serve until rank 0 is gone; ``plan.device`` is this rank's, its environment says which rank."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # they reach the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in ENDING:  # they reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    let_in()
+    end_with_parent(0)  # it writes nothing
     set_up_process(plan.threads)
     try:
         _serve(plan)
@@ -39,14 +38,6 @@ def follower_main(plan: WorkerPlan, connection: Connection) -> None:
         with suppress(OSError):  # else the parent is gone too
             connection.send(data)
         raise SystemExit(data["exit_code"]) from None
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed tells nobody; its followers must not wait for days."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _serve(plan: WorkerPlan) -> None:

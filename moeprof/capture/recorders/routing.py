@@ -28,8 +28,9 @@ from moeprof.capture.engines.deployment import RoutingSource
 from moeprof.capture.recorders.stream import FLUSH_EVERY_S
 from moeprof.capture.replay import Recorder
 from moeprof.capture.routing.count import Loads, RoutingBlock
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import read_arrays, write_arrays, write_json
 from moeprof.core.record.layout import PHASES
+from moeprof.core.record.owner import Witness
 from moeprof.core.record.routing import RequestCounts, Routing, join_routing_parts, merge_requests, merge_routing
 from moeprof.core.trace import Schedule
 
@@ -73,10 +74,7 @@ class PicksWriter:
         self._flush()
         for part in range(self._part):
             path = self._folder / f"part-{part}.npz"
-            with np.load(path) as arrays:
-                found = dict(arrays)
-            np.savez_compressed(self._folder / "compressed.npz", **found)
-            (self._folder / "compressed.npz").replace(path)
+            write_arrays(path, read_arrays(path))
         write_json(self._folder / "left_out.json", {"tokens": self._left_out, "reason": "instruments.picks_cap_mib"})
 
     def _flush(self) -> None:
@@ -86,7 +84,7 @@ class PicksWriter:
         arrays: dict[str, Any] = {
             name: np.concatenate([row[i] for row in self._buffer]) for i, name in enumerate(names)
         }
-        np.savez(self._folder / f"part-{self._part}.npz", **arrays)
+        write_arrays(self._folder / f"part-{self._part}.npz", arrays, compress=False)
         self._buffer.clear()
         self._bytes, self._part = 0, self._part + 1
 
@@ -120,6 +118,7 @@ class RoutingRecorder(Recorder):
         picks: PicksWriter | None = None,
     ) -> None:
         self._folder, self._tap, self._picks = folder, tap, picks
+        self._witness = Witness.of(folder)
         self._layer_names, self._class_names = tap.layer_names, tap.class_names
         self._top_k_L = np.array(tap.top_k, dtype=np.int64)
         self._window_steps, self._room_bytes = window_steps, step_counts_cap_bytes
@@ -235,6 +234,7 @@ class RoutingRecorder(Recorder):
         Aside, because a second's worth of steps can be megabytes and the next step should not wait for the disk.
         """
         self._written()
+        self._witness.check()
         path = self._folder / f"routing.part-{self._part}.npz"
         self._writing = self._aside.submit(_write_part, self._closed, self._requests, path)
         self._closed, self._requests = [], []

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moeprof.core.files import opened, replacing
+from moeprof.core.record.owner import Witness
 from moeprof.core.record.tables import arrow_schema
 
 FLUSH_EVERY_S = 1.0
@@ -24,8 +26,9 @@ class TableStream:
         self._folder, self._table = folder, table
         self._schema = arrow_schema(table)
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        self._path = folder / f"{table}.arrows"
-        self._file = self._path.open("wb")
+        self._path, self._witness = folder / f"{table}.arrows", Witness.of(folder)
+        self._path.unlink(missing_ok=True)  # of a process that was killed
+        self._file = self._path.open("xb")
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._flushed_at = time.monotonic()
 
@@ -42,6 +45,7 @@ class TableStream:
     def flush(self) -> None:
         """Write what is buffered."""
         self._flushed_at = time.monotonic()
+        self._witness.check()
         if next(iter(self._columns.values())):
             self._writer.write_batch(pa.record_batch(self._columns, schema=self._schema))
             for column in self._columns.values():
@@ -53,10 +57,8 @@ class TableStream:
         self.flush()
         self._writer.close()
         self._file.close()
-        with self._path.open("rb") as file:
+        with opened(self._path) as file:
             table = pa.ipc.open_stream(file).read_all()
-        parquet = self._folder / f"{self._table}.parquet"
-        temporary = parquet.with_name(parquet.name + ".tmp")
-        pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(parquet)
+        with replacing(self._folder / f"{self._table}.parquet") as file:
+            pq.write_table(table, file, compression="zstd")
         self._path.unlink()

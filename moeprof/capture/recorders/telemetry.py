@@ -32,6 +32,7 @@ class Telemetry:
         self._before: deque[dict[str, Any]] = deque(maxlen=BEFORE)
         self._origin_s = 0.0
         self._latest: dict[str, Any] = {}
+        self._failure: OSError | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -49,16 +50,26 @@ class Telemetry:
         self._latest = {key: allocator[key] for key in ("allocated_bytes", "reserved_bytes") if key in allocator}
 
     def close(self) -> None:
-        """A last sample, then parquet; nothing is written of a pass that never began."""
+        """A last sample, then parquet; nothing is written of a pass that never began.
+
+        Raises:
+            OSError: that, or what the thread wrote before, could not be written.
+        """
         self._done.set()
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
         if self._stream is not None:
             self._sample()
             self._stream.close()
 
     def _run(self) -> None:
         while not self._done.is_set():
-            self._sample()
+            try:
+                self._sample()
+            except OSError as error:  # told by close: a thread has nobody to tell
+                self._failure = error
+                return
             self._done.wait(SAMPLE_EVERY_S)
 
     def _sample(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from moeprof.capture.models.shapes import LayerShape, layer_number
 from moeprof.core.errors import MoeprofError, WorkloadError
+from moeprof.core.files import MOST_TEXT_BYTES, UnreadableError, parse_json, read_bytes, unpacked
 from moeprof.core.record.routing import Routing
 from moeprof.core.workload.models import RoutingPolicy
 
@@ -37,6 +38,7 @@ COLUMNS = {
 }
 DEFAULTS = {"kind": "expert_counts"}  # all k picks, where a file also counts first choices
 ALL = "all"
+MOST_EXPERTS, MOST_COUNTS = 2**16, 2**22  # in one layer, and of all layers together
 ALLOWED = (
     "a JSON list [experts] or [layers, experts], a CSV file with columns layer, expert and count, or the routing.npz, "
     "a round or a model's folder of a record"
@@ -78,16 +80,19 @@ def read_counts(path: Path, select: Mapping[str, str]) -> Counts:
             return _of_record(path)
         if name.endswith(".csv"):
             return _of_csv(path, _text(path), select)
-        counts_FE, by_id = _of_json(json.loads(_text(path)))
+        counts_FE, by_id = _of_json(parse_json(path, _text(path)))
         return Counts(counts_FE=counts_FE, words=f"counts in {path.name}", by_id=by_id)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError) as error:
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+    except (UnreadableError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        what = error.why if isinstance(error, UnreadableError) else f"{type(error).__name__}: {error}".splitlines()[0]
         raise WorkloadError(f"{path}: cannot be read as popularity counts ({what}); give {ALLOWED}") from error
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    data = read_bytes(path, MOST_TEXT_BYTES)
+    if path.suffix == ".gz":
+        with gzip.open(io.BytesIO(data)) as stream:
+            data = unpacked(path, len(data), stream, "gzip")
+    return data.decode("utf-8")
 
 
 def _of_json(value: Any) -> tuple[FloatArray, bool]:
@@ -96,19 +101,25 @@ def _of_json(value: Any) -> tuple[FloatArray, bool]:
         value = value["counts"] if "counts" in value else value["expert_popularity"]
     by_id = bool(value) and isinstance(value[0], dict)
     if by_id:
-        rows = [_row(table) for table in value]
-        width = max(map(len, rows))
-        value = [row + [0.0] * (width - len(row)) for row in rows]
+        tables = [_by_number(table) for table in value]
+        width = _width(len(tables), max(map(max, tables)))
+        value = [[float(table.get(expert, 0)) for expert in range(width)] for table in tables]
     counts = np.array(value, dtype=np.float64)
     if counts.ndim not in (1, 2) or not counts.size:
         raise ValueError(f"a list of shape {list(counts.shape)}")
     return counts.reshape(-1, counts.shape[-1]), by_id
 
 
-def _row(table: dict[str, Any]) -> list[float]:
+def _by_number(table: dict[str, Any]) -> dict[int, Any]:
     """One layer: expert to count, or to a table of counts per token; experts that are not named count 0."""
-    counts = {int(expert): sum(n.values()) if isinstance(n, dict) else n for expert, n in table.items()}
-    return [float(counts.get(expert, 0)) for expert in range(max(counts) + 1)]
+    return {int(expert): sum(n.values()) if isinstance(n, dict) else n for expert, n in table.items()}
+
+
+def _width(layers: int, expert: int) -> int:
+    """Experts of a layer, where the last one that is named has this number; before a row is made for all below it."""
+    if not 0 <= expert < MOST_EXPERTS or layers * (expert + 1) > MOST_COUNTS:
+        raise ValueError(f"{layers:,} layers with an expert {expert}; no model has as many")
+    return expert + 1
 
 
 def _of_csv(path: Path, text: str, select: Mapping[str, str]) -> Counts:
@@ -136,9 +147,10 @@ def _of_csv(path: Path, text: str, select: Mapping[str, str]) -> Counts:
         key = int(layer), int(expert)
         counts[key] = counts.get(key, 0.0) + float(number)
     layers = sorted({layer for layer, _ in counts})
-    counts_FE = np.zeros((len(layers), max(expert for _, expert in counts) + 1))
+    counts_FE = np.zeros((len(layers), _width(len(layers), max(expert for _, expert in counts))))
+    row_of = {layer: row for row, layer in enumerate(layers)}
     for (of_layer, of_expert), total in counts.items():
-        counts_FE[layers.index(of_layer), of_expert] = total
+        counts_FE[row_of[of_layer], of_expert] = total
     part = ", ".join(f"{name} {value}" for name, value in chosen.items())
     words = f"counts in {path.name} ({part})" if part else f"counts in {path.name}"
     return Counts(counts_FE=counts_FE, words=words, layers=tuple(layers), by_id=True)

@@ -10,6 +10,7 @@ contract between the two, and one of a newer format is refused when it is read.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from msgspec import structs
 
+from moeprof.capture.devices.process import STORAGE_FULL, tied
 from moeprof.capture.protocol import (
     OFFLINE,
     LanePlan,
@@ -32,12 +34,14 @@ from moeprof.capture.run.lockstep import FREE, check_sessions, in_one_process
 from moeprof.capture.run.prepare import Prepared, execute
 from moeprof.capture.run.remote_lane import child_environment, find_python
 from moeprof.capture.run.schedules import private_schedules
-from moeprof.capture.run.status import SignalWatch, now_utc
+from moeprof.capture.run.status import now_utc
 from moeprof.capture.run.two_processes import run_process_pair
-from moeprof.core.errors import EngineError, InputError, WorkloadError
+from moeprof.capture.worker.process import WorkerFailedError
+from moeprof.core.errors import EngineError, InputError, StorageError, WorkloadError
 from moeprof.core.record.headers import write_header
 from moeprof.core.record.pairs import BASE, NEW, PairsHeader
 from moeprof.core.record.whole import list_files
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.workload import Workload
 
@@ -269,7 +273,7 @@ class AbRun:
         Raises:
             WorkerFailedError: a model failed.
         """
-        with private_schedules(self._pairing.new.schedules) as private:
+        with private_schedules(self._pairing.new.schedules, content_kept=False) as private:
             launch = 0
             while not self.stopped and more(launch):
                 for model in self._pairing.models:
@@ -289,9 +293,15 @@ class AbRun:
         folder.mkdir(parents=True)
         plan, label = pair_plan(self._pairing, model, launch, folder, private), f"{model}, launch pair {launch + 1}"
         self._listener.on_event(label, "launch", {"launch": launch})
-        self._measure(
-            plan, lambda report: self._listener.on_event(label, report.event, report.data), lambda: self.stopped
-        )
+        try:
+            self._measure(
+                plan, lambda report: self._listener.on_event(label, report.event, report.data), lambda: self.stopped
+            )
+        except WorkerFailedError as error:
+            if error.reason == STORAGE_FULL:
+                raise StorageError(str(error)) from error
+            if not self.stopped:  # a process that was ended while it loaded failed at nothing
+                raise
 
     def _put(self, **known: Any) -> None:
         self._info = structs.replace(self._info, **known)
@@ -321,7 +331,7 @@ def run_solo(python: Path, workload: Path, folder: Path, signals: SignalWatch, o
     command += ["--rounds", "1", "--launches", "1", "--no-content", "--quiet", "--write", "json"]
     command += options
     process = subprocess.Popen(
-        command,
+        tied(command, signal.SIGTERM),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

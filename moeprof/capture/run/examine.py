@@ -20,6 +20,7 @@ from typing import Any
 from moeprof.capture.models.find import ModelSource
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, LayerShape
 from moeprof.core.errors import MoeprofError
+from moeprof.core.signals import held_back
 from moeprof.core.workload.engine import TransformersSettings
 from moeprof.core.workload.models import ModelSpec
 
@@ -81,7 +82,8 @@ class Examination:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_answer_all, args=(list(questions), threads, theirs), daemon=True)
-        self._process.start()
+        with held_back():
+            self._process.start()
         theirs.close()
 
     def result(self) -> Examined:
@@ -107,9 +109,10 @@ def _answer_all(questions: list[Question], threads: int | None, connection: Conn
     import os
     import sys
 
-    from moeprof.capture.devices.process import set_up_process
+    from moeprof.capture.devices.process import end_with_parent, set_up_process
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - what libraries print here is not the user's; refusals are sent
+    end_with_parent(0)  # it began deaf to signals, and stays so: the parent ends it
     set_up_process(threads)
     answers = [answer(question) for question in questions]
     connection.send((_warm_bytes(threads) if questions else None, answers))

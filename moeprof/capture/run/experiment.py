@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from moeprof.capture.devices.process import STORAGE_FULL
 from moeprof.capture.measure import owed
 from moeprof.capture.protocol import LanePlan, OnReport, Order, Report, SoloPart, WorkerPlan
 from moeprof.capture.recorders.telemetry import Telemetry
@@ -20,11 +21,13 @@ from moeprof.capture.run.context import ProgressListener, Setup
 from moeprof.capture.run.lockstep import LockstepRun
 from moeprof.capture.run.ranks import opener_of, start_worker
 from moeprof.capture.run.resume import sweep_pass_names
-from moeprof.capture.run.status import Failures, RunStatus, SignalWatch, has_ended
+from moeprof.capture.run.status import Failures, RunStatus, has_ended
 from moeprof.capture.run.sweep import SweepRun
 from moeprof.capture.worker.process import Worker, WorkerFailedError
+from moeprof.core.errors import StorageError
 from moeprof.core.record.headers import read_header, to_json
 from moeprof.core.record.passes import PassHeader
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.models import ModelSpec
 
 QUALITY_CANDIDATES = 256  # the worker takes the first of them that are whole text and fit
@@ -197,6 +200,10 @@ class Experiment:
             return result
         except WorkerFailedError as error:
             workers.pop(name).kill()
+            if error.reason == STORAGE_FULL:
+                for other in workers.values():
+                    other.kill()  # what it would write now has no place either
+                raise StorageError(str(error)) from error
             if self._signals.number:
                 return None  # a signal to the whole group ends workers too: that is no failure of the model
             self._failures.add(name, error, worker.plan.folder / order.name if order.name else None)
@@ -222,8 +229,8 @@ class Experiment:
 
     def _close(self, workers: dict[str, Worker]) -> None:
         for name, worker in workers.items():
-            if self._failures.lost_with is not None:
-                worker.kill()  # it would wait for a device that does not answer
+            if self._failures.lost_with is not None or self._signals.at_once:
+                worker.kill()  # it would wait for a device that does not answer, or somebody will not wait
                 continue
             try:
                 worker.close(lambda report: None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moeprof.capture.devices.process import STORAGE_FULL
 from moeprof.capture.models.shapes import EXPERT_COUNT_KEYS, TOP_K_KEYS
 from moeprof.capture.protocol import (
     OFFLINE,
@@ -25,10 +26,12 @@ from moeprof.capture.protocol import (
 )
 from moeprof.capture.routing.recorded import check_same_requests
 from moeprof.capture.run.schedules import Scheduled
-from moeprof.capture.run.status import RunStatus, SignalWatch
+from moeprof.capture.run.status import RunStatus
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
-from moeprof.core.errors import WorkloadError
+from moeprof.core.errors import StorageError, WorkloadError
+from moeprof.core.files import write_text
 from moeprof.core.record.experiment import StudyHeader
+from moeprof.core.signals import SignalWatch
 from moeprof.core.trace import Schedule
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.models import ModelSpec, RoutingPolicy
@@ -320,6 +323,8 @@ class LockstepRun:
                 watchdog_s=self.setup.workload.watchdog_s,
             )
         except WorkerFailedError as error:
+            if error.reason == STORAGE_FULL:
+                raise StorageError(str(error)) from error
             if not self.signals.number:
                 self._failed(plan, error)
         else:
@@ -333,7 +338,7 @@ class LockstepRun:
         self.run_status.put(**{plan.kind: StudyHeader(status="failed", error=str(error), reason=error.reason)})
         if error.details:
             plan.folder.mkdir(parents=True, exist_ok=True)
-            (plan.folder / "failure.txt").write_text(error.details, encoding="utf-8")
+            write_text(plan.folder / "failure.txt", error.details)
         self.listener.on_event(plan.label, "failed", {"error": str(error)})
 
     def _left_out(self, kind: str, reason: str) -> None:

@@ -42,8 +42,9 @@ from moeprof.capture.run.schedules import (
     private_schedules,
     save_schedules,
 )
-from moeprof.capture.run.status import RunStatus, SignalWatch, now_utc
+from moeprof.capture.run.status import RunStatus, now_utc
 from moeprof.core.errors import InputError, ModelError, WorkloadError
+from moeprof.core.files import made_anew
 from moeprof.core.pricing import Pricing, resolve_pricing, served_pricing
 from moeprof.core.record.experiment import (
     EnvironmentHeader,
@@ -54,6 +55,8 @@ from moeprof.core.record.experiment import (
     SessionsHeader,
 )
 from moeprof.core.record.headers import part_of
+from moeprof.core.record.owner import take
+from moeprof.core.signals import SignalWatch
 from moeprof.core.trace import Schedule
 from moeprof.core.turns import NONE, roots
 from moeprof.core.workload.engine import TransformersSettings, ours
@@ -327,19 +330,20 @@ def check_output_dir(folder: Path) -> None:
 
 
 def new_run_folder(workload: Workload, output_dir: Path | None, root: Path) -> Path:
-    """A fresh folder for the record; never one that has something in it.
+    """A fresh folder for the record, which this process owns; never one that has something in it.
 
     Raises:
         InputError: it is there already, or cannot be written.
     """
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = output_dir or root / f"{stamp}-{workload.name}"
-    check_output_dir(folder)
+    folder = output_dir or root / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{workload.name}"
+    if output_dir is not None:
+        check_output_dir(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        if output_dir is None:
+            folder = made_anew(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        take(folder, empty=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --output-dir") from error
     return folder
@@ -379,7 +383,7 @@ def execute(
         keep_content = bool(experiment.content_kept)
     run_status = RunStatus(folder, experiment)
     save_schedules(prepared.schedules, folder, with_content=keep_content)
-    with private_schedules(prepared.schedules) as private:
+    with private_schedules(prepared.schedules, content_kept=keep_content) as private:
         setup = Setup(
             workload=workload,
             folder=folder,
@@ -398,6 +402,7 @@ def execute(
             return Experiment(setup, run_status, listener, signals).run()
         finally:
             run_status.put(device_at_end=device_at_end(prepared.gpu, meters))
+            run_status.close()
 
 
 def _experiment(prepared: Prepared) -> ExperimentHeader:

@@ -25,6 +25,7 @@ from moeprof.capture.parallel.rendezvous import Rendezvous, device_of, is_broken
 from moeprof.capture.protocol import OnReport, Order, WorkerPlan
 from moeprof.capture.worker.process import WATCHDOG_S, Worker, WorkerFailedError
 from moeprof.core.errors import WorkloadError
+from moeprof.core.signals import held_back
 from moeprof.core.workload.engine import EngineSettings
 from moeprof.core.workload.workload import Workload
 
@@ -46,7 +47,7 @@ class Followers:
             solo = replace(plan.alone, measure_peaks=False)
             own = replace(plan, device=device_of(plan.device, rank), solo=solo)
             process = context.Process(target=follower_main, args=(own, theirs), daemon=True)
-            with meeting.as_rank(rank, plan.device):
+            with meeting.as_rank(rank, plan.device), held_back():
                 process.start()
             theirs.close()
             self._processes[rank] = process

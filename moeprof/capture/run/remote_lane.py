@@ -10,6 +10,7 @@ import os
 import re
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,14 +19,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moeprof.capture.devices.process import THREADS
+from moeprof.capture.devices.process import THREADS, tied
 from moeprof.capture.lockstep.loop import Turn
 from moeprof.capture.lockstep.protocol import PROTOCOL, decode, encode
 from moeprof.capture.protocol import OnReport, Report
 from moeprof.capture.worker.process import SILENCE_S, WorkerFailedError
 from moeprof.capture.worker.watch import STOP_GRACE_S
+from moeprof.core import VERSION
 from moeprof.core.errors import EngineError, InputError
-from moeprof.core.version import VERSION
 
 GREETING_S = 60.0  # nothing heavy is imported before it
 LISTEN_S = 0.2
@@ -68,7 +69,8 @@ class RemoteLane:
         self._buffer = b""
         try:
             self._process = subprocess.Popen(
-                [self.python, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+                tied([str(self.python), "-m", MODULE], signal.SIGKILL),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
                 bufsize=0, env=child_environment(os.environ, self.python, threads),
             )  # fmt: skip
         except OSError as error:

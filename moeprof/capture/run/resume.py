@@ -21,7 +21,8 @@ from moeprof.core.errors import InputError, RecordError
 from moeprof.core.record.experiment import ExperimentHeader, Resumption
 from moeprof.core.record.headers import read_header_if_there, to_json
 from moeprof.core.record.launch import LaunchHeader
-from moeprof.core.record.layout import HEARTBEAT_STALE_S, open_record
+from moeprof.core.record.layout import open_record
+from moeprof.core.record.owner import take
 from moeprof.core.record.passes import PassEnd
 from moeprof.core.workload.engine import ours
 from moeprof.core.workload.studies import Sweep
@@ -117,17 +118,21 @@ class Resume:
 
 
 def open_interrupted(folder: Path) -> Resume:
-    """Open a run that did not end.
+    """Open a run that did not end, and become its owner.
 
     Raises:
-        InputError: it is still running.
+        InputError: it is still running, or cannot be written.
         RecordError: no such run, or a damaged one.
     """
-    record = open_record(folder)
-    if record.status == "started":
-        raise InputError(
-            f"--resume {folder}: is still running (or died within the last {HEARTBEAT_STALE_S:g} s); wait until it ends"
-        )
+    open_record(folder)
+    link = next((path for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
+    if link is not None:
+        raise RecordError(f"--resume {link}: is a link, which no run makes and through which none writes; remove it")
+    try:
+        take(folder)
+    except (OSError, InputError) as error:
+        raise InputError(f"--resume {error}") from error
+    record = open_record(folder)  # as its last owner left it
     process = 1 + len(record.experiment.resumed)
     return Resume(folder=folder, experiment=record.experiment, process=process)
 

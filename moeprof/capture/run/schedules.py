@@ -17,9 +17,9 @@ All models of one tokenizer get the same requests at a point.
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from moeprof.capture.models.shapes import text_values
 from moeprof.core.errors import ModelError, WorkloadError
 from moeprof.core.record.experiment import PointHeader, ScheduleNote
 from moeprof.core.record.headers import part_of
+from moeprof.core.scratch import Scratch, sweep
 from moeprof.core.trace import FloatArray, Note, Schedule, first_requests
 from moeprof.core.workload.models import ModelSpec
 from moeprof.core.workload.studies import Sweep, SweepPoint
@@ -193,14 +194,35 @@ class Scheduled:
 
 
 @contextmanager
-def private_schedules(schedules: Mapping[str, Scheduled]) -> Iterator[Path]:
-    """A folder outside of any record with every schedule and its content, for the workers; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="moeprof-", ignore_cleanup_errors=True) as name:
-        private = Path(name)
+def private_schedules(schedules: Mapping[str, Scheduled], *, content_kept: bool) -> Iterator[Path]:
+    """A folder outside of any record with every schedule and its content, for the workers; gone afterwards.
+
+    Args:
+        schedules: by model.
+        content_kept: whether the record holds the content too. Else no disk does (where the system has files in
+            memory): the folder has links to memory of this process, which is gone with it however it ends.
+    """
+    sweep()
+    with Scratch() as scratch, ExitStack() as files:
+        private = scratch.path
+        if not content_kept and hasattr(os, "memfd_create"):
+            for scheduled in schedules.values():
+                points = [point.file_name for point in scheduled.points]
+                for name in (scheduled.file_name, f"warmup-{scheduled.file_name}", *points):
+                    _link_to_memory(private / name, files)
         save_schedules(schedules, private, with_content=True)
         for scheduled in schedules.values():
             scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
         yield private
+
+
+def _link_to_memory(path: Path, files: ExitStack) -> None:
+    """Make a link to a new empty file in memory, which lives until ``files`` closes; one link for each name."""
+    if path.is_symlink():
+        return  # models share a tokenizer, and so a schedule
+    file = os.memfd_create(path.name)
+    files.callback(os.close, file)
+    path.symlink_to(f"/proc/{os.getpid()}/fd/{file}")
 
 
 def save_schedules(schedules: Mapping[str, Scheduled], folder: Path, *, with_content: bool) -> None:

@@ -1,51 +1,60 @@
-"""experiment.json and the heartbeat: written when the run starts, kept alive, closed with its status.
+"""experiment.json: written when the run starts, closed with its status.
 
 What a failed model leaves in the record: its reason code, its marked pass, and who is not tried any more.
-
-Ctrl-C and SIGTERM: the first asks the run to end cleanly, a second Ctrl-C ends it at once.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from msgspec import structs
 
 from moeprof.capture.devices.meters import Meter, device_is_lost, reported_xids
 from moeprof.capture.worker.process import WorkerFailedError
-from moeprof.core.errors import RecordError
+from moeprof.core.errors import RecordError, StorageError, storage_sentence
+from moeprof.core.files import write_text
 from moeprof.core.record.experiment import ExperimentHeader
 from moeprof.core.record.headers import read_header_if_there, write_header
+from moeprof.core.record.owner import take
 from moeprof.core.record.passes import PassEnd, PassHeader
 from moeprof.core.record.whole import list_files
 
-BEAT_EVERY_S = 1.0
+
+@contextmanager
+def writing(folder: Path, then: str) -> Iterator[None]:
+    """Inside, a record that takes nothing more ends the run in one line, with what was measured kept.
+
+    Args:
+        folder: of the record.
+        then: what can be done with it once there is room.
+
+    Raises:
+        StorageError: no space, read-only, or a limit.
+    """
+    try:
+        yield
+    except (OSError, StorageError) as error:
+        why = str(error) if isinstance(error, StorageError) else storage_sentence(error)
+        if why is None:
+            raise
+        is_kept = any((folder / name).exists() for name in ("experiment.json", "ab.json"))
+        kept = f"what was measured is kept; once that is mended: {then}" if is_kept else "nothing was measured"
+        raise StorageError(f"{folder}: {why}; {kept}") from error
 
 
 class RunStatus:
-    """experiment.json of a run under way. A thread beats once a second, so a killed run is known by its silence."""
+    """experiment.json of a run under way, which this process owns (see core/record/owner.py)."""
 
     def __init__(self, folder: Path, experiment: ExperimentHeader) -> None:
         self._folder, self._experiment = folder, experiment
+        self._owner = take(folder)
+        self._owner.has_begun = True
         self._write()
-        self.beat()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
-
-    def beat(self) -> None:
-        """Write the time; a reader that came in the middle of it would take an empty file for silence."""
-        temporary = self._folder / "heartbeat.tmp"
-        temporary.write_text(f"{time.time():.1f}\n", encoding="ascii")
-        temporary.replace(self._folder / "heartbeat")
 
     def model_failed(
         self, name: str, error: str, details: str | None, exit_code: int, reason: str | None = None
@@ -54,7 +63,7 @@ class RunStatus:
         self._change(name, status="failed", error=error, exit_code=exit_code, reason=reason)
         if details:
             (self._folder / name).mkdir(exist_ok=True)
-            (self._folder / name / "failure.txt").write_text(details, encoding="utf-8")
+            write_text(self._folder / name / "failure.txt", details)
         self._write()
 
     def put(self, **known: Any) -> None:
@@ -68,8 +77,6 @@ class RunStatus:
 
     def finish(self, status: str, failed: set[str]) -> None:
         """Close the record: its workers have ended, so what they wrote can be listed."""
-        self._done.set()
-        self._thread.join()
         for model in self._experiment.models:
             if model.name not in failed:
                 self._change(model.name, status="interrupted" if status == "interrupted" else "done")
@@ -81,11 +88,12 @@ class RunStatus:
         changed = tuple(structs.replace(model, **known) if model.name == name else model for model in models)
         self._experiment = structs.replace(self._experiment, models=changed)
 
-    def _run(self) -> None:
-        while not self._done.wait(BEAT_EVERY_S):
-            self.beat()
+    def close(self) -> None:
+        """Nothing more is written."""
+        self._owner.release()
 
     def _write(self) -> None:
+        self._owner.check()
         write_header(self._folder / "experiment.json", self._experiment)
 
 
@@ -158,26 +166,3 @@ def has_ended(folder: Path) -> bool:
         return (read_header_if_there(folder / "pass.json", PassEnd) or PassEnd()).status in ENDED
     except RecordError:
         return False
-
-
-class SignalWatch:
-    """Remembers the first SIGINT or SIGTERM while active. Does nothing outside the main thread."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> SignalWatch:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from moeprof.capture.protocol import WorkerPlan
 from moeprof.capture.worker.main import worker_main
-from moeprof.core.version import VERSION
+from moeprof.core import VERSION
 
 MODULE = "moeprof.capture.worker.elsewhere"
 PLUGINS = "[vllm.general_plugins]\nmoeprof = moeprof.capture.engines.vllm.plugin:register\n"

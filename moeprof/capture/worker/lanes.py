@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import psutil
 import torch
 
+from moeprof.capture.devices.host_memory import host_room
 from moeprof.capture.devices.peaks import cache_bytes
 from moeprof.capture.engines.base import Engine, ListenerSet
 from moeprof.capture.engines.deployment import Deployment
@@ -257,7 +257,7 @@ def _position_limit(model: Any) -> int | None:
 
 
 def _free_bytes(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_room().free_bytes)
 
 
 def give_memory_back() -> None:

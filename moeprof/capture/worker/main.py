@@ -13,9 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 
-from moeprof.capture.devices.process import failure_of, set_up_process
+from moeprof.capture.devices.process import end_with_parent, failure_of, set_up_process
 from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
 from moeprof.capture.worker.watch import answer_stack_requests
+from moeprof.core.signals import let_in
 
 LISTEN_EVERY_S = 0.2
 ALIVE_EVERY_S = 1.0
@@ -34,7 +35,7 @@ class OrderListener:
         self.at_work = False
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        """A SIGTERM to the whole group: end after the current step like the parent asks to, or at once when idle."""
+        """A SIGTERM or SIGHUP to the whole group: end after the current step as the parent asks to, or at once."""
         self._stopped = True
         if not self.at_work:
             raise SystemExit(0)
@@ -60,10 +61,14 @@ class OrderListener:
 def worker_main(plan: WorkerPlan, connection: Connection, stacks: Path) -> None:
     """Entry point of the process; ``stacks`` is where it writes where it stands, on request."""
     answer_stack_requests(stacks)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    set_up_process(plan.threads)
     listener = OrderListener(connection)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, listener.on_sigterm)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, listener.on_sigterm)
+    let_in()
+    end_with_parent()
+    set_up_process(plan.threads)
 
     def send(report: Report) -> None:
         try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 from moeprof.capture.protocol import OnReport, Order, Report, WorkerPlan
@@ -22,6 +20,8 @@ from moeprof.capture.worker.watch import (
     where,
 )
 from moeprof.core.errors import EngineError
+from moeprof.core.scratch import Scratch
+from moeprof.core.signals import held_back
 
 LISTEN_S = 0.1
 SILENCE_S = BETWEEN_S  # of processes that tell nothing about their steps
@@ -51,17 +51,18 @@ class Worker:
     def __init__(self, plan: WorkerPlan, watchdog_s: float = WATCHDOG_S) -> None:
         self.plan = plan
         self._watchdog = Watchdog(watchdog_s, compiles=plan.engine.compile != "off")
-        self._scratch = tempfile.TemporaryDirectory(prefix="moeprof-worker-")
-        self._stacks = Path(self._scratch.name) / "stacks.txt"
+        self._scratch, self._is_loaded = Scratch(), False
+        self._stacks = self._scratch.path / "stacks.txt"
         self._process: SpawnProcess | OtherProcess
         if plan.engine.interpreter is not None:
-            self._process = OtherProcess(plan.engine.interpreter, plan, self._stacks, Path(self._scratch.name))
+            self._process = OtherProcess(plan.engine.interpreter, plan, self._stacks, self._scratch.path)
             self._connection = self._process.connection
             return
         context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of the parent
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker_main, args=(plan, theirs, self._stacks), daemon=True)
-        self._process.start()
+        with held_back():
+            self._process.start()
         theirs.close()
 
     @property
@@ -74,9 +75,10 @@ class Worker:
         """Give an order and wait until it is done; reports on the way go to ``on_report``.
 
         When ``stop_requested`` turns true the worker gets an order to stop after its current step; the pass still ends.
+        One that loads is ended at once: it hears nothing, and has nothing to keep.
 
         Raises:
-            WorkerFailedError: it reported an error, died, or fell silent for longer than the watchdog allows.
+            WorkerFailedError: it reported an error, died, was ended, or was silent for longer than the watchdog allows.
         """
         self._send(order)
         self._watchdog.begin(order)
@@ -86,12 +88,16 @@ class Worker:
                 report = self._receive()
                 self._watchdog.on_report(report)
                 if report.event == "done":
+                    self._is_loaded = True
                     return report.data
                 if report.event == "failed":
                     raise _failure(report.data)
                 if report.event != "alive":
                     on_report(report)
             if stop_requested() and not stop_sent:
+                if order.command == "prepare":
+                    self.kill()
+                    raise WorkerFailedError(f"{self.plan.label}: stopped while it loaded")
                 stop_sent = True
                 self._send(Order(command="stop"))
                 self._watchdog.stop()
@@ -102,13 +108,14 @@ class Worker:
     def close(self, on_report: OnReport) -> None:
         """Let it finish and write launch.json. One that ended well by itself (stopped between passes) is fine."""
         try:
-            if self._process.is_alive():
+            if self._is_loaded and self._process.is_alive():
                 self.do(Order(command="close"), on_report, lambda: False)
+                self._process.join(STOP_GRACE_S)
         except WorkerFailedError:
             if self._process.exitcode != 0:
                 raise
-        self._process.join(STOP_GRACE_S)
-        self.kill()
+        finally:
+            self.kill()
 
     def kill(self) -> bool:
         """End it now; what it flushed to disk stays. False where it does not end even so."""
@@ -116,7 +123,7 @@ class Worker:
             self._process.kill()
         self._process.join(KILL_S)
         self._connection.close()
-        self._scratch.cleanup()
+        self._scratch.close()
         return not self._process.is_alive()
 
     def _hung(self, overdue: Overdue) -> WorkerFailedError:

@@ -16,6 +16,7 @@ from moeprof.capture.devices.process import failure_of, set_up_process
 from moeprof.capture.lockstep.protocol import decode, encode, greeting, plan_from_json
 from moeprof.capture.protocol import Report, WorkerPlan
 from moeprof.core.errors import EngineError
+from moeprof.core.signals import ENDING
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -23,7 +24,7 @@ Send = Callable[[dict[str, Any]], None]
 def main() -> int:
     """Entry point of the process."""
     orders, replies = _take_channel()
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides
+    for number in ENDING:  # they reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
 
     def send(message: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from moeprof.capture.memory.out_of_memory import doing
 from moeprof.capture.models.moe_layers import MoeLayer, layer_shapes
 from moeprof.capture.protocol import LanePlan, OnReport, Report, WorkerPlan
 from moeprof.capture.routing.popularity import routing_words
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.record.headers import to_json, write_known
 from moeprof.core.record.lanes import LanesHeader
 from moeprof.core.record.launch import LaunchHeader

@@ -26,7 +26,7 @@ from moeprof.capture.recorders.requests import RequestRecorder
 from moeprof.capture.recorders.steps import StepRecorder
 from moeprof.capture.replay import Recorder, replay
 from moeprof.capture.worker.session import Session
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import read_json
 from moeprof.core.record.headers import part_of, to_json, write_header
 from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.saturation import judge_requests

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy.typing as npt
 from moeprof.core.baseline.baseline import STEP_PHASES, Baseline, BaselineModel, StepSums
 from moeprof.core.baseline.json_text import AGAIN, baseline_of, baseline_text, upgraded
 from moeprof.core.errors import InputError, RecordError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import UnreadableError, read_arrays, read_bytes, read_json, replacing
 from moeprof.core.record.picks import ForcedPicks, forced_picks_arrays, forced_picks_of
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -77,11 +75,11 @@ def unpack(content: bytes, path: Path, num_models: int) -> list[tuple[StepSums |
         RecordError: the content is damaged.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
+        arrays = read_arrays(path, content)
         return [(_steps(arrays, f"{n}.steps."), _picks(arrays, f"{n}.picks.", path)) for n in range(num_models)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordError(f"{path}: damaged ({error}); take it from version control again") from error
+    except (UnreadableError, ValueError, KeyError) as error:
+        why = error.why if isinstance(error, UnreadableError) else str(error)
+        raise RecordError(f"{path}: damaged ({why}); take it from version control again") from error
 
 
 def _steps(arrays: Arrays, prefix: str) -> StepSums | None:
@@ -178,9 +176,9 @@ def load_baseline(path: Path) -> Baseline:
     if not file.exists():
         return replace(baseline, notes=(NO_ARRAYS.format(file=file.name),))
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read ({error.strerror})") from error
+        content = read_bytes(file)
+    except UnreadableError as fault:
+        raise RecordError(str(fault)) from fault
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RecordError(
             f"{file}: is not the file that {path.name} was saved with (another sha256); take both from version control "
@@ -201,7 +199,7 @@ def delete_baseline(path: Path) -> tuple[Path, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_json(path, non_finite="keep")
     except RecordError as error:
         text = getattr(error.__cause__, "doc", "")  # what was no JSON
         conflict = ", marks of a merge conflict stand in it" if re.search(r"^<{7} |^>{7} ", text, re.MULTILINE) else ""
@@ -210,6 +208,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: bytes) -> None:
     """So that a reader never sees half a file."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(content)

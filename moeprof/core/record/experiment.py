@@ -179,7 +179,7 @@ class ModelHeader(Header, frozen=True, kw_only=True):
     reason: str | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
-        if Path(self.folder).name != self.folder:
+        if self.folder in ("", ".", "..") or "\0" in self.folder or Path(self.folder).name != self.folder:
             raise ValueError(f"folder {self.folder!r} is outside of the record")
 
 

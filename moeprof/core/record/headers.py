@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import read_json, write_json
+from moeprof.core.files import read_json, write_json
 
 FORMAT_VERSION = 1
 # Version -> what makes a file of it (its name, its content) one of the next version.

@@ -9,6 +9,7 @@ A lane is a model with one way of routing, and the concurrency of an offline mea
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # dense: a model without routed experts; native: an MoE under its own router; the others go through the override.
+_NUMBERED = re.compile(r"launch-\d{1,9}/c\d{1,9}")
 RUNGS = ("dense", "concentrated", "balanced", "recorded", "native", "distinct")
 
 
@@ -146,5 +148,8 @@ class LanePass:
 
 def lane_passes(folder: Path, version: int = FORMAT_VERSION) -> tuple[LanePass, ...]:
     """All measurements under ``<run>/lockstep`` or ``<run>/ladder``, by launch and concurrency; empty without it."""
-    found = [LanePass(path, version) for path in folder.glob("launch-*/c*") if path.is_dir()]
+    paths = [
+        path for path in folder.glob("launch-*/c*") if path.is_dir() and _NUMBERED.fullmatch("/".join(path.parts[-2:]))
+    ]
+    found = [LanePass(path, version) for path in paths]
     return tuple(sorted(found, key=lambda lane_pass: (lane_pass.launch, lane_pass.concurrency or 0)))

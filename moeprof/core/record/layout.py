@@ -3,6 +3,7 @@
     <run>/
       experiment.json      format_version, status, workload, environment, schedules, models (see experiment.py)
       heartbeat            unix seconds, rewritten about once a second while the run lives
+      lock                 whose run it is, as long as it lives (see owner.py)
       schedule.parquet     what was sent (one file per tokenizer: schedule-<hash8>.parquet for others)
       <model>/model.json   ModelFacts: parameters by group, shapes, bytes (see core/model_facts.py)
       <model>/launch-<l>/launch.json        engine, peaks, warm-up, self-check, memory (see launch.py)
@@ -42,6 +43,7 @@ engine's ``scheduler``, ``decode``, ``compiled``, ``run_ahead``, ``decode_expert
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import UnreadableError, read_json, read_text
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.record.experiment import EnvironmentHeader, ExperimentHeader, ScheduleHeader, WorkloadHeader
 from moeprof.core.record.headers import FORMAT_VERSION, check_version, header_of, read_header_if_there, upgraded
@@ -59,7 +61,7 @@ from moeprof.core.record.passes import PassHeader
 from moeprof.core.record.picks import FILE_NAME as FORCED_PICKS
 from moeprof.core.record.picks import ForcedPicks, load_forced_picks
 from moeprof.core.record.routing import Routing, merge_routing, routing_parts
-from moeprof.core.record.tables import read_table
+from moeprof.core.record.tables import read_table, read_whole_rows
 from moeprof.core.record.whole import check_whole
 from moeprof.core.workload.workload import Slo
 
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEARTBEAT_STALE_S = 10.0
+MOST_BEAT_BYTES = 64
 PHASES = ("prefill", "decode")
 
 
@@ -95,12 +98,12 @@ class PassRecord:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """Table ``requests``."""
-        return read_table(self.path, "requests")
+        return read_whole_rows(self.path, "requests")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         """Table ``steps``."""
-        return read_table(self.path, "steps")
+        return read_whole_rows(self.path, "steps")
 
     @cached_property
     def telemetry(self) -> pd.DataFrame:
@@ -151,7 +154,8 @@ class LaunchRecord:
         return load_forced_picks(path) if path.exists() else None
 
     def _named(self, start: str) -> tuple[PassRecord, ...]:
-        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith(start)]
+        name = re.compile(rf"{start}\d{{1,9}}(-\d{{1,9}})*")
+        folders = [p for p in self.path.iterdir() if p.is_dir() and name.fullmatch(p.name)]
         ordered = sorted(folders, key=lambda p: [int(n) for n in p.name.split("-")[1:]])
         return tuple(PassRecord(path, self.version) for path in ordered)
 
@@ -186,7 +190,7 @@ class ModelRecord:
         """Launches in order."""
         if not self.path.is_dir():
             return ()
-        folders = [p for p in self.path.iterdir() if p.is_dir() and p.name.startswith("launch-")]
+        folders = [p for p in self.path.iterdir() if p.is_dir() and re.fullmatch(r"launch-\d{1,9}", p.name)]
         ordered = sorted(folders, key=lambda p: int(p.name.rpartition("-")[2]))
         return tuple(LaunchRecord(path, self.version) for path in ordered)
 
@@ -261,8 +265,15 @@ def open_record(path: Path) -> Record:
 def _status(path: Path, status: str) -> str:
     if status != "started":
         return status
+    return "started" if beats(path) else "interrupted"
+
+
+def beats(path: Path) -> bool:
+    """Whether a process writes into this record now, by its heartbeat.
+
+    A beat far ahead of the clock (which was set back, or is another machine's) is as stale as an old one.
+    """
     try:
-        beat = float((path / "heartbeat").read_text())
-    except (OSError, ValueError):
-        return "interrupted"
-    return "started" if time.time() - beat < HEARTBEAT_STALE_S else "interrupted"
+        return abs(time.time() - float(read_text(path / "heartbeat", MOST_BEAT_BYTES))) < HEARTBEAT_STALE_S
+    except (UnreadableError, ValueError):
+        return False

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from msgspec import field
 
-from moeprof.core.jsonfile import read_json
+from moeprof.core.files import read_json
 from moeprof.core.record.headers import FORMAT_VERSION, Header, check_version, header_of, upgraded, written
 from moeprof.core.record.lanes import LanePass, lane_passes
 from moeprof.core.record.layout import Record, open_record

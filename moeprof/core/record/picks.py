@@ -13,9 +13,6 @@ records, checkpoints, dtypes or code revisions can be set against each other tok
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import RecordError
+from moeprof.core.files import UnreadableError, numbered, read_arrays, read_json, write_arrays
 
 _ARRAYS = ("picks_TLK", "request_T", "position_T", "step_T")
 
@@ -55,7 +53,7 @@ def load_picks(pass_path: Path) -> Picks | None:
         RecordError: a file is damaged.
     """
     folder = pass_path / "picks"
-    files = sorted(folder.glob("part-*.npz"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    files = numbered(folder.glob("part-*.npz"))
     left_out = _left_out(folder / "left_out.json")
     parts = []
     for path in files:
@@ -72,10 +70,11 @@ def load_picks(pass_path: Path) -> Picks | None:
 
 def _part(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordError(f"{path}: damaged picks ({error}); the rest of the record may be fine") from error
+        found = read_arrays(path)
+        arrays = {name: found[name] for name in _ARRAYS}
+    except (UnreadableError, KeyError) as error:
+        why = error.why if isinstance(error, UnreadableError) else f"without {error}"
+        raise RecordError(f"{path}: damaged picks ({why}); the rest of the record may be fine") from error
     if arrays["picks_TLK"].ndim != 3 or len({len(array) for array in arrays.values()}) != 1:
         raise RecordError(f"{path}: damaged picks (arrays of different length); the rest of the record may be fine")
     return arrays
@@ -84,10 +83,10 @@ def _part(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _left_out(path: Path) -> int | None:
     if not path.exists():
         return None
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path}: damaged ({error}); a JSON object with `tokens` was expected") from error
+    tokens = read_json(path).get("tokens")
+    if type(tokens) is not int:
+        raise RecordError(f"{path}: damaged (tokens is {tokens!r}); a JSON object with `tokens` was expected")
+    return tokens
 
 
 MAX_TOKENS = 2048
@@ -143,14 +142,12 @@ _TEACHER_FORCED_ARRAYS: dict[str, type[np.generic]] = {
     "margin_TL": np.float32,
 }
 _NAMES = ("layers", "classes", "tokens_sha256")
+KINDS_OF = dict.fromkeys(_TEACHER_FORCED_ARRAYS, "iu") | {"is_output_T": "b", "margin_TL": "f"}
 
 
 def save_forced_picks(path: Path, picks: ForcedPicks) -> None:
     """Write ``path``, compressed; a reader never sees half of it."""
-    temporary = path.with_name("tmp-" + path.name)
-    arrays: dict[str, Any] = forced_picks_arrays(picks)
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    write_arrays(path, forced_picks_arrays(picks))
 
 
 def load_forced_picks(path: Path) -> ForcedPicks:
@@ -160,11 +157,9 @@ def load_forced_picks(path: Path) -> ForcedPicks:
         RecordError: the file is missing or damaged.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in (*_TEACHER_FORCED_ARRAYS, *_NAMES)}
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordError(f"{path}: damaged picks of forced tokens ({error}); the rest may be fine") from error
-    return forced_picks_of(arrays, path)
+        return forced_picks_of(read_arrays(path), path)
+    except UnreadableError as fault:
+        raise RecordError(f"{path}: damaged picks of forced tokens ({fault.why}); the rest may be fine") from fault
 
 
 def forced_picks_arrays(picks: ForcedPicks) -> dict[str, npt.NDArray[Any]]:
@@ -185,6 +180,12 @@ def forced_picks_of(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> Force
     Raises:
         RecordError: arrays do not fit together.
     """
+    lacking = next((name for name in (*_TEACHER_FORCED_ARRAYS, *_NAMES) if name not in arrays), None)
+    if lacking is not None:
+        raise RecordError(f"{path}: damaged picks of forced tokens (without {lacking})")
+    for name in _TEACHER_FORCED_ARRAYS:
+        if arrays[name].dtype.kind not in KINDS_OF[name] or not arrays[name].ndim:
+            raise RecordError(f"{path}: damaged picks of forced tokens ({name} holds {arrays[name].dtype})")
     values = {name: arrays[name] for name in _TEACHER_FORCED_ARRAYS}
     layers, classes = (tuple(str(x) for x in arrays[name]) for name in ("layers", "classes"))
     tokens = len(values["request_T"])

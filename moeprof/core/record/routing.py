@@ -5,8 +5,6 @@ Legend: W windows, P phases, C request classes, L MoE layers, E experts, S steps
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeprof.core.errors import RecordError
+from moeprof.core.files import UnreadableError, numbered, read_arrays, write_arrays
 
 MAX_WINDOWS = 256
 MAX_REQUEST_GROUPS = 64  # of all classes together
@@ -155,9 +154,7 @@ class Routing:
             arrays |= self.requests.arrays()
         arrays["layer_names"] = np.array(self.layer_names, dtype=np.str_)
         arrays["class_names"] = np.array(self.class_names, dtype=np.str_)
-        temporary = path.with_name("tmp-" + path.name)
-        (np.savez_compressed if compress else np.savez)(temporary, **arrays)
-        temporary.replace(path)
+        write_arrays(path, arrays, compress=compress)
 
     @staticmethod
     def load(path: Path) -> Routing:
@@ -167,13 +164,13 @@ class Routing:
             RecordError: the file is damaged.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                optional = set(data.files) & {_STEP_COUNTS, *_REQUEST_ARRAYS}
-                arrays = {name: data[name] for name in (*_ARRAYS, *_NAMES, *optional)}
-        except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RecordError(
-                f"{path}: damaged routing counts ({error}); the rest of the record may be fine"
-            ) from error
+            found = read_arrays(path)
+            optional = set(found) & {_STEP_COUNTS, *_REQUEST_ARRAYS}
+            arrays = {name: found[name] for name in (*_ARRAYS, *_NAMES, *optional)}
+            _check_shapes(path, arrays)
+        except (UnreadableError, KeyError) as error:
+            why = error.why if isinstance(error, UnreadableError) else f"without {error}"
+            raise RecordError(f"{path}: damaged routing counts ({why}); the rest of the record may be fine") from error
         layer_names = tuple(str(x) for x in arrays.pop("layer_names"))
         class_names = tuple(str(x) for x in arrays.pop("class_names"))
         step_counts = arrays.pop("step_counts_SPLE", None)
@@ -181,6 +178,23 @@ class Routing:
         return Routing(
             layer_names=layer_names, class_names=class_names, step_counts_SPLE=step_counts, requests=requests, **arrays
         )
+
+
+def _check_shapes(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Arrays are numbers of the shape that their names say, and axes of one letter have one length.
+
+    Raises:
+        UnreadableError: one is not.
+    """
+    lengths = {letter: arrays[name].size for letter, name in (("L", "layer_names"), ("C", "class_names"))}
+    for name, array in arrays.items():
+        axes = {"layer_names": "L", "class_names": "C", "requests_per_group": ""}.get(name, name.rpartition("_")[2])
+        axes = axes if axes.isupper() or not axes else "W"  # window_start_s and window_first_step
+        if array.ndim != len(axes) or (array.dtype.kind == "U") is not (name in _NAMES):
+            raise UnreadableError(path, f"{name} is {array.dtype} of shape {list(array.shape)}")
+        for letter, length in zip(axes, array.shape, strict=True):
+            if lengths.setdefault(letter, length) != length:
+                raise UnreadableError(path, f"{name} has {length} for {letter}, others have {lengths[letter]}")
 
 
 def merge_routing(parts: list[Routing], max_windows: int = MAX_WINDOWS) -> Routing:
@@ -219,4 +233,4 @@ def join_routing_parts(folder: Path) -> None:
 
 def routing_parts(folder: Path) -> list[Path]:
     """The parts of a pass that has not ended, in order."""
-    return sorted(folder.glob("routing.part-*.npz"), key=lambda p: int(p.stem.rpartition("-")[2]))
+    return numbered(folder.glob("routing.part-*.npz"))

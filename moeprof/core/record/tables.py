@@ -5,14 +5,15 @@ Times are seconds from the start of the pass; missing values are null, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeprof.core.errors import RecordError
+from moeprof.core.files import UnreadableError, read_parquet, read_stream
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 # name -> arrow type; the order is the order on disk.
 REQUEST_COLUMNS = {
@@ -128,6 +129,14 @@ TURNS = ("session", "turn", "after", "delay_s", "reusable_tokens")
 LATER = {"lanes": ("queued_s",), "requests": (*TURNS, *TOLD)} | dict.fromkeys(
     ("steps", "warmup", "calibration"), tuple(WINDOWED.values())
 )
+# Columns in which every row has a value.
+ALWAYS = {
+    "requests": ("request", "arrival_s", "input_tokens", "asked_output_tokens"),
+    "steps": (
+        "step", "start_s", "end_s", "prefill_tokens", "decode_tokens", "context_tokens", "attention_pairs",
+        "new_tokens",
+    ),
+}  # fmt: skip
 TABLES = {
     "lanes": LANE_COLUMNS,
     "requests": REQUEST_COLUMNS,
@@ -164,15 +173,13 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
     """
     import pandas as pd
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     parquet, stream = folder / f"{table}.parquet", folder / f"{table}.arrows"
     try:
         if parquet.exists():
-            data = pq.read_table(parquet)
+            data = read_parquet(parquet)
         elif stream.exists():
-            batches = list(_readable_batches(stream))
-            data = pa.Table.from_batches(batches) if batches else arrow_schema(table).empty_table()
+            data = read_stream(stream, arrow_schema(table))
         else:
             data = arrow_schema(table).empty_table()
         for name in LATER.get(table, ()):
@@ -182,23 +189,39 @@ def read_table(folder: Path, table: str) -> pd.DataFrame:
         if missing:
             raise RecordError(f"{folder / table}: damaged table, without column {missing[0]}")
         data = data.select(list(TABLES[table])).cast(arrow_schema(table))
+        data = _finite(data)
+    except UnreadableError as fault:
+        raise RecordError(f"{folder / table}: damaged table ({fault.why})") from fault
     except (OSError, pa.ArrowException) as error:
         raise RecordError(f"{folder / table}: damaged table ({error})") from error
     types = {pa.int64(): pd.Int64Dtype()}
     return data.to_pandas(types_mapper=types.get)
 
 
-def _readable_batches(stream: Path) -> Iterator[Any]:
-    """Batches of an Arrow stream up to where the writer was killed."""
+def _finite(data: pa.Table) -> pa.Table:
+    """NaN and infinity are no measurements: null, as what was not measured."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    with stream.open("rb") as file:
-        try:
-            reader = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
-            return
-        while True:
-            try:
-                yield reader.read_next_batch()
-            except (StopIteration, pa.ArrowException, OSError):
-                return
+    for number, field in enumerate(data.schema):
+        if pa.types.is_float64(field.type):
+            column = data.column(number)
+            finite = pc.is_finite(column)
+            if pc.all(finite).as_py() is False:
+                data = data.set_column(number, field, pc.if_else(finite, column, pa.scalar(None, field.type)))
+    return data
+
+
+def read_whole_rows(folder: Path, table: str) -> pd.DataFrame:
+    """A table of a pass in which every row has what every row of a run has: its number, its times, its tokens.
+
+    Raises:
+        RecordError: as :func:`read_table`, or a row lacks one.
+    """
+    found = read_table(folder, table)
+    for name in ALWAYS[table]:
+        lacking = found[name].isna().to_numpy()
+        if lacking.any():
+            row = int(lacking.argmax())
+            raise RecordError(f"{folder / table}: damaged table, {name} of row {row} is no number; every row has one")
+    return found

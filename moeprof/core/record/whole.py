@@ -34,6 +34,10 @@ def check_listed(folder: Path, files: Mapping[str, int]) -> None:
     """
     for name, size in files.items():
         path = folder / name
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise RecordError(
+                f"{folder / 'experiment.json'}: damaged, files names {name!r}, which is outside of the record"
+            )
         if not path.is_file():
             raise RecordError(f"{path}: missing, the run wrote {size:,} bytes; {AGAIN}")
         found = path.stat().st_size

@@ -27,6 +27,8 @@ SESSIONS = ("closed", "open")
 PROMPT_SOURCES = ("packaged", "stdlib", "file", "random_ids")
 COLUMN_ROLES = ("arrival", "input", "output", "session", "text", "class", "blocks")
 DEFAULT_NUM_REQUESTS = 64
+# Beyond these a workload means something else: of requests, and of the tokens of one (the longest contexts have 10 M).
+MOST_REQUESTS, MOST_TOKENS = 1_000_000, 10_000_000
 NEEDED = {"fixed": ("value",), "uniform": ("low", "high"), "lognormal": ("median", "p99"), "empirical": ("path",)}
 
 
@@ -85,7 +87,6 @@ class TraceSource:
             raise WorkloadError("columns: are for files of no known format; leave format out, or columns")
         if self.timestamp_unit is not None:
             _one_of("timestamp_unit", self.timestamp_unit, TIMESTAMP_UNITS)
-        _at_least("block_tokens", self.block_tokens, 1)
         _at_least("start_s", self.start_s, 0)
         _positive("duration_s", self.duration_s)
         _positive("time_scale", self.time_scale)
@@ -93,6 +94,7 @@ class TraceSource:
         for name in ("max_input_tokens", "max_output_tokens"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_total_tokens", self.max_total_tokens, 2)
+        _at_least("block_tokens", self.block_tokens, 1, MOST_TOKENS)
         _one_of("too_long", self.too_long, TOO_LONG)
         if self.sessions is not None:
             _one_of("sessions", self.sessions, SESSIONS)
@@ -125,8 +127,8 @@ class Arrivals:
         _one_of("pattern", self.pattern, PATTERNS)
         _positive("rate", self.rate)
         _positive("burstiness", self.burstiness)
-        _at_least("concurrency", self.concurrency, 1)
-        _at_least("burst_size", self.burst_size, 1)
+        _at_least("concurrency", self.concurrency, 1, MOST_REQUESTS)
+        _at_least("burst_size", self.burst_size, 1, MOST_REQUESTS)
         if self.is_open and self.rate is None:
             raise WorkloadError(f"rate: missing; pattern {self.pattern} needs requests per second")
         if self.pattern == "concurrency" and self.concurrency is None:
@@ -164,7 +166,7 @@ class Lengths:
             if getattr(self, name) is None:
                 raise WorkloadError(f"{name}: missing; distribution {self.distribution} needs it")
         for name in ("value", "low", "high", "median", "p99"):
-            _at_least(name, getattr(self, name), 1)
+            _at_least(name, getattr(self, name), 1, MOST_TOKENS)
         if self.low is not None and self.high is not None and self.low > self.high:
             raise WorkloadError(f"low: {self.low}, above high ({self.high})")
         if self.median is not None and self.p99 is not None and self.p99 < self.median:
@@ -188,8 +190,8 @@ class Prefix:
     ratio: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("count", self.count, 1)
-        _at_least("tokens", self.tokens, 1)
+        _at_least("count", self.count, 1, MOST_REQUESTS)
+        _at_least("tokens", self.tokens, 1, MOST_TOKENS)
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise WorkloadError(f"ratio: {self.ratio:g}; above 0 and at most 1 is allowed")
         if (self.tokens is None) == (self.ratio is None):
@@ -273,7 +275,7 @@ class Traffic:
     num_requests: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("num_requests", self.num_requests, 1)
+        _at_least("num_requests", self.num_requests, 1, MOST_REQUESTS)
         names = [item.name for item in self.classes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -313,7 +315,9 @@ def _positive(key: str, value: float | None) -> None:
         raise WorkloadError(f"{key}: found {value:g}; more than 0 is allowed")
 
 
-def _at_least(key: str, value: float | None, least: float) -> None:
+def _at_least(key: str, value: float | None, least: float, most: float | None = None) -> None:
+    if value is not None and most is not None and not least <= value <= most:
+        raise WorkloadError(f"{key}: found {value:g}; {least:g} to {most:,} is allowed")
     if value is not None and not least <= value < float("inf"):
         raise WorkloadError(f"{key}: found {value:g}; {least:g} or more is allowed")
 

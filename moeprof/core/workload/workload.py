@@ -18,8 +18,10 @@ from moeprof.core.workload.engine import OWN_KINDS, EngineSettings, Transformers
 from moeprof.core.workload.gates import GateSettings
 from moeprof.core.workload.models import ModelSpec, expand
 from moeprof.core.workload.studies import Claim, Ladder, Lockstep, Sweep
-from moeprof.core.workload.traffic import Traffic
-from moeprof.core.yamlfile import at_least, more_than_zero
+from moeprof.core.workload.traffic import MOST_REQUESTS, Traffic
+from moeprof.core.yamlfile import at_least, at_most, more_than_zero
+
+MOST_PASSES = 10_000  # rounds, launches, threads
 
 Outputs = Literal["forced", "forced_length", "free"]
 FEWEST_ROUNDS, ROUNDS_ON_CPU = 3, 5  # fewer know their own spread too badly for an interval
@@ -187,6 +189,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         at_least(0, num_requests=self.num_requests, max_seconds=self.max_seconds)
+        at_most(MOST_REQUESTS, num_requests=self.num_requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +263,7 @@ class Workload:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise WorkloadError(f"device: found {self.device!r}; auto, cpu, cuda or cuda:N is allowed")
         at_least(1, rounds=self.rounds, launches=self.launches, threads=self.threads)
+        at_most(MOST_PASSES, rounds=self.rounds, launches=self.launches, threads=self.threads)
         at_least(0, seed=self.seed, watchdog_s=self.watchdog_s)
         more_than_zero(max_minutes=self.max_minutes)
 

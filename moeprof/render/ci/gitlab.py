@@ -23,6 +23,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from moeprof.analysis.regress.result import GateResult, Regression
+from moeprof.core.text import printable
 from moeprof.render.ci.words import case_names, place, point, sentence, workload_file
 from moeprof.render.data import json_text
 
@@ -94,6 +95,6 @@ def _name(text: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """Without what GitLab cuts at, control characters and halves of surrogates, which have no UTF-8."""
+    """Without what GitLab cuts at, and control characters of any kind."""
     flat = re.sub("[\x00-\x09\x0b-\x1f\x7f]", " ", text.replace("#", "%23"))
-    return flat.encode(errors="backslashreplace").decode()
+    return printable(flat)

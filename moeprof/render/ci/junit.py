@@ -20,7 +20,8 @@ from junitparser import Attr, Failure, JUnitXml, Skipped, SystemErr, SystemOut, 
 from junitparser.junitparser import FinalResult
 
 from moeprof.analysis.regress.result import GateResult, Regression
-from moeprof.core.version import VERSION
+from moeprof.core import VERSION
+from moeprof.core.text import unturned
 from moeprof.render.ci.words import case_names, figures, headline, sentence
 
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -50,8 +51,8 @@ def render_junit(regression: Regression) -> str:
 
 
 def legal(text: str) -> str:
-    """The text without the characters that XML 1.0 cannot hold, not even escaped."""
-    return _ILLEGAL.sub("", text)
+    """The text without the characters that XML 1.0 cannot hold, not even escaped, nor those that turn a line round."""
+    return unturned(_ILLEGAL.sub("", text))
 
 
 def _suite(regression: Regression, model: str, index: int, cases: Sequence[Case]) -> Suite:

@@ -34,6 +34,7 @@ from moeprof.analysis.report.document import (
     Waterfall,
 )
 from moeprof.core.metric import Card
+from moeprof.core.text import unturned
 from moeprof.render.html.charts.bars import draw_bars
 from moeprof.render.html.charts.heatmap import draw_heatmap
 from moeprof.render.html.charts.lines import NUM_MODEL_COLOURS, draw_chart
@@ -60,7 +61,7 @@ def render_html(document: Document) -> str:
     script = _source("script.js")
     page = Page.of(document)
     sections = [(section, _section(section, page)) for section in document.sections]
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         doc=document,
         style=Markup(_source("style.css")),
         dark=Markup(_source("dark.css")),
@@ -76,6 +77,7 @@ def render_html(document: Document) -> str:
         defined=_defined(document, cards),
         compares=any(isinstance(b, Table) and b.compares for s in document.sections for b in s.blocks),
     )
+    return unturned(text)
 
 
 def _defined(document: Document, cards: Sequence[tuple[str, Sequence[Card]]]) -> dict[str, str]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from array import array
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -20,6 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from moeprof.core.errors import MoeprofError
+from moeprof.core.scratch import Scratch
 from moeprof.sources.proxy.exchange import clock
 from moeprof.sources.proxy.record import Stop, record
 from moeprof.sources.proxy.server import ProxySettings
@@ -128,8 +127,8 @@ async def _proxy(upstream: str) -> None:
     stop = Stop()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.asked.set)
     settings = ProxySettings(upstream=URL(upstream))
-    with tempfile.TemporaryDirectory(prefix="moeprof-null-") as folder:
-        output = Path(folder) / "null.jsonl"
+    with Scratch() as scratch:
+        output = scratch.path / "null.jsonl"
         say = lambda line: print(line, flush=True)  # noqa: E731
         await record(settings, output, listen=("127.0.0.1", 0), part_bytes=2**30, say=say, stop=stop)
 

@@ -24,7 +24,7 @@ from moeprof.analysis.compare.comparable import (
 )
 from moeprof.analysis.metrics.cards import all_cards
 from moeprof.core.errors import InputError, RecordError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import Record, open_record
 from tests.helpers.records import make_facts, make_pass, write_record

@@ -22,7 +22,7 @@ from moeprof.analysis.metrics.summary import Summary, summarise
 from moeprof.analysis.report.compare import model_tables
 from moeprof.analysis.stats.estimate import Estimate, Ratio
 from moeprof.core.errors import InputError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.metric import MetricValue
 from moeprof.core.record.layout import open_record
 from tests.helpers.planted_runs import PRICING, planted_run

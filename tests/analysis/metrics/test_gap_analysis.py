@@ -22,7 +22,7 @@ from moeprof.analysis.metrics.resources.breakdown import (
 from moeprof.analysis.metrics.resources.work import StepWork, step_work
 from moeprof.analysis.report.sections.breakdown import sentence
 from moeprof.core.errors import RecordError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.record.breakdown import Gap
 from moeprof.core.record.headers import part_of, read_header, to_json
 from moeprof.core.record.launch import EngineHeader, LaunchHeader

@@ -21,7 +21,7 @@ from moeprof.analysis.report.document import Answer, Finding, Outcome
 from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
 from moeprof.analysis.sparsity.roles import roles
-from moeprof.core.jsonfile import read_json, write_json
+from moeprof.core.files import read_json, write_json
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record
 from tests.analysis.metrics.test_overload import named

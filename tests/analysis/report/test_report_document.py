@@ -23,7 +23,7 @@ from moeprof.analysis.report.data import summary_json
 from moeprof.analysis.report.document import Document, Paragraph, Table
 from moeprof.analysis.report.result import RunReport
 from moeprof.analysis.report.run import build_document
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.model_facts import ModelFacts
 from moeprof.core.pricing import Pricing
 from moeprof.core.record.layout import open_record

@@ -16,7 +16,7 @@ from moeprof.analysis.metrics.tables import PassTables
 from moeprof.analysis.report.run import build_document
 from moeprof.analysis.sparsity.claims import MEASURED, claim_notes, judge
 from moeprof.core.errors import RecordError, WorkloadError
-from moeprof.core.jsonfile import write_json
+from moeprof.core.files import write_json
 from moeprof.core.model_facts import ModelFacts, TwinFacts
 from moeprof.core.record.layout import open_record
 from moeprof.core.record.tables import arrow_schema

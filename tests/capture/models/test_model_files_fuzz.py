@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moeprof.analysis.params import Question, figures
 from moeprof.capture.models.count import count_model
-from moeprof.capture.models.counting.stored_size import safetensors_header
+from moeprof.capture.models.counting.stored_size import stored_tensors
 from moeprof.capture.models.files import read_index
 from moeprof.core.errors import ModelError
 from tests.helpers.model_files import Tensors, gguf_bytes, safetensors_bytes, written
@@ -135,7 +135,7 @@ def test_headers_of_safetensors_and_indexes_of_anything(raw: bytes, values: dict
         text = json.dumps(values).encode()
         for content in (raw, len(text).to_bytes(8, "little") + text + raw):
             written(Path(home), {"x.safetensors": content, "index.json": text})
-            safetensors_header(Path(home) / "x.safetensors")
+            stored_tensors(Path(home) / "x.safetensors")
             read_index("m", Path(home) / "index.json")
         written(Path(home), {"index.json": {"metadata": values, "weight_map": values}})
         read_index("m", Path(home) / "index.json")

@@ -16,9 +16,9 @@ from moeprof.capture.engines.faults import slowed
 from moeprof.capture.protocol import Slowdown, WorkerPlan
 from moeprof.capture.run.ab import AbRun, Pairing, pair_plan, pair_up, run_solo, solo_workload
 from moeprof.capture.run.prepare import Prepared, prepare
-from moeprof.capture.run.status import SignalWatch
 from moeprof.core.errors import InputError, RecordError, WorkloadError
 from moeprof.core.record.pairs import open_pairs
+from moeprof.core.signals import SignalWatch
 from moeprof.core.workload.engine import Parallel
 from moeprof.core.workload.studies import Lockstep
 from moeprof.core.workload.workload import Workload, load_workload

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -40,12 +42,15 @@ def until(true: Callable[[], bool], what: str) -> None:
 class Started:
     """A run of minutes in its own process group, and where its record grows."""
 
-    def __init__(self, folder: Path, models: str) -> None:
+    def __init__(self, folder: Path, models: str, *options: str) -> None:
         self.folder = folder / "run"
         workload = folder / "long.yaml"
         workload.write_text(SHORT.format(rate=10, num_requests=900, models=models))
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moeprof", "run", str(workload), "--output-dir", str(self.folder)],
+            [sys.executable, "-m", "moeprof", "run", str(workload), "--output-dir", str(self.folder), *options],
+            env={**os.environ, "TMPDIR": str(self.temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -65,9 +70,9 @@ def start(tiny: Path, tmp_path: Path) -> Iterator[Callable[..., Started]]:
     """Starts a run of the named models."""
     running: list[Started] = []
 
-    def begin(*names: str) -> Started:
+    def begin(*names: str, options: tuple[str, ...] = ()) -> Started:
         models = ", ".join(f"{{name: {name}, path: {tiny / name}}}" for name in names)
-        running.append(Started(tmp_path, models))
+        running.append(Started(tmp_path, models, *options))
         return running[-1]
 
     yield begin
@@ -147,7 +152,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_how_to_read_it(
     assert not (folder / "moe" / "launch-0" / "capacity-0").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_whole_group_while_models_load_is_no_failure_of_a_model(
     start: Callable[..., Started], number: int, code: int
 ) -> None:
@@ -157,9 +162,53 @@ def test_a_signal_to_the_whole_group_while_models_load_is_no_failure_of_a_model(
     _, err = run.process.communicate(timeout=PATIENCE_S)
     assert run.process.returncode == code, err
     assert "Traceback" not in err
+    assert not list(run.temporary.glob("moeprof-*"))
     experiment = read(run.folder / "experiment.json")
     assert experiment["status"] == "interrupted"
     assert [(m["status"], m["error"]) for m in experiment["models"]] == [("interrupted", None)] * 2
+
+
+def test_term_while_a_model_loads_ends_its_worker_at_once(start: Callable[..., Started]) -> None:
+    run = start("moe", "dense")
+    until(lambda: (run.folder / "moe" / "launch-0").exists(), "a worker had begun")
+    workers, began = family(run.process.pid), time.monotonic()
+    run.process.terminate()  # the parent alone, as `docker stop` does
+    out, err = run.process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - began < 10  # 20 s of grace for a worker that hears nothing would be over docker's own 10
+    assert run.process.returncode == 143, err
+    assert err.splitlines()[-1].startswith("moeprof: stopped; what was measured is kept")
+    assert out == ""  # who sends TERM waits for no page
+    until(lambda: all(map(is_gone, workers)), "the workers had ended")
+
+
+def test_kill_9_leaves_no_worker_and_no_content_on_any_disk(start: Callable[..., Started]) -> None:
+    run = start("moe", options=("--no-content",))
+    until(lambda: (run.folder / "moe" / "launch-0").exists(), "a worker had begun")
+    workers = family(run.process.pid)
+    run.process.kill()
+    run.process.wait()
+    until(lambda: all(map(is_gone, workers)), "the workers of a killed parent ended while they loaded")
+    left = list(run.temporary.glob("moeprof-*"))
+    assert left
+    assert [path for folder in left for path in folder.rglob("*.parquet") if path.exists()] == []
+
+
+def test_a_file_that_may_not_grow_is_told_in_one_line_and_what_was_measured_is_read(tiny: Path, tmp_path: Path) -> None:
+    workload = tmp_path / "w.yaml"
+    model = f"{{name: dense, path: {tiny / 'dense'}}}"
+    workload.write_text(SHORT.format(rate=100, num_requests=900, models=model))
+    ran = subprocess.run(
+        [sys.executable, "-m", "moeprof", "run", str(workload), "--quiet", "--output-dir", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=PATIENCE_S,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )  # fmt: skip
+    where = tmp_path / "run"
+    assert (ran.returncode, ran.stdout) == (1, "")
+    line = r"moeprof: \S+: (model dense: )?a file would be larger than is allowed \(ulimit -f\); "
+    line += rf"what was measured is kept; once that is mended: go on with --resume {re.escape(str(where))}\n"
+    assert re.fullmatch(line, ran.stderr), ran.stderr
+    assert read(where / "experiment.json")["status"] in ("started", "interrupted")
+    assert run_main(["report", where]).code == 0
 
 
 def test_max_minutes_cuts_cleanly_and_the_report_says_so(

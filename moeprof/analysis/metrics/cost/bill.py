@@ -126,7 +126,7 @@ def cost_split(
         shares = _shares(total, prefill_s, busy_s, inputs, outputs) if len(tables.steps) else (None, None)
     usd_input, usd_output = shares
     recomputed = float(np.nansum(column(tables.requests, "recomputed_tokens")))
-    done = is_done(tables.requests)
+    done = tables.done
     characters = column(tables.requests, "num_characters")[done]
     known = len(characters) > 0 and bool((np.isfinite(characters) & (characters >= 0)).all())
     if busy.clamped_steps:

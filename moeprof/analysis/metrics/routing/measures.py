@@ -107,6 +107,13 @@ def hot_set_experts(counts_LE: Counts, share: float) -> IntArray:
     return np.bincount(order[:num] // counts_LE.shape[1], minlength=counts_LE.shape[0]).astype(np.int64)
 
 
+def _histogram(counts_SLE: IntArray) -> IntArray:
+    """How often each count occurs; layer by layer, because ``bincount`` makes a copy of eight bytes a number."""
+    length = int(counts_SLE.max(initial=0)) + 1
+    by_layer = (np.bincount(counts_SLE[:, i].reshape(-1), minlength=length) for i in range(counts_SLE.shape[1]))
+    return sum(by_layer, np.zeros(length, dtype=np.int64))
+
+
 def capacity_factor(step_counts: IntArray, tokens_S: IntArray, top_k: int, drop_share: float = 0.01) -> float | None:
     """The smallest capacity factor c that drops at most ``drop_share`` of assignments, step by step.
 
@@ -121,7 +128,7 @@ def capacity_factor(step_counts: IntArray, tokens_S: IntArray, top_k: int, drop_
     """
     sizes, group = np.unique(tokens_S, return_inverse=True)
     means = sizes * top_k / step_counts.shape[-1]
-    histograms = [np.bincount(step_counts[group == i].reshape(-1)) for i in range(len(sizes))]
+    histograms = [_histogram(step_counts[group == i]) for i in range(len(sizes))]
     total = sum(int(np.arange(len(h)) @ h) for h in histograms)
     if total == 0:
         return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 
@@ -108,13 +109,14 @@ class RoutedSteps:
         return self.max_load_SL * self.num_experts / (self.tokens[:, None] * self.top_k_L[None, :])
 
     def kept_counts(self, routing: Routing) -> IntArray | None:
-        """Kept per-step counts of these steps, shape [S', L, E]."""
+        """Kept per-step counts of these steps, shape [S', L, E]; int32 holds the sum of a few 16-bit counts."""
         if routing.step_counts_SPLE is None:
             return None
         rows = self.rows[self.rows < len(routing.step_counts_SPLE)]
-        return np.asarray(
-            routing.step_counts_SPLE[rows][:, list(self.phases)].sum(axis=1, dtype=np.int64), dtype=np.int64
-        )
+        counts_SLE = np.zeros((len(rows), *routing.step_counts_SPLE.shape[2:]), dtype=np.int32)
+        for phase in self.phases:
+            counts_SLE += routing.step_counts_SPLE[rows, phase]
+        return cast(IntArray, counts_SLE)
 
 
 def routed_steps(tables: PassTables, routing: Routing, phase: str) -> RoutedSteps:
@@ -214,12 +216,13 @@ def layer_step_metrics(
     if not len(steps.rows):
         return []
     nulls, load_null, values = distinct_nulls(steps, counts_LE, num_tokens), _load_null(steps), []
+    ratios_SL = steps.load_ratios()
     for layer, name in enumerate(layer_names):
         own = {**labels, "layer": name}
         expected = {null: float(found[layer]) for null, found in nulls.items()}
         values.append(_mean("distinct_experts_per_step", steps.distinct_SL[:, layer], steps, own, expected))
         load = {"uniform": float(load_null[layer])}
-        values.append(_mean("step_load_max_over_mean", steps.load_ratios()[:, layer], steps, own, load))
+        values.append(_mean("step_load_max_over_mean", ratios_SL[:, layer], steps, own, load))
     return values
 
 

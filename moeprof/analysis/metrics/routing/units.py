@@ -9,6 +9,7 @@ Legend: W windows, P phases, C classes, G units, L layers, E experts, S steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +74,8 @@ def cell(routing: Routing, phase: str = ALL, request_class: str = ALL) -> Cell:
     """Pick a phase and a class out of the counts."""
     phases, classes = _rows(PHASES, phase), _rows(routing.class_names, request_class)
     return Cell(
-        counts_LE=routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=(0, 1, 2)),
-        tokens=int(routing.real_tokens_WPC[:, phases][:, :, classes].sum()),
+        counts_LE=routing.counts_WPCLE.sum(axis=0)[phases][:, classes].sum(axis=(0, 1)),
+        tokens=int(routing.real_tokens_WPC.sum(axis=0)[phases][:, classes].sum()),
     )
 
 
@@ -134,8 +135,8 @@ def _of_time(
     wanted = min(MOST_BLOCKS, num_steps // (longest_request_steps(tables) + 1))
     edges = np.linspace(0, num_steps, max(wanted, 1), endpoint=False).astype(np.int64)
     if kept is not None and len(kept) == num_steps > 0 and not by_class and len(classes) == len(routing.class_names):
-        by_step = kept[:, phases].sum(axis=1, dtype=np.int64)
-        return np.add.reduceat(by_step, edges, axis=0)[:, None]
+        by_phase = [np.add.reduceat(kept[:, phase], edges, axis=0, dtype=np.int64) for phase in phases]
+        return cast(IntArray, sum(by_phase))[:, None]
     starts = np.unique(np.searchsorted(first_step, edges).clip(max=len(first_step) - 1))
     counts_WCLE = routing.counts_WPCLE[:, phases][:, :, classes].sum(axis=1)
     counts_GCLE = np.add.reduceat(counts_WCLE, starts, axis=0)

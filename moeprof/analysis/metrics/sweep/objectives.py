@@ -41,7 +41,7 @@ def meets(tables: PassTables, quantity: str, limit_s: float) -> BoolArray:
 
 def meets_slo(tables: PassTables, slo: Slo) -> BoolArray:
     """True for requests that ended well and met every stated objective."""
-    good = is_done(tables.requests)
+    good = tables.done
     for quantity, limit_s in objectives(slo).items():
         good = good & meets(tables, quantity, limit_s)
     return good
@@ -68,7 +68,7 @@ def _has_gaps(rounds: Sequence[PassTables]) -> bool:
     """Two output tokens of a request that ended well; of others, two that were asked for."""
     for tables in rounds:
         got, asked = (column(tables.requests, name) for name in ("output_tokens", "asked_output_tokens"))
-        if (np.where(is_done(tables.requests), got, asked) >= 2).any():
+        if (np.where(tables.done, got, asked) >= 2).any():
             return True
     return False
 

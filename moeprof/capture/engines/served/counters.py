@@ -20,6 +20,7 @@ from moeprof.core.record.passes import CountersHeader
 from moeprof.core.record.tables import COUNTER_COLUMNS, arrow_schema
 
 EVERY_S, LOOK_S = 1.0, 5.0
+MOST_LOOK_BYTES = 2**24  # of what a server says of itself at once
 COUNTERS = ("input_tokens", "output_tokens", "prefix_queries", "prefix_hits", "preemptions", "prefill_s", "decode_s")
 HISTOGRAMS = {  # our name -> (sum, count)
     "queue": ("queue_s", "queue_requests"),
@@ -91,7 +92,7 @@ class Counters:
             at_s = time.perf_counter()
             try:
                 with self._opener.open(url, timeout=LOOK_S) as answer:
-                    lines = answer.read().split(b"\n")
+                    lines = answer.read(MOST_LOOK_BYTES).split(b"\n")
             except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
                 self._problem = f"the server's counters could not be read ({type(error).__name__})"
                 continue

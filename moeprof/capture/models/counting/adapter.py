@@ -124,9 +124,9 @@ def _words(config: _Config) -> str:
 
 
 def _of_weights(file: Path) -> _Tensors:
-    from moeprof.capture.models.counting.stored_size import safetensors_header
+    from moeprof.capture.models.counting.stored_size import stored_tensors
 
-    header = safetensors_header(file)
+    header = stored_tensors(file)
     if header is None:
         raise ModelError(f"{file}: no header as safetensors files have it; damaged, fetch it again")
     params, copies = dict[str, int](), 0

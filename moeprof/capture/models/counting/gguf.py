@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moeprof.core.errors import ModelError
+from moeprof.core.files import ANY_SIZE, UnreadableError, opened
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -79,9 +80,9 @@ class GgufHeader:
 def is_gguf(file: Path) -> bool:
     """True for a file that begins as GGUF does."""
     try:
-        with file.open("rb") as stream:
+        with opened(file, ANY_SIZE) as stream:
             return stream.read(len(MAGIC)) == MAGIC
-    except OSError:
+    except UnreadableError:
         return False
 
 
@@ -92,8 +93,10 @@ def read_header(file: Path) -> GgufHeader:
         ModelError: no GGUF, damaged, cut short, or of a version or tensor type that is not known.
     """
     try:
-        with file.open("rb") as stream:
+        with opened(file, ANY_SIZE) as stream:
             return _Reader(stream, file.stat().st_size, str(file)).header()
+    except UnreadableError as fault:
+        raise ModelError(str(fault)) from fault
     except (OSError, OverflowError) as error:
         raise ModelError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
 

@@ -10,7 +10,6 @@ Formats that a rule is known for, per matrix of r rows and c columns:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -22,9 +21,9 @@ from typing import Any
 from moeprof.capture.models.groups import Grouper, find_expert_layers
 from moeprof.capture.models.language_model import language_model_config
 from moeprof.capture.models.meta import build_on_meta
+from moeprof.core.files import ANY_SIZE, UnreadableError, opened, safetensors_header
 
 Rule = Callable[[int, int, dict[str, Any]], int | None]  # rows, columns, quantization_config -> bytes
-_MOST_HEADER_BYTES = 100 * 2**20  # what the format allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def by_headers(files: Iterable[Path]) -> tuple[int, str]:
     total, num_tensors, dtypes, unread = 0, 0, Counter[str](), 0
     paths = tuple(files)
     for path in paths:
-        header = safetensors_header(path)
+        header = stored_tensors(path)
         if header is None:
             total, unread = total + path.stat().st_size, unread + 1
             continue
@@ -55,18 +54,15 @@ def by_headers(files: Iterable[Path]) -> tuple[int, str]:
     return total, f"{num_tensors} tensors in {len(paths)} files of weights ({parts})"
 
 
-def safetensors_header(path: Path) -> dict[str, StoredTensor] | None:
+def stored_tensors(path: Path) -> dict[str, StoredTensor] | None:
     """The tensors that a safetensors file describes; None where it has no such header, or one that cannot be."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        room = path.stat().st_size - 8 - size
-        if not 2 <= size <= _MOST_HEADER_BYTES or room < 0:
-            return None
-        try:
-            found = json.loads(file.read(size))
-            return {name: _stored(tensor, room) for name, tensor in found.items() if name != "__metadata__"}
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return None
+    header = safetensors_header(path)
+    try:
+        with opened(path, ANY_SIZE) as file:
+            room = path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+        return None if header is None else {name: _stored(tensor, room) for name, tensor in header.items()}
+    except (UnreadableError, OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
 
 
 def _stored(tensor: dict[str, Any], room: int) -> StoredTensor:

@@ -1,3 +1,0 @@
-"""Which moeprof this is."""
-
-VERSION = "0.1.0"
