@@ -113,8 +113,8 @@ NO_TRACES: dict[str, tuple[bytes, str]] = {
         ":2: num_prefill_tokens is empty",
     ),
     "half a parquet file": (parquet(a=[1])[:-20], "damaged parquet file"),
-    "gzip bomb": (gzip.compress(bytes(150_000_000), 1), "of gzip that unpack to more than 134,217,728"),
-    "xz bomb": (lzma.compress(b" " * 150_000_000, preset=0), "of xz that unpack to more than 134,217,728"),
+    "gzip bomb": (gzip.compress(bytes(150_000_000), 1), "of gzip unpack to more than 128 MiB"),
+    "xz bomb": (lzma.compress(b" " * 150_000_000, preset=0), "of xz unpack to more than 128 MiB"),
     "parquet bomb": (
         parquet(num_prefill_tokens=np.ones(2_000_000, np.int8), num_decode_tokens=np.ones(2_000_000, np.int8)),
         "a parquet file of",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moeprof.core.errors import TraceError
+from moeprof.core.files import UnreadableError, unpacked
 
 PARQUET_MAGIC = b"PAR1"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -21,9 +22,7 @@ ZIP_HEAD_BYTES = 512
 
 
 HEAD_BYTES = 2**20
-MIN_UNPACKED_BYTES = 128 * 2**20  # so much may come of any packed file
 MAX_PIPED_BYTES = 2**30
-MAX_RATIO = 32  # logs of requests are packed 3 to 20 times smaller
 
 
 def _zstd(stream: BinaryIO) -> Any:
@@ -121,20 +120,13 @@ def read_head(path: Path) -> tuple[bytes, bool]:
 
 def _unpacked(path: Path, packed: bytes, name: str, opened: Callable[[Any], Any]) -> bytes:
     """What a packed file holds, as far as a log of its packed size may be."""
-    most = max(MIN_UNPACKED_BYTES, MAX_RATIO * len(packed))
-    unpacked = bytearray()
     try:
         with opened(io.BytesIO(packed)) as stream:
-            while part := stream.read(HEAD_BYTES):
-                unpacked += part
-                if len(unpacked) > most:
-                    raise TraceError(
-                        f"{path}: {len(packed):,} bytes of {name} that unpack to more than {most:,}; if that is meant, "
-                        "unpack it and give the unpacked file"
-                    )
+            return unpacked(path, len(packed), stream, name)
+    except UnreadableError as fault:
+        raise TraceError(str(fault)) from fault
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise TraceError(f"{path}: damaged {name} file; it cannot be unpacked") from error
-    return bytes(unpacked)
 
 
 def _other_thing(data: bytes) -> str | None:
