@@ -27,17 +27,18 @@ def find(sides: Sides) -> Finding | None:
         return Finding(question=QUESTION, outcome="cannot tell", text="no load was measured for both models")
     told = {point.told for point in own.points}
     where = _range(own)
+    than = f" than {sides.called(sides.rival)}" if sides.is_twin else ""
     if own.kind == "crossing" and own.batch.value is not None:
         side = "below" if own.cheaper_below else "above"
         at = f"about {units.significant(own.batch.value, 2)}{UNITS[own.axis]}"
         return Finding(question=QUESTION, outcome="depends", text=f"cheaper {side} {at}: {own.text}", figures=(NAME,),
-                       aside=f"It is cheaper {side} {at}.")  # fmt: skip
+                       aside=f"It is cheaper{than} {side} {at}.")  # fmt: skip
     if told == {"cheaper"}:
         return Finding(question=QUESTION, outcome="yes", text=own.text, figures=(NAME,), lean=1,
-                       aside=f"It is cheaper at every load tried ({where}).")  # fmt: skip
+                       aside=f"It is cheaper{than} at every load tried ({where}).")  # fmt: skip
     if told == {"dearer"}:
         return Finding(question=QUESTION, outcome="no", text=own.text, figures=(NAME,), lean=-1,
-                       aside=f"It is dearer at every load tried ({where}).")  # fmt: skip
+                       aside=f"It is dearer{than} at every load tried ({where}).")  # fmt: skip
     return Finding(question=QUESTION, outcome="cannot tell", text=own.text, figures=(NAME,))
 
 
