@@ -379,6 +379,8 @@ def execute(
     )
     if resume is not None:
         resume.check_same(experiment)
+        if resume.is_done:
+            return "done"  # nothing is written: what is finished cannot become unfinished
         experiment = resume.begin(experiment)
         keep_content = bool(experiment.content_kept)
     run_status = RunStatus(folder, experiment)

@@ -89,6 +89,11 @@ class Resume:
             resumed=(*old.resumed, Resumption(at=now_utc(), process=self.process, set_aside=set_aside)),
         )
 
+    @property
+    def is_done(self) -> bool:
+        """The run came to its end: there is nothing to go on with."""
+        return self.experiment.status == "done"
+
     def as_settled(self, workload: Workload) -> Workload:
         """The workload with rounds and KV space of the record where it names none: memory may be another by now."""
         if workload.rounds is None:

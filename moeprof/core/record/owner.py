@@ -21,11 +21,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeprof.core.errors import EngineError, InputError
-from moeprof.core.files import UnreadableError, read_text, write_text
+from moeprof.core.errors import EngineError, InputError, RecordError
+from moeprof.core.files import UnreadableError, read_json, read_text, write_text
 from moeprof.core.record.layout import HEARTBEAT_STALE_S, beats
 
-LOCK, HEARTBEAT = "lock", "heartbeat"
+LOCK, HEARTBEAT, EXPERIMENT = "lock", "heartbeat", "experiment.json"
+ENDS = ("done", "failed", "interrupted")
 OWN = {LOCK, HEARTBEAT, f"{HEARTBEAT}.tmp", f"{LOCK}.tmp"}  # of a folder in which nothing was measured yet
 BEAT_EVERY_S = 1.0
 MOST_TOKEN_BYTES = 256
@@ -133,7 +134,7 @@ def take(folder: Path, *, empty: bool = False) -> Owner:
     if held is not None and not empty:
         return held
     with _alone(folder):
-        if beats(folder):
+        if beats(folder) and not _has_ended(folder):
             raise InputError(
                 f"{folder}: is still running (or died within the last {HEARTBEAT_STALE_S:g} s); wait until it ends"
             )
@@ -144,6 +145,14 @@ def take(folder: Path, *, empty: bool = False) -> Owner:
         owner = Owner(folder)
     _HELD[folder.resolve()] = owner
     return owner
+
+
+def _has_ended(folder: Path) -> bool:
+    """Its owner said so, and took the lock away: what still beats is the last beat of a run that is over."""
+    try:
+        return not (folder / LOCK).exists() and read_json(folder / EXPERIMENT).get("status") in ENDS
+    except RecordError:
+        return False
 
 
 @contextmanager

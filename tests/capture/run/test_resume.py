@@ -27,7 +27,11 @@ def write(path: Path, value: dict[str, Any]) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != "heartbeat"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +101,15 @@ def test_a_complete_run_has_nothing_to_resume_and_starts_no_process(
 ) -> None:
     shutil.copytree(whole / "run", tmp_path / "run")
     monkeypatch.setattr("moeprof.capture.run.experiment.Worker", None)
+    before = digests(tmp_path / "run")
     ran = run_main(["run", whole / "w.yaml", "--resume", tmp_path / "run", "--max-concurrency", 2])
     assert ran.code == 0, ran.stderr
     assert "resumed" not in ran.stdout
+    measured = {file: digest for file, digest in digests(tmp_path / "run").items() if file in before}
+    pages = ("report.", "summary.")
+    assert {f: d for f, d in measured.items() if not f.startswith(pages)} == {
+        f: d for f, d in before.items() if not f.startswith(pages)
+    }
     assert read(tmp_path / "run" / "experiment.json")["status"] == "done"
 
 
