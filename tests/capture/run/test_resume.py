@@ -30,7 +30,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
-        if path.is_file() and path.name != "heartbeat"
+        if path.is_file() and path.name not in ("heartbeat", "lock")
     }
 
 
