@@ -236,7 +236,7 @@ def block_bars(waterfall: Waterfall, width: int) -> tuple[tuple[int, int], ...]:
 
 
 def block_character(step: WaterfallStep) -> str:
-    """A level is solid, a change is shaded, a change that cannot be told from 0 is pale."""
+    """A level is solid, a change is shaded, a change that is not distinguishable from 0 is pale."""
     if step.kind == "level":
         return "\u2588"
     return "\u2593" if step.told else "\u2591"

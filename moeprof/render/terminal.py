@@ -336,7 +336,7 @@ def _print_waterfall(waterfall: Waterfall, console: Console, heading: str) -> No
 
 
 def waterfall_table(waterfall: Waterfall, width: int) -> RichTable:
-    """Label, figure and bar of every step; a change that cannot be told from 0 is pale and says so."""
+    """Label, figure and bar of every step; a change that is not distinguishable from 0 is pale and says so."""
     labels, values = [], []
     for step in waterfall.steps:
         label = Text("" if step.kind == "level" else "  ").append(printable(step.label))

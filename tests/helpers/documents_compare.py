@@ -120,7 +120,7 @@ def folded_table() -> Table:
 
 
 def ladder() -> Waterfall:
-    """24 ms to 79 ms: one change cannot be told from 0, one saves."""
+    """24 ms to 79 ms: one change is not distinguishable from 0, one saves."""
     steps = (
         step("dense, active-matched", "level", 0.024, 0.0005, text="The same network with only the active width."),
         step("dispatch", "change", 0.006, 0.0008, text="What the router and sending tokens to experts cost."),

@@ -36,7 +36,7 @@ def test_fractions_of_milliseconds_at_a_common_rate_stay_milliseconds_and_are_to
 def test_fractions_that_make_no_sense_in_any_unit_are_refused_until_the_user_speaks(tmp_path: Path) -> None:
     path = write_rows(tmp_path, lengths(0, 0.001, 0.004))  # 500 per second as seconds, 500,000 as milliseconds
     message = refusal(path)
-    assert "the unit of timestamp is not to be told (requests per second: 500 as s, 5e+05 as ms" in message
+    assert "the unit of timestamp is unclear (requests per second: 500 as s, 5e+05 as ms" in message
     assert "--timestamp-unit" in message
     assert read(path, timestamp_unit="s").arrival_s.tolist() == [0.0, 0.001, 0.004]
 

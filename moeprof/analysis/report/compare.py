@@ -254,7 +254,7 @@ def _verdict(one: RunsComparison, ladders: dict[str, tuple[Agreement, ...]]) -> 
         return f"No difference is shown between {one.other} and {one.reference}."
     undecided = [(name, gate) for name, gate in gates if gate.ratio.verdict != "no difference shown"]
     reason = next((gate.ratio.reason for _, gate in undecided if gate.ratio.reason), "no timed figure stands in both")
-    text = f"Whether {one.other} differs from {one.reference} cannot be told: {reason}"
+    text = f"Whether {one.other} differs from {one.reference} cannot be said: {reason}"
     shown = len(gates) - len(undecided)
     if not shown:
         return f"{text}."

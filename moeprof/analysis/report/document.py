@@ -24,7 +24,7 @@ class WaterfallStep:
         kind: ``level`` stands on the axis; ``change`` goes from the level before to the level after.
         value: of a level; signed for a change.
         low, high: 95 % interval of it, or None.
-        told: False for a change that cannot be told from 0.
+        told: False for a change that is not distinguishable from 0.
         text: one sentence on what it is.
     """
 

@@ -135,7 +135,7 @@ def _equivalent_text(equivalent: DenseEquivalent) -> str:
         return f"{text} ({equivalent.reason})" if equivalent.reason else text
     if equivalent.bound is not None and equivalent.bound_params is not None:
         if not equivalent.bound_told:
-            return f"which dense size it costs as much as cannot be told ({equivalent.reason})"
+            return f"which dense size it costs as much as cannot be said ({equivalent.reason})"
         how = "less than the smallest" if equivalent.bound == "below" else "more than the largest"
         return f"it costs {how} dense size tried ({parameters_text(equivalent.bound_params)})"
     return ""

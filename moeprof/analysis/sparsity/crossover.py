@@ -235,7 +235,7 @@ def _crossing(
     """Between two loads where the ratio is known to lie on opposite sides of 1."""
     loads = [p.load for p in bracket]
     found = crossings(loads, [p.ratio.value or 1.0 for p in bracket])
-    value = math.sqrt(found[0] * found[-1])  # more than one among loads that cannot be told apart: their middle
+    value = math.sqrt(found[0] * found[-1])  # more than one among loads that are not distinguishable: their middle
     low = high = None
     if all(p.ratio.low is not None and p.ratio.high is not None for p in bracket):
         lows, highs = [p.ratio.low or 0.0 for p in bracket], [p.ratio.high or 0.0 for p in bracket]

@@ -255,7 +255,7 @@ def _tax(measured: _Measured, name: str, *, one_token: bool) -> Tax:
     elif name == "coverage_tax_s" and one_token:
         told, note = False, AS_MANY_AT_ONE_TOKEN
     elif not told:
-        note = f"the rungs {less} and {of} cannot be told apart"
+        note = f"the rungs {less} and {of} are not distinguishable"
     return Tax(name=name, seconds=seconds, share=measured.share(difference), told=told, note=note)
 
 

@@ -36,7 +36,7 @@ def no_saving(saving: Estimate, total: Estimate) -> str | None:
     if saving.low is None:
         return f"the saving between the two dense twins has no interval ({saving.reason})"
     if not saving.excludes(0):
-        return "the two dense twins cannot be told apart, so there is no saving between them"
+        return "the two dense twins are not distinguishable, so there is no saving between them"
     if saving.value <= LEAST_SAVING * total.value:
         return f"the twins are within {LEAST_SAVING:.0%} of each other, or the wrong way round: too small a saving"
     return None

@@ -76,7 +76,7 @@ def popular_twin(model: Any, spec: ModelSpec, warmup: Schedule | None) -> Twin:
     layers = tuple(_with_foldable_shared(layer) for layer in read_layers(model, spec))
     for layer in layers:
         if layer.layer.hook != "experts_arguments":
-            raise refusal(spec.name, layer.layer, "which experts are popular cannot be told, say `initialise: random`")
+            raise refusal(spec.name, layer.layer, "which experts are popular is unknown, say `initialise: random`")
     if warmup is None or not any(len(ids) for ids in warmup.input_ids):
         raise ModelError(
             f"model {spec.name}: initialise: popular_experts needs warm-up text to see which experts those are; "

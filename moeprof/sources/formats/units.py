@@ -102,7 +102,7 @@ def _unknown_unit(file: SourceFile, name: str, rates: dict[Unit, float]) -> Exce
     said = ", ".join(f"{rates[unit]:.4g} as {unit}" for unit in PER_SECOND)
     return file.error(
         None,
-        f"the unit of {name} is not to be told (requests per second: {said}); say timestamp_unit "
+        f"the unit of {name} is unclear (requests per second: {said}); say timestamp_unit "
         "(--timestamp-unit s, ms, us or ns)",
     )
 

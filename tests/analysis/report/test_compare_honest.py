@@ -66,7 +66,7 @@ def test_a_share_that_chance_explains_as_well_is_not_told_as_one(run: Summary) -
     )
     said = text_of(variance_section(with_metric(run, moe=share)))
     assert "Routing explains" not in said
-    assert "cannot be told: share 0.4 %, p = 0.310" in said
+    assert "cannot be said: share 0.4 %, p = 0.310" in said
 
 
 def test_a_model_without_a_quality_figure_is_not_called_untrained(run: Summary) -> None:
@@ -148,7 +148,7 @@ def test_the_reason_that_nothing_can_be_told_is_that_of_an_undecided_figure(tmp_
     first = planted("one", 1, [1.0, 1.3, 0.8, 1.1, 0.7, 1.2])
     other = planted("two", 2, [1.2, 0.8, 1.4, 1.0, 1.3, 0.7])
     headline = compare_document([first, other], reference=None).document.headline
-    assert "cannot be told" in headline
+    assert "cannot be said" in headline
     assert "the interval lies within" not in headline
 
 

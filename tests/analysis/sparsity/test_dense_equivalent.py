@@ -50,7 +50,7 @@ def test_without_a_saving_between_the_twins_no_share_of_it(tmp_path: Path) -> No
     wide = realised_of_rounds([9.0, 10.0, 11.0], [5.0, 5.0, 5.0], [8.0, 9.0, 10.0])
     assert (wide.value, wide.reason) == (
         None,
-        "the two dense twins cannot be told apart, so there is no saving between them",
+        "the two dense twins are not distinguishable, so there is no saving between them",
     )
 
 

@@ -97,7 +97,7 @@ def test_taxes_are_found_in_noise_and_what_is_not_there_is_not(tmp_path: Path) -
     assert found.tax("coverage_tax_s").told
     imbalance = found.tax("imbalance_tax_s")
     assert not imbalance.told
-    assert imbalance.note == "the rungs balanced and recorded cannot be told apart"
+    assert imbalance.note == "the rungs balanced and recorded are not distinguishable"
     assert imbalance.seconds.low is not None and imbalance.seconds.high is not None
     assert imbalance.seconds.low < 0 < imbalance.seconds.high
 

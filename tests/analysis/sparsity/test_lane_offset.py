@@ -81,8 +81,8 @@ def test_a_tax_or_its_sign_is_claimed_only_where_the_widened_interval_excludes_0
     assert without.tax("imbalance_tax_s").told and "imbalance takes 5 %" in sentences([without])[0]
     found = at_eight(ladders([alone(tmp_path / "b"), eight(tmp_path / "b")], num_moe_layers=1))
     imbalance = found.tax("imbalance_tax_s")
-    assert (imbalance.told, imbalance.note) == (False, "the rungs balanced and recorded cannot be told apart")
-    assert "imbalance cannot be told from 0" in sentences([found])[0]
+    assert (imbalance.told, imbalance.note) == (False, "the rungs balanced and recorded are not distinguishable")
+    assert "imbalance is not distinguishable from 0" in sentences([found])[0]
     assert found.tax("coverage_tax_s").told  # 7 of 20 ms
 
 

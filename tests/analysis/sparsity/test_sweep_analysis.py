@@ -149,12 +149,12 @@ def test_a_sweep_in_which_no_load_meets_the_slo_has_no_price(tmp_path: Path) -> 
     ("met", "of", "concurrency", "words"),
     [
         (72, 72, 18, None),  # 0.95 ** 72 is just below 0.025, and 72 is four times 18
-        (8, 8, 8, "cannot be told (100 % of 8 requests, at least 72 are needed)"),
-        (72, 72, 19, "cannot be told (100 % of 72 requests, at least 76 are needed)"),
-        (71, 72, 18, "cannot be told (98.6 % of 72 requests, too near 95 % to tell)"),
+        (8, 8, 8, "undecided (100 % of 8 requests, at least 72 are needed)"),
+        (72, 72, 19, "undecided (100 % of 72 requests, at least 76 are needed)"),
+        (71, 72, 18, "undecided (98.6 % of 72 requests, too near 95 % to tell)"),
         (4, 8, 8, "missed it (50 % of 8 requests)"),  # at most 84 % do
         (60, 72, 18, "missed it (83.3 % of 72 requests)"),  # at most 91 % do
-        (65, 72, 18, "cannot be told (90.3 % of 72 requests, too near 95 % to tell)"),  # at most 96 % do
+        (65, 72, 18, "undecided (90.3 % of 72 requests, too near 95 % to tell)"),  # at most 96 % do
     ],
 )
 def test_met_and_missed_are_said_by_the_binomial_interval(
@@ -181,7 +181,7 @@ def test_one_round_that_misses_it_is_enough(tmp_path: Path) -> None:
     many = [timed_pass("a", 1.0, num=3_000), timed_pass("b", 1.0, ttft_s=met_by(2_820, 3_000), num=3_000)]
     swept = {"moe": [(SweepPoint(concurrency=8), many)]}  # 97 % of 3,000, one round at 94 %
     told = at_slo(sweep_summary(tmp_path / "many", swept, slo={"ttft_s": 0.5}))
-    assert told.reasons[0].endswith("concurrency 8 cannot be told (97 % of 3000 requests, too near 95 % to tell)")
+    assert told.reasons[0].endswith("concurrency 8 undecided (97 % of 3000 requests, too near 95 % to tell)")
 
 
 def test_a_saturated_load_does_not_count_even_if_it_was_fast_enough(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_outputs_of_one_token_neither_meet_nor_miss_a_time_per_token(tmp_path: P
     value = at_slo(sweep_summary(tmp_path, {"moe": [at(8, 1.0, num=72, token_times_s=[np.ones(1)] * 72)]},
                                  slo={"tpot_s": 0.5}))  # fmt: skip
     assert value.value is None
-    assert "concurrency 8 cannot be told (no request has two output tokens" in value.reasons[0]
+    assert "concurrency 8 undecided (no request has two output tokens" in value.reasons[0]
 
 
 # -- the run's own rounds ----------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_the_runs_own_rounds_miss_what_eight_requests_in_eight_places_met(tmp_pa
     swept = {"dense": [at(c, 1.0, 1.0, num=8) for c in (4, 8)]}
     summary = sweep_summary(tmp_path, swept, slo={"ttft_s": 0.5}, own={"dense": own_rounds(10, 13, 17)}, own_load=OWN)
     assert at_slo(summary, "dense").reasons == (
-        "no load is known to meet it: concurrency 4, 8 cannot be told (100 % of 8 requests, at least 72 are needed); "
+        "no load is known to meet it: concurrency 4, 8 undecided (100 % of 8 requests, at least 72 are needed); "
         "concurrency 8 (the run's own rounds) missed it (41.7 % of 32 requests)",
     )
 

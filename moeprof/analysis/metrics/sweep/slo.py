@@ -153,7 +153,7 @@ def _told(load: Sequence[tuple[SweptPoint, Attained]]) -> str:
 
 def _texts(loads: Sequence[Sequence[tuple[SweptPoint, Attained]]]) -> list[str]:
     """What is known of loads, and from what; what is the same for several is said once."""
-    words = {"met": "met it", "missed": "missed it", "cannot tell": "cannot be told"}
+    words = {"met": "met it", "missed": "missed it", "cannot tell": "undecided"}
     found: dict[tuple[str, str], list[str]] = {}
     for one, told in (pair for load in loads for pair in load):
         found.setdefault((words[told.told], told.text), []).append(one.label)

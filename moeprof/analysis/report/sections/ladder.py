@@ -170,13 +170,13 @@ def _sentence(result: LadderResult) -> str | None:
         if tax.seconds.value is None:
             continue
         if not tax.told:
-            parts.append(f"{label} cannot be told from 0")
+            parts.append(f"{label} is not distinguishable from 0")
         else:
             text = f"{label} {'takes' if tax.seconds.value > 0 else 'gains'} {_share(tax.share)}"
             parts.append(text + _of_which(result) if name == "dispatch_tax_s" else text)
     saved = result.tax("sparsity_saved_s")
     if saved.share.value is not None and not saved.told:
-        parts.append("the total-matched dense model cannot be told from it")
+        parts.append("the total-matched dense model is not distinguishable from it")
     elif saved.share.value is not None:
         parts.append(f"the total-matched dense model takes {_times(saved.share)} as long")
     where = f"{result.phase}, {load_text(result.concurrency)}"
@@ -238,7 +238,7 @@ def _waterfall(result: LadderResult) -> list[Block]:
         steps += [*_change(result, "sparsity_saved_s", "saved"), _level(levels["total"])]
     caption = (
         f"Seconds of one {result.phase} step, {load_text(result.concurrency)}, {result.tokens_per_step:.1f} tokens a "
-        f"step; {result.num_steps:,} turns. Pale changes cannot be told from 0."
+        f"step; {result.num_steps:,} turns. Pale changes is not distinguishable from 0."
     )
     name = f"ladder-{result.phase}-{result.concurrency or 'offline'}"
     title = f"Where the step time goes: {result.phase}, {load_text(result.concurrency)}"

@@ -276,6 +276,6 @@ def _variance_sentence(summary: Summary) -> str:
     if share.value is None or not share.valid:
         untold = [text.removeprefix(UNTOLD) for text in share.reasons if text.startswith(UNTOLD)]
         reason = (*untold, *share.reasons, "too few steps")[0]
-        return f"Whether routing explains any of the spread of {moe.name}'s decode steps cannot be told: {reason}."
+        return f"Whether routing explains any of the spread of {moe.name}'s decode steps cannot be said: {reason}."
     text = f"Routing explains {units.significant(100 * share.value)} % of the spread of {moe.name}'s decode steps"
     return f"{text} among steps with equal tokens, beyond what permuted routing explains."
