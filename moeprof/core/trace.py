@@ -267,8 +267,11 @@ class Schedule:
             digest.update(self.turns.digested())
         return digest.hexdigest()
 
-    def save(self, path: Path, *, with_content: bool = True) -> None:
-        """Write the schedule as parquet. Without content, token ids are left out (lengths and the hash stay)."""
+    def save(self, path: Path, *, with_content: bool = True, through_link: bool = False) -> None:
+        """Write the schedule as parquet. Without content, token ids are left out (lengths and the hash stay).
+
+        ``through_link``: the path is a link of our own, to memory.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -306,7 +309,7 @@ class Schedule:
             "sha256": self.sha256(),
             "content": "kept" if with_content else "left out",
         }
-        with replacing(path) as file:
+        with path.open("wb") if through_link else replacing(path) as file:
             pq.write_table(table.replace_schema_metadata(meta), file)
 
     @staticmethod

@@ -82,7 +82,8 @@ def test_the_largest_workloads_are_predicted_to_fit_a_card_of_141_gb(
 ) -> None:
     card = DeviceMemory(total_bytes=141_000_000_000, free_bytes=140_000_000_000, is_host=False)
     monkeypatch.setattr("moeprof.capture.memory.predict.device_memory", lambda device, gpu: card)
-    monkeypatch.setattr("moeprof.capture.run.prepare.choose_devices", lambda workload: (Choice(device="cuda:0"), ()))
+    chosen = (Choice(device="cuda:0"), ())
+    monkeypatch.setattr("moeprof.capture.run.prepare.choose_devices", lambda workload, **_: chosen)
     ready = full_size(name, tmp_path)
     assert ready.path is not None
     priced = replace(load_workload(ready.path), prices=Prices(usd_per_device_hour=1.0))

@@ -90,7 +90,7 @@ BAD_WORKLOADS: dict[str, tuple[str, str]] = {
         "instruments.power: found '1'; true or false is allowed",
     ),
     "negative rate": (PRICED.replace("rate: 40", "rate: -1"), "traffic.arrivals: rate: found -1; more than 0"),
-    "negative length": (PRICED.replace("value: 8", "value: -8"), "value: found -8; 1 or more is allowed"),
+    "negative length": (PRICED.replace("value: 8", "value: -8"), "value: found -8; 1 to 10,000,000 is allowed"),
     "no rounds": (PRICED + "rounds: 0\n", "rounds: found 0; 1 or more is allowed"),
     "negative seed": (PRICED + "seed: -1\n", "seed: found -1; 0 or more is allowed"),
     "negative price": (
@@ -163,7 +163,7 @@ def test_control_characters_of_a_workload_do_not_reach_the_terminal(here: Path) 
 OPTIONS: dict[str, tuple[list[object], str]] = {
     "rate": (["--request-rate", -1], "rate: found -1; more than 0 is allowed"),
     "rate 0": (["--request-rate", 0], "rate: found 0; more than 0 is allowed"),
-    "prompts": (["--num-prompts", 0], "num_requests: found 0; 1 or more is allowed"),
+    "prompts": (["--num-prompts", 0], "num_requests: found 0; 1 to 1,000,000 is allowed"),
     "rounds": (["--rounds", 0], "rounds: found 0; 1 or more is allowed"),
     "rounds text": (["--rounds", "x"], "Invalid value for '--rounds'"),
     "goodput key": (["--goodput", "tftt:5"], "did you mean ttft?"),

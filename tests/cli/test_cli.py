@@ -23,31 +23,40 @@ FORMATS = ("table", "json", "csv", "md")
 # Every command, its arguments and its options. People have these in scripts: change the list knowingly.
 FROZEN = {
     "run": "WORKLOAD --api --burstiness --device --dry-run --format --goodput --ignore-eos --label --launches "
-    "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet --request-rate "
-    "--resume --rounds --save-detailed --seed --threads --usd-per-device-hour --write -q",
-    "report": "RUN --api --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
+    "--max-concurrency --max-minutes --no-content --num-prompts --num-warmups --output-dir --quiet "
+    "--request-rate --resume --rounds --save-detailed --seed --sessions --threads --usd-per-device-hour "
+    "--write -q",
+    "report": "RUN --all --api --format --output-dir --pue --usd-per-device-hour --usd-per-kwh --write",
+    "merge": "PARTS --clock-uncertainty-s --output-dir",
     "compare": "RUNS --all --allow --api --format --output-dir --pue --reference --usd-per-device-hour --usd-per-kwh "
     "--write",
+    "audit": "RUNS --api --format --output-dir --picture --pue --usd-per-device-hour --usd-per-kwh --write",
     "regress": "RUN --ab --all --allow --allow-undecided --base-python --baseline --baselines --device --fail-on "
-    "--format --gates --github --last --launches --max-minutes --max-seconds --no-github --output-dir --quiet "
-    "--threads --until-precise --usd-per-device-hour --write -q",
+    "--format --gates --github --last --launches --max-minutes --max-seconds --no-github --output-dir "
+    "--quiet --threads --until-precise --usd-per-device-hour --write -q",
     "ladder": "WORKLOAD --concurrency --device --distinct --format --launches --max-seconds --model --output-dir "
     "--quiet --threads --usd-per-device-hour --write -q",
     "params": "MODELS --batch --context --dtype --format --gpu --list",
     "doctor": "--coverage --format",
     "explain": "METRIC --format",
-    "init": "FOLDER --ci --force",
+    "list": "FOLDER --format",
+    "init": "FOLDER --block-tokens --ci --column --force --from --output --skip-bad-rows --timestamp-unit "
+    "--trace-format -o",
+    "engine install": "ENGINE --build --folder",
+    "trace inspect": "PATH --block-tokens --column --exact --format --from --skip-bad-rows --timestamp-unit "
+    "--tokenizer",
+    "trace convert": "PATH OUTPUT --allow-loss --block-tokens --column --duration-s --force --from --jitter "
+    "--length-scale "
+    "--max-input-tokens --max-output-tokens --max-total-tokens --num-prompts --output --request-rate "
+    "--seed --skip-bad-rows --start-s --time-scale --timestamp-unit --to --too-long -o",
+    "trace synth": "OUTPUT --burst-size --burstiness --force --input-len --max-concurrency --num-prefixes "
+    "--num-prompts "
+    "--output-len --pattern --prefix-len --prefix-ratio --request-class --request-rate --seed",
+    "trace record": "--keep-text --listen --null-test --output --part-mib --session-header --upstream -o",
     "baseline save": "RUN NAME --allow-unfinished --folder --note --pue --replace --usd-per-device-hour --usd-per-kwh",
     "baseline list": "--folder --format",
     "baseline show": "NAME --device --folder --format --workload",
     "baseline rm": "NAMES --device --folder --workload",
-    "trace inspect": "PATH --block-tokens --column --format --from --skip-bad-rows --timestamp-unit",
-    "trace convert": "PATH OUTPUT --block-tokens --column --duration-s --force --from --jitter --length-scale "
-    "--max-input-tokens --max-output-tokens --max-total-tokens --num-prompts --request-rate --seed --skip-bad-rows "
-    "--start-s --time-scale --timestamp-unit --too-long",
-    "trace record": "--keep-text --listen --null-test --output --part-mib --session-header --upstream -o",
-    "trace synth": "OUTPUT --burst-size --burstiness --force --input-len --max-concurrency --num-prefixes "
-    "--num-prompts --output-len --pattern --prefix-len --prefix-ratio --request-class --request-rate --seed",
 }
 
 
@@ -95,10 +104,10 @@ def test_help_is_on_stdout_and_exit_0(name: str) -> None:
     assert "Usage" in ran.stdout
 
 
-def test_no_argument_shows_the_help_and_is_a_usage_error() -> None:
+def test_no_argument_shows_the_help() -> None:
     ran = run_main([])
-    assert ran.code == 2
-    assert "Usage" in ran.stdout + ran.stderr
+    assert (ran.code, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("Usage")
 
 
 def test_the_version_is_said() -> None:

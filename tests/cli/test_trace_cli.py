@@ -73,7 +73,7 @@ def test_inspect_works_on_a_narrow_terminal(trace_file: Path) -> None:
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"input_tokens": 1, "output_tokens": 1, "request_class": "[red]\x1b[2J"}))
-    assert "[red]?[2J 1" in run("inspect", path).stdout
+    assert r"[red]\x1b[2J 1" in run("inspect", path).stdout
 
 
 def test_inspect_shows_bursts_turns_unused_columns_and_the_lines_of_a_workload(tmp_path: Path) -> None:

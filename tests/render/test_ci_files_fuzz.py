@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeprof.analysis.regress.result import Regression
+from moeprof.core.text import printable
 from moeprof.render.ci.bencher import slug
 from moeprof.render.ci.github_annotations import escape_data, escape_property, render_annotations
 from moeprof.render.ci.gitlab import render_metrics
@@ -90,7 +91,7 @@ def test_metrics_of_any_text_are_read_by_both_readers(text: str) -> None:
     samples = [s for family in parser.text_string_to_metric_families(written) for s in family.samples]
     rows = [shlex.split(re.sub("#.*", "", line)) for line in written.split("\n")]
     assert [len(row) for row in rows if row] == [2] * len(samples)
-    flat = re.sub("[\x00-\x09\x0b-\x1f\x7f]", " ", f"m{text}".replace("#", "%23"))
+    flat = printable(re.sub("[\x00-\x09\x0b-\x1f\x7f]", " ", f"m{text}".replace("#", "%23")))
     assert {s.labels.get("model") for s in samples} == {None, flat}
 
 

@@ -368,17 +368,15 @@ def read_config(name: str, file: Path) -> dict[str, Any]:
         ModelError: no such file, no JSON, or neither ``model_type`` nor ``architectures``.
     """
     config = read_object(name, file)
+    check_kinds(name, config, file)
     kind, named = config.get("model_type"), config.get("architectures")
-    if kind is not None and not isinstance(kind, str):
-        raise ModelError(f"model {name}: {file}: model_type: found {type(kind).__name__}; a text is allowed")
-    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+    if named is not None and not all(isinstance(one, str) for one in named):
         raise ModelError(f"model {name}: {file}: architectures: a list of texts is allowed")
     if not kind and not named and text_values(config) is config:
         shaped = "hidden_size" in config or "num_hidden_layers" in config
         what = None if shaped else next((words for key, words in _OTHER_FILES.items() if key in config), None)
         reason = f"is {what}" if what else "names no model_type and no architectures, so no class can be chosen"
         raise ModelError(f"model {name}: {file} {reason}; a model's {CONFIG} is needed")
-    check_kinds(name, config, file)
     return config
 
 

@@ -38,12 +38,14 @@ class Question:
         base: for a twin, the spec of its MoE.
         source: where it is; that of the MoE for a twin.
         settings: of the engine that will run it.
+        weights: look at the names and shapes of tensors in its files too; a run leaves that to whoever loads them.
     """
 
     spec: ModelSpec
     base: ModelSpec | None
     source: ModelSource
     settings: TransformersSettings
+    weights: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +184,7 @@ def _seen(question: Question) -> Answer:
         from moeprof.capture.routing.override import check_overridable
 
         check_overridable(layers, f"routing policy {spec.routing.policy}")
-    if base is None:
+    if base is None and question.weights:
         _check_weights(question)
     params = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
     return Answer(params=params, shapes=tuple(layer_shapes(layers)))

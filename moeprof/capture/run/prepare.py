@@ -195,20 +195,26 @@ def prepare(workload: Workload, *, must_fit: bool = True) -> Prepared:
     check_parallel(workload)
     by_name = {spec.name: spec for spec in workload.models}
     sources = {spec.name: find_model(spec, by_name.get(spec.twin_of or "")) for spec in workload.models}
-    examination = Examination(_questions(workload, sources), workload.threads)
+    examination = Examination(_questions(workload, sources, weights=not must_fit), workload.threads)
     try:
         return _prepared(workload, engine, sources, examination, must_fit=must_fit)
     finally:
         examination.close()
 
 
-def _questions(workload: Workload, sources: dict[str, ModelSource]) -> list[Question]:
+def _questions(workload: Workload, sources: dict[str, ModelSource], *, weights: bool = False) -> list[Question]:
     """One a model that a worker will load; none where they run elsewhere."""
     if not workload.engine.in_worker:
         return []
     by_name, settings = {spec.name: spec for spec in workload.models}, ours(workload.engine)
     return [
-        Question(spec=spec, base=by_name.get(spec.twin_of or ""), source=sources[spec.name], settings=settings)
+        Question(
+            spec=spec,
+            base=by_name.get(spec.twin_of or ""),
+            source=sources[spec.name],
+            settings=settings,
+            weights=weights,
+        )
         for spec in workload.models
     ]
 

@@ -205,14 +205,15 @@ def private_schedules(schedules: Mapping[str, Scheduled], *, content_kept: bool)
     sweep()
     with Scratch() as scratch, ExitStack() as files:
         private = scratch.path
-        if not content_kept and hasattr(os, "memfd_create"):
+        in_memory = not content_kept and hasattr(os, "memfd_create")
+        if in_memory:
             for scheduled in schedules.values():
                 points = [point.file_name for point in scheduled.points]
                 for name in (scheduled.file_name, f"warmup-{scheduled.file_name}", *points):
                     _link_to_memory(private / name, files)
-        save_schedules(schedules, private, with_content=True)
+        save_schedules(schedules, private, with_content=True, through_link=in_memory)
         for scheduled in schedules.values():
-            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}")
+            scheduled.warmup.save(private / f"warmup-{scheduled.file_name}", through_link=in_memory)
         yield private
 
 
@@ -225,12 +226,14 @@ def _link_to_memory(path: Path, files: ExitStack) -> None:
     path.symlink_to(f"/proc/{os.getpid()}/fd/{file}")
 
 
-def save_schedules(schedules: Mapping[str, Scheduled], folder: Path, *, with_content: bool) -> None:
+def save_schedules(
+    schedules: Mapping[str, Scheduled], folder: Path, *, with_content: bool, through_link: bool = False
+) -> None:
     """Write the requests of the rounds and of every point of a sweep, once per tokenizer."""
     for scheduled in {s.tokenizer_hash: s for s in schedules.values()}.values():
-        scheduled.measured.save(folder / scheduled.file_name, with_content=with_content)
+        scheduled.measured.save(folder / scheduled.file_name, with_content=with_content, through_link=through_link)
         for point in scheduled.points:
-            point.measured.save(folder / point.file_name, with_content=with_content)
+            point.measured.save(folder / point.file_name, with_content=with_content, through_link=through_link)
 
 
 def make_schedules(workload: Workload, sources: dict[str, ModelSource]) -> dict[str, Scheduled]:

@@ -43,7 +43,8 @@ WEIGHTS = {
 
 def schedule(num: int = 64, concurrency: int | None = 64, tokens: int = 1000) -> Any:
     ones = np.ones(num, dtype=np.int64)
-    return type("S", (), {"input_tokens": ones * (tokens - 10), "output_tokens": ones * 10, "concurrency": concurrency})
+    columns = {"input_tokens": ones * (tokens - 10), "output_tokens": ones * 10}
+    return type("S", (), columns | {"concurrency": concurrency, "turns": None})
 
 
 def source(config: dict[str, Any]) -> ModelSource:

@@ -23,7 +23,7 @@ def test_multiplied_layers_are_those_that_would_be_built(
 ) -> None:
     config = {**CONFIG, **extra, "num_hidden_layers": 53}
     built = facts_of_config(config, name="m", source="s")
-    monkeypatch.setattr(many_layers, "MANY_LAYERS", 40)
+    monkeypatch.setattr(many_layers, "MANY_LAYERS", 45)
     assert facts_of_config(config, name="m", source="s") == built
 
 

@@ -48,7 +48,7 @@ def looked_at(folder: Path, config: dict[str, Any], **settings: Any) -> Answer:
     ("config", "settings", "said"),
     [
         (VISION, {}, "model m: transformers .* has no class that continues a text for model_type 'dinov2'"),
-        ({"model_type": "nobody"}, {}, "model m: transformers .* cannot build model_type 'nobody'"),
+        ({"model_type": "nobody"}, {}, "model m: transformers .* has no class for model_type 'nobody'"),
         (MOE | {"num_attention_heads": "two"}, {}, "model m: .*"),
         (MOE, {"experts": "nothing"}, "model m: cannot be loaded: .*nothing"),
         (MOE, {"batching": "static", "prefix_cache": True}, "model m: engine.prefix_cache: Qwen3MoeForCausalLM runs"),
@@ -135,5 +135,7 @@ def test_tensors_that_are_not_the_classs_are_refused_before_anything_runs(
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
     spec = ModelSpec(name="m", path=str(tmp_path))
-    found = answer(Question(spec=spec, base=None, source=find_model(spec), settings=TransformersSettings())).refusal
+    found = answer(
+        Question(spec=spec, base=None, source=find_model(spec), settings=TransformersSettings(), weights=True)
+    ).refusal
     assert found is None if said is None else found is not None and re.search(said, found), found

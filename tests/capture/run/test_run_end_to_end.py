@@ -79,7 +79,7 @@ def names(folder: Path) -> list[str]:
 
 def test_results_go_to_stdout_and_talk_to_stderr(tiny_run: Run) -> None:
     folder, ran = tiny_run
-    assert "per 1M output tokens" in " ".join(ran.stdout.split())
+    assert "price of 1M output tokens" in " ".join(ran.stdout.split())
     assert f"record: {folder}" in ran.stderr.splitlines()
     assert "moe: round-1: 24 done" in ran.stderr
     assert "Traceback" not in ran.stderr
