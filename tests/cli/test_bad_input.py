@@ -392,14 +392,17 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 # What is refused before anything starts.
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown architecture": (
-        lambda here: change_config(here, model_type="no_such_thing"),
-        "cannot build model_type 'no_such_thing'",
+        lambda here: change_config(here, model_type="no_such_thing", architectures=["NoSuchThing"]),
+        "has no class for model_type 'no_such_thing'",
     ),
     "remote code": (
         lambda here: change_config(
-            here, model_type="their_own", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+            here,
+            model_type="their_own",
+            architectures=["TheirOwn"],
+            auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},
         ),
-        "its code comes with the checkpoint; read it, then set `trust_remote_code: true`",
+        "its code comes with the checkpoint (`auto_map`); read it, then set `trust_remote_code: true`",
     ),
 }
 
