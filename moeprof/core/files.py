@@ -112,7 +112,8 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         UnreadableError: see :func:`opened`.
     """
     with opened(path, most) as file:
-        return file.read(most)  # a file that grows meanwhile ends there
+        # Memory for what it has, not for what it may have; one that grows meanwhile ends there.
+        return file.read(min(most, max(os.fstat(file.fileno()).st_size, MIB)))
 
 
 def read_text(path: Path, most: int = MOST_TEXT_BYTES) -> str:

@@ -8,6 +8,8 @@ import io
 import json
 import lzma
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +229,14 @@ def test_writing_follows_no_link_and_leaves_nothing_behind(tmp_path: Path) -> No
 def test_a_folder_is_made_once_and_the_next_one_is_called_otherwise(tmp_path: Path) -> None:
     made = [files.made_anew(tmp_path / "reports" / "x").name for _ in range(3)]
     assert made == ["x", "x-2", "x-3"]
+
+
+def test_a_small_file_needs_memory_for_what_it_holds_and_not_for_what_it_may_hold(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"ten bytes.")
+    code = (
+        "import resource, sys; from pathlib import Path; from moeprof.core.files import MOST_BYTES, read_bytes; "
+        "resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES // 4, MOST_BYTES // 4)); "
+        "print(len(read_bytes(Path(sys.argv[1]))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "small"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "10"), ran.stderr

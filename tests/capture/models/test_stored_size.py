@@ -88,3 +88,19 @@ def test_a_folder_is_counted_tensor_by_tensor_without_the_headers_of_its_files(t
     counted = count_model(str(home))
     assert counted.stored_bytes == 100 + 16 + 40
     assert counted.stored_reason == "3 tensors in 2 files of weights (U8 64.1 %, F32 25.6 %, BF16 10.3 %)"
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": "4", "group_size": 128},
+        {"quant_method": "awq", "bits": 4, "group_size": "128"},
+        {"quant_method": "gptq", "bits": 4, "group_size": -2},
+        {"quant_method": "fp8", "weight_block_size": ["a", 128]},
+        {"quant_method": "fp8", "weight_block_size": [128]},
+        {"quant_method": "fp8", "weight_block_size": [0, 128]},
+    ],
+)
+def test_a_rule_whose_numbers_are_none_gives_no_size(quantization: dict[str, Any]) -> None:
+    config = config_object({**GPT_OSS, "model_type": "gpt_oss"}, name="m")
+    assert by_rule(config, quantization, name="m", dtype="bfloat16") is None

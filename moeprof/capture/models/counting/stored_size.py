@@ -111,7 +111,8 @@ def _is_left(path: str, group: str, quantization: dict[str, Any]) -> bool:
     """True for what the format leaves in the model's dtype: routers, and modules that the config names."""
     if group in ("router", "norm", "other") or (quantization["quant_method"] == "mxfp4" and group != "routed_experts"):
         return True
-    named = (re.escape(str(part)) for part in quantization.get("modules_to_not_convert") or ())
+    left = quantization.get("modules_to_not_convert")
+    named = (re.escape(str(part)) for part in (left if isinstance(left, list) else ()))
     patterns = (part.replace(r"\*", ".*") for part in named)
     return any(re.search(rf"(^|\.){pattern}(\.|$)", path) for pattern in patterns)
 
@@ -121,17 +122,18 @@ def _mxfp4(rows: int, columns: int, quantization: dict[str, Any]) -> int:
 
 
 def _fp8(rows: int, columns: int, quantization: dict[str, Any]) -> int | None:
-    block: list[int] | None = quantization.get("weight_block_size")
-    if not block:
+    block = quantization.get("weight_block_size")
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
         return None
-    return rows * columns + 4 * math.ceil(rows / block[0]) * math.ceil(columns / block[1])
+    high, wide = int(block[0]), int(block[1])
+    return rows * columns + 4 * math.ceil(rows / high) * math.ceil(columns / wide)
 
 
 def _packed(rows: int, columns: int, quantization: dict[str, Any]) -> int | None:
     """Torch's matrices are [outputs, inputs]; groups run along the inputs."""
     bits: int | None = quantization.get("bits") or quantization.get("w_bit")
     group: int | None = quantization.get("group_size") or quantization.get("q_group_size")
-    if not bits or not group:
+    if type(bits) is not int or type(group) is not int or bits < 1 or (group < 1 and group != -1):
         return None
     groups = math.ceil(columns / (columns if group == -1 else group))
     index = 4 * columns if quantization["quant_method"] == "gptq" else 0
